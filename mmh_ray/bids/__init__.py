@@ -1,0 +1,1 @@
+"""BIDS in and out: entities, the manifest, derivatives. No torch, no Ray."""

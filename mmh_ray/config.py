@@ -1,0 +1,359 @@
+"""Typed configuration: frozen dataclasses, YAML files, dotted overrides, unknown keys refused.
+
+One :class:`Config` holds a section per command, so that one YAML file can drive a whole run::
+
+    config = load_config("configs/demo.yaml", ["train.steps=10", "grid.spacing_mm=2"])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from mmh_ray.errors import ConfigError
+
+
+def _require(condition: bool, key: str, received: Any, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}={received!r}", expected, f"Change {key} in the YAML file or by {key}=VALUE.")
+
+
+@dataclass(frozen=True)
+class PhantomConfig:
+    """A simulated multi-site archive with known truth (`mmh phantom`)."""
+
+    sites: int = 4
+    """Scanners to simulate, at most 8."""
+    subjects_per_site: int = 8
+    """Subjects scanned at one site only."""
+    travelers: int = 6
+    """Subjects scanned at every site; never used for training."""
+    spacing_mm: float = 3.0
+    """Isotropic voxel edge in mm."""
+    lesions: float = 0.25
+    """Share of subjects with white-matter lesions, 0-1."""
+    seed: int = 0
+    """Same seed, same bytes."""
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.sites <= 8, "phantom.sites", self.sites, "1 to 8")
+        _require(self.subjects_per_site >= 0, "phantom.subjects_per_site", self.subjects_per_site, "0 or more")
+        _require(self.travelers >= 0, "phantom.travelers", self.travelers, "0 or more")
+        _require(0.5 <= self.spacing_mm <= 8, "phantom.spacing_mm", self.spacing_mm, "0.5 to 8 mm")
+        _require(0 <= self.lesions <= 1, "phantom.lesions", self.lesions, "a share in 0-1")
+
+
+@dataclass(frozen=True)
+class ManifestConfig:
+    """What the table of images records (`mmh manifest`)."""
+
+    site_pattern: str | None = None
+    """Regular expression with a group named `site`, tried on the relative path when no table or sidecar names the site."""
+    val_fraction: float = 0.1
+    """Share of subjects in split `val`."""
+    test_fraction: float = 0.1
+    """Share of subjects in split `test`. Subjects scanned at more than one site are always `test`."""
+    seed: int = 0
+    """Seed of the split by subject."""
+
+    def __post_init__(self) -> None:
+        total = self.val_fraction + self.test_fraction
+        fits = 0 <= total < 1 and self.val_fraction >= 0 <= self.test_fraction
+        _require(fits, "manifest.val_fraction + manifest.test_fraction", total, "shares below 1 in all")
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """The working grid: canonical RAS axes, isotropic, one shape for every volume."""
+
+    spacing_mm: float = 3.0
+    """Voxel edge in mm."""
+    shape: tuple[int, int, int] = (64, 80, 64)
+    """Voxels along R, A and S."""
+
+    def __post_init__(self) -> None:
+        _require(self.spacing_mm > 0, "grid.spacing_mm", self.spacing_mm, "a positive length in mm")
+        _require(all(n > 0 and n % 8 == 0 for n in self.shape), "grid.shape", self.shape, "three multiples of 8")
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """From any scan to the working grid (`mmh prepare`; `mmh harmonize` runs the same steps)."""
+
+    n4: bool = True
+    """N4 bias-field correction (Tustison 2010) through SimpleITK."""
+    n4_iterations: tuple[int, ...] = (30, 20, 10)
+    """Iterations per fitting level."""
+    upper_percentile: float = 99.5
+    """Percentile of the brain mapped to 1; zero stays zero."""
+    shard_volumes: int = 64
+    """Volumes per Parquet shard."""
+
+    def __post_init__(self) -> None:
+        _require(50 < self.upper_percentile <= 100, "prepare.upper_percentile", self.upper_percentile, "50 to 100")
+        _require(self.shard_volumes > 0, "prepare.shard_volumes", self.shard_volumes, "1 or more")
+
+
+@dataclass(frozen=True)
+class RestyleConfig:
+    """How strongly the copy of a volume that makes the condition is re-styled (METHOD: style randomisation)."""
+
+    curve: float = 0.5
+    """Strength of the random monotone intensity curve; 0 leaves intensities alone."""
+    gamma: float = 0.4
+    """Standard deviation of log-gamma."""
+    bias: float = 0.15
+    """Standard deviation of the log of the smooth bias field."""
+    blur_mm: float = 2.0
+    """Largest full width at half maximum of the added point spread, in mm."""
+    noise: float = 0.05
+    """Largest standard deviation of the added Rician noise, brain 99.5th percentile = 1."""
+    coarsen: float = 0.3
+    """Probability of a coarser resolution (up to 2x) along one random axis."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The denoiser and its condition."""
+
+    sequences: tuple[str, ...] = ("T1w", "T2w")
+    """BIDS suffixes the model harmonizes; every other suffix is refused by name."""
+    distances: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Distances, in voxels, of the differences that make the condition."""
+    slab: int = 3
+    """Neighbouring slices denoised together (odd)."""
+    patch: int = 2
+    """Side of the square of pixels that one network pixel stands for (pixel unshuffle)."""
+    channels: tuple[int, ...] = (48, 96, 128)
+    """Channels of the U-Net levels."""
+    layers: int = 1
+    """Residual blocks per level."""
+    attention: bool = False
+    """Self-attention at the coarsest level."""
+    train_timesteps: int = 1000
+    """Length T of the diffusion schedule."""
+    beta_start: float = 0.0015
+    """First beta of the scaled-linear schedule."""
+    beta_end: float = 0.0195
+    """Last beta before the rescaling to zero terminal SNR."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.sequences), "model.sequences", self.sequences, "at least one BIDS suffix")
+        _require(self.slab % 2 == 1, "model.slab", self.slab, "an odd number")
+        _require(all(d > 0 for d in self.distances), "model.distances", self.distances, "positive voxel counts")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Stage 1 training (`mmh train-global`)."""
+
+    steps: int = 1500
+    """Optimiser steps."""
+    volumes_per_step: int = 2
+    """Slice groups, each of one volume, over all workers in a step."""
+    slabs_per_plane: int = 2
+    """Slabs per plane in a group."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of AdamW; linear warm-up, cosine decay."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    weight_decay: float = 1e-4
+    """AdamW weight decay."""
+    clip_norm: float = 1.0
+    """Gradient norm limit."""
+    ema_decay: float = 0.99
+    """Decay of the exponential moving average of the weights."""
+    simulated_share: float = 0.5
+    """Share of groups that show simulated anatomies with a canonical noise-free target; the rest has the teacher's."""
+    terminal_share: float = 0.5
+    """Share of samples trained at the last timestep (pure noise), where sampling starts."""
+    gradient_weight: float = 0.5
+    """Weight of the gradient loss."""
+    style_weight: float = 0.1
+    """Weight of the style losses on slice groups (W1 of histograms, mean, standard deviation)."""
+    domain_decay: float = 0.95
+    """Decay of the running unified-domain statistics."""
+    validate_every: int = 250
+    """Steps between validations (fixed noise, fixed timesteps)."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints; a killed run loses at most this many."""
+    validation_groups: int = 8
+    """Slice groups in a validation."""
+    workers: int = 1
+    """Data-parallel training workers."""
+    use_gpu: bool = False
+    """One GPU per worker."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Autocast precision; bf16 only on GPU."""
+    storage: str = "runs"
+    """Folder or URI for checkpoints."""
+    run_name: str = "global"
+    """Runs of the same name in the same storage resume."""
+    seed: int = 0
+    """Seed of initialisation, data order, styles and noise."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps > 0, "train.steps", self.steps, "1 or more")
+        _require(0 <= self.simulated_share <= 1, "train.simulated_share", self.simulated_share, "a share in 0-1")
+        _require(0 < self.terminal_share <= 1, "train.terminal_share", self.terminal_share, "a share in (0, 1]")
+        divides = self.workers > 0 and self.volumes_per_step % self.workers == 0
+        _require(divides, "train.volumes_per_step", self.volumes_per_step, "a multiple of train.workers")
+        _require(self.precision == "fp32" or self.use_gpu, "train.precision", self.precision, "fp32 without a GPU")
+
+
+@dataclass(frozen=True)
+class HarmonizeConfig:
+    """Batch inference (`mmh harmonize`)."""
+
+    steps: int = 1
+    """Sampling steps from noise (DDIM)."""
+    inversion_depth: int = 0
+    """DDIM inversion steps from the source instead of noise, as published; 0 starts from noise."""
+    fusion: Literal["mean", "median"] = "mean"
+    """How the planes' estimates of a voxel are fused."""
+    planes: tuple[str, ...] = ("axial", "coronal", "sagittal")
+    """Planes to run."""
+    detail: Literal["project", "model"] = "project"
+    """`project`: style from the model, detail from the scan (guided filter); `model`: the model's image itself."""
+    detail_radius: int = 2
+    """Radius of the guided filter's window, in working voxels."""
+    batch_slabs: int = 32
+    """Slabs per forward pass."""
+    seed: int = 0
+    """Seed of the one noise tensor that every volume shares."""
+    slots: int = 0
+    """Actors; 0 takes one per GPU, or one per two CPUs."""
+    timeout_s: float = 600.0
+    """Seconds without any finished volume after which the job stops with a reason."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps > 0, "harmonize.steps", self.steps, "1 or more")
+        known = {"axial", "coronal", "sagittal"}
+        fits = bool(self.planes) and set(self.planes) <= known
+        _require(fits, "harmonize.planes", self.planes, f"some of {sorted(known)}")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking URI; otherwise MLFLOW_TRACKING_URI, otherwise sqlite:///mlflow.db with artifacts in ./mlruns."""
+    experiment: str = "mmh-ray"
+    """Experiment name."""
+    model_name: str = "mmh-global"
+    """Registered model name."""
+    alias: str = "champion"
+    """Alias set on the new version."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run can be told; a section per command."""
+
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+    manifest: ManifestConfig = field(default_factory=ManifestConfig)
+    grid: GridConfig = field(default_factory=GridConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    restyle: RestyleConfig = field(default_factory=RestyleConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    harmonize: HarmonizeConfig = field(default_factory=HarmonizeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (none: all defaults) and apply `section.key=value` overrides, last one wins.
+
+    Raises
+    ------
+    ConfigError
+        For an unreadable file, an unknown key (the valid ones are listed) or a value of the wrong type.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = yaml.safe_load(Path(path).read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: {error}", "a readable YAML file", "Check the path and its indentation.") from error
+    for override in overrides:
+        key, found, value = override.partition("=")
+        if not found:
+            raise ConfigError(f"override {override!r}", "section.key=value", "Write for example train.steps=100.")
+        _set(tree, key.strip().split("."), yaml.safe_load(value))
+    return from_dict(Config, tree)
+
+
+def from_dict(cls: type, tree: Any, prefix: str = "") -> Any:
+    """Build a config dataclass from nested mappings, refusing unknown keys and wrong types."""
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{prefix or 'the file'}={tree!r}", "a mapping of keys to values", "Indent its keys below it.")
+    hints = typing.get_type_hints(cls)
+    for key in tree:
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"Did you mean {prefix}{close[0]}?" if close else "Remove it."
+            valid = ", ".join(f"{prefix}{name}" for name in hints)
+            raise ConfigError(f"unknown key {prefix}{key}", f"one of {valid}", hint)
+    values = {key: _coerce(hints[key], value, f"{prefix}{key}") for key, value in tree.items()}
+    return cls(**values)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dict (tuples become lists) that YAML, JSON and :func:`from_dict` take."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Dotted keys to leaf values, as MLflow parameters want them."""
+
+    def walk(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in tree.items():
+            flat |= walk(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        return flat
+
+    return walk(to_dict(config), "")
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override of {'.'.join(keys)}", "a section above the key", "Check the dotted key.")
+    tree[keys[-1]] = value
+
+
+def _coerce(hint: Any, value: Any, key: str) -> Any:
+    """Value as the annotated type; ints pass for floats, lists for tuples."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, f"{key}.")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _coerce(arguments[0], value, key)
+    if origin is Literal:
+        if value in arguments:
+            return value
+    elif origin is tuple:
+        if isinstance(value, list | tuple) and (arguments[-1] is Ellipsis or len(value) == len(arguments)):
+            return tuple(_coerce(arguments[0], item, f"{key}[]") for item in value)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    name = " or ".join(map(repr, arguments)) if origin is Literal else str(getattr(hint, "__name__", hint))
+    raise ConfigError(f"{key}={value!r}", name, f"Change {key} in the YAML file or by {key}=VALUE.")

@@ -1,0 +1,108 @@
+"""One 3-D image with the geometry and the header that must survive the journey."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+
+from mmh_ray.errors import DataError
+from mmh_ray.provenance import whole_file
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scalar image.
+
+    Attributes
+    ----------
+    data:
+        ``(I, J, K)`` float32, finite.
+    affine:
+        ``(4, 4)`` float64, voxel indices to millimetres in RAS+.
+    header:
+        The NIfTI header of the file, kept for writing back; None for computed images.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+    header: nib.Nifti1Header | None = None
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm along each axis."""
+        return tuple(float(size) for size in np.linalg.norm(self.affine[:3, :3], axis=0))  # type: ignore[return-value]
+
+    def like(self, data: np.ndarray) -> Volume:
+        """Other voxels on the same grid."""
+        assert data.shape == self.data.shape, (data.shape, self.data.shape)
+        return Volume(data, self.affine, self.header)
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Read a NIfTI file as float32, slope and intercept applied.
+
+    Raises
+    ------
+    DataError
+        Unreadable or truncated file, not NIfTI, not 3-D (singleton trailing axes are dropped), fewer than 2 voxels along an
+        axis, NaN or infinite voxels, a constant image, or an affine that cannot be inverted.
+    """
+    try:
+        image = nib.load(path)
+        if not isinstance(image, nib.Nifti1Image):
+            raise DataError(f"{path}: {type(image).__name__}", "a NIfTI-1 or NIfTI-2 file", "Convert it, for example with dcm2niix.")
+        check_geometry(image.shape, image.affine, path)
+        data = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+    except DataError:
+        raise
+    except (ImageFileError, OSError, EOFError, ValueError, TypeError, MemoryError, zlib.error) as error:
+        raise DataError(f"{path}: unreadable ({error})", "a complete NIfTI file", "Copy or convert it again.") from error
+    check_voxels(data, path)
+    return Volume(data, np.asarray(image.affine, np.float64), image.header.copy())
+
+
+def check_geometry(shape: tuple[int, ...], affine: np.ndarray, path: str | Path) -> None:
+    """Raise DataError unless the image is 3-D with at least 2 voxels an axis and an invertible affine."""
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise DataError(f"{path}: {len(shape)}-D image of shape {tuple(shape)}", "one 3-D volume", "Split the series into volumes.")
+    if min(shape) < 2:
+        raise DataError(f"{path}: shape {tuple(shape)}", "at least 2 voxels along each axis", "Leave single slices out.")
+    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise DataError(f"{path}: singular affine", "an invertible voxel-to-world matrix", "Restore the sform or qform.")
+
+
+def check_voxels(data: np.ndarray, path: str | Path) -> None:
+    """Raise DataError if any voxel is not finite or all are equal."""
+    if not np.isfinite(data).all():
+        count = int((~np.isfinite(data)).sum())
+        raise DataError(f"{path}: {count} NaN or infinite voxels", "finite intensities", "Convert the image again or mask them.")
+    if data.min() == data.max():
+        raise DataError(f"{path}: constant image (every voxel {data.flat[0]:g})", "an image with contrast", "Check the conversion.")
+
+
+def write_volume(volume: Volume, path: str | Path, dtype: type = np.float32) -> None:
+    """Write NIfTI with the source's affine, sform/qform codes and units; whole or not at all.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be written (permission, full disk); nothing is left behind then.
+    """
+    header = volume.header.copy() if volume.header is not None else None
+    if header is not None:
+        header.set_data_dtype(dtype)
+        header.set_slope_inter(1, 0)
+        header["cal_min"] = header["cal_max"] = 0
+        header["dim"][4:] = 1
+    image = nib.Nifti1Image(volume.data.astype(dtype), volume.affine, header)
+    if header is None:
+        image.header.set_xyzt_units("mm")
+    with whole_file(path) as partial:
+        nib.save(image, partial)

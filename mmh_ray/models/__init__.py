@@ -1,0 +1,1 @@
+"""Conditioning, re-styling, the denoiser and its bundle: tensors in, tensors out."""
