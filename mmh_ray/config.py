@@ -7,6 +7,7 @@ One :class:`Config` holds a section per command, so that one YAML file can drive
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -76,7 +77,7 @@ class GridConfig:
 
     spacing_mm: float = 3.0
     """Voxel edge in mm."""
-    shape: tuple[int, int, int] = (64, 80, 64)
+    shape: tuple[int, int, int] = (56, 72, 56)
     """Voxels along R, A and S."""
 
     def __post_init__(self) -> None:
@@ -282,13 +283,17 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     if path is not None:
         try:
             tree = yaml.safe_load(Path(path).read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: {error}", "a readable YAML file", "Check the path and its indentation.") from error
     for override in overrides:
         key, found, value = override.partition("=")
         if not found:
             raise ConfigError(f"override {override!r}", "section.key=value", "Write for example train.steps=100.")
-        _set(tree, key.strip().split("."), yaml.safe_load(value))
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: {error}", "a YAML value after =", "Quote or close it.") from error
+        _set(tree, key.strip().split("."), parsed)
     return from_dict(Config, tree)
 
 
@@ -351,8 +356,9 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
     elif origin is tuple:
         if isinstance(value, list | tuple) and (arguments[-1] is Ellipsis or len(value) == len(arguments)):
             return tuple(_coerce(arguments[0], item, f"{key}[]") for item in value)
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+    elif hint is float and not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError):  # YAML 1.1 reads 2e-3 as a string
+            return float(value)
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     name = " or ".join(map(repr, arguments)) if origin is Literal else str(getattr(hint, "__name__", hint))

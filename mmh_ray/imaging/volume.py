@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def read_volume(path: str | Path) -> Volume:
         axis, NaN or infinite voxels, a constant image, or an affine that cannot be inverted.
     """
     try:
-        image = nib.load(path)
+        image = _load(path)
         if not isinstance(image, nib.Nifti1Image):
             raise DataError(f"{path}: {type(image).__name__}", "a NIfTI-1 or NIfTI-2 file", "Convert it, for example with dcm2niix.")
         check_geometry(image.shape, image.affine, path)
@@ -64,6 +65,15 @@ def read_volume(path: str | Path) -> Volume:
         raise DataError(f"{path}: unreadable ({error})", "a complete NIfTI file", "Copy or convert it again.") from error
     check_voxels(data, path)
     return Volume(data, np.asarray(image.affine, np.float64), image.header.copy())
+
+
+def _load(path: str | Path) -> nib.filebasedimages.FileBasedImage:
+    """nibabel stops reading a gzip before its checksum; read to the end, a damaged or cut file is noticed."""
+    image = nib.load(path)
+    if not str(path).endswith(".gz") or not isinstance(image, nib.Nifti1Image):
+        return image
+    with gzip.open(path) as stream:
+        return type(image).from_bytes(stream.read())
 
 
 def check_geometry(shape: tuple[int, ...], affine: np.ndarray, path: str | Path) -> None:

@@ -1,0 +1,40 @@
+# `make demo` and `make test` each do all of their own set-up on a fresh machine with Python 3.11 or later.
+# Another Python: make PYTHON=python3.12 demo
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+OUT ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint fast
+
+help:
+	@echo "make demo    the whole way on phantoms, about 15 minutes on 2 cores (OUT=demo)"
+	@echo "make test    lint, format, types, all tests that need no GPU and no browser"
+	@echo "make fast    the tests of under a minute"
+	@echo "make lint    lint, format, types"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"$(PYTHON) is Python {v[0]}.{v[1]}; expected 3.11 or later. Name another one: make PYTHON=python3.12")' \
+		|| { echo "A working Python 3.11 or later is needed." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/mmh demo $(OUT) --config configs/demo.yaml
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -m "not gpu and not browser"
+
+fast: $(INSTALLED)
+	$(BIN)/pytest -m fast

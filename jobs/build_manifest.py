@@ -1,0 +1,13 @@
+"""List every image of a BIDS archive on a cluster: the same code as `mmh manifest`.
+
+    ray job submit --working-dir . -- python jobs/build_manifest.py /data/bids /data/manifest.parquet
+
+Paths are absolute or URIs that every node reaches: a submitted job runs in a copy of the working folder.
+"""
+
+import sys
+
+from mmh_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["manifest", *sys.argv[1:]]))

@@ -1,0 +1,13 @@
+"""Compare raw, baselines and harmonized images on a cluster: the same code as `mmh evaluate`.
+
+    ray job submit --working-dir . -- python jobs/evaluate.py /data/manifest.parquet /data/out /data/scores
+
+Paths are absolute or URIs that every node reaches: a submitted job runs in a copy of the working folder.
+"""
+
+import sys
+
+from mmh_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

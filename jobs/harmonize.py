@@ -1,0 +1,13 @@
+"""Harmonize a BIDS archive on a cluster: the same code as `mmh harmonize`.
+
+    ray job submit --working-dir . -- python jobs/harmonize.py /data/bids /data/out --model models:/mmh-global@champion
+
+Paths are absolute or URIs that every node reaches: a submitted job runs in a copy of the working folder.
+"""
+
+import sys
+
+from mmh_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["harmonize", *sys.argv[1:]]))

@@ -1,0 +1,14 @@
+r"""Bring every image of a manifest to the working grid on a cluster: the same code as `mmh prepare`.
+
+    ray job submit --working-dir . -- \
+      python jobs/prepare.py /data/manifest.parquet /data/prepared --config configs/global.yaml
+
+Paths are absolute or URIs that every node reaches: a submitted job runs in a copy of the working folder.
+"""
+
+import sys
+
+from mmh_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["prepare", *sys.argv[1:]]))

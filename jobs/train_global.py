@@ -1,0 +1,14 @@
+r"""Train and register the global harmonizer on a cluster: the same code as `mmh train-global`.
+
+    ray job submit --working-dir . -- \
+      python jobs/train_global.py /data/prepared --config configs/global.yaml train.workers=8
+
+Paths are absolute or URIs that every node reaches: a submitted job runs in a copy of the working folder.
+"""
+
+import sys
+
+from mmh_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train-global", *sys.argv[1:]]))

@@ -1,0 +1,134 @@
+"""BIDS file names: taken apart, checked, and put together again."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from mmh_ray.errors import DataError
+
+EXTENSIONS = (".nii.gz", ".nii", ".json")
+"""Endings that carry entities here, longest first."""
+
+_ORDER = (
+    "sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi space split "
+    "recording chunk atlas seg scale res den label"
+)
+ORDER = tuple(_ORDER.split())
+"""Entities in the order of the BIDS specification; unknown ones follow by name, `desc` comes last."""
+
+_LABEL = re.compile("[A-Za-z0-9]+")  # ASCII only: no dots, slashes or spaces, so that no name can leave its folder
+_REMEDY = "Rename the file, for example to sub-01_ses-1_T1w.nii.gz."
+
+
+@dataclass(frozen=True)
+class Entities:
+    """What the name of a BIDS file says.
+
+    Attributes
+    ----------
+    subject, session:
+        Labels without `sub-` and `ses-`; session is None where the archive has none.
+    suffix:
+        BIDS suffix, for images the sequence (T1w, T2w, FLAIR ...).
+    others:
+        Every other entity as `(key, label)`, in BIDS order whatever their order in the file name.
+    """
+
+    subject: str
+    session: str | None
+    suffix: str
+    others: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """All entities in BIDS order, `sub` and `ses` included, suffix not."""
+        session = {} if self.session is None else {"ses": self.session}
+        return {"sub": self.subject} | session | dict(self.others)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Folders of the subject and, if there is one, the session: `("sub-01", "ses-1")`."""
+        return (f"sub-{self.subject}",) + (() if self.session is None else (f"ses-{self.session}",))
+
+    @property
+    def image_id(self) -> str:
+        """File stem in BIDS order, such as `sub-01_ses-1_run-1_T1w`."""
+        return "_".join([f"{key}-{label}" for key, label in self.tags.items()] + [self.suffix])
+
+    def without(self, *keys: str) -> Entities:
+        """The same without these other entities."""
+        return dataclasses.replace(self, others=tuple(item for item in self.others if item[0] not in keys))
+
+
+def parse(path: str | Path) -> Entities:
+    """Entities of an image's file name; the folders above it are not looked at.
+
+    Raises
+    ------
+    DataError
+        No `sub-` entity, no suffix, an entity given twice, a label that is not alphanumeric, not `.nii` or `.nii.gz`.
+    """
+    name = Path(path).name
+    if not name.endswith((".nii", ".nii.gz")):
+        raise DataError(f"file name {name!r}", "one that ends in .nii or .nii.gz", _REMEDY)
+    tags, suffix = split_name(name)
+    subject = tags.pop("sub", None)
+    if subject is None or not name.startswith("sub-"):
+        raise DataError(f"file name {name!r}", "one that begins with sub-LABEL", _REMEDY)
+    return Entities(subject, tags.pop("ses", None), suffix, tuple(tags.items()))
+
+
+def split_name(name: str) -> tuple[dict[str, str], str]:
+    """Entities in BIDS order and the suffix of any BIDS file name, such as `acq-fast_T1w.json`.
+
+    Raises
+    ------
+    DataError
+        If the name is not made of `key-label` pairs and a suffix, all alphanumeric, each key once.
+    """
+    extension = next((ending for ending in EXTENSIONS if name.endswith(ending)), "")
+    *pairs, suffix = name.removesuffix(extension).split("_")
+    tags: dict[str, str] = {}
+    for pair in pairs:
+        key, _, label = pair.partition("-")
+        if not (_LABEL.fullmatch(key) and _LABEL.fullmatch(label)):
+            raise DataError(f"{pair!r} in file name {name!r}", "key-label of letters and digits", _REMEDY)
+        if key in tags:
+            raise DataError(f"{key}- twice in file name {name!r}", "each entity once", _REMEDY)
+        tags[key] = label
+    if not _LABEL.fullmatch(suffix):
+        raise DataError(
+            f"suffix {suffix!r} in file name {name!r}", "a BIDS suffix such as T1w after the last _", _REMEDY
+        )
+    return dict(sorted(tags.items(), key=_rank)), suffix
+
+
+def output_path(entities: Entities, desc: str = "harmonized") -> PurePosixPath:
+    """Path of a derivative, relative to the derivatives' root; different images never share one.
+
+    An input that carries a `desc` of its own keeps it in front: `desc-preproc` becomes `desc-preprocHarmonized`.
+
+    >>> str(output_path(parse("sub-01_ses-1_run-2_T1w.nii.gz")))
+    'sub-01/ses-1/anat/sub-01_ses-1_run-2_desc-harmonized_T1w.nii.gz'
+
+    Raises
+    ------
+    DataError
+        If any part is not alphanumeric, as entities made by hand may be.
+    """
+    own = dict(entities.others).get("desc", "")
+    desc = own + desc[:1].upper() + desc[1:] if own else desc
+    others = tuple(sorted((*entities.without("desc").others, ("desc", desc)), key=_rank))
+    image_id = dataclasses.replace(entities, others=others).image_id
+    split_name(image_id)  # refuses what could leave the folder
+    return PurePosixPath(*entities.folders, "anat", f"{image_id}.nii.gz")
+
+
+def _rank(item: tuple[str, str]) -> tuple[int, str]:
+    key = item[0]
+    if key == "desc":
+        return len(ORDER) + 1, key
+    return (ORDER.index(key), key) if key in ORDER else (len(ORDER), key)

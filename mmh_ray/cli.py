@@ -1,0 +1,283 @@
+"""The `mmh` command: parse, call, exit. Everything heavy is imported by the handler that needs it.
+
+Overrides of the configuration (`train.steps=10`) may stand anywhere on the line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import re
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmh_ray import __version__
+from mmh_ray.config import Config, load_config
+from mmh_ray.errors import ConfigError, MMHError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+log = logging.getLogger(__name__)
+
+OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+EPILOG = """\
+Any setting can be given as section.key=value, anywhere on the line: mmh train-global PREPARED train.steps=10
+(a relative path that looks like that is written ./site=A).
+Exit codes: 0 all done; 1 something failed; 2 unusable arguments or configuration."""
+NOISY_LOGGERS = ("alembic", "fsspec", "git", "matplotlib", "mlflow", "nibabel", "PIL", "py4j", "ray", "urllib3")
+NOISY_MODULES = r"(alembic|diffusers|huggingface_hub|mlflow|nibabel|nilearn|pydantic|ray|timm|torch|torchvision)(\.|$)"
+REASONS_SHOWN = 10
+TABLE_WIDTH = 120
+
+Commands = argparse._SubParsersAction
+Handler = Callable[[argparse.Namespace, Config], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; `argv` defaults to the command line."""
+    arguments, overrides = parse(sys.argv[1:] if argv is None else argv)
+    _set_up_logging(arguments.verbose)
+    try:
+        return arguments.handler(arguments, load_config(arguments.config, overrides))
+    except MMHError as error:
+        log.debug("raised here:", exc_info=True)
+        # An error that crossed a Ray worker carries the original, without the remote traceback, as its cause.
+        print(f"mmh {arguments.command}: {getattr(error, 'cause', error)}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print(f"mmh {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Arguments and the `key=value` overrides; leaves with exit code 2 and the usage when they make no sense."""
+    overrides = [token for token in argv if OVERRIDE.match(token)]
+    arguments = build_parser().parse_args([token for token in argv if not OVERRIDE.match(token)])
+    arguments.verbose = getattr(arguments, "verbose", False)
+    return arguments, overrides
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `mmh` with a subparser per command."""
+    parser = argparse.ArgumentParser(
+        prog="mmh",
+        description="Takes the scanner out of multi-site brain MRI and leaves the person in.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mmh-ray {__version__}")
+    _add_verbose(parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser)
+    _add_phantom(commands)
+    _add_manifest(commands)
+    _add_prepare(commands)
+    _add_train_global(commands)
+    _add_harmonize(commands)
+    _add_evaluate(commands)
+    _add_demo(commands)
+    return parser
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """Takes positional arguments anywhere among the options, which argparse's own subparsers do not."""
+
+    _nested = False
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse options first, then positionals."""
+        if self._nested:
+            return super().parse_known_args(args, namespace)
+        self._nested = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._nested = False
+
+
+def _add_command(commands: Commands, name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="YAML file of settings; without it, the defaults")
+    _add_verbose(parser)
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _add_verbose(parser: argparse.ArgumentParser) -> None:
+    text = "log details, and the traceback of an error"
+    parser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=text)
+
+
+def _existing(path: str) -> str:
+    """A local path must exist; a URI (s3://, gs:// ...) is left for the command to open."""
+    if "://" not in path and not Path(path).exists():
+        raise argparse.ArgumentTypeError(f"{path}: no such file or folder; give an existing path or a URI")
+    return path
+
+
+def _add_phantom(commands: Commands) -> None:
+    parser = _add_command(commands, "phantom", _phantom, "make a simulated multi-site BIDS archive with known truth")
+    parser.add_argument("out", metavar="OUT", help="folder to make the archive in")
+    parser.add_argument("--sites", type=int, metavar="N", help="scanners to simulate")
+    parser.add_argument("--subjects-per-site", type=int, metavar="N", help="subjects scanned at one site only")
+    parser.add_argument("--travelers", type=int, metavar="N", help="subjects scanned at every site")
+    parser.add_argument("--spacing", type=float, dest="spacing_mm", metavar="MM", help="isotropic voxel edge in mm")
+    parser.add_argument("--lesions", type=float, metavar="SHARE", help="share of subjects with lesions, 0-1")
+    parser.add_argument("--seed", type=int, metavar="N", help="same seed, same bytes")
+
+
+def _phantom(arguments: argparse.Namespace, config: Config) -> int:
+    keys = [field.name for field in dataclasses.fields(config.phantom)]
+    flags = {key: getattr(arguments, key) for key in keys if getattr(arguments, key, None) is not None}
+    phantom = dataclasses.replace(config.phantom, **flags)
+    from mmh_ray.distributed.phantom import make_archive
+
+    make_archive(arguments.out, phantom)
+    return 0
+
+
+def _add_manifest(commands: Commands) -> None:
+    parser = _add_command(commands, "manifest", _manifest, "list every image of a BIDS archive in a Parquet table")
+    parser.add_argument("bids", metavar="BIDS", type=_existing, help="BIDS archive")
+    parser.add_argument("out", metavar="OUT.parquet", help="table to write")
+
+
+def _manifest(arguments: argparse.Namespace, config: Config) -> int:
+    from mmh_ray.distributed.manifest import build_manifest
+
+    _log_statuses(build_manifest(arguments.bids, arguments.out, config))
+    log.info("wrote %s", arguments.out)
+    return 0
+
+
+def _log_statuses(manifest: pyarrow.Table) -> None:
+    """Log how many images can be used, and why the others cannot."""
+    counts = Counter(manifest["status"].to_pylist())
+    log.info("%d images: %s", manifest.num_rows, _as_text(counts))
+    rows = zip(manifest["uri"].to_pylist(), manifest["reason"].to_pylist(), strict=True)
+    reasons = Counter(reason.removeprefix(f"{uri}: ") for uri, reason in rows if reason)
+    for reason, count in reasons.most_common(REASONS_SHOWN):
+        log.warning("%d x %s", count, reason)
+    if len(reasons) > REASONS_SHOWN:
+        log.warning("and %d more reasons: see the column `reason`", len(reasons) - REASONS_SHOWN)
+
+
+def _add_prepare(commands: Commands) -> None:
+    parser = _add_command(commands, "prepare", _prepare, "bring every image of a manifest to the working grid")
+    parser.add_argument("manifest", metavar="MANIFEST", type=_existing, help="table made by `mmh manifest`")
+    parser.add_argument("out", metavar="OUT", help="folder or URI for the Parquet shards")
+
+
+def _prepare(arguments: argparse.Namespace, config: Config) -> int:
+    from mmh_ray.distributed.prepare import prepare
+
+    outcome = prepare(arguments.manifest, arguments.out, config)
+    if outcome.failed:
+        log.warning("%d images could not be prepared", outcome.failed)
+    return 1 if outcome.failed else 0
+
+
+def _add_train_global(commands: Commands) -> None:
+    parser = _add_command(commands, "train-global", _train_global, "train and register the global harmonizer")
+    parser.add_argument("prepared", metavar="PREPARED", type=_existing, help="shards made by `mmh prepare`")
+
+
+def _train_global(arguments: argparse.Namespace, config: Config) -> int:
+    from mmh_ray.distributed.train import train_global
+
+    model = train_global(arguments.prepared, config)
+    print(f"bundle {model.bundle}\nmodel {model.model_uri}")
+    return 0
+
+
+def _add_harmonize(commands: Commands) -> None:
+    parser = _add_command(commands, "harmonize", _harmonize, "write harmonized derivatives of a BIDS archive")
+    parser.add_argument("bids", metavar="BIDS", type=_existing, help="BIDS archive")
+    parser.add_argument("out", metavar="OUT", help="folder or URI for the derivatives, the ledger and the report")
+    parser.add_argument("level", metavar="participant", nargs="?", choices=["participant"], help="analysis level")
+    parser.add_argument("--model", required=True, help="bundle folder or registered model (models:/NAME@champion)")
+    _add_list(parser, "--participant-label", "only these subjects, with or without `sub-`")
+    _add_list(parser, "--sequence", "only these BIDS suffixes, for example T1w")
+
+
+def _add_list(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
+    parser.add_argument(flag, nargs="+", action="extend", default=[], metavar=flag[2].upper(), help=text)
+
+
+def _harmonize(arguments: argparse.Namespace, config: Config) -> int:
+    from mmh_ray.distributed.harmonize import harmonize
+
+    subjects = [label.removeprefix("sub-") for label in arguments.participant_label]
+    counts = harmonize(arguments.bids, arguments.out, arguments.model, config, subjects, arguments.sequence)
+    log.info("images: %s", _as_text(counts))
+    if counts.get("failed", 0) or counts.get("refused", 0):
+        log.warning("some images failed (the ledger says which)")
+        return 1
+    return 0
+
+
+def _add_evaluate(commands: Commands) -> None:
+    parser = _add_command(commands, "evaluate", _evaluate, "compare raw, baselines and harmonized images")
+    parser.add_argument("manifest", metavar="MANIFEST", type=_existing, help="table made by `mmh manifest`")
+    parser.add_argument("harmonized", metavar="HARMONIZED", type=_existing, help="derivatives made by `mmh harmonize`")
+    parser.add_argument("out", metavar="OUT", help="folder for metrics.json, per_image.parquet and figures")
+    truth = "derivatives/truth of a simulated archive, for the measures that need the truth"
+    parser.add_argument("--truth", metavar="FOLDER", type=_existing, help=truth)
+
+
+def _evaluate(arguments: argparse.Namespace, config: Config) -> int:
+    from rich.console import Console
+
+    from mmh_ray.distributed.evaluate import evaluate
+    from mmh_ray.evaluation.table import as_table
+
+    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    outcome = evaluate(arguments.manifest, arguments.harmonized, arguments.out, config, arguments.truth)
+    console.print(as_table(outcome["results"]))
+    return 0
+
+
+def _add_demo(commands: Commands) -> None:
+    parser = _add_command(commands, "demo", _demo, "run the whole way, phantom to evaluation, on this machine")
+    parser.add_argument("out", metavar="OUT", nargs="?", default="demo", help="folder for everything (default: demo)")
+
+
+def _demo(arguments: argparse.Namespace, config: Config) -> int:
+    from mmh_ray.demo import run
+
+    run(arguments.out, config)
+    return 0
+
+
+def _as_text(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
+
+
+def _set_up_logging(verbose: bool) -> None:
+    """Plain lines with the time on stderr; libraries speak only when something is wrong."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logging.getLogger("mmh_ray").setLevel(logging.DEBUG if verbose else logging.INFO)
+    if verbose:
+        return
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # MLflow sets its own levels when it is imported
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR if name == "nibabel" else logging.WARNING)
+    warnings.filterwarnings("ignore", module=NOISY_MODULES)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""`mmh manifest`: every image of an archive opened once, in parallel; a bad file keeps its row with the reason."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from mmh_ray.bids.manifest import assign_splits, find_images, to_table, write_manifest
+from mmh_ray.config import Config
+from mmh_ray.distributed.cluster import connect
+from mmh_ray.errors import ConfigError, MMHError
+from mmh_ray.imaging.volume import read_volume
+from mmh_ray.progress import progress
+from mmh_ray.provenance import sha256_file
+
+log = logging.getLogger(__name__)
+
+BLOCK_ROWS = 32
+"""Images per Ray task: enough to hide its start, few enough that progress moves."""
+
+
+def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
+    """Find, probe and split the images of a BIDS archive and write the manifest, ordered by `image_id`.
+
+    Parameters
+    ----------
+    bids:
+        Folder of the archive, readable from every node.
+    out:
+        Parquet file to write, local or a URI.
+    config:
+        Its `manifest` section is used.
+
+    Raises
+    ------
+    DataError
+        If the archive has no image or no site at all.
+    ConfigError
+        If `manifest.site_pattern` is unusable or ``out`` is a folder.
+    """
+    if Path(out).is_dir():
+        raise ConfigError(f"{out}: a folder", "a file to write", f"Write for example {Path(out) / 'manifest.parquet'}.")
+    with progress(None, "Finding", unit="images") as advance:
+        rows = find_images(bids, config.manifest.site_pattern, advance)
+    _probe_all([row for row in rows if row["status"] == "ok"])
+    table = to_table(assign_splits(rows, config.manifest))
+    write_manifest(table, out)
+    return table
+
+
+def probe(uri: str) -> dict[str, Any]:
+    """What only opening the file shows: columns `shape` to `sha256`, and `status` with its `reason`.
+
+    Never raises an Exception: whatever goes wrong with a file is its reason. What the header says is kept even then.
+    """
+    facts: dict[str, Any] = {"status": "ok", "reason": None}
+    try:
+        facts |= {"bytes": os.path.getsize(uri), "sha256": sha256_file(uri)}
+        facts |= _header(uri)
+        read_volume(uri)
+    except MMHError as error:
+        facts |= {"status": "unusable", "reason": str(error)}
+    except Exception as error:  # one strange file must not end the job
+        facts |= {"status": "unusable", "reason": f"{uri}: {type(error).__name__}: {error}"}
+    return facts
+
+
+def _header(uri: str) -> dict[str, Any]:
+    """Shape, spacing in mm and orientation as far as they can be read; :func:`read_volume` tells what is wrong."""
+    try:
+        image: Any = nib.load(uri)
+        facts: dict[str, Any] = {"shape": [int(size) for size in image.shape]}
+        affine = np.asarray(image.affine, np.float64)
+        if not np.isfinite(affine).all():
+            return facts
+        facts["spacing_mm"] = [float(size) for size in np.linalg.norm(affine[:3, :3], axis=0)]
+        facts["orientation"] = "".join(code or "?" for code in nib.aff2axcodes(affine))
+    except Exception as error:
+        log.debug("%s: header: %s", uri, error)
+        return {}
+    return facts
+
+
+def _probe_row(item: dict[str, Any]) -> dict[str, Any]:
+    """As JSON, because columns that are empty in one block and full in another have no common Arrow type."""
+    return {"index": item["index"], "facts": json.dumps(probe(item["uri"]))}
+
+
+def _probe_all(rows: list[dict[str, Any]]) -> None:
+    """Fill the rows in place; Ray streams back the facts, never voxels."""
+    if not rows:
+        return
+    connect()
+    items = [{"index": index, "uri": row["uri"]} for index, row in enumerate(rows)]
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    blocks = min(len(items), max(4 * cpus, len(items) // BLOCK_ROWS))
+    with progress(len(items), "Reading", unit="images") as advance:
+        for found in ray.data.from_items(items, override_num_blocks=blocks).map(_probe_row).iter_rows():
+            rows[found["index"]] |= json.loads(found["facts"])
+            advance(1)

@@ -1,0 +1,203 @@
+"""The classical opponents: raw, z-score, Nyúl, histogram matching after N4, and the same denoised.
+
+Each is fitted on training images of all sites and applied to one image. :data:`BASELINES` names them; where
+``bias_corrected`` is True, both sides work on images after N4 (:func:`mmh_ray.imaging.intensity.correct_bias`)::
+
+    corrected = [(correct_bias(image, mask, spacing, (30, 20, 10)), mask) for image, mask in training]
+    matching = HistogramMatching.fit(corrected)
+    output = matching.apply(correct_bias(image, mask, spacing, (30, 20, 10)), mask)
+
+A cohort is fitted from its images' quantile functions alone (``from_quantiles``), which a cluster can gather cheaply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+from skimage.restoration import denoise_nl_means
+
+from mmh_ray.imaging.intensity import MonotoneMap
+
+LEVELS = 1001
+"""Points of a quantile function, evenly between the brain's minimum and maximum: one per 0.1 %."""
+
+_NYUL_PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
+
+Images = Iterable[tuple[np.ndarray, np.ndarray]]
+
+
+def quantile_function(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """``(LEVELS,)`` brain intensities at evenly spaced probabilities from 0 to 1."""
+    return np.quantile(image[mask].astype(np.float64), np.linspace(0, 1, LEVELS))
+
+
+class Baseline(Protocol):
+    """What every opponent can do."""
+
+    bias_corrected: ClassVar[bool]
+    """Whether it works on images after N4."""
+
+    @classmethod
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Baseline:
+        """Fit from the training images' quantile functions."""
+        ...
+
+    def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """The standardised image, float32, on the same grid."""
+        ...
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The scan as it is."""
+
+    bias_corrected: ClassVar[bool] = False
+
+    @classmethod
+    def fit(cls, images: Images) -> Raw:
+        """Nothing to learn."""
+        return cls()
+
+    @classmethod
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Raw:
+        """Nothing to learn."""
+        return cls()
+
+    def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """The image itself."""
+        return image.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ZScore:
+    """``(x − mean) / sd`` with the brain's own mean and standard deviation (Reinhold et al. 2019)."""
+
+    bias_corrected: ClassVar[bool] = False
+
+    @classmethod
+    def fit(cls, images: Images) -> ZScore:
+        """Nothing to learn."""
+        return cls()
+
+    @classmethod
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> ZScore:
+        """Nothing to learn."""
+        return cls()
+
+    def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Mean 0 and standard deviation 1 inside the mask; a flat brain becomes 0."""
+        values = image[mask].astype(np.float64)
+        return ((image - values.mean()) / (values.std() or 1.0)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Nyul:
+    """Landmark standardisation (Nyúl & Udupa 1999; Nyúl, Udupa & Zhang 2000): percentiles 1, 10, 20 … 90, 99."""
+
+    landmarks: np.ndarray
+    """``(11,)`` standard intensities of the percentiles, from 0 to 100."""
+
+    bias_corrected: ClassVar[bool] = False
+
+    @classmethod
+    def fit(cls, images: Images) -> Nyul:
+        """Standard landmarks of training images of all sites."""
+        return cls.from_quantiles(quantile_function(image, mask) for image, mask in images)
+
+    @classmethod
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Nyul:
+        """Mean of the images' landmarks, each image's first and last mapped to 0 and 100."""
+        found = [_landmarks(quantile) for quantile in quantiles]
+        scaled = [100 * (x - x[0]) / (x[-1] - x[0]) for x in found if x[-1] > x[0]]
+        return cls(np.mean(scaled, axis=0))
+
+    def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Piecewise linear from the image's landmarks to the standard ones; the outer pieces continue beyond them."""
+        knots = MonotoneMap.between(_landmarks(quantile_function(image, mask)), self.landmarks)
+        own, standard = knots.source, knots.target
+        mapped = np.interp(image, own, standard)
+        if own.size > 1:
+            slopes = np.diff(standard) / np.diff(own)
+            mapped += np.minimum(image - own[0], 0) * slopes[0] + np.maximum(image - own[-1], 0) * slopes[-1]
+        return mapped.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class HistogramMatching:
+    """Full quantile mapping of the bias-corrected brain onto the cohort's mean quantile function."""
+
+    quantiles: np.ndarray
+    """``(LEVELS,)`` mean quantile function of the cohort; every image enters it with its 99th percentile at 1."""
+
+    bias_corrected: ClassVar[bool] = True
+
+    @classmethod
+    def fit(cls, images: Images) -> HistogramMatching:
+        """Mean quantile function of training images of all sites, after N4."""
+        return cls.from_quantiles(quantile_function(image, mask) for image, mask in images)
+
+    @classmethod
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> HistogramMatching:
+        """Mean over images; zero stays zero."""
+        top = round(0.99 * (LEVELS - 1))
+        return cls(np.mean([quantile / quantile[top] for quantile in quantiles if quantile[top] > 0], axis=0))
+
+    def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Rank for rank onto the cohort's intensities inside the mask, 0 outside."""
+        mapped = MonotoneMap.between(quantile_function(image, mask), self.quantiles).apply(image)
+        return np.where(mask, mapped, 0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class DenoisedHistogramMatching:
+    """Histogram matching, then 3-D non-local means (Buades et al. 2005): smooth pictures that drift from the truth."""
+
+    matching: HistogramMatching
+    """The mapping before the denoising."""
+
+    bias_corrected: ClassVar[bool] = True
+
+    @classmethod
+    def fit(cls, images: Images) -> DenoisedHistogramMatching:
+        """As :meth:`HistogramMatching.fit`."""
+        return cls(HistogramMatching.fit(images))
+
+    @classmethod
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> DenoisedHistogramMatching:
+        """As :meth:`HistogramMatching.from_quantiles`."""
+        return cls(HistogramMatching.from_quantiles(quantiles))
+
+    def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Patches of 3³ voxels, searched 3 voxels around, with the noise level estimated from the matched image."""
+        matched = self.matching.apply(image, mask)
+        box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
+        brain, output = matched[box], np.zeros_like(matched)
+        sigma = _noise_level(brain, mask[box])
+        settings = {"patch_size": 3, "patch_distance": 3, "h": max(0.8 * sigma, 1e-6), "fast_mode": True}
+        output[box] = denoise_nl_means(brain, sigma=sigma, preserve_range=True, **settings)
+        return np.where(mask, output, 0).astype(np.float32)
+
+
+BASELINES: dict[str, type[Baseline]] = {
+    "raw": Raw,
+    "zscore": ZScore,
+    "nyul": Nyul,
+    "n4_histogram_matching": HistogramMatching,
+    "n4_histogram_matching_nlm": DenoisedHistogramMatching,
+}
+
+
+def _landmarks(quantile: np.ndarray) -> np.ndarray:
+    return quantile[[percentile * (LEVELS - 1) // 100 for percentile in _NYUL_PERCENTILES]]
+
+
+def _noise_level(image: np.ndarray, mask: np.ndarray) -> float:
+    """Standard deviation of the noise from the median of the finest Haar wavelet details (Donoho & Johnstone 1994)."""
+    details, whole = image.astype(np.float64), mask
+    for axis in range(3):
+        details = np.diff(details, axis=axis) / np.sqrt(2)
+        whole = np.logical_and(*(np.delete(whole, end, axis=axis) for end in (0, -1)))
+    return float(np.median(np.abs(details[whole]))) / 0.6745 if whole.any() else 0.0

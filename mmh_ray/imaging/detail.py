@@ -1,0 +1,40 @@
+"""Detail projection: the style from the model, every edge and lesion from the scan (guided filter, He et al., TPAMI 2013)."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+REGULARISATION = 1e-4
+"""Added to the local variance of the scan (unit intensity squared): below it a window counts as flat."""
+
+
+def local_affine(source: np.ndarray, styled: np.ndarray, mask: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slope and offset ``(X, Y, Z)`` of the affine maps source→styled, fitted in cubic windows inside the mask.
+
+    Each voxel's window gives the least-squares ``a, b`` with ``styled ~ a source + b``; the slope is kept from turning negative where the
+    scan is flat by regularisation. The coefficients are then averaged over the windows that cover a voxel and continued
+    outside the mask by their neighbours, so that there is no seam at its border.
+    """
+    weight = mask.astype(np.float32)
+    count = np.maximum(_mean(weight, radius), 1e-6)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return _mean(values * weight, radius) / count
+
+    source_mean, styled_mean = mean(source), mean(styled)
+    covariance = mean(source * styled) - source_mean * styled_mean
+    variance = np.maximum(mean(source * source) - source_mean**2, 0)
+    slope = covariance / (variance + REGULARISATION)
+    offset = styled_mean - slope * source_mean
+    return _fill(mean(slope), mask), _fill(mean(offset), mask)
+
+
+def _mean(values: np.ndarray, radius: int) -> np.ndarray:
+    return ndimage.uniform_filter(values, 2 * radius + 1, mode="constant")
+
+
+def _fill(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Continue values outside the mask by those of the nearest voxel inside."""
+    nearest = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
+    return values[tuple(nearest)]

@@ -1,0 +1,119 @@
+"""Intensities: bias field, robust scaling that can be undone, quantile functions and monotone maps between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+from mmh_ray.errors import DataError
+
+QUANTILES = np.linspace(0.0, 1.0, 257)
+"""Probabilities at which every stored quantile function is sampled."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Linear map from a scan's units to unit intensity: ``unit = (scan - low) / (high - low)``."""
+
+    low: float
+    high: float
+
+    def apply(self, data: np.ndarray) -> np.ndarray:
+        """Scan units to unit intensity."""
+        return ((data - self.low) / (self.high - self.low)).astype(np.float32)
+
+    def undo(self, data: np.ndarray) -> np.ndarray:
+        """Unit intensity to scan units."""
+        return (data * (self.high - self.low) + self.low).astype(np.float32)
+
+
+def robust_scaling(data: np.ndarray, mask: np.ndarray, upper_percentile: float = 99.5) -> Scaling:
+    """Scaling that maps 0 (or the lowest percentile, where a scan goes below zero) to 0 and an upper percentile to 1.
+
+    Raises
+    ------
+    DataError
+        If the masked voxels have no contrast.
+    """
+    inside = data[mask]
+    low = min(0.0, float(np.percentile(inside, 0.5))) if inside.size else 0.0
+    high = float(np.percentile(inside, upper_percentile)) if inside.size else 0.0
+    if not high > low:
+        raise DataError(
+            f"{inside.size} masked voxels with {upper_percentile}th percentile {high:g}",
+            "positive contrast inside the mask",
+            "Check that the mask and the image belong together.",
+        )
+    return Scaling(low, high)
+
+
+def correct_bias(
+    data: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float], iterations: tuple[int, ...] = (30, 20, 10)
+) -> np.ndarray:
+    """N4 bias-field correction (Tustison et al., IEEE TMI 2010), estimated on a grid of about 8 mm, applied at full grid.
+
+    Parameters
+    ----------
+    data:
+        ``(I, J, K)`` intensities; values below zero are treated as zero by the estimate.
+    mask:
+        ``(I, J, K)`` bool, where the field is estimated.
+    spacing:
+        Voxel size in mm.
+    iterations:
+        Iterations per fitting level; its length is the number of levels.
+
+    Returns
+    -------
+    ``(I, J, K)`` float32, with the mean inside the mask kept.
+    """
+    image = sitk.GetImageFromArray(np.maximum(data, 0).astype(np.float32).T)
+    image.SetSpacing(spacing)
+    region = sitk.GetImageFromArray(mask.astype(np.uint8).T)
+    region.CopyInformation(image)
+    factors = [max(1, round(8.0 / size)) for size in spacing]
+    corrector = sitk.N4BiasFieldCorrectionImageFilter()
+    corrector.SetNumberOfThreads(1)  # volumes run side by side; ITK's own threads only fight over the cores
+    corrector.SetMaximumNumberOfIterations(list(iterations))
+    corrector.Execute(sitk.Shrink(image, factors), sitk.Shrink(region, factors))
+    field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)).T
+    # The spline is only determined where the mask supports it: outside, its value may not exceed what was seen inside.
+    field = np.clip(field, field[mask].min(), field[mask].max())
+    corrected = data * np.exp(-field)
+    total = float(corrected[mask].mean())
+    return (corrected * (float(data[mask].mean()) / total if total > 0 else 1.0)).astype(np.float32)
+
+
+def quantile_function(values: np.ndarray) -> np.ndarray:
+    """Quantiles of ``values`` at :data:`QUANTILES`, ``(257,)`` float64."""
+    return np.quantile(values, QUANTILES)
+
+
+def mean_quantile_function(functions: Iterable[np.ndarray]) -> np.ndarray:
+    """Mean of quantile functions: the Wasserstein-2 barycentre of the histograms (Agueh & Carlier, 2011)."""
+    return np.mean(np.stack(list(functions)), axis=0)
+
+
+@dataclass(frozen=True)
+class MonotoneMap:
+    """Piecewise-linear non-decreasing intensity map through knots, continued with slope one beyond the end knots."""
+
+    source: np.ndarray
+    """``(n,)`` increasing intensities."""
+    target: np.ndarray
+    """``(n,)`` non-decreasing intensities."""
+
+    @classmethod
+    def between(cls, source: np.ndarray, target: np.ndarray) -> MonotoneMap:
+        """Map one quantile function onto another (histogram matching); ties in the source take the mean target."""
+        knots, inverse = np.unique(source, return_inverse=True)
+        return cls(knots, np.bincount(inverse, weights=target) / np.bincount(inverse))
+
+    def apply(self, data: np.ndarray) -> np.ndarray:
+        """Mapped intensities, float32, of the shape of ``data``."""
+        mapped = np.interp(data, self.source, self.target)
+        beyond = np.maximum(data - self.source[-1], 0) + np.minimum(data - self.source[0], 0)
+        return (mapped + beyond).astype(np.float32)

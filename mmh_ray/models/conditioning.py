@@ -1,0 +1,66 @@
+"""The style-agnostic condition: differences in three directions at several distances, robustly scaled and squashed.
+
+arXiv 2601.08193 conditions on the mean of three forward differences, ``0.5 tanh(clip(g / q99(|g|), -5, 5))``. The mean of signed
+differences is blind to edges normal to (1, 1, 1) and a one-voxel difference is blind inside wide flat regions, so here the
+three components stay apart and are taken at several distances, each scaled by its own quantile over the brain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+QUANTILE = 0.98
+"""Quantile of the absolute differences over the brain that is scaled to 1 before squashing."""
+
+_SAMPLES = 65536
+
+
+def channels(distances: Sequence[int]) -> int:
+    """Channels of the condition: three components per distance."""
+    return 3 * len(distances)
+
+
+def difference_scales(volume: Tensor, mask: Tensor, distances: Sequence[int]) -> Tensor:
+    """Scale of the differences per distance, ``(D,)``: their 98 % quantile over the brain.
+
+    ``volume`` ``(X, Y, Z)`` float, ``mask`` ``(X, Y, Z)`` bool. Scales with the volume's contrast, so that the condition does not.
+    """
+    scales = []
+    for distance in distances:
+        found = torch.cat([_shift(volume, axis, distance)[mask] - volume[mask] for axis in range(3)]).abs()
+        found = found[:: max(1, found.numel() // _SAMPLES)]
+        scales.append(torch.quantile(found, QUANTILE) if found.numel() else volume.new_ones(()))
+    return torch.stack(scales).clamp_min(1e-6)
+
+
+def condition_slices(slices: Tensor, indices: Sequence[int], scales: Tensor, distances: Sequence[int]) -> Tensor:
+    """Condition at some slices of a plane, ``(n, 3 D, height, width)`` in (-0.5, 0.5).
+
+    Parameters
+    ----------
+    slices:
+        ``(N, height, width)``, the whole volume stacked along the plane's normal.
+    indices:
+        ``n`` positions along the normal.
+    scales:
+        ``(D,)`` from :func:`difference_scales`.
+    distances:
+        ``D`` distances in voxels. Component order per distance: along the normal, down, right. Zero past the border.
+    """
+    here = slices[list(indices)]
+    parts = []
+    for scale, distance in zip(scales, distances, strict=True):
+        ahead = slices[[min(index + distance, len(slices) - 1) for index in indices]]
+        for there in (ahead, _shift(here, 1, distance), _shift(here, 2, distance)):
+            parts.append(0.5 * torch.tanh(((there - here) / scale).clamp(-5, 5)))
+    return torch.stack(parts, dim=1)
+
+
+def _shift(tensor: Tensor, axis: int, distance: int) -> Tensor:
+    """``tensor[i + distance]`` along an axis, continued by the last element."""
+    size = tensor.shape[axis]
+    index = torch.arange(size, device=tensor.device).add_(distance).clamp_(max=size - 1)
+    return tensor.index_select(axis, index)

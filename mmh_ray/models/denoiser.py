@@ -1,0 +1,96 @@
+"""The denoiser: a diffusers U-Net that is told the anatomy (condition) and the context of each slab.
+
+Shapes: ``B`` slabs, ``K`` slices of a slab, ``C`` condition channels, ``P`` the square's side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, UNet2DModel
+from torch import Tensor, nn
+
+from mmh_ray.config import ModelConfig
+from mmh_ray.models import conditioning
+
+
+@dataclass
+class Context:
+    """What a slab is, besides its voxels; each field has length ``B``."""
+
+    sequence: Tensor
+    """``(B,)`` long, index into ``ModelConfig.sequences``."""
+    plane: Tensor
+    """``(B,)`` long, index into ``imaging.slices.PLANES``."""
+    position: Tensor
+    """``(B,)`` float, 0 first slice to 1 last."""
+    domain: Tensor
+    """``(B, 2)`` float, mean and standard deviation of the sequence's unified domain in unit intensity."""
+
+
+class Denoiser(nn.Module):
+    """Predicts the clean slab x0 from a noisy one; context enters every residual block by scale and shift (FiLM)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.patch = config.patch
+        area, width = config.patch**2, 4 * config.channels[0]
+        plain = ("DownBlock2D", "UpBlock2D")
+        attentive = ("AttnDownBlock2D", "AttnUpBlock2D") if config.attention else plain
+        deep = len(config.channels) - 1
+        self.unet = UNet2DModel(
+            in_channels=(config.slab + conditioning.channels(config.distances)) * area,
+            out_channels=config.slab * area,
+            block_out_channels=config.channels,
+            layers_per_block=config.layers,
+            down_block_types=(plain[0],) * deep + (attentive[0],),
+            up_block_types=(attentive[1],) + (plain[1],) * deep,
+            add_attention=config.attention,
+            norm_num_groups=8,
+            class_embed_type="identity",
+            resnet_time_scale_shift="scale_shift",
+        )
+        self.sequence = nn.Embedding(len(config.sequences), width)
+        self.plane = nn.Embedding(3, width)
+        self.scalars = nn.Sequential(nn.Linear(7, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, noisy: Tensor, timestep: Tensor, condition: Tensor, context: Context) -> Tensor:
+        """x0 ``(B, K, P, P)`` in diffusion intensity (-1 is background) from ``noisy`` ``(B, K, P, P)``, ``timestep`` ``(B,)`` and
+        ``condition`` ``(B, C, P, P)``; ``P`` must be a multiple of ``patch * 2**(levels - 1)``."""
+        folded = F.pixel_unshuffle(torch.cat([noisy, condition], dim=1), self.patch)
+        predicted = self.unet(folded, timestep, class_labels=self.embed(context)).sample
+        return F.pixel_shuffle(predicted, self.patch)
+
+    def embed(self, context: Context) -> Tensor:
+        """Sum of the context's embeddings, ``(B, width)``."""
+        waves = [wave(context.position * torch.pi * k) for k in (1, 2) for wave in (torch.sin, torch.cos)]
+        scalars = torch.cat([torch.stack([context.position, *waves], dim=1), context.domain], dim=1)
+        return self.sequence(context.sequence) + self.plane(context.plane) + self.scalars(scalars)
+
+
+def make_scheduler(config: ModelConfig) -> DDIMScheduler:
+    """Scaled-linear betas rescaled to zero terminal SNR (Lin et al., WACV 2024), so that training ends where sampling starts:
+    at pure noise. The network predicts x0; the same schedule trains and samples."""
+    return DDIMScheduler(
+        num_train_timesteps=config.train_timesteps,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        beta_schedule="scaled_linear",
+        prediction_type="sample",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def to_diffusion(unit: Tensor) -> Tensor:
+    """Unit intensity (background 0, brain up to about 1) to diffusion intensity (-1 to about 1)."""
+    return 2 * unit - 1
+
+
+def to_unit(diffusion: Tensor) -> Tensor:
+    """Inverse of :func:`to_diffusion`."""
+    return (diffusion + 1) / 2

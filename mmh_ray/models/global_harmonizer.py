@@ -1,0 +1,143 @@
+"""Stage 1, the global harmonizer: every image of a sequence into one unified domain.
+
+The condition of a training slab comes from a randomly re-styled copy of its volume while the target shows the unified style;
+what the network makes of noise, given the condition, can therefore only be the unified domain (see docs/method.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mmh_ray.config import ModelConfig, TrainConfig
+from mmh_ray.models.denoiser import Context, Denoiser, make_scheduler, to_diffusion, to_unit
+from mmh_ray.models.losses import (
+    cumulative_from_quantiles,
+    gradient_mse,
+    group_statistics,
+    masked_mse,
+    style_distance,
+)
+
+
+@dataclass
+class SlabBatch:
+    """Slice groups of ``G`` volumes, ``B`` slabs in all.
+
+    Attributes
+    ----------
+    image:
+        ``(B, K, P, P)`` the target slab in unit intensity, unified style.
+    condition:
+        ``(B, C, P, P)`` differences of the re-styled copy.
+    mask:
+        ``(B, K, P, P)`` 1 inside the brain.
+    sequence, plane, group:
+        ``(B,)`` long; ``group`` counts the volumes of the batch from 0.
+    position:
+        ``(B,)`` float, 0 to 1 along the plane's normal.
+    key:
+        ``(B,)`` long, seed of the slab's own noise and timestep: the same slab gets the same draw on any worker.
+    """
+
+    image: Tensor
+    condition: Tensor
+    mask: Tensor
+    sequence: Tensor
+    plane: Tensor
+    group: Tensor
+    position: Tensor
+    key: Tensor
+
+    def to(self, device: torch.device) -> SlabBatch:
+        """The batch on a device."""
+        return SlabBatch(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+class GlobalHarmonizer(nn.Module):
+    """The denoiser, its schedule and the running statistics of the unified domain, one row per sequence.
+
+    Parameters
+    ----------
+    quantiles:
+        ``(S, Q)`` mean quantile function of each sequence's cohort, where the unified domain starts.
+    """
+
+    domain_cumulative: Tensor
+    domain_moments: Tensor
+
+    def __init__(self, model: ModelConfig, train: TrainConfig, quantiles: Tensor) -> None:
+        super().__init__()
+        self.model_config, self.train_config = model, train
+        self.denoiser = Denoiser(model)
+        self.scheduler = make_scheduler(model)
+        self.register_buffer("domain_cumulative", torch.stack([cumulative_from_quantiles(row) for row in quantiles]))
+        self.register_buffer("domain_moments", torch.stack([quantiles.mean(1), quantiles.std(1)], dim=1))
+
+    def forward(self, batch: SlabBatch, style_ramp: float = 1.0) -> dict[str, Tensor]:
+        """Losses of a batch; ``loss`` is the weighted sum to differentiate, the others are its parts.
+
+        ``style_ramp`` (0 to 1) brings the style losses in slowly.
+        """
+        noise, timestep = self.draw(batch)
+        predicted = self.predict(batch, noise, timestep)
+        target, weights = to_diffusion(batch.image), self.train_config
+        parts = {
+            "mse": masked_mse(predicted, target, batch.mask),
+            "gradient": gradient_mse(predicted, target, batch.mask),
+            "style": self.style_loss(predicted, batch, timestep),
+        }
+        loss = parts["mse"] + weights.gradient_weight * parts["gradient"]
+        return {"loss": loss + style_ramp * weights.style_weight * parts["style"], **parts}
+
+    def predict(self, batch: SlabBatch, noise: Tensor, timestep: Tensor) -> Tensor:
+        """x0 predicted from the batch noised to ``timestep``."""
+        noisy = self.scheduler.add_noise(to_diffusion(batch.image), noise, timestep)
+        return self.denoiser(noisy, timestep, batch.condition, self.context(batch))
+
+    def context(self, batch: SlabBatch) -> Context:
+        """What the denoiser is told of each slab."""
+        return Context(batch.sequence, batch.plane, batch.position, self.domain_moments[batch.sequence])
+
+    def draw(self, batch: SlabBatch) -> tuple[Tensor, Tensor]:
+        """Noise like the image and timesteps ``(B,)``, from each slab's own key; a share of them at the last timestep."""
+        length = self.scheduler.config["num_train_timesteps"]
+        noises, timesteps = [], []
+        for key in batch.key.tolist():
+            generator = torch.Generator().manual_seed(key)
+            noises.append(torch.randn(batch.image.shape[1:], generator=generator))
+            terminal = float(torch.rand((), generator=generator)) < self.train_config.terminal_share
+            drawn = int(torch.randint(length, (), generator=generator))
+            timesteps.append(length - 1 if terminal else drawn)
+        device = batch.image.device
+        return torch.stack(noises).to(device), torch.tensor(timesteps, device=device)
+
+    def style_loss(self, predicted: Tensor, batch: SlabBatch, timestep: Tensor) -> Tensor:
+        """Mean distance of the groups from their unified domains; in training, moves the domains a little towards the groups."""
+        centre = predicted.shape[1] // 2
+        groups = int(batch.group.max()) + 1
+        cumulative, moments = group_statistics(to_unit(predicted[:, centre]), batch.mask[:, centre], batch.group, groups)
+        first = [int((batch.group == index).nonzero()[0]) for index in range(groups)]
+        sequence = batch.sequence[first]
+        distance = style_distance(
+            cumulative, moments, self.domain_cumulative[sequence].clone(), self.domain_moments[sequence].clone()
+        )
+        if self.training:
+            self._drift(cumulative.detach(), moments.detach(), sequence)
+        return distance.mean()
+
+    @torch.no_grad()
+    def _drift(self, cumulative: Tensor, moments: Tensor, sequence: Tensor) -> None:
+        """Exponential moving average of the domains over the groups of all workers."""
+        statistics = torch.cat([cumulative, moments, torch.ones_like(moments[:, :1])], dim=1)
+        total = statistics.new_zeros(len(self.domain_moments), statistics.shape[1]).index_add_(0, sequence, statistics)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(total)
+        count = total[:, -1:]
+        rate = (1 - self.train_config.domain_decay) * (count > 0)
+        mean = total / count.clamp_min(1)
+        self.domain_cumulative.lerp_(mean[:, :-3], rate)
+        self.domain_moments.lerp_(mean[:, -3:-1], rate)

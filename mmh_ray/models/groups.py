@@ -1,0 +1,77 @@
+"""Slice groups: from a volume's target and styled copy to the slabs that train or harmonize it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mmh_ray.config import ModelConfig
+from mmh_ray.imaging.slices import NORMAL, PLANES, along, pad_square, square_side, take_slabs
+from mmh_ray.models.conditioning import condition_slices, difference_scales
+
+
+class Conditioner:
+    """Computes the condition of any slices of one volume; the robust scales are found once.
+
+    Parameters
+    ----------
+    volume:
+        ``(X, Y, Z)`` float32, zero outside the mask; any intensity scale.
+    mask:
+        ``(X, Y, Z)`` bool.
+    """
+
+    def __init__(self, volume: np.ndarray, mask: np.ndarray, distances: Sequence[int]) -> None:
+        self.distances = distances
+        self.volume = torch.from_numpy(np.ascontiguousarray(volume, np.float32))
+        self.scales = difference_scales(self.volume, torch.from_numpy(np.ascontiguousarray(mask)), distances)
+
+    def slabs(self, plane: str, indices: Sequence[int]) -> np.ndarray:
+        """Condition ``(n, C, P, P)`` float32 of the slices at ``indices``."""
+        slices = self.volume.movedim(NORMAL[plane], 0)
+        found = condition_slices(slices, indices, self.scales, self.distances)
+        return pad_square(found.numpy(), padded_side(self.volume.shape))
+
+
+def padded_side(shape: Sequence[int]) -> int:
+    """Side of the square slabs, a multiple of 8, so that the U-Net can halve it."""
+    return -(-square_side(shape) // 8) * 8
+
+
+def brain_slices(mask: np.ndarray, plane: str) -> np.ndarray:
+    """Indices of the slices that hold brain."""
+    return np.flatnonzero(along(mask, plane).any(axis=(1, 2)))
+
+
+def training_group(
+    target: np.ndarray,
+    styled: np.ndarray,
+    mask: np.ndarray,
+    sequence: int,
+    slabs_per_plane: int,
+    model: ModelConfig,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """One group: ``slabs_per_plane`` slabs of each plane, stratified along the brain so that together they stand for the volume.
+
+    Returns arrays named as in ``SlabBatch`` (``group`` left out), with ``3 * slabs_per_plane`` slabs; images in float16.
+    """
+    rng = np.random.default_rng([seed, 3])
+    conditioner, side = Conditioner(styled, mask, model.distances), padded_side(mask.shape)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("image", "condition", "mask", "plane", "position")}
+    for number, plane in enumerate(PLANES):
+        slices = brain_slices(mask, plane)
+        places = (np.arange(slabs_per_plane) + rng.random(slabs_per_plane)) / slabs_per_plane
+        indices = slices[np.minimum((places * len(slices)).astype(int), len(slices) - 1)]
+        parts["image"].append(take_slabs(target, plane, indices, model.slab, side).astype(np.float16))
+        parts["condition"].append(conditioner.slabs(plane, indices.tolist()).astype(np.float16))
+        parts["mask"].append(take_slabs(mask, plane, indices, model.slab, side).astype(np.uint8))
+        parts["plane"].append(np.full(slabs_per_plane, number, np.int64))
+        parts["position"].append((indices / max(1, mask.shape[NORMAL[plane]] - 1)).astype(np.float32))
+    group = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    count = len(group["plane"])
+    group["sequence"] = np.full(count, sequence, np.int64)
+    group["key"] = rng.integers(2**62, size=count)
+    return group

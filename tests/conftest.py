@@ -1,0 +1,56 @@
+"""Fixtures of all rooms: reproducible randomness, real scans where there are some, one Ray cluster per session."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same random numbers in every run and every order of tests; torch only where it is in use already."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  for libraries that draw from the global state
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_bids() -> Path:
+    """A BIDS archive of real scans; skips where there is none."""
+    path = Path(os.environ.get("MMH_REAL_BIDS", ROOT.parent / "shared/data/real-bids"))
+    if not (path / "dataset_description.json").exists():
+        pytest.skip(f"no real BIDS archive at {path}: name one in MMH_REAL_BIDS")
+    return path
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Ray on this machine, as the commands start it; shut down at the end of the session."""
+    import ray
+
+    from mmh_ray.distributed.cluster import connect
+
+    connect()
+    yield
+    ray.shutdown()

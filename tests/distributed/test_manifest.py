@@ -1,0 +1,123 @@
+"""The manifest on Ray: every file is opened, none is lost, none ends the job."""
+
+import gzip
+import json
+import logging
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mmh_ray.bids.manifest import read_manifest
+from mmh_ray.config import Config
+from mmh_ray.distributed.manifest import build_manifest, probe
+from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.provenance import sha256_file
+
+AFFINE = np.array([[0, 0, 3.0, 0], [-1.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 0, 1]])  # the axes point to P, S and R
+BAD = {
+    "02": "unreadable",
+    "03": "NaN",
+    "04": "4-D",
+    "05": "unreadable",
+    "06": "unreadable",
+    "07": "singular affine",
+    "08": "constant",
+    "10": "no site",
+}
+
+
+def place(root: Path, subject: str) -> Path:
+    path = root / f"sub-{subject}/anat/sub-{subject}_T1w.nii.gz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def save(root: Path, subject: str, data: np.ndarray | None = None, affine: np.ndarray = AFFINE) -> Path:
+    path = place(root, subject)
+    voxels = np.arange(24, dtype=np.float32).reshape(2, 3, 4) if data is None else data
+    nib.save(nib.Nifti1Image(voxels.astype(np.float32), affine), path)
+    return path
+
+
+def singular(path: Path) -> None:
+    """Write the first row of the sform as zeros, which nibabel itself would not save."""
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[252:256] = (0).to_bytes(2, "little") + (1).to_bytes(2, "little")  # qform_code, sform_code
+    content[280:296] = bytes(16)
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Two good images, a wrong name, and one of each kind of bad file."""
+    root = tmp_path / "bids"
+    save(root, "01")
+    random = np.random.default_rng(0).normal(size=(24, 24, 24))
+    path = save(root, "02", random)
+    path.write_bytes(path.read_bytes()[:9000])
+    save(root, "03", np.full((2, 2, 2), np.nan))
+    save(root, "04", np.ones((3, 3, 3, 2)))
+    place(root, "05").write_bytes(b"")
+    place(root, "06").write_text("not an image")
+    singular(save(root, "07"))
+    save(root, "08", np.ones((2, 2, 2)))
+    save(root, "09")
+    save(root, "10")
+    path.with_name("sub-02_T1w (old).nii.gz").write_bytes(b"x")
+    lines = ["participant_id\tsite", *(f"sub-{number:02d}\t{'AB'[number % 2]}" for number in range(1, 10))]
+    (root / "participants.tsv").write_text("\n".join(lines))
+    return root
+
+
+@pytest.mark.ray
+def test_every_image_keeps_a_row_in_order(archive, tmp_path, ray_cluster, caplog):
+    caplog.set_level(logging.INFO)
+    out = tmp_path / "manifest.parquet"
+    table = build_manifest(str(archive), str(out), Config())
+    assert read_manifest(out).equals(table)
+    rows = {row["image_id"]: row for row in table.to_pylist()}
+    assert list(rows) == sorted(rows)
+    assert len(rows) == 11
+    assert {key for key, row in rows.items() if row["status"] == "ok"} == {"sub-01_T1w", "sub-09_T1w"}
+    for subject, reason in BAD.items():
+        assert reason in rows[f"sub-{subject}_T1w"]["reason"], subject
+        assert rows[f"sub-{subject}_T1w"]["split"] is None
+    good = rows["sub-01_T1w"]
+    assert (good["shape"], good["spacing_mm"], good["orientation"]) == ([2, 3, 4], [1.0, 2.0, 3.0], "PSR")
+    assert (good["bytes"], good["sha256"]) == (Path(good["uri"]).stat().st_size, sha256_file(good["uri"]))
+    assert good["split"]
+    assert rows["sub-04_T1w"]["shape"] == [3, 3, 3, 2]
+    assert rows["sub-06_T1w"]["sha256"]
+    assert any("Reading: 9/9 images" in message for message in caplog.messages)
+
+
+@pytest.mark.fast
+def test_an_unusable_archive_or_target_is_refused_before_ray_starts(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        build_manifest(str(tmp_path / "absent"), str(tmp_path / "m.parquet"), Config())
+    with pytest.raises(ConfigError, match="a file to write"):
+        build_manifest(str(tmp_path), str(tmp_path), Config())
+
+
+@pytest.mark.fast
+def test_probe_returns_what_json_can_hold(tmp_path):
+    facts = probe(str(save(tmp_path, "01")))
+    assert json.loads(json.dumps(facts)) == facts
+    assert (facts["status"], facts["reason"], facts["orientation"]) == ("ok", None, "PSR")
+
+
+@pytest.mark.fast
+def test_probe_never_raises(tmp_path, monkeypatch):
+    gone = probe(str(tmp_path / "gone.nii"))
+    assert gone["status"] == "unusable"
+    assert "FileNotFoundError" in gone["reason"]
+
+    def strange(path):
+        raise RuntimeError("a surprise")
+
+    monkeypatch.setattr("mmh_ray.distributed.manifest.read_volume", strange)
+    facts = probe(str(save(tmp_path, "01")))
+    assert (facts["status"], facts["shape"]) == ("unusable", [2, 3, 4])
+    assert "RuntimeError: a surprise" in facts["reason"]

@@ -1,0 +1,242 @@
+"""The `mmh` command: help, exit codes and messages, and what reaches the functions behind it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mmh_ray import __version__
+from mmh_ray.cli import main, parse
+from mmh_ray.config import Config, load_config
+from mmh_ray.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.fast
+
+COMMANDS = ["phantom", "manifest", "prepare", "train-global", "harmonize", "evaluate", "demo"]
+
+
+@pytest.fixture(autouse=True)
+def _levels_as_before(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """`main` sets levels of loggers; other tests must not inherit them."""
+    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.Logger.manager.loggerDict))]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+class Calls(list):
+    """What a stand-in was called with."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.append(arguments)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch):
+    """Put a function in the place of the one that a command imports; gives the calls it received."""
+
+    def put(module: str, function: str, answer: Any = None) -> Calls:
+        calls = Calls(answer)
+        replacement = ModuleType(module)
+        setattr(replacement, function, calls)
+        monkeypatch.setitem(sys.modules, module, replacement)
+        return calls
+
+    return put
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert f"usage: mmh {command}" in text
+    assert "section.key=value" in text
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(command in text for command in COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.strip() == f"mmh-ray {__version__}"
+
+
+@pytest.mark.parametrize("argv", [[], ["harmonise"], ["demo", "--colour"], ["harmonize", ".", "out"], ["prepare", "."]])
+def test_unusable_arguments_exit_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert "usage: mmh" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["manifest", "nowhere", "m.parquet"], ["evaluate", ".", "nowhere", "out"]])
+def test_missing_input_exits_with_2_and_names_it(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["train-global", ".", "train.stepz=1"], ["train.stepz=1", "train-global", "."]])
+def test_unknown_key_exits_with_2_and_lists_the_valid_ones(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("mmh train-global: unknown key train.stepz; expected one of train.steps,")
+    assert "Did you mean train.steps?" in message
+    assert "Traceback" not in message
+
+
+def test_missing_config_file_exits_with_2_and_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--config", "nowhere.yaml"]) == 2
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_a_flag_out_of_range_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["phantom", str(tmp_path / "bids"), "--sites", "9"]) == 2
+    assert "phantom.sites=9; expected 1 to 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "harmonize . out participant --model m --sequence T1w harmonize.steps=2 --participant-label 01 sub-02",
+        "harmonize . --model m out --participant-label 01 sub-02 harmonize.steps=2 --sequence T1w -- participant",
+        "harmonize.steps=2 harmonize --participant-label 01 --sequence T1w --participant-label sub-02 --model m . out",
+    ],
+)
+def test_positionals_and_overrides_stand_anywhere(line: str) -> None:
+    arguments, overrides = parse(line.split())
+    assert (arguments.bids, arguments.out, arguments.model) == (".", "out", "m")
+    assert arguments.participant_label == ["01", "sub-02"]
+    assert arguments.sequence == ["T1w"]
+    assert overrides == ["harmonize.steps=2"]
+
+
+@pytest.mark.parametrize(
+    "line", ["demo --config c.yaml here", "demo here --config c.yaml", "demo -v here --config c.yaml"]
+)
+def test_an_optional_positional_may_follow_options(line: str) -> None:
+    arguments, _ = parse(line.split())
+    assert (arguments.out, arguments.config) == ("here", "c.yaml")
+
+
+@pytest.mark.parametrize("line", ["-v demo", "demo -v", "demo --verbose"])
+def test_verbose_before_and_after_the_command(line: str) -> None:
+    assert parse(line.split())[0].verbose
+    assert not parse(["demo"])[0].verbose
+
+
+def test_paths_and_uris_are_not_overrides() -> None:
+    arguments, overrides = parse(["prepare", "s3://bucket/site=A/m.parquet", "./site=A"])
+    assert (arguments.manifest, arguments.out, overrides) == ("s3://bucket/site=A/m.parquet", "./site=A", [])
+
+
+def test_phantom_flags_override_the_section(stand_in) -> None:
+    calls = stand_in("mmh_ray.distributed.phantom", "make_archive")
+    line = "phantom out --sites 2 --subjects-per-site 3 --travelers 1 --spacing 4 --lesions 0 --seed 5 phantom.sites=7"
+    assert main(line.split()) == 0
+    [(out, phantom)] = calls
+    assert out == "out"
+    given = ["sites=2", "subjects_per_site=3", "travelers=1", "spacing_mm=4", "lesions=0", "seed=5"]
+    assert phantom == load_config(None, [f"phantom.{item}" for item in given]).phantom
+
+
+def test_manifest_tells_how_many_are_unusable_and_why(
+    stand_in, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import pyarrow
+
+    reasons = ["", None, "c.nii: 4-D image", "d.nii: 4-D image"]
+    rows = {"uri": ["a.nii", "b.nii", "c.nii", "d.nii"], "status": ["ok", "ok", *["unusable"] * 2], "reason": reasons}
+    stand_in("mmh_ray.distributed.manifest", "build_manifest", pyarrow.table(rows))
+    assert main(["manifest", str(tmp_path), "m.parquet"]) == 0
+    assert "4 images: 2 ok, 2 unusable" in caplog.text
+    assert "2 x 4-D image" in caplog.text
+
+
+@pytest.mark.parametrize(("failed", "code"), [(0, 0), (2, 1)])
+def test_prepare_exits_with_1_when_images_failed(stand_in, tmp_path: Path, failed: int, code: int) -> None:
+    calls = stand_in("mmh_ray.distributed.prepare", "prepare", SimpleNamespace(failed=failed))
+    assert main(["prepare", str(tmp_path), "out", "grid.spacing_mm=2"]) == code
+    assert calls == [(str(tmp_path), "out", load_config(None, ["grid.spacing_mm=2"]))]
+
+
+def test_train_global_prints_where_the_model_is(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = SimpleNamespace(bundle="runs/bundle", model_uri="models:/mmh-global/3")
+    stand_in("mmh_ray.distributed.train", "train_global", model)
+    assert main(["train-global", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == ["bundle runs/bundle", "model models:/mmh-global/3"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "code"), [({"done": 2, "skipped": 1}, 0), ({"done": 2, "failed": 1}, 1), ({"refused": 1}, 1)]
+)
+def test_harmonize_tells_the_truth_by_its_exit_code(
+    stand_in, tmp_path: Path, caplog: pytest.LogCaptureFixture, counts: dict[str, int], code: int
+) -> None:
+    calls = stand_in("mmh_ray.distributed.harmonize", "harmonize", counts)
+    line = ["harmonize", str(tmp_path), "out", "--model", "m", "--participant-label", "sub-01", "02"]
+    assert main([*line, "--sequence", "T1w"]) == code
+    assert calls == [(str(tmp_path), "out", "m", Config(), ["01", "02"], ["T1w"])]
+    assert ("some images failed (the ledger says which)" in caplog.text) == bool(code)
+
+
+def test_evaluate_prints_the_table(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path)
+    calls = stand_in("mmh_ray.distributed.evaluate", "evaluate", {"results": {"T1w": {}}, "seconds": 1})
+    table = stand_in("mmh_ray.evaluation.table", "as_table", "the table")
+    assert main(["evaluate", folder, folder, "out", "--truth", folder]) == 0
+    assert calls == [(folder, folder, "out", Config(), folder)]
+    assert table == [({"T1w": {}},)]
+    assert capsys.readouterr().out == "the table\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [(ConfigError("a", "b", "Do c."), 2), (DataError("a", "b", "Do c."), 1)])
+def test_errors_become_messages(stand_in, capsys: pytest.CaptureFixture[str], error: Exception, code: int) -> None:
+    calls = stand_in("mmh_ray.demo", "run", error)
+    assert main(["demo"]) == code
+    assert calls == [("demo", Config())]
+    assert capsys.readouterr().err == "mmh demo: a; expected b. Do c.\n"
+
+
+@pytest.mark.parametrize(
+    ("job", "command"),
+    [
+        ("build_manifest", "manifest"),
+        ("prepare", "prepare"),
+        ("train_global", "train-global"),
+        ("harmonize", "harmonize"),
+        ("evaluate", "evaluate"),
+    ],
+)
+def test_jobs_are_the_same_code(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], job: str, command: str
+) -> None:
+    import runpy
+
+    monkeypatch.setattr(sys, "argv", [f"{job}.py", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(repository / "jobs" / f"{job}.py"), run_name="__main__")
+    assert caught.value.code == 0
+    assert f"usage: mmh {command}" in capsys.readouterr().out

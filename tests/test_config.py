@@ -1,0 +1,146 @@
+"""Configuration: what is refused, what is taken, and that nothing is lost on the way to YAML and back."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmh_ray.config import Config, TrainConfig, flatten, from_dict, load_config, to_dict
+from mmh_ray.errors import ConfigError
+
+pytestmark = pytest.mark.fast
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+
+
+def test_defaults_need_no_file() -> None:
+    assert load_config() == Config()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_files_load(path: Path) -> None:
+    assert isinstance(load_config(path), Config)
+
+
+def test_there_are_shipped_files() -> None:
+    assert {path.name for path in CONFIGS} >= {"demo.yaml", "global.yaml", "harmonize.yaml"}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("raycluster.yaml", "RayCluster"), ("rayjob.yaml", "RayJob")])
+def test_cluster_examples_parse(name: str, kind: str) -> None:
+    manifest = yaml.safe_load((CONFIGS[0].parent / "cluster" / name).read_text())
+    assert manifest["kind"] == kind
+
+
+def test_slurm_example_parses() -> None:
+    subprocess.run(["bash", "-n", CONFIGS[0].parent / "cluster" / "slurm.sh"], check=True)
+
+
+def test_file_then_overrides_last_one_wins(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("train: {steps: 7, seed: 3}\n")
+    config = load_config(path, ["train.steps=8", "train.steps=9", "grid.shape=[8, 16, 24]"])
+    assert (config.train.steps, config.train.seed, config.grid.shape) == (9, 3, (8, 16, 24))
+
+
+def test_empty_file_means_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("# nothing\n")
+    assert load_config(path) == Config()
+
+
+def test_unknown_key_is_refused_with_the_valid_ones() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["train.stepz=1"])
+    message = str(caught.value)
+    assert "unknown key train.stepz" in message
+    assert "Did you mean train.steps?" in message
+    assert all(f"train.{name}" in message for name in TrainConfig.__dataclass_fields__)
+
+
+def test_unknown_section_is_refused_with_the_valid_ones() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key trayn; expected one of phantom, .*Did you mean train\?"):
+        load_config(None, ["trayn.steps=1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.steps=many", "int"),
+        ("train.steps=1.5", "int"),
+        ("train.steps=true", "int"),
+        ("train.use_gpu=1", "bool"),
+        ("train.learning_rate=true", "float"),
+        ("train.run_name=3", "str"),
+        ("train.precision=fp8", "'fp32' or 'bf16'"),
+        ("grid.shape=[8, 8]", "tuple"),
+        ("grid.shape=[8, 8, x]", "int"),
+        ("train=3", "a mapping"),
+    ],
+)
+def test_wrong_types_are_refused_by_dotted_key(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert override.partition("=")[0] in caught.value.received
+    assert expected in caught.value.expected
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "phantom.sites=9",
+        "phantom.lesions=1.5",
+        "grid.shape=[60, 80, 64]",
+        "model.slab=2",
+        "model.sequences=[]",
+        "train.steps=0",
+        "train.workers=3",
+        "train.precision=bf16",
+        "harmonize.planes=[oblique]",
+        "manifest.val_fraction=0.95",
+    ],
+)
+def test_senseless_values_are_refused_by_section(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert override.partition(".")[0] + "." in caught.value.received
+
+
+def test_integers_pass_for_floats_and_null_for_optional() -> None:
+    config = load_config(None, ["grid.spacing_mm=2", "manifest.site_pattern=null", "tracking.uri=sqlite:///x.db"])
+    assert isinstance(config.grid.spacing_mm, float)
+    assert config.manifest.site_pattern is None
+    assert config.tracking.uri == "sqlite:///x.db"
+
+
+def test_override_without_a_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"expected section\.key=value"):
+        load_config(None, ["train.steps"])
+
+
+@pytest.mark.parametrize("text", ["train: [unclosed", "- a\n- list\n"])
+def test_unusable_yaml_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        load_config(path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_round_trip_through_yaml() -> None:
+    config = load_config(None, ["train.steps=3", "harmonize.planes=[axial]", "model.sequences=[FLAIR]"])
+    assert from_dict(Config, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+def test_flatten_names_every_leaf_as_an_override_does() -> None:
+    flat = flatten(Config())
+    assert flat["train.steps"] == TrainConfig().steps
+    assert len(flat) == sum(len(section) for section in to_dict(Config()).values())
+    assert load_config(None, [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in flat.items()])

@@ -1,0 +1,83 @@
+"""Progress: a bar in a terminal, few plain lines elsewhere."""
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from mmh_ray import progress as module
+from mmh_ray.progress import progress
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only when the test says so."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def plain(monkeypatch, caplog):
+    monkeypatch.setattr(module, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=False))
+    caplog.set_level(logging.INFO, logger="mmh_ray.progress")
+    return caplog
+
+
+def test_lines_come_every_ten_seconds_and_at_the_end(plain, clock):
+    with progress(100, "Preparing", unit="images") as advance:
+        for _ in range(100):
+            clock[0] += 0.3
+            advance(1)
+    assert len(plain.messages) == 3
+    assert plain.messages[0] == "Preparing: 34/100 images, 3.3/s, 0:00:20 left"
+    assert plain.messages[-1] == "Preparing: 100/100 images, 3.3/s, took 0:00:30"
+
+
+def test_a_short_step_logs_one_line(plain):
+    with progress(2, "Finding") as advance:
+        advance()
+        advance()
+    assert len(plain.messages) == 1
+    assert "Finding: 2/2 items" in plain.messages[0]
+
+
+def test_slow_units_are_counted_by_the_minute(plain, clock):
+    with progress(2, "Harmonizing", unit="images") as advance:
+        clock[0] = 30.0
+        advance(1, note="data wait 3 %")
+    assert plain.messages[0] == "Harmonizing: 1/2 images, 2.0/min, 0:00:30 left, data wait 3 %"
+
+
+def test_unknown_total(plain, clock):
+    with progress(None, "Finding", unit="images") as advance:
+        clock[0] = 20.0
+        advance(40)
+    assert plain.messages[0] == "Finding: 40 images, 2.0/s"
+
+
+def test_an_error_passes_and_the_last_line_tells_how_far(plain):
+    def work():
+        with progress(3, "Preparing", unit="images") as advance:
+            advance(1)
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        work()
+    assert "Preparing: 1/3 images" in plain.messages[-1]
+
+
+@pytest.mark.parametrize("total", [3, None])
+def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch, caplog, total):
+    screen = io.StringIO()
+    monkeypatch.setattr(module, "Console", lambda **_: Console(file=screen, force_terminal=True, width=120))
+    caplog.set_level(logging.INFO)
+    with progress(total, "Preparing", unit="images") as advance:
+        advance(2)
+        advance(1)
+    assert "Preparing" in screen.getvalue()
+    assert ("3/3" if total else "3/?") in screen.getvalue()
+    assert caplog.messages == []

@@ -1,0 +1,64 @@
+"""Hashes do not depend on order; files are whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from pathlib import Path
+
+import pytest
+
+from mmh_ray import __version__
+from mmh_ray.provenance import code_version, hash_of, sha256_file, whole_file, write_json
+
+pytestmark = pytest.mark.fast
+
+
+def test_whole_file_appears_complete_with_ordinary_permissions(tmp_path: Path) -> None:
+    path, ordinary = tmp_path / "new" / "image.nii.gz", tmp_path / "ordinary"
+    with whole_file(path) as partial:
+        assert partial.parent == path.parent
+        assert partial.name.endswith(".nii.gz")
+        partial.write_bytes(b"voxels")
+        assert not path.exists()
+    ordinary.touch()
+    assert path.read_bytes() == b"voxels"
+    assert list(path.parent.iterdir()) == [path]
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
+
+
+def test_whole_file_leaves_nothing_behind_on_error(tmp_path: Path) -> None:
+    def write_half() -> None:
+        with whole_file(tmp_path / "image.nii") as partial:
+            partial.write_bytes(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_half()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whole_file_keeps_the_old_file_on_error(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    write_json(path, {"version": 1})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"version": float("nan")})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_hash_of_ignores_the_order_of_keys_only() -> None:
+    assert hash_of({"a": 1, "b": {"c": 2, "d": 3}}) == hash_of({"b": {"d": 3, "c": 2}, "a": 1})
+    assert hash_of([1, 2]) != hash_of([2, 1])
+    assert hash_of({"a": 1}) != hash_of({"a": 2})
+
+
+def test_sha256_file_is_that_of_the_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"abc")
+    assert sha256_file(path) == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_code_version_starts_with_the_package_version() -> None:
+    assert code_version().startswith(__version__)
