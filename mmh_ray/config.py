@@ -284,7 +284,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         try:
             tree = yaml.safe_load(Path(path).read_text()) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: {error}", "a readable YAML file", "Check the path and its indentation.") from error
+            raise ConfigError(
+                f"{path}: {error}", "a readable YAML file", "Check the path and its indentation."
+            ) from error
     for override in overrides:
         key, found, value = override.partition("=")
         if not found:
@@ -292,7 +294,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: {error}", "a YAML value after =", "Quote or close it.") from error
+            raise ConfigError(
+                f"override {override!r}: {error}", "a YAML value after =", "Quote or close it."
+            ) from error
         _set(tree, key.strip().split("."), parsed)
     return from_dict(Config, tree)
 
@@ -300,7 +304,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 def from_dict(cls: type, tree: Any, prefix: str = "") -> Any:
     """Build a config dataclass from nested mappings, refusing unknown keys and wrong types."""
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{prefix or 'the file'}={tree!r}", "a mapping of keys to values", "Indent its keys below it.")
+        raise ConfigError(
+            f"{prefix or 'the file'}={tree!r}", "a mapping of keys to values", "Indent its keys below it."
+        )
     hints = typing.get_type_hints(cls)
     for key in tree:
         if key not in hints:

@@ -60,7 +60,10 @@ _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"
 
 
 def find_images(
-    bids_root: str | Path, site_pattern: str | None = None, advance: Callable[[int], object] = lambda count: None
+    bids_root: str | Path,
+    site_pattern: str | None = None,
+    advance: Callable[[int], object] = lambda count: None,
+    require_site: bool = True,
 ) -> list[Row]:
     """A row per NIfTI file in `sub-*/[ses-*/]anat/` (never derivatives, never hidden files), ordered by `image_id`.
 
@@ -72,6 +75,8 @@ def find_images(
         Regular expression with a group `site`, searched in the relative path where tables and sidecars give no site.
     advance:
         Called with 1 for every image found.
+    require_site:
+        Whether an image without a site cannot be used, and an archive without any is refused.
 
     Returns
     -------
@@ -86,14 +91,14 @@ def find_images(
     ConfigError
         If ``site_pattern`` is no regular expression with a group `site`.
     """
-    archive = _Archive(bids_root, site_pattern)
+    archive = _Archive(bids_root, site_pattern, require_site)
     rows: list[Row] = []
     for row in (row for folder in _anat_folders(archive.root) for row in archive.rows(folder)):
         rows.append(row)
         advance(1)
     if not rows:
         raise DataError(f"{archive.root}: no image", "sub-*/[ses-*/]anat/*.nii[.gz]", "Name the folder of the sub-*.")
-    if not any(row["site"] for row in rows):
+    if require_site and not any(row["site"] for row in rows):
         raise DataError(f"{archive.root}: none of {len(rows)} images has a site", "a site per image", _SITE_HELP)
     _mark_duplicates(rows, archive.root)
     return sorted(rows, key=lambda row: row["image_id"])
@@ -172,8 +177,8 @@ def _located(path: str | Path) -> tuple[pa.fs.FileSystem | None, str | Path]:
 class _Archive:
     """What the whole archive says: its root, its participants, its brain masks, its own sidecars."""
 
-    def __init__(self, root: str | Path, site_pattern: str | None) -> None:
-        self.root = Path(root).resolve()
+    def __init__(self, root: str | Path, site_pattern: str | None, require_site: bool) -> None:
+        self.root, self.require_site = Path(root).resolve(), require_site
         if not self.root.is_dir():
             remedy = "Name the folder that holds the sub-* folders; mount or copy archives of an object store."
             raise DataError(f"{root}: no such folder", "a BIDS archive on a local or mounted disk", remedy)
@@ -214,7 +219,7 @@ class _Archive:
             if problem:
                 raise problem
             self.check_file(path, relative)
-            if row["site"] is None:
+            if self.require_site and row["site"] is None:
                 raise DataError(f"{relative}: no site", "a site per image", _SITE_HELP)
         except DataError as error:
             row |= {"status": "unusable", "reason": str(error)}

@@ -9,6 +9,8 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
+from mmh_ray.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 
@@ -33,3 +35,36 @@ def connect() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     resources = ray.cluster_resources()
     log.info("Ray: %d CPUs, %d GPUs on %d nodes", resources.get("CPU", 0), resources.get("GPU", 0), len(ray.nodes()))
+
+
+LOADER_CPUS = 0.5
+"""CPUs that an actor of the data stream reserves; it waits for the trainer most of the time."""
+
+
+def training_resources(workers: int, use_gpu: bool) -> tuple[dict[str, float], int]:
+    """Resources of a training worker, and data-loading actors per worker, so that both fit into the cluster.
+
+    Raises
+    ------
+    ConfigError
+        If the cluster has too few GPUs or CPUs for the workers; waiting for them could last for ever.
+    """
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
+    if use_gpu and gpus < workers:
+        raise ConfigError(
+            f"{gpus} GPUs in the cluster", f"{workers}, one per worker", "Lower train.workers or add nodes."
+        )
+    share = cpus / workers
+    if share < 2 * LOADER_CPUS:
+        raise ConfigError(
+            f"{cpus:g} CPUs in the cluster for {workers} workers",
+            f"at least {2 * LOADER_CPUS:g} per worker",
+            "Lower train.workers or add nodes.",
+        )
+    own = min(1.0, share / 2)
+    loaders = max(1, min(8, int((share - own) / LOADER_CPUS / 2))) if share > 2 else 1
+    log.info(
+        "training: %d workers with %g CPUs%s, %d loaders each", workers, own, " and a GPU" if use_gpu else "", loaders
+    )
+    return {"CPU": own} | ({"GPU": 1.0} if use_gpu else {}), loaders

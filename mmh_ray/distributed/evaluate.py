@@ -44,7 +44,7 @@ from mmh_ray.provenance import code_version, whole_file, write_json
 
 log = logging.getLogger(__name__)
 
-TRAINING_IMAGES = 8
+TRAINING_IMAGES = 4
 """Training images per site and sequence from which baselines are fitted."""
 
 MEASURES = (*PAIR_MEASURES, *IMAGE_MEASURES, "truth_nrmse")

@@ -171,12 +171,12 @@ class DenoisedHistogramMatching:
         return cls(HistogramMatching.from_quantiles(quantiles))
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Patches of 3³ voxels, searched 3 voxels around, with the noise level estimated from the matched image."""
+        """Patches of 3³ voxels, searched 2 voxels around, with the noise level estimated from the matched image."""
         matched = self.matching.apply(image, mask)
         box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
         brain, output = matched[box], np.zeros_like(matched)
         sigma = _noise_level(brain, mask[box])
-        settings = {"patch_size": 3, "patch_distance": 3, "h": max(0.8 * sigma, 1e-6), "fast_mode": True}
+        settings = {"patch_size": 3, "patch_distance": 2, "h": max(0.8 * sigma, 1e-6), "fast_mode": True}
         output[box] = denoise_nl_means(brain, sigma=sigma, preserve_range=True, **settings)
         return np.where(mask, output, 0).astype(np.float32)
 

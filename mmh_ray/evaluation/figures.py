@@ -38,7 +38,8 @@ def middle_slice(data: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.n
 
 def before_after(path: str | Path, rows: Mapping[str, Sequence[np.ndarray]], sites: Sequence[str], title: str) -> None:
     """One traveler: a row per method (label → a slice per site), a column per site, one display window from 0 to 1."""
-    figure, axes = _canvas(len(rows), len(sites), title, _aspect(next(iter(rows.values()))[0]))
+    rows = _cropped(rows)
+    figure, axes = _canvas(len(rows), len(sites), title, _aspect(rows))
     for line, (label, slices) in zip(axes, rows.items(), strict=True):
         for ax, image in zip(line, slices, strict=True):
             ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -59,12 +60,14 @@ def differences(
 
     Colours run from ``-limit`` to ``limit`` of the brain's intensity range, 0 is black.
     """
+    pairs = _cropped({"source": source, "harmonized": harmonized})
+    source, harmonized = pairs["source"], pairs["harmonized"]
     rows = {
         "harmonized\n- source": [after - before for before, after in zip(source, harmonized, strict=True)],
         f"before:\nsite - {sites[0]}": [image - source[0] for image in source],
         f"after:\nsite - {sites[0]}": [image - harmonized[0] for image in harmonized],
     }
-    figure, axes = _canvas(len(rows), len(sites), title, _aspect(source[0]), bar=True)
+    figure, axes = _canvas(len(rows), len(sites), title, _aspect(rows), bar=True)
     shown: AxesImage | None = None
     for line, (label, slices) in zip(axes, rows.items(), strict=True):
         for ax, image in zip(line, slices, strict=True):
@@ -105,7 +108,7 @@ def histograms(
 def _canvas(rows: int, columns: int, title: str, aspect: float, bar: bool = False) -> tuple[Figure, np.ndarray]:
     width = 2.1
     size = (width * columns + 1.1 + bar, width * aspect * rows + 0.9)
-    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0, hspace=0)
     figure = Figure(figsize=size, facecolor="black", layout=layout)
     figure.suptitle(title, color=_INK, fontsize=13)
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -116,8 +119,22 @@ def _canvas(rows: int, columns: int, title: str, aspect: float, bar: bool = Fals
     return figure, axes
 
 
-def _aspect(image: np.ndarray) -> float:
-    return image.shape[0] / image.shape[1]
+def _aspect(rows: Mapping[str, Sequence[np.ndarray]]) -> float:
+    heights, widths = zip(*(image.shape for slices in rows.values() for image in slices), strict=True)
+    return max(heights) / max(widths)
+
+
+def _cropped(rows: Mapping[str, Sequence[np.ndarray]], margin: int = 2) -> dict[str, list[np.ndarray]]:
+    """Slices without the empty border that all of one site (column) share; they stay comparable voxel by voxel."""
+    columns = []
+    for column in zip(*rows.values(), strict=True):
+        filled = np.any([image != 0 for image in column], axis=0)
+        filled = filled if filled.any() else np.ones_like(filled)
+        spans = [np.flatnonzero(filled.any(axis=axis)) for axis in (1, 0)]
+        columns.append([slice(max(0, int(span[0]) - margin), int(span[-1]) + 1 + margin) for span in spans])
+    return {
+        label: [image[tuple(box)] for image, box in zip(slices, columns, strict=True)] for label, slices in rows.items()
+    }
 
 
 def _row_label(ax: Axes, label: str) -> None:

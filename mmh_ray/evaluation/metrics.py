@@ -67,9 +67,9 @@ def ssim(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
     """
     box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
     inside, margin = mask[box], _SSIM_WINDOW // 2
-    first, second = (np.pad(np.where(inside, x[box], 0).astype(np.float64), margin) for x in (a, b))
+    first, second = (np.pad(np.where(inside, x[box], 0).astype(np.float32), margin) for x in (a, b))
     _, full = structural_similarity(first, second, win_size=_SSIM_WINDOW, data_range=1.0, full=True)
-    return float(full[np.pad(inside, margin)].mean())
+    return float(full[np.pad(inside, margin)].mean(dtype=np.float64))
 
 
 def gradient_correlation(output: np.ndarray, source: np.ndarray, mask: np.ndarray) -> float:

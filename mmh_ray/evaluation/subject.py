@@ -92,7 +92,7 @@ class Score:
         self.failed.append({"image_id": row["image_id"], "reason": str(reason)})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Scan:
     row: Row
     volume: Volume

@@ -64,7 +64,8 @@ def simulate_anatomy(person: Person, spacing_mm: float) -> Anatomy:
     displacement = _shape(rng, csf.shape, spacing_mm) + _ventricle_push(person, csf, spacing_mm)
     csf, gm, wm = (_warp(tissue, displacement) for tissue in (csf, gm, wm))
     folding = smooth_noise(rng, csf.shape, 7.0 / spacing_mm)
-    gm, wm = gm * np.exp(0.35 * folding), wm * np.exp(-0.35 * folding)
+    folded = np.stack([csf, gm * np.exp(0.35 * folding), wm * np.exp(-0.35 * folding)])
+    csf, gm, wm = folded * (csf + gm + wm) / np.maximum(folded.sum(0), 1e-6)
     thinning = max(0.0, person.age - 20) / 60 * 0.5
     lost = thinning * gm * np.clip(2 * ndimage.gaussian_filter(csf, 3.0 / spacing_mm), 0, 1)
     fractions = _sharpen(np.stack([csf + lost, gm - lost, wm, np.zeros_like(wm)]))
@@ -81,7 +82,11 @@ def _template(spacing_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     """CSF, GM and WM fractions of ICBM-152 at a spacing, and their affine."""
     (gm, affine), (wm, _), (brain, _) = (
         _downsample(load(resolution=1), spacing_mm)
-        for load in (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template, datasets.load_mni152_brain_mask)
+        for load in (
+            datasets.load_mni152_gm_template,
+            datasets.load_mni152_wm_template,
+            datasets.load_mni152_brain_mask,
+        )
     )
     total = np.maximum(gm + wm, 1e-6)
     gm, wm = gm * np.minimum(1, brain / total), wm * np.minimum(1, brain / total)
@@ -152,16 +157,20 @@ def _sharpen(fractions: np.ndarray, power: float = 2.0) -> np.ndarray:
     return raised / np.maximum(raised.sum(0), 1e-6) * np.clip(total, 0, 1)
 
 
-def _place(rng: np.random.Generator, fractions: np.ndarray, spacing_mm: float, inside: int, tissue: int, radius_mm) -> None:
+def _place(
+    rng: np.random.Generator, fractions: np.ndarray, spacing_mm: float, inside: int, tissue: int, radius_mm
+) -> None:
     """Put an irregular blob of ``tissue`` at a random voxel where ``inside`` prevails; changes ``fractions``."""
     candidates = np.argwhere(fractions[inside] > 0.9)
     if not len(candidates):
         return
     centre = candidates[rng.integers(len(candidates))]
     radius = rng.uniform(*radius_mm) / spacing_mm
-    offsets = np.stack(np.meshgrid(*[np.arange(n) for n in fractions.shape[1:]], indexing="ij")) - centre[:, None, None, None]
+    offsets = (
+        np.stack(np.meshgrid(*[np.arange(n) for n in fractions.shape[1:]], indexing="ij")) - centre[:, None, None, None]
+    )
     distance = np.sqrt((offsets**2).sum(0)) * (1 + 0.25 * smooth_noise(rng, fractions.shape[1:], 2 * radius))
-    share = np.clip(radius - distance + 0.5, 0, 1) * fractions.sum(0)
+    share = np.clip(radius - distance + 0.5, 0, 1) * np.minimum(fractions.sum(0), 1)
     fractions *= 1 - share
     fractions[tissue] += share
 

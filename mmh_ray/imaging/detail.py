@@ -9,7 +9,9 @@ REGULARISATION = 1e-4
 """Added to the local variance of the scan (unit intensity squared): below it a window counts as flat."""
 
 
-def local_affine(source: np.ndarray, styled: np.ndarray, mask: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
+def local_affine(
+    source: np.ndarray, styled: np.ndarray, mask: np.ndarray, radius: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Slope and offset ``(X, Y, Z)`` of the affine maps source→styled, fitted in cubic windows inside the mask.
 
     Each voxel's window gives the least-squares ``a, b`` with ``styled ~ a source + b``; the slope is kept from turning negative where the

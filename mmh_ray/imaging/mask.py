@@ -19,7 +19,10 @@ def estimate_mask(volume: Volume) -> np.ndarray:
     if is_stripped(data):
         return ndimage.binary_fill_holes(_largest(data > 0))
     smooth = ndimage.gaussian_filter(data, [2.0 / size for size in volume.spacing])
-    foreground = smooth > threshold_otsu(np.clip(smooth, 0, np.percentile(smooth, 99)))
+    root = np.sqrt(
+        np.clip(smooth, 0, np.percentile(smooth, 99))
+    )  # evens out the classes, so that dim tissue is not lost
+    foreground = root > threshold_otsu(root)
     return ndimage.binary_fill_holes(_largest(foreground))
 
 

@@ -78,7 +78,9 @@ def tissue_signal(scanner: Scanner, sequence: str) -> np.ndarray:
     raise ValueError(f"sequence {sequence!r}; expected one of {SEQUENCES}. Phantoms know no other signal equation.")
 
 
-def render(anatomy: Anatomy, scanner: Scanner, sequence: str, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
+def render(
+    anatomy: Anatomy, scanner: Scanner, sequence: str, rng: np.random.Generator, spacing_mm: float
+) -> np.ndarray:
     """What the scanner makes of the anatomy: ``(I, J, K)`` float32, not negative.
 
     Signal → gamma → point spread → receive field → Rician noise → grey levels.
@@ -90,7 +92,7 @@ def render(anatomy: Anatomy, scanner: Scanner, sequence: str, rng: np.random.Gen
     if scanner.blur_mm > 0:
         image = ndimage.gaussian_filter(image, scanner.blur_mm / _FWHM_PER_SIGMA / spacing_mm)
     if scanner.bias > 0:
-        image = image * np.exp(scanner.bias * smooth_noise(rng, image.shape, 60 / spacing_mm))
+        image = image * np.exp(scanner.bias * smooth_noise(rng, image.shape, 80 / spacing_mm))
     if scanner.noise > 0:
         real, imaginary = rng.normal(0, scanner.noise, (2, *image.shape)).astype(np.float32)
         image = np.hypot(image + real, imaginary)

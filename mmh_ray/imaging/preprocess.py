@@ -65,14 +65,20 @@ def prepare_volume(volume: Volume, mask: np.ndarray | None, grid: GridConfig, se
     steps = ["mask: given" if mask is not None else "mask: estimated"]
     mask = estimate_mask(volume) if mask is None else mask
     if mask.shape != volume.data.shape:
-        raise DataError(f"mask of shape {mask.shape}", f"the scan's shape {volume.data.shape}", "Resample the mask to its scan.")
+        raise DataError(
+            f"mask of shape {mask.shape}", f"the scan's shape {volume.data.shape}", "Resample the mask to its scan."
+        )
     if not mask.any():
-        raise DataError("an empty mask", "a mask that covers the brain", "Check the mask or leave it out to have one estimated.")
+        raise DataError(
+            "an empty mask", "a mask that covers the brain", "Check the mask or leave it out to have one estimated."
+        )
     affine = working_affine(volume.affine, mask, grid)
     source = to_grid(volume.data, volume.affine, affine, grid.shape)
     inside = to_grid(mask.astype(np.float32), volume.affine, affine, grid.shape) > 0.5
     if not inside.any():
-        raise DataError("a mask without a working voxel", "a brain larger than a few voxels", "Check the mask and the affine.")
+        raise DataError(
+            "a mask without a working voxel", "a brain larger than a few voxels", "Check the mask and the affine."
+        )
     steps.append(f"resampled: {grid.spacing_mm:g} mm RAS {tuple(grid.shape)}")
     image = source
     if settings.n4:
@@ -99,7 +105,7 @@ def to_grid(data: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, sha
     size = np.linalg.norm(step[:3, :3], axis=1)  # source voxels crossed by one target voxel, per source axis
     sigma = 0.4 * np.sqrt(np.maximum(size**2 - 1, 0))
     smooth = ndimage.gaussian_filter(data.astype(np.float32), sigma) if sigma.any() else data.astype(np.float32)
-    return ndimage.affine_transform(smooth, step, output_shape=tuple(shape), order=1, mode="constant")
+    return ndimage.affine_transform(smooth, step, output_shape=tuple(shape), order=1, mode="grid-constant")
 
 
 def from_grid(data: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -56,13 +56,17 @@ def read_volume(path: str | Path) -> Volume:
     try:
         image = _load(path)
         if not isinstance(image, nib.Nifti1Image):
-            raise DataError(f"{path}: {type(image).__name__}", "a NIfTI-1 or NIfTI-2 file", "Convert it, for example with dcm2niix.")
+            raise DataError(
+                f"{path}: {type(image).__name__}", "a NIfTI-1 or NIfTI-2 file", "Convert it, for example with dcm2niix."
+            )
         check_geometry(image.shape, image.affine, path)
         data = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
     except DataError:
         raise
     except (ImageFileError, OSError, EOFError, ValueError, TypeError, MemoryError, zlib.error) as error:
-        raise DataError(f"{path}: unreadable ({error})", "a complete NIfTI file", "Copy or convert it again.") from error
+        raise DataError(
+            f"{path}: unreadable ({error})", "a complete NIfTI file", "Copy or convert it again."
+        ) from error
     check_voxels(data, path)
     return Volume(data, np.asarray(image.affine, np.float64), image.header.copy())
 
@@ -81,20 +85,30 @@ def check_geometry(shape: tuple[int, ...], affine: np.ndarray, path: str | Path)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
-        raise DataError(f"{path}: {len(shape)}-D image of shape {tuple(shape)}", "one 3-D volume", "Split the series into volumes.")
+        raise DataError(
+            f"{path}: {len(shape)}-D image of shape {tuple(shape)}", "one 3-D volume", "Split the series into volumes."
+        )
     if min(shape) < 2:
-        raise DataError(f"{path}: shape {tuple(shape)}", "at least 2 voxels along each axis", "Leave single slices out.")
+        raise DataError(
+            f"{path}: shape {tuple(shape)}", "at least 2 voxels along each axis", "Leave single slices out."
+        )
     if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise DataError(f"{path}: singular affine", "an invertible voxel-to-world matrix", "Restore the sform or qform.")
+        raise DataError(
+            f"{path}: singular affine", "an invertible voxel-to-world matrix", "Restore the sform or qform."
+        )
 
 
 def check_voxels(data: np.ndarray, path: str | Path) -> None:
     """Raise DataError if any voxel is not finite or all are equal."""
     if not np.isfinite(data).all():
         count = int((~np.isfinite(data)).sum())
-        raise DataError(f"{path}: {count} NaN or infinite voxels", "finite intensities", "Convert the image again or mask them.")
+        raise DataError(
+            f"{path}: {count} NaN or infinite voxels", "finite intensities", "Convert the image again or mask them."
+        )
     if data.min() == data.max():
-        raise DataError(f"{path}: constant image (every voxel {data.flat[0]:g})", "an image with contrast", "Check the conversion.")
+        raise DataError(
+            f"{path}: constant image (every voxel {data.flat[0]:g})", "an image with contrast", "Check the conversion."
+        )
 
 
 def write_volume(volume: Volume, path: str | Path, dtype: type = np.float32) -> None:

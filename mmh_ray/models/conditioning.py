@@ -48,7 +48,8 @@ def condition_slices(slices: Tensor, indices: Sequence[int], scales: Tensor, dis
     scales:
         ``(D,)`` from :func:`difference_scales`.
     distances:
-        ``D`` distances in voxels. Component order per distance: along the normal, down, right. Zero past the border.
+        ``D`` distances in voxels. Component order per distance: along the normal, down, right. The volume is
+        continued by its last voxel.
     """
     here = slices[list(indices)]
     parts = []

@@ -71,6 +71,7 @@ class GlobalHarmonizer(nn.Module):
 
     def __init__(self, model: ModelConfig, train: TrainConfig, quantiles: Tensor) -> None:
         super().__init__()
+        quantiles = quantiles.float()
         self.model_config, self.train_config = model, train
         self.denoiser = Denoiser(model)
         self.scheduler = make_scheduler(model)
@@ -88,7 +89,7 @@ class GlobalHarmonizer(nn.Module):
         parts = {
             "mse": masked_mse(predicted, target, batch.mask),
             "gradient": gradient_mse(predicted, target, batch.mask),
-            "style": self.style_loss(predicted, batch, timestep),
+            "style": self.style_loss(predicted, batch),
         }
         loss = parts["mse"] + weights.gradient_weight * parts["gradient"]
         return {"loss": loss + style_ramp * weights.style_weight * parts["style"], **parts}
@@ -115,11 +116,13 @@ class GlobalHarmonizer(nn.Module):
         device = batch.image.device
         return torch.stack(noises).to(device), torch.tensor(timesteps, device=device)
 
-    def style_loss(self, predicted: Tensor, batch: SlabBatch, timestep: Tensor) -> Tensor:
+    def style_loss(self, predicted: Tensor, batch: SlabBatch) -> Tensor:
         """Mean distance of the groups from their unified domains; in training, moves the domains a little towards the groups."""
         centre = predicted.shape[1] // 2
         groups = int(batch.group.max()) + 1
-        cumulative, moments = group_statistics(to_unit(predicted[:, centre]), batch.mask[:, centre], batch.group, groups)
+        cumulative, moments = group_statistics(
+            to_unit(predicted[:, centre]), batch.mask[:, centre], batch.group, groups
+        )
         first = [int((batch.group == index).nonzero()[0]) for index in range(groups)]
         sequence = batch.sequence[first]
         distance = style_distance(

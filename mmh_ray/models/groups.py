@@ -23,21 +23,22 @@ class Conditioner:
         ``(X, Y, Z)`` bool.
     """
 
-    def __init__(self, volume: np.ndarray, mask: np.ndarray, distances: Sequence[int]) -> None:
-        self.distances = distances
+    def __init__(self, volume: np.ndarray, mask: np.ndarray, model: ModelConfig) -> None:
+        self.distances, self.side = model.distances, padded_side(volume.shape, model)
         self.volume = torch.from_numpy(np.ascontiguousarray(volume, np.float32))
-        self.scales = difference_scales(self.volume, torch.from_numpy(np.ascontiguousarray(mask)), distances)
+        self.scales = difference_scales(self.volume, torch.from_numpy(np.ascontiguousarray(mask)), self.distances)
 
     def slabs(self, plane: str, indices: Sequence[int]) -> np.ndarray:
         """Condition ``(n, C, P, P)`` float32 of the slices at ``indices``."""
         slices = self.volume.movedim(NORMAL[plane], 0)
         found = condition_slices(slices, indices, self.scales, self.distances)
-        return pad_square(found.numpy(), padded_side(self.volume.shape))
+        return pad_square(found.numpy(), self.side)
 
 
-def padded_side(shape: Sequence[int]) -> int:
-    """Side of the square slabs, a multiple of 8, so that the U-Net can halve it."""
-    return -(-square_side(shape) // 8) * 8
+def padded_side(shape: Sequence[int], model: ModelConfig) -> int:
+    """Side of the square slabs: holds every plane, and the U-Net can fold and halve it at every level."""
+    multiple = model.patch * 2 ** (len(model.channels) - 1)
+    return -(-square_side(shape) // multiple) * multiple
 
 
 def brain_slices(mask: np.ndarray, plane: str) -> np.ndarray:
@@ -59,7 +60,8 @@ def training_group(
     Returns arrays named as in ``SlabBatch`` (``group`` left out), with ``3 * slabs_per_plane`` slabs; images in float16.
     """
     rng = np.random.default_rng([seed, 3])
-    conditioner, side = Conditioner(styled, mask, model.distances), padded_side(mask.shape)
+    conditioner = Conditioner(styled, mask, model)
+    side = conditioner.side
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("image", "condition", "mask", "plane", "position")}
     for number, plane in enumerate(PLANES):
         slices = brain_slices(mask, plane)

@@ -13,7 +13,9 @@ from mmh_ray.config import RestyleConfig
 _FWHM_PER_SIGMA = 2.3548
 
 
-def restyle(image: Tensor, mask: Tensor, spacing_mm: float, config: RestyleConfig, generator: torch.Generator) -> Tensor:
+def restyle(
+    image: Tensor, mask: Tensor, spacing_mm: float, config: RestyleConfig, generator: torch.Generator
+) -> Tensor:
     """Re-style a unit-intensity volume: monotone curve, gamma, resolution, blur, smooth bias, Rician noise.
 
     ``image`` ``(X, Y, Z)`` float with the brain's 99.5th percentile at 1, ``mask`` ``(X, Y, Z)`` bool; returns the same

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
-from diffusers import DDIMInverseScheduler
 from torch import Tensor
 
 from mmh_ray.config import HarmonizeConfig
+from mmh_ray.errors import ModelError
 from mmh_ray.imaging.slices import NORMAL, PLANES, assemble, take_slabs
 from mmh_ray.models.denoiser import Context, to_diffusion, to_unit
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
-from mmh_ray.models.groups import Conditioner, brain_slices, padded_side
+from mmh_ray.models.groups import Conditioner, brain_slices
 
 Denoise = Callable[[Tensor, int], Tensor]
 """x0 from (x_t, t) with condition and context already bound."""
+
+INVERSION_TOP = 0.95
+"""Share of the schedule that inversion climbs: at its very end the noise level hides the source."""
 
 
 @torch.inference_mode()
@@ -36,12 +40,22 @@ def harmonize_volume(
 
     Returns
     -------
-    ``(X, Y, Z)`` float32 unit intensity, not negative, zero outside the mask.
+    ``(X, Y, Z)`` float32 unit intensity, finite, not negative, zero outside the mask.
+
+    Raises
+    ------
+    ModelError
+        If the model gives values that are not finite.
     """
-    conditioner = Conditioner(image, mask, model.model_config.distances)
-    noise = np.random.default_rng(settings.seed).standard_normal(image.shape).astype(np.float32)
-    estimates = [_run_plane(model, image, mask, noise, conditioner, plane, sequence, settings) for plane in settings.planes]
+    conditioner = Conditioner(image, mask, model.model_config)
+    side = conditioner.side + model.model_config.slab - 1
+    noise = np.random.default_rng(settings.seed).standard_normal((side,) * 3).astype(np.float32)
+    estimates = [
+        _run_plane(model, image, mask, noise, conditioner, plane, sequence, settings) for plane in settings.planes
+    ]
     fused = np.median(estimates, axis=0) if settings.fusion == "median" else np.mean(estimates, axis=0)
+    if not np.isfinite(fused).all():
+        raise ModelError("values that are not finite from the denoiser", "finite intensities", "Train the model anew.")
     return (np.clip(fused, 0, None) * mask).astype(np.float32)
 
 
@@ -55,7 +69,7 @@ def _run_plane(
     sequence: int,
     settings: HarmonizeConfig,
 ) -> np.ndarray:
-    indices, side, slab = brain_slices(mask, plane), padded_side(image.shape), model.model_config.slab
+    indices, slab = brain_slices(mask, plane), model.model_config.slab
     device = next(model.parameters()).device
     results = []
     for chunk in np.array_split(indices, -(-len(indices) // settings.batch_slabs)):
@@ -65,49 +79,57 @@ def _run_plane(
         def denoise(x: Tensor, t: int, condition: Tensor = condition, context: Context = context) -> Tensor:
             return model.denoiser(x, torch.full((len(x),), t, device=x.device), condition, context)
 
-        origin = to_diffusion(torch.from_numpy(take_slabs(image, plane, chunk, slab, side)))
-        start = torch.from_numpy(take_slabs(noise, plane, chunk, slab, side))
         if settings.inversion_depth:
+            origin = to_diffusion(torch.from_numpy(take_slabs(image, plane, chunk.tolist(), slab, conditioner.side)))
             sampled = invert_and_sample(model, denoise, origin.to(device), settings.inversion_depth, settings.steps)
         else:
+            start = torch.from_numpy(noise_slabs(noise, plane, chunk, slab, image.shape))
             sampled = sample(model, denoise, start.to(device), settings.steps)
         results.append(to_unit(sampled).float().cpu().numpy())
     return assemble(np.concatenate(results), plane, indices.tolist(), image.shape)
 
 
+def noise_slabs(cube: np.ndarray, plane: str, indices: np.ndarray, slab: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Noise ``(n, K, P, P)`` of the slabs from a cube of side ``P + K - 1``: a voxel has the same noise in every plane and slab."""
+    side, axis = cube.shape[0] - slab + 1, NORMAL[plane]
+    slices = np.moveaxis(cube, axis, 0)[:, slab // 2 :, slab // 2 :][:, :side, :side]
+    first = np.asarray(indices) + (side - shape[axis]) // 2
+    return slices[first[:, None] + np.arange(slab)]
+
+
 def make_context(
-    model: GlobalHarmonizer, plane: str, indices: Sequence[int], depth: int, sequence: int, device: torch.device
+    model: GlobalHarmonizer, plane: str, indices: np.ndarray, depth: int, sequence: int, device: torch.device
 ) -> Context:
     """Context of ``n`` slices of one plane of a volume with ``depth`` slices along its normal."""
-    count = len(indices)
-    labels = torch.full((count,), sequence, device=device)
+    labels = torch.full((len(indices),), sequence, device=device)
     position = torch.as_tensor(np.asarray(indices) / max(1, depth - 1), dtype=torch.float32, device=device)
     return Context(labels, torch.full_like(labels, PLANES.index(plane)), position, model.domain_moments[labels])
 
 
 def sample(model: GlobalHarmonizer, denoise: Denoise, noise: Tensor, steps: int) -> Tensor:
-    """DDIM (Song et al., ICLR 2021, eta = 0) from pure noise in ``steps`` steps; one step is the x0 prediction at T."""
-    scheduler = type(model.scheduler).from_config(model.scheduler.config)
-    scheduler.set_timesteps(steps, device=noise.device)
-    x = noise
-    for timestep in scheduler.timesteps:
-        x = scheduler.step(denoise(x, int(timestep)), int(timestep), x).prev_sample
-    return x
+    """DDIM from pure noise at the last timestep to the clean image; one step is the x0 prediction at T."""
+    length = len(model.scheduler.alphas_cumprod)
+    return _walk(model, denoise, noise, np.linspace(length - 1, -1, steps + 1))
 
 
 def invert_and_sample(model: GlobalHarmonizer, denoise: Denoise, origin: Tensor, depth: int, steps: int) -> Tensor:
     """The published procedure: DDIM inversion of the source in ``depth`` steps, then DDIM sampling in ``steps`` steps.
 
-    Both run on the training schedule with leading timesteps, so that labels and noise levels agree.
+    Both run on the training schedule, and sampling starts at the label where inversion ended.
     """
-    config = {**model.scheduler.config, "timestep_spacing": "leading"}
-    inverse = DDIMInverseScheduler.from_config(config)
-    inverse.set_timesteps(depth, device=origin.device)
-    x = origin
-    for timestep in inverse.timesteps:
-        x = inverse.step(denoise(x, int(timestep)), int(timestep), x).prev_sample
-    forward = type(model.scheduler).from_config(config)
-    forward.set_timesteps(steps, device=origin.device)
-    for timestep in forward.timesteps:
-        x = forward.step(denoise(x, int(timestep)), int(timestep), x).prev_sample
+    top = round(INVERSION_TOP * len(model.scheduler.alphas_cumprod))
+    inverted = _walk(model, denoise, origin, np.linspace(0, top, depth + 1))
+    return _walk(model, denoise, inverted, np.linspace(top, -1, steps + 1))
+
+
+def _walk(model: GlobalHarmonizer, denoise: Denoise, x: Tensor, labels: np.ndarray) -> Tensor:
+    """Deterministic DDIM through timesteps in either direction (Song et al., ICLR 2021, eq. 12 with sigma = 0); -1 is the clean image.
+
+    diffusers has this too, but its inversion and its sampling place their timesteps differently.
+    """
+    alphas = torch.cat([model.scheduler.alphas_cumprod, torch.ones(1)]).tolist()  # [-1] is the clean image
+    for here, there in pairwise(labels.round().astype(int).tolist()):
+        clean = denoise(x, here)
+        noise = (x - alphas[here] ** 0.5 * clean) / (1 - alphas[here]) ** 0.5
+        x = alphas[there] ** 0.5 * clean + (1 - alphas[there]) ** 0.5 * noise
     return x

@@ -126,7 +126,7 @@ def test_blur_raises_ssim_between_noisy_copies_and_raises_truth_nrmse():
     truth, mask = _anatomy(), _ball()
     copies = [truth + 0.08 * _noise(seed) for seed in (10, 11)]
     blurred = [gaussian_filter(copy, 1.5) for copy in copies]
-    assert ssim(*blurred, mask) > ssim(*copies, mask) + 0.02
+    assert ssim(blurred[0], blurred[1], mask) > ssim(copies[0], copies[1], mask) + 0.02
     sharp_error = truth_nrmse(copies, [truth] * 2, [mask] * 2).cohort
     assert truth_nrmse(blurred, [truth] * 2, [mask] * 2).cohort > sharp_error + 0.05
 

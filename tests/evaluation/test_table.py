@@ -11,7 +11,7 @@ from mmh_ray.evaluation.table import as_table, best_baseline
 
 pytestmark = pytest.mark.fast
 
-RESULTS = {
+RESULTS: dict[str, dict[str, dict[str, float | None]]] = {
     "T1w": {
         "raw": {"psnr": 21.5, "ssim": 0.874, "w1": 0.042, "truth_nrmse": 0.484, "tissue_contrast": None},
         "n4_histogram_matching": {"psnr": 23.7, "ssim": 0.883, "w1": 0.002, "truth_nrmse": 0.403},

@@ -1,0 +1,132 @@
+"""Peak memory of the long stages for a small and a ten times larger cohort: it must not grow.
+
+    python benchmarks/memory.py                     # prepare, 20 and 200 volumes
+    python benchmarks/memory.py --volumes 20 50 --json memory.json
+
+Every measurement is a process of its own with its own Ray. The cohort is a few phantom files under many ids, so that
+only the number of volumes differs. Figures are resident set sizes, sampled every 50 ms; pages that processes share are
+counted in each of them, so sums overstate. `worker` is the largest single Ray worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mmh_ray.config import Config, PhantomConfig, PrepareConfig
+
+INTERVAL_S = 0.05
+MIB = 2**20
+CONFIG = Config(prepare=PrepareConfig(n4_iterations=(10, 5), shard_volumes=8))
+"""Small shards, so that both cohorts fill some."""
+
+
+class Peak:
+    """Largest memory of this process, of any Ray worker below it and of them together, while the block runs."""
+
+    def __init__(self) -> None:
+        self.driver = self.worker = self.total = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        own = psutil.Process()
+        while not self._stop.wait(INTERVAL_S):
+            driver, workers = own.memory_info().rss, [_worker_rss(child) for child in own.children(recursive=True)]
+            self.driver, self.worker = max(self.driver, driver), max([self.worker, *workers])
+            self.total = max(self.total, driver + sum(workers))
+
+
+def _worker_rss(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss if process.name().startswith("ray::") else 0
+    except psutil.Error:  # it ended
+        return 0
+
+
+def make_cohort(folder: Path, volumes: int) -> Path:
+    """Manifest of ``volumes`` rows that point to the same few files under distinct ids."""
+    from mmh_ray.bids.manifest import to_table, write_manifest
+    from mmh_ray.distributed.manifest import build_manifest
+    from mmh_ray.distributed.phantom import make_archive
+
+    make_archive(str(folder / "bids"), PhantomConfig(sites=2, subjects_per_site=1, travelers=0))
+    rows = build_manifest(str(folder / "bids"), str(folder / "few.parquet"), CONFIG).to_pylist()
+    many = [rows[number % len(rows)] | {"image_id": f"{number:06d}"} for number in range(volumes)]
+    write_manifest(to_table(many), folder / "manifest.parquet")
+    return folder / "manifest.parquet"
+
+
+def prepare_stage(folder: Path, volumes: int) -> None:
+    """`mmh prepare` of the whole cohort."""
+    from mmh_ray.distributed.prepare import prepare
+
+    outcome = prepare(str(folder / "manifest.parquet"), str(folder / "prepared"), CONFIG)
+    assert outcome.done == volumes, outcome
+
+
+STAGES: dict[str, Callable[[Path, int], None]] = {"prepare": prepare_stage}
+"""Name of a stage to what is measured; gets the folder that :func:`make_cohort` filled and the number of volumes."""
+
+
+def measure(stage: str, volumes: int) -> dict[str, Any]:
+    """Peak memory in MiB and seconds of one stage, in this process."""
+    with tempfile.TemporaryDirectory() as name:
+        make_cohort(Path(name), volumes)
+        start = time.monotonic()
+        with Peak() as peak:
+            STAGES[stage](Path(name), volumes)
+        seconds = time.monotonic() - start
+    figures = {key: round(getattr(peak, key) / MIB) for key in ("driver", "worker", "total")}
+    return {"stage": stage, "volumes": volumes, **figures, "seconds": round(seconds, 1)}
+
+
+def main() -> None:
+    """Measure each stage and size in a fresh process and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--volumes", nargs="+", type=int, default=[20, 200])
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--here", action="store_true", help="measure in this process and print one line of JSON")
+    arguments = parser.parse_args()
+    if arguments.here:
+        print(json.dumps(measure(arguments.stage[0], arguments.volumes[0])))
+        return
+    rows = [_in_own_process(stage, volumes) for stage in arguments.stage for volumes in arguments.volumes]
+    print("stage      volumes  driver MiB  worker MiB  total MiB  seconds")
+    for row in rows:
+        print("{stage:<10} {volumes:>7} {driver:>11} {worker:>11} {total:>10} {seconds:>8}".format(**row))
+    if arguments.json:
+        machine = {"cpus": os.cpu_count(), "memory_mib": psutil.virtual_memory().total // MIB}
+        machine |= {"system": platform.system(), "python": platform.python_version()}
+        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+
+
+def _in_own_process(stage: str, volumes: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--here", "--stage", stage, "--volumes", str(volumes)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()

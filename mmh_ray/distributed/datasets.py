@@ -1,0 +1,211 @@
+"""Tri-planar slice batches on Ray Data: an endless, shuffled, deterministic stream of slice groups from the shards.
+
+A group is named by its number in the global order. Step ``s`` trains on groups ``s V`` to ``(s + 1) V - 1``, shared out among the
+workers; so one worker and many see the same groups in the same step, a restart goes on with the next number, and
+no volume is dropped. Within each pass over the cohort every training volume appears exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.data import ActorPoolStrategy, DataContext
+
+from mmh_ray.config import Config
+from mmh_ray.distributed.cluster import LOADER_CPUS
+from mmh_ray.distributed.shards import PreparedStore
+from mmh_ray.errors import DataError
+from mmh_ray.imaging.intensity import MonotoneMap, mean_quantile_function
+from mmh_ray.imaging.simulation import canonical_quantiles, simulated_pair
+from mmh_ray.models.global_harmonizer import SlabBatch
+from mmh_ray.models.groups import training_group
+from mmh_ray.models.restyle import restyle
+
+GROUPS_PER_BLOCK = 8
+GROUPS_PER_EXECUTION = 32768
+"""Groups of one Ray Data execution and worker: hours of training, yet a plan that the driver can hold."""
+
+
+@dataclass(frozen=True)
+class UnifiedDomain:
+    """Where each sequence is to go, from the training volumes' histograms alone.
+
+    Attributes
+    ----------
+    quantiles:
+        Sequence to ``(257,)`` quantile function: the mean over sites of each site's mean, so that no site owns the domain.
+    canonical:
+        Sequence to ``(257,)`` mean quantile function of the simulated canonical images, for sequences that can be simulated.
+    """
+
+    quantiles: dict[str, np.ndarray]
+    canonical: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, store: PreparedStore, config: Config) -> UnifiedDomain:
+        """From the volumes of split `train`; DataError names a sequence that has none."""
+        quantiles = {}
+        for sequence in config.model.sequences:
+            by_site: dict[str, list[np.ndarray]] = {}
+            for entry in usable(store, "train"):
+                if entry["sequence"] == sequence:
+                    by_site.setdefault(entry["site"], []).append(entry["quantiles"])
+            if not by_site:
+                raise DataError(
+                    f"no {sequence} volume in split train",
+                    f"training volumes of every sequence of model.sequences={config.model.sequences}",
+                    "Prepare scans of it, or leave it out of model.sequences.",
+                )
+            quantiles[sequence] = mean_quantile_function(mean_quantile_function(found) for found in by_site.values())
+        simulated = (
+            canonical_quantiles(config.model.sequences, config.grid, config.train.seed)
+            if config.train.simulated_share
+            else {}
+        )
+        return cls(quantiles, simulated)
+
+    def as_tensor(self, sequences: tuple[str, ...]) -> torch.Tensor:
+        """``(S, 257)`` float32 in the model's order."""
+        return torch.tensor(np.stack([self.quantiles[name] for name in sequences]), dtype=torch.float32)
+
+
+class GroupMaker:
+    """Makes the ``number``-th slice group; called by Ray Data on blocks of numbers, or by hand."""
+
+    def __init__(self, store_uri: str, config: Config, domain: UnifiedDomain, split: str = "train") -> None:
+        torch.set_num_threads(1)
+        self.store, self.config, self.domain = PreparedStore(store_uri), config, domain
+        self.entries = [entry for entry in usable(self.store, split) if entry["sequence"] in config.model.sequences]
+        self.simulable = [name for name in config.model.sequences if name in domain.canonical]
+        self.share = config.train.simulated_share if self.simulable else 0.0
+
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Groups of the numbers in ``block["id"]``, stacked: each array gains a leading axis."""
+        groups = [self.group(int(number)) for number in block["id"]]
+        return {name: np.stack([group[name] for group in groups]) for name in groups[0]}
+
+    def group(self, number: int) -> dict[str, np.ndarray]:
+        """Arrays of :func:`mmh_ray.models.groups.training_group` for one number."""
+        simulated, ordinal = self.source(number)
+        sequence, target, styled, mask = self._simulated(ordinal) if simulated else self._volume(ordinal, number)
+        label = self.config.model.sequences.index(sequence)
+        slabs, seed = self.config.train.slabs_per_plane, _mix(self.config.train.seed, number)
+        return training_group(target, styled, mask, label, slabs, self.config.model, seed)
+
+    def source(self, number: int) -> tuple[bool, int]:
+        """Whether a group is simulated, and its ordinal among its kind; the kinds are evenly interleaved."""
+        before, after = int(number * self.share), int((number + 1) * self.share)
+        if after > before or not self.entries:
+            return True, before
+        return False, number - before
+
+    def entry(self, ordinal: int) -> dict[str, Any]:
+        """Index row of the ``ordinal``-th group of the cohort: a new shuffle in every pass."""
+        turn, place = divmod(ordinal, len(self.entries))
+        return self.entries[_shuffle(self.config.train.seed, turn, len(self.entries))[place]]
+
+    def _volume(self, ordinal: int, number: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+        entry = self.entry(ordinal)
+        image, mask = self.store.read(entry)
+        teacher = MonotoneMap.between(entry["quantiles"], self.domain.quantiles[entry["sequence"]])
+        generator = torch.Generator().manual_seed(_mix(self.config.train.seed, number))
+        styled = restyle(
+            torch.from_numpy(image), torch.from_numpy(mask), self.config.grid.spacing_mm, self.config.restyle, generator
+        )
+        return entry["sequence"], teacher.apply(image) * mask, styled.numpy(), mask
+
+    def _simulated(self, ordinal: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+        sequence = self.simulable[ordinal // 8 % len(self.simulable)]
+        settings, seed = self.config.prepare, self.config.train.seed
+        scan, truth, mask = simulated_pair(ordinal, sequence, self.config.grid, seed, settings.upper_percentile)
+        unify = MonotoneMap.between(self.domain.canonical[sequence], self.domain.quantiles[sequence])
+        return sequence, unify.apply(truth) * mask, scan, mask
+
+
+def training_stream(
+    store_uri: str, config: Config, domain: UnifiedDomain, first_step: int, rank: int, world: int, loaders: int
+) -> Iterator[SlabBatch]:
+    """This worker's batches from ``first_step`` on, in order, until ``config.train.steps``."""
+    share = config.train.volumes_per_step // world
+    numbers_per_run = GROUPS_PER_EXECUTION // share * share
+    wanted = (config.train.steps - first_step) * share
+    for offset in range(0, wanted, numbers_per_run):
+        count = min(numbers_per_run, wanted - offset)
+        yield from _execute(
+            store_uri, config, domain, (first_step * share + offset, count), share, rank, world, loaders
+        )
+
+
+def _execute(
+    store_uri: str,
+    config: Config,
+    domain: UnifiedDomain,
+    span: tuple[int, int],
+    share: int,
+    rank: int,
+    world: int,
+    loaders: int,
+) -> Iterator[SlabBatch]:
+    first, count = span
+
+    def globally(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        step, place = np.divmod(first + block["id"], share)
+        return {"id": step * share * world + rank * share + place}
+
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    groups = ray.data.range(count, override_num_blocks=-(-count // GROUPS_PER_BLOCK)).map_batches(
+        globally, batch_size=None
+    )
+    groups = groups.map_batches(
+        GroupMaker,
+        fn_constructor_args=(store_uri, config, domain),
+        batch_size=GROUPS_PER_BLOCK,
+        compute=ActorPoolStrategy(size=loaders),
+        num_cpus=LOADER_CPUS,
+    )
+    for batch in groups.iter_batches(batch_size=share, prefetch_batches=4, batch_format="numpy"):
+        yield as_slab_batch(batch)
+
+
+def validation_batches(store_uri: str, config: Config, domain: UnifiedDomain) -> list[SlabBatch]:
+    """Fixed groups of the split `val`, styled once and for all; of unseen simulated people where the split is empty."""
+    maker = GroupMaker(store_uri, config, domain, "val")
+    if maker.entries:
+        maker.share = 0.0
+    first = 10**9
+    return [
+        as_slab_batch({name: array[None] for name, array in maker.group(first + number).items()})
+        for number in range(config.train.validation_groups)
+    ]
+
+
+def as_slab_batch(arrays: dict[str, np.ndarray]) -> SlabBatch:
+    """Stacked groups ``(G, n, ...)`` as one batch of ``G n`` slabs."""
+    groups, slabs = arrays["plane"].shape
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)).flatten(0, 1) for name, array in arrays.items()}
+    for name in ("image", "condition", "mask", "position"):
+        tensors[name] = tensors[name].float()
+    return SlabBatch(**tensors, group=torch.arange(groups).repeat_interleave(slabs))
+
+
+def usable(store: PreparedStore, split: str) -> list[dict[str, Any]]:
+    """Index rows of a split that hold a volume."""
+    return [entry for entry in store.index if entry["status"] == "ok" and entry["split"] == split]
+
+
+def _mix(seed: int, number: int) -> int:
+    """A well-spread 62-bit seed from two numbers."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 2)
+
+
+@lru_cache(maxsize=4)
+def _shuffle(seed: int, turn: int, length: int) -> np.ndarray:
+    return np.random.default_rng([seed, turn, 5]).permutation(length)

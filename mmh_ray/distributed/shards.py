@@ -1,0 +1,326 @@
+"""The store of prepared volumes: Parquet shards, one row group per volume, and an index of everything but the voxels.
+
+A store is a local folder or any URI that pyarrow opens (s3://, gs:// ...). The index is written last and decides what
+the store holds: a shard that it does not name is not there yet, or no longer. Nothing pickled is ever loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.provenance import hash_of
+
+VERSION = b"1"
+INDEX = "index.parquet"
+OPEN_SHARDS = 4
+"""Parquet files that a :class:`PreparedStore` keeps open at a time."""
+
+_PARTIAL = ".partial-"
+_SHARD = re.compile(r"shard-[0-9a-f]{16}\.parquet")
+_FACTS = [
+    pa.field("image_id", pa.string(), nullable=False),
+    *(pa.field(name, pa.string()) for name in ("subject", "session", "site", "sequence", "split")),
+    pa.field("shape", pa.list_(pa.int32())),
+    pa.field("affine", pa.list_(pa.float64())),
+    pa.field("low", pa.float64()),
+    pa.field("high", pa.float64()),
+    pa.field("quantiles", pa.list_(pa.float32())),
+    pa.field("steps", pa.list_(pa.string())),
+    pa.field("provenance", pa.string()),
+]
+_WRITER: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+_METADATA = {b"mmh_prepared_version": VERSION}
+SHARD_SCHEMA = pa.schema([*_FACTS, pa.field("image", pa.binary()), pa.field("mask", pa.binary())], metadata=_METADATA)
+"""Columns of a shard.
+
+`shape` of the working grid; `affine` row by row, working voxels to millimetres; `low` and `high` the scan's intensities
+at unit intensity 0 and 1; `quantiles` the 257 quantiles of the brain; `steps` what was done; `provenance` the hash of
+inputs and settings; `image` little-endian float16 unit intensities and `mask` packed bits, both in C order.
+"""
+INDEX_SCHEMA = pa.schema(
+    [
+        *_FACTS,
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("shard", pa.string()),
+        pa.field("row_group", pa.int32()),
+    ],
+    metadata=_METADATA,
+)
+"""Columns of the index: `status` ok or failed with its `reason`; the `shard` and its `row_group` of what is ok."""
+
+Row = dict[str, Any]
+
+
+def write_shard(uri: str, rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """Write volumes as they come, a row group each; the shard appears whole or not at all.
+
+    Parameters
+    ----------
+    uri:
+        Folder or URI of the store; a missing folder is made.
+    rows:
+        Keys of :data:`SHARD_SCHEMA`, with `image` ``(X, Y, Z)`` float, `mask` ``(X, Y, Z)`` bool, `affine` ``(4, 4)``.
+        Only one is held at a time.
+
+    Returns
+    -------
+    str | None
+        File name, made from the volumes' ids and provenance; None where there was no row.
+    """
+    store, folder = _open_folder(uri)
+    with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=folder if _is_local(store) else None) as scratch:
+        partial = Path(scratch, "shard.parquet")
+        contents = []
+        with pq.ParquetWriter(partial, SHARD_SCHEMA, **_WRITER) as writer:
+            for row in rows:
+                writer.write_table(pa.Table.from_pylist([_encoded(row)], schema=SHARD_SCHEMA))
+                contents.append([row["image_id"], row["provenance"]])
+        if not contents:
+            return None
+        name = f"shard-{hash_of(contents)[:16]}.parquet"
+        _publish(store, partial, f"{folder}/{name}")
+    return name
+
+
+def write_index(uri: str, rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Write the index ordered by `image_id`, whole or not at all; an index that says the same already is left alone.
+
+    Parameters
+    ----------
+    rows:
+        Keys of :data:`INDEX_SCHEMA`, one row per image.
+
+    Returns
+    -------
+    bool
+        Whether a file was written.
+    """
+    ordered = sorted(rows, key=lambda row: row["image_id"])
+    columns = {name: [_flat(row.get(name)) for row in ordered] for name in INDEX_SCHEMA.names}
+    table = pa.table(columns, schema=INDEX_SCHEMA)
+    store, folder = _open_folder(uri)
+    if INDEX in names_in(uri) and _read_index(uri).equals(table):
+        return False
+    with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=folder if _is_local(store) else None) as scratch:
+        partial = Path(scratch, INDEX)
+        pq.write_table(table, partial, compression="zstd")
+        _publish(store, partial, f"{folder}/{INDEX}")
+    return True
+
+
+def shard_entries(uri: str, name: str) -> list[Row]:
+    """Index rows of a shard's volumes, read from the shard without its voxels."""
+    store, folder = _located(uri)
+    with pq.ParquetFile(f"{folder}/{name}", filesystem=store) as shard:
+        table = shard.read(columns=[field.name for field in _FACTS])
+    placed = {"status": "ok", "reason": None, "shard": name}
+    return [row | placed | {"row_group": group} for group, row in enumerate(_entries(table))]
+
+
+def names_in(uri: str) -> set[str]:
+    """Names of everything directly inside a folder; none where it does not exist.
+
+    Raises
+    ------
+    ConfigError
+        If the URI cannot be opened or is a file.
+    """
+    store, folder = _located(uri)
+    try:
+        if store.get_file_info(folder).type == pa.fs.FileType.File:
+            raise ConfigError(f"{_shown(uri)}: a file", "a folder for prepared volumes", "Name a folder.")
+        return {info.base_name for info in store.get_file_info(pa.fs.FileSelector(folder, allow_not_found=True))}
+    except OSError as error:
+        raise ConfigError(
+            f"{_shown(uri)}: {error}", "a folder that can be listed", "Check it and its access."
+        ) from error
+
+
+def check_own(uri: str) -> set[str]:
+    """Names of the shards of a store; a folder of other things is refused, a new or empty one is not.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds files and was not made by `mmh prepare`.
+    DataError
+        If its index cannot be read.
+    """
+    names = names_in(uri)
+    foreign = {name for name in names if not (name == INDEX or is_shard(name) or name.startswith(_PARTIAL))}
+    if foreign and INDEX not in names:
+        received = f"{_shown(uri)}: holds {min(foreign)} and no {INDEX}"
+        raise ConfigError(received, "a new folder or one made by `mmh prepare`", "Name another folder.")
+    if INDEX in names:
+        _read_index(uri)
+    return {name for name in names if is_shard(name)}
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file name is that of a shard."""
+    return _SHARD.fullmatch(name) is not None
+
+
+def keep_only(uri: str, names: Collection[str | None]) -> None:
+    """Delete all other shards of a store, and what killed runs left half-written; no other run may be writing there."""
+    store, folder = _located(uri)
+    for name in names_in(uri):
+        if name.startswith(_PARTIAL):
+            store.delete_dir(f"{folder}/{name}")
+        elif is_shard(name) and name not in names:
+            store.delete_file(f"{folder}/{name}")
+
+
+class PreparedStore:
+    """Prepared volumes by their index; can be sent to other processes, which open the shards themselves.
+
+    >>> store = PreparedStore("s3://bucket/prepared")  # doctest: +SKIP
+    >>> image, mask = store.read(store.index[0])  # doctest: +SKIP
+
+    Raises
+    ------
+    DataError
+        If there is no store of this version at ``uri``.
+    ConfigError
+        If ``uri`` cannot be opened at all.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        if INDEX not in names_in(uri):
+            remedy = "Run `mmh prepare MANIFEST OUT` to its end."
+            raise DataError(f"{_shown(uri)}: no {INDEX}", "a folder made by `mmh prepare`", remedy)
+        self.index: list[Row] = _entries(_read_index(uri))
+        """A row per image, ordered by `image_id`: :data:`INDEX_SCHEMA`, with `affine` ``(4, 4)`` float64 and
+        `quantiles` ``(257,)`` float32 as arrays. Rows of status failed have neither voxels nor geometry."""
+        self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+
+    @cached_property
+    def data_hash(self) -> str:
+        """Hash of every usable volume's provenance, role and place: equal for equal data, whatever the shards."""
+        keys = ("image_id", "site", "sequence", "split", "provenance")
+        return hash_of([[entry[key] for key in keys] for entry in self.index if entry["status"] == "ok"])
+
+    def read(self, entry: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Voxels of one row of the index; nothing else of its shard is read.
+
+        Returns
+        -------
+        tuple
+            ``(X, Y, Z)`` float32 unit intensity, zero outside the brain, and ``(X, Y, Z)`` bool, the brain.
+
+        Raises
+        ------
+        DataError
+            If the row has no voxels, or its shard is missing or damaged.
+        """
+        if entry["status"] != "ok":
+            received = f"{entry['image_id']}: {entry['status']} ({entry['reason']})"
+            raise DataError(received, "a prepared volume", "Leave rows out whose status is not ok.")
+        try:
+            columns = self._shard(entry["shard"]).read_row_group(entry["row_group"], columns=["image", "mask"])
+            image = np.frombuffer(columns["image"][0].as_buffer(), "<f2").reshape(entry["shape"])
+            bits = np.frombuffer(columns["mask"][0].as_buffer(), np.uint8)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            received = f"{_shown(self.uri)}/{entry['shard']}: {error}"
+            raise DataError(received, "a readable shard", "Remove the shard and run `mmh prepare` again.") from error
+        mask = np.unpackbits(bits, count=image.size).astype(bool).reshape(image.shape)
+        return image.astype(np.float32), mask
+
+    def _shard(self, name: str) -> pq.ParquetFile:
+        if name not in self._open:
+            store, folder = _located(self.uri)
+            self._open[name] = pq.ParquetFile(f"{folder}/{name}", filesystem=store)
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(name)
+        return self._open[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}
+
+
+def _encoded(row: Mapping[str, Any]) -> Row:
+    image = np.ascontiguousarray(row["image"], "<f2")
+    packed = {"image": image.tobytes(), "mask": np.packbits(row["mask"]).tobytes(), "shape": list(image.shape)}
+    return {name: _flat(row.get(name)) for name in SHARD_SCHEMA.names} | packed
+
+
+def _flat(value: Any) -> Any:
+    return value.ravel() if isinstance(value, np.ndarray) else value
+
+
+def _entries(table: pa.Table) -> list[Row]:
+    """Rows with their arrays as arrays: 257 Python floats a row would be most of a large index's memory."""
+    rows = table.drop_columns(["affine", "quantiles"]).to_pylist()
+    for row, affine, quantiles in zip(rows, table["affine"], table["quantiles"], strict=True):
+        row["affine"] = affine.values.to_numpy().reshape(4, 4) if affine.is_valid else None
+        row["quantiles"] = quantiles.values.to_numpy() if quantiles.is_valid else None
+    return rows
+
+
+def _read_index(uri: str) -> pa.Table:
+    store, folder = _located(uri)
+    remedy = "Prepare into a new folder."
+    try:
+        with pq.ParquetFile(f"{folder}/{INDEX}", filesystem=store) as file:
+            table = file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{_shown(uri)}/{INDEX}: {error}", "a readable index in Parquet", remedy) from error
+    version = (table.schema.metadata or {}).get(b"mmh_prepared_version", b"none")
+    if version != VERSION or not table.schema.equals(INDEX_SCHEMA):
+        received = f"{_shown(uri)}/{INDEX}: version {version.decode(errors='replace')}, columns {table.column_names}"
+        raise DataError(received, f"version {VERSION.decode()} of a prepared store", remedy)
+    return table
+
+
+def _located(uri: str) -> tuple[pa.fs.FileSystem, str]:
+    """File system of a URI and the folder on it; a plain path is a local folder."""
+    if "://" not in uri:
+        return pa.fs.LocalFileSystem(), str(Path(uri).absolute())
+    try:
+        store, folder = pa.fs.FileSystem.from_uri(uri)
+    except (OSError, ValueError) as error:
+        received = f"{_shown(uri)}: {str(error).replace(uri, _shown(uri))}"
+        expected = "a folder or a URI such as s3://bucket/prepared"
+        raise ConfigError(received, expected, "Check its scheme and the access keys.") from error
+    return store, folder.rstrip("/")
+
+
+def _open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
+    store, folder = _located(uri)
+    store.create_dir(folder)
+    return store, folder
+
+
+def _is_local(store: pa.fs.FileSystem) -> bool:
+    return isinstance(store, pa.fs.LocalFileSystem)
+
+
+def _publish(store: pa.fs.FileSystem, partial: Path, target: str) -> None:
+    """Local: a rename. Object stores: an upload, which shows only when it is complete."""
+    if _is_local(store):
+        os.replace(partial, target)
+        return
+    with open(partial, "rb") as source, store.open_output_stream(target) as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
+
+
+def _shown(uri: str) -> str:
+    """The URI without the keys and options that may stand in it."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri).split("?")[0] if "://" in uri else uri

@@ -1,0 +1,282 @@
+"""Stage 1 on Ray Train: data-parallel workers, checkpoints, resume after any death, MLflow, and a bundle at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray
+import ray.train
+import safetensors.torch
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+
+from mmh_ray import tracking
+from mmh_ray.config import Config, from_dict, to_dict
+from mmh_ray.distributed.cluster import connect, training_resources
+from mmh_ray.distributed.datasets import UnifiedDomain, training_stream, usable, validation_batches
+from mmh_ray.distributed.shards import PreparedStore
+from mmh_ray.errors import ConfigError
+from mmh_ray.models.bundle import save_bundle
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.learner import Learner, best_weights
+from mmh_ray.progress import progress
+from mmh_ray.provenance import hash_of
+
+log = logging.getLogger(__name__)
+
+STATE = "state.safetensors"
+RECORD = "run.json"
+"""File beside a run's checkpoints: which MLflow run it is and which settings and data it was started with."""
+RETRIES = 3
+"""Times that Ray Train restarts the workers after one died."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Where the outcome lies."""
+
+    bundle: str
+    """Bundle folder or URI."""
+    model_uri: str
+    """``models:/NAME/VERSION`` in the registry."""
+    run_id: str
+    """MLflow run."""
+    validation: dict[str, float]
+    """Validation losses of the best weights."""
+
+
+def train_global(prepared: str, config: Config) -> TrainedModel:
+    """Train the global harmonizer on prepared volumes and register it.
+
+    A run of the same ``train.run_name`` in the same ``train.storage`` goes on from its last checkpoint.
+
+    Raises
+    ------
+    ConfigError
+        If a run of that name has other settings or data, or the cluster cannot place the workers.
+    DataError
+        If the store cannot be read or lacks a sequence of the model.
+    """
+    connect()
+    store = PreparedStore(str(Path(prepared).absolute()) if "://" not in prepared else prepared)
+    domain = UnifiedDomain.of(store, config)
+    storage, folder = _storage(config)
+    facts = {"data_hash": store.data_hash, "prepared": store.uri}
+    tracking.configure(config.tracking)
+    run_id = _start_or_continue(storage, f"{folder}/{config.train.run_name}", config, facts)
+    try:
+        state = _fit(store, config, domain, storage, folder, run_id)
+        return _publish(state, store, config, domain, storage, folder, run_id)
+    except BaseException:
+        tracking.finish(run_id, "FAILED")
+        raise
+
+
+def _fit(
+    store: PreparedStore,
+    config: Config,
+    domain: UnifiedDomain,
+    storage: pyarrow.fs.FileSystem,
+    folder: str,
+    run_id: str,
+) -> dict[str, torch.Tensor]:
+    """Run the workers to the last step; returns the final learner state."""
+    resources, loaders = training_resources(config.train.workers, config.train.use_gpu)
+    board = Board.remote()
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={
+            "store": store.uri,
+            "config": to_dict(config),
+            "domain": domain,
+            "loaders": loaders,
+            "board": board,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=config.train.workers, use_gpu=config.train.use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=config.train.run_name,
+            storage_path=folder,
+            storage_filesystem=storage,
+            failure_config=FailureConfig(max_failures=RETRIES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with _watch(board, run_id, config.train.steps):
+        result = trainer.fit()
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as directory:
+        return safetensors.torch.load_file(Path(directory, STATE))
+
+
+def _work(spec: dict[str, Any]) -> None:
+    """What each training worker does."""
+    config: Config = from_dict(Config, spec["config"])
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    torch.manual_seed(config.train.seed)
+    model = GlobalHarmonizer(config.model, config.train, spec["domain"].as_tensor(config.model.sequences))
+    model.to(get_device())
+    learner = Learner(model, config.train, prepare_model(model))
+    _resume(learner)
+    validation = validation_batches(spec["store"], config, spec["domain"]) if rank == 0 else []
+    stream = training_stream(spec["store"], config, spec["domain"], learner.steps_done, rank, world, spec["loaders"])
+    before = time.perf_counter()
+    for batch in stream:
+        waited, start = time.perf_counter() - before, time.perf_counter()
+        metrics = learner.step(batch)
+        before = time.perf_counter()
+        seconds = before - start
+        metrics |= {
+            "slabs_per_second": world * len(batch.plane) / (waited + seconds),
+            "data_wait_share": waited / (waited + seconds),
+        }
+        _after_step(learner, config, rank, metrics, validation, spec["board"])
+        before = time.perf_counter()
+
+
+def _after_step(learner: Learner, config: Config, rank: int, metrics: dict[str, float], validation, board) -> None:
+    """Validate and checkpoint when it is time; tell the driver."""
+    step, last = learner.steps_done, learner.steps_done == config.train.steps
+    if rank == 0 and (last or step % config.train.validate_every == 0):
+        metrics |= learner.validate(validation)
+    if rank == 0:
+        board.post.remote(step, metrics)
+    if not (last or step % config.train.checkpoint_every == 0):
+        return
+    if rank != 0:
+        ray.train.report({"step": step})
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        safetensors.torch.save_file(learner.state(), Path(scratch, STATE))
+        ray.train.report({"step": step, **metrics}, checkpoint=Checkpoint.from_directory(scratch))
+
+
+def _resume(learner: Learner) -> None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as directory:
+            learner.load_state(safetensors.torch.load_file(Path(directory, STATE)))
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where the first worker pins its metrics for the driver to collect; outlives workers that die."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def post(self, step: int, metrics: dict[str, float]) -> None:
+        """Pin one step's metrics."""
+        self.rows.append((step, metrics))
+
+    def take(self) -> list[tuple[int, dict[str, float]]]:
+        """Everything pinned since the last call."""
+        rows, self.rows = self.rows, []
+        return rows
+
+
+@contextmanager
+def _watch(board: Any, run_id: str, steps: int) -> Iterator[None]:
+    """Show progress and log metrics to MLflow from a thread while the trainer runs."""
+    done = threading.Event()
+
+    def collect() -> None:
+        shown = 0
+        with progress(steps, "Training", "steps") as advance:
+            finished = False
+            while not finished:
+                finished = done.wait(2.0)
+                for step, metrics in ray.get(board.take.remote()):
+                    tracking.log_metrics(run_id, metrics, step)
+                    note = f"loss {metrics['loss']:.4f}, data wait {metrics['data_wait_share']:.0%}"
+                    advance(max(0, step - shown), note)
+                    shown = max(shown, step)
+
+    thread = threading.Thread(target=collect, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=60)
+
+
+def _storage(config: Config) -> tuple[pyarrow.fs.FileSystem, str]:
+    """File system and folder of ``train.storage``."""
+    uri = config.train.storage
+    if "://" not in uri:
+        Path(uri).mkdir(parents=True, exist_ok=True)
+        return pyarrow.fs.LocalFileSystem(), str(Path(uri).absolute())
+    storage, folder = pyarrow.fs.FileSystem.from_uri(uri)
+    return storage, folder
+
+
+def _start_or_continue(storage: pyarrow.fs.FileSystem, folder: str, config: Config, facts: dict[str, Any]) -> str:
+    """The MLflow run id of this training run, new or that of the run to resume."""
+    sections = {key: value for key, value in to_dict(config).items() if key in ("grid", "restyle", "model", "train")}
+    moved = {"storage", "workers", "use_gpu", "checkpoint_every"}
+    train = {key: value for key, value in sections["train"].items() if key not in moved}
+    fingerprint = hash_of([{**sections, "train": train}, facts["data_hash"]])
+    storage.create_dir(folder)
+    record = f"{folder}/{RECORD}"
+    earlier: dict[str, str] = {}
+    if storage.get_file_info(record).type == pyarrow.fs.FileType.File:
+        with storage.open_input_stream(record) as stream:
+            earlier = json.loads(stream.read())
+        if earlier["fingerprint"] != fingerprint:
+            raise ConfigError(
+                f"train.run_name={config.train.run_name!r}, which exists with other settings or data",
+                "the settings and data it was started with, or a new name",
+                "Set train.run_name to a new name, or remove the old run.",
+            )
+        log.info("run %s exists: continuing from its last checkpoint", config.train.run_name)
+    run_id = tracking.start_run(config, config.train.run_name, earlier.get("run_id"), facts)
+    with storage.open_output_stream(record) as stream:
+        stream.write(json.dumps({"run_id": run_id, "fingerprint": fingerprint}).encode())
+    return run_id
+
+
+def _publish(
+    state: dict[str, torch.Tensor],
+    store: PreparedStore,
+    config: Config,
+    domain: UnifiedDomain,
+    storage: pyarrow.fs.FileSystem,
+    folder: str,
+    run_id: str,
+) -> TrainedModel:
+    """Bundle the best weights, put the bundle beside the checkpoints and register it."""
+    quantiles = domain.as_tensor(config.model.sequences)
+    model = GlobalHarmonizer(config.model, config.train, quantiles)
+    model.load_state_dict(best_weights(state))
+    batches = validation_batches(store.uri, config, domain)
+    validation = Learner(model, config.train).validate(batches)
+    counts: dict[str, Counter[str]] = {}
+    for entry in usable(store, "train"):
+        counts.setdefault(entry["site"], Counter())[entry["sequence"]] += 1
+    training = {"steps": int(state["steps_done"]), "validation": validation, "counts": counts}
+    target = f"{folder}/{config.train.run_name}/bundle"
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch, "bundle")
+        save_bundle(local, model, config, quantiles=quantiles, data_hash=store.data_hash, training=training)
+        storage.create_dir(target)
+        pyarrow.fs.copy_files(str(local), target, destination_filesystem=storage)
+        uri = tracking.register(run_id, local, config)
+    tracking.finish(run_id)
+    return TrainedModel(target, uri, run_id, validation)

@@ -1,0 +1,106 @@
+"""One scan through the whole of stage 1: prepare, harmonize, bring back to its own grid. No Ray, no BIDS: files or arrays in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mmh_ray.config import HarmonizeConfig
+from mmh_ray.imaging.detail import local_affine
+from mmh_ray.imaging.preprocess import Prepared, from_grid, prepare_volume
+from mmh_ray.imaging.volume import Volume
+from mmh_ray.models.bundle import Bundle
+from mmh_ray.models.sampling import harmonize_volume
+
+
+@dataclass(frozen=True)
+class HarmonizedScan:
+    """What the harmonizer made of a scan.
+
+    Attributes
+    ----------
+    volume:
+        The harmonized image in unit intensity (unified domain) on the scan's own grid; finite, not negative.
+    prepared:
+        The scan on the working grid.
+    model_image:
+        ``(X, Y, Z)`` the model's own image on the working grid, before any detail projection.
+    """
+
+    volume: Volume
+    prepared: Prepared
+    model_image: np.ndarray
+
+
+class Harmonizer:
+    """A loaded model, ready for any number of scans.
+
+    Parameters
+    ----------
+    bundle:
+        The model and the preparation it was trained with.
+    settings:
+        How to sample; the bundle's own settings by default.
+    """
+
+    def __init__(self, bundle: Bundle, settings: HarmonizeConfig | None = None) -> None:
+        self.bundle = bundle
+        self.settings = settings or bundle.config.harmonize
+
+    def run(self, volume: Volume, sequence: str, mask: np.ndarray | None = None) -> HarmonizedScan:
+        """Harmonize a scan.
+
+        Parameters
+        ----------
+        volume:
+            The scan, any orientation, spacing and shape.
+        sequence:
+            BIDS suffix, one of the model's sequences.
+        mask:
+            ``(I, J, K)`` bool brain mask at the scan's grid; None estimates one.
+
+        Raises
+        ------
+        ModelError
+            If the model does not know the sequence.
+        DataError
+            If the scan or its mask cannot be used.
+        """
+        label = self.bundle.sequence_index(sequence)
+        prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.bundle.config.prepare)
+        image = self._sample(prepared, label)
+        native = self._to_native(volume, prepared, image)
+        return HarmonizedScan(volume.like(native), prepared, image)
+
+    def _sample(self, prepared: Prepared, label: int) -> np.ndarray:
+        return harmonize_volume(self.bundle.model, prepared.image, prepared.mask, label, self.settings)
+
+    def _to_native(self, volume: Volume, prepared: Prepared, image: np.ndarray) -> np.ndarray:
+        """The harmonized image on the scan's grid, ``(I, J, K)`` float32, not negative.
+
+        With detail projection the local affine maps, not the image, are resampled, and applied to the scan's own voxels.
+        """
+        shape = volume.data.shape
+        if self.settings.detail == "model":
+            return np.clip(from_grid(image, prepared.affine, volume.affine, shape), 0, None)
+        slope, offset = local_affine(prepared.source, image, prepared.mask, self.settings.detail_radius)
+        source = prepared.scaling.apply(volume.data)
+        slope = from_grid(slope, prepared.affine, volume.affine, shape)
+        offset = from_grid(offset, prepared.affine, volume.affine, shape)
+        return np.clip(slope * source + offset * self._tissue(volume, prepared), 0, None)
+
+    def _tissue(self, volume: Volume, prepared: Prepared) -> np.ndarray:
+        """Share of tissue, 0 in air to 1, ``(I, J, K)``: the offset of the affine maps must not light up the air around the head."""
+        inside = from_grid(prepared.mask.astype(np.float32), prepared.affine, volume.affine, volume.data.shape)
+        bright = np.clip(prepared.scaling.apply(volume.data) / AIR_LEVEL, 0, 1)
+        return np.maximum(inside, bright)
+
+
+AIR_LEVEL = 0.15
+"""Unit intensity below which a voxel outside the brain fades into air."""
+
+
+def with_smaller_batches(settings: HarmonizeConfig) -> HarmonizeConfig:
+    """The same settings with half the slabs per pass, for a device that ran out of memory."""
+    return replace(settings, batch_slabs=max(1, settings.batch_slabs // 2))

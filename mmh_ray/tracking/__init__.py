@@ -1,0 +1,11 @@
+"""The only importer of MLflow: runs and their metrics, the registry, and the way from a model's name to its bundle.
+
+Call :func:`configure` first: the others work on the store that it chose last. MLflow takes seconds to import, so that
+happens in the functions.
+"""
+
+from mmh_ray.tracking.registry import register, resolve_model
+from mmh_ray.tracking.runs import finish, flush, log_figure, log_metrics, start_run
+from mmh_ray.tracking.store import configure
+
+__all__ = ["configure", "finish", "flush", "log_figure", "log_metrics", "register", "resolve_model", "start_run"]

@@ -1,0 +1,168 @@
+"""The model registry: bundles in under a name and an alias, and out again by either."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from mmh_ray import __version__
+from mmh_ray.config import Config, TrackingConfig
+from mmh_ray.errors import ModelError
+from mmh_ray.tracking.store import choose_uri, configure, sqlite_file
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+FACTS = "config.json"
+_FORMS = "a bundle folder, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH"
+_REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/]+)|/(?P<version>\d+))")
+
+
+def register(run_id: str, bundle_dir: str | Path, config: Config) -> str:
+    """Register a bundle as a new version of ``config.tracking.model_name``, move the alias there and return
+    ``models:/NAME/VERSION``.
+
+    What is registered is an MLflow pyfunc model from code (nothing pickled) with the bundle folder as its artifact.
+    """
+    import mlflow
+    from mlflow.models import Model
+
+    from mmh_ray.models.bundle import bundle_hash
+
+    client, name = mlflow.MlflowClient(), config.tracking.model_name
+    run = client.get_run(run_id)
+    tags = {
+        "mmh.bundle_hash": bundle_hash(bundle_dir),
+        **{k: v for k, v in run.data.tags.items() if k.startswith("mmh.")},
+    }
+    logged = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id, tags=tags)
+    with warnings.catch_warnings():
+        # An example of input would be a scan of someone's; the signature says what a row holds.
+        warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
+        # mlflow.pyfunc.log_model takes the run from the thread's active run and would end it; this is what it calls.
+        info = Model.log(
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
+            registered_model_name=name,
+            run_id=run_id,
+            model_id=logged.model_id,
+            tags=tags,
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"bundle": str(Path(bundle_dir).absolute())},
+            signature=_signature(),
+            pip_requirements=[f"mmh-ray=={__version__}"],  # to guess them, MLflow would load the model in a new process
+        )
+    version = str(info.registered_model_version)
+    client.set_registered_model_alias(name, config.tracking.alias, version)
+    return f"models:/{name}/{version}"
+
+
+def resolve_model(model: str, tracking: TrackingConfig) -> tuple[Path, str]:
+    """Local bundle folder of a model, and the URI to cite: with the version for an alias, ``file://`` for a folder.
+
+    Parameters
+    ----------
+    model:
+        A bundle folder, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN_ID/PATH``.
+
+    Raises
+    ------
+    ModelError
+        If there is no such folder, name, alias or version, the store cannot be reached, or what is there is no bundle.
+    """
+    if not re.match(r"[a-z][a-z0-9+.-]+:/", model):
+        folder = Path(model).absolute()
+        if not (folder / FACTS).is_file():
+            received = f"{model}: no such folder" if not folder.is_dir() else f"{model}: a folder without {FACTS}"
+            raise ModelError(received, _FORMS, "Check the path; `mmh train-global` makes bundles and registers them.")
+        return folder, folder.as_uri()
+    uri = choose_uri(tracking)
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():  # asking MLflow would create it
+        remedy = "Name the store in tracking.uri or MLFLOW_TRACKING_URI, or train a model first."
+        raise ModelError(f"{model}, but there is no store at {uri}", "an MLflow store that has the model", remedy)
+    configure(tracking)
+    cited = _cite(model)
+    return _bundle_inside(_download(model, cited), model), cited
+
+
+def _cite(model: str) -> str:
+    """The URI with the version that an alias stands for; ModelError when the registry does not know it."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    parts = _REGISTERED.fullmatch(model)
+    if parts is None:
+        return model
+    name, alias, client = parts["name"], parts["alias"], mlflow.MlflowClient()
+    try:
+        found = (
+            client.get_model_version_by_alias(name, alias)
+            if alias
+            else client.get_model_version(name, parts["version"])
+        )
+    except MlflowException as error:
+        raise _unknown(model, error) from error
+    return f"models:/{name}/{found.version}"
+
+
+def _unknown(model: str, error: Exception) -> ModelError:
+    """The error for a name, alias or version that is not there, with those that are."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    store, name = mlflow.get_tracking_uri(), model.removeprefix("models:/").partition("@")[0].partition("/")[0]
+    received = f"{model} at {store}: {' '.join(str(error).split())[:300]}"
+    try:
+        entry = mlflow.MlflowClient().get_registered_model(name)
+    except MlflowException:
+        remedy = (
+            "Check the name, and the store in tracking.uri or MLFLOW_TRACKING_URI; `mmh train-global` registers models."
+        )
+        return ModelError(received, "a registered model", remedy)
+    aliases = ", ".join(f"models:/{name}@{alias} (version {version})" for alias, version in entry.aliases.items())
+    newest = max((int(version.version) for version in entry.latest_versions), default=0)
+    expected = f"an alias of {name} ({aliases or 'there are none'}) or a version (the newest is {newest or 'missing'})"
+    return ModelError(received, expected, "Use one of these, or set the alias in MLflow.")
+
+
+def _download(model: str, uri: str) -> Path:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    except (MlflowException, OSError) as error:
+        received = f"{model} at {mlflow.get_tracking_uri()}: {' '.join(str(error).split())[:300]}"
+        raise ModelError(received, _FORMS, "Check the URI, and that the artifacts can be reached from here.") from error
+
+
+def _bundle_inside(folder: Path, model: str) -> Path:
+    """The bundle in the artifacts of a model, or the artifacts themselves when they are one."""
+    if (folder / FACTS).is_file():
+        return folder
+    description = folder / "MLmodel"
+    if description.is_file():
+        flavor = yaml.safe_load(description.read_text())["flavors"].get("python_function", {})
+        bundle = folder / flavor.get("artifacts", {}).get("bundle", {}).get("path", "")
+        if (bundle / FACTS).is_file():
+            return bundle
+    remedy = "Use a model that `mmh train-global` registered."
+    raise ModelError(
+        f"{model}: holds no bundle", f"a model with a bundle ({FACTS} and weights) among its artifacts", remedy
+    )
+
+
+def _signature() -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    def columns(names: str, required: bool = True) -> list[ColSpec]:
+        return [ColSpec("string", name, required=required) for name in names.split()]
+
+    inputs = Schema([*columns("path sequence"), *columns("mask output", required=False)])
+    return ModelSignature(inputs=inputs, outputs=Schema([*columns("output status reason")]))

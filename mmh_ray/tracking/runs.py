@@ -1,0 +1,135 @@
+"""Runs: settings, facts, metrics and figures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmh_ray.config import Config, flatten
+from mmh_ray.provenance import code_version
+from mmh_ray.tracking.store import experiment_id
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
+
+log = logging.getLogger(__name__)
+
+PER_REQUEST, METRICS_PER_REQUEST = 100, 1000
+"""MLflow's limits on the parameters or tags, and on the metrics, of one request."""
+PARAM_LENGTH, TAG_LENGTH = 6000, 8000
+"""MLflow's limits on the length of a value."""
+FLUSH_SECONDS, FLUSH_METRICS = 10.0, 500
+"""Metrics are sent when the oldest has waited this long, or when so many wait."""
+
+_waiting: dict[str, list[Metric]] = {}
+
+
+def start_run(config: Config, run_name: str, run_id: str | None, facts: Mapping[str, Any]) -> str:
+    """Start a run, or continue the one of ``run_id``, and return its id.
+
+    Parameters
+    ----------
+    run_id:
+        Of the run to continue; where the store has lost it, a new one starts and the log says so.
+    facts:
+        Logged as tags ``mmh.KEY``, for example ``data_hash``; the code's version is added.
+
+    MLflow's parameters cannot change: a setting that differs when a run is continued becomes a tag ``resumed.KEY``.
+    """
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    run = _find_run(run_id) if run_id else None
+    if run is None:
+        run = client.create_run(experiment_id(config.tracking.experiment), run_name=run_name)
+    else:
+        client.update_run(run.info.run_id, status="RUNNING")
+    known = run.data.params
+    settings = {key: shorten(_as_text(value), PARAM_LENGTH) for key, value in flatten(config).items()}
+    changed = {f"resumed.{key}": value for key, value in settings.items() if known.get(key, value) != value}
+    tags = {f"mmh.{key}": _as_text(value) for key, value in {"code_version": code_version(), **facts}.items()}
+    _log_settings(run.info.run_id, {key: settings[key] for key in settings.keys() - known.keys()}, tags | changed)
+    return run.info.run_id
+
+
+def log_metrics(run_id: str, metrics: Mapping[str, float], step: int) -> None:
+    """Log numbers at a step. They are collected and sent every few seconds: call it at every step if you like.
+
+    :func:`flush` sends them now, which :func:`finish` and :func:`log_figure` do as well.
+    """
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    waiting = _waiting.setdefault(run_id, [])
+    waiting += [Metric(name, float(value), now, step) for name, value in metrics.items()]
+    if waiting and (len(waiting) >= FLUSH_METRICS or now - waiting[0].timestamp >= FLUSH_SECONDS * 1000):
+        flush(run_id)
+
+
+def flush(run_id: str) -> None:
+    """Send the metrics that wait."""
+    import mlflow
+
+    waiting = _waiting.pop(run_id, [])
+    for some in _chunks(waiting, METRICS_PER_REQUEST):
+        mlflow.MlflowClient().log_batch(run_id, metrics=some)
+
+
+def log_figure(run_id: str, path: str | Path) -> None:
+    """Add a picture to the run's artifacts, under ``figures/``."""
+    import mlflow
+
+    flush(run_id)
+    mlflow.MlflowClient().log_artifact(run_id, str(path), artifact_path="figures")
+
+
+def finish(run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
+    """Send what waits and end the run."""
+    import mlflow
+
+    flush(run_id)
+    mlflow.MlflowClient().set_terminated(run_id, status)
+
+
+def shorten(text: str, length: int) -> str:
+    """Text of at most ``length`` characters, the cut marked."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _find_run(run_id: str) -> Run | None:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = mlflow.MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        run = None
+    if run is None or run.info.lifecycle_stage != "active":
+        log.warning("MLflow run %s is not in %s (any more): a new run starts", run_id, mlflow.get_tracking_uri())
+        return None
+    return run
+
+
+def _log_settings(run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    import mlflow
+    from mlflow.entities import Param, RunTag
+
+    client = mlflow.MlflowClient()
+    for some in _chunks([Param(key, value) for key, value in sorted(params.items())], PER_REQUEST):
+        client.log_batch(run_id, params=some)
+    for some in _chunks([RunTag(key, shorten(value, TAG_LENGTH)) for key, value in tags.items()], PER_REQUEST):
+        client.log_batch(run_id, tags=some)
+
+
+def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

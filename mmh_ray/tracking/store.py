@@ -1,0 +1,72 @@
+"""Which MLflow store is used, and where its artifacts go."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mmh_ray.config import TrackingConfig
+from mmh_ray.errors import ConfigError
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+ENVIRONMENT = "MLFLOW_TRACKING_URI"
+_SQLITE = "sqlite:///"
+
+
+def configure(tracking: TrackingConfig) -> str:
+    """Choose the store for this process and return its URI.
+
+    ``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else ``sqlite:///mlflow.db`` in the current folder. The answer names
+    a SQLite file by its absolute path: tell it to other processes, which may stand elsewhere.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+
+    chosen = os.environ.get(ENVIRONMENT)
+    uri = choose_uri(tracking)
+    mlflow.set_tracking_uri(uri)
+    # MLflow writes its choice into the environment, where it would pass for the user's the next time.
+    os.environ.pop(ENVIRONMENT, None)
+    if chosen is not None:
+        os.environ[ENVIRONMENT] = chosen
+    return uri
+
+
+def choose_uri(tracking: TrackingConfig) -> str:
+    """The URI of :func:`configure`, without choosing it."""
+    uri = tracking.uri or os.environ.get(ENVIRONMENT) or DEFAULT_URI
+    database = sqlite_file(uri)
+    return f"{_SQLITE}{database}" if database else uri
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Absolute path of a SQLite store's file; None for any other store."""
+    name = uri.removeprefix(_SQLITE)
+    return None if name in {uri, "", ":memory:"} else Path(name).absolute()
+
+
+def experiment_id(name: str) -> str:
+    """Id of an experiment, created if there is none.
+
+    A SQLite store gets an explicit artifact folder, ``mlruns`` beside its file: MLflow would take one relative to where
+    a process stands. Any other store decides itself.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.MlflowClient()
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        database = sqlite_file(mlflow.get_tracking_uri())
+        location = (database.parent / "mlruns").as_uri() if database else None
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process was faster
+    assert found is not None
+    if found.lifecycle_stage != "active":
+        remedy = f"Restore it (`mlflow experiments restore -x {found.experiment_id}`) or choose another name."
+        raise ConfigError(f"tracking.experiment={name!r}, which was deleted", "an experiment that is in use", remedy)
+    return found.experiment_id

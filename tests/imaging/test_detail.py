@@ -1,0 +1,65 @@
+"""Detail projection: an affine style is recovered exactly where there is texture, and continued without a seam."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmh_ray.imaging.detail import local_affine
+
+pytestmark = pytest.mark.fast
+
+RADIUS = 2
+
+
+@pytest.fixture
+def textured(rng: np.random.Generator, ball: np.ndarray) -> np.ndarray:
+    """Strong texture everywhere: local standard deviation about 0.3."""
+    return rng.random(ball.shape, np.float32)
+
+
+@pytest.mark.parametrize(("slope", "offset"), [(1.0, 0.0), (0.6, 0.25), (2.5, -0.4), (-0.7, 1.1)])
+def test_global_affine_style_is_recovered(textured: np.ndarray, ball: np.ndarray, slope: float, offset: float) -> None:
+    found_slope, found_offset = local_affine(textured, slope * textured + offset, ball, RADIUS)
+    # the regularisation 1e-4 shortens the slope by 1e-4 / variance of a window, here about 0.1 %
+    np.testing.assert_allclose(found_slope, slope, rtol=0.01)
+    np.testing.assert_allclose(found_offset, offset, atol=0.01 * abs(slope))
+
+
+def test_outside_the_mask_does_not_matter(textured: np.ndarray, ball: np.ndarray) -> None:
+    spoiled = np.where(ball, textured, 100).astype(np.float32)
+    for found, expected in zip(
+        local_affine(spoiled, spoiled, ball, RADIUS), local_affine(textured, textured, ball, RADIUS), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_coefficients_are_continued_outside_the_mask(textured: np.ndarray, ball: np.ndarray) -> None:
+    slope, offset = local_affine(textured, 0.5 * textured + 0.2, ball, RADIUS)
+    assert not ball[0, 0, 0]
+    assert slope[0, 0, 0] == pytest.approx(0.5, rel=0.01)
+    assert offset[0, 0, 0] == pytest.approx(0.2, abs=0.01)
+
+
+def test_flat_scan_takes_the_style_as_an_offset(ball: np.ndarray, rng: np.random.Generator) -> None:
+    styled = np.full(ball.shape, 0.8, np.float32)
+    slope, offset = local_affine(np.full(ball.shape, 0.3, np.float32), styled, ball, RADIUS)
+    np.testing.assert_allclose(slope, 0, atol=1e-3)
+    np.testing.assert_allclose(slope * 0.3 + offset, styled, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-3, 1e3])
+def test_coefficients_are_finite(textured: np.ndarray, ball: np.ndarray, level: float) -> None:
+    for coefficients in local_affine(level * textured, textured, ball, RADIUS):
+        assert np.isfinite(coefficients).all()
+
+
+def test_edges_come_from_the_scan_and_level_from_the_model(rng: np.random.Generator, ball: np.ndarray) -> None:
+    sharp = (np.arange(ball.shape[0]) > 7).astype(np.float32)[:, None, None] * np.ones(ball.shape, np.float32)
+    styled = 0.4 * sharp + 0.3
+    styled[6:10] = np.array([0.4, 0.45, 0.55, 0.6], np.float32)[:, None, None]  # the model's edge is blurred
+    slope, offset = local_affine(sharp, styled, ball, RADIUS)
+    projected = slope * sharp + offset
+    jump = (projected[8] - projected[7])[ball[8] & ball[7]]
+    assert jump.min() > 0.15  # the model's own is 0.1
+    assert projected[ball].min() > 0.28

@@ -1,0 +1,134 @@
+"""Intensities: scaling can be undone, maps are monotone, barycentres are right, a known bias field goes away."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from mmh_ray.errors import DataError
+from mmh_ray.imaging.anatomy import Anatomy
+from mmh_ray.imaging.intensity import (
+    QUANTILES,
+    MonotoneMap,
+    Scaling,
+    correct_bias,
+    mean_quantile_function,
+    quantile_function,
+    robust_scaling,
+)
+
+pytestmark = pytest.mark.fast
+
+
+def variation(values: np.ndarray) -> float:
+    """Coefficient of variation."""
+    return float(values.std() / values.mean())
+
+
+@pytest.fixture(scope="module")
+def shaded(anatomy: Anatomy, clean: np.ndarray) -> np.ndarray:
+    """The clean image under a smooth receive field of a factor of two from side to side."""
+    axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in clean.shape], indexing="ij")
+    return clean * np.exp(0.6 * axes[0] + 0.4 * axes[1] ** 2).astype(np.float32)
+
+
+def test_scaling_has_known_values() -> None:
+    np.testing.assert_allclose(Scaling(-10, 30).apply(np.array([-10.0, 10, 30, 70])), [0, 0.5, 1, 2])
+
+
+def test_scaling_can_be_undone(rng: np.random.Generator) -> None:
+    data, scaling = rng.normal(100, 50, (4, 5, 6)).astype(np.float32), Scaling(-20, 480)
+    unit = scaling.apply(data)
+    assert unit.dtype == np.float32
+    np.testing.assert_allclose(scaling.undo(unit), data, atol=1e-3)
+
+
+def test_robust_scaling_keeps_zero_and_maps_the_percentile_to_one() -> None:
+    data = np.arange(1001, dtype=np.float32).reshape(7, 11, 13)
+    scaling = robust_scaling(data, np.ones(data.shape, bool), 90)
+    assert (scaling.low, scaling.high) == (0, pytest.approx(900))
+
+
+def test_robust_scaling_starts_below_zero_where_the_scan_does() -> None:
+    data = np.linspace(-100, 300, 4001)
+    scaling = robust_scaling(data, np.ones(data.shape, bool))
+    assert scaling.low == pytest.approx(-98)
+    assert scaling.high == pytest.approx(298)
+
+
+def test_robust_scaling_looks_only_inside_the_mask() -> None:
+    data = np.array([1.0, 2, 3, 1e6])
+    assert robust_scaling(data, data < 10, 100).high == pytest.approx(3)
+
+
+@pytest.mark.parametrize("data", [np.zeros(8), np.full(8, -5.0)])
+def test_no_contrast_is_refused(data: np.ndarray) -> None:
+    with pytest.raises(DataError, match="8 masked voxels"):
+        robust_scaling(data, np.ones(8, bool))
+
+
+def test_empty_mask_is_refused() -> None:
+    with pytest.raises(DataError, match="0 masked voxels"):
+        robust_scaling(np.arange(8.0), np.zeros(8, bool))
+
+
+def test_monotone_map_has_known_values_and_slope_one_beyond_its_knots() -> None:
+    mapping = MonotoneMap(np.array([0.0, 1, 2]), np.array([10.0, 20, 20]))
+    mapped = mapping.apply(np.array([[-3.0, 0, 0.25], [1, 1.5, 7]]))
+    np.testing.assert_allclose(mapped, [[7, 10, 12.5], [20, 20, 25]])
+    assert mapped.dtype == np.float32
+
+
+def test_map_between_quantile_functions_is_monotone_and_matches_the_histogram(rng: np.random.Generator) -> None:
+    source, target = rng.gamma(2, 1, 5000), rng.normal(10, 2, 5000)
+    mapping = MonotoneMap.between(quantile_function(source), quantile_function(target))
+    assert (np.diff(mapping.apply(np.linspace(-5, 25, 500))) >= 0).all()
+    matched, inner = (
+        quantile_function(mapping.apply(source)),
+        slice(4, -4),
+    )  # single voxels make the outermost quantiles
+    np.testing.assert_allclose(matched[inner], quantile_function(target)[inner], atol=0.01)
+
+
+def test_ties_in_the_source_take_the_mean_target() -> None:
+    mapping = MonotoneMap.between(np.array([0.0, 0, 1]), np.array([1.0, 3, 5]))
+    np.testing.assert_allclose(mapping.source, [0, 1])
+    np.testing.assert_allclose(mapping.target, [2, 5])
+
+
+def test_map_of_a_distribution_onto_itself_is_the_identity(rng: np.random.Generator) -> None:
+    values = rng.random(1000)
+    function = quantile_function(values)
+    np.testing.assert_allclose(MonotoneMap.between(function, function).apply(values), values, atol=1e-6)
+
+
+def test_quantile_function_of_a_ramp_is_the_ramp() -> None:
+    np.testing.assert_allclose(quantile_function(np.linspace(3, 7, 1025)), 3 + 4 * QUANTILES)
+
+
+def test_barycentre_of_two_normals_is_the_normal_of_mean_mean_and_mean_deviation() -> None:
+    inner = slice(1, -1)  # the outermost quantiles of a normal are infinite
+    first, second = (norm(mean, sd).ppf(QUANTILES[inner]) for mean, sd in ((0, 1), (10, 3)))
+    np.testing.assert_allclose(
+        mean_quantile_function(iter([first, second])), norm(5, 2).ppf(QUANTILES[inner]), atol=1e-9
+    )
+
+
+def test_bias_correction_brings_the_image_nearer_to_the_truth(
+    anatomy: Anatomy, clean: np.ndarray, shaded: np.ndarray, spacing: float
+) -> None:
+    brain = anatomy.brain
+    corrected = correct_bias(shaded, brain, (spacing,) * 3)
+    before, after = (np.corrcoef(image[brain], clean[brain])[0, 1] for image in (shaded, corrected))
+    assert 1 - after < 0.5 * (1 - before)
+    white = anatomy.fractions[2] > 0.95
+    assert variation(corrected[white]) < 0.5 * variation(shaded[white])
+
+
+def test_bias_correction_keeps_mean_shape_and_finiteness(anatomy: Anatomy, shaded: np.ndarray, spacing: float) -> None:
+    corrected = correct_bias(shaded, anatomy.brain, (spacing,) * 3, (5,))
+    assert corrected.shape == shaded.shape
+    assert corrected.dtype == np.float32
+    assert np.isfinite(corrected).all()
+    assert corrected[anatomy.brain].mean() == pytest.approx(shaded[anatomy.brain].mean(), rel=1e-4)

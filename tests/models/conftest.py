@@ -1,0 +1,61 @@
+"""A tiny model and a tiny textured volume, shared by the tests of this room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from mmh_ray.config import ModelConfig, TrainConfig
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
+from mmh_ray.models.groups import training_group
+
+SHAPE = (16, 24, 16)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModelConfig:
+    """Two levels of 8 and 16 channels."""
+    return ModelConfig(channels=(8, 16), slab=3, distances=(1, 2), patch=2)
+
+
+@pytest.fixture(scope="session")
+def mask() -> np.ndarray:
+    """An ellipsoid that leaves a border on every side."""
+    axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij")
+    return sum(axis**2 for axis in axes) < 0.7
+
+
+@pytest.fixture(scope="session")
+def brain(mask: np.ndarray) -> np.ndarray:
+    """Random unit intensities inside the mask, zero outside."""
+    return (np.random.default_rng(5).uniform(0.1, 1, SHAPE) * mask).astype(np.float32)
+
+
+@pytest.fixture
+def model(tiny: ModelConfig) -> GlobalHarmonizer:
+    """An untrained harmonizer in training mode; both domains start from the uniform distribution over (0, 1)."""
+    torch.manual_seed(0)
+    return GlobalHarmonizer(tiny, TrainConfig(), torch.linspace(0, 1, 257).repeat(2, 1))
+
+
+@pytest.fixture
+def batch(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> SlabBatch:
+    """Two groups of one slab a plane, T1w then T2w."""
+    groups = [
+        training_group(brain**power, brain, mask, index, 1, tiny, seed=index) for index, power in enumerate((1, 2))
+    ]
+    fields = {name: torch.from_numpy(np.concatenate([group[name] for group in groups])) for name in groups[0]}
+    floats = {name: fields[name].float() for name in ("image", "condition", "mask")}
+    return SlabBatch(**{**fields, **floats}, group=torch.tensor([0, 0, 0, 1, 1, 1]))

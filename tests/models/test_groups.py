@@ -1,0 +1,110 @@
+"""Slice groups: what the loader promises to the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmh_ray.config import ModelConfig
+from mmh_ray.imaging.slices import NORMAL, PLANES, along, crop_square
+from mmh_ray.models.groups import Conditioner, brain_slices, padded_side, training_group
+
+pytestmark = pytest.mark.fast
+
+
+def group_of(
+    brain: np.ndarray, mask: np.ndarray, model: ModelConfig, slabs: int = 2, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """A group of the shared volume, styled copy = its square root."""
+    return training_group(brain, np.sqrt(brain), mask, 1, slabs, model, seed)
+
+
+def test_shapes_and_types(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> None:
+    found = {name: (array.shape, array.dtype) for name, array in group_of(brain, mask, tiny).items()}
+    assert found == {
+        "image": ((6, 3, 24, 24), np.float16),
+        "condition": ((6, 6, 24, 24), np.float16),
+        "mask": ((6, 3, 24, 24), np.uint8),
+        "plane": ((6,), np.int64),
+        "position": ((6,), np.float32),
+        "sequence": ((6,), np.int64),
+        "key": ((6,), np.int64),
+    }
+
+
+def test_labels(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> None:
+    group = group_of(brain, mask, tiny)
+    assert group["plane"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert (group["sequence"] == 1).all()
+    assert len(set(group["key"].tolist())) == 6
+    assert group["key"].min() >= 0
+
+
+def test_image_mask_and_condition_show_the_slice_at_the_position(
+    brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig
+) -> None:
+    group = group_of(brain, mask, tiny, slabs=3)
+    conditioner = Conditioner(np.sqrt(brain), mask, tiny.distances)
+    for row, number in enumerate(group["plane"]):
+        plane = PLANES[number]
+        index = round(float(group["position"][row]) * (mask.shape[NORMAL[plane]] - 1))
+        size = along(brain, plane).shape[1:]
+        np.testing.assert_allclose(crop_square(group["image"][row, 1], *size), along(brain, plane)[index], atol=1e-3)
+        np.testing.assert_array_equal(crop_square(group["mask"][row, 1], *size), along(mask, plane)[index])
+        np.testing.assert_allclose(group["condition"][row], conditioner.slabs(plane, [index])[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("slabs", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(4))
+def test_slabs_are_stratified_over_the_brain(
+    brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig, slabs: int, seed: int
+) -> None:
+    group = group_of(brain, mask, tiny, slabs, seed)
+    for number, plane in enumerate(PLANES):
+        slices = brain_slices(mask, plane)
+        indices = np.rint(group["position"][group["plane"] == number] * (mask.shape[NORMAL[plane]] - 1))
+        assert np.isin(indices, slices).all()
+        strata = ((indices - slices[0]) / len(slices) * slabs + 1e-6).astype(int)  # one slab in each equal part
+        assert np.abs(strata - np.arange(slabs)).max() <= (len(slices) % slabs > 0)
+
+
+def test_every_brain_slice_is_drawn_at_some_time(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> None:
+    drawn = [group_of(brain, mask, tiny, 4, seed)["position"][:4] for seed in range(40)]
+    seen = np.unique(np.rint(np.concatenate(drawn) * (mask.shape[2] - 1)))
+    np.testing.assert_array_equal(seen, brain_slices(mask, "axial"))
+
+
+def test_same_seed_same_group_another_seed_another(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> None:
+    first, again, other = (group_of(brain, mask, tiny, seed=seed) for seed in (1, 1, 2))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["key"], other["key"])
+    assert not np.array_equal(first["position"], other["position"])
+
+
+def test_one_slice_of_brain_is_enough(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> None:
+    thin = np.zeros_like(mask)
+    thin[:, :, 8] = mask[:, :, 8]
+    group = training_group(brain * thin, brain * thin, thin, 0, 3, tiny, 0)
+    np.testing.assert_allclose(group["position"][:3], 8 / 15)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_brain_slices_are_those_with_brain(mask: np.ndarray, plane: str) -> None:
+    slices = brain_slices(mask, plane)
+    held = along(mask, plane).reshape(mask.shape[NORMAL[plane]], -1).sum(1)
+    assert held[slices].min() > 0
+    assert held[slices].sum() == mask.sum()
+
+
+def test_no_brain_has_no_slices() -> None:
+    assert len(brain_slices(np.zeros((4, 5, 6), bool), "axial")) == 0
+
+
+@pytest.mark.parametrize(("shape", "side"), [((16, 24, 16), 24), ((17, 9, 5), 24), ((8, 8, 8), 8), ((56, 72, 56), 72)])
+def test_side_holds_the_volume_and_can_be_halved(shape: tuple[int, int, int], side: int) -> None:
+    assert padded_side(shape) == side
+
+
+def test_condition_does_not_depend_on_the_unit(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> None:
+    small, large = (Conditioner(gain * brain, mask, tiny.distances).slabs("coronal", [12]) for gain in (1, 900))
+    np.testing.assert_allclose(large, small, atol=1e-4)
