@@ -111,11 +111,11 @@ class RestyleConfig:
     """Strength of the random monotone intensity curve; 0 leaves intensities alone."""
     gamma: float = 0.4
     """Standard deviation of log-gamma."""
-    bias: float = 0.15
+    bias: float = 0.1
     """Standard deviation of the log of the smooth bias field."""
     blur_mm: float = 2.0
     """Largest full width at half maximum of the added point spread, in mm."""
-    noise: float = 0.05
+    noise: float = 0.04
     """Largest standard deviation of the added Rician noise, brain 99.5th percentile = 1."""
     coarsen: float = 0.3
     """Probability of a coarser resolution (up to 2x) along one random axis."""
@@ -133,7 +133,7 @@ class ModelConfig:
     """Neighbouring slices denoised together (odd)."""
     patch: int = 2
     """Side of the square of pixels that one network pixel stands for (pixel unshuffle)."""
-    channels: tuple[int, ...] = (48, 96, 128)
+    channels: tuple[int, ...] = (32, 64, 96)
     """Channels of the U-Net levels."""
     layers: int = 1
     """Residual blocks per level."""
@@ -174,11 +174,11 @@ class TrainConfig:
     """Decay of the exponential moving average of the weights."""
     simulated_share: float = 0.5
     """Share of groups that show simulated anatomies with a canonical noise-free target; the rest has the teacher's."""
-    terminal_share: float = 0.5
+    terminal_share: float = 0.8
     """Share of samples trained at the last timestep (pure noise), where sampling starts."""
     gradient_weight: float = 0.5
     """Weight of the gradient loss."""
-    style_weight: float = 0.1
+    style_weight: float = 0.05
     """Weight of the style losses on slice groups (W1 of histograms, mean, standard deviation)."""
     domain_decay: float = 0.95
     """Decay of the running unified-domain statistics."""
@@ -202,7 +202,8 @@ class TrainConfig:
     """Seed of initialisation, data order, styles and noise."""
 
     def __post_init__(self) -> None:
-        _require(self.steps > 0, "train.steps", self.steps, "1 or more")
+        for key in ("steps", "slabs_per_plane", "validate_every", "checkpoint_every", "validation_groups"):
+            _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "1 or more")
         _require(0 <= self.simulated_share <= 1, "train.simulated_share", self.simulated_share, "a share in 0-1")
         _require(0 < self.terminal_share <= 1, "train.terminal_share", self.terminal_share, "a share in (0, 1]")
         divides = self.workers > 0 and self.volumes_per_step % self.workers == 0
@@ -236,7 +237,10 @@ class HarmonizeConfig:
     """Seconds without any finished volume after which the job stops with a reason."""
 
     def __post_init__(self) -> None:
-        _require(self.steps > 0, "harmonize.steps", self.steps, "1 or more")
+        _require(1 <= self.steps <= 500, "harmonize.steps", self.steps, "1 to 500")
+        _require(0 <= self.inversion_depth <= 500, "harmonize.inversion_depth", self.inversion_depth, "0 to 500")
+        for key in ("batch_slabs", "detail_radius"):
+            _require(getattr(self, key) > 0, f"harmonize.{key}", getattr(self, key), "1 or more")
         known = {"axial", "coronal", "sagittal"}
         fits = bool(self.planes) and set(self.planes) <= known
         _require(fits, "harmonize.planes", self.planes, f"some of {sorted(known)}")

@@ -25,10 +25,11 @@ MAY_USE = {
     "imaging": {*LEAVES, "imaging"},
     "models": {*LEAVES, "imaging", "models"},
     "evaluation": {*LEAVES, "imaging", "evaluation"},
-    "tracking": CORE,
-    "distributed": {*CORE, "distributed"},
-    "cli": {*CORE, "distributed", "demo"},
-    "demo": {*CORE, "distributed", "cli"},
+    "harmonizer": {*LEAVES, "imaging", "models"},
+    "tracking": {*CORE, "harmonizer"},
+    "distributed": {*CORE, "harmonizer", "distributed"},
+    "cli": {*CORE, "harmonizer", "distributed", "demo"},
+    "demo": {*CORE, "harmonizer", "distributed", "cli"},
     "jobs": {"cli"},
 }
 ONLY_IN = {"ray": {"distributed"}, "mlflow": {"tracking"}}

@@ -63,7 +63,7 @@ def training_resources(workers: int, use_gpu: bool) -> tuple[dict[str, float], i
             "Lower train.workers or add nodes.",
         )
     own = min(1.0, share / 2)
-    loaders = max(1, min(8, int((share - own) / LOADER_CPUS / 2))) if share > 2 else 1
+    loaders = max(1, min(8, int((share - own) / (4 * LOADER_CPUS))))
     log.info(
         "training: %d workers with %g CPUs%s, %d loaders each", workers, own, " and a GPU" if use_gpu else "", loaders
     )

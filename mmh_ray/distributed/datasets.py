@@ -96,12 +96,15 @@ class GroupMaker:
         sequence, target, styled, mask = self._simulated(ordinal) if simulated else self._volume(ordinal, number)
         label = self.config.model.sequences.index(sequence)
         slabs, seed = self.config.train.slabs_per_plane, _mix(self.config.train.seed, number)
-        return training_group(target, styled, mask, label, slabs, self.config.model, seed)
+        quantiles = self.domain.quantiles[sequence]
+        return training_group(target, styled, mask, quantiles, label, slabs, self.config.model, seed)
 
     def source(self, number: int) -> tuple[bool, int]:
         """Whether a group is simulated, and its ordinal among its kind; the kinds are evenly interleaved."""
+        if not self.entries:
+            return True, number
         before, after = int(number * self.share), int((number + 1) * self.share)
-        if after > before or not self.entries:
+        if after > before:
             return True, before
         return False, number - before
 
@@ -178,9 +181,14 @@ def _execute(
 def validation_batches(store_uri: str, config: Config, domain: UnifiedDomain) -> list[SlabBatch]:
     """Fixed groups of the split `val`, styled once and for all; of unseen simulated people where the split is empty."""
     maker = GroupMaker(store_uri, config, domain, "val")
-    if maker.entries:
-        maker.share = 0.0
-    first = 10**9
+    if not maker.entries and not maker.simulable:
+        raise DataError(
+            "no volume in split val, and no sequence that can be simulated",
+            "volumes to validate on",
+            "Raise manifest.val_fraction, or train.simulated_share above 0.",
+        )
+    maker.share = 0.0
+    first = len(maker.entries) or 10**9  # one whole pass in, or people that training never reaches
     return [
         as_slab_batch({name: array[None] for name, array in maker.group(first + number).items()})
         for number in range(config.train.validation_groups)
@@ -190,7 +198,7 @@ def validation_batches(store_uri: str, config: Config, domain: UnifiedDomain) ->
 def as_slab_batch(arrays: dict[str, np.ndarray]) -> SlabBatch:
     """Stacked groups ``(G, n, ...)`` as one batch of ``G n`` slabs."""
     groups, slabs = arrays["plane"].shape
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)).flatten(0, 1) for name, array in arrays.items()}
+    tensors = {name: torch.from_numpy(np.array(array)).flatten(0, 1) for name, array in arrays.items()}
     for name in ("image", "condition", "mask", "position"):
         tensors[name] = tensors[name].float()
     return SlabBatch(**tensors, group=torch.arange(groups).repeat_interleave(slabs))

@@ -29,9 +29,11 @@ from mmh_ray.distributed.cluster import connect, training_resources
 from mmh_ray.distributed.datasets import UnifiedDomain, training_stream, usable, validation_batches
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import ConfigError
+from mmh_ray.evaluation.figures import before_after, middle_slice
 from mmh_ray.models.bundle import save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.learner import Learner, best_weights
+from mmh_ray.models.sampling import harmonize_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of
 
@@ -95,7 +97,7 @@ def _fit(
 ) -> dict[str, torch.Tensor]:
     """Run the workers to the last step; returns the final learner state."""
     resources, loaders = training_resources(config.train.workers, config.train.use_gpu)
-    board = Board.remote()
+    board = ray.remote(num_cpus=0)(Board).remote()
     trainer = TorchTrainer(
         _work,
         train_loop_config={
@@ -174,7 +176,6 @@ def _resume(learner: Learner) -> None:
             learner.load_state(safetensors.torch.load_file(Path(directory, STATE)))
 
 
-@ray.remote(num_cpus=0)
 class Board:
     """Where the first worker pins its metrics for the driver to collect; outlives workers that die."""
 
@@ -203,7 +204,7 @@ def _watch(board: Any, run_id: str, steps: int) -> Iterator[None]:
             while not finished:
                 finished = done.wait(2.0)
                 for step, metrics in ray.get(board.take.remote()):
-                    tracking.log_metrics(run_id, metrics, step)
+                    _log(run_id, metrics, step)
                     note = f"loss {metrics['loss']:.4f}, data wait {metrics['data_wait_share']:.0%}"
                     advance(max(0, step - shown), note)
                     shown = max(shown, step)
@@ -215,6 +216,14 @@ def _watch(board: Any, run_id: str, steps: int) -> Iterator[None]:
     finally:
         done.set()
         thread.join(timeout=60)
+
+
+def _log(run_id: str, metrics: dict[str, float], step: int) -> None:
+    """To MLflow; a store that is down for a while costs metrics, not the training."""
+    try:
+        tracking.log_metrics(run_id, metrics, step)
+    except Exception as error:
+        log.warning("step %d not logged to MLflow: %s", step, error)
 
 
 def _storage(config: Config) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -278,5 +287,25 @@ def _publish(
         storage.create_dir(target)
         pyarrow.fs.copy_files(str(local), target, destination_filesystem=storage)
         uri = tracking.register(run_id, local, config)
+        for picture in _sample_figures(model.eval(), store, config, Path(scratch)):
+            tracking.log_figure(run_id, picture)
     tracking.finish(run_id)
     return TrainedModel(target, uri, run_id, validation)
+
+
+def _sample_figures(model: GlobalHarmonizer, store: PreparedStore, config: Config, folder: Path) -> Iterator[Path]:
+    """A picture per sequence: one volume of every site (at most 6), prepared and harmonized, never one of split test."""
+    for label, sequence in enumerate(config.model.sequences):
+        by_site = {}
+        for entry in usable(store, "train") + usable(store, "val"):  # of validation volumes where a site has one
+            if entry["sequence"] == sequence:
+                by_site[entry["site"]] = entry
+        rows: dict[str, list] = {"prepared": [], "harmonized": []}
+        for entry in list(by_site.values())[:6]:
+            image, mask = store.read(entry)
+            harmonized = harmonize_volume(model, image, mask, label, config.harmonize)
+            for name, volume in (("prepared", image), ("harmonized", harmonized)):
+                rows[name].append(middle_slice(volume, mask, entry["affine"]))
+        path = folder / f"{sequence}_samples.png"
+        before_after(path, rows, list(by_site)[:6], f"{sequence}: one volume of each site")
+        yield path

@@ -74,6 +74,7 @@ def simulate_anatomy(person: Person, spacing_mm: float) -> Anatomy:
     for _ in range(person.cavities):
         _place(rng, fractions, spacing_mm, inside=2, tissue=0, radius_mm=(5.0, 18.0))
     scalp = _scalp(rng, fractions.sum(0), spacing_mm) if person.scalp else np.zeros_like(csf)
+    fractions[fractions < 1e-6] = 0  # below it only rounding is left
     return Anatomy(fractions.astype(np.float32), scalp.astype(np.float32), affine)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 QUANTILE = 0.98
 """Quantile of the absolute differences over the brain that is scaled to 1 before squashing."""
 
-_SAMPLES = 65536
+_SAMPLES = 16384
 
 
 def channels(distances: Sequence[int]) -> int:
@@ -24,14 +24,17 @@ def channels(distances: Sequence[int]) -> int:
 
 
 def difference_scales(volume: Tensor, mask: Tensor, distances: Sequence[int]) -> Tensor:
-    """Scale of the differences per distance, ``(D,)``: their 98 % quantile over the brain.
+    """Scale of the differences per distance, ``(D,)``: their 98 % quantile over (a regular sample of) the brain.
 
     ``volume`` ``(X, Y, Z)`` float, ``mask`` ``(X, Y, Z)`` bool. Scales with the volume's contrast, so that the condition does not.
     """
+    places = mask.nonzero()
+    places = places[:: max(1, len(places) // _SAMPLES)]
+    here, last = volume[tuple(places.T)], torch.tensor(volume.shape, device=places.device) - 1
     scales = []
     for distance in distances:
-        found = torch.cat([_shift(volume, axis, distance)[mask] - volume[mask] for axis in range(3)]).abs()
-        found = found[:: max(1, found.numel() // _SAMPLES)]
+        steps = distance * torch.eye(3, dtype=places.dtype, device=places.device)
+        found = torch.cat([volume[tuple(torch.minimum(places + step, last).T)] - here for step in steps]).abs()
         scales.append(torch.quantile(found, QUANTILE) if found.numel() else volume.new_ones(()))
     return torch.stack(scales).clamp_min(1e-6)
 

@@ -6,6 +6,7 @@ Shapes: ``B`` slabs, ``K`` slices of a slab, ``C`` condition channels, ``P`` the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ class Denoiser(nn.Module):
         plain = ("DownBlock2D", "UpBlock2D")
         attentive = ("AttnDownBlock2D", "AttnUpBlock2D") if config.attention else plain
         deep = len(config.channels) - 1
-        self.unet = UNet2DModel(
+        self.unet: nn.Module = UNet2DModel(
             in_channels=(config.slab + conditioning.channels(config.distances)) * area,
             out_channels=config.slab * area,
             block_out_channels=config.channels,
@@ -70,8 +71,8 @@ class Denoiser(nn.Module):
         return self.sequence(context.sequence) + self.plane(context.plane) + self.scalars(scalars)
 
 
-def make_scheduler(config: ModelConfig) -> DDIMScheduler:
-    """Scaled-linear betas rescaled to zero terminal SNR (Lin et al., WACV 2024), so that training ends where sampling starts:
+def make_scheduler(config: ModelConfig) -> Any:
+    """A ``diffusers.DDIMScheduler``: scaled-linear betas rescaled to zero terminal SNR (Lin et al., WACV 2024), so that training ends where sampling starts:
     at pure noise. The network predicts x0; the same schedule trains and samples."""
     return DDIMScheduler(
         num_train_timesteps=config.train_timesteps,

@@ -66,6 +66,7 @@ class GlobalHarmonizer(nn.Module):
         ``(S, Q)`` mean quantile function of each sequence's cohort, where the unified domain starts.
     """
 
+    domain_quantiles: Tensor
     domain_cumulative: Tensor
     domain_moments: Tensor
 
@@ -75,6 +76,7 @@ class GlobalHarmonizer(nn.Module):
         self.model_config, self.train_config = model, train
         self.denoiser = Denoiser(model)
         self.scheduler = make_scheduler(model)
+        self.register_buffer("domain_quantiles", quantiles.clone())
         self.register_buffer("domain_cumulative", torch.stack([cumulative_from_quantiles(row) for row in quantiles]))
         self.register_buffer("domain_moments", torch.stack([quantiles.mean(1), quantiles.std(1)], dim=1))
 

@@ -47,7 +47,8 @@ def harmonize_volume(
     ModelError
         If the model gives values that are not finite.
     """
-    conditioner = Conditioner(image, mask, model.model_config)
+    quantiles = model.domain_quantiles[sequence].cpu().numpy()
+    conditioner = Conditioner(image, mask, quantiles, model.model_config)
     side = conditioner.side + model.model_config.slab - 1
     noise = np.random.default_rng(settings.seed).standard_normal((side,) * 3).astype(np.float32)
     estimates = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -161,7 +161,7 @@ def _signature() -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    def columns(names: str, required: bool = True) -> list[ColSpec]:
+    def columns(names: str, required: bool = True) -> list[Any]:
         return [ColSpec("string", name, required=required) for name in names.split()]
 
     inputs = Schema([*columns("path sequence"), *columns("mask output", required=False)])

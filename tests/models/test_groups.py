@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from mmh_ray.config import ModelConfig
 from mmh_ray.imaging.slices import NORMAL, PLANES, along, crop_square
+from mmh_ray.models.denoiser import Context, Denoiser
 from mmh_ray.models.groups import Conditioner, brain_slices, padded_side, training_group
 
 pytestmark = pytest.mark.fast
@@ -44,7 +46,7 @@ def test_image_mask_and_condition_show_the_slice_at_the_position(
     brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig
 ) -> None:
     group = group_of(brain, mask, tiny, slabs=3)
-    conditioner = Conditioner(np.sqrt(brain), mask, tiny.distances)
+    conditioner = Conditioner(np.sqrt(brain), mask, tiny)
     for row, number in enumerate(group["plane"]):
         plane = PLANES[number]
         index = round(float(group["position"][row]) * (mask.shape[NORMAL[plane]] - 1))
@@ -100,11 +102,32 @@ def test_no_brain_has_no_slices() -> None:
     assert len(brain_slices(np.zeros((4, 5, 6), bool), "axial")) == 0
 
 
-@pytest.mark.parametrize(("shape", "side"), [((16, 24, 16), 24), ((17, 9, 5), 24), ((8, 8, 8), 8), ((56, 72, 56), 72)])
-def test_side_holds_the_volume_and_can_be_halved(shape: tuple[int, int, int], side: int) -> None:
-    assert padded_side(shape) == side
+@pytest.mark.parametrize(
+    ("shape", "patch", "levels", "side"),
+    [
+        ((16, 24, 16), 2, 2, 24),
+        ((17, 9, 5), 2, 2, 20),
+        ((17, 9, 5), 1, 1, 17),
+        ((17, 9, 5), 4, 3, 32),
+        ((56, 72, 56), 2, 3, 72),
+    ],
+)
+def test_side_holds_the_volume_and_can_be_halved(
+    shape: tuple[int, int, int], patch: int, levels: int, side: int
+) -> None:
+    assert padded_side(shape, ModelConfig(channels=(8,) * levels, patch=patch)) == side
+
+
+@pytest.mark.parametrize("model", [ModelConfig(channels=(8, 16, 16, 16)), ModelConfig(channels=(8, 16), patch=4)])
+def test_denoiser_takes_what_the_conditioner_gives(brain: np.ndarray, mask: np.ndarray, model: ModelConfig) -> None:
+    group = group_of(brain, mask, model)
+    images, condition = (torch.from_numpy(group[name]).float() for name in ("image", "condition"))
+    one = torch.ones(6, dtype=torch.long)
+    with torch.inference_mode():
+        predicted = Denoiser(model)(images, one, condition, Context(one, one, one / 2, torch.ones(6, 2)))
+    assert predicted.shape == images.shape
 
 
 def test_condition_does_not_depend_on_the_unit(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> None:
-    small, large = (Conditioner(gain * brain, mask, tiny.distances).slabs("coronal", [12]) for gain in (1, 900))
+    small, large = (Conditioner(gain * brain, mask, tiny).slabs("coronal", [12]) for gain in (1, 900))
     np.testing.assert_allclose(large, small, atol=1e-4)

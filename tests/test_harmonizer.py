@@ -1,0 +1,193 @@
+"""One scan through stage 1 and back to its own grid, with a model that gives a known image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig
+from mmh_ray.errors import DataError, ModelError
+from mmh_ray.harmonizer import AIR_LEVEL, Harmonizer, with_smaller_batches
+from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.imaging.phantom import canonical
+from mmh_ray.imaging.preprocess import Prepared, to_grid
+from mmh_ray.imaging.volume import Volume
+from mmh_ray.models.bundle import Bundle
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+
+pytestmark = pytest.mark.fast
+
+CONFIG = Config(
+    model=ModelConfig(channels=(8, 16), slab=3, distances=(1, 2), patch=2),
+    grid=GridConfig(6.0, (32, 40, 32)),
+    prepare=PrepareConfig(n4=False),
+)
+UNIT = 700.0
+"""Scan units of white matter."""
+
+
+def turn(degrees: float) -> np.ndarray:
+    """Turn about the z axis, then about the x axis."""
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+
+
+@pytest.fixture(scope="module")
+def scan() -> tuple[Volume, np.ndarray]:
+    """A brain in air on an oblique, anisotropic, left-handed grid, and its mask."""
+    anatomy = simulate_anatomy(Person(1), 3.0)
+    shape, affine = (52, 42, 30), np.eye(4)
+    affine[:3, :3] = turn(17) * [-4.0, 5.0, 6.5]
+    middle = anatomy.affine @ np.append(np.argwhere(anatomy.brain).mean(0), 1)
+    affine[:3, 3] = middle[:3] - affine[:3, :3] @ (np.array(shape) - 1) / 2
+    data = to_grid(canonical(anatomy, "T1w", 3.0), anatomy.affine, affine, shape)
+    mask = to_grid(anatomy.brain.astype(np.float32), anatomy.affine, affine, shape) > 0.5
+    return Volume((UNIT * data).astype(np.float32), affine), mask
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    """An untrained model."""
+    torch.manual_seed(0)
+    quantiles = torch.linspace(0, 1, 257).repeat(2, 1)
+    return Bundle(GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles).eval(), CONFIG, quantiles, "0" * 64, {})
+
+
+def knowing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, slope: float = 1, offset: float = 0, **settings):
+    """A harmonizer whose model gives an affine style of the prepared image."""
+
+    def sample(_self: Harmonizer, prepared: Prepared, _label: int) -> np.ndarray:
+        return (slope * prepared.image + offset * prepared.mask).astype(np.float32)
+
+    monkeypatch.setattr(Harmonizer, "_sample", sample)
+    return Harmonizer(bundle, HarmonizeConfig(**settings))
+
+
+def test_a_model_that_changes_nothing_gives_the_scan_back_on_its_own_grid(
+    bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, mask = scan
+    found = knowing(bundle, monkeypatch).run(volume, "T1w", mask)
+    unit = found.prepared.scaling.apply(volume.data)
+    assert np.abs(found.volume.data - unit)[mask].max() < 0.03
+    assert np.abs(found.volume.data - unit)[mask].mean() < 0.005
+    assert found.volume.data.shape == volume.data.shape
+    np.testing.assert_array_equal(found.volume.affine, volume.affine)
+    assert np.percentile(unit[mask], 99.5) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(("slope", "offset"), [(0.6, 0.3), (1.4, -0.2), (-0.5, 1.0)])
+def test_an_affine_style_reaches_every_native_voxel_inside(
+    bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch, slope: float, offset: float
+) -> None:
+    volume, mask = scan
+    found = knowing(bundle, monkeypatch, slope, offset).run(volume, "T1w", mask)
+    unit = found.prepared.scaling.apply(volume.data)
+    inside = ndimage.binary_erosion(mask, iterations=2)
+    np.testing.assert_allclose(found.volume.data[inside], np.clip(slope * unit + offset, 0, None)[inside], atol=0.05)
+
+
+@pytest.mark.parametrize("detail", ["project", "model"])
+@pytest.mark.parametrize("sequence", ["T1w", "T2w"])
+def test_result_of_an_untrained_model_is_finite_and_not_negative(
+    bundle: Bundle, scan: tuple[Volume, np.ndarray], detail: str, sequence: str
+) -> None:
+    volume, mask = scan
+    before = volume.data.copy()
+    found = Harmonizer(bundle, HarmonizeConfig(detail=detail, planes=("axial",))).run(volume, sequence, mask)
+    for image in (found.volume.data, found.model_image):
+        assert image.dtype == np.float32
+        assert np.isfinite(image).all()
+        assert image.min() >= 0
+    assert found.model_image.shape == CONFIG.grid.shape
+    assert found.volume.data.shape == volume.data.shape
+    np.testing.assert_array_equal(volume.data, before)
+
+
+def test_air_stays_dark_under_a_style_that_lifts_the_brain(
+    bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    volume, mask = scan
+    noisy = np.hypot(volume.data + rng.normal(0, 0.02 * UNIT, mask.shape), rng.normal(0, 0.02 * UNIT, mask.shape))
+    found = knowing(bundle, monkeypatch, 0.5, 0.4).run(volume.like(noisy.astype(np.float32)), "T1w", mask)
+    unit = found.prepared.scaling.apply(noisy)
+    outside = ~ndimage.binary_dilation(mask, iterations=4)
+    assert found.volume.data[mask].mean() > 0.6
+    assert found.volume.data[outside].mean() < 0.1
+    assert (found.volume.data[outside] <= (0.6 + 0.5 / AIR_LEVEL) * unit[outside] + 1e-3).all()
+    silent = knowing(bundle, monkeypatch, 0.5, 0.4).run(volume, "T1w", mask).volume.data
+    assert not silent[outside & (volume.data == 0)].any()
+
+
+def test_projection_keeps_detail_that_the_models_own_image_lacks(
+    bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, mask = scan
+    data, inside = volume.data.copy(), np.argwhere(ndimage.binary_erosion(mask, iterations=3))
+    spot = tuple(inside[len(inside) // 2])
+    data[spot] = 1.9 * UNIT  # one bright voxel, smaller than a working voxel
+    results = {
+        detail: knowing(bundle, monkeypatch, detail=detail).run(volume.like(data), "T1w", mask)
+        for detail in ("project", "model")
+    }
+    assert results["project"].volume.data[spot] > results["model"].volume.data[spot] + 0.2
+    np.testing.assert_array_equal(results["project"].model_image, results["model"].model_image)
+    assert not np.allclose(results["project"].volume.data, results["model"].volume.data, atol=0.01)
+
+
+def test_unit_of_the_scan_does_not_matter(
+    bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, mask = scan
+    harmonizer = knowing(bundle, monkeypatch, 0.7, 0.1)
+    once, scaled = (harmonizer.run(volume.like(gain * volume.data), "T1w", mask).volume.data for gain in (1, 100))
+    np.testing.assert_allclose(scaled, once, atol=1e-3)
+
+
+def test_a_mask_is_estimated_where_none_is_given(
+    bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, mask = scan
+    found = knowing(bundle, monkeypatch).run(volume, "T1w")
+    assert found.prepared.steps[0] == "mask: estimated"
+    assert np.abs(found.volume.data - found.prepared.scaling.apply(volume.data))[mask].max() < 0.05
+
+
+def test_label_of_the_sequence_reaches_the_model(
+    bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[int] = []
+
+    def sample(_self: Harmonizer, prepared: Prepared, label: int) -> np.ndarray:
+        labels.append(label)
+        return prepared.image
+
+    monkeypatch.setattr(Harmonizer, "_sample", sample)
+    for sequence in ("T2w", "T1w"):
+        Harmonizer(bundle).run(scan[0], sequence, scan[1])
+    assert labels == [1, 0]
+
+
+def test_unknown_sequence_is_refused_before_any_work(bundle: Bundle, scan: tuple[Volume, np.ndarray]) -> None:
+    with pytest.raises(ModelError, match="sequence 'FLAIR'; expected one of T1w, T2w"):
+        Harmonizer(bundle).run(scan[0], "FLAIR", np.ones((2, 2, 2), bool))
+
+
+def test_mask_that_does_not_fit_is_refused(bundle: Bundle, scan: tuple[Volume, np.ndarray]) -> None:
+    with pytest.raises(DataError, match="mask of shape"):
+        Harmonizer(bundle).run(scan[0], "T1w", scan[1][1:])
+
+
+def test_settings_are_the_bundles_unless_given(bundle: Bundle) -> None:
+    assert Harmonizer(bundle).settings == CONFIG.harmonize
+    assert Harmonizer(bundle, HarmonizeConfig(steps=4)).settings.steps == 4
+
+
+def test_smaller_batches_change_nothing_else_and_end_at_one() -> None:
+    settings = HarmonizeConfig(batch_slabs=5, steps=3)
+    assert with_smaller_batches(settings) == replace(settings, batch_slabs=2)
+    assert with_smaller_batches(with_smaller_batches(with_smaller_batches(settings))).batch_slabs == 1
