@@ -13,6 +13,7 @@ from mmh_ray.errors import ConfigError
 
 pytestmark = pytest.mark.fast
 
+BOUNDED = ("steps", "slabs_per_plane", "validate_every", "checkpoint_every", "validation_groups")
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 
 
@@ -107,6 +108,46 @@ def test_senseless_values_are_refused_by_section(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, [override])
     assert override.partition(".")[0] + "." in caught.value.received
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((f"train.{key}", value) for key in BOUNDED for value in (0, -1)),
+        *(("harmonize.steps", value) for value in (0, -3, 501)),
+        *(("harmonize.inversion_depth", value) for value in (-1, 501)),
+        *((f"harmonize.{key}", value) for key in ("batch_slabs", "detail_radius") for value in (0, -2)),
+    ],
+)
+def test_out_of_bounds_is_refused_by_dotted_key(key: str, value: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [f"{key}={value}"])
+    assert caught.value.received == f"{key}={value}"
+    assert f"Change {key}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(f"train.{key}=1" for key in BOUNDED),
+        "harmonize.steps=1",
+        "harmonize.steps=500",
+        "harmonize.inversion_depth=0",
+        "harmonize.inversion_depth=500",
+        "harmonize.batch_slabs=1",
+        "harmonize.detail_radius=1",
+    ],
+)
+def test_bounds_themselves_are_taken(override: str) -> None:
+    key, _, value = override.partition("=")
+    assert flatten(load_config(None, [override]))[key] == int(value)
+
+
+def test_defaults_that_the_method_states() -> None:
+    config = Config()
+    assert config.model.channels == (32, 64, 96)
+    assert (config.train.terminal_share, config.train.style_weight) == (0.8, 0.05)
+    assert (config.restyle.noise, config.restyle.bias) == (0.04, 0.1)
 
 
 def test_integers_pass_for_floats_and_null_for_optional() -> None:

@@ -72,8 +72,8 @@ class Denoiser(nn.Module):
 
 
 def make_scheduler(config: ModelConfig) -> Any:
-    """A ``diffusers.DDIMScheduler``: scaled-linear betas rescaled to zero terminal SNR (Lin et al., WACV 2024), so that training ends where sampling starts:
-    at pure noise. The network predicts x0; the same schedule trains and samples."""
+    """A ``diffusers.DDIMScheduler``: scaled-linear betas rescaled to zero terminal SNR (Lin et al., WACV 2024), so that training
+    ends where sampling starts, at pure noise. The network predicts x0; the same schedule trains and samples."""
     return DDIMScheduler(
         num_train_timesteps=config.train_timesteps,
         beta_start=config.beta_start,

@@ -284,3 +284,23 @@ def test_real_archive(real_bids):
     assert Counter(row["sequence"] for row in rows) == {"T1w": 65, "T2w": 5, "FLAIR": 4}
     assert {row["site"] for row in rows} == {"ixihh", "ljubljana15", "ljubljana30", "tcgadu"}
     assert {row["status"] for row in rows} == {"ok"}
+
+
+def test_images_without_a_site_stay_usable_where_none_is_required(tmp_path):
+    people(tmp_path, "sub-01 A 30 F")
+    image(tmp_path, "sub-01_T1w")
+    image(tmp_path, "sub-02_T1w")
+    image(tmp_path, "sub-02_bad-name-here_T1w")
+    strict, lax = by_id(tmp_path), by_id(tmp_path, require_site=False)
+    assert strict["sub-02_T1w"]["status"] == "unusable"
+    assert "no site" in strict["sub-02_T1w"]["reason"]
+    assert (lax["sub-02_T1w"]["status"], lax["sub-02_T1w"]["site"], lax["sub-02_T1w"]["reason"]) == ("ok", None, None)
+    assert lax["sub-01_T1w"]["site"] == "A"
+    assert [row["status"] for row in lax.values()].count("unusable") == 1  # other reasons still count
+
+
+def test_an_archive_without_any_site_is_refused_only_where_one_is_required(tmp_path):
+    image(tmp_path, "sub-01_T1w")
+    with pytest.raises(DataError, match="none of 1 images has a site"):
+        find_images(tmp_path)
+    assert [row["status"] for row in find_images(tmp_path, require_site=False)] == ["ok"]

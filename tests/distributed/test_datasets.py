@@ -254,8 +254,6 @@ def test_a_block_stacks_its_groups(store: str, domain: UnifiedDomain) -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
-@pytest.mark.xfail(reason="tensors share the read-only memory of Ray's object store when a batch is one block's slice")
 def test_tensors_of_a_batch_are_ones_own(store: str, domain: UnifiedDomain) -> None:
     block = GroupMaker(store, CONFIG, domain)({"id": np.array([0])})
     for array in block.values():
@@ -296,15 +294,19 @@ def test_without_validation_volumes_unseen_people_are_simulated(tmp_path: Path) 
     assert len({int(batch.key[0]) for batch in batches}) == 4
 
 
-NOTHING_TO_VALIDATE = "no validation volumes and nothing simulated: ZeroDivisionError in GroupMaker._simulated"
+@pytest.mark.fast
+def test_without_entries_every_group_is_another_simulated_person(tmp_path: Path) -> None:
+    uri = write_store(str(tmp_path), val=0)
+    maker = GroupMaker(uri, CONFIG, UnifiedDomain.of(PreparedStore(uri), CONFIG), "val")
+    maker.share = 0.0  # as validation sets it
+    assert [maker.source(number) for number in (0, 1, 2, 7)] == [(True, 0), (True, 1), (True, 2), (True, 7)]
 
 
 @pytest.mark.fast
-@pytest.mark.xfail(reason=NOTHING_TO_VALIDATE, raises=ZeroDivisionError)
 def test_without_validation_volumes_and_simulation_the_reason_is_told(tmp_path: Path) -> None:
     uri, config = write_store(str(tmp_path), val=0), training(simulated_share=0.0)
     domain = UnifiedDomain.of(PreparedStore(uri), config)
-    with pytest.raises(DataError, match="val"):
+    with pytest.raises(DataError, match=r"no volume in split val.*manifest\.val_fraction.*train\.simulated_share"):
         validation_batches(uri, config, domain)
 
 
@@ -383,7 +385,6 @@ def test_nothing_is_left_after_the_last_step(store: str, domain: UnifiedDomain, 
 
 
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
 def test_stream_on_ray_is_the_same_for_one_worker_and_two_and_after_a_restart(
     ray_cluster: None, store: str, domain: UnifiedDomain
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import gamma, norm
 
 from mmh_ray.errors import DataError
 from mmh_ray.imaging.anatomy import Anatomy
@@ -13,6 +13,7 @@ from mmh_ray.imaging.intensity import (
     MonotoneMap,
     Scaling,
     correct_bias,
+    match_histogram,
     mean_quantile_function,
     quantile_function,
     robust_scaling,
@@ -132,3 +133,43 @@ def test_bias_correction_keeps_mean_shape_and_finiteness(anatomy: Anatomy, shade
     assert corrected.dtype == np.float32
     assert np.isfinite(corrected).all()
     assert corrected[anatomy.brain].mean() == pytest.approx(shaded[anatomy.brain].mean(), rel=1e-4)
+
+
+WANTED = {
+    "uniform": QUANTILES,
+    "normal": norm(0.5, 0.15).ppf(np.clip(QUANTILES, 1e-3, 1 - 1e-3)),
+    "skewed": gamma(2, scale=0.2).ppf(np.clip(QUANTILES, 0, 1 - 1e-3)),
+    "two tissues": np.where(QUANTILES < 0.4, 0.3, 0.8) + 0.01 * QUANTILES,
+}
+
+
+@pytest.mark.parametrize("wanted", WANTED.values(), ids=WANTED.keys())
+def test_matching_gives_the_brain_the_wanted_quantiles(rng: np.random.Generator, wanted: np.ndarray) -> None:
+    data = rng.gamma(2, 300, (20, 24, 18)).astype(np.float32)
+    mask = np.zeros(data.shape, bool)
+    mask[2:18, 3:20, 2:15] = True
+    matched = match_histogram(data, mask, wanted)
+    assert (matched.shape, matched.dtype) == (data.shape, np.float32)
+    assert not matched[~mask].any()
+    assert np.abs(quantile_function(matched[mask]) - wanted).mean() < 0.003
+    order = np.argsort(data[mask], kind="stable")
+    assert (np.diff(matched[mask][order]) >= -1e-6).all()
+
+
+def test_matching_of_a_brain_image_gives_the_wanted_quantiles(anatomy: Anatomy, clean: np.ndarray) -> None:
+    wanted = norm(0.6, 0.1).ppf(np.clip(QUANTILES, 1e-3, 1 - 1e-3))
+    matched = match_histogram(clean, anatomy.brain, wanted)
+    assert np.abs(quantile_function(matched[anatomy.brain]) - wanted).mean() < 0.01
+
+
+@pytest.mark.parametrize("power", [0.4, 0.8, 1.5, 3.0])
+def test_matching_forgets_any_increasing_curve(rng: np.random.Generator, power: float) -> None:
+    data = rng.uniform(0.05, 1, (20, 20, 20)).astype(np.float32)
+    mask = np.ones(data.shape, bool)
+    curved = match_histogram(900 * data**power - 100, mask, QUANTILES)
+    np.testing.assert_allclose(curved, match_histogram(data, mask, QUANTILES), atol=0.002)
+
+
+def test_matching_to_its_own_quantiles_changes_nothing(rng: np.random.Generator) -> None:
+    data, mask = rng.random((9, 9, 9)).astype(np.float32), np.ones((9, 9, 9), bool)
+    np.testing.assert_allclose(match_histogram(data, mask, quantile_function(data[mask])), data, atol=1e-6)

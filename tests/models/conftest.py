@@ -43,6 +43,12 @@ def brain(mask: np.ndarray) -> np.ndarray:
     return (np.random.default_rng(5).uniform(0.1, 1, SHAPE) * mask).astype(np.float32)
 
 
+@pytest.fixture(scope="session")
+def uniform() -> np.ndarray:
+    """Quantile function of the uniform distribution over (0, 1): the unified domain of these tests."""
+    return np.linspace(0, 1, 257)
+
+
 @pytest.fixture
 def model(tiny: ModelConfig) -> GlobalHarmonizer:
     """An untrained harmonizer in training mode; both domains start from the uniform distribution over (0, 1)."""
@@ -51,10 +57,11 @@ def model(tiny: ModelConfig) -> GlobalHarmonizer:
 
 
 @pytest.fixture
-def batch(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> SlabBatch:
+def batch(brain: np.ndarray, mask: np.ndarray, uniform: np.ndarray, tiny: ModelConfig) -> SlabBatch:
     """Two groups of one slab a plane, T1w then T2w."""
     groups = [
-        training_group(brain**power, brain, mask, index, 1, tiny, seed=index) for index, power in enumerate((1, 2))
+        training_group(brain**power, brain, mask, uniform, index, 1, tiny, seed=index)
+        for index, power in enumerate((1, 2))
     ]
     fields = {name: torch.from_numpy(np.concatenate([group[name] for group in groups])) for name in groups[0]}
     floats = {name: fields[name].float() for name in ("image", "condition", "mask")}

@@ -30,10 +30,12 @@ def test_every_parameter_gets_a_gradient(model: GlobalHarmonizer, batch: SlabBat
 
 
 def test_loss_is_the_weighted_sum_of_its_parts(model: GlobalHarmonizer, batch: SlabBatch) -> None:
-    model.eval()
+    weights = model.eval().train_config
     for ramp in (0.0, 0.5, 1.0):
         losses = model(batch, style_ramp=ramp)
-        expected = losses["mse"] + 0.5 * losses["gradient"] + ramp * 0.1 * losses["style"]
+        expected = (
+            losses["mse"] + weights.gradient_weight * losses["gradient"] + ramp * weights.style_weight * losses["style"]
+        )
         torch.testing.assert_close(losses["loss"], expected)
         assert all(float(value.detach()) > 0 for value in losses.values())
 
@@ -80,7 +82,10 @@ def test_at_the_last_timestep_the_target_cannot_leak(model: GlobalHarmonizer, ba
 
 def test_domains_start_from_the_cohort(tiny: ModelConfig) -> None:
     quantiles = torch.stack([torch.linspace(0, 1, 257), torch.linspace(0.4, 0.6, 257)])
-    moments = GlobalHarmonizer(tiny, TrainConfig(), quantiles).domain_moments
+    model = GlobalHarmonizer(tiny, TrainConfig(), quantiles)
+    moments = model.domain_moments
+    assert torch.equal(model.domain_quantiles, quantiles)
+    assert "domain_quantiles" in model.state_dict()  # travels with the weights: the condition is matched to it
     torch.testing.assert_close(moments, torch.tensor([[0.5, 12**-0.5], [0.5, 0.2 * 12**-0.5]]), atol=0.003, rtol=0)
 
 
@@ -92,6 +97,7 @@ def test_domains_drift_in_training_only(model: GlobalHarmonizer, batch: SlabBatc
     model.train()(batch)
     assert not torch.equal(model.domain_cumulative, before[0])
     assert not torch.equal(model.domain_moments, before[1])
+    assert torch.equal(model.domain_quantiles, torch.linspace(0, 1, 257).repeat(2, 1))  # the condition's stays
 
 
 def test_domain_moves_by_the_decay_towards_the_group_and_only_its_own(

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
 from mmh_ray.config import ModelConfig
+from mmh_ray.imaging.intensity import quantile_function
 from mmh_ray.imaging.slices import NORMAL, PLANES, along, crop_square
 from mmh_ray.models.denoiser import Context, Denoiser
 from mmh_ray.models.groups import Conditioner, brain_slices, padded_side, training_group
 
 pytestmark = pytest.mark.fast
 
+UNIFORM = np.linspace(0, 1, 257)
+
 
 def group_of(
     brain: np.ndarray, mask: np.ndarray, model: ModelConfig, slabs: int = 2, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """A group of the shared volume, styled copy = its square root."""
-    return training_group(brain, np.sqrt(brain), mask, 1, slabs, model, seed)
+    return training_group(brain, np.sqrt(brain), mask, UNIFORM, 1, slabs, model, seed)
 
 
 def test_shapes_and_types(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> None:
@@ -46,7 +51,7 @@ def test_image_mask_and_condition_show_the_slice_at_the_position(
     brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig
 ) -> None:
     group = group_of(brain, mask, tiny, slabs=3)
-    conditioner = Conditioner(np.sqrt(brain), mask, tiny)
+    conditioner = Conditioner(np.sqrt(brain), mask, UNIFORM, tiny)
     for row, number in enumerate(group["plane"]):
         plane = PLANES[number]
         index = round(float(group["position"][row]) * (mask.shape[NORMAL[plane]] - 1))
@@ -86,7 +91,7 @@ def test_same_seed_same_group_another_seed_another(brain: np.ndarray, mask: np.n
 def test_one_slice_of_brain_is_enough(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> None:
     thin = np.zeros_like(mask)
     thin[:, :, 8] = mask[:, :, 8]
-    group = training_group(brain * thin, brain * thin, thin, 0, 3, tiny, 0)
+    group = training_group(brain * thin, brain * thin, thin, UNIFORM, 0, 3, tiny, 0)
     np.testing.assert_allclose(group["position"][:3], 8 / 15)
 
 
@@ -129,5 +134,59 @@ def test_denoiser_takes_what_the_conditioner_gives(brain: np.ndarray, mask: np.n
 
 
 def test_condition_does_not_depend_on_the_unit(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> None:
-    small, large = (Conditioner(gain * brain, mask, tiny).slabs("coronal", [12]) for gain in (1, 900))
+    small, large = (Conditioner(gain * brain, mask, UNIFORM, tiny).slabs("coronal", [12]) for gain in (1, 900))
     np.testing.assert_allclose(large, small, atol=1e-4)
+
+
+def piecewise(seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A random increasing curve through eight knots, slopes from 0.3 to 3."""
+    rng = np.random.default_rng(seed)
+    knots = np.linspace(0, 1, 8)
+    values = rng.uniform(-50, 50) + np.concatenate([[0], np.cumsum(np.exp(rng.uniform(-1.2, 1.1, 7)))])
+    return lambda data: np.interp(data, knots, values)
+
+
+CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    **{f"gamma {gamma}": (lambda data, gamma=gamma: data**gamma) for gamma in (0.4, 0.7, 1.6, 2.5)},
+    **{f"piecewise {seed}": piecewise(seed) for seed in range(4)},
+    "scanner units": lambda data: 1700 * data + 40,
+}
+
+
+@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES.keys())
+def test_condition_is_the_same_under_any_increasing_curve(
+    brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig, curve: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """What is left is the bend of a curve between two of the 257 quantiles."""
+    styled = (curve(brain) * mask).astype(np.float32)
+    assert np.abs(quantile_function(styled[mask]) - quantile_function(brain[mask])).max() > 0.02
+    for plane, slices in (("axial", [4, 8]), ("coronal", [12]), ("sagittal", [7])):
+        found, expected = (Conditioner(data, mask, UNIFORM, tiny).slabs(plane, slices) for data in (styled, brain))
+        np.testing.assert_allclose(found, expected, atol=0.004)
+        assert np.abs(expected).max() > 0.2
+
+
+def test_condition_of_a_decreasing_curve_is_another(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> None:
+    """Contrast itself, T1w against T2w, is not lost."""
+    inverted = ((1 - brain) * mask).astype(np.float32)
+    found, expected = (Conditioner(data, mask, UNIFORM, tiny).slabs("axial", [8]) for data in (inverted, brain))
+    assert np.abs(found - expected).max() > 0.2
+
+
+def test_curves_of_a_styled_copy_leave_the_training_group_alone(
+    brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig
+) -> None:
+    groups = [training_group(brain, brain**gamma, mask, UNIFORM, 1, 2, tiny, 0) for gamma in (0.5, 1, 2)]
+    for group in groups[1:]:
+        assert np.array_equal(group["image"], groups[0]["image"])
+        np.testing.assert_allclose(group["condition"], groups[0]["condition"], atol=0.005)  # float16
+
+
+@pytest.mark.parametrize("low", [0.0, 0.2])
+def test_condition_does_not_depend_on_what_lies_outside_the_mask(
+    brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig, low: float
+) -> None:
+    quantiles = low + (1 - low) * UNIFORM
+    loud = np.where(mask, brain, 5).astype(np.float32)
+    found, expected = (Conditioner(data, mask, quantiles, tiny).slabs("axial", [8]) for data in (loud, brain))
+    np.testing.assert_array_equal(found, expected)

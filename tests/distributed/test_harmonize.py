@@ -1,0 +1,277 @@
+"""The batch job on a small archive of good and bad images: derivatives, ledger, reruns, exit codes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from mmh_ray.bids.derivatives import read_ledger
+from mmh_ray.cli import main
+from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig
+from mmh_ray.distributed.harmonize import harmonize
+from mmh_ray.errors import ConfigError, ModelError
+from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.imaging.phantom import canonical
+from mmh_ray.imaging.preprocess import to_grid
+from mmh_ray.models.bundle import bundle_hash, save_bundle
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.provenance import sha256_file
+
+pytestmark = pytest.mark.ray
+
+CONFIG = Config(
+    grid=GridConfig(6.0, (32, 40, 32)),
+    prepare=PrepareConfig(n4=False),
+    model=ModelConfig(channels=(8, 16), slab=1, distances=(1, 2), patch=2),
+    harmonize=HarmonizeConfig(planes=("axial",), slots=1),
+)
+GOOD = ("sub-01_T1w", "sub-01_T2w")
+REASONS = {
+    "sub-02_FLAIR": "sequence FLAIR; this model harmonizes T1w, T2w",
+    "sub-03_T1w": "7 NaN or infinite voxels",
+    "sub-04_T1w": "4-D image",
+    "sub-05_T1w": "unreadable",
+}
+"""What is wrong with the others."""
+
+
+@dataclass
+class Job:
+    """An archive, a model, and the outcome of a first run."""
+
+    bids: Path
+    out: Path
+    bundle: Path
+    counts: dict[str, int]
+
+    def scan(self, name: str) -> Path:
+        """The image of the archive."""
+        return self.bids / name.partition("_")[0] / "anat" / f"{name}.nii.gz"
+
+    def derivative(self, name: str) -> Path:
+        """Its harmonized counterpart."""
+        subject, suffix = name.split("_")
+        return self.out / subject / "anat" / f"{subject}_desc-harmonized_{suffix}.nii.gz"
+
+    def ledger(self) -> dict[str, dict]:
+        """Rows by image."""
+        return {row["image_id"]: row for row in read_ledger(self.out / "ledger.parquet")}
+
+
+@pytest.fixture(autouse=True)
+def _levels_as_before() -> Iterator[None]:
+    """`main` sets levels of loggers; other tests must not inherit them."""
+    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.Logger.manager.loggerDict))]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def save(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
+    """Integers with a slope, and codes that are not nibabel's own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(data.astype(np.float32), affine)
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_sform(affine, 2)
+    image.set_qform(affine, 3)
+    nib.save(image, path)
+
+
+def oblique() -> np.ndarray:
+    """Axes of an anisotropic, left-handed grid turned by 17 degrees."""
+    c, s = np.cos(np.deg2rad(17)), np.sin(np.deg2rad(17))
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) * [-4.0, 5.0, 6.5]
+
+
+def write_archive(bids: Path) -> None:
+    """One good subject, and one for each thing that can be wrong; no site anywhere."""
+    anatomy = simulate_anatomy(Person(1), 6.0)
+    middle = anatomy.affine @ np.append(np.argwhere(anatomy.brain).mean(0), 1)
+    shape, native = (52, 42, 30), np.eye(4)
+    native[:3, :3] = oblique()
+    native[:3, 3] = middle[:3] - native[:3, :3] @ (np.array(shape) - 1) / 2
+    scans = {name: 700 * canonical(anatomy, name, 6.0) for name in ("T1w", "T2w")}
+    turned = to_grid(scans["T1w"], anatomy.affine, native, shape)
+    inside = to_grid(anatomy.brain.astype(np.float32), anatomy.affine, native, shape) > 0.5
+
+    def put(name: str, data: np.ndarray, affine: np.ndarray = anatomy.affine) -> Path:
+        path = bids / name.partition("_")[0] / "anat" / f"{name}.nii.gz"
+        save(path, data, affine)
+        return path
+
+    (bids / "derivatives/masks").mkdir(parents=True)
+    (bids / "dataset_description.json").write_text(json.dumps({"Name": "Odd scans", "BIDSVersion": "1.10.0"}))
+    put("sub-01_T1w", turned, native)
+    save(bids / "derivatives/masks/sub-01_desc-brain_mask.nii.gz", inside, native)
+    put("sub-01_T2w", to_grid(scans["T2w"], anatomy.affine, native, shape), native)
+    put("sub-02_FLAIR", scans["T1w"])
+    broken = scans["T1w"].copy()
+    broken[3, 4, :7] = np.nan
+    put("sub-03_T1w", broken)
+    put("sub-04_T1w", np.stack([scans["T1w"]] * 3, -1))
+    path = put("sub-05_T1w", scans["T1w"])
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Job:
+    """The first run."""
+    root = tmp_path_factory.mktemp("harmonize")
+    bids, out, bundle = root / "bids", root / "out", root / "bundle"
+    write_archive(bids)
+    torch.manual_seed(0)
+    quantiles = torch.linspace(0, 1, 257).repeat(2, 1)
+    model = GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles)
+    save_bundle(bundle, model, CONFIG, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
+    return Job(bids, out, bundle, harmonize(str(bids), str(out), str(bundle), CONFIG))
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """Time of every derivative and sidecar."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*_desc-harmonized_*")}
+
+
+def test_counts_are_of_all_images(job: Job) -> None:
+    assert job.counts == {"done": 2, "failed": 3, "refused": 1}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_derivative_lies_on_the_grid_of_its_scan(job: Job, name: str) -> None:
+    source, image = nib.load(job.scan(name)), nib.load(job.derivative(name))
+    assert image.shape == source.shape
+    np.testing.assert_array_equal(image.affine, source.affine)
+    np.testing.assert_array_equal(image.header.get_zooms(), source.header.get_zooms())
+    for code in ("sform_code", "qform_code"):
+        assert int(image.header[code]) == int(source.header[code])
+    assert image.header.get_xyzt_units()[0] == "mm"
+    voxels = image.get_fdata()
+    assert np.isfinite(voxels).all()
+    assert voxels.min() >= 0
+    assert voxels.std() > 0
+
+
+def test_ledger_tells_the_truth_of_every_image(job: Job) -> None:
+    rows = job.ledger()
+    assert set(rows) == {*GOOD, *REASONS}
+    for name, row in rows.items():
+        assert row["source"] == str(job.scan(name))
+        assert row["model_hash"] == bundle_hash(job.bundle)
+        assert row["seconds"] > 0
+    for name in GOOD:
+        assert (rows[name]["status"], rows[name]["reason"]) == ("done", None)
+        assert job.out / rows[name]["output"] == job.derivative(name)
+        assert rows[name]["input_sha256"] == sha256_file(job.scan(name))
+    for name, reason in REASONS.items():
+        assert rows[name]["status"] == ("refused" if name == "sub-02_FLAIR" else "failed")
+        assert reason in rows[name]["reason"]
+        assert rows[name]["output"] is None
+        assert not job.derivative(name).exists()
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_sidecar_says_what_was_done(job: Job, name: str) -> None:
+    sidecar = json.loads(
+        job.derivative(name).with_name(job.derivative(name).name.replace(".nii.gz", ".json")).read_text()
+    )
+    assert sidecar["Sources"] == [str(job.scan(name))]
+    assert sidecar["SourceSHA256"] == sha256_file(job.scan(name))
+    assert sidecar["Model"]["Hash"] == bundle_hash(job.bundle)
+    assert sidecar["Model"]["URI"] == job.bundle.as_uri()
+    assert sidecar["Preparation"][0] == "mask: given"
+    assert sidecar["Settings"]["planes"] == ["axial"]
+    assert sidecar["IntensityMapping"]["High"] > sidecar["IntensityMapping"]["Low"]
+    assert sidecar["SourceSite"] is None
+    assert sidecar["GeneratedBy"]["Name"] == "mmh_ray"
+
+
+def test_the_dataset_is_described_and_nothing_half_written_is_left(job: Job) -> None:
+    description = json.loads((job.out / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    assert description["Name"] == "Odd scans, harmonized"
+    assert description["GeneratedBy"][0]["Name"] == "mmh_ray"
+    assert description["SourceDatasets"] == [{"URL": job.bids.resolve().as_uri()}]
+    hidden = [path.name for path in job.out.rglob(".*")]
+    assert not hidden
+    assert len(stamps(job.out)) == 4
+    assert not list(job.bids.rglob("*harmonized*"))
+
+
+def arguments(job: Job, *more: str) -> list[str]:
+    """Of the command that does the same as the first run."""
+    fixed = ["harmonize.planes=[axial]", "harmonize.slots=1"]
+    return ["harmonize", str(job.bids), str(job.out), "--model", str(job.bundle), *more, *fixed]
+
+
+def test_again_skips_what_is_there_and_retries_what_failed(job: Job) -> None:
+    before, rows = stamps(job.out), job.ledger()
+    assert main(arguments(job)) == 1
+    assert stamps(job.out) == before
+    after = job.ledger()
+    assert {name: row["status"] for name, row in after.items()} == {
+        name: "skipped" if name in GOOD else rows[name]["status"] for name in rows
+    }
+    assert all(after[name]["seconds"] != rows[name]["seconds"] for name in REASONS)
+
+
+def test_a_mended_image_is_done_and_the_command_ends_with_0(job: Job) -> None:
+    """Subject 05 gets the scan of subject 01; the others are not looked at, and their rows stay."""
+    kept, rows = job.scan("sub-05_T1w").read_bytes(), job.ledger()
+    shutil.copyfile(job.scan("sub-01_T1w"), job.scan("sub-05_T1w"))
+    before = stamps(job.out)
+    try:
+        assert main(arguments(job, "--participant-label", "01", "sub-05")) == 0
+    finally:
+        job.scan("sub-05_T1w").write_bytes(kept)
+    after = job.ledger()
+    assert (after["sub-05_T1w"]["status"], after["sub-05_T1w"]["reason"]) == ("done", None)
+    assert job.derivative("sub-05_T1w").is_file()
+    assert {path: stamp for path, stamp in stamps(job.out).items() if "sub-05" not in path} == before
+    for name in ("sub-02_FLAIR", "sub-03_T1w", "sub-04_T1w"):
+        assert after[name] == rows[name]
+
+
+def test_other_settings_are_done_again(job: Job) -> None:
+    before, rows = stamps(job.out), job.ledger()
+    other = replace(CONFIG, harmonize=replace(CONFIG.harmonize, detail="model", batch_slabs=3))
+    assert harmonize(str(job.bids), str(job.out), str(job.bundle), other, ["01"], ["T1w"]) == {"done": 1}
+    changed = {path for path, stamp in stamps(job.out).items() if stamp != before[path]}
+    assert changed == {path for path in before if "sub-01" in path and "T1w" in path}
+    assert job.ledger()["sub-01_T1w"]["settings_hash"] != rows["sub-01_T1w"]["settings_hash"]
+    assert job.ledger()["sub-01_T2w"] == rows["sub-01_T2w"]
+
+
+@pytest.mark.parametrize("inside", ["", "sub-01", "harmonized", "code/../sub-01/anat"])
+def test_output_inside_the_archive_is_refused(job: Job, inside: str) -> None:
+    before = sorted(job.bids.rglob("*"))
+    with pytest.raises(ConfigError, match=r"a folder outside the archive or below its derivatives/"):
+        harmonize(str(job.bids), str(job.bids / inside), str(job.bundle), CONFIG)
+    assert sorted(job.bids.rglob("*")) == before
+
+
+def test_unusable_arguments_leave_nothing_behind(job: Job, tmp_path: Path) -> None:
+    out, bids, bundle = str(tmp_path / "out"), str(job.bids), str(job.bundle)
+    with pytest.raises(ConfigError, match=r"participants \['77'\]"):
+        harmonize(bids, out, bundle, CONFIG, ["01", "77"])
+    with pytest.raises(ConfigError, match="no image left to harmonize"):
+        harmonize(bids, out, bundle, CONFIG, ["02"], ["T1w"])
+    with pytest.raises(ModelError):
+        harmonize(bids, out, str(tmp_path / "nowhere"), CONFIG)
+    assert not list(tmp_path.iterdir())
+    assert main(["harmonize", bids, str(job.bids / "sub-01"), "--model", bundle]) == 2
+
+
+def test_a_foreign_folder_is_left_alone(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "dataset_description.json").write_text(json.dumps({"Name": "someone's"}))
+    with pytest.raises(ConfigError, match="holds another dataset"):
+        harmonize(str(job.bids), str(tmp_path), str(job.bundle), CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset_description.json"]
