@@ -207,7 +207,7 @@ def _train_global(arguments: argparse.Namespace, config: Config) -> int:
 def _add_harmonize(commands: Commands) -> None:
     parser = _add_command(commands, "harmonize", _harmonize, "write harmonized derivatives of a BIDS archive")
     parser.add_argument("bids", metavar="BIDS", type=_existing, help="BIDS archive")
-    parser.add_argument("out", metavar="OUT", help="folder or URI for the derivatives, the ledger and the report")
+    parser.add_argument("out", metavar="OUT", help="folder for the derivatives and the ledger")
     parser.add_argument("level", metavar="participant", nargs="?", choices=["participant"], help="analysis level")
     parser.add_argument("--model", required=True, help="bundle folder or registered model (models:/NAME@champion)")
     _add_list(parser, "--participant-label", "only these subjects, with or without `sub-`")

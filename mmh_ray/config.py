@@ -156,13 +156,13 @@ class ModelConfig:
 class TrainConfig:
     """Stage 1 training (`mmh train-global`)."""
 
-    steps: int = 1500
+    steps: int = 500
     """Optimiser steps."""
     volumes_per_step: int = 2
     """Slice groups, each of one volume, over all workers in a step."""
     slabs_per_plane: int = 2
     """Slabs per plane in a group."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     """Peak learning rate of AdamW; linear warm-up, cosine decay."""
     warmup_steps: int = 50
     """Steps of linear warm-up."""
@@ -172,8 +172,9 @@ class TrainConfig:
     """Gradient norm limit."""
     ema_decay: float = 0.99
     """Decay of the exponential moving average of the weights."""
-    simulated_share: float = 0.5
-    """Share of groups that show simulated anatomies with a canonical noise-free target; the rest has the teacher's."""
+    simulated_share: float = 1.0
+    """Share of groups that show simulated anatomies with a canonical noise-free target; the rest has the teacher's, the volume
+    itself after histogram matching. At 1 the teacher serves only sequences that cannot be simulated."""
     terminal_share: float = 0.8
     """Share of samples trained at the last timestep (pure noise), where sampling starts."""
     gradient_weight: float = 0.5
@@ -225,7 +226,7 @@ class HarmonizeConfig:
     """Planes to run."""
     detail: Literal["project", "model"] = "project"
     """`project`: style from the model, detail from the scan (guided filter); `model`: the model's image itself."""
-    detail_radius: int = 2
+    detail_radius: int = 1
     """Radius of the guided filter's window, in working voxels."""
     batch_slabs: int = 32
     """Slabs per forward pass."""

@@ -77,11 +77,15 @@ def write_sidecar(image_path: str | Path, fields: Mapping[str, Any]) -> Path:
     Path
         The sidecar.
     """
-    image_path = Path(image_path)
-    stem = image_path.name.removesuffix(".gz").removesuffix(".nii")
-    path = image_path.with_name(f"{stem}.json")
+    path = sidecar_path(image_path)
     write_json(path, dict(fields))
     return path
+
+
+def sidecar_path(image_path: str | Path) -> Path:
+    """Path of the `.json` beside an image."""
+    image_path = Path(image_path)
+    return image_path.with_name(f"{image_path.name.removesuffix('.gz').removesuffix('.nii')}.json")
 
 
 def read_ledger(path: str | Path) -> list[Row]:

@@ -84,6 +84,9 @@ class GroupMaker:
         self.entries = [entry for entry in usable(self.store, split) if entry["sequence"] in config.model.sequences]
         self.simulable = [name for name in config.model.sequences if name in domain.canonical]
         self.share = config.train.simulated_share if self.simulable else 0.0
+        if self.share == 1 and split == "train":  # the teacher is left with what cannot be simulated
+            self.entries = [entry for entry in self.entries if entry["sequence"] not in self.simulable]
+            self.share = len(self.simulable) / len(config.model.sequences)
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Groups of the numbers in ``block["id"]``, stacked: each array gains a leading axis."""

@@ -15,7 +15,7 @@ import ray.exceptions
 import torch
 
 from mmh_ray import tracking
-from mmh_ray.bids.derivatives import Journal, write_dataset_description, write_sidecar
+from mmh_ray.bids.derivatives import Journal, sidecar_path, write_dataset_description, write_sidecar
 from mmh_ray.bids.entities import output_path, parse
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.config import Config, HarmonizeConfig, to_dict
@@ -83,6 +83,8 @@ _INERT = {"slots": 0, "timeout_s": 0, "batch_slabs": 0}
 
 
 def _check_output(bids: str, out: str) -> None:
+    if "://" in bids or "://" in out:
+        raise ConfigError(f"{bids} -> {out}", "folders on a local or mounted disk", "Mount or copy the archive.")
     archive, target = Path(bids).resolve(), Path(out).resolve()
     inside = target.relative_to(archive).parts if target.is_relative_to(archive) else None
     if inside is not None and (not inside or inside[0] != "derivatives"):
@@ -247,10 +249,15 @@ class HarmonizeWorker:
 
 
 def _is_current(earlier: Row | None, target: Path, digest: str, facts: Row) -> bool:
-    if earlier is None or earlier["status"] not in ("done", "skipped") or not target.is_file():
+    if earlier is None or earlier["status"] not in ("done", "skipped") or not _is_whole(target):
         return False
     wanted = {"input_sha256": digest, "model_hash": facts["model_hash"], "settings_hash": facts["settings_hash"]}
     return all(earlier[key] == value for key, value in wanted.items())
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether image and sidecar are both there; each is whole if it is there at all."""
+    return target.is_file() and sidecar_path(target).is_file()
 
 
 def _ledger_row(row: Row, status: str, reason: str | None, output: str | None = None, digest: str | None = None) -> Row:

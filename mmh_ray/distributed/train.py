@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow.fs
 import ray
+import ray.exceptions
 import ray.train
 import safetensors.torch
 import torch
@@ -25,6 +26,7 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from mmh_ray import tracking
 from mmh_ray.config import Config, from_dict, to_dict
+from mmh_ray.distributed.board import Board, Row
 from mmh_ray.distributed.cluster import connect, training_resources
 from mmh_ray.distributed.datasets import UnifiedDomain, training_stream, usable, validation_batches
 from mmh_ray.distributed.shards import PreparedStore
@@ -158,7 +160,9 @@ def _after_step(learner: Learner, config: Config, rank: int, metrics: dict[str, 
     if rank == 0 and (last or step % config.train.validate_every == 0):
         metrics |= learner.validate(validation)
     if rank == 0:
-        board.post.remote(step, metrics)
+        posted = board.post.remote(step, metrics)
+        if last:
+            ray.get(posted)
     if not (last or step % config.train.checkpoint_every == 0):
         return
     if rank != 0:
@@ -176,22 +180,6 @@ def _resume(learner: Learner) -> None:
             learner.load_state(safetensors.torch.load_file(Path(directory, STATE)))
 
 
-class Board:
-    """Where the first worker pins its metrics for the driver to collect; outlives workers that die."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[int, dict[str, float]]] = []
-
-    def post(self, step: int, metrics: dict[str, float]) -> None:
-        """Pin one step's metrics."""
-        self.rows.append((step, metrics))
-
-    def take(self) -> list[tuple[int, dict[str, float]]]:
-        """Everything pinned since the last call."""
-        rows, self.rows = self.rows, []
-        return rows
-
-
 @contextmanager
 def _watch(board: Any, run_id: str, steps: int) -> Iterator[None]:
     """Show progress and log metrics to MLflow from a thread while the trainer runs."""
@@ -203,7 +191,7 @@ def _watch(board: Any, run_id: str, steps: int) -> Iterator[None]:
             finished = False
             while not finished:
                 finished = done.wait(2.0)
-                for step, metrics in ray.get(board.take.remote()):
+                for step, metrics in _taken(board):
                     _log(run_id, metrics, step)
                     note = f"loss {metrics['loss']:.4f}, data wait {metrics['data_wait_share']:.0%}"
                     advance(max(0, step - shown), note)
@@ -216,6 +204,14 @@ def _watch(board: Any, run_id: str, steps: int) -> Iterator[None]:
     finally:
         done.set()
         thread.join(timeout=60)
+
+
+def _taken(board: Any) -> list[Row]:
+    try:
+        return ray.get(board.take.remote())
+    except ray.exceptions.RayError as error:
+        log.warning("metrics lost: %s", error)
+        return []
 
 
 def _log(run_id: str, metrics: dict[str, float], step: int) -> None:

@@ -36,13 +36,13 @@ class Denoiser(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.patch = config.patch
+        self.patch, self.slab = config.patch, config.slab
         area, width = config.patch**2, 4 * config.channels[0]
         plain = ("DownBlock2D", "UpBlock2D")
         attentive = ("AttnDownBlock2D", "AttnUpBlock2D") if config.attention else plain
         deep = len(config.channels) - 1
-        self.unet: nn.Module = UNet2DModel(
-            in_channels=(config.slab + conditioning.channels(config.distances)) * area,
+        self.unet: Any = UNet2DModel(
+            in_channels=(2 * config.slab + conditioning.channels(config.distances)) * area,
             out_channels=config.slab * area,
             block_out_channels=config.channels,
             layers_per_block=config.layers,
@@ -53,16 +53,23 @@ class Denoiser(nn.Module):
             class_embed_type="identity",
             resnet_time_scale_shift="scale_shift",
         )
+        with torch.no_grad():
+            self.unet.conv_out.weight.mul_(0.1)  # nearly nothing to add at first, yet a gradient for every layer
+            self.unet.conv_out.bias.zero_()
         self.sequence = nn.Embedding(len(config.sequences), width)
         self.plane = nn.Embedding(3, width)
         self.scalars = nn.Sequential(nn.Linear(7, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, noisy: Tensor, timestep: Tensor, condition: Tensor, context: Context) -> Tensor:
         """x0 ``(B, K, P, P)`` in diffusion intensity (-1 is background) from ``noisy`` ``(B, K, P, P)``, ``timestep`` ``(B,)`` and
-        ``condition`` ``(B, C, P, P)``; ``P`` must be a multiple of ``patch * 2**(levels - 1)``."""
+        ``condition`` ``(B, C, P, P)``; ``P`` must be a multiple of ``patch * 2**(levels - 1)``.
+
+        The U-Net predicts what to add to the histogram-matched slab, which is the condition's last ``K`` channels: an untrained
+        denoiser is classical histogram matching, and training moves it from there.
+        """
         folded = F.pixel_unshuffle(torch.cat([noisy, condition], dim=1), self.patch)
         predicted = self.unet(folded, timestep, class_labels=self.embed(context)).sample
-        return F.pixel_shuffle(predicted, self.patch)
+        return to_diffusion(condition[:, -self.slab :]) + F.pixel_shuffle(predicted, self.patch)
 
     def embed(self, context: Context) -> Tensor:
         """Sum of the context's embeddings, ``(B, width)``."""

@@ -89,8 +89,8 @@ class GlobalHarmonizer(nn.Module):
         predicted = self.predict(batch, noise, timestep)
         target, weights = to_diffusion(batch.image), self.train_config
         parts = {
-            "mse": masked_mse(predicted, target, batch.mask),
-            "gradient": gradient_mse(predicted, target, batch.mask),
+            "mse": masked_mse(predicted, target, batch.mask, batch.group),
+            "gradient": gradient_mse(predicted, target, batch.mask, batch.group),
             "style": self.style_loss(predicted, batch),
         }
         loss = parts["mse"] + weights.gradient_weight * parts["gradient"]

@@ -29,15 +29,17 @@ class Conditioner:
 
     def __init__(self, volume: np.ndarray, mask: np.ndarray, quantiles: np.ndarray, model: ModelConfig) -> None:
         volume = match_histogram(volume, mask, quantiles)
+        self.slab = model.slab
         self.distances, self.side = model.distances, padded_side(volume.shape, model)
         self.volume = torch.from_numpy(np.ascontiguousarray(volume, np.float32))
         self.scales = difference_scales(self.volume, torch.from_numpy(np.ascontiguousarray(mask)), self.distances)
 
     def slabs(self, plane: str, indices: Sequence[int]) -> np.ndarray:
-        """Condition ``(n, C, P, P)`` float32 of the slices at ``indices``."""
+        """Condition ``(n, C, P, P)`` float32 of the slices at ``indices``: the differences, then the slab's own matched intensities."""
         slices = self.volume.movedim(NORMAL[plane], 0)
         found = condition_slices(slices, indices, self.scales, self.distances)
-        return pad_square(found.numpy(), self.side)
+        levels = take_slabs(self.volume.numpy(), plane, indices, self.slab, self.side)
+        return np.concatenate([pad_square(found.numpy(), self.side), levels], axis=1)
 
 
 def padded_side(shape: Sequence[int], model: ModelConfig) -> int:

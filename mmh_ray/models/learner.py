@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmh_ray.config import TrainConfig
@@ -43,10 +44,7 @@ class Learner:
         self.optimizer.step()
         self.steps_done += 1
         self._update_average()
-        return {name: float(loss.detach()) for name, loss in losses.items()} | {
-            "learning_rate": rate,
-            "gradient_norm": float(norm),
-        }
+        return _over_workers(losses) | {"learning_rate": rate, "gradient_norm": float(norm)}
 
     @torch.no_grad()
     def validate(self, batches: Sequence[SlabBatch]) -> dict[str, float]:
@@ -89,6 +87,15 @@ class Learner:
         decay = min(self.config.ema_decay, (1 + self.steps_done) / (10 + self.steps_done))
         for mine, current in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
             mine.lerp_(current, 1 - decay) if mine.is_floating_point() else mine.copy_(current)
+
+
+def _over_workers(losses: dict[str, Tensor]) -> dict[str, float]:
+    """Losses of the whole step: the mean over all workers, as plain numbers."""
+    values = torch.stack([loss.detach().float() for loss in losses.values()])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return dict(zip(losses, values.tolist(), strict=True))
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BINS = 64
@@ -12,17 +13,25 @@ _EDGES = torch.linspace(0, 1.25, BINS)
 _SOFTNESS = 0.02
 
 
-def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, outside: float = 0.1) -> Tensor:
-    """Mean squared error, brain voxels at weight 1, the others at ``outside``."""
+def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, group: Tensor, outside: float = 0.1) -> Tensor:
+    """Mean squared error, brain voxels at weight 1, the others at ``outside``; the mean over the groups of each group's own."""
     weight = mask * (1 - outside) + outside
-    return ((predicted - target).square() * weight).sum() / weight.sum()
+    return _mean_over_groups((predicted - target).square() * weight, weight, group)
 
 
-def gradient_mse(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error of the in-plane forward differences over the brain (the paper's MSE of gradients)."""
-    error, total = (predicted - target), mask.sum().clamp_min(1)
+def gradient_mse(predicted: Tensor, target: Tensor, mask: Tensor, group: Tensor) -> Tensor:
+    """Mean squared error of the in-plane forward differences over the brain (the paper's MSE of gradients), as above by group."""
+    error = predicted - target
     down, right = error[..., 1:, :] - error[..., :-1, :], error[..., 1:] - error[..., :-1]
-    return ((down.square() * mask[..., 1:, :]).sum() + (right.square() * mask[..., 1:]).sum()) / total
+    squared = F.pad(down.square(), (0, 0, 1, 0)) + F.pad(right.square(), (1, 0))
+    return _mean_over_groups(squared * mask, mask, group)
+
+
+def _mean_over_groups(values: Tensor, weights: Tensor, group: Tensor) -> Tensor:
+    """Every volume counts the same, however the groups are shared out among workers."""
+    sums = torch.stack([values.flatten(1).sum(1), weights.flatten(1).sum(1)], dim=1)
+    total = sums.new_zeros(int(group.max()) + 1, 2).index_add_(0, group, sums)
+    return (total[:, 0] / total[:, 1].clamp_min(1)).mean()
 
 
 def group_statistics(image: Tensor, mask: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ SHAPE = (16, 24, 16)
 CONFIG = Config(
     grid=GridConfig(12.0, SHAPE),  # coarse, so that simulated people are quick
     model=ModelConfig(channels=(8, 16), slab=3, distances=(1, 2), patch=2),
-    train=TrainConfig(steps=6, volumes_per_step=2, slabs_per_plane=1, validation_groups=4),
+    train=TrainConfig(steps=6, volumes_per_step=2, slabs_per_plane=1, validation_groups=4, simulated_share=0.5),
 )
 SITES = {"alder": 3, "birch": 1}
 """Training volumes per sequence."""
@@ -399,3 +399,13 @@ def test_stream_on_ray_is_the_same_for_one_worker_and_two_and_after_a_restart(
     assert len(rest) == 2
     for batch, whole in zip(rest, alone[4:], strict=True):
         assert all(torch.equal(value, getattr(whole, name)) for name, value in vars(batch).items())
+
+
+@pytest.mark.fast
+def test_at_full_simulation_the_teacher_is_left_with_what_cannot_be_simulated(store: str, domain: UnifiedDomain) -> None:
+    known = replace(domain, canonical={"T1w": domain.canonical["T1w"]})  # as if T2w had no signal equation
+    maker = GroupMaker(store, training(simulated_share=1.0), known)
+    assert {entry["sequence"] for entry in maker.entries} == {"T2w"}
+    groups = [maker.group(number) for number in range(8)]
+    assert [maker.source(number)[0] for number in range(8)] == [False, True] * 4
+    assert [int(group["sequence"][0]) for group in groups] == [1, 0] * 4

@@ -21,8 +21,9 @@ def headed(spacing: float) -> Anatomy:
 
 def test_stripped_scan_keeps_what_is_not_zero(anatomy: Anatomy, clean: np.ndarray) -> None:
     stripped = clean * anatomy.brain
-    assert is_stripped(stripped)
-    mask = estimate_mask(Volume(stripped, anatomy.affine))
+    volume = Volume(stripped, anatomy.affine)
+    assert is_stripped(volume)
+    mask = estimate_mask(volume)
     assert mask[anatomy.brain].mean() > 0.999
     assert not mask[~anatomy.brain].sum() > 0.01 * anatomy.brain.sum()
 
@@ -34,20 +35,21 @@ def test_holes_are_filled_and_specks_left_out(ball: np.ndarray) -> None:
     np.testing.assert_array_equal(estimate_mask(Volume(data, np.eye(4))), ball)
 
 
-@pytest.mark.parametrize("site", range(len(SITES)), ids=[site.name for site in SITES])
+@pytest.mark.parametrize("site", [0, 3], ids=["alder", "doum"])
 @pytest.mark.parametrize("sequence", SEQUENCES)
 def test_mask_of_a_whole_head_contains_the_brain(
     headed: Anatomy, spacing: float, site: int, sequence: str, rng: np.random.Generator
 ) -> None:
     scan = render(headed, SITES[site], sequence, rng, spacing)
-    assert not is_stripped(scan)
-    mask = estimate_mask(Volume(scan, headed.affine))
+    volume = Volume(scan, headed.affine)
+    assert not is_stripped(volume)
+    mask = estimate_mask(volume)
     assert mask[headed.brain].mean() >= 0.95
     assert mask.mean() < 0.5
 
 
-@pytest.mark.parametrize("gain", [1e-3, 1e4])
+@pytest.mark.parametrize("gain", [2.0**-10, 2.0**13])  # exact in floating point
 def test_unit_does_not_matter(headed: Anatomy, spacing: float, rng: np.random.Generator, gain: float) -> None:
     scan = render(headed, SITES[1], "T1w", rng, spacing)
     once, scaled = (estimate_mask(Volume(by * scan, headed.affine)) for by in (np.float32(1), np.float32(gain)))
-    assert (once != scaled).mean() < 1e-3
+    np.testing.assert_array_equal(once, scaled)

@@ -56,7 +56,7 @@ def save(model: GlobalHarmonizer, path: Path) -> Path:
 @torch.inference_mode()
 def predict(model: GlobalHarmonizer) -> Tensor:
     """What the model makes of fixed noise."""
-    noise, condition = torch.randn((1, 7, 16, 16), generator=torch.Generator().manual_seed(1)).split([1, 6], dim=1)
+    noise, condition = torch.randn((1, 8, 16, 16), generator=torch.Generator().manual_seed(1)).split([1, 7], dim=1)
     one = torch.ones(1, dtype=torch.long)
     context = Context(one, one, torch.full((1,), 0.5), model.domain_moments[one])
     return model.denoiser(noise, 999 * one, condition, context)

@@ -21,7 +21,7 @@ CONTEXT = Context(
 
 def inputs(config: ModelConfig, side: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One noisy slab, its timestep and its condition."""
-    channels = conditioning.channels(config.distances)
+    channels = conditioning.channels(config.distances) + config.slab
     return torch.randn(1, config.slab, side, side), torch.tensor([500]), torch.randn(1, channels, side, side)
 
 

@@ -30,7 +30,7 @@ def test_shapes_and_types(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig
     found = {name: (array.shape, array.dtype) for name, array in group_of(brain, mask, tiny).items()}
     assert found == {
         "image": ((6, 3, 24, 24), np.float16),
-        "condition": ((6, 6, 24, 24), np.float16),
+        "condition": ((6, 9, 24, 24), np.float16),  # 3 components at 2 distances, 3 matched slices
         "mask": ((6, 3, 24, 24), np.uint8),
         "plane": ((6,), np.int64),
         "position": ((6,), np.float32),

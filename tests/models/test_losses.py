@@ -22,32 +22,48 @@ def uniform(low: float, high: float) -> torch.Tensor:
     return torch.linspace(low, high, 257)
 
 
+ONE = torch.zeros(1, dtype=torch.long)
+
+
+def slabs(*rows: list[float]) -> torch.Tensor:
+    """A slab of one slice and one line per row, ``(B, 1, 1, W)``."""
+    return torch.tensor(rows)[:, None, None]
+
+
 def test_masked_mse_by_hand() -> None:
-    predicted, target = torch.tensor([1.0, 2, 3, 4]), torch.tensor([0.0, 2, 1, 1])
-    mask = torch.tensor([1.0, 1, 0, 0])  # squared errors 1, 0, 4, 9 at weights 1, 1, 0.5, 0.5
-    assert float(masked_mse(predicted, target, mask, outside=0.5)) == pytest.approx((1 + 0 + 2 + 4.5) / 3)
-    assert float(masked_mse(predicted, target, mask, outside=0)) == pytest.approx(0.5)
+    predicted, target = slabs([1.0, 2, 3, 4]), slabs([0.0, 2, 1, 1])
+    mask = slabs([1.0, 1, 0, 0])  # squared errors 1, 0, 4, 9 at weights 1, 1, 0.5, 0.5
+    assert float(masked_mse(predicted, target, mask, ONE, outside=0.5)) == pytest.approx((1 + 0 + 2 + 4.5) / 3)
+    assert float(masked_mse(predicted, target, mask, ONE, outside=0)) == pytest.approx(0.5)
+
+
+def test_groups_count_the_same_whatever_the_size_of_their_brains() -> None:
+    predicted = slabs([1.0, 1, 1, 1], [3.0, 0, 0, 0], [0.0, 0, 0, 0])
+    mask, group = slabs([1.0, 1, 1, 1], [1.0, 0, 0, 0], [1.0, 0, 0, 0]), torch.tensor([0, 1, 1])
+    loss = masked_mse(predicted, torch.zeros_like(predicted), mask, group, outside=0)
+    assert float(loss) == pytest.approx((1 + 9 / 2) / 2)
 
 
 def test_masked_mse_without_brain_is_finite() -> None:
-    assert float(masked_mse(torch.ones(4), torch.zeros(4), torch.zeros(4))) == pytest.approx(1)
+    blank = torch.zeros(1, 1, 4, 4)
+    assert float(masked_mse(blank + 1, blank, blank, ONE)) == pytest.approx(1)
 
 
 def test_gradient_mse_is_zero_for_a_constant_error() -> None:
     image, mask = torch.rand(2, 3, 6, 5), torch.ones(2, 3, 6, 5)
-    assert float(gradient_mse(image + 0.3, image, mask)) == pytest.approx(0, abs=1e-10)
+    assert float(gradient_mse(image + 0.3, image, mask, torch.tensor([0, 1]))) == pytest.approx(0, abs=1e-10)
 
 
 def test_gradient_mse_by_hand() -> None:
     error = torch.tensor([[[[0.0, 1], [3, 3]]]])  # down: 3, 2; right: 1, 0
-    assert float(gradient_mse(error, torch.zeros_like(error), torch.ones_like(error))) == pytest.approx(
+    assert float(gradient_mse(error, torch.zeros_like(error), torch.ones_like(error), ONE)) == pytest.approx(
         (9 + 4 + 1 + 0) / 4
     )
 
 
 def test_gradient_mse_sees_no_background() -> None:
     predicted, mask = torch.rand(1, 1, 6, 6), torch.zeros(1, 1, 6, 6)
-    assert float(gradient_mse(predicted, torch.zeros_like(predicted), mask)) == 0
+    assert float(gradient_mse(predicted, torch.zeros_like(predicted), mask, ONE)) == 0
 
 
 @pytest.mark.parametrize("shift", [0.1, 0.25, -0.2])
