@@ -156,13 +156,13 @@ class ModelConfig:
 class TrainConfig:
     """Stage 1 training (`mmh train-global`)."""
 
-    steps: int = 500
+    steps: int = 400
     """Optimiser steps."""
     volumes_per_step: int = 2
     """Slice groups, each of one volume, over all workers in a step."""
     slabs_per_plane: int = 2
     """Slabs per plane in a group."""
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 3e-3
     """Peak learning rate of AdamW; linear warm-up, cosine decay."""
     warmup_steps: int = 50
     """Steps of linear warm-up."""

@@ -125,7 +125,7 @@ def _run(rows: list[Row], out: Path, folder: Path, settings: HarmonizeConfig, fa
         busy[worker.harmonize.remote(row)] = (worker, row)
 
     def hire() -> Any:
-        return HarmonizeWorker.options(**options).remote(files, settings, str(out), facts)
+        return ray.remote(HarmonizeWorker).options(**options).remote(files, settings, str(out), facts)
 
     for _ in range(slots):
         start(hire())
@@ -171,7 +171,6 @@ def _slots(settings: HarmonizeConfig, images: int) -> tuple[dict[str, Any], int]
     return options, max(1, min(slots, images))
 
 
-@ray.remote
 class HarmonizeWorker:
     """Loads the model once, then takes one image after the other."""
 

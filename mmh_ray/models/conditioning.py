@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-QUANTILE = 0.98
+QUANTILE = 0.8
 """Quantile of the absolute differences over the brain that is scaled to 1 before squashing."""
 
 _SAMPLES = 16384

@@ -31,6 +31,10 @@ class Context:
     """``(B, 2)`` float, mean and standard deviation of the sequence's unified domain in unit intensity."""
 
 
+NOISE_GAIN, CONDITION_GAIN = 0.2, 4.0
+"""Scale of the network's inputs: a scan's own noise and faint contrasts, small in the condition, must not drown in the diffusion noise."""
+
+
 class Denoiser(nn.Module):
     """Predicts the clean slab x0 from a noisy one; context enters every residual block by scale and shift (FiLM)."""
 
@@ -41,7 +45,7 @@ class Denoiser(nn.Module):
         plain = ("DownBlock2D", "UpBlock2D")
         attentive = ("AttnDownBlock2D", "AttnUpBlock2D") if config.attention else plain
         deep = len(config.channels) - 1
-        self.unet: Any = UNet2DModel(
+        unet: Any = UNet2DModel(
             in_channels=(2 * config.slab + conditioning.channels(config.distances)) * area,
             out_channels=config.slab * area,
             block_out_channels=config.channels,
@@ -53,9 +57,7 @@ class Denoiser(nn.Module):
             class_embed_type="identity",
             resnet_time_scale_shift="scale_shift",
         )
-        with torch.no_grad():
-            self.unet.conv_out.weight.mul_(0.1)  # nearly nothing to add at first, yet a gradient for every layer
-            self.unet.conv_out.bias.zero_()
+        self.unet = unet
         self.sequence = nn.Embedding(len(config.sequences), width)
         self.plane = nn.Embedding(3, width)
         self.scalars = nn.Sequential(nn.Linear(7, width), nn.SiLU(), nn.Linear(width, width))
@@ -64,12 +66,14 @@ class Denoiser(nn.Module):
         """x0 ``(B, K, P, P)`` in diffusion intensity (-1 is background) from ``noisy`` ``(B, K, P, P)``, ``timestep`` ``(B,)`` and
         ``condition`` ``(B, C, P, P)``; ``P`` must be a multiple of ``patch * 2**(levels - 1)``.
 
-        The U-Net predicts what to add to the histogram-matched slab, which is the condition's last ``K`` channels: an untrained
-        denoiser is classical histogram matching, and training moves it from there.
+        The U-Net predicts what to add to the smoothed histogram-matched slab (3 x 3 pixels, all slices); the matched slab is the
+        condition's last ``K`` channels.
         """
-        folded = F.pixel_unshuffle(torch.cat([noisy, condition], dim=1), self.patch)
+        inputs = torch.cat([NOISE_GAIN * noisy, CONDITION_GAIN * condition], dim=1)
+        folded = F.pixel_unshuffle(inputs, self.patch)
         predicted = self.unet(folded, timestep, class_labels=self.embed(context)).sample
-        return to_diffusion(condition[:, -self.slab :]) + F.pixel_shuffle(predicted, self.patch)
+        smooth = F.avg_pool2d(condition[:, -self.slab :].mean(1, keepdim=True), 3, stride=1, padding=1)
+        return to_diffusion(smooth) + F.pixel_shuffle(predicted, self.patch)
 
     def embed(self, context: Context) -> Tensor:
         """Sum of the context's embeddings, ``(B, width)``."""

@@ -402,7 +402,9 @@ def test_stream_on_ray_is_the_same_for_one_worker_and_two_and_after_a_restart(
 
 
 @pytest.mark.fast
-def test_at_full_simulation_the_teacher_is_left_with_what_cannot_be_simulated(store: str, domain: UnifiedDomain) -> None:
+def test_at_full_simulation_the_teacher_is_left_with_what_cannot_be_simulated(
+    store: str, domain: UnifiedDomain
+) -> None:
     known = replace(domain, canonical={"T1w": domain.canonical["T1w"]})  # as if T2w had no signal equation
     maker = GroupMaker(store, training(simulated_share=1.0), known)
     assert {entry["sequence"] for entry in maker.entries} == {"T2w"}
