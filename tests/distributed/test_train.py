@@ -206,14 +206,12 @@ def test_the_name_of_a_run_with_other_settings_is_refused(store: str, whole: Tra
 # --- two workers ---
 
 
-@pytest.mark.xfail(strict=True, reason="train._after_step logs the first worker's own groups, not the step's")
 def test_two_workers_log_the_loss_that_one_worker_logs(whole: Trained, pair: Trained) -> None:
     assert pair.history["mse"][1] == pytest.approx(whole.history["mse"][1], abs=1e-4)
 
 
 def test_two_workers_come_to_where_one_comes(whole: Trained, pair: Trained) -> None:
-    """Same groups, noise and order. What differs: losses are means over a worker's own brain voxels before the gradients are
-    averaged (a small brain slice weighs more than in one batch), and sums are rounded in another order."""
+    """Same groups, noise and order; sums are rounded in another order."""
     assert sorted(pair.history["loss"]) == list(range(1, STEPS + 1))
     assert pair.history["learning_rate"] == pytest.approx(whole.history["learning_rate"])
     assert pair.model.validation["val_loss"] == pytest.approx(whole.model.validation["val_loss"], rel=0.01)
