@@ -87,7 +87,7 @@ def render(
     """
     signal = tissue_signal(scanner, sequence)
     peak = float(signal[2] if sequence == "T1w" else signal[1])
-    image = np.tensordot(signal / peak, anatomy.fractions, axes=1) + _scalp_signal(anatomy, rng)
+    image = np.einsum("t,txyz->xyz", signal / peak, anatomy.fractions) + _scalp_signal(anatomy, rng)
     image = np.maximum(image, 0) ** scanner.gamma
     if scanner.blur_mm > 0:
         image = ndimage.gaussian_filter(image, scanner.blur_mm / _FWHM_PER_SIGMA / spacing_mm)
