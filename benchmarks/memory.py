@@ -1,6 +1,6 @@
 """Peak memory of the long stages for a small and a ten times larger cohort: it must not grow.
 
-    python benchmarks/memory.py                     # prepare, 20 and 200 volumes
+    python benchmarks/memory.py                     # prepare and the training stream, 20 and 200 volumes
     python benchmarks/memory.py --volumes 20 50 --json memory.json
 
 Every measurement is a process of its own with its own Ray. The cohort is a few phantom files under many ids, so that
@@ -25,12 +25,14 @@ from typing import Any
 
 import psutil
 
-from mmh_ray.config import Config, PhantomConfig, PrepareConfig
+from mmh_ray.config import Config, PhantomConfig, PrepareConfig, TrainConfig
 
 INTERVAL_S = 0.05
 MIB = 2**20
-CONFIG = Config(prepare=PrepareConfig(n4_iterations=(10, 5), shard_volumes=8))
-"""Small shards, so that both cohorts fill some."""
+CONFIG = Config(
+    prepare=PrepareConfig(n4_iterations=(10, 5), shard_volumes=8), train=TrainConfig(simulated_share=0, steps=100)
+)
+"""Small shards, so that both cohorts fill some; training on the cohort's own volumes, 200 slice groups."""
 
 
 class Peak:
@@ -85,18 +87,31 @@ def prepare_stage(folder: Path, volumes: int) -> None:
     assert outcome.done == volumes, outcome
 
 
-STAGES: dict[str, Callable[[Path, int], None]] = {"prepare": prepare_stage}
-"""Name of a stage to what is measured; gets the folder that :func:`make_cohort` filled and the number of volumes."""
+def stream_stage(folder: Path, _volumes: int) -> None:
+    """The batches of 100 training steps, read and let go in this process."""
+    from mmh_ray.distributed.cluster import connect
+    from mmh_ray.distributed.datasets import UnifiedDomain, training_stream
+    from mmh_ray.distributed.shards import PreparedStore
+
+    connect()
+    uri = str(folder / "prepared")
+    domain = UnifiedDomain.of(PreparedStore(uri), CONFIG)
+    steps = sum(1 for _ in training_stream(uri, CONFIG, domain, first_step=0, rank=0, world=1, loaders=1))
+    assert steps == CONFIG.train.steps, steps
 
 
-def measure(stage: str, volumes: int) -> dict[str, Any]:
+STAGES: dict[str, Callable[[Path, int], None]] = {"prepare": prepare_stage, "stream": stream_stage}
+"""Name of a stage to what is measured, in the order of the data's way; gets the cohort's folder and the number of volumes."""
+
+
+def measure(stage: str, volumes: int, folder: Path) -> dict[str, Any]:
     """Peak memory in MiB and seconds of one stage, in this process."""
-    with tempfile.TemporaryDirectory() as name:
-        make_cohort(Path(name), volumes)
-        start = time.monotonic()
-        with Peak() as peak:
-            STAGES[stage](Path(name), volumes)
-        seconds = time.monotonic() - start
+    if not (folder / "manifest.parquet").exists():
+        make_cohort(folder, volumes)
+    start = time.monotonic()
+    with Peak() as peak:
+        STAGES[stage](folder, volumes)
+    seconds = time.monotonic() - start
     figures = {key: round(getattr(peak, key) / MIB) for key in ("driver", "worker", "total")}
     return {"stage": stage, "volumes": volumes, **figures, "seconds": round(seconds, 1)}
 
@@ -104,15 +119,18 @@ def measure(stage: str, volumes: int) -> dict[str, Any]:
 def main() -> None:
     """Measure each stage and size in a fresh process and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--volumes", nargs="+", type=int, default=[20, 200])
     parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--here", action="store_true", help="measure in this process and print one line of JSON")
+    parser.add_argument("--here", nargs=2, metavar=("STAGE", "FOLDER"), help="one stage, in this process")
     arguments = parser.parse_args()
     if arguments.here:
-        print(json.dumps(measure(arguments.stage[0], arguments.volumes[0])))
+        stage, folder = arguments.here
+        print(json.dumps(measure(stage, arguments.volumes[0], Path(folder))))
         return
-    rows = [_in_own_process(stage, volumes) for stage in arguments.stage for volumes in arguments.volumes]
+    rows = []
+    for volumes in arguments.volumes:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += [_in_own_process(stage, volumes, folder) for stage in STAGES]
     print("stage      volumes  driver MiB  worker MiB  total MiB  seconds")
     for row in rows:
         print("{stage:<10} {volumes:>7} {driver:>11} {worker:>11} {total:>10} {seconds:>8}".format(**row))
@@ -122,8 +140,8 @@ def main() -> None:
         arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
 
 
-def _in_own_process(stage: str, volumes: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--here", "--stage", stage, "--volumes", str(volumes)]
+def _in_own_process(stage: str, volumes: int, folder: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--here", stage, folder, "--volumes", str(volumes)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

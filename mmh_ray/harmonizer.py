@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mmh_ray.config import HarmonizeConfig
-from mmh_ray.imaging.detail import local_affine
+from mmh_ray.imaging.detail import add_detail, continued, local_affine
+from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.imaging.preprocess import Prepared, from_grid, prepare_volume
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.bundle import Bundle
@@ -79,22 +80,22 @@ class Harmonizer:
     def _to_native(self, volume: Volume, prepared: Prepared, image: np.ndarray) -> np.ndarray:
         """The harmonized image on the scan's grid, ``(I, J, K)`` float32, not negative.
 
-        With detail projection the local affine maps, not the image, are resampled, and applied to the scan's own voxels.
+        With detail projection the local affine maps are resampled and applied to the scan's own voxels. Outside the brain they stand alone,
+        and their offset fades out with the scan's intensity: it must not light up the air around the head.
         """
         shape = volume.data.shape
-        if self.settings.detail == "model":
-            return np.clip(from_grid(image, prepared.affine, volume.affine, shape), 0, None)
-        slope, offset = local_affine(prepared.source, image, prepared.mask, self.settings.detail_radius)
-        source = prepared.scaling.apply(volume.data)
-        slope = from_grid(slope, prepared.affine, volume.affine, shape)
-        offset = from_grid(offset, prepared.affine, volume.affine, shape)
-        return np.clip(slope * source + offset * self._tissue(volume, prepared), 0, None)
 
-    def _tissue(self, volume: Volume, prepared: Prepared) -> np.ndarray:
-        """Share of tissue, 0 in air to 1, ``(I, J, K)``: the offset of the affine maps must not light up the air around the head."""
-        inside = from_grid(prepared.mask.astype(np.float32), prepared.affine, volume.affine, volume.data.shape)
-        bright = np.clip(prepared.scaling.apply(volume.data) / AIR_LEVEL, 0, 1)
-        return np.maximum(inside, bright)
+        def bring(values: np.ndarray) -> np.ndarray:
+            return from_grid(values, prepared.affine, volume.affine, shape)
+
+        if self.settings.detail == "model":
+            return np.clip(bring(image), 0, None)
+        slope, offset = map(bring, local_affine(prepared.source, image, prepared.mask, self.settings.detail_radius))
+        source, inside = prepared.scaling.apply(volume.data), bring(prepared.mask.astype(np.float32))
+        projected = slope * source + offset * np.maximum(inside, np.clip(source / AIR_LEVEL, 0, 1))
+        noise = np.abs(slope) * noise_level(source, inside > 0.5)
+        detailed = add_detail(bring(continued(image, prepared.mask)), projected, noise)
+        return np.clip(inside * detailed + (1 - inside) * projected, 0, None)
 
 
 AIR_LEVEL = 0.15

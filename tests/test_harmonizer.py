@@ -53,7 +53,7 @@ def scan() -> tuple[Volume, np.ndarray]:
 def bundle() -> Bundle:
     """An untrained model."""
     torch.manual_seed(0)
-    quantiles = torch.linspace(0, 1, 257).repeat(2, 1)
+    quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
     return Bundle(GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles).eval(), CONFIG, quantiles, "0" * 64, {})
 
 

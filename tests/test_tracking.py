@@ -110,7 +110,7 @@ def trained(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
         tracking=TrackingConfig(uri=uri, experiment="tests"),
     )
     folder = tmp_path_factory.mktemp("trained")
-    quantiles = torch.linspace(0, 1, 257).repeat(2, 1)
+    quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
     model = GlobalHarmonizer(config.model, config.train, quantiles)
     save_bundle(folder / "global", model, config, quantiles=quantiles, data_hash="abc", training={"steps": 3})
     (folder / "sample.png").write_bytes(b"\x89PNG")

@@ -7,7 +7,7 @@ no volume is dropped. Within each pass over the cohort every training volume app
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -40,39 +40,54 @@ class UnifiedDomain:
     ----------
     quantiles:
         Sequence to ``(257,)`` quantile function: the mean over sites of each site's mean, so that no site owns the domain.
+    tissues:
+        Sequence to ``(257,)`` tissue quantiles, the same mean, of volumes matched to ``quantiles``.
     canonical:
         Sequence to ``(257,)`` mean quantile function of the simulated canonical images, for sequences that can be simulated.
     """
 
     quantiles: dict[str, np.ndarray]
+    tissues: dict[str, np.ndarray]
     canonical: dict[str, np.ndarray]
 
     @classmethod
     def of(cls, store: PreparedStore, config: Config) -> UnifiedDomain:
         """From the volumes of split `train`; DataError names a sequence that has none."""
-        quantiles = {}
+        quantiles, tissues = {}, {}
         for sequence in config.model.sequences:
-            by_site: dict[str, list[np.ndarray]] = {}
+            by_site: dict[str, list[dict[str, Any]]] = {}
             for entry in usable(store, "train"):
                 if entry["sequence"] == sequence:
-                    by_site.setdefault(entry["site"], []).append(entry["quantiles"])
+                    by_site.setdefault(entry["site"], []).append(entry)
             if not by_site:
                 raise DataError(
                     f"no {sequence} volume in split train",
                     f"training volumes of every sequence of model.sequences={config.model.sequences}",
                     "Prepare scans of it, or leave it out of model.sequences.",
                 )
-            quantiles[sequence] = mean_quantile_function(mean_quantile_function(found) for found in by_site.values())
+            wanted = quantiles[sequence] = _mean_over_sites(by_site, lambda entry: entry["quantiles"])
+            tissues[sequence] = _mean_over_sites(
+                by_site,
+                lambda entry, wanted=wanted: MonotoneMap.between(entry["quantiles"], wanted).apply(entry["tissues"]),
+            )
         simulated = (
             canonical_quantiles(config.model.sequences, config.grid, config.train.seed)
             if config.train.simulated_share
             else {}
         )
-        return cls(quantiles, simulated)
+        return cls(quantiles, tissues, simulated)
 
     def as_tensor(self, sequences: tuple[str, ...]) -> torch.Tensor:
-        """``(S, 257)`` float32 in the model's order."""
-        return torch.tensor(np.stack([self.quantiles[name] for name in sequences]), dtype=torch.float32)
+        """``(S, 2, 257)`` float32 in the model's order: quantile function and tissue quantiles."""
+        return torch.tensor(np.stack([self.of_sequence(name) for name in sequences]), dtype=torch.float32)
+
+    def of_sequence(self, name: str) -> np.ndarray:
+        """``(2, 257)`` quantile function and tissue quantiles of a sequence."""
+        return np.stack([self.quantiles[name], self.tissues[name]])
+
+
+def _mean_over_sites(by_site: dict[str, list[dict[str, Any]]], function: Callable[..., np.ndarray]) -> np.ndarray:
+    return mean_quantile_function(mean_quantile_function(map(function, found)) for found in by_site.values())
 
 
 class GroupMaker:
@@ -99,8 +114,8 @@ class GroupMaker:
         sequence, target, styled, mask = self._simulated(ordinal) if simulated else self._volume(ordinal, number)
         label = self.config.model.sequences.index(sequence)
         slabs, seed = self.config.train.slabs_per_plane, _mix(self.config.train.seed, number)
-        quantiles = self.domain.quantiles[sequence]
-        return training_group(target, styled, mask, quantiles, label, slabs, self.config.model, seed)
+        domain = self.domain.of_sequence(sequence)
+        return training_group(target, styled, mask, domain, label, slabs, self.config.model, seed)
 
     def source(self, number: int) -> tuple[bool, int]:
         """Whether a group is simulated, and its ordinal among its kind; the kinds are evenly interleaved."""

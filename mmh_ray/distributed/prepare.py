@@ -219,6 +219,7 @@ def prepare_row(row: Row, grid: GridConfig, settings: PrepareConfig) -> Row:
         "low": result.scaling.low,
         "high": result.scaling.high,
         "quantiles": result.quantiles,
+        "tissues": result.tissues,
         "steps": list(result.steps),
     }
 

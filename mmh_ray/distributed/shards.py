@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.provenance import hash_of
 
-VERSION = b"1"
+VERSION = b"2"
 INDEX = "index.parquet"
 OPEN_SHARDS = 4
 """Parquet files that a :class:`PreparedStore` keeps open at a time."""
@@ -39,6 +39,7 @@ _FACTS = [
     pa.field("low", pa.float64()),
     pa.field("high", pa.float64()),
     pa.field("quantiles", pa.list_(pa.float32())),
+    pa.field("tissues", pa.list_(pa.float32())),
     pa.field("steps", pa.list_(pa.string())),
     pa.field("provenance", pa.string()),
 ]
@@ -48,7 +49,8 @@ SHARD_SCHEMA = pa.schema([*_FACTS, pa.field("image", pa.binary()), pa.field("mas
 """Columns of a shard.
 
 `shape` of the working grid; `affine` row by row, working voxels to millimetres; `low` and `high` the scan's intensities
-at unit intensity 0 and 1; `quantiles` the 257 quantiles of the brain; `steps` what was done; `provenance` the hash of
+at unit intensity 0 and 1; `quantiles` the 257 quantiles of the brain and `tissues` those of a
+smoothed copy; `steps` what was done; `provenance` the hash of
 inputs and settings; `image` little-endian float16 unit intensities and `mask` packed bits, both in C order.
 """
 INDEX_SCHEMA = pa.schema(
@@ -207,7 +209,7 @@ class PreparedStore:
             raise DataError(f"{_shown(uri)}: no {INDEX}", "a folder made by `mmh prepare`", remedy)
         self.index: list[Row] = _entries(_read_index(uri))
         """A row per image, ordered by `image_id`: :data:`INDEX_SCHEMA`, with `affine` ``(4, 4)`` float64 and
-        `quantiles` ``(257,)`` float32 as arrays. Rows of status failed have neither voxels nor geometry."""
+        `quantiles` and `tissues` ``(257,)`` float32 as arrays. Rows of status failed have neither voxels nor geometry."""
         self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
     @cached_property
@@ -267,10 +269,13 @@ def _flat(value: Any) -> Any:
 
 def _entries(table: pa.Table) -> list[Row]:
     """Rows with their arrays as arrays: 257 Python floats a row would be most of a large index's memory."""
-    rows = table.drop_columns(["affine", "quantiles"]).to_pylist()
-    for row, affine, quantiles in zip(rows, table["affine"], table["quantiles"], strict=True):
-        row["affine"] = affine.values.to_numpy().reshape(4, 4) if affine.is_valid else None
-        row["quantiles"] = quantiles.values.to_numpy() if quantiles.is_valid else None
+    arrays = ("affine", "quantiles", "tissues")
+    rows = table.drop_columns(list(arrays)).to_pylist()
+    for name in arrays:
+        for row, value in zip(rows, table[name], strict=True):
+            row[name] = value.values.to_numpy() if value.is_valid else None
+    for row in rows:
+        row["affine"] = row["affine"].reshape(4, 4) if row["affine"] is not None else None
     return rows
 
 

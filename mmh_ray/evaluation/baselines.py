@@ -19,7 +19,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from skimage.restoration import denoise_nl_means
 
-from mmh_ray.imaging.intensity import MonotoneMap
+from mmh_ray.imaging.intensity import MonotoneMap, noise_level
 
 LEVELS = 1001
 """Points of a quantile function, evenly between the brain's minimum and maximum: one per 0.1 %."""
@@ -175,7 +175,7 @@ class DenoisedHistogramMatching:
         matched = self.matching.apply(image, mask)
         box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
         brain, output = matched[box], np.zeros_like(matched)
-        sigma = _noise_level(brain, mask[box])
+        sigma = noise_level(brain, mask[box])
         settings = {"patch_size": 3, "patch_distance": 2, "h": max(0.8 * sigma, 1e-6), "fast_mode": True}
         output[box] = denoise_nl_means(brain, sigma=sigma, preserve_range=True, **settings)
         return np.where(mask, output, 0).astype(np.float32)
@@ -192,12 +192,3 @@ BASELINES: dict[str, type[Baseline]] = {
 
 def _landmarks(quantile: np.ndarray) -> np.ndarray:
     return quantile[[percentile * (LEVELS - 1) // 100 for percentile in _NYUL_PERCENTILES]]
-
-
-def _noise_level(image: np.ndarray, mask: np.ndarray) -> float:
-    """Standard deviation of the noise from the median of the finest Haar wavelet details (Donoho & Johnstone 1994)."""
-    details, whole = image.astype(np.float64), mask
-    for axis in range(3):
-        details = np.diff(details, axis=axis) / np.sqrt(2)
-        whole = np.logical_and(*(np.delete(whole, end, axis=axis) for end in (0, -1)))
-    return float(np.median(np.abs(details[whole]))) / 0.6745 if whole.any() else 0.0

@@ -1,4 +1,8 @@
-"""Detail projection: the style from the model, every edge and lesion from the scan (guided filter, He et al., TPAMI 2013)."""
+"""Detail projection: the style from the model, every edge and lesion from the scan, and less of its noise.
+
+The affine maps source→styled of small windows are those of the guided filter (He et al., TPAMI 2013). What they add to the model's own
+image is detail where it rises above the scan's noise, and is weighed by a local Wiener filter (Lee, TPAMI 1980).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,9 @@ from scipy import ndimage
 
 REGULARISATION = 1e-4
 """Added to the local variance of the scan (unit intensity squared): below it a window counts as flat."""
+
+KEPT = 0.3
+"""Least share of the scan's own detail that is kept, where nothing but noise is found."""
 
 
 def local_affine(
@@ -29,14 +36,31 @@ def local_affine(
     variance = np.maximum(mean(source * source) - source_mean**2, 0)
     slope = covariance / (variance + REGULARISATION)
     offset = styled_mean - slope * source_mean
-    return _fill(mean(slope), mask), _fill(mean(offset), mask)
+    return continued(mean(slope), mask), continued(mean(offset), mask)
+
+
+def add_detail(styled: np.ndarray, projected: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """``styled + w (projected - styled)``: ``w`` is near 1 where their difference varies more than noise does, :data:`KEPT` elsewhere.
+
+    Parameters
+    ----------
+    styled:
+        ``(I, J, K)`` the model's image on the scan's grid.
+    projected:
+        ``(I, J, K)`` the scan under the local affine maps.
+    noise:
+        ``(I, J, K)`` standard deviation of the noise in ``projected``.
+    """
+    detail = projected - styled
+    power = _mean(detail**2, 1)
+    return styled + np.clip(1 - noise**2 / np.maximum(power, 1e-12), KEPT, 1) * detail
+
+
+def continued(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Values outside the mask replaced by those of the nearest voxel inside."""
+    nearest = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
+    return values[tuple(nearest)]
 
 
 def _mean(values: np.ndarray, radius: int) -> np.ndarray:
     return ndimage.uniform_filter(values, 2 * radius + 1, mode="constant")
-
-
-def _fill(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Continue values outside the mask by those of the nearest voxel inside."""
-    nearest = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
-    return values[tuple(nearest)]

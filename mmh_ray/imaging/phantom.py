@@ -38,7 +38,7 @@ class Scanner:
     blur_mm: float = 0.0
     """Full width at half maximum of the point spread."""
     noise: float = 0.0
-    """Rician noise, as a share of white matter (T1w) or grey matter (T2w) signal."""
+    """Rician noise, as a share of the brightest tissue's signal (as BrainWeb counts it: Cocosco et al., 1997)."""
     levels: int = 0
     """Grey levels of the stored file; 0 stores floating point."""
     gain: float = 1.0
@@ -50,14 +50,14 @@ CANONICAL = Scanner("canonical", flip=30.0)
 """The noise-free target style of the simulation."""
 
 SITES = (
-    Scanner("alder", 3.0, 9.0, 12.0, 4200, 102, 0.85, 0.08, 3.0, 0.025, 255, 900.0, "Siemens"),
-    Scanner("birch", 1.5, 24.0, 35.0, 3000, 80, 1.25, 0.14, 4.2, 0.036, 255, 310.0, "GE"),
-    Scanner("cedar", 3.0, 14.0, 20.0, 6500, 125, 1.45, 0.11, 3.5, 0.029, 4095, 1500.0, "Philips"),
-    Scanner("doum", 1.5, 30.0, 28.0, 2400, 112, 0.70, 0.18, 2.6, 0.043, 255, 120.0, "Siemens"),
-    Scanner("elm", 7.0, 12.0, 16.0, 7000, 60, 1.10, 0.20, 2.2, 0.022, 4095, 2400.0, "Siemens"),
-    Scanner("fir", 1.0, 22.0, 30.0, 2800, 95, 0.95, 0.10, 4.8, 0.048, 255, 60.0, "Hitachi"),
-    Scanner("gum", 3.0, 7.5, 9.0, 3600, 140, 1.30, 0.13, 3.2, 0.027, 4095, 700.0, "Canon"),
-    Scanner("hazel", 1.5, 18.0, 25.0, 5200, 85, 0.80, 0.16, 3.8, 0.034, 1023, 400.0, "GE"),
+    Scanner("alder", 3.0, 9.0, 12.0, 4200, 102, 0.85, 0.04, 1.8, 0.022, 255, 900.0, "Siemens"),
+    Scanner("birch", 1.5, 24.0, 35.0, 3000, 80, 1.25, 0.07, 2.5, 0.032, 255, 310.0, "GE"),
+    Scanner("cedar", 3.0, 14.0, 20.0, 6500, 125, 1.45, 0.055, 2.1, 0.026, 4095, 1500.0, "Philips"),
+    Scanner("doum", 1.5, 30.0, 28.0, 2400, 112, 0.70, 0.09, 1.6, 0.038, 255, 120.0, "Siemens"),
+    Scanner("elm", 7.0, 12.0, 16.0, 7000, 60, 1.10, 0.10, 1.3, 0.020, 4095, 2400.0, "Siemens"),
+    Scanner("fir", 1.0, 22.0, 30.0, 2800, 95, 0.95, 0.05, 2.9, 0.043, 255, 60.0, "Hitachi"),
+    Scanner("gum", 3.0, 7.5, 9.0, 3600, 140, 1.30, 0.065, 1.9, 0.024, 4095, 700.0, "Canon"),
+    Scanner("hazel", 1.5, 18.0, 25.0, 5200, 85, 0.80, 0.08, 2.3, 0.031, 1023, 400.0, "GE"),
 )
 """The sites of the phantom archive. The training simulation draws scanners at random and does not know these."""
 
@@ -94,7 +94,8 @@ def render(
     if scanner.bias > 0:
         image = image * np.exp(scanner.bias * smooth_noise(rng, image.shape, 80 / spacing_mm))
     if scanner.noise > 0:
-        real, imaginary = rng.normal(0, scanner.noise, (2, *image.shape)).astype(np.float32)
+        brightest = float(signal[:3].max() / peak) ** scanner.gamma
+        real, imaginary = rng.normal(0, scanner.noise * brightest, (2, *image.shape)).astype(np.float32)
         image = np.hypot(image + real, imaginary)
     if scanner.levels:
         step = image.max() / scanner.levels
@@ -118,8 +119,8 @@ def random_scanner(rng: np.random.Generator) -> Scanner:
         te=rng.uniform(55, 145),
         gamma=float(np.exp(rng.normal(0, 0.3))),
         bias=rng.uniform(0, 0.06),
-        blur_mm=rng.uniform(1.5, 5.0),
-        noise=rng.uniform(0.005, 0.055),
+        blur_mm=rng.uniform(0.5, 3.5),
+        noise=rng.uniform(0.005, 0.05),
     )
 
 

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from mmh_ray.config import GridConfig, PrepareConfig
 from mmh_ray.errors import DataError
-from mmh_ray.imaging.intensity import Scaling, correct_bias, quantile_function, robust_scaling
+from mmh_ray.imaging.intensity import Scaling, correct_bias, quantile_function, robust_scaling, tissue_quantiles
 from mmh_ray.imaging.mask import estimate_mask
 from mmh_ray.imaging.volume import Volume
 
@@ -45,6 +45,11 @@ class Prepared:
     def quantiles(self) -> np.ndarray:
         """``(257,)`` quantile function of the brain's unit intensities."""
         return quantile_function(self.image[self.mask])
+
+    @property
+    def tissues(self) -> np.ndarray:
+        """``(257,)`` the same after a little smoothing: see :func:`mmh_ray.imaging.intensity.tissue_quantiles`."""
+        return tissue_quantiles(self.image, self.mask)
 
 
 def prepare_volume(volume: Volume, mask: np.ndarray | None, grid: GridConfig, settings: PrepareConfig) -> Prepared:
@@ -91,11 +96,17 @@ def prepare_volume(volume: Volume, mask: np.ndarray | None, grid: GridConfig, se
 
 
 def working_affine(affine: np.ndarray, mask: np.ndarray, grid: GridConfig) -> np.ndarray:
-    """Affine of the working grid, centred on the mask's bounding box in world coordinates."""
+    """Affine of the working grid, centred on the mask's bounding box in world coordinates.
+
+    The centre moves by at most half a voxel of the scan so that the grid's first voxel lies on one of the scan's: a scan of the grid's own
+    spacing and axes is then only cropped or padded, not blurred by interpolation.
+    """
     occupied = [np.flatnonzero(mask.any(axis=tuple(set(range(3)) - {axis}))) for axis in range(3)]
     centre = affine @ np.array([*((float(index[0]) + float(index[-1])) / 2 for index in occupied), 1.0])
     working = np.diag([grid.spacing_mm] * 3 + [1.0])
     working[:3, 3] = centre[:3] - grid.spacing_mm * (np.array(grid.shape) - 1) / 2
+    first = np.linalg.inv(affine) @ working[:, 3]
+    working[:3, 3] = (affine @ [*np.round(first[:3]), 1.0])[:3]
     return working
 
 

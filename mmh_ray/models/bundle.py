@@ -30,7 +30,7 @@ from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.provenance import code_version, hash_of, write_json
 
-FORMAT = 1
+FORMAT = 2
 """Version of the bundle's layout that this code writes and reads."""
 KIND = "global"
 """Kind of model that this code writes and reads."""
@@ -52,7 +52,7 @@ class Bundle:
     config:
         With the bundle's ``model``, ``grid``, ``prepare``, ``harmonize`` and ``train`` sections; defaults elsewhere.
     quantiles:
-        ``(S, Q)`` quantile function of each sequence's unified domain at its start, unit intensity.
+        ``(S, 2, Q)`` quantile function of each sequence's unified domain at its start and its tissue quantiles, unit intensity.
     hash:
         SHA-256 over settings, facts and weights (not over the model card).
     facts:
@@ -91,7 +91,7 @@ def save_bundle(
     Parameters
     ----------
     quantiles:
-        ``(S, Q)`` quantile function per sequence, with which ``model`` was made.
+        ``(S, 2, Q)`` quantile function and tissue quantiles per sequence, with which ``model`` was made.
     data_hash:
         Hash of the prepared training data.
     training:
@@ -234,7 +234,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 
 def _read_settings(path: Path, facts: dict[str, Any]) -> tuple[Config, Tensor]:
-    """Config and quantile functions ``(S, Q)`` of the facts."""
+    """Config and quantile functions ``(S, 2, Q)`` of the facts."""
     try:
         config: Config = from_dict(Config, facts["config"])
         quantiles = torch.tensor(

@@ -24,7 +24,7 @@ def channels(distances: Sequence[int]) -> int:
 
 
 def difference_scales(volume: Tensor, mask: Tensor, distances: Sequence[int]) -> Tensor:
-    """Scale of the differences per distance, ``(D,)``: their 98 % quantile over (a regular sample of) the brain.
+    """Scale of the differences per distance, ``(D,)``: their 80 % quantile over (a regular sample of) the brain.
 
     ``volume`` ``(X, Y, Z)`` float, ``mask`` ``(X, Y, Z)`` bool. Scales with the volume's contrast, so that the condition does not.
     """

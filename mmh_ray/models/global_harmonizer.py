@@ -63,7 +63,8 @@ class GlobalHarmonizer(nn.Module):
     Parameters
     ----------
     quantiles:
-        ``(S, Q)`` mean quantile function of each sequence's cohort, where the unified domain starts.
+        ``(S, 2, Q)`` mean quantile function of each sequence's cohort, where the unified domain starts, and its tissue quantiles, to
+        which the condition's volumes are matched.
     """
 
     domain_quantiles: Tensor
@@ -77,8 +78,9 @@ class GlobalHarmonizer(nn.Module):
         self.denoiser = Denoiser(model)
         self.scheduler = make_scheduler(model)
         self.register_buffer("domain_quantiles", quantiles.clone())
-        self.register_buffer("domain_cumulative", torch.stack([cumulative_from_quantiles(row) for row in quantiles]))
-        self.register_buffer("domain_moments", torch.stack([quantiles.mean(1), quantiles.std(1)], dim=1))
+        start = quantiles[:, 0]
+        self.register_buffer("domain_cumulative", torch.stack([cumulative_from_quantiles(row) for row in start]))
+        self.register_buffer("domain_moments", torch.stack([start.mean(1), start.std(1)], dim=1))
 
     def forward(self, batch: SlabBatch, style_ramp: float = 1.0) -> dict[str, Tensor]:
         """Losses of a batch; ``loss`` is the weighted sum to differentiate, the others are its parts.

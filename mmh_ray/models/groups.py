@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mmh_ray.config import ModelConfig
-from mmh_ray.imaging.intensity import match_histogram
+from mmh_ray.imaging.intensity import match_tissues
 from mmh_ray.imaging.slices import NORMAL, PLANES, along, pad_square, square_side, take_slabs
 from mmh_ray.models.conditioning import condition_slices, difference_scales
 
@@ -22,13 +22,13 @@ class Conditioner:
         ``(X, Y, Z)`` float32, zero outside the mask; any intensity scale.
     mask:
         ``(X, Y, Z)`` bool.
-    quantiles:
-        ``(257,)`` quantile function of the sequence's unified domain. The volume's histogram is matched to it first, so that
-        the condition is the same under any increasing intensity curve.
+    domain:
+        ``(2, 257)`` quantile function and tissue quantiles of the sequence's unified domain. The volume is matched to them first, so
+        that the condition is the same under any increasing intensity curve.
     """
 
-    def __init__(self, volume: np.ndarray, mask: np.ndarray, quantiles: np.ndarray, model: ModelConfig) -> None:
-        volume = match_histogram(volume, mask, quantiles)
+    def __init__(self, volume: np.ndarray, mask: np.ndarray, domain: np.ndarray, model: ModelConfig) -> None:
+        volume = match_tissues(volume, mask, *domain)
         self.slab = model.slab
         self.distances, self.side = model.distances, padded_side(volume.shape, model)
         self.volume = torch.from_numpy(np.ascontiguousarray(volume, np.float32))
@@ -57,7 +57,7 @@ def training_group(
     target: np.ndarray,
     styled: np.ndarray,
     mask: np.ndarray,
-    quantiles: np.ndarray,
+    domain: np.ndarray,
     sequence: int,
     slabs_per_plane: int,
     model: ModelConfig,
@@ -68,7 +68,7 @@ def training_group(
     Returns arrays named as in ``SlabBatch`` (``group`` left out), with ``3 * slabs_per_plane`` slabs; images in float16.
     """
     rng = np.random.default_rng([seed, 3])
-    conditioner = Conditioner(styled, mask, quantiles, model)
+    conditioner = Conditioner(styled, mask, domain, model)
     side = conditioner.side
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("image", "condition", "mask", "plane", "position")}
     for number, plane in enumerate(PLANES):

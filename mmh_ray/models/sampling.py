@@ -47,8 +47,8 @@ def harmonize_volume(
     ModelError
         If the model gives values that are not finite.
     """
-    quantiles = model.domain_quantiles[sequence].cpu().numpy()
-    conditioner = Conditioner(image, mask, quantiles, model.model_config)
+    domain = model.domain_quantiles[sequence].cpu().numpy()
+    conditioner = Conditioner(image, mask, domain, model.model_config)
     side = conditioner.side + model.model_config.slab - 1
     noise = np.random.default_rng(settings.seed).standard_normal((side,) * 3).astype(np.float32)
     estimates = [

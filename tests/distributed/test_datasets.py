@@ -18,7 +18,7 @@ from mmh_ray.distributed import datasets
 from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain, training_stream, usable, validation_batches
 from mmh_ray.distributed.shards import PreparedStore, shard_entries, write_index, write_shard
 from mmh_ray.errors import DataError
-from mmh_ray.imaging.intensity import quantile_function
+from mmh_ray.imaging.intensity import quantile_function, tissue_quantiles
 
 SHAPE = (16, 24, 16)
 CONFIG = Config(
@@ -49,6 +49,7 @@ def volume(number: int, site: str, sequence: str, split: str) -> dict[str, Any]:
         "low": 0.0,
         "high": 1.0,
         "quantiles": quantile_function(image[mask]),
+        "tissues": tissue_quantiles(image, mask),
         "steps": [],
         "provenance": f"{number:064x}",
     }
@@ -113,8 +114,8 @@ def test_domain_is_the_mean_over_sites_not_over_volumes(store: str, domain: Unif
         np.testing.assert_allclose(domain.quantiles[sequence], expected, atol=1e-6)
         assert (np.diff(domain.quantiles[sequence]) >= 0).all()
     found = domain.as_tensor(("T2w", "T1w"))
-    assert (found.shape, found.dtype) == ((2, 257), torch.float32)
-    np.testing.assert_allclose(found[0], domain.quantiles["T2w"], rtol=1e-6)
+    assert (found.shape, found.dtype) == ((2, 2, 257), torch.float32)
+    np.testing.assert_allclose(found[0, 0], domain.quantiles["T2w"], rtol=1e-6)
 
 
 @pytest.mark.fast

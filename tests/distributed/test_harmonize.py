@@ -130,7 +130,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Job:
     bids, out, bundle = root / "bids", root / "out", root / "bundle"
     write_archive(bids)
     torch.manual_seed(0)
-    quantiles = torch.linspace(0, 1, 257).repeat(2, 1)
+    quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
     model = GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles)
     save_bundle(bundle, model, CONFIG, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
     return Job(bids, out, bundle, harmonize(str(bids), str(out), str(bundle), CONFIG))

@@ -33,6 +33,7 @@ def row(number: int) -> dict:
         "low": 0.0,
         "high": 412.5,
         "quantiles": np.sort(rng.uniform(size=257)),
+        "tissues": np.sort(rng.uniform(size=257)),
         "steps": ["mask: given", "unit intensity: (0, 412.5) -> (0, 1)"],
         "provenance": f"{number:064x}",
     }
@@ -59,7 +60,8 @@ def check(store: PreparedStore) -> None:
         np.testing.assert_allclose(image, expected["image"], atol=2**-11)  # half a step of float16 below 2
         np.testing.assert_array_equal(mask, expected["mask"])
         np.testing.assert_array_equal(entry["affine"], expected["affine"])
-        np.testing.assert_allclose(entry["quantiles"], expected["quantiles"], rtol=1e-6)
+        for name in ("quantiles", "tissues"):
+            np.testing.assert_allclose(entry[name], expected[name], rtol=1e-6)
         same = ("subject", "session", "site", "sequence", "split", "low", "high", "steps", "provenance")
         assert {key: entry[key] for key in same} == {key: expected[key] for key in same}
         assert tuple(entry["shape"]) == SHAPE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmh_ray.imaging.detail import local_affine
+from mmh_ray.imaging.detail import KEPT, add_detail, continued, local_affine
 
 pytestmark = pytest.mark.fast
 
@@ -63,3 +63,31 @@ def test_edges_come_from_the_scan_and_level_from_the_model(rng: np.random.Genera
     jump = (projected[8] - projected[7])[ball[8] & ball[7]]
     assert jump.min() > 0.15  # the model's own is 0.1
     assert projected[ball].min() > 0.28
+
+
+def test_detail_that_is_only_noise_is_kept_in_part(rng: np.random.Generator) -> None:
+    styled, noise = np.full((20, 20, 20), 0.5, np.float32), rng.normal(0, 0.05, (20, 20, 20)).astype(np.float32)
+    found = add_detail(styled, styled + noise, np.full(styled.shape, 0.05)) - styled
+    assert (np.abs(found) <= np.abs(noise) + 1e-6).all()
+    assert found.std() == pytest.approx(KEPT * noise.std(), rel=0.15)
+
+
+def test_a_lesion_above_the_noise_is_kept_whole_and_nothing_else_appears(rng: np.random.Generator) -> None:
+    styled, lesion = np.full((20, 20, 20), 0.5, np.float32), np.zeros((20, 20, 20), bool)
+    lesion[8:11, 9:12, 8:11] = True
+    noise = rng.normal(0, 0.03, styled.shape).astype(np.float32)
+    found = add_detail(styled, styled + 0.4 * lesion + noise, np.full(styled.shape, 0.03)) - styled
+    assert found[lesion].mean() == pytest.approx(0.4, rel=0.05)
+    assert found[~lesion].std() < 0.03
+
+
+def test_a_noiseless_scan_keeps_all_its_detail(textured: np.ndarray) -> None:
+    styled = np.zeros_like(textured)
+    np.testing.assert_allclose(add_detail(styled, textured, np.zeros_like(textured)), textured, atol=1e-6)
+
+
+def test_continued_values_are_those_of_the_nearest_voxel_inside(ball: np.ndarray) -> None:
+    left = np.where(np.arange(ball.shape[0]) < 8, 1.0, 2.0)[:, None, None] * np.ones(ball.shape)
+    found = continued(np.where(ball, left, -9), ball)
+    np.testing.assert_array_equal(found[[0, -1]], left[[0, -1]])
+    np.testing.assert_array_equal(found[ball], left[ball])

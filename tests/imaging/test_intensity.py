@@ -14,9 +14,12 @@ from mmh_ray.imaging.intensity import (
     Scaling,
     correct_bias,
     match_histogram,
+    match_tissues,
     mean_quantile_function,
+    noise_level,
     quantile_function,
     robust_scaling,
+    tissue_quantiles,
 )
 
 pytestmark = pytest.mark.fast
@@ -173,3 +176,61 @@ def test_matching_forgets_any_increasing_curve(rng: np.random.Generator, power: 
 def test_matching_to_its_own_quantiles_changes_nothing(rng: np.random.Generator) -> None:
     data, mask = rng.random((9, 9, 9)).astype(np.float32), np.ones((9, 9, 9), bool)
     np.testing.assert_allclose(match_histogram(data, mask, quantile_function(data[mask])), data, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def tissues(anatomy: Anatomy, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A cohort of one quiet scan: its quantile function and its tissue quantiles."""
+    return quantile_function(clean[anatomy.brain]), tissue_quantiles(clean, anatomy.brain)
+
+
+def tissue_means(image: np.ndarray, anatomy: Anatomy) -> np.ndarray:
+    """Mean of nearly pure grey and white matter."""
+    return np.array([image[anatomy.fractions[tissue] > 0.9].mean() for tissue in (1, 2)])
+
+
+def test_tissues_of_a_noisy_scan_are_matched_better_than_by_its_plain_histogram(
+    anatomy: Anatomy, clean: np.ndarray, tissues: tuple[np.ndarray, np.ndarray], rng: np.random.Generator
+) -> None:
+    brain, truth = anatomy.brain, tissue_means(clean, anatomy)
+    noisy = (clean + rng.normal(0, 0.12, clean.shape).astype(np.float32)) * brain
+    plain, found = (
+        tissue_means(image, anatomy)
+        for image in (match_histogram(noisy, brain, tissues[0]), match_tissues(noisy, brain, *tissues))
+    )
+    assert abs(np.diff(found - truth)) < 0.5 * abs(np.diff(plain - truth))
+
+
+def test_a_scan_matched_to_its_own_tissues_stays(
+    anatomy: Anatomy, clean: np.ndarray, tissues: tuple[np.ndarray, np.ndarray]
+) -> None:
+    brain = anatomy.brain
+    np.testing.assert_allclose(match_tissues(clean, brain, *tissues)[brain], clean[brain], atol=0.005)
+
+
+@pytest.mark.parametrize("power", [0.4, 2.5])
+def test_matched_tissues_forget_any_increasing_curve(
+    anatomy: Anatomy, clean: np.ndarray, tissues: tuple[np.ndarray, np.ndarray], power: float
+) -> None:
+    brain = anatomy.brain
+    expected = match_tissues(clean, brain, *tissues)
+    curved = match_tissues((900 * clean**power).astype(np.float32), brain, *tissues)
+    assert np.abs(curved - expected).mean() < 0.002
+    assert not curved[~brain].any()
+
+
+def test_tissue_quantiles_know_nothing_of_the_outside(rng: np.random.Generator) -> None:
+    data, mask = rng.random((12, 12, 12)).astype(np.float32), np.zeros((12, 12, 12), bool)
+    mask[3:9, 2:10, 3:8] = True
+    loud = np.where(mask, data, 50).astype(np.float32)
+    np.testing.assert_array_equal(tissue_quantiles(loud, mask), tissue_quantiles(data, mask))
+    np.testing.assert_allclose(tissue_quantiles(np.full_like(data, 0.7), mask), 0.7, rtol=1e-5)  # no dark rim
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.2])
+def test_noise_level_is_that_of_white_noise_inside_the_mask(rng: np.random.Generator, sigma: float) -> None:
+    data, mask = rng.normal(0, 5, (24, 24, 24)), np.zeros((24, 24, 24), bool)
+    mask[4:20, 4:20, 4:20] = True
+    data[mask] = (3 + rng.normal(0, sigma, data.shape))[mask]
+    assert noise_level(data, mask) == pytest.approx(sigma, rel=0.05)
+    assert noise_level(data, np.zeros_like(mask)) == 0

@@ -95,6 +95,16 @@ def test_noise_in_tissue_has_the_scanners_level(
     assert (image - clean)[bright].std() == pytest.approx(0.03, rel=0.1)
 
 
+def test_noise_is_a_share_of_the_brightest_tissue(anatomy: Anatomy, spacing: float) -> None:
+    """In T2w that is fluid, not grey matter, to which the intensities are scaled."""
+    truth, noisy = (
+        render(anatomy, replace(CANONICAL, noise=noise), "T2w", np.random.default_rng(0), spacing)
+        for noise in (0, 0.03)
+    )
+    csf, gm, *_ = tissue_signal(CANONICAL, "T2w")
+    assert (noisy - truth)[truth > 0.5].std() == pytest.approx(0.03 * csf / gm, rel=0.1)
+
+
 def test_same_generator_state_gives_the_same_scan_and_another_another(anatomy: Anatomy, spacing: float) -> None:
     first, again, other = (render(anatomy, SITES[0], "T1w", np.random.default_rng(seed), spacing) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)

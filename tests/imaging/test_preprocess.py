@@ -82,6 +82,20 @@ def test_same_grid_is_the_identity(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(from_grid(data, affine, affine, data.shape), data, atol=1e-5)
 
 
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES.keys())
+def test_a_scan_of_the_grids_spacing_is_cropped_but_not_interpolated(
+    axes: np.ndarray, rng: np.random.Generator
+) -> None:
+    shape = (30, 34, 28)
+    native = centred(axes * SMALL.spacing_mm, shape)
+    data, mask = rng.uniform(1, 2, shape).astype(np.float32), np.zeros(shape, bool)
+    mask[6:21, 7:26, 5:24] = True  # an even and two odd extents: the centre lies between voxels
+    working = working_affine(native, mask, SMALL)
+    grid = to_grid(data * mask, native, working, SMALL.shape)
+    assert np.isclose(grid[grid > 0][:, None], data[mask][None, ::97], atol=1e-5).any(0).all()
+    np.testing.assert_allclose(from_grid(grid, working, native, shape)[mask], data[mask], atol=1e-5)
+
+
 def test_same_oblique_grid_is_the_identity_up_to_the_border(rng: np.random.Generator) -> None:
     data, affine = rng.random((7, 8, 9), np.float32), centred(rotation(10), (7, 8, 9))
     np.testing.assert_allclose(to_grid(data, affine, affine, data.shape), data, atol=1e-5)

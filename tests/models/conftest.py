@@ -53,7 +53,7 @@ def uniform() -> np.ndarray:
 def model(tiny: ModelConfig) -> GlobalHarmonizer:
     """An untrained harmonizer in training mode; both domains start from the uniform distribution over (0, 1)."""
     torch.manual_seed(0)
-    return GlobalHarmonizer(tiny, TrainConfig(), torch.linspace(0, 1, 257).repeat(2, 1))
+    return GlobalHarmonizer(tiny, TrainConfig(), torch.linspace(0, 1, 257).repeat(2, 2, 1))
 
 
 @pytest.fixture

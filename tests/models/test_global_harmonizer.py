@@ -61,7 +61,7 @@ def test_a_slab_draws_the_same_in_any_batch(model: GlobalHarmonizer, batch: Slab
 
 @pytest.mark.parametrize("share", [0.2, 1.0])
 def test_a_share_of_slabs_is_trained_at_pure_noise(tiny: ModelConfig, share: float) -> None:
-    model = GlobalHarmonizer(tiny, TrainConfig(terminal_share=share), torch.linspace(0, 1, 257).repeat(2, 1))
+    model = GlobalHarmonizer(tiny, TrainConfig(terminal_share=share), torch.linspace(0, 1, 257).repeat(2, 2, 1))
     many = SlabBatch(**{name: torch.zeros(600, 1, 1, 1) for name in SlabBatch.__dataclass_fields__})
     many.key = torch.arange(600)
     noise, timestep = model.draw(many)
@@ -81,7 +81,8 @@ def test_at_the_last_timestep_the_target_cannot_leak(model: GlobalHarmonizer, ba
 
 
 def test_domains_start_from_the_cohort(tiny: ModelConfig) -> None:
-    quantiles = torch.stack([torch.linspace(0, 1, 257), torch.linspace(0.4, 0.6, 257)])
+    plain = torch.stack([torch.linspace(0, 1, 257), torch.linspace(0.4, 0.6, 257)])
+    quantiles = torch.stack([plain, 0.9 * plain], dim=1)  # the tissue quantiles have no part in the start
     model = GlobalHarmonizer(tiny, TrainConfig(), quantiles)
     moments = model.domain_moments
     assert torch.equal(model.domain_quantiles, quantiles)
@@ -97,7 +98,7 @@ def test_domains_drift_in_training_only(model: GlobalHarmonizer, batch: SlabBatc
     model.train()(batch)
     assert not torch.equal(model.domain_cumulative, before[0])
     assert not torch.equal(model.domain_moments, before[1])
-    assert torch.equal(model.domain_quantiles, torch.linspace(0, 1, 257).repeat(2, 1))  # the condition's stays
+    assert torch.equal(model.domain_quantiles, torch.linspace(0, 1, 257).repeat(2, 2, 1))  # the condition's stays
 
 
 def test_domain_moves_by_the_decay_towards_the_group_and_only_its_own(

@@ -16,7 +16,7 @@ from mmh_ray.models.groups import Conditioner, brain_slices, padded_side, traini
 
 pytestmark = pytest.mark.fast
 
-UNIFORM = np.linspace(0, 1, 257)
+UNIFORM = np.stack([np.linspace(0, 1, 257), np.linspace(0.1, 0.9, 257)])
 
 
 def group_of(

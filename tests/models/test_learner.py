@@ -23,7 +23,7 @@ CONFIG = TrainConfig(steps=40, warmup_steps=2, learning_rate=3e-3, ema_decay=0.9
 def learner_of(tiny: ModelConfig, seed: int = 0, config: TrainConfig = CONFIG) -> Learner:
     """A fresh learner with its own initial weights."""
     torch.manual_seed(seed)
-    return Learner(GlobalHarmonizer(tiny, config, torch.linspace(0, 1, 257).repeat(2, 1)), config)
+    return Learner(GlobalHarmonizer(tiny, config, torch.linspace(0, 1, 257).repeat(2, 2, 1)), config)
 
 
 def assert_same_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
