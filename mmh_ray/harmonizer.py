@@ -93,8 +93,9 @@ class Harmonizer:
         slope, offset = map(bring, local_affine(prepared.source, image, prepared.mask, self.settings.detail_radius))
         source, inside = prepared.scaling.apply(volume.data), bring(prepared.mask.astype(np.float32))
         projected = slope * source + offset * np.maximum(inside, np.clip(source / AIR_LEVEL, 0, 1))
-        noise = np.abs(slope) * noise_level(source, inside > 0.5)
-        detailed = add_detail(bring(continued(image, prepared.mask)), projected, noise)
+        brain = inside > 0.5
+        noise = np.abs(slope) * noise_level(source, brain)
+        detailed = add_detail(bring(continued(image, prepared.mask)), projected, noise, brain)
         return np.clip(inside * detailed + (1 - inside) * projected, 0, None)
 
 

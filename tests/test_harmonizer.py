@@ -14,6 +14,7 @@ from mmh_ray.errors import DataError, ModelError
 from mmh_ray.harmonizer import AIR_LEVEL, Harmonizer, with_smaller_batches
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
+from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.imaging.preprocess import Prepared, to_grid
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.bundle import Bundle
@@ -88,7 +89,10 @@ def test_an_affine_style_reaches_every_native_voxel_inside(
     found = knowing(bundle, monkeypatch, slope, offset).run(volume, "T1w", mask)
     unit = found.prepared.scaling.apply(volume.data)
     inside = ndimage.binary_erosion(mask, iterations=2)
-    np.testing.assert_allclose(found.volume.data[inside], np.clip(slope * unit + offset, 0, None)[inside], atol=0.05)
+    error = np.abs(found.volume.data - np.clip(slope * unit + offset, 0, None))[inside]
+    removed = abs(slope) * noise_level(unit, mask)  # what passes for noise may be taken away
+    assert np.quantile(error, 0.999) < 0.05
+    assert error.max() < 0.05 + removed
 
 
 @pytest.mark.parametrize("detail", ["project", "model"])

@@ -12,8 +12,8 @@ from scipy import ndimage
 REGULARISATION = 1e-4
 """Added to the local variance of the scan (unit intensity squared): below it a window counts as flat."""
 
-KEPT = 0.3
-"""Least share of the scan's own detail that is kept, where nothing but noise is found."""
+NOISE = 0.012
+"""Standard deviation, in unit intensity, of the noise that is left in every scan: its level is part of a scanner's look, too."""
 
 
 def local_affine(
@@ -39,8 +39,9 @@ def local_affine(
     return continued(mean(slope), mask), continued(mean(offset), mask)
 
 
-def add_detail(styled: np.ndarray, projected: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """``styled + w (projected - styled)``: ``w`` is near 1 where their difference varies more than noise does, :data:`KEPT` elsewhere.
+def add_detail(styled: np.ndarray, projected: np.ndarray, noise: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """``styled + w (projected - styled)``: ``w`` is near 1 where their difference varies more than noise does; elsewhere it leaves noise of
+    the level :data:`NOISE`. A scan with less noise than that stays whole.
 
     Parameters
     ----------
@@ -50,10 +51,13 @@ def add_detail(styled: np.ndarray, projected: np.ndarray, noise: np.ndarray) -> 
         ``(I, J, K)`` the scan under the local affine maps.
     noise:
         ``(I, J, K)`` standard deviation of the noise in ``projected``.
+    mask:
+        ``(I, J, K)`` bool; what lies outside takes no part in the filter.
     """
     detail = projected - styled
-    power = _mean(detail**2, 1)
-    return styled + np.clip(1 - noise**2 / np.maximum(power, 1e-12), KEPT, 1) * detail
+    power = _mean(detail**2 * mask, 1) / np.maximum(_mean(mask.astype(np.float32), 1), 1e-6)
+    least = np.minimum(1, NOISE / np.maximum(noise, 1e-6))
+    return styled + np.maximum(least, 1 - noise**2 / np.maximum(power, 1e-12)) * detail
 
 
 def continued(values: np.ndarray, mask: np.ndarray) -> np.ndarray:

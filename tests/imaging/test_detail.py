@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmh_ray.imaging.detail import KEPT, add_detail, continued, local_affine
+from mmh_ray.imaging.detail import NOISE, add_detail, continued, local_affine
 
 pytestmark = pytest.mark.fast
 
@@ -65,25 +65,43 @@ def test_edges_come_from_the_scan_and_level_from_the_model(rng: np.random.Genera
     assert projected[ball].min() > 0.28
 
 
-def test_detail_that_is_only_noise_is_kept_in_part(rng: np.random.Generator) -> None:
-    styled, noise = np.full((20, 20, 20), 0.5, np.float32), rng.normal(0, 0.05, (20, 20, 20)).astype(np.float32)
-    found = add_detail(styled, styled + noise, np.full(styled.shape, 0.05)) - styled
+@pytest.mark.parametrize("level", [0.02, 0.05])
+def test_scans_of_any_noise_leave_with_the_same(rng: np.random.Generator, level: float) -> None:
+    styled, noise = np.full((20, 20, 20), 0.5, np.float32), rng.normal(0, level, (20, 20, 20)).astype(np.float32)
+    found = add_detail(styled, styled + noise, np.full(styled.shape, level), np.ones(styled.shape, bool)) - styled
     assert (np.abs(found) <= np.abs(noise) + 1e-6).all()
-    assert found.std() == pytest.approx(KEPT * noise.std(), rel=0.15)
+    assert found.std() == pytest.approx(NOISE, rel=0.2)
+
+
+def test_a_scan_quieter_than_that_stays_whole(rng: np.random.Generator) -> None:
+    styled, noise = np.full((20, 20, 20), 0.5, np.float32), rng.normal(0, 0.01, (20, 20, 20)).astype(np.float32)
+    found = add_detail(styled, styled + noise, np.full(styled.shape, 0.01), np.ones(styled.shape, bool))
+    np.testing.assert_allclose(found, styled + noise, atol=1e-6)
 
 
 def test_a_lesion_above_the_noise_is_kept_whole_and_nothing_else_appears(rng: np.random.Generator) -> None:
     styled, lesion = np.full((20, 20, 20), 0.5, np.float32), np.zeros((20, 20, 20), bool)
     lesion[8:11, 9:12, 8:11] = True
     noise = rng.normal(0, 0.03, styled.shape).astype(np.float32)
-    found = add_detail(styled, styled + 0.4 * lesion + noise, np.full(styled.shape, 0.03)) - styled
+    found = (
+        add_detail(styled, styled + 0.4 * lesion + noise, np.full(styled.shape, 0.03), np.ones(styled.shape, bool))
+        - styled
+    )
     assert found[lesion].mean() == pytest.approx(0.4, rel=0.05)
     assert found[~lesion].std() < 0.03
 
 
 def test_a_noiseless_scan_keeps_all_its_detail(textured: np.ndarray) -> None:
     styled = np.zeros_like(textured)
-    np.testing.assert_allclose(add_detail(styled, textured, np.zeros_like(textured)), textured, atol=1e-6)
+    found = add_detail(styled, textured, np.zeros_like(textured), np.ones(textured.shape, bool))
+    np.testing.assert_allclose(found, textured, atol=1e-6)
+
+
+def test_what_lies_outside_the_mask_does_not_pass_for_detail(ball: np.ndarray, rng: np.random.Generator) -> None:
+    styled, noise = np.full(ball.shape, 0.5, np.float32), rng.normal(0, 0.05, ball.shape)
+    projected = np.where(ball, styled + noise, 0)
+    dark, level = (add_detail(styled, p, np.full(ball.shape, 0.05), ball) for p in (projected, styled + noise))
+    np.testing.assert_allclose(dark[ball], level[ball], atol=1e-6)
 
 
 def test_continued_values_are_those_of_the_nearest_voxel_inside(ball: np.ndarray) -> None:

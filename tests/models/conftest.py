@@ -45,8 +45,8 @@ def brain(mask: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def uniform() -> np.ndarray:
-    """Quantile function of the uniform distribution over (0, 1): the unified domain of these tests."""
-    return np.linspace(0, 1, 257)
+    """Quantile function of the uniform distribution over (0, 1), and tissue quantiles: the unified domain of these tests."""
+    return np.stack([np.linspace(0, 1, 257), np.linspace(0.1, 0.9, 257)])
 
 
 @pytest.fixture

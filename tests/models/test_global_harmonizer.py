@@ -114,7 +114,7 @@ def test_domain_moves_by_the_decay_towards_the_group_and_only_its_own(
 
 def test_statistics_travel_with_the_weights(model: GlobalHarmonizer, batch: SlabBatch, tiny: ModelConfig) -> None:
     model(batch)
-    other = GlobalHarmonizer(tiny, TrainConfig(), torch.zeros(2, 257))
+    other = GlobalHarmonizer(tiny, TrainConfig(), torch.zeros(2, 2, 257))
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(other.eval()(batch)["loss"], model.eval()(batch)["loss"])
