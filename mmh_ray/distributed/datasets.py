@@ -146,7 +146,9 @@ class GroupMaker:
         settings, seed = self.config.prepare, self.config.train.seed
         scan, truth, mask = simulated_pair(ordinal, sequence, self.config.grid, seed, settings.upper_percentile)
         unify = MonotoneMap.between(self.domain.canonical[sequence], self.domain.quantiles[sequence])
-        return sequence, unify.apply(truth) * mask, scan, mask
+        target = np.zeros_like(truth)
+        target[mask] = unify.apply(truth[mask])
+        return sequence, target, scan, mask
 
 
 def training_stream(

@@ -12,7 +12,7 @@ from scipy import ndimage
 REGULARISATION = 1e-4
 """Added to the local variance of the scan (unit intensity squared): below it a window counts as flat."""
 
-NOISE = 0.012
+NOISE = 0.014
 """Standard deviation, in unit intensity, of the noise that is left in every scan: its level is part of a scanner's look, too."""
 
 
@@ -22,8 +22,9 @@ def local_affine(
     """Slope and offset ``(X, Y, Z)`` of the affine maps source→styled, fitted in cubic windows inside the mask.
 
     Each voxel's window gives the least-squares ``a, b`` with ``styled ~ a source + b``; the slope is kept from turning negative where the
-    scan is flat by regularisation. The coefficients are then averaged over the windows that cover a voxel and continued
-    outside the mask by their neighbours, so that there is no seam at its border.
+    scan is flat by regularisation. The coefficients are then averaged over the windows that cover a voxel, the offsets shifted so
+    that the windows' means are again those of ``styled``, and both continued outside the mask by their neighbours, so that there is no seam
+    at its border.
     """
     weight = mask.astype(np.float32)
     count = np.maximum(_mean(weight, radius), 1e-6)
@@ -36,7 +37,9 @@ def local_affine(
     variance = np.maximum(mean(source * source) - source_mean**2, 0)
     slope = covariance / (variance + REGULARISATION)
     offset = styled_mean - slope * source_mean
-    return continued(mean(slope), mask), continued(mean(offset), mask)
+    slope, offset = mean(slope), mean(offset)
+    offset += mean(styled - slope * source - offset)
+    return continued(slope, mask), continued(offset, mask)
 
 
 def add_detail(styled: np.ndarray, projected: np.ndarray, noise: np.ndarray, mask: np.ndarray) -> np.ndarray:

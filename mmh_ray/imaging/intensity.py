@@ -138,7 +138,8 @@ def match_histogram(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray) -
 
     Any increasing change of the volume's intensities leaves the result as it is.
     """
-    return MonotoneMap.between(quantile_function(data[mask]), quantiles).apply(data) * mask
+    inside = data[mask]
+    return _placed(MonotoneMap.between(quantile_function(inside), quantiles).apply(inside), mask)
 
 
 def match_tissues(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray, tissues: np.ndarray) -> np.ndarray:
@@ -153,7 +154,13 @@ def match_tissues(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray, tis
         ``(257,)`` quantile function to match, and the cohort's mean tissue quantiles of volumes matched to it.
     """
     matched = match_histogram(data, mask, quantiles)
-    return MonotoneMap.between(tissue_quantiles(matched, mask), tissues).apply(matched) * mask
+    return _placed(MonotoneMap.between(tissue_quantiles(matched, mask), tissues).apply(matched[mask]), mask)
+
+
+def _placed(inside: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    volume = np.zeros(mask.shape, np.float32)
+    volume[mask] = inside
+    return volume
 
 
 def noise_level(image: np.ndarray, mask: np.ndarray) -> float:

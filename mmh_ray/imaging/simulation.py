@@ -38,7 +38,7 @@ def simulated_pair(
     mask = anatomy.brain
     scan = render(anatomy, random_scanner(rng), sequence, rng, grid.spacing_mm)
     scan = np.clip(robust_scaling(scan, mask, upper_percentile).apply(scan), 0, 2) * mask
-    return scan, canonical(anatomy, sequence, grid.spacing_mm) * mask, mask
+    return scan, _canonical(seed, number, grid, sequence), mask
 
 
 def canonical_quantiles(
@@ -67,6 +67,12 @@ def _person(seed: int, number: int, grid: GridConfig) -> Anatomy:
         cavities=int(rng.random() < 0.15),
     )
     return _on_grid(simulate_anatomy(person, grid.spacing_mm), grid)
+
+
+@lru_cache(maxsize=2 * _TOGETHER)
+def _canonical(seed: int, number: int, grid: GridConfig, sequence: str) -> np.ndarray:
+    anatomy = _person(seed, number, grid)
+    return canonical(anatomy, sequence, grid.spacing_mm) * anatomy.brain
 
 
 def _on_grid(anatomy: Anatomy, grid: GridConfig) -> Anatomy:
