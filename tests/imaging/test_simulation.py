@@ -20,6 +20,7 @@ GRID = GridConfig(6.0, (32, 40, 32))
 def test_same_index_has_the_same_bytes(sequence: str) -> None:
     first = simulated_pair(5, sequence, GRID, 0)
     simulation._person.cache_clear()
+    simulation._canonical.cache_clear()
     for one, again in zip(first, simulated_pair(5, sequence, GRID, 0), strict=True):
         np.testing.assert_array_equal(one, again)
 
@@ -44,6 +45,7 @@ def test_eight_people_in_sixty_four_indices(monkeypatch: pytest.MonkeyPatch) -> 
         return drawn(seed, 0, grid)
 
     monkeypatch.setattr(simulation, "_person", record)
+    monkeypatch.setattr(simulation, "_canonical", lambda *_: np.zeros(GRID.shape))  # remembers people, too
     for index in range(128):
         simulated_pair(index, "T1w", GRID, 0)
     assert [asked[:64].count(number) for number in range(8)] == [8] * 8
