@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.provenance import whole_file, write_json
+from mmh_ray.tables import read_table
 
 log = logging.getLogger(__name__)
 
@@ -99,15 +100,7 @@ def read_ledger(path: str | Path) -> list[Row]:
     if not Path(path).exists():
         return []
     remedy = "Move it away; every image is then done again."
-    try:
-        table = pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: {error}", "a readable ledger in Parquet", remedy) from error
-    version = (table.schema.metadata or {}).get(b"mmh_ledger_version", b"none")
-    if version != LEDGER_VERSION or not table.schema.equals(LEDGER_SCHEMA):
-        received = f"{path}: ledger version {version.decode(errors='replace')}, columns {table.column_names}"
-        raise DataError(received, f"version {LEDGER_VERSION.decode()}, columns {LEDGER_SCHEMA.names}", remedy)
-    return table.to_pylist()
+    return read_table(path, LEDGER_SCHEMA, "ledger", remedy).to_pylist()
 
 
 def write_ledger(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:

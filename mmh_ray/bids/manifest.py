@@ -22,6 +22,7 @@ from mmh_ray.bids.entities import Entities, parse, split_name
 from mmh_ray.config import ManifestConfig
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.provenance import whole_file
+from mmh_ray.tables import read_table
 
 log = logging.getLogger(__name__)
 
@@ -159,14 +160,9 @@ def read_manifest(path: str | Path) -> pa.Table:
     remedy = "Build it with `mmh manifest BIDS manifest.parquet`."
     try:
         filesystem, key = _located(path)
-        table = pq.ParquetFile(key, filesystem=filesystem).read()
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: {error}", "a readable manifest in Parquet", remedy) from error
-    version = (table.schema.metadata or {}).get(b"mmh_manifest_version", b"none")
-    if version != VERSION or not table.schema.equals(SCHEMA):
-        received = f"{path}: manifest version {version.decode(errors='replace')}, columns {table.column_names}"
-        raise DataError(received, f"version {VERSION.decode()}, columns {SCHEMA.names}", remedy)
-    return table
+        raise DataError(f"{path}: {error}", "a path or a URI such as s3://bucket/manifest.parquet", remedy) from error
+    return read_table(key, SCHEMA, "manifest", remedy, filesystem, str(path))
 
 
 def _located(path: str | Path) -> tuple[pa.fs.FileSystem | None, str | Path]:

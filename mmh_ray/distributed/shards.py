@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.provenance import hash_of
+from mmh_ray.tables import read_table
 
 VERSION = b"2"
 INDEX = "index.parquet"
@@ -282,16 +283,7 @@ def _entries(table: pa.Table) -> list[Row]:
 def _read_index(uri: str) -> pa.Table:
     store, folder = _located(uri)
     remedy = "Prepare into a new folder."
-    try:
-        with pq.ParquetFile(f"{folder}/{INDEX}", filesystem=store) as file:
-            table = file.read()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{_shown(uri)}/{INDEX}: {error}", "a readable index in Parquet", remedy) from error
-    version = (table.schema.metadata or {}).get(b"mmh_prepared_version", b"none")
-    if version != VERSION or not table.schema.equals(INDEX_SCHEMA):
-        received = f"{_shown(uri)}/{INDEX}: version {version.decode(errors='replace')}, columns {table.column_names}"
-        raise DataError(received, f"version {VERSION.decode()} of a prepared store", remedy)
-    return table
+    return read_table(f"{folder}/{INDEX}", INDEX_SCHEMA, "index", remedy, store, f"{_shown(uri)}/{INDEX}")
 
 
 def _located(uri: str) -> tuple[pa.fs.FileSystem, str]:

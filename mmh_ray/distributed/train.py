@@ -62,6 +62,18 @@ class TrainedModel:
     """Validation losses of the best weights."""
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What a training run is made of, and where it leaves its traces."""
+
+    config: Config
+    store: PreparedStore
+    domain: UnifiedDomain
+    storage: pyarrow.fs.FileSystem
+    folder: str
+    run_id: str
+
+
 def train_global(prepared: str, config: Config) -> TrainedModel:
     """Train the global harmonizer on prepared volumes and register it.
 
@@ -81,31 +93,25 @@ def train_global(prepared: str, config: Config) -> TrainedModel:
     facts = {"data_hash": store.data_hash, "prepared": store.uri}
     tracking.configure(config.tracking)
     run_id = _start_or_continue(storage, f"{folder}/{config.train.run_name}", config, facts)
+    run = _Run(config, store, domain, storage, folder, run_id)
     try:
-        state = _fit(store, config, domain, storage, folder, run_id)
-        return _publish(state, store, config, domain, storage, folder, run_id)
+        return _publish(run, _fit(run))
     except BaseException:
         tracking.finish(run_id, "FAILED")
         raise
 
 
-def _fit(
-    store: PreparedStore,
-    config: Config,
-    domain: UnifiedDomain,
-    storage: pyarrow.fs.FileSystem,
-    folder: str,
-    run_id: str,
-) -> dict[str, torch.Tensor]:
+def _fit(run: _Run) -> dict[str, torch.Tensor]:
     """Run the workers to the last step; returns the final learner state."""
+    config = run.config
     resources, loaders = training_resources(config.train.workers, config.train.use_gpu)
     board = ray.remote(num_cpus=0)(Board).remote()
     trainer = TorchTrainer(
         _work,
         train_loop_config={
-            "store": store.uri,
+            "store": run.store.uri,
             "config": to_dict(config),
-            "domain": domain,
+            "domain": run.domain,
             "loaders": loaders,
             "board": board,
         },
@@ -114,13 +120,13 @@ def _fit(
         ),
         run_config=RunConfig(
             name=config.train.run_name,
-            storage_path=folder,
-            storage_filesystem=storage,
+            storage_path=run.folder,
+            storage_filesystem=run.storage,
             failure_config=FailureConfig(max_failures=RETRIES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    with _watch(board, run_id, config.train.steps):
+    with _watch(board, run.run_id, config.train.steps):
         result = trainer.fit()
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as directory:
@@ -132,7 +138,8 @@ def _work(spec: dict[str, Any]) -> None:
     config: Config = from_dict(Config, spec["config"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    cores = (os.cpu_count() or 1) // context.get_local_world_size()
+    torch.set_num_threads(max(1, cores - spec["loaders"]))  # threads that share cores with a loader wait for each other
     torch.manual_seed(config.train.seed)
     model = GlobalHarmonizer(config.model, config.train, spec["domain"].as_tensor(config.model.sequences))
     model.to(get_device())
@@ -257,36 +264,29 @@ def _start_or_continue(storage: pyarrow.fs.FileSystem, folder: str, config: Conf
     return run_id
 
 
-def _publish(
-    state: dict[str, torch.Tensor],
-    store: PreparedStore,
-    config: Config,
-    domain: UnifiedDomain,
-    storage: pyarrow.fs.FileSystem,
-    folder: str,
-    run_id: str,
-) -> TrainedModel:
+def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
     """Bundle the best weights, put the bundle beside the checkpoints and register it."""
-    quantiles = domain.as_tensor(config.model.sequences)
+    config, store = run.config, run.store
+    quantiles = run.domain.as_tensor(config.model.sequences)
     model = GlobalHarmonizer(config.model, config.train, quantiles)
     model.load_state_dict(best_weights(state))
-    batches = validation_batches(store.uri, config, domain)
+    batches = validation_batches(store.uri, config, run.domain)
     validation = Learner(model, config.train).validate(batches)
     counts: dict[str, Counter[str]] = {}
     for entry in usable(store, "train"):
         counts.setdefault(entry["site"], Counter())[entry["sequence"]] += 1
     training = {"steps": int(state["steps_done"]), "validation": validation, "counts": counts}
-    target = f"{folder}/{config.train.run_name}/bundle"
+    target = f"{run.folder}/{config.train.run_name}/bundle"
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch, "bundle")
         save_bundle(local, model, config, quantiles=quantiles, data_hash=store.data_hash, training=training)
-        storage.create_dir(target)
-        pyarrow.fs.copy_files(str(local), target, destination_filesystem=storage)
-        uri = tracking.register(run_id, local, config)
+        run.storage.create_dir(target)
+        pyarrow.fs.copy_files(str(local), target, destination_filesystem=run.storage)
+        uri = tracking.register(run.run_id, local, config)
         for picture in _sample_figures(model.eval(), store, config, Path(scratch)):
-            tracking.log_figure(run_id, picture)
-    tracking.finish(run_id)
-    return TrainedModel(target, uri, run_id, validation)
+            tracking.log_figure(run.run_id, picture)
+    tracking.finish(run.run_id)
+    return TrainedModel(target, uri, run.run_id, validation)
 
 
 def _sample_figures(model: GlobalHarmonizer, store: PreparedStore, config: Config, folder: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from skimage.restoration import denoise_nl_means
@@ -50,21 +50,25 @@ class Baseline(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Raw:
-    """The scan as it is."""
+class _Unfitted:
+    """What learns nothing from a cohort."""
 
     bias_corrected: ClassVar[bool] = False
 
     @classmethod
-    def fit(cls, images: Images) -> Raw:
+    def fit(cls, images: Images) -> Self:
         """Nothing to learn."""
         return cls()
 
     @classmethod
-    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Raw:
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
         """Nothing to learn."""
         return cls()
+
+
+@dataclass(frozen=True)
+class Raw(_Unfitted):
+    """The scan as it is."""
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The image itself."""
@@ -72,20 +76,8 @@ class Raw:
 
 
 @dataclass(frozen=True)
-class ZScore:
+class ZScore(_Unfitted):
     """``(x − mean) / sd`` with the brain's own mean and standard deviation (Reinhold et al. 2019)."""
-
-    bias_corrected: ClassVar[bool] = False
-
-    @classmethod
-    def fit(cls, images: Images) -> ZScore:
-        """Nothing to learn."""
-        return cls()
-
-    @classmethod
-    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> ZScore:
-        """Nothing to learn."""
-        return cls()
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Mean 0 and standard deviation 1 inside the mask; a flat brain becomes 0."""

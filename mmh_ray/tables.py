@@ -1,0 +1,48 @@
+"""Parquet tables that other versions may have written: read only what is exactly of this version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmh_ray.errors import DataError
+
+
+def read_table(
+    path: str | Path,
+    schema: pa.Schema,
+    name: str,
+    remedy: str,
+    filesystem: pa.fs.FileSystem | None = None,
+    shown: str = "",
+) -> pa.Table:
+    """Read a Parquet file of exactly this schema.
+
+    Parameters
+    ----------
+    schema:
+        Its metadata holds one entry, the version.
+    name, remedy:
+        What the table is called and what to do without it, for the errors.
+    shown:
+        How the errors name the file; by its path where empty.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or has other columns or another version.
+    """
+    shown = shown or str(path)
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            table = file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{shown}: {error}", f"a readable {name} in Parquet", remedy) from error
+    ((key, version),) = schema.metadata.items()
+    found = (table.schema.metadata or {}).get(key, b"none")
+    if found != version or not table.schema.equals(schema):
+        received = f"{shown}: version {found.decode(errors='replace')}, columns {table.column_names}"
+        raise DataError(received, f"{name} of version {version.decode()}, columns {schema.names}", remedy)
+    return table
