@@ -92,7 +92,7 @@ class Harmonizer:
             return np.clip(bring(image), 0, None)
         slope, offset = map(bring, local_affine(prepared.source, image, prepared.mask, self.settings.detail_radius))
         source, inside = prepared.scaling.apply(volume.data), bring(prepared.mask.astype(np.float32))
-        projected = slope * source + offset * np.maximum(inside, np.clip(source / AIR_LEVEL, 0, 1))
+        projected = slope * source + offset * np.maximum(inside, np.clip(source / AIR_LEVEL, 0, 1) ** 2)
         brain = inside > 0.5
         noise = np.abs(slope) * noise_level(source, brain)
         detailed = add_detail(bring(continued(image, prepared.mask)), projected, noise, brain)
