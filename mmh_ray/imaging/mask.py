@@ -19,7 +19,9 @@ _HEAD_MM = 190.0
 _SCALP_MM = 12.0
 """Scalp and skull above the brain, where the registration starts."""
 _LARGEST_BRAIN_ML = 2100.0
-_SCALES = (0.6, 1.3)
+_STARTS = (0.85, 1.0)
+"""Sizes, as a share of the template's, from which the registration starts; ICBM-152 is larger than most brains."""
+_SCALES = (0.5, 1.3)
 """Volume of a brain, as a share of the template's, within which a registration is believed."""
 
 
@@ -72,19 +74,29 @@ def _register(volume: Volume, head: np.ndarray) -> np.ndarray:
     target = scan_affine[:3, 3] + extent / 2
     target[2] = scan_affine[2, 3] + extent[2] - _SCALP_MM - (_top(brain, affine) - middle[2])
 
-    def placed(kind: Any) -> Any:
+    def placed(kind: Any, scale: float | None = None) -> tuple[Any, float]:
         transform = kind()
         transform.SetCenter(middle.tolist())
         transform.SetTranslation((target - middle).tolist())
+        if scale is not None:
+            transform.SetScale(scale)
         return _optimise(fixed, moving, region, transform, [3, 2])
 
-    found = _optimise(fixed, moving, region, _general(placed(sitk.Similarity3DTransform)), [2])
-    if not _SCALES[0] < np.linalg.det(np.reshape(found.GetMatrix(), (3, 3))) < _SCALES[1]:
-        found = _general(placed(sitk.Euler3DTransform))  # it ran away with the size: keep the template's
+    similar = [placed(sitk.Similarity3DTransform, scale)[0] for scale in _STARTS]
+    refined = [_optimise(fixed, moving, region, _general(start), [2]) for start in similar]
+    believed = [(found, value) for found, value in refined if _SCALES[0] < _size(found) < _SCALES[1]]
+    if believed:
+        found, _ = min(believed, key=lambda pair: pair[1])
+    else:  # all ran away with the size: keep the template's
+        found = _general(placed(sitk.Euler3DTransform)[0])
     matrix = np.eye(4)
     matrix[:3, :3] = np.reshape(found.GetMatrix(), (3, 3))
     matrix[:3, 3] = np.array(found.TransformPoint((0.0, 0.0, 0.0)))
     return matrix
+
+
+def _size(transform: sitk.AffineTransform) -> float:
+    return float(np.linalg.det(np.reshape(transform.GetMatrix(), (3, 3))))
 
 
 def _general(transform: Any) -> sitk.AffineTransform:
@@ -96,8 +108,10 @@ def _general(transform: Any) -> sitk.AffineTransform:
     return general
 
 
-def _optimise(fixed: sitk.Image, moving: sitk.Image, region: sitk.Image, start: Any, shrink: list[int]) -> Any:
-    """The transform that maximises the mutual information inside the region, from a start of the same kind."""
+def _optimise(
+    fixed: sitk.Image, moving: sitk.Image, region: sitk.Image, start: Any, shrink: list[int]
+) -> tuple[Any, float]:
+    """The transform that maximises the mutual information inside the region, from a start of the same kind; its negative last."""
     method = sitk.ImageRegistrationMethod()
     method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(32)
@@ -111,7 +125,7 @@ def _optimise(fixed: sitk.Image, moving: sitk.Image, region: sitk.Image, start: 
     method.SetSmoothingSigmasPerLevel([float(factor - 1) for factor in shrink])
     method.SetInitialTransform(start, inPlace=True)
     method.Execute(fixed, moving)
-    return start
+    return start, method.GetMetricValue()
 
 
 def _top(brain: np.ndarray, affine: np.ndarray) -> float:
