@@ -80,6 +80,7 @@ def head() -> Iterator[Head]:
         own = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI")
         environment = {name: value for name, value in os.environ.items() if name not in own}
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # as in an activated environment
         port, dashboard, client = (free_port() for _ in range(3))
         command = [ray_command(), "start", "--head", "--block", "--num-cpus", "4", "--temp-dir", f"{folder}/ray"]
         command += ["--port", str(port), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client)]
@@ -127,6 +128,6 @@ def test_submitted_training_succeeds_and_its_run_is_in_mlflow(
 
 
 def test_a_job_of_unusable_arguments_fails_and_says_why(head: Head, repository: Path) -> None:
-    done = head.submit(repository, "python", "jobs/train_global.py", "nowhere", "train.stepz=1")
+    done = head.submit(repository, "python", "jobs/train_global.py", "configs", "train.stepz=1")
     assert done.returncode != 0
     assert "unknown key train.stepz" in done.stdout + done.stderr
