@@ -81,9 +81,10 @@ def head() -> Iterator[Head]:
         environment = {name: value for name, value in os.environ.items() if name not in own}
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # as in an activated environment
-        port, dashboard, client = (free_port() for _ in range(3))
+        port, dashboard, client, agent = (free_port() for _ in range(4))
         command = [ray_command(), "start", "--head", "--block", "--num-cpus", "4", "--temp-dir", f"{folder}/ray"]
         command += ["--port", str(port), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client)]
+        command += ["--dashboard-agent-listen-port", str(agent)]  # another Ray on this machine has the default one
         with open(f"{folder}/head.log", "w") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
             try:
@@ -96,10 +97,10 @@ def head() -> Iterator[Head]:
 
 
 def wait_for(address: str, environment: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the cluster answers a client that has the token."""
+    """Until the cluster runs a job of a client that has the token."""
     deadline = time.monotonic() + PATIENCE_S
-    listing = [ray_command(), "job", "list", "--address", address]
-    while subprocess.run(listing, env=environment, capture_output=True, check=False).returncode != 0:
+    trial = [ray_command(), "job", "submit", "--address", address, "--", "true"]
+    while subprocess.run(trial, env=environment, capture_output=True, check=False).returncode != 0:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(1)
