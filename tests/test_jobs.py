@@ -106,21 +106,19 @@ def wait_for(address: str, environment: dict[str, str], process: subprocess.Pope
         time.sleep(1)
 
 
-def test_submitted_training_succeeds_and_its_run_is_in_mlflow(
-    head: Head, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_submitted_training_succeeds_and_its_run_is_in_mlflow(head: Head, repository: Path, tmp_path: Path) -> None:
     import mlflow
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    store_uri = f"sqlite:///{tmp_path}/mlflow.db"
     config = ["--config", str(repository / "configs/demo.yaml"), *SMALL]
     bids, manifest, store = (str(tmp_path / name) for name in ("bids", "manifest.parquet", "prepared"))
     for command in (["phantom", bids], ["manifest", bids, manifest], ["prepare", manifest, store]):
         assert main([*command, *config]) == 0
-    tracking = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"train.storage={tmp_path}/runs"]
+    tracking = [f"tracking.uri={store_uri}", f"train.storage={tmp_path}/runs"]
     done = head.submit(repository, "python", "jobs/train_global.py", store, *config, *tracking)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout.lower()
-    client = mlflow.MlflowClient()
+    client = mlflow.MlflowClient(store_uri, registry_uri=store_uri)  # other tests have set others for the process
     version = client.get_model_version_by_alias("mmh-global", "champion")
     run = client.get_run(version.run_id)
     assert run.info.status == "FINISHED"
