@@ -139,16 +139,14 @@ class GroupMaker:
         styled = restyle(
             torch.from_numpy(image), torch.from_numpy(mask), self.config.grid.spacing_mm, self.config.restyle, generator
         )
-        return entry["sequence"], teacher.apply(image) * mask, styled.numpy(), mask
+        return entry["sequence"], teacher.apply_inside(image, mask), styled.numpy(), mask
 
     def _simulated(self, ordinal: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
         sequence = self.simulable[ordinal // 8 % len(self.simulable)]
         settings, seed = self.config.prepare, self.config.train.seed
         scan, truth, mask = simulated_pair(ordinal, sequence, self.config.grid, seed, settings.upper_percentile)
         unify = MonotoneMap.between(self.domain.canonical[sequence], self.domain.quantiles[sequence])
-        target = np.zeros_like(truth)
-        target[mask] = unify.apply(truth[mask])
-        return sequence, target, scan, mask
+        return sequence, unify.apply_inside(truth, mask), scan, mask
 
 
 def training_stream(

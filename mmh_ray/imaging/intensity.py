@@ -122,6 +122,12 @@ class MonotoneMap:
         beyond = np.maximum(data - self.source[-1], 0) + np.minimum(data - self.source[0], 0)
         return (mapped + beyond).astype(np.float32)
 
+    def apply_inside(self, data: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Mapped intensities inside the mask, zero outside; only the mask's voxels are computed."""
+        mapped = np.zeros(mask.shape, np.float32)
+        mapped[mask] = self.apply(data[mask])
+        return mapped
+
 
 def tissue_quantiles(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Quantile function ``(257,)`` of the masked voxels of a slightly smoothed copy.
@@ -138,8 +144,7 @@ def match_histogram(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray) -
 
     Any increasing change of the volume's intensities leaves the result as it is.
     """
-    inside = data[mask]
-    return _placed(MonotoneMap.between(quantile_function(inside), quantiles).apply(inside), mask)
+    return MonotoneMap.between(quantile_function(data[mask]), quantiles).apply_inside(data, mask)
 
 
 def match_tissues(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray, tissues: np.ndarray) -> np.ndarray:
@@ -154,13 +159,7 @@ def match_tissues(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray, tis
         ``(257,)`` quantile function to match, and the cohort's mean tissue quantiles of volumes matched to it.
     """
     matched = match_histogram(data, mask, quantiles)
-    return _placed(MonotoneMap.between(tissue_quantiles(matched, mask), tissues).apply(matched[mask]), mask)
-
-
-def _placed(inside: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    volume = np.zeros(mask.shape, np.float32)
-    volume[mask] = inside
-    return volume
+    return MonotoneMap.between(tissue_quantiles(matched, mask), tissues).apply_inside(matched, mask)
 
 
 def noise_level(image: np.ndarray, mask: np.ndarray) -> float:
