@@ -36,6 +36,14 @@ NOISY_MODULES = r"(alembic|diffusers|huggingface_hub|mlflow|nibabel|nilearn|pyda
 REASONS_SHOWN = 10
 TABLE_WIDTH = 120
 
+HARMONIZE_FLAGS = {
+    "space": (("native", "template"), "grid of the output: the scan's own or the ICBM-152 template's"),
+    "intensity": (("unit", "source"), "0-1 of the unified domain, or back in the scan's own range"),
+    "detail": (("project", "model"), "detail from the scan, or the model's image alone"),
+    "skull": (("keep", "strip"), "what becomes of everything outside the brain"),
+}
+"""Settings of `mmh harmonize` that have a flag of their own: values and meaning."""
+
 Commands = argparse._SubParsersAction
 Handler = Callable[[argparse.Namespace, Config], int]
 
@@ -81,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_train_global(commands)
     _add_harmonize(commands)
+    _add_status(commands)
     _add_evaluate(commands)
     _add_demo(commands)
     return parser
@@ -212,6 +221,12 @@ def _add_harmonize(commands: Commands) -> None:
     parser.add_argument("--model", required=True, help="bundle folder or registered model (models:/NAME@champion)")
     _add_list(parser, "--participant-label", "only these subjects, with or without `sub-`")
     _add_list(parser, "--sequence", "only these BIDS suffixes, for example T1w")
+    for key, (choices, text) in HARMONIZE_FLAGS.items():
+        parser.add_argument(f"--{key}", choices=choices, help=f"{text} (harmonize.{key})")
+    parser.add_argument("--retry-failed", action="store_true", help="only images that failed or were refused before")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list what would be done and refused, and why; write nothing"
+    )
 
 
 def _add_list(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
@@ -219,14 +234,41 @@ def _add_list(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
 
 
 def _harmonize(arguments: argparse.Namespace, config: Config) -> int:
-    from mmh_ray.distributed.harmonize import harmonize
+    from mmh_ray.distributed.harmonize import Job, harmonize, plan
 
-    subjects = [label.removeprefix("sub-") for label in arguments.participant_label]
-    counts = harmonize(arguments.bids, arguments.out, arguments.model, config, subjects, arguments.sequence)
+    chosen = {key: getattr(arguments, key) for key in HARMONIZE_FLAGS if getattr(arguments, key) is not None}
+    config = dataclasses.replace(config, harmonize=dataclasses.replace(config.harmonize, **chosen))
+    subjects = tuple(label.removeprefix("sub-") for label in arguments.participant_label)
+    sequences, retry = tuple(arguments.sequence), arguments.retry_failed
+    job = Job(arguments.bids, arguments.out, arguments.model, config, subjects, sequences, retry)
+    if arguments.dry_run:
+        return _show_plan(plan(job))
+    counts = harmonize(job)
     log.info("images: %s", _as_text(counts))
     if counts.get("failed", 0) or counts.get("refused", 0):
-        log.warning("some images failed (the ledger says which)")
+        log.warning("some images failed: see %s", Path(arguments.out, "report.html"))
         return 1
+    return 0
+
+
+def _show_plan(rows: list[dict]) -> int:
+    """A line per image on stdout, the counts on stderr."""
+    for row in rows:
+        print("\t".join(filter(None, (row["action"], row["image_id"], row["reason"]))))
+    counts = Counter(row["action"] for row in rows)
+    log.info("would %s; nothing was written", _as_text(counts))
+    return 1 if counts["fail"] or counts["refuse"] else 0
+
+
+def _add_status(commands: Commands) -> None:
+    parser = _add_command(commands, "status", _status, "how far a run of `mmh harmonize` has come")
+    parser.add_argument("out", metavar="OUT", type=_existing, help="folder of the derivatives")
+
+
+def _status(arguments: argparse.Namespace, _config: Config) -> int:
+    from mmh_ray.bids.status import run_status
+
+    print(run_status(arguments.out).as_text())
     return 0
 
 

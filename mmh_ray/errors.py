@@ -32,5 +32,9 @@ class DataError(MMHError):
     """An image, a table or an archive that cannot be used as it is."""
 
 
+class RefusedError(DataError):
+    """An image that could be harmonized but must not be: it is not what the model is for."""
+
+
 class ModelError(MMHError):
     """A model bundle that is missing, damaged or does not fit the data."""

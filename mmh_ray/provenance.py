@@ -15,6 +15,9 @@ from typing import Any
 
 from mmh_ray import __version__
 
+PARTIAL = ".partial-"
+"""How the names of files that are still being written begin."""
+
 
 def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
@@ -43,7 +46,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` with the same suffixes; rename it there only if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".partial-", suffix="".join(path.suffixes[-2:]), dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix="".join(path.suffixes[-2:]), dir=path.parent)
     os.close(handle)
     try:
         yield Path(name)
@@ -51,6 +54,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def remove_partial(folder: str | Path) -> None:
+    """Remove what killed processes left half-written below a folder; only for who knows that no other is writing there."""
+    for left in Path(folder).rglob(f"{PARTIAL}*"):
+        left.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import tempfile
-import time
+import os
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.exceptions
-import torch
 
 from mmh_ray import tracking
-from mmh_ray.bids.derivatives import Journal, sidecar_path, write_dataset_description, write_sidecar
+from mmh_ray.bids.derivatives import write_dataset_description
 from mmh_ray.bids.entities import output_path, parse
+from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.manifest import find_images
+from mmh_ray.bids.status import RunRecord, utc_now
 from mmh_ray.config import Config, HarmonizeConfig, to_dict
 from mmh_ray.distributed.cluster import connect
-from mmh_ray.errors import ConfigError, MMHError
-from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, with_smaller_batches
-from mmh_ray.imaging.volume import read_volume, write_volume
+from mmh_ray.distributed.cohort_report import write_cohort_report
+from mmh_ray.distributed.manifest import probe_all
+from mmh_ray.distributed.worker import HarmonizeWorker, Row, is_current, ledger_row, unknown_sequence
+from mmh_ray.errors import ConfigError
 from mmh_ray.models.bundle import bundle_hash, load_bundle
 from mmh_ray.progress import progress
-from mmh_ray.provenance import code_version, hash_of, sha256_file
+from mmh_ray.provenance import code_version, hash_of, remove_partial
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
 """Times an image is tried when the worker that had it died."""
 
-Row = dict[str, Any]
+VERSIONS = ("ray", "torch", "diffusers", "SimpleITK", "nibabel", "numpy")
+"""Packages whose version the record of a run holds."""
 
 
-def harmonize(
-    bids: str, out: str, model: str, config: Config, participants: Iterable[str] = (), sequences: Iterable[str] = ()
-) -> dict[str, int]:
-    """Harmonize every image of a BIDS archive that the model knows; rerunning does what is missing or changed.
+@dataclass(frozen=True)
+class Job:
+    """A run over an archive.
 
-    Parameters
+    Attributes
     ----------
     bids, out:
         Folders of the archive and of the derivatives.
@@ -48,6 +52,21 @@ def harmonize(
         Bundle folder or ``models:/NAME@ALIAS``.
     participants, sequences:
         Labels without ``sub-`` and BIDS suffixes to keep; empty keeps all.
+    retry_failed:
+        Look only at images that an earlier run into ``out`` failed at or refused.
+    """
+
+    bids: str
+    out: str
+    model: str
+    config: Config
+    participants: tuple[str, ...] = ()
+    sequences: tuple[str, ...] = ()
+    retry_failed: bool = False
+
+
+def harmonize(job: Job) -> dict[str, int]:
+    """Harmonize every image of a BIDS archive that the model knows; rerunning does what is missing or changed.
 
     Returns
     -------
@@ -56,26 +75,63 @@ def harmonize(
     Raises
     ------
     ConfigError
-        If ``out`` is the archive itself or lies inside one of its subjects, or no image remains to be looked at.
+        If ``out`` is the archive itself, lies inside one of its subjects or cannot be written to, another run is writing there, or no
+        image remains to be looked at.
     ModelError
         If the model cannot be loaded.
     """
-    _check_output(bids, out)
-    folder, uri = tracking.resolve_model(model, config.tracking)
-    settings = config.harmonize
-    rows = _select(find_images(bids, config.manifest.site_pattern, require_site=False), participants, sequences)
+    rows, folder, facts = _prepare(job)
     connect()
-    write_dataset_description(out, bids, code_version())
-    identity = {"model_hash": bundle_hash(folder), "settings_hash": hash_of(to_dict(settings) | _INERT)}
-    with Journal(out) as journal, progress(len(rows), "Harmonizing", "images") as advance:
-        earlier = journal.rows()
-        tasks = [{**row, "earlier": earlier.get(row["image_id"])} for row in rows]
-        counts: Counter[str] = Counter()
-        for row in _run(tasks, Path(out), folder, settings, {"model": uri, **identity}):
-            journal.append(row | identity)
-            counts[row["status"]] += 1
-            advance(1)
-    return dict(counts)
+    _make_folder(job)
+    with Journal(job.out) as journal:
+        remove_partial(job.out)
+        tasks = _tasks(job, rows, journal.rows())
+        record = _record(job, len(tasks), facts)
+        record.write(job.out)
+        failure: str | None = None
+        try:
+            return _work_through(job, tasks, folder, facts, journal)
+        except BaseException as error:
+            failure = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            record = dataclasses.replace(record, finished=utc_now().isoformat(), failure=failure)
+            record.write(job.out)
+            write_cohort_report(job.out, record, journal.rows().values(), job.config.quality)
+
+
+def plan(job: Job) -> list[Row]:
+    """What :func:`harmonize` would do, per image: ``image_id``, ``source``, ``action`` (harmonize, skip, refuse, fail) and ``reason``.
+
+    Every file is read; nothing is written. What only harmonizing shows (memory, the quality checks) is not foreseen.
+    """
+    rows, folder, facts = _prepare(job)
+    tasks = _tasks(job, rows, {row["image_id"]: row for row in current_rows(job.out)})
+    probe_all([task for task in tasks if task["status"] == "ok"])
+    known = load_bundle(folder).config.model.sequences
+    return [_planned(task, job, known, facts) for task in tasks]
+
+
+def _planned(task: Row, job: Job, known: tuple[str, ...], facts: Row) -> Row:
+    action, reason = "harmonize", unknown_sequence(task, known)
+    if task["status"] != "ok":
+        action, reason = "fail", task["reason"]
+    elif reason:
+        action = "refuse"
+    else:
+        target = Path(job.out) / output_path(parse(task["uri"]), job.config.harmonize.space)
+        action = "skip" if is_current(task["earlier"], target, task["sha256"], facts) else "harmonize"
+    return {"image_id": task["image_id"], "source": task["uri"], "action": action, "reason": reason}
+
+
+def _prepare(job: Job) -> tuple[list[Row], Path, Row]:
+    """The images to look at, the model's folder, and the facts that stand in each row."""
+    _check_output(job.bids, job.out)
+    folder, uri = tracking.resolve_model(job.model, job.config.tracking)
+    found = find_images(job.bids, job.config.manifest.site_pattern, require_site=False)
+    settings = to_dict(job.config.harmonize) | _INERT
+    facts = {"model": uri, "model_hash": bundle_hash(folder), "settings_hash": hash_of(settings)}
+    return _select(found, job.participants, job.sequences), folder, facts
 
 
 _INERT = {"slots": 0, "timeout_s": 0, "batch_slabs": 0}
@@ -95,6 +151,13 @@ def _check_output(bids: str, out: str) -> None:
         )
 
 
+def _make_folder(job: Job) -> None:
+    try:
+        write_dataset_description(job.out, job.bids, code_version())
+    except OSError as error:
+        raise ConfigError(f"output {job.out}: {error}", "a folder that can be written to", "Name another.") from error
+
+
 def _select(rows: list[Row], participants: Iterable[str], sequences: Iterable[str]) -> list[Row]:
     subjects, suffixes = set(participants), set(sequences)
     unknown = subjects - {row["subject"] for row in rows}
@@ -112,9 +175,43 @@ def _select(rows: list[Row], participants: Iterable[str], sequences: Iterable[st
     return kept
 
 
-def _run(rows: list[Row], out: Path, folder: Path, settings: HarmonizeConfig, facts: Row) -> Iterable[Row]:
+def _tasks(job: Job, rows: list[Row], earlier: dict[str, Row]) -> list[Row]:
+    """Rows with what the ledger knows of them."""
+    tasks = [{**row, "earlier": earlier.get(row["image_id"])} for row in rows]
+    if not job.retry_failed:
+        return tasks
+    return [task for task in tasks if task["earlier"] and task["earlier"]["status"] in ("failed", "refused")]
+
+
+def _record(job: Job, images: int, facts: Row) -> RunRecord:
+    sections = ("harmonize", "quality")
+    settings = {name: section for name, section in to_dict(job.config).items() if name in sections}
+    return RunRecord(
+        source=str(Path(job.bids).resolve()),
+        model=facts["model"],
+        model_hash=facts["model_hash"],
+        version=code_version(),
+        images=images,
+        started=utc_now().isoformat(),
+        settings=settings,
+        versions={name: version(name) for name in VERSIONS},
+    )
+
+
+def _work_through(job: Job, tasks: list[Row], folder: Path, facts: Row, journal: Journal) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    hashes = {key: facts[key] for key in ("model_hash", "settings_hash")}
+    with progress(len(tasks), "Harmonizing", "images") as advance:
+        for row in _run(tasks, job, folder, facts):
+            journal.append(row | hashes)
+            counts[row["status"]] += 1
+            advance(1)
+    return dict(counts)
+
+
+def _run(rows: list[Row], job: Job, folder: Path, facts: Row) -> Iterator[Row]:
     """Ledger rows as the images finish. A worker that dies costs its image one attempt; the others go on."""
-    waiting = deque(rows)
+    settings, waiting = job.config.harmonize, deque(rows)
     options, slots = _slots(settings, len(rows))
     files = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
     attempts: Counter[str] = Counter()
@@ -125,7 +222,8 @@ def _run(rows: list[Row], out: Path, folder: Path, settings: HarmonizeConfig, fa
         busy[worker.harmonize.remote(row)] = (worker, row)
 
     def hire() -> Any:
-        return ray.remote(HarmonizeWorker).options(**options).remote(files, settings, str(out), facts)
+        worker = ray.remote(HarmonizeWorker).options(**options)
+        return worker.remote(files, settings, job.config.quality, os.path.abspath(job.out), facts)
 
     for _ in range(slots):
         start(hire())
@@ -143,12 +241,12 @@ def _run(rows: list[Row], out: Path, folder: Path, settings: HarmonizeConfig, fa
             if attempts[row["image_id"]] < ATTEMPTS:
                 waiting.appendleft(row)
             else:
-                yield _ledger_row(row, "failed", f"the worker died {ATTEMPTS} times on this image ({error})")
+                yield ledger_row(row, "failed", f"the worker died {ATTEMPTS} times on this image ({error})")
         if waiting:
             start(worker)
 
 
-def _give_up(busy: dict[ray.ObjectRef, tuple[Any, Row]], waiting: Iterable[Row], seconds: float) -> Iterable[Row]:
+def _give_up(busy: dict[ray.ObjectRef, tuple[Any, Row]], waiting: Iterable[Row], seconds: float) -> Iterator[Row]:
     resources = ray.available_resources()
     reason = (
         f"nothing finished for {seconds:g} s with {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs free; "
@@ -156,9 +254,9 @@ def _give_up(busy: dict[ray.ObjectRef, tuple[Any, Row]], waiting: Iterable[Row],
     )
     for worker, row in busy.values():
         ray.kill(worker)
-        yield _ledger_row(row, "failed", reason)
+        yield ledger_row(row, "failed", reason)
     for row in waiting:
-        yield _ledger_row(row, "failed", reason)
+        yield ledger_row(row, "failed", reason)
 
 
 def _slots(settings: HarmonizeConfig, images: int) -> tuple[dict[str, Any], int]:
@@ -168,104 +266,4 @@ def _slots(settings: HarmonizeConfig, images: int) -> tuple[dict[str, Any], int]
     options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}
     slots = settings.slots or gpus or max(1, int(resources.get("CPU", 1)) // 2)
     options |= {"scheduling_strategy": "SPREAD"}
-    return options, max(1, min(slots, images))
-
-
-class HarmonizeWorker:
-    """Loads the model once, then takes one image after the other."""
-
-    def __init__(self, files: dict[str, bytes], settings: HarmonizeConfig, out: str, facts: Row) -> None:
-        torch.set_num_threads(1)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in files.items():
-                Path(folder, name).write_bytes(content)
-            bundle = load_bundle(folder, device)
-        self.harmonizer, self.out, self.facts = Harmonizer(bundle, settings), Path(out), facts
-
-    def harmonize(self, row: Row) -> Row:
-        """The ledger row of one image, whose derivative and sidecar are then on disk; an exception belongs to its row."""
-        start = time.perf_counter()
-        try:
-            outcome = self._harmonize(row)
-        except MMHError as error:
-            outcome = _ledger_row(row, "failed", str(error))
-        except Exception as error:
-            outcome = _ledger_row(row, "failed", f"{row['uri']}: {type(error).__name__}: {error}")
-        return outcome | {"seconds": time.perf_counter() - start}
-
-    def _harmonize(self, row: Row) -> Row:
-        if row["status"] != "ok":
-            return _ledger_row(row, "failed", row["reason"])
-        known = self.harmonizer.bundle.config.model.sequences
-        if row["sequence"] not in known:
-            reason = f"sequence {row['sequence']}; this model harmonizes {', '.join(known)}"
-            return _ledger_row(row, "refused", reason)
-        relative = output_path(parse(row["uri"]))
-        target, digest = self.out / relative, sha256_file(row["uri"])
-        if _is_current(row["earlier"], target, digest, self.facts):
-            return _ledger_row(row, "skipped", None, str(relative), digest)
-        scan = self._with_less_memory(row)
-        write_volume(scan.volume, target)
-        write_sidecar(target, self._sidecar(row, scan, digest))
-        return _ledger_row(row, "done", None, str(relative), digest)
-
-    def _with_less_memory(self, row: Row) -> HarmonizedScan:
-        """Harmonize; where memory runs out, with half the batch, again and again, then on the CPU."""
-        volume = read_volume(row["uri"])
-        mask = read_volume(row["mask_uri"]).data > 0.5 if row["mask_uri"] else None
-        while True:
-            try:
-                return self.harmonizer.run(volume, row["sequence"], mask)
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                if self.harmonizer.settings.batch_slabs == 1:
-                    self.harmonizer.bundle.model.to("cpu")
-                smaller = with_smaller_batches(self.harmonizer.settings)
-                log.warning("%s: out of memory, %d slabs a batch", row["image_id"], smaller.batch_slabs)
-                self.harmonizer.settings = smaller
-
-    def _sidecar(self, row: Row, scan: HarmonizedScan, digest: str) -> Row:
-        """What was done to the image, for whoever finds it."""
-        scaling, bundle = scan.prepared.scaling, self.harmonizer.bundle
-        return {
-            "Sources": [row["uri"]],
-            "SourceSHA256": digest,
-            "Model": {"URI": self.facts["model"], "Hash": bundle.hash, "CodeVersion": bundle.facts["code_version"]},
-            "TargetSite": None,
-            "SkullStripped": False,
-            "Units": "unit intensity of the unified domain (0 background, about 1 bright tissue)",
-            "SourceSite": row["site"],
-            "Preparation": list(scan.prepared.steps),
-            "IntensityMapping": {
-                "Low": scaling.low,
-                "High": scaling.high,
-                "Formula": "unit = (scan - Low) / (High - Low)",
-            },
-            "Settings": to_dict(self.harmonizer.settings),
-            "GeneratedBy": {"Name": "mmh_ray", "Version": code_version()},
-        }
-
-
-def _is_current(earlier: Row | None, target: Path, digest: str, facts: Row) -> bool:
-    if earlier is None or earlier["status"] not in ("done", "skipped") or not _is_whole(target):
-        return False
-    wanted = {"input_sha256": digest, "model_hash": facts["model_hash"], "settings_hash": facts["settings_hash"]}
-    return all(earlier[key] == value for key, value in wanted.items())
-
-
-def _is_whole(target: Path) -> bool:
-    """Whether image and sidecar are both there; each is whole if it is there at all."""
-    return target.is_file() and sidecar_path(target).is_file()
-
-
-def _ledger_row(row: Row, status: str, reason: str | None, output: str | None = None, digest: str | None = None) -> Row:
-    return {
-        "image_id": row["image_id"],
-        "source": row["uri"],
-        "output": output,
-        "status": status,
-        "reason": reason,
-        "seconds": 0.0,
-        "input_sha256": digest,
-    }
+    return options, min(slots, images)

@@ -50,7 +50,7 @@ def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
         raise ConfigError(f"{out}: a folder", "a file to write", f"Write for example {Path(out) / 'manifest.parquet'}.")
     with progress(None, "Finding", unit="images") as advance:
         rows = find_images(bids, config.manifest.site_pattern, advance)
-    _probe_all([row for row in rows if row["status"] == "ok"])
+    probe_all([row for row in rows if row["status"] == "ok"])
     table = to_table(assign_splits(rows, config.manifest))
     write_manifest(table, out)
     return table
@@ -94,8 +94,8 @@ def _probe_row(item: dict[str, Any]) -> dict[str, Any]:
     return {"index": item["index"], "facts": json.dumps(probe(item["uri"]))}
 
 
-def _probe_all(rows: list[dict[str, Any]]) -> None:
-    """Fill the rows in place; Ray streams back the facts, never voxels."""
+def probe_all(rows: list[dict[str, Any]]) -> None:
+    """Open the files of ``rows`` (keys of the manifest) and fill the rows in place; Ray streams back the facts, never voxels."""
     if not rows:
         return
     connect()

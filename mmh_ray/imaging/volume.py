@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 from nibabel.filebasedimages import ImageFileError
 
 from mmh_ray.errors import DataError
 from mmh_ray.provenance import whole_file
+
+SMALLEST_MM, LARGEST_MM = 0.02, 30.0
+"""Voxel sizes beyond which a unit must be wrong."""
+BYTES_PER_VOXEL = 100
+"""Peak memory of preparing and harmonizing a scan, per voxel of its own grid."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +57,19 @@ def read_volume(path: str | Path) -> Volume:
     Raises
     ------
     DataError
-        Unreadable or truncated file, not NIfTI, not 3-D (singleton trailing axes are dropped), fewer than 2 voxels along an
-        axis, NaN or infinite voxels, a constant image, or an affine that cannot be inverted.
+        Unreadable or truncated file, not NIfTI, RGB or complex voxels, not 3-D (singleton trailing axes are dropped), fewer than 2 voxels
+        along an axis, NaN or infinite voxels, a constant image, an affine that cannot be inverted, or voxels of no possible size.
     """
     try:
         image = _load(path)
         if not isinstance(image, nib.Nifti1Image):
             raise DataError(
                 f"{path}: {type(image).__name__}", "a NIfTI-1 or NIfTI-2 file", "Convert it, for example with dcm2niix."
+            )
+        if image.get_data_dtype().kind not in "iuf":
+            received = f"{path}: voxels of type {image.get_data_dtype()}"
+            raise DataError(
+                received, "one number per voxel", "RGB and complex images have no single intensity: convert."
             )
         check_geometry(image.shape, image.affine, path)
         data = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
@@ -95,6 +107,29 @@ def check_geometry(shape: tuple[int, ...], affine: np.ndarray, path: str | Path)
     if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError(
             f"{path}: singular affine", "an invertible voxel-to-world matrix", "Restore the sform or qform."
+        )
+    zooms = np.linalg.norm(affine[:3, :3], axis=0)
+    if zooms.min() < SMALLEST_MM or zooms.max() > LARGEST_MM:
+        received = f"{path}: voxels of {' x '.join(f'{size:.4g}' for size in zooms)} mm"
+        raise DataError(received, f"{SMALLEST_MM:g} to {LARGEST_MM:g} mm", "Restore the voxel size: the unit is mm.")
+
+
+def check_memory(path: str | Path, free: int | None = None) -> None:
+    """Raise DataError if preparing and harmonizing a file's voxels needs more than the memory that is free (bytes; by default asked for).
+
+    Files that cannot be opened pass: :func:`read_volume` says what is wrong with them.
+    """
+    try:
+        voxels = math.prod(nib.load(path).shape[:3])
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error):
+        return
+    free = psutil.virtual_memory().available if free is None else free
+    if BYTES_PER_VOXEL * voxels > free:
+        gib = 2**30
+        raise DataError(
+            f"{path}: {voxels / 1e6:.0f} million voxels, about {BYTES_PER_VOXEL * voxels / gib:.1f} GiB to work on",
+            f"at most the {free / gib:.1f} GiB of memory that are free",
+            "Crop or resample it, or use fewer harmonize.slots or a larger machine.",
         )
 
 

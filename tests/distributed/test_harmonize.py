@@ -8,17 +8,19 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
-from mmh_ray.bids.derivatives import read_ledger
+from mmh_ray.bids.ledger import Journal, read_ledger
+from mmh_ray.bids.status import run_status
 from mmh_ray.cli import main
 from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig
-from mmh_ray.distributed.harmonize import harmonize
-from mmh_ray.errors import ConfigError, ModelError
+from mmh_ray.distributed.harmonize import Job, harmonize, plan
+from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
 from mmh_ray.imaging.preprocess import to_grid
@@ -45,7 +47,7 @@ REASONS = {
 
 
 @dataclass
-class Job:
+class FirstRun:
     """An archive, a model, and the outcome of a first run."""
 
     bids: Path
@@ -61,6 +63,10 @@ class Job:
         """Its harmonized counterpart."""
         subject, suffix = name.split("_")
         return self.out / subject / "anat" / f"{subject}_desc-harmonized_{suffix}.nii.gz"
+
+    def again(self, **other: Any) -> Job:
+        """The same job, but for some fields."""
+        return replace(Job(str(self.bids), str(self.out), str(self.bundle), CONFIG), **other)
 
     def ledger(self) -> dict[str, dict]:
         """Rows by image."""
@@ -124,7 +130,7 @@ def write_archive(bids: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Job:
+def job(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> FirstRun:
     """The first run."""
     root = tmp_path_factory.mktemp("harmonize")
     bids, out, bundle = root / "bids", root / "out", root / "bundle"
@@ -133,7 +139,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Job:
     quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
     model = GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles)
     save_bundle(bundle, model, CONFIG, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
-    return Job(bids, out, bundle, harmonize(str(bids), str(out), str(bundle), CONFIG))
+    return FirstRun(bids, out, bundle, harmonize(Job(str(bids), str(out), str(bundle), CONFIG)))
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -141,12 +147,12 @@ def stamps(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*_desc-harmonized_*")}
 
 
-def test_counts_are_of_all_images(job: Job) -> None:
+def test_counts_are_of_all_images(job: FirstRun) -> None:
     assert job.counts == {"done": 2, "failed": 3, "refused": 1}
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_derivative_lies_on_the_grid_of_its_scan(job: Job, name: str) -> None:
+def test_a_derivative_lies_on_the_grid_of_its_scan(job: FirstRun, name: str) -> None:
     source, image = nib.load(job.scan(name)), nib.load(job.derivative(name))
     assert image.shape == source.shape
     np.testing.assert_array_equal(image.affine, source.affine)
@@ -160,7 +166,7 @@ def test_a_derivative_lies_on_the_grid_of_its_scan(job: Job, name: str) -> None:
     assert voxels.std() > 0
 
 
-def test_ledger_tells_the_truth_of_every_image(job: Job) -> None:
+def test_ledger_tells_the_truth_of_every_image(job: FirstRun) -> None:
     rows = job.ledger()
     assert set(rows) == {*GOOD, *REASONS}
     for name, row in rows.items():
@@ -179,7 +185,7 @@ def test_ledger_tells_the_truth_of_every_image(job: Job) -> None:
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_sidecar_says_what_was_done(job: Job, name: str) -> None:
+def test_sidecar_says_what_was_done(job: FirstRun, name: str) -> None:
     sidecar = json.loads(
         job.derivative(name).with_name(job.derivative(name).name.replace(".nii.gz", ".json")).read_text()
     )
@@ -194,7 +200,7 @@ def test_sidecar_says_what_was_done(job: Job, name: str) -> None:
     assert sidecar["GeneratedBy"]["Name"] == "mmh_ray"
 
 
-def test_the_dataset_is_described_and_nothing_half_written_is_left(job: Job) -> None:
+def test_the_dataset_is_described_and_nothing_half_written_is_left(job: FirstRun) -> None:
     description = json.loads((job.out / "dataset_description.json").read_text())
     assert description["DatasetType"] == "derivative"
     assert description["Name"] == "Odd scans, harmonized"
@@ -206,13 +212,13 @@ def test_the_dataset_is_described_and_nothing_half_written_is_left(job: Job) -> 
     assert not list(job.bids.rglob("*harmonized*"))
 
 
-def arguments(job: Job, *more: str) -> list[str]:
+def arguments(job: FirstRun, *more: str) -> list[str]:
     """Of the command that does the same as the first run."""
     fixed = ["harmonize.planes=[axial]", "harmonize.slots=1"]
     return ["harmonize", str(job.bids), str(job.out), "--model", str(job.bundle), *more, *fixed]
 
 
-def test_again_skips_what_is_there_and_retries_what_failed(job: Job) -> None:
+def test_again_skips_what_is_there_and_retries_what_failed(job: FirstRun) -> None:
     before, rows = stamps(job.out), job.ledger()
     assert main(arguments(job)) == 1
     assert stamps(job.out) == before
@@ -223,7 +229,7 @@ def test_again_skips_what_is_there_and_retries_what_failed(job: Job) -> None:
     assert all(after[name]["seconds"] != rows[name]["seconds"] for name in REASONS)
 
 
-def test_a_mended_image_is_done_and_the_command_ends_with_0(job: Job) -> None:
+def test_a_mended_image_is_done_and_the_command_ends_with_0(job: FirstRun) -> None:
     """Subject 05 gets the scan of subject 01; the others are not looked at, and their rows stay."""
     kept, rows = job.scan("sub-05_T1w").read_bytes(), job.ledger()
     shutil.copyfile(job.scan("sub-01_T1w"), job.scan("sub-05_T1w"))
@@ -240,10 +246,10 @@ def test_a_mended_image_is_done_and_the_command_ends_with_0(job: Job) -> None:
         assert after[name] == rows[name]
 
 
-def test_other_settings_are_done_again(job: Job) -> None:
+def test_other_settings_are_done_again(job: FirstRun) -> None:
     before, rows = stamps(job.out), job.ledger()
     other = replace(CONFIG, harmonize=replace(CONFIG.harmonize, detail="model", batch_slabs=3))
-    assert harmonize(str(job.bids), str(job.out), str(job.bundle), other, ["01"], ["T1w"]) == {"done": 1}
+    assert harmonize(job.again(config=other, participants=("01",), sequences=("T1w",))) == {"done": 1}
     changed = {path for path, stamp in stamps(job.out).items() if stamp != before[path]}
     assert changed == {path for path in before if "sub-01" in path and "T1w" in path}
     assert job.ledger()["sub-01_T1w"]["settings_hash"] != rows["sub-01_T1w"]["settings_hash"]
@@ -251,27 +257,95 @@ def test_other_settings_are_done_again(job: Job) -> None:
 
 
 @pytest.mark.parametrize("inside", ["", "sub-01", "harmonized", "code/../sub-01/anat"])
-def test_output_inside_the_archive_is_refused(job: Job, inside: str) -> None:
+def test_output_inside_the_archive_is_refused(job: FirstRun, inside: str) -> None:
     before = sorted(job.bids.rglob("*"))
     with pytest.raises(ConfigError, match=r"a folder outside the archive or below its derivatives/"):
-        harmonize(str(job.bids), str(job.bids / inside), str(job.bundle), CONFIG)
+        harmonize(job.again(out=str(job.bids / inside)))
     assert sorted(job.bids.rglob("*")) == before
 
 
-def test_unusable_arguments_leave_nothing_behind(job: Job, tmp_path: Path) -> None:
-    out, bids, bundle = str(tmp_path / "out"), str(job.bids), str(job.bundle)
+def test_unusable_arguments_leave_nothing_behind(job: FirstRun, tmp_path: Path) -> None:
+    elsewhere = job.again(out=str(tmp_path / "out"))
     with pytest.raises(ConfigError, match=r"participants \['77'\]"):
-        harmonize(bids, out, bundle, CONFIG, ["01", "77"])
+        harmonize(replace(elsewhere, participants=("01", "77")))
     with pytest.raises(ConfigError, match="no image left to harmonize"):
-        harmonize(bids, out, bundle, CONFIG, ["02"], ["T1w"])
+        harmonize(replace(elsewhere, participants=("02",), sequences=("T1w",)))
     with pytest.raises(ModelError):
-        harmonize(bids, out, str(tmp_path / "nowhere"), CONFIG)
+        harmonize(replace(elsewhere, model=str(tmp_path / "nowhere")))
     assert not list(tmp_path.iterdir())
-    assert main(["harmonize", bids, str(job.bids / "sub-01"), "--model", bundle]) == 2
+    assert main(["harmonize", str(job.bids), str(job.bids / "sub-01"), "--model", str(job.bundle)]) == 2
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="a folder that can be written to"):
+        harmonize(job.again(out=str(tmp_path / "file/out")))
 
 
-def test_a_foreign_folder_is_left_alone(job: Job, tmp_path: Path) -> None:
+def test_a_foreign_folder_is_left_alone(job: FirstRun, tmp_path: Path) -> None:
     (tmp_path / "dataset_description.json").write_text(json.dumps({"Name": "someone's"}))
     with pytest.raises(ConfigError, match="holds another dataset"):
-        harmonize(str(job.bids), str(tmp_path), str(job.bundle), CONFIG)
+        harmonize(job.again(out=str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["dataset_description.json"]
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    """Every file and when it was changed."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_dry_run_tells_what_would_happen_and_writes_nothing(job: FirstRun, tmp_path: Path, capsys) -> None:
+    expected = {name: "refuse" if name == "sub-02_FLAIR" else "fail" for name in REASONS}
+    elsewhere = plan(job.again(out=str(tmp_path / "new")))
+    assert {row["image_id"]: row["action"] for row in elsewhere} == expected | dict.fromkeys(GOOD, "harmonize")
+    for row in elsewhere:
+        assert REASONS.get(row["image_id"], "") in (row["reason"] or "")
+    assert not (tmp_path / "new").exists()
+    harmonize(job.again())
+    before = snapshot(job.out)
+    assert main(arguments(job, "--dry-run")) == 1
+    assert snapshot(job.out) == before
+    lines = dict(line.split("\t")[1::-1] for line in capsys.readouterr().out.splitlines())
+    assert lines == expected | dict.fromkeys(GOOD, "skip")
+
+
+def test_retry_failed_looks_at_those_alone(job: FirstRun) -> None:
+    harmonize(job.again())
+    rows = job.ledger()
+    assert harmonize(job.again(retry_failed=True)) == {"failed": 3, "refused": 1}
+    after = job.ledger()
+    assert {name for name in rows if after[name]["finished"] != rows[name]["finished"]} == set(REASONS)
+    assert harmonize(job.again(retry_failed=True, participants=("01",))) == {}
+
+
+def test_status_and_report_are_there_after_a_run(job: FirstRun, capsys) -> None:
+    harmonize(job.again())
+    assert main(["status", str(job.out)]) == 0
+    text = capsys.readouterr().out
+    assert "finished since" in text
+    assert "6 of 6 images" in text
+    assert "1 x sequence FLAIR" in text
+    assert main(["status", str(job.bids)]) == 2
+    page = (job.out / "report.html").read_text()
+    for name in (*GOOD, *REASONS):
+        assert name in page
+    for name in GOOD:
+        figures = sorted(path.name for path in (job.out / "sub-01/figures").glob(f"*{name.split('_')[1]}*"))
+        assert [figure.rpartition("_")[2] for figure in figures] == ["after.jpg", "before.jpg"]
+
+
+def test_what_a_killed_run_left_half_written_is_cleared(job: FirstRun) -> None:
+    left = job.derivative(GOOD[0]).with_name(".partial-abc.nii.gz")
+    left.write_bytes(b"half")
+    harmonize(job.again())
+    assert not left.exists()
+
+
+def test_a_run_that_fails_says_so_in_record_and_report(job: FirstRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise DataError("the ledger's disk", "space", "Free some.")
+
+    monkeypatch.setattr(Journal, "append", broken)
+    with pytest.raises(DataError):
+        harmonize(job.again())
+    status = run_status(job.out)
+    assert status.state == "failed"
+    assert "the ledger's disk" in status.as_text()
+    assert "the ledger&#39;s disk" in (job.out / "report.html").read_text()

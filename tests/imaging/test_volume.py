@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmh_ray.errors import DataError
-from mmh_ray.imaging.volume import Volume, check_geometry, read_volume, write_volume
+from mmh_ray.imaging.volume import Volume, check_geometry, check_memory, read_volume, write_volume
 
 pytestmark = pytest.mark.fast
 
@@ -48,6 +48,49 @@ def test_slope_and_intercept_are_applied(tmp_path: Path) -> None:
     stored = np.asarray(nib.load(tmp_path / "a.nii").dataobj.get_unscaled())
     expected = 0.5 * stored.astype(float) - 10
     np.testing.assert_allclose(read_volume(tmp_path / "a.nii").data, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
+def test_every_number_type_is_read_with_its_scaling(tmp_path: Path, dtype: type) -> None:
+    stored = np.arange(60).astype(dtype).reshape(3, 4, 5)
+    image = nib.Nifti1Image(stored, AFFINE, dtype=dtype)
+    image.header.set_data_dtype(dtype)
+    path = tmp_path / "a.nii"
+    image.to_filename(path)
+    raw = bytearray(path.read_bytes())
+    raw[112:120] = np.array([2.5, -40], "<f4").tobytes()  # scl_slope, scl_inter: negative intensities come out
+    path.write_bytes(raw)
+    np.testing.assert_allclose(read_volume(path).data, 2.5 * stored.astype(np.float64) - 40, rtol=1e-6)
+
+
+def test_colours_are_refused(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 5, 6), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(pixels, AFFINE), tmp_path / "a.nii.gz")
+    with pytest.raises(DataError, match="one number per voxel"):
+        read_volume(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("size", [0.001, 900.0])
+def test_voxels_of_impossible_size_are_refused(tmp_path: Path, size: float) -> None:
+    with pytest.raises(DataError, match=r"0\.02 to 30 mm"):
+        read_volume(save(tmp_path / "a.nii", ramp(4, 5, 6), np.diag([1, size, 1, 1])))
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """700 x 700 x 700 voxels in a file that holds only a header."""
+    header = nib.Nifti1Header()
+    header.set_data_shape((700, 700, 700))
+    header.set_data_dtype(np.int16)
+    header.set_sform(AFFINE, 1)
+    path = tmp_path / "a.nii"
+    path.write_bytes(header.binaryblock + bytes(4))
+    with pytest.raises(
+        DataError, match=r"343 million voxels, about 3\d\.\d GiB to work on; expected at most the 8\.0 GiB"
+    ):
+        check_memory(path, free=8 * 2**30)
+    check_memory(path, free=64 * 2**30)
+    with pytest.raises(DataError, match="unreadable"):
+        read_volume(path)
 
 
 def test_nifti2_is_read(tmp_path: Path) -> None:
@@ -169,6 +212,22 @@ def test_write_keeps_affine_codes_and_units(tmp_path: Path, sform: int, qform: i
     assert (int(after.header["sform_code"]), int(after.header["qform_code"])) == (sform, qform)
     assert after.header.get_xyzt_units() == before.header.get_xyzt_units()
     np.testing.assert_array_equal(after.get_fdata(), ramp(4, 5, 6) * 2)
+
+
+def test_an_sform_and_a_qform_that_differ_are_both_kept(tmp_path: Path) -> None:
+    """Software that reads the one and software that reads the other see the derivative where they see the scan."""
+    image = nib.Nifti1Image(ramp(4, 5, 6), AFFINE)
+    other = np.diag([-0.9, 1.1, 2.0, 1.0])
+    image.set_sform(AFFINE, 1)
+    image.set_qform(other, 1)
+    nib.save(image, tmp_path / "a.nii.gz")
+    volume = read_volume(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-6)
+    write_volume(volume, tmp_path / "b.nii.gz")
+    written = nib.load(tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(written.get_sform(), nib.load(tmp_path / "a.nii.gz").get_sform())
+    np.testing.assert_array_equal(written.get_qform(), nib.load(tmp_path / "a.nii.gz").get_qform())
+    assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == (1, 1)
 
 
 def test_write_does_not_inherit_scaling_or_window(tmp_path: Path) -> None:

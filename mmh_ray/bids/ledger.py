@@ -1,0 +1,197 @@
+"""The ledger of a folder of derivatives: what became of every image, on disk as soon as it is known."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.provenance import whole_file
+from mmh_ray.tables import read_table
+
+log = logging.getLogger(__name__)
+
+LEDGER, JOURNAL = "ledger.parquet", ".ledger.jsonl"
+STATUSES = ("done", "skipped", "failed", "refused")
+LEDGER_VERSION = b"2"
+LEDGER_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("site", pa.string()),
+        pa.field("sequence", pa.string()),  # BIDS suffix
+        pa.field("source", pa.string()),  # path or URI of the input
+        pa.field("output", pa.string()),  # relative to the derivatives' root; none unless one was written
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),  # of a failed or refused image
+        pa.field("flags", pa.list_(pa.string())),  # what a person should look at, in words
+        pa.field("seconds", pa.float64()),
+        pa.field("finished", pa.string()),  # UTC, ISO 8601
+        pa.field("input_sha256", pa.string()),
+        pa.field("model_hash", pa.string()),
+        pa.field("settings_hash", pa.string()),
+    ],
+    metadata={b"mmh_ledger_version": LEDGER_VERSION},
+)
+"""Columns of OUT/ledger.parquet, a row per image."""
+
+Row = dict[str, Any]
+
+
+def read_ledger(path: str | Path) -> list[Row]:
+    """Rows of a ledger; none where there is no file.
+
+    Raises
+    ------
+    DataError
+        If the file is not a ledger of this version.
+    """
+    if not Path(path).exists():
+        return []
+    remedy = "Move it away; every image is then done again."
+    return read_table(path, LEDGER_SCHEMA, "ledger", remedy).to_pylist()
+
+
+def write_ledger(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a ledger ordered by `image_id`, whole or not at all, safe on disk when this returns."""
+    ordered = sorted(map(_checked, rows), key=lambda row: row["image_id"])
+    with whole_file(path) as partial:
+        pq.write_table(pa.Table.from_pylist(ordered, schema=LEDGER_SCHEMA), partial)
+        with open(partial, "rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def current_rows(out: str | Path) -> list[Row]:
+    """Latest row of every image, ordered by `image_id`, also while a run goes on or after it was killed."""
+    rows = {row["image_id"]: row for row in read_ledger(Path(out) / LEDGER)}
+    journal = Path(out) / JOURNAL
+    if journal.exists():
+        rows |= {row["image_id"]: row for row in _rows_in(journal)}
+    return [rows[key] for key in sorted(rows)]
+
+
+def is_locked(out: str | Path) -> bool:
+    """Whether a run is writing to the folder now, as far as the file system has locks."""
+    try:
+        with open(Path(out) / JOURNAL, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no journal, or no locks
+        return False
+    return False
+
+
+def _rows_in(journal: Path) -> Iterator[Row]:
+    """Whole rows of a journal."""
+    for line in filter(None, journal.read_bytes().split(b"\n")):
+        try:
+            yield _checked(json.loads(line))
+        except (ValueError, DataError):
+            log.warning("%s: a half-written line is left out", journal)
+
+
+class Journal:
+    """The ledger while a run goes on: every finished row is on disk at once, whatever happens to the driver.
+
+    Rows are appended to OUT/.ledger.jsonl and folded into OUT/ledger.parquet by :meth:`close`. What a killed run left
+    is found again by the next one.
+
+    Raises
+    ------
+    ConfigError
+        If another run is writing to the same folder.
+    DataError
+        If the ledger of an earlier run cannot be read.
+    """
+
+    def __init__(self, out: str | Path) -> None:
+        self._ledger, self._path = Path(out) / LEDGER, Path(out) / JOURNAL
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self._locked(out)
+        try:
+            self._rows = {row["image_id"]: row for row in read_ledger(self._ledger)}
+            self._recover()
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Record a finished image; on disk when this returns. A later row of an image replaces the earlier one."""
+        checked = _checked(row)
+        line = json.dumps(checked, allow_nan=False) + "\n"
+        try:
+            self._stream.write(line.encode())
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            raise DataError(
+                f"{self._path}: {error}", "a disk that takes the ledger", "Free space; run again."
+            ) from error
+        self._rows[checked["image_id"]] = checked
+
+    def rows(self) -> dict[str, Row]:
+        """The latest row of every image by `image_id`, of this run and of earlier ones."""
+        return dict(self._rows)
+
+    def close(self) -> None:
+        """Fold everything into ledger.parquet and remove the journal; closing twice does nothing."""
+        if self._stream.closed:
+            return
+        try:
+            write_ledger(self._ledger, self._rows.values())
+            self._path.unlink(missing_ok=True)
+        except OSError as error:  # the journal stays, and the next run takes it over
+            raise _full(self._ledger, error) from error
+        finally:
+            self._stream.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _locked(self, out: str | Path) -> IO[bytes]:
+        """The journal, opened and ours alone; another run may remove the one we opened before we have its lock."""
+        while True:
+            stream = open(self._path, "ab")  # noqa: SIM115 - closed by close()
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                stream.close()
+                received = f"{out}: another run is writing there"
+                raise ConfigError(received, "one run a folder", "Wait for it or stop it.") from error
+            except OSError as error:  # some network file systems have no locks
+                log.warning("%s cannot be locked (%s); start no second run there", self._path, error)
+                return stream
+            if self._path.exists() and os.path.samestat(os.fstat(stream.fileno()), self._path.stat()):
+                return stream
+            stream.close()
+
+    def _recover(self) -> None:
+        """Take over what a killed run left; a half-written last line ends there."""
+        left = self._path.read_bytes()
+        self._rows |= {row["image_id"]: row for row in _rows_in(self._path)}
+        if left and not left.endswith(b"\n"):
+            self._stream.write(b"\n")
+
+
+def _full(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: {error}", "a disk that takes the ledger", "Free space or restore it, then run again.")
+
+
+def _checked(row: Any) -> Row:
+    """The row with every column, absent ones None."""
+    unknown = set(row) - set(LEDGER_SCHEMA.names) if isinstance(row, Mapping) else {repr(row)}
+    if unknown or not row.get("image_id") or row.get("status") not in STATUSES:
+        expected = f"image_id, a status of {STATUSES}, columns {LEDGER_SCHEMA.names}"
+        raise DataError(f"ledger row {row!r}", expected, "Correct the row.")
+    return dict.fromkeys(LEDGER_SCHEMA.names) | dict(row)

@@ -1,0 +1,96 @@
+"""OUT/report.html from what a run left: its record, the ledger and the sidecars."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmh_ray.bids.derivatives import figure_paths, sidecar_path
+from mmh_ray.bids.entities import parse
+from mmh_ray.bids.status import RunRecord
+from mmh_ray.config import QualityConfig
+from mmh_ray.errors import DataError
+from mmh_ray.evaluation.cohort import ImageRecord, RunFacts
+from mmh_ray.evaluation.report import write_report
+from mmh_ray.imaging.quality import measures
+
+log = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+
+
+def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[Row], quality: QualityConfig) -> None:
+    """Write the report; a report that cannot be written costs no image, only a warning."""
+    facts = RunFacts(
+        title="Harmonized cohort",
+        source=record.source,
+        output=str(Path(out).resolve()),
+        model=record.model,
+        model_hash=record.model_hash,
+        version=record.version,
+        started=record.started,
+        finished=record.finished,
+        failure=record.failure,
+        settings=record.settings,
+        versions=record.versions,
+    )
+    try:
+        images = [_image(Path(out), row) for row in rows]
+        write_report(Path(out) / "report.html", facts, images, measures(quality))
+    except (OSError, ValueError) as error:
+        log.warning("%s: no report (%s)", out, error)
+
+
+def _image(out: Path, row: Row) -> ImageRecord:
+    """What ledger and sidecar know of an image."""
+    sidecar = _sidecar(out, row)
+    curves = sidecar.get("BrainHistogram", {})
+    before, after = _figures(out, row)
+    subject, session = _person(row)
+    return ImageRecord(
+        image_id=row["image_id"],
+        subject=subject,
+        session=session,
+        site=row["site"],
+        sequence=row["sequence"] or "",
+        status=row["status"],
+        reason=row["reason"],
+        seconds=row["seconds"],
+        flags=tuple(row["flags"] or ()),
+        qc=sidecar.get("QC", {}),
+        before=before,
+        after=after,
+        histogram_before=curves.get("Before"),
+        histogram_after=curves.get("After"),
+    )
+
+
+def _sidecar(out: Path, row: Row) -> dict[str, Any]:
+    """Content of an image's sidecar; empty where there is none or it is damaged."""
+    if row["output"] is None:
+        return {}
+    try:
+        content = json.loads(sidecar_path(out / row["output"]).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _figures(out: Path, row: Row) -> tuple[str | None, str | None]:
+    if row["output"] is None:
+        return None, None
+    before, after = (
+        str(path.relative_to(out)) if path.is_file() else None for path in figure_paths(out / row["output"])
+    )
+    return before, after
+
+
+def _person(row: Row) -> tuple[str, str | None]:
+    try:
+        entities = parse(row["source"])
+    except DataError:
+        return "", None
+    return entities.subject, entities.session

@@ -1,0 +1,157 @@
+"""The actor of the batch job: loads the model once, then takes one image after the other; an exception belongs to its row."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmh_ray.bids.derivatives import figure_paths, sidecar_path, write_sidecar
+from mmh_ray.bids.entities import output_path, parse
+from mmh_ray.bids.status import utc_now
+from mmh_ray.config import HarmonizeConfig, QualityConfig, to_dict
+from mmh_ray.errors import MMHError, RefusedError
+from mmh_ray.evaluation.curves import histogram
+from mmh_ray.evaluation.mosaic import write_mosaic
+from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, with_smaller_batches
+from mmh_ray.imaging.volume import check_memory, read_volume, write_volume
+from mmh_ray.models.bundle import load_bundle
+from mmh_ray.provenance import code_version, sha256_file
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+class HarmonizeWorker:
+    """Harmonizes images of an archive.
+
+    Parameters
+    ----------
+    files:
+        The model bundle's files, name to content.
+    settings, quality:
+        How to harmonize, and what to flag.
+    out:
+        Folder of the derivatives.
+    facts:
+        ``model`` (URI), ``model_hash`` and ``settings_hash`` of the run.
+    """
+
+    def __init__(
+        self, files: dict[str, bytes], settings: HarmonizeConfig, quality: QualityConfig, out: str, facts: Row
+    ) -> None:
+        torch.set_num_threads(1)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                Path(folder, name).write_bytes(content)
+            bundle = load_bundle(folder, device)
+        self.harmonizer, self.out, self.facts = Harmonizer(bundle, settings, quality), Path(out), facts
+
+    def harmonize(self, row: Row) -> Row:
+        """The ledger row of one image, whose derivative and sidecar are then on disk; an exception belongs to its row."""
+        start = time.perf_counter()
+        try:
+            outcome = self._harmonize(row)
+        except RefusedError as error:
+            outcome = ledger_row(row, "refused", str(error))
+        except MMHError as error:
+            outcome = ledger_row(row, "failed", str(error))
+        except Exception as error:
+            log.debug("%s", row["uri"], exc_info=True)
+            outcome = ledger_row(row, "failed", f"{row['uri']}: {type(error).__name__}: {error}")
+        return outcome | {"seconds": time.perf_counter() - start}
+
+    def _harmonize(self, row: Row) -> Row:
+        if row["status"] != "ok":
+            return ledger_row(row, "failed", row["reason"])
+        reason = unknown_sequence(row, self.harmonizer.bundle.config.model.sequences)
+        if reason:
+            return ledger_row(row, "refused", reason)
+        relative = output_path(parse(row["uri"]), self.harmonizer.settings.space)
+        target, digest = self.out / relative, sha256_file(row["uri"])
+        facts = {"output": str(relative), "input_sha256": digest}
+        if is_current(row["earlier"], target, digest, self.facts):
+            return ledger_row(row, "skipped", None, **facts, flags=row["earlier"]["flags"])
+        scan = self._with_less_memory(row)
+        write_volume(scan.volume, target)
+        for path, image in zip(figure_paths(target), (scan.source, scan.harmonized), strict=True):
+            write_mosaic(path, image, scan.brain, scan.affine)
+        write_sidecar(target, self._sidecar(row, scan, digest))
+        return ledger_row(row, "done", None, **facts, flags=list(scan.flags))
+
+    def _with_less_memory(self, row: Row) -> HarmonizedScan:
+        """Harmonize; where memory runs out, with half the batch, again and again, then on the CPU."""
+        check_memory(row["uri"])
+        volume = read_volume(row["uri"])
+        mask = read_volume(row["mask_uri"]).data > 0.5 if row["mask_uri"] else None
+        while True:
+            try:
+                return self.harmonizer.run(volume, row["sequence"], mask)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                if self.harmonizer.settings.batch_slabs == 1:
+                    self.harmonizer.bundle.model.to("cpu")
+                smaller = with_smaller_batches(self.harmonizer.settings)
+                log.warning("%s: out of memory, %d slabs a batch", row["image_id"], smaller.batch_slabs)
+                self.harmonizer.settings = smaller
+
+    def _sidecar(self, row: Row, scan: HarmonizedScan, digest: str) -> Row:
+        """What was done to the image, for whoever finds it."""
+        scaling, bundle, settings = scan.prepared.scaling, self.harmonizer.bundle, self.harmonizer.settings
+        units = {
+            "unit": "unit intensity of the unified domain (0 background, about 1 bright tissue)",
+            "source": "the scan's own units, by the inverse of IntensityMapping",
+        }
+        return {
+            "Sources": [row["uri"]],
+            "SourceSHA256": digest,
+            "Model": {"URI": self.facts["model"], "Hash": bundle.hash, "CodeVersion": bundle.facts["code_version"]},
+            "TargetSite": None,
+            "SkullStripped": scan.stripped,
+            "Units": units[settings.intensity],
+            "SourceSite": row["site"],
+            "Preparation": list(scan.prepared.steps),
+            "IntensityMapping": {
+                "Low": scaling.low,
+                "High": scaling.high,
+                "Formula": "unit = (scan - Low) / (High - Low)",
+            },
+            "Settings": to_dict(settings),
+            "QC": scan.quality,
+            "Flags": list(scan.flags),
+            "BrainHistogram": {
+                "Before": histogram(scan.source[scan.brain]),
+                "After": histogram(scan.harmonized[scan.brain]),
+            },
+            "GeneratedBy": {"Name": "mmh_ray", "Version": code_version()},
+        }
+
+
+def unknown_sequence(row: Row, known: tuple[str, ...]) -> str | None:
+    """Why the model cannot take an image of this BIDS suffix."""
+    if row["sequence"] in known:
+        return None
+    return f"sequence {row['sequence']}; this model harmonizes {', '.join(known)}"
+
+
+def is_current(earlier: Row | None, target: Path, digest: str, facts: Row) -> bool:
+    """Whether an image was done before from the same bytes by the same model and settings, and is still there whole."""
+    if earlier is None or earlier["status"] not in ("done", "skipped"):
+        return False
+    if not (target.is_file() and sidecar_path(target).is_file()):
+        return False
+    wanted = {"input_sha256": digest, "model_hash": facts["model_hash"], "settings_hash": facts["settings_hash"]}
+    return all(earlier[key] == value for key, value in wanted.items())
+
+
+def ledger_row(row: Row, status: str, reason: str | None, **more: Any) -> Row:
+    """Row of the ledger for an image of the archive; hashes of model and settings are added by the driver."""
+    fixed = {key: row[key] for key in ("image_id", "site", "sequence")}
+    outcome = {"source": row["uri"], "status": status, "reason": reason, "seconds": 0.0}
+    return fixed | outcome | {"finished": utc_now().isoformat()} | more

@@ -1,0 +1,137 @@
+"""SIGKILL of the driver or of an actor at any moment: the rerun completes, and every file is whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+
+from mmh_ray.bids.derivatives import sidecar_path
+from mmh_ray.bids.ledger import read_ledger
+from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig, to_dict
+from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.imaging.phantom import canonical
+from mmh_ray.models.bundle import save_bundle
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SCANS = 12
+CONFIG = Config(
+    grid=GridConfig(6.0, (32, 40, 32)),
+    prepare=PrepareConfig(n4=False),
+    model=ModelConfig(sequences=("T1w",), channels=(8, 16), slab=1, distances=(1, 2), patch=2),
+    harmonize=HarmonizeConfig(planes=("axial",), slots=2),
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an archive, a model and settings."""
+    root = tmp_path_factory.mktemp("killed")
+    for number in range(SCANS):
+        anatomy = simulate_anatomy(Person(number % 3), 6.0)
+        path = root / f"bids/sub-{number:02d}/anat/sub-{number:02d}_T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        scan = (500 + number) * canonical(anatomy, "T1w", 6.0)
+        nib.save(nib.Nifti1Image(scan.astype(np.float32), anatomy.affine), path)
+    torch.manual_seed(0)
+    quantiles = torch.linspace(0, 1, 257).repeat(1, 2, 1)
+    model = GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles)
+    save_bundle(root / "bundle", model, CONFIG, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
+    (root / "config.yaml").write_text(yaml.safe_dump(to_dict(CONFIG)))
+    return root
+
+
+def start(inputs: Path, out: Path) -> subprocess.Popen[bytes]:
+    """`mmh harmonize` in a process of its own."""
+    command = [sys.executable, "-m", "mmh_ray.cli", "harmonize", str(inputs / "bids"), str(out)]
+    command += ["--model", str(inputs / "bundle"), "--config", str(inputs / "config.yaml")]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_until_working(driver: subprocess.Popen[bytes], out: Path) -> None:
+    """Until the journal is there, so that a kill hits the run and not its start."""
+    while driver.poll() is None and not (out / ".ledger.jsonl").exists():
+        time.sleep(0.02)
+
+
+def kill_an_actor(driver: subprocess.Popen[bytes]) -> bool:
+    """Whether one was there to be killed."""
+    for child in psutil.Process(driver.pid).children(recursive=True):
+        if "HarmonizeWorker" in child.name() + " ".join(child.cmdline()):
+            child.kill()
+            return True
+    return False
+
+
+def voxels(out: Path) -> dict[str, np.ndarray]:
+    """Every harmonized image by its path."""
+    return {str(path.relative_to(out)): nib.load(path).get_fdata() for path in out.rglob("*_desc-harmonized_*.nii.gz")}
+
+
+def test_a_run_killed_again_and_again_ends_as_one_that_was_not(inputs: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert start(inputs, whole).wait(timeout=300) == 0
+    random = np.random.default_rng(0)
+    killed = 0
+    for _ in range(4):
+        driver = start(inputs, out)
+        wait_until_working(driver, out)
+        time.sleep(random.uniform(2, 9))
+        for path in out.rglob("*_desc-harmonized_*.nii.gz"):  # whatever is there at this moment is whole
+            assert np.isfinite(nib.load(path).get_fdata()).all()
+        if driver.poll() is None:
+            killed += 1
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    assert killed
+    last = start(inputs, out)
+    wait_until_working(last, out)
+    time.sleep(3)
+    kill_an_actor(last)
+    assert last.wait(timeout=300) == 0
+    rows = read_ledger(out / "ledger.parquet")
+    assert len(rows) == SCANS
+    assert {row["status"] for row in rows} <= {"done", "skipped"}
+    expected, found = voxels(whole), voxels(out)
+    assert found.keys() == expected.keys()
+    assert len(found) == SCANS
+    for name, image in found.items():
+        np.testing.assert_array_equal(image, expected[name], err_msg=name)
+        assert sidecar_path(out / name).is_file()
+    assert not list(out.rglob(".*"))
+
+
+def test_two_runs_at_once_do_every_image_once(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = start(inputs, out)
+    wait_until_working(first, out)
+    second = start(inputs, out)
+    assert second.wait(timeout=300) == 2  # refused: another run is writing there
+    assert first.wait(timeout=300) == 0
+    rows = read_ledger(out / "ledger.parquet")
+    assert [row["status"] for row in rows] == ["done"] * SCANS
+    assert len(voxels(out)) == SCANS
+
+
+def test_an_actor_that_is_killed_costs_nothing(inputs: Path, tmp_path: Path) -> None:
+    driver = start(inputs, tmp_path)
+    wait_until_working(driver, tmp_path)
+    hit = False
+    while driver.poll() is None and not hit:
+        hit = kill_an_actor(driver)
+        time.sleep(0.05)
+    assert hit
+    assert driver.wait(timeout=300) == 0
+    assert [row["status"] for row in read_ledger(tmp_path / "ledger.parquet")] == ["done"] * SCANS
