@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-STATUSES = ("failed", "refused", "done", "skipped")
+STATUSES = ("failed", "refused", "skipped", "done")
 """The statuses of the ledger, most urgent first."""
 KEPT = "preservation"
 """The measure whose smallest values come first among images with equally many reasons to be looked at."""

@@ -16,7 +16,7 @@ MOST = 12
 UPPER = 1.25
 """End of the intensity axis, which begins at 0."""
 WIDTH, HEIGHT = 480, 260
-LEFT, RIGHT, TOP, BOTTOM = 44, 10, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 44, 16, 12, 42
 _BINS = 100
 _MIDDLES = (np.arange(_BINS) + 0.5) * UPPER / _BINS
 
@@ -93,8 +93,8 @@ def _plot(sequence: str, sites: dict[str, list[np.ndarray]], colours: dict[str, 
 
 
 def _up(top: float) -> list[Tick]:
-    """About four round densities from 0 to the highest."""
-    rough = top / 4
+    """Up to five round densities from 0 to the highest."""
+    rough = top / 5
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough)
     return [Tick(float(_y(value, top)), f"{value:g}") for value in np.arange(0, top + step / 1e6, step)]

@@ -12,7 +12,7 @@ from mmh_ray.provenance import whole_file
 
 HIGHEST = 1.1
 """Unit intensity shown as white; 0 is black."""
-LONGEST = 192
+LONGEST = 176
 """Pixels along the longest edge of the brain's box, whatever the voxels."""
 MARGIN_MM = 5.0
 QUALITY = 80

@@ -105,6 +105,7 @@ def _render(context: Mapping[str, Any]) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.filters["moment"] = lambda iso: iso.replace("T", " ").replace("+00:00", " UTC")
     environment.filters["thousands"] = lambda number: f"{number:,}"
     style, script = (loader.get_source(environment, name)[0] for name in ("report.css", "report.js"))
     own = {"style": Markup(style), "script": Markup(script), "style_hash": _csp(style), "script_hash": _csp(script)}
@@ -148,6 +149,7 @@ def _table(images: Sequence[ImageRecord], pairs: Sequence[Pair], measures: Seque
     ]
     return {
         "sites": sites + [None] * any(image.site is None for image in images),
+        "no_site": cohort.NO_SITE,
         "sequences": sequences,
         "statuses": [status for status in cohort.STATUSES if any(image.status == status for image in images)],
         "measures": [[measure.label, measure.text] for measure in measures],

@@ -3,10 +3,8 @@
   const PAGE = 100;
   const $ = (id) => document.getElementById(id);
   const read = (id) => JSON.parse($(id).textContent);
-  const figure = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
   const whole = new Intl.NumberFormat("en");
   const order = new Intl.Collator("en", { numeric: true });
-  const NO_SITE = "(no site)";
   const table = read("table");
   const pictures = read("pictures");
   const rows = table.rows.map(([id, subject, session, site, sequence, status, reason, seconds, flags, outside, qc, before, after], rank) => {
@@ -39,8 +37,16 @@
     return made;
   }
 
-  function shortened(value) {
-    return value === null ? "–" : figure.format(value);
+  /** Three digits of a column's largest value, and as many decimals for the others. */
+  function formatOf(column) {
+    const largest = rows.reduce((most, row) => Math.max(most, Math.abs(row.qc[column] ?? 0)), 0);
+    const digits = Math.min(Math.max(3 - Math.ceil(Math.log10(largest || 1)), 0), 8);
+    return new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  }
+  const formats = table.measures.map((_, i) => formatOf(i));
+
+  function shortened(value, column) {
+    return value === null ? "–" : formats[column].format(value);
   }
 
   function compared(a, b) {
@@ -79,18 +85,18 @@
 
   function line(row, position) {
     const open = element("button", { type: "button", className: "open", textContent: row.id });
-    const why = row.reason ?? row.flags.join(" ");
+    const why = row.reason?.replace(/^\S*\/\S*: /, "") ?? row.flags.join(" ");
     const pictured = row.after ?? row.before;
     const cells = [
       element("td", { textContent: row.rank + 1, className: "none" }),
       element("td", {}, pictured && !$("browse").classList.contains("plain") ? picture(pictured, "") : pictured ? "" : "–"),
       element("td", {}, open, element("span", { className: "why", textContent: why, title: why })),
-      element("td", { textContent: row.site ?? NO_SITE }),
+      element("td", { textContent: row.site ?? table.no_site }),
       element("td", { textContent: row.sequence }),
       element("td", {}, element("span", { className: `status ${row.status}`, textContent: row.status })),
       element("td", { className: row.look ? "number" : "number none", textContent: row.look || "–" }),
       ...row.qc.map((value, i) => element("td", { className: row.outside.includes(i) ? "number outside" : "number" },
-        element("span", { textContent: shortened(value) }))),
+        element("span", { textContent: shortened(value, i) }))),
       element("td", { className: "number", textContent: row.seconds === null ? "–" : row.seconds.toFixed(1) }),
     ];
     const made = element("tr", {}, ...cells);
@@ -134,11 +140,11 @@
     const row = shown[opened = position];
     $("which").textContent = row.id;
     const session = row.session === null ? [] : [`session ${row.session}`];
-    $("what").textContent = [`subject ${row.subject}`, ...session, row.site ?? NO_SITE, row.sequence, row.status].join(" · ");
+    $("what").textContent = [`subject ${row.subject}`, ...session, row.site ?? table.no_site, row.sequence, row.status].join(" · ");
     $("why").replaceChildren(...[...(row.reason === null ? [] : [row.reason]), ...row.flags].map((text) => element("li", { textContent: text })));
     $("figures").replaceChildren(...table.measures.map(([label, text], i) => element("div", { title: text },
       element("dt", { textContent: label }),
-      element("dd", { className: row.outside.includes(i) ? "outside" : "" }, element("span", { textContent: shortened(row.qc[i]) })))));
+      element("dd", { className: row.outside.includes(i) ? "outside" : "" }, element("span", { textContent: shortened(row.qc[i], i) })))));
     load(row);
     $("back").disabled = position === 0;
     $("forth").disabled = position === shown.length - 1;
@@ -162,7 +168,7 @@
   }
 
   function options(id, labels, value) {
-    $(id).append(...labels.map((label, i) => element("option", { value: value(label, i), textContent: label ?? NO_SITE })));
+    $(id).append(...labels.map((label, i) => element("option", { value: value(label, i), textContent: label ?? table.no_site })));
   }
 
   options("status", table.statuses, (label) => label);
