@@ -139,7 +139,9 @@ def counts(images: Sequence[ImageRecord], measures: Sequence[Measure]) -> list[C
     groups = defaultdict(list)
     for image in images:
         groups[image.site is None, image.site or NO_SITE, image.sequence].append(image)
-    return [count_row(site, sequence, groups[none, site, sequence], measures) for none, site, sequence in sorted(groups)]
+    return [
+        count_row(site, sequence, groups[none, site, sequence], measures) for none, site, sequence in sorted(groups)
+    ]
 
 
 def count_row(site: str, sequence: str, images: Sequence[ImageRecord], measures: Sequence[Measure]) -> CountRow:

@@ -72,9 +72,7 @@ class RunFacts:
     versions: Mapping[str, str]
 
 
-def write_report(
-    path: str | Path, facts: RunFacts, images: Sequence[ImageRecord], measures: Sequence[Measure]
-) -> None:
+def write_report(path: str | Path, facts: RunFacts, images: Sequence[ImageRecord], measures: Sequence[Measure]) -> None:
     """Write the page, whole or not at all; tried with up to 10,000 images.
 
     Pictures that are not in their place are left out. The page can be moved together with the pictures' folder.
@@ -143,7 +141,8 @@ def _table(images: Sequence[ImageRecord], pairs: Sequence[Pair], measures: Seque
         [
             *(image.image_id, image.subject, image.session, image.site, image.sequence, image.status, image.reason),
             *(_number(image.seconds), image.flags, cohort.outside(image, measures)),
-            *([_number(image.qc.get(measure.name)) for measure in measures], *map(_url, pair)),
+            [_number(image.qc.get(measure.name)) for measure in measures],
+            *map(_url, pair),
         ]
         for image, pair in zip(images, pairs, strict=True)
     ]
