@@ -24,12 +24,12 @@ def test_anterior_left_and_superior_are_where_they_should_be_for_every_storage_o
     affine = np.diag([1.0, 1.0, 1.0, 1])
     mask = _ball((80, 96, 72), affine)
     volume = 0.2 * mask
-    volume[:, 60:, :] += 0.4 * mask[:, 60:, :]  # anterior
-    volume[:30] += 0.4 * mask[:30]  # the subject's left
+    volume[:, 50:, :] += 0.4 * mask[:, 50:, :]  # anterior
+    volume[:40] += 0.4 * mask[:40]  # the subject's left
     volume[:, :, 50:] = 1.0 * mask[:, :, 50:]  # superior
     picture = mosaic(volume, mask, affine).astype(float)
     height, width = picture.shape
-    axial, sagittal = picture[:, : width // 6], picture[:, -width // 4 :]
+    axial, sagittal = picture[:, : (width - LONGEST) // 4], picture[:, -LONGEST:]
     assert axial[: height // 3].mean() > 1.3 * axial[-height // 3 :].mean()
     assert axial[:, : axial.shape[1] // 2].mean() > 1.3 * axial[:, axial.shape[1] // 2 :].mean()
     assert sagittal[: height // 2].mean() > 1.3 * sagittal[height // 2 :].mean()

@@ -76,8 +76,8 @@
     arrange();
   }
 
-  function picture(source, alt) {
-    const image = element("img", { className: "thumb", alt, loading: "lazy", decoding: "async" });
+  function picture(source) {
+    const image = element("img", { className: "thumb", alt: "", loading: "lazy", decoding: "async" });
     image.addEventListener("error", () => image.replaceWith("not found"));
     image.src = source;
     return image;
@@ -86,10 +86,11 @@
   function line(row, position) {
     const open = element("button", { type: "button", className: "open", textContent: row.id });
     const why = row.reason?.replace(/^\S*\/\S*: /, "") ?? row.flags.join(" ");
-    const pictured = row.after ?? row.before;
+    const source = row.after ?? row.before;
+    const thumbnail = source === null ? "–" : $("thumbnails").checked ? picture(source) : "";
     const cells = [
       element("td", { textContent: row.rank + 1, className: "none" }),
-      element("td", {}, pictured && !$("browse").classList.contains("plain") ? picture(pictured, "") : pictured ? "" : "–"),
+      element("td", {}, thumbnail),
       element("td", {}, open, element("span", { className: "why", textContent: why, title: why })),
       element("td", { textContent: row.site ?? table.no_site }),
       element("td", { textContent: row.sequence }),
@@ -107,7 +108,7 @@
   function draw() {
     const first = page * PAGE, last = Math.min(first + PAGE, shown.length);
     $("rows").replaceChildren(...shown.slice(first, last).map((row, i) => line(row, first + i)));
-    const part = shown.length ? `${whole.format(first + 1)}–${whole.format(last)} of ` : "";
+    const part = shown.length ? `${whole.format(first + 1)} to ${whole.format(last)} of ` : "";
     const all = shown.length < rows.length ? ` (${whole.format(rows.length)} in all)` : "";
     $("shown").textContent = `${part}${whole.format(shown.length)} image${shown.length === 1 ? "" : "s"}${all}`;
     document.querySelectorAll(".previous").forEach((button) => { button.disabled = page === 0; });
@@ -180,8 +181,7 @@
   }
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("filters").addEventListener("input", choose);
-  $("filters").addEventListener("reset", () => setTimeout(() => { $("thumbnails").dispatchEvent(new Event("change")); choose(); }));
-  $("thumbnails").addEventListener("change", () => { $("browse").classList.toggle("plain", !$("thumbnails").checked); draw(); });
+  $("clear").addEventListener("click", () => { $("filters").reset(); choose(); });
   const turn = (by) => () => { page += by; draw(); $("shown").scrollIntoView({ block: "nearest" }); };
   document.querySelectorAll(".previous").forEach((button) => button.addEventListener("click", turn(-1)));
   document.querySelectorAll(".next").forEach((button) => button.addEventListener("click", turn(1)));
@@ -190,5 +190,6 @@
   $("forth").addEventListener("click", () => show(opened + 1));
   $("close").addEventListener("click", () => $("compare").close());
   $("browse").hidden = false;
+  $("scriptless").hidden = true;
   choose();
 })();
