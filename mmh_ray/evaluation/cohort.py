@@ -116,13 +116,15 @@ def worst_first(images: Sequence[ImageRecord], measures: Sequence[Measure]) -> l
 def headline(images: Sequence[ImageRecord], measures: Sequence[Measure]) -> str:
     """The run in one sentence: "72 of 74 images harmonized; 2 refused; 3 to look at"."""
     if not images:
-        return "There was no image to harmonize"
+        return "No images in this run"
     count = Counter(image.status for image in images)
-    look = sum(image.is_harmonized and concerns(image, measures) > 0 for image in images)
-    whole = f"{count['done'] + count['skipped']:,} of {len(images):,} image{'s' * (len(images) > 1)} harmonized"
+    harmonized = [image for image in images if image.is_harmonized]
+    look = sum(concerns(image, measures) > 0 for image in harmonized)
+    whole = f"{len(harmonized):,} of {len(images):,} image{'s' * (len(images) > 1)} harmonized"
     earlier = f" ({count['skipped']:,} by an earlier run)" if count["skipped"] else ""
     rest = [f"{count[status]:,} {status}" for status in ("failed", "refused") if count[status]]
-    return "; ".join([whole + earlier, *rest, f"{look or 'none'} to look at"])
+    seen = [f"{f'{look:,}' if look else 'none'} to look at"] if harmonized else []
+    return "; ".join([whole + earlier, *rest, *seen])
 
 
 class CountRow(NamedTuple):

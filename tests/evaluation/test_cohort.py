@@ -40,11 +40,11 @@ def test_a_value_beyond_a_bound_and_its_flag_are_one_concern(image, measures):
 @pytest.mark.parametrize(
     ("statuses", "flagged", "expected"),
     [
-        ([], 0, "There was no image to harmonize"),
+        ([], 0, "No images in this run"),
         (["done"], 0, "1 of 1 image harmonized; none to look at"),
         (["done"] * 72 + ["refused"] * 2, 3, "72 of 74 images harmonized; 2 refused; 3 to look at"),
         (["done", "skipped", "failed"], 0, "2 of 3 images harmonized (1 by an earlier run); 1 failed; none to look at"),
-        (["failed"] * 1200, 1, "0 of 1,200 images harmonized; 1,200 failed; none to look at"),
+        (["failed"] * 1200, 1, "0 of 1,200 images harmonized; 1,200 failed"),
     ],
 )
 def test_headline(image, measures, statuses, flagged, expected):

@@ -101,7 +101,10 @@
       element("td", { className: "number", textContent: row.seconds === null ? "–" : row.seconds.toFixed(1) }),
     ];
     const made = element("tr", {}, ...cells);
-    made.addEventListener("click", () => { if (String(getSelection()) === "") show(position); });
+    made.addEventListener("click", () => {
+      const marked = getSelection();
+      if (marked.isCollapsed || !marked.containsNode(made, true)) show(position);
+    });
     return made;
   }
 
