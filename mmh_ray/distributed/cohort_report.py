@@ -13,9 +13,9 @@ from mmh_ray.bids.entities import parse
 from mmh_ray.bids.status import RunRecord
 from mmh_ray.config import QualityConfig
 from mmh_ray.errors import DataError
-from mmh_ray.evaluation.cohort import ImageRecord, RunFacts
-from mmh_ray.evaluation.report import write_report
-from mmh_ray.imaging.quality import measures
+from mmh_ray.evaluation.cohort import ImageRecord
+from mmh_ray.evaluation.quality import measures
+from mmh_ray.evaluation.report import RunFacts, write_report
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[Row],
     try:
         images = [_image(Path(out), row) for row in rows]
         write_report(Path(out) / "report.html", facts, images, measures(quality))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DataError) as error:
         log.warning("%s: no report (%s)", out, error)
 
 

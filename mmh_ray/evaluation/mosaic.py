@@ -1,0 +1,88 @@
+"""One small picture of a volume: three axial, one coronal and one sagittal slice through the brain, for a person to judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+from mmh_ray.provenance import whole_file
+
+HIGHEST = 1.1
+"""Unit intensity shown as white; 0 is black."""
+LONGEST = 176
+"""Pixels along the longest edge of the brain's box, whatever the voxels."""
+MARGIN_MM = 5.0
+QUALITY = 80
+_AXIAL = (0.35, 0.5, 0.68)
+"""Where the axial slices are cut, as parts of the brain's height: basal ganglia in the middle, cortex above."""
+
+
+def mosaic(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Axial, axial, axial, coronal, sagittal slice side by side on black.
+
+    Anterior or superior is up; the subject's left is on the left, and in the sagittal slice anterior is on the right.
+    Slices follow the voxel axes nearest to the body's and have square pixels, so a scan of 1x1x5 mm keeps its shape.
+    The geometry depends on mask and affine alone: the pictures before and after harmonization lie on one another.
+
+    Parameters
+    ----------
+    volume:
+        ``(I, J, K)`` in unit intensity; shown from 0 to :data:`HIGHEST`.
+    mask:
+        ``(I, J, K)`` bool, the brain; an empty one shows the whole volume.
+    affine:
+        ``(4, 4)``, voxel indices to mm in RAS+.
+
+    Returns
+    -------
+    ``(height, width)`` uint8.
+    """
+    assert volume.shape == mask.shape, (volume.shape, mask.shape)
+    orientation = nib.orientations.io_orientation(affine)
+    spacing = np.empty(3)
+    spacing[orientation[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
+    data, inside = (nib.orientations.apply_orientation(x, orientation) for x in (volume, mask))
+    box = _box(inside, spacing)
+    data, size = data[tuple(slice(low, high) for low, high in box)], np.diff(box)[:, 0]
+    pixels = np.maximum(1, np.rint(size * spacing * LONGEST / (size * spacing).max())).astype(int)
+    grey = np.clip(np.nan_to_num(data) / HIGHEST, 0, 1)
+    cuts = [(2, part) for part in _AXIAL] + [(1, 0.5), (0, 0.5)]
+    return _side_by_side([_tile(grey, axis, part, pixels) for axis, part in cuts])
+
+
+def write_mosaic(path: str | Path, volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> None:
+    """Write :func:`mosaic` as a JPEG of about 10 to 20 kB, whole or not at all."""
+    picture = Image.fromarray(mosaic(volume, mask, affine))
+    with whole_file(path) as partial:
+        picture.save(partial, format="JPEG", quality=QUALITY, optimize=True)
+
+
+def _box(inside: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """``(3, 2)`` first and past-the-last voxel of the brain with a margin."""
+    inside = inside if inside.any() else np.ones_like(inside)
+    box = np.empty((3, 2), int)
+    for axis, (length, step) in enumerate(zip(inside.shape, spacing, strict=True)):
+        found = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
+        margin = round(MARGIN_MM / step)
+        box[axis] = max(0, found[0] - margin), min(length, found[-1] + 1 + margin)
+    return box
+
+
+def _tile(grey: np.ndarray, axis: int, part: float, pixels: np.ndarray) -> np.ndarray:
+    """One slice with square pixels, ``(height, width)`` uint8."""
+    index = min(int(part * grey.shape[axis]), grey.shape[axis] - 1)
+    across, up = (i for i in range(3) if i != axis)
+    cut = Image.fromarray(np.rot90(np.take(grey, index, axis)).astype(np.float32))
+    resized = np.asarray(cut.resize((pixels[across], pixels[up]), Image.Resampling.BILINEAR))
+    return np.rint(255 * resized).astype(np.uint8)
+
+
+def _side_by_side(tiles: list[np.ndarray]) -> np.ndarray:
+    """The tiles in a row, centred upon black."""
+    height = max(tile.shape[0] for tile in tiles)
+    gaps = [height - tile.shape[0] for tile in tiles]
+    padded = [np.pad(t, ((gap // 2, gap - gap // 2), (0, 0))) for t, gap in zip(tiles, gaps, strict=True)]
+    return np.hstack(padded)
