@@ -36,10 +36,11 @@ CONFIG = Config(
 
 
 class Peak:
-    """Largest memory of this process, of any Ray worker below it and of them together, while the block runs."""
+    """Largest memory of a process (this one), of any Ray worker below it and of them together, while the block runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, pid: int | None = None) -> None:
         self.driver = self.worker = self.total = 0
+        self._process = psutil.Process(pid)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -52,9 +53,12 @@ class Peak:
         self._thread.join()
 
     def _watch(self) -> None:
-        own = psutil.Process()
         while not self._stop.wait(INTERVAL_S):
-            driver, workers = own.memory_info().rss, [_worker_rss(child) for child in own.children(recursive=True)]
+            try:
+                driver = self._process.memory_info().rss
+                workers = [_worker_rss(child) for child in self._process.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                return
             self.driver, self.worker = max(self.driver, driver), max([self.worker, *workers])
             self.total = max(self.total, driver + sum(workers))
 

@@ -16,25 +16,18 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
+from travelers import MEASURES, measured, read
 
 from mmh_ray.config import Config, load_config
 from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain, as_slab_batch
 from mmh_ray.distributed.shards import PreparedStore
-from mmh_ray.evaluation.metrics import gradient_correlation, psnr, scale_by_percentiles, ssim, truth_nrmse, w1
 from mmh_ray.harmonizer import Harmonizer
-from mmh_ray.imaging.volume import Volume, read_volume
 from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.learner import Learner
-
-MEASURES = ("psnr", "ssim", "w1", "gradient_correlation", "truth_nrmse")
-Scan = tuple[dict[str, Any], Volume, np.ndarray, np.ndarray]
-"""Manifest row, scan, brain mask, noise-free truth."""
 
 
 def trained(store: str, config: Config) -> Bundle:
@@ -50,35 +43,6 @@ def trained(store: str, config: Config) -> Bundle:
     for step in range(config.train.steps):
         learner.step(as_slab_batch(maker({"id": np.arange(step * share, (step + 1) * share)})))
     return Bundle(learner.average, config, quantiles, "", {})
-
-
-def measured(scans: list[Scan], images: list[np.ndarray]) -> dict[str, float]:
-    """Measures of one sequence, as `mmh evaluate` takes them."""
-    scaled = [scale_by_percentiles(image, mask) for image, (_, _, mask, _) in zip(images, scans, strict=True)]
-    pairs: dict[str, list[float]] = {"psnr": [], "ssim": [], "w1": []}
-    for (one, a), (other, b) in itertools.combinations(zip(scans, scaled, strict=True), 2):
-        if one[0]["subject"] == other[0]["subject"] and one[0]["site"] != other[0]["site"]:
-            both = one[2] & other[2]
-            pairs["psnr"].append(psnr(a, b, both))
-            pairs["ssim"].append(ssim(a, b, both))
-            pairs["w1"].append(w1(a[one[2]], b[other[2]]))
-    found = {name: float(np.mean(values)) for name, values in pairs.items()}
-    edges = [gradient_correlation(image, scan[1].data, scan[2]) for image, scan in zip(images, scans, strict=True)]
-    truth = truth_nrmse(images, [scan[3] for scan in scans], [scan[2] for scan in scans]).cohort
-    return found | {"gradient_correlation": float(np.mean(edges)), "truth_nrmse": truth}
-
-
-def read(manifest: str, truth: str, travelers: int) -> list[Scan]:
-    """Scans of the first travelers with mask and truth."""
-    rows = [row for row in pq.read_table(manifest).to_pylist() if row["subject"].startswith("traveler")]
-    subjects = sorted({row["subject"] for row in rows})[:travelers]
-    scans = []
-    for row in rows:
-        if row["subject"] in subjects:
-            stem = f"{truth}/sub-{row['subject']}/anat/sub-{row['subject']}_desc-noisefree_{row['sequence']}.nii.gz"
-            mask = read_volume(row["mask_uri"]).data > 0.5
-            scans.append((row, read_volume(row["uri"]), mask, read_volume(stem).data))
-    return scans
 
 
 def main() -> None:

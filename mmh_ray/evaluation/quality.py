@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 
 import numpy as np
-from nilearn import datasets
 
 from mmh_ray.config import QualityConfig
 from mmh_ray.errors import RefusedError
 from mmh_ray.evaluation.cohort import Measure
-from mmh_ray.imaging.preprocess import to_grid
+from mmh_ray.imaging.grid import to_grid
+from mmh_ray.imaging.template import template
 
-_GRID_MM = 3
 FLUID_IS_BRIGHT = {"T1w": False, "T2w": True, "FLAIR": False}
 """Whether fluid is the brightest or the darkest tissue; the contrasts of other sequences are not checked."""
 WHITE_IS_BRIGHT = {"T1w": True, "T2w": False}
@@ -107,15 +105,15 @@ def tissue_contrasts(
     from_template:
         ``(4, 4)`` template millimetres to scan millimetres.
     """
-    tissues, template = _tissues()
-    grid, shape = from_template @ template, tissues[0].shape
+    known = template()
+    grid, shape = from_template @ known.affine, known.brain.shape
     image = to_grid(data, affine, grid, shape)
     inside = to_grid(mask.astype(np.float32), affine, grid, shape) > 0.5
     spread = float(image[inside].std()) if inside.any() else 0.0
-    weights = [tissue * inside for tissue in tissues]
+    weights = [tissue**3 * inside for tissue in known.tissues]  # near 1 only where the tissue is alone
     if spread == 0 or not all(weight.any() for weight in weights):
         return 0.0, 0.0
-    fluid, grey, white = (float((image * weight).sum() / weight.sum()) for weight in weights)
+    grey, white, fluid = (float((image * weight).sum() / weight.sum()) for weight in weights)
     return (fluid - grey) / spread, (white - grey) / spread
 
 
@@ -142,15 +140,3 @@ def check_tissues(sequence: str, fluid: float, white: float, least: float) -> No
         expected,
         "Check the sequence in the file's name, that it shows an adult's head, and its orientation.",
     )
-
-
-@cache
-def _tissues() -> tuple[list[np.ndarray], np.ndarray]:
-    """Weights of fluid, grey and white matter of ICBM-152 at 3 mm, near 1 only where the tissue is alone, and their affine."""
-    images = [
-        load(resolution=_GRID_MM) for load in (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
-    ]
-    grey, white = (np.asarray(image.dataobj, np.float32) for image in images)
-    brain = np.asarray(datasets.load_mni152_brain_mask(resolution=_GRID_MM).dataobj, np.float32)
-    fluid = np.clip(brain - grey - white, 0, 1)
-    return [tissue**3 for tissue in (fluid, grey, white)], np.asarray(images[0].affine)
