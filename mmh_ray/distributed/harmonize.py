@@ -18,10 +18,11 @@ from mmh_ray import tracking
 from mmh_ray.bids.derivatives import Journal, sidecar_path, write_dataset_description, write_sidecar
 from mmh_ray.bids.entities import output_path, parse
 from mmh_ray.bids.manifest import find_images
-from mmh_ray.config import Config, HarmonizeConfig, to_dict
+from mmh_ray.config import Config, HarmonizeConfig, PrepareConfig, to_dict
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.errors import ConfigError, MMHError
 from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, with_smaller_batches
+from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import read_volume, write_volume
 from mmh_ray.models.bundle import bundle_hash, load_bundle
 from mmh_ray.progress import progress
@@ -66,12 +67,13 @@ def harmonize(
     rows = _select(find_images(bids, config.manifest.site_pattern, require_site=False), participants, sequences)
     connect()
     write_dataset_description(out, bids, code_version())
-    identity = {"model_hash": bundle_hash(folder), "settings_hash": hash_of(to_dict(settings) | _INERT)}
+    chosen = to_dict(settings) | _INERT | {"prepare": _geometry(config.prepare)}
+    identity = {"model_hash": bundle_hash(folder), "settings_hash": hash_of(chosen)}
     with Journal(out) as journal, progress(len(rows), "Harmonizing", "images") as advance:
         earlier = journal.rows()
         tasks = [{**row, "earlier": earlier.get(row["image_id"])} for row in rows]
         counts: Counter[str] = Counter()
-        for row in _run(tasks, Path(out), folder, settings, {"model": uri, **identity}):
+        for row in _run(tasks, Path(out), folder, config, {"model": uri, **identity}):
             journal.append(row | identity)
             counts[row["status"]] += 1
             advance(1)
@@ -80,6 +82,11 @@ def harmonize(
 
 _INERT = {"slots": 0, "timeout_s": 0, "batch_slabs": 0}
 """Settings that do not change a voxel, left out of the settings hash."""
+
+
+def _geometry(prepare: PrepareConfig) -> Row:
+    """The part of the preparation that is the job's to choose; the rest is the model's."""
+    return {"crop_neck": prepare.crop_neck, "register": prepare.register, "skull": prepare.skull}
 
 
 def _check_output(bids: str, out: str) -> None:
@@ -112,9 +119,9 @@ def _select(rows: list[Row], participants: Iterable[str], sequences: Iterable[st
     return kept
 
 
-def _run(rows: list[Row], out: Path, folder: Path, settings: HarmonizeConfig, facts: Row) -> Iterable[Row]:
+def _run(rows: list[Row], out: Path, folder: Path, config: Config, facts: Row) -> Iterable[Row]:
     """Ledger rows as the images finish. A worker that dies costs its image one attempt; the others go on."""
-    waiting = deque(rows)
+    waiting, settings = deque(rows), config.harmonize
     options, slots = _slots(settings, len(rows))
     files = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
     attempts: Counter[str] = Counter()
@@ -125,7 +132,7 @@ def _run(rows: list[Row], out: Path, folder: Path, settings: HarmonizeConfig, fa
         busy[worker.harmonize.remote(row)] = (worker, row)
 
     def hire() -> Any:
-        return ray.remote(HarmonizeWorker).options(**options).remote(files, settings, str(out), facts)
+        return ray.remote(HarmonizeWorker).options(**options).remote(files, config, str(out), facts)
 
     for _ in range(slots):
         start(hire())
@@ -174,14 +181,14 @@ def _slots(settings: HarmonizeConfig, images: int) -> tuple[dict[str, Any], int]
 class HarmonizeWorker:
     """Loads the model once, then takes one image after the other."""
 
-    def __init__(self, files: dict[str, bytes], settings: HarmonizeConfig, out: str, facts: Row) -> None:
+    def __init__(self, files: dict[str, bytes], config: Config, out: str, facts: Row) -> None:
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 Path(folder, name).write_bytes(content)
             bundle = load_bundle(folder, device)
-        self.harmonizer, self.out, self.facts = Harmonizer(bundle, settings), Path(out), facts
+        self.harmonizer, self.out, self.facts = Harmonizer(bundle, config.harmonize, config.prepare), Path(out), facts
 
     def harmonize(self, row: Row) -> Row:
         """The ledger row of one image, whose derivative and sidecar are then on disk; an exception belongs to its row."""
@@ -233,8 +240,8 @@ class HarmonizeWorker:
             "SourceSHA256": digest,
             "Model": {"URI": self.facts["model"], "Hash": bundle.hash, "CodeVersion": bundle.facts["code_version"]},
             "TargetSite": None,
-            "SkullStripped": False,
-            "Units": "unit intensity of the unified domain (0 background, about 1 bright tissue)",
+            "SkullStripped": scan.stripped,
+            "Units": _UNITS[self.harmonizer.settings.intensity],
             "SourceSite": row["site"],
             "Preparation": list(scan.prepared.steps),
             "IntensityMapping": {
@@ -242,9 +249,29 @@ class HarmonizeWorker:
                 "High": scaling.high,
                 "Formula": "unit = (scan - Low) / (High - Low)",
             },
-            "Settings": to_dict(self.harmonizer.settings),
+            "Registration": _registration(scan),
+            "Settings": to_dict(self.harmonizer.settings) | {"prepare": to_dict(self.harmonizer.prepare)},
             "GeneratedBy": {"Name": "mmh_ray", "Version": code_version()},
         }
+
+
+_UNITS = {
+    "unit": "unit intensity of the unified domain (0 background, about 1 bright tissue)",
+    "source": "the scan's own: unit intensity of the unified domain * (High - Low) + Low",
+}
+
+
+def _registration(scan: HarmonizedScan) -> Row | None:
+    """How the template lies in the scan, by which everything can be undone."""
+    found = scan.prepared.registration
+    if found is None:
+        return None
+    return {
+        "Method": found.method,
+        "Quality": found.quality,
+        "TemplateSpace": SPACE,
+        "TemplateToScan": found.matrix.tolist(),
+    }
 
 
 def _is_current(earlier: Row | None, target: Path, digest: str, facts: Row) -> bool:

@@ -1,4 +1,4 @@
-"""Where a scan shows tissue, and the head without what the field of view shows below it."""
+"""Where a scan shows tissue, and its head without the neck."""
 
 from __future__ import annotations
 
@@ -28,10 +28,19 @@ def largest(mask: np.ndarray) -> np.ndarray:
     return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count > 1 else mask
 
 
+def without_neck(volume: Volume, head: np.ndarray) -> tuple[np.ndarray, float]:
+    """The head without what lies more than :data:`HEAD_MM` below its top, ``(I, J, K)`` bool, and how many mm of it that is."""
+    across, ahead, up = (np.arange(n) * step for n, step in zip(head.shape, volume.affine[2, :3], strict=True))
+    height = across[:, None, None] + ahead[:, None] + up + volume.affine[2, 3]
+    lowest, top = np.percentile(height[head], [0.5, 99.5])
+    return head & (height >= top - HEAD_MM), max(0.0, float(top - HEAD_MM - lowest))
+
+
 def bounds(volume: Volume, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest corner, ``(3,)`` world mm each, of a mask's largest part but for its outermost voxels."""
-    places = np.argwhere(largest(mask)) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
-    return np.percentile(places, 0.5, axis=0), np.percentile(places, 99.5, axis=0)
+    """Lowest and highest corner, ``(3,)`` world mm each, of a mask but for its outermost voxels."""
+    places = np.argwhere(mask) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    low, high = np.percentile(places, [0.5, 99.5], axis=0)
+    return low, high
 
 
 def upright(

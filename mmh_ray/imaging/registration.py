@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from scipy import linalg, ndimage
 from scipy.spatial.transform import Rotation
 
 from mmh_ray.imaging.grid import to_grid
-from mmh_ray.imaging.head import HEAD_MM, bounds, upright
-from mmh_ray.imaging.template import GRID_MM, Template, template
+from mmh_ray.imaging.head import bounds, upright
+from mmh_ray.imaging.template import GRID_MM, OUTPUT_AFFINE, OUTPUT_SHAPE, Template, template
 from mmh_ray.imaging.volume import Volume
 
 POOR = 0.3
 """Quality below which a registration is not believed."""
 
-_DOUBTFUL = 0.45
+_DOUBTFUL = 0.4
 """Quality below which tilted starts are tried, too."""
 _TURNS = [Rotation.from_euler(axis, angle, degrees=True).as_matrix() for axis in "xyz" for angle in (-35, 35)]
 """Tilts of the head from which they start."""
@@ -28,8 +29,13 @@ _STARTS = (0.85, 1.0)
 """Sizes of a head, as a share of the template's, from which its registration starts; ICBM-152 is larger than most brains."""
 _SIZES = (0.5, 1.3)
 """Volume of a brain, as a share of the template's, within which a registration is believed."""
+_SMALLEST = 0.45
+"""Diameter of a brain, as a share of the template's, below which it is no brain that could be registered."""
 _SAME = 0.9
 """Dice overlap of a brain with the template's from which it is taken to lie in the template's space already."""
+_HEAD_MARGINS, _BRAIN_MARGINS = (3, 1), (5,)
+"""Template voxels around its brain that count, in one affine pass after the other: the skull finds the place and the brain the fit; the
+air around a brain without its skull shows its size."""
 _MARGIN_MM = 15.0
 """Air left around a brain without its skull."""
 _LOCAL = 4.0
@@ -68,24 +74,20 @@ class Registration:
         return float(np.degrees(np.arccos(np.clip((np.trace(self.rotation) - 1) / 2, -1, 1))))
 
 
-def register_head(volume: Volume, head: np.ndarray, crop_neck: bool = True) -> Registration:
+def register_head(volume: Volume, head: np.ndarray) -> Registration:
     """Register the template to a scan with its skull.
 
     Parameters
     ----------
     head:
-        ``(I, J, K)`` bool, the head with all it holds.
-    crop_neck:
-        Leave out what lies more than :data:`HEAD_MM` below the top of the head.
+        ``(I, J, K)`` bool, the head with all it holds, from its top; nothing else counts.
     """
     known = template()
     low, high = bounds(volume, head)
-    if crop_neck:
-        low[2] = max(low[2], high[2] - HEAD_MM)
     scan = _Scan(*upright(volume, head, low, high, GRID_MM))
     target = (low + high) / 2
     target[2] = high[2] - _SCALP_MM - (known.top - known.middle[2])
-    return _believed(scan, target, _STARTS, 3)
+    return _believed(scan, target, _STARTS, _HEAD_MARGINS)
 
 
 def register_brain(volume: Volume, brain: np.ndarray) -> Registration:
@@ -94,18 +96,35 @@ def register_brain(volume: Volume, brain: np.ndarray) -> Registration:
     Nothing is done where the brain overlaps the template's and agrees with it already.
     """
     known = template()
-    low, high = bounds(volume, brain)
-    scan = _Scan(*upright(volume, brain, low - _MARGIN_MM, high + _MARGIN_MM, GRID_MM))
-    mask = upright(volume.like(np.ones_like(volume.data)), brain, low - _MARGIN_MM, high + _MARGIN_MM, GRID_MM)[0] > 0.5
-    there = to_grid(mask.astype(np.float32), scan.affine, known.affine, known.image.shape) > 0.5
-    if 2 * (there & known.brain).sum() >= _SAME * (there.sum() + known.brain.sum()):
+    low, high = (corner + side * _MARGIN_MM for side, corner in zip((-1, 1), bounds(volume, brain), strict=True))
+    scan = _Scan(*upright(volume, brain, low, high, GRID_MM))
+    mask = upright(volume.like(np.ones_like(volume.data)), brain, low, high, GRID_MM)[0] > 0.5
+    if _overlap(mask, scan.affine) >= _SAME:
         agreement = match(scan.data, scan.affine, np.eye(4))
         if agreement >= POOR:
             return Registration(np.eye(4), agreement, "given space")
-    centre = scan.affine[:3, 3] + GRID_MM * np.argwhere(mask).mean(axis=0)
+    centre = (volume.affine @ [*np.argwhere(brain).mean(axis=0), 1.0])[:3]
     offset = known.affine[:3, 3] + GRID_MM * np.argwhere(known.brain).mean(axis=0) - known.middle
     size = float(mask.sum() / known.brain.sum()) ** (1 / 3)
-    return _believed(scan, centre - size * offset, (size,), 1)
+    return _believed(scan, centre - size * offset, (size,) if size > _SMALLEST else (), _BRAIN_MARGINS)
+
+
+def _overlap(brain: np.ndarray, affine: np.ndarray) -> float:
+    """Dice overlap of a brain, as it lies, with the template's."""
+    known = template()
+    there = to_grid(brain, affine, known.affine, known.brain.shape) > 0.5
+    return float(2 * (there & known.brain).sum() / (there.sum() + known.brain.sum()))
+
+
+def in_template_space(volume: Volume, registration: Registration, order: int) -> Volume:
+    """A volume resampled once to the template's own 1 mm grid: linear (1) or cubic (3); its header says MNI (sform code 4)."""
+    step = registration.matrix @ OUTPUT_AFFINE
+    header = nib.Nifti1Header()
+    header.set_data_shape(OUTPUT_SHAPE)
+    header.set_xyzt_units("mm")
+    header.set_sform(OUTPUT_AFFINE, code=4)
+    header.set_qform(OUTPUT_AFFINE, code=4)
+    return Volume(to_grid(volume.data, volume.affine, step, OUTPUT_SHAPE, order), OUTPUT_AFFINE, header)
 
 
 def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray) -> float:
@@ -151,16 +170,16 @@ class _Scan:
     affine: np.ndarray
 
 
-def _believed(scan: _Scan, target: np.ndarray, sizes: tuple[float, ...], margin: int) -> Registration:
+def _believed(scan: _Scan, target: np.ndarray, sizes: tuple[float, ...], margins: tuple[int, ...]) -> Registration:
     """The best registration that starts with the template's middle at the target, mm; a mere shift to there where that is poor.
 
     Tilted starts are tried only where the upright ones leave a doubt.
     """
-    starts = [[(size, np.eye(3)) for size in sizes], [(sizes[0], turn) for turn in _TURNS]]
+    starts = [[(size, np.eye(3)) for size in sizes], [(size, turn) for size in sizes[:1] for turn in _TURNS]]
     best = Registration(np.eye(4), 0.0, "affine")
     for size, turn in (start for group in starts if best.quality < _DOUBTFUL for start in group):
-        matrix = _registered(scan, target, size, turn, margin)
-        if _SIZES[0] < np.linalg.det(matrix[:3, :3]) < _SIZES[1]:
+        matrix = _registered(scan, target, size, turn, margins)
+        if matrix is not None and _SIZES[0] < np.linalg.det(matrix[:3, :3]) < _SIZES[1]:
             best = max(best, Registration(matrix, match(scan.data, scan.affine, matrix), "affine"), key=_quality)
     if best.quality >= POOR:
         return best
@@ -173,18 +192,21 @@ def _quality(registration: Registration) -> float:
     return registration.quality
 
 
-def _registered(scan: _Scan, target: np.ndarray, size: float, turn: np.ndarray, margin: int) -> np.ndarray:
-    """``(4, 4)`` from one start: a similarity, then an affine of which the last pass looks at little but the brain."""
+def _registered(scan: _Scan, target: np.ndarray, size: float, turn: np.ndarray, margins: tuple[int, ...]) -> np.ndarray:
+    """``(4, 4)`` from one start: a similarity, then an affine in one region after the other; None where it left the scan."""
     known = template()
     fixed, moving = _to_sitk(known.image, known.affine), _to_sitk(scan.data, scan.affine)
-    wide, close = (_region(known, iterations) for iterations in (margin, 1))
+    regions = [_region(known, margin) for margin in margins]
     start = sitk.Similarity3DTransform()
     start.SetCenter(known.middle.tolist())
     start.SetTranslation((target - known.middle).tolist())
     start.SetMatrix((size * turn).ravel().tolist())
-    found = _general(_optimise(fixed, moving, wide, start, [3, 2]))
-    for region in (wide, close):
-        found = _optimise(fixed, moving, region, found, [2])
+    try:
+        found = _general(_optimise(fixed, moving, regions[0], start, [3, 2]))
+        for region in regions:
+            found = _optimise(fixed, moving, region, found, [2])
+    except RuntimeError:  # ITK's way of saying that hardly a voxel of the region lies in the scan
+        return None
     matrix = np.eye(4)
     matrix[:3, :3] = np.reshape(found.GetMatrix(), (3, 3))
     matrix[:3, 3] = np.array(found.TransformPoint((0.0, 0.0, 0.0)))
