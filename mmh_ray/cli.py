@@ -37,12 +37,12 @@ REASONS_SHOWN = 10
 TABLE_WIDTH = 120
 
 HARMONIZE_FLAGS = {
-    "space": (("native", "template"), "grid of the output: the scan's own or the ICBM-152 template's"),
-    "intensity": (("unit", "source"), "0-1 of the unified domain, or back in the scan's own range"),
-    "detail": (("project", "model"), "detail from the scan, or the model's image alone"),
-    "skull": (("keep", "strip"), "what becomes of everything outside the brain"),
+    "harmonize.space": (("native", "template"), "grid of the output: the scan's own or the ICBM-152 template's"),
+    "harmonize.intensity": (("unit", "source"), "0-1 of the unified domain, or back in the scan's own range"),
+    "harmonize.detail": (("project", "model"), "detail from the scan, or the model's image alone"),
+    "prepare.skull": (("keep", "strip"), "what becomes of everything outside the brain"),
 }
-"""Settings of `mmh harmonize` that have a flag of their own: values and meaning."""
+"""Settings that have a flag of their own in `mmh harmonize`: values and meaning."""
 
 Commands = argparse._SubParsersAction
 Handler = Callable[[argparse.Namespace, Config], int]
@@ -69,7 +69,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     overrides = [token for token in argv if OVERRIDE.match(token)]
     arguments = build_parser().parse_args([token for token in argv if not OVERRIDE.match(token)])
     arguments.verbose = getattr(arguments, "verbose", False)
-    return arguments, overrides
+    flags = [f"{key}={vars(arguments)[key]}" for key in HARMONIZE_FLAGS if vars(arguments).get(key)]
+    return arguments, overrides + flags
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -222,7 +223,7 @@ def _add_harmonize(commands: Commands) -> None:
     _add_list(parser, "--participant-label", "only these subjects, with or without `sub-`")
     _add_list(parser, "--sequence", "only these BIDS suffixes, for example T1w")
     for key, (choices, text) in HARMONIZE_FLAGS.items():
-        parser.add_argument(f"--{key}", choices=choices, help=f"{text} (harmonize.{key})")
+        parser.add_argument(f"--{key.partition('.')[2]}", dest=key, choices=choices, help=f"{text} (the setting {key})")
     parser.add_argument("--retry-failed", action="store_true", help="only images that failed or were refused before")
     parser.add_argument(
         "--dry-run", action="store_true", help="list what would be done and refused, and why; write nothing"
@@ -236,8 +237,6 @@ def _add_list(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
 def _harmonize(arguments: argparse.Namespace, config: Config) -> int:
     from mmh_ray.distributed.harmonize import Job, harmonize, plan
 
-    chosen = {key: getattr(arguments, key) for key in HARMONIZE_FLAGS if getattr(arguments, key) is not None}
-    config = dataclasses.replace(config, harmonize=dataclasses.replace(config.harmonize, **chosen))
     subjects = tuple(label.removeprefix("sub-") for label in arguments.participant_label)
     sequences, retry = tuple(arguments.sequence), arguments.retry_failed
     job = Job(arguments.bids, arguments.out, arguments.model, config, subjects, sequences, retry)

@@ -87,8 +87,17 @@ class GridConfig:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """From any scan to the working grid (`mmh prepare`; `mmh harmonize` runs the same steps)."""
+    """From any scan to the working grid (`mmh prepare`; `mmh harmonize` runs the same steps).
 
+    `mmh harmonize` takes `crop_neck`, `register` and `skull` from its own configuration, what decides intensities from the model's.
+    """
+
+    crop_neck: bool = True
+    """Leave the neck, 190 mm below the top of the head, out of the search for the brain; images keep their shape."""
+    register: bool = True
+    """Lay the working grid along the template's axes where a head is tilted (rotation only: a brain keeps its size)."""
+    skull: Literal["keep", "strip"] = "keep"
+    """`strip`: harmonized images are zero outside the brain mask."""
     n4: bool = True
     """N4 bias-field correction (Tustison 2010) through SimpleITK."""
     n4_iterations: tuple[int, ...] = (30, 20, 10)
@@ -228,6 +237,11 @@ class HarmonizeConfig:
     """`project`: style from the model, detail from the scan (guided filter); `model`: the model's image itself."""
     detail_radius: int = 1
     """Radius of the guided filter's window, in working voxels."""
+    space: Literal["native", "template"] = "native"
+    """Grid of the harmonized image: the scan's own, or the 1 mm grid of ICBM-152 2009a (symmetric)."""
+    intensity: Literal["unit", "source"] = "unit"
+    """`unit`: about 1 for bright tissue at every site; `source`: `unit * (high - low) + low`, with the scan's intensities `low` and `high`
+    at unit intensity 0 and 1, so that its scale is kept and only its contrast is that of the unified domain."""
     batch_slabs: int = 32
     """Slabs per forward pass."""
     seed: int = 0
@@ -295,6 +309,10 @@ class Config:
     harmonize: HarmonizeConfig = field(default_factory=HarmonizeConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        fits = self.harmonize.space == "native" or self.prepare.register
+        _require(fits, "prepare.register", self.prepare.register, "true with harmonize.space=template")
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:

@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mmh_ray.config import HarmonizeConfig
+from mmh_ray.config import HarmonizeConfig, PrepareConfig
+from mmh_ray.errors import ConfigError
 from mmh_ray.imaging.detail import add_detail, continued, local_affine
+from mmh_ray.imaging.grid import from_grid
 from mmh_ray.imaging.intensity import noise_level
-from mmh_ray.imaging.preprocess import Prepared, from_grid, prepare_volume
+from mmh_ray.imaging.preprocess import Prepared, prepare_volume
+from mmh_ray.imaging.registration import in_template_space
+from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.sampling import harmonize_volume
@@ -22,7 +26,11 @@ class HarmonizedScan:
     Attributes
     ----------
     volume:
-        The harmonized image in unit intensity (unified domain) on the scan's own grid; finite, not negative.
+        The harmonized image on the scan's own grid or the template's; finite; not negative in unit intensity (unified domain).
+    space:
+        BIDS name of the template space it lies in; None for the scan's own.
+    stripped:
+        Whether it shows the brain only.
     prepared:
         The scan on the working grid.
     model_image:
@@ -30,6 +38,8 @@ class HarmonizedScan:
     """
 
     volume: Volume
+    space: str | None
+    stripped: bool
     prepared: Prepared
     model_image: np.ndarray
 
@@ -43,11 +53,29 @@ class Harmonizer:
         The model and the preparation it was trained with.
     settings:
         How to sample; the bundle's own settings by default.
+    prepare:
+        Where its crop_neck, register and skull come from; what decides intensities is always the bundle's.
+
+    Raises
+    ------
+    ConfigError
+        If the template's space is asked for without registration.
     """
 
-    def __init__(self, bundle: Bundle, settings: HarmonizeConfig | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, settings: HarmonizeConfig | None = None, prepare: PrepareConfig | None = None
+    ) -> None:
         self.bundle = bundle
         self.settings = settings or bundle.config.harmonize
+        self.prepare = bundle.config.prepare
+        if prepare is not None:
+            self.prepare = replace(
+                self.prepare, crop_neck=prepare.crop_neck, register=prepare.register, skull=prepare.skull
+            )
+        if self.settings.space == "template" and not self.prepare.register:
+            raise ConfigError(
+                "harmonize.space=template with prepare.register=false", "a registration", "Set prepare.register=true."
+            )
 
     def run(self, volume: Volume, sequence: str, mask: np.ndarray | None = None) -> HarmonizedScan:
         """Harmonize a scan.
@@ -69,10 +97,24 @@ class Harmonizer:
             If the scan or its mask cannot be used.
         """
         label = self.bundle.sequence_index(sequence)
-        prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.bundle.config.prepare)
+        prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
         image = self._sample(prepared, label)
         native = self._to_native(volume, prepared, image)
-        return HarmonizedScan(volume.like(native), prepared, image)
+        return self._finished(volume.like(native), prepared, image)
+
+    def _finished(self, native: Volume, prepared: Prepared, image: np.ndarray) -> HarmonizedScan:
+        """The image in the space and the intensities that were asked for, with or without what surrounds the brain."""
+        found, brain, space = native, native.like(prepared.brain), None
+        if self.settings.space == "template" and prepared.registration is not None:
+            found = in_template_space(native, prepared.registration, order=3)
+            brain, space = in_template_space(brain, prepared.registration, order=1), SPACE
+        data = np.clip(found.data, 0, None)
+        if self.settings.intensity == "source":
+            data = prepared.scaling.undo(data)
+        if self.prepare.skull == "strip":
+            data = data * (brain.data > 0.5)
+        stripped = prepared.stripped or self.prepare.skull == "strip"
+        return HarmonizedScan(found.like(data), space, stripped, prepared, image)
 
     def _sample(self, prepared: Prepared, label: int) -> np.ndarray:
         return harmonize_volume(self.bundle.model, prepared.image, prepared.mask, label, self.settings)

@@ -13,9 +13,10 @@ from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, Pre
 from mmh_ray.errors import DataError, ModelError
 from mmh_ray.harmonizer import AIR_LEVEL, Harmonizer, with_smaller_batches
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.imaging.phantom import canonical
-from mmh_ray.imaging.preprocess import Prepared, to_grid
+from mmh_ray.imaging.preprocess import Prepared
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer

@@ -6,7 +6,6 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 from mmh_ray.errors import DataError
 
@@ -107,17 +106,11 @@ def split_name(name: str) -> tuple[dict[str, str], str]:
     return dict(sorted(tags.items(), key=_rank)), suffix
 
 
-TEMPLATE = "MNI152NLin2009aSym"
-"""BIDS label of the ICBM-152 template that nilearn ships."""
-
-
-def output_path(
-    entities: Entities, space: Literal["native", "template"] = "native", desc: str = "harmonized"
-) -> PurePosixPath:
+def output_path(entities: Entities, space: str | None = None, desc: str = "harmonized") -> PurePosixPath:
     """Path of a derivative, relative to the derivatives' root; different images never share one.
 
-    An input that carries a `desc` of its own keeps it in front: `desc-preproc` becomes `desc-preprocHarmonized`. In the template's space
-    the name says so (``space-``).
+    An input that carries a `desc` of its own keeps it in front: `desc-preproc` becomes `desc-preprocHarmonized`. A template's space is named by
+    `space`.
 
     >>> str(output_path(parse("sub-01_ses-1_run-2_T1w.nii.gz")))
     'sub-01/ses-1/anat/sub-01_ses-1_run-2_desc-harmonized_T1w.nii.gz'
@@ -129,8 +122,8 @@ def output_path(
     """
     own = dict(entities.others).get("desc", "")
     desc = own + desc[:1].upper() + desc[1:] if own else desc
-    kept = entities.without("desc") if space == "native" else entities.without("desc", "space")
-    placed = (("space", TEMPLATE),) if space == "template" else ()
+    kept = entities.without("desc", "space") if space else entities.without("desc")
+    placed = (("space", space),) if space else ()
     others = tuple(sorted((*kept.others, *placed, ("desc", desc)), key=_rank))
     image_id = dataclasses.replace(entities, others=others).image_id
     split_name(image_id)  # refuses what could leave the folder

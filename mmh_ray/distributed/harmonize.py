@@ -21,11 +21,11 @@ from mmh_ray.bids.entities import output_path, parse
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.status import RunRecord, utc_now
-from mmh_ray.config import Config, HarmonizeConfig, to_dict
+from mmh_ray.config import Config, HarmonizeConfig, PrepareConfig, to_dict
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.cohort_report import write_cohort_report
 from mmh_ray.distributed.manifest import probe_all
-from mmh_ray.distributed.worker import HarmonizeWorker, Row, is_current, ledger_row, unknown_sequence
+from mmh_ray.distributed.worker import HarmonizeWorker, Row, is_current, ledger_row, template_space, unknown_sequence
 from mmh_ray.errors import ConfigError
 from mmh_ray.models.bundle import bundle_hash, load_bundle
 from mmh_ray.progress import progress
@@ -119,7 +119,7 @@ def _planned(task: Row, job: Job, known: tuple[str, ...], facts: Row) -> Row:
     elif reason:
         action = "refuse"
     else:
-        target = Path(job.out) / output_path(parse(task["uri"]), job.config.harmonize.space)
+        target = Path(job.out) / output_path(parse(task["uri"]), template_space(job.config.harmonize))
         action = "skip" if is_current(task["earlier"], target, task["sha256"], facts) else "harmonize"
     return {"image_id": task["image_id"], "source": task["uri"], "action": action, "reason": reason}
 
@@ -129,13 +129,18 @@ def _prepare(job: Job) -> tuple[list[Row], Path, Row]:
     _check_output(job.bids, job.out)
     folder, uri = tracking.resolve_model(job.model, job.config.tracking)
     found = find_images(job.bids, job.config.manifest.site_pattern, require_site=False)
-    settings = to_dict(job.config.harmonize) | _INERT
+    settings = to_dict(job.config.harmonize) | _INERT | {"prepare": _geometry(job.config.prepare)}
     facts = {"model": uri, "model_hash": bundle_hash(folder), "settings_hash": hash_of(settings)}
     return _select(found, job.participants, job.sequences), folder, facts
 
 
 _INERT = {"slots": 0, "timeout_s": 0, "batch_slabs": 0}
 """Settings that do not change a voxel, left out of the settings hash."""
+
+
+def _geometry(prepare: PrepareConfig) -> Row:
+    """The part of the preparation that is the job's to choose; the rest is the model's."""
+    return {"crop_neck": prepare.crop_neck, "register": prepare.register, "skull": prepare.skull}
 
 
 def _check_output(bids: str, out: str) -> None:
@@ -184,8 +189,8 @@ def _tasks(job: Job, rows: list[Row], earlier: dict[str, Row]) -> list[Row]:
 
 
 def _record(job: Job, images: int, facts: Row) -> RunRecord:
-    sections = ("harmonize", "quality")
-    settings = {name: section for name, section in to_dict(job.config).items() if name in sections}
+    chosen = to_dict(job.config)
+    settings = {"harmonize": chosen["harmonize"], "prepare": _geometry(job.config.prepare), "quality": chosen["quality"]}
     return RunRecord(
         source=str(Path(job.bids).resolve()),
         model=facts["model"],
@@ -223,7 +228,7 @@ def _run(rows: list[Row], job: Job, folder: Path, facts: Row) -> Iterator[Row]:
 
     def hire() -> Any:
         worker = ray.remote(HarmonizeWorker).options(**options)
-        return worker.remote(files, settings, job.config.quality, os.path.abspath(job.out), facts)
+        return worker.remote(files, job.config, os.path.abspath(job.out), facts)
 
     for _ in range(slots):
         start(hire())

@@ -31,7 +31,7 @@ from mmh_ray.provenance import hash_of, sha256_file
 
 log = logging.getLogger(__name__)
 
-METHOD_VERSION = 1
+METHOD_VERSION = 2
 """Part of every provenance: raise it when the same inputs and settings come to give other voxels."""
 
 LEAST_VOLUMES = 4
@@ -216,6 +216,8 @@ def prepare_row(row: Row, grid: GridConfig, settings: PrepareConfig) -> Row:
         "image": result.image,
         "mask": result.mask,
         "affine": result.affine,
+        "registration": result.registration.matrix if result.registration else None,
+        "quality": result.registration.quality if result.registration else None,
         "low": result.scaling.low,
         "high": result.scaling.high,
         "quantiles": result.quantiles,

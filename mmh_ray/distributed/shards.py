@@ -25,7 +25,7 @@ from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.provenance import hash_of
 from mmh_ray.tables import read_table
 
-VERSION = b"2"
+VERSION = b"3"
 INDEX = "index.parquet"
 OPEN_SHARDS = 4
 """Parquet files that a :class:`PreparedStore` keeps open at a time."""
@@ -37,6 +37,8 @@ _FACTS = [
     *(pa.field(name, pa.string()) for name in ("subject", "session", "site", "sequence", "split")),
     pa.field("shape", pa.list_(pa.int32())),
     pa.field("affine", pa.list_(pa.float64())),
+    pa.field("registration", pa.list_(pa.float64())),
+    pa.field("quality", pa.float64()),
     pa.field("low", pa.float64()),
     pa.field("high", pa.float64()),
     pa.field("quantiles", pa.list_(pa.float32())),
@@ -49,7 +51,8 @@ _METADATA = {b"mmh_prepared_version": VERSION}
 SHARD_SCHEMA = pa.schema([*_FACTS, pa.field("image", pa.binary()), pa.field("mask", pa.binary())], metadata=_METADATA)
 """Columns of a shard.
 
-`shape` of the working grid; `affine` row by row, working voxels to millimetres; `low` and `high` the scan's intensities
+`shape` of the working grid; `affine` row by row, working voxels to the scan's millimetres; `registration` likewise, the template's
+millimetres to the scan's, null where none was asked for, and its `quality`; `low` and `high` the scan's intensities
 at unit intensity 0 and 1; `quantiles` the 257 quantiles of the brain and `tissues` those of a
 smoothed copy; `steps` what was done; `provenance` the hash of
 inputs and settings; `image` little-endian float16 unit intensities and `mask` packed bits, both in C order.
@@ -77,8 +80,8 @@ def write_shard(uri: str, rows: Iterable[Mapping[str, Any]]) -> str | None:
     uri:
         Folder or URI of the store; a missing folder is made.
     rows:
-        Keys of :data:`SHARD_SCHEMA`, with `image` ``(X, Y, Z)`` float, `mask` ``(X, Y, Z)`` bool, `affine` ``(4, 4)``.
-        Only one is held at a time.
+        Keys of :data:`SHARD_SCHEMA`, with `image` ``(X, Y, Z)`` float, `mask` ``(X, Y, Z)`` bool, `affine` and
+        `registration` ``(4, 4)``. Only one is held at a time.
 
     Returns
     -------
@@ -209,7 +212,7 @@ class PreparedStore:
             remedy = "Run `mmh prepare MANIFEST OUT` to its end."
             raise DataError(f"{_shown(uri)}: no {INDEX}", "a folder made by `mmh prepare`", remedy)
         self.index: list[Row] = _entries(_read_index(uri))
-        """A row per image, ordered by `image_id`: :data:`INDEX_SCHEMA`, with `affine` ``(4, 4)`` float64 and
+        """A row per image, ordered by `image_id`: :data:`INDEX_SCHEMA`, with `affine` and `registration` ``(4, 4)`` float64 and
         `quantiles` and `tissues` ``(257,)`` float32 as arrays. Rows of status failed have neither voxels nor geometry."""
         self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
@@ -270,13 +273,14 @@ def _flat(value: Any) -> Any:
 
 def _entries(table: pa.Table) -> list[Row]:
     """Rows with their arrays as arrays: 257 Python floats a row would be most of a large index's memory."""
-    arrays = ("affine", "quantiles", "tissues")
+    matrices = ("affine", "registration")
+    arrays = (*matrices, "quantiles", "tissues")
     rows = table.drop_columns(list(arrays)).to_pylist()
     for name in arrays:
         for row, value in zip(rows, table[name], strict=True):
             row[name] = value.values.to_numpy() if value.is_valid else None
     for row in rows:
-        row["affine"] = row["affine"].reshape(4, 4) if row["affine"] is not None else None
+        row |= {name: row[name].reshape(4, 4) for name in matrices if row[name] is not None}
     return rows
 
 

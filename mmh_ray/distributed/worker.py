@@ -13,11 +13,12 @@ import torch
 from mmh_ray.bids.derivatives import figure_paths, sidecar_path, write_sidecar
 from mmh_ray.bids.entities import output_path, parse
 from mmh_ray.bids.status import utc_now
-from mmh_ray.config import HarmonizeConfig, QualityConfig, to_dict
+from mmh_ray.config import Config, HarmonizeConfig, to_dict
 from mmh_ray.errors import MMHError, RefusedError
 from mmh_ray.evaluation.curves import histogram
 from mmh_ray.evaluation.mosaic import write_mosaic
 from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, with_smaller_batches
+from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import check_memory, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.provenance import code_version, sha256_file
@@ -34,24 +35,23 @@ class HarmonizeWorker:
     ----------
     files:
         The model bundle's files, name to content.
-    settings, quality:
-        How to harmonize, and what to flag.
+    config:
+        Its sections `harmonize` and `quality`, and of `prepare` what is the job's to choose.
     out:
         Folder of the derivatives.
     facts:
         ``model`` (URI), ``model_hash`` and ``settings_hash`` of the run.
     """
 
-    def __init__(
-        self, files: dict[str, bytes], settings: HarmonizeConfig, quality: QualityConfig, out: str, facts: Row
-    ) -> None:
+    def __init__(self, files: dict[str, bytes], config: Config, out: str, facts: Row) -> None:
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 Path(folder, name).write_bytes(content)
             bundle = load_bundle(folder, device)
-        self.harmonizer, self.out, self.facts = Harmonizer(bundle, settings, quality), Path(out), facts
+        self.harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
+        self.out, self.facts = Path(out), facts
 
     def harmonize(self, row: Row) -> Row:
         """The ledger row of one image, whose derivative and sidecar are then on disk; an exception belongs to its row."""
@@ -73,7 +73,7 @@ class HarmonizeWorker:
         reason = unknown_sequence(row, self.harmonizer.bundle.config.model.sequences)
         if reason:
             return ledger_row(row, "refused", reason)
-        relative = output_path(parse(row["uri"]), self.harmonizer.settings.space)
+        relative = output_path(parse(row["uri"]), template_space(self.harmonizer.settings))
         target, digest = self.out / relative, sha256_file(row["uri"])
         facts = {"output": str(relative), "input_sha256": digest}
         if is_current(row["earlier"], target, digest, self.facts):
@@ -104,17 +104,13 @@ class HarmonizeWorker:
     def _sidecar(self, row: Row, scan: HarmonizedScan, digest: str) -> Row:
         """What was done to the image, for whoever finds it."""
         scaling, bundle, settings = scan.prepared.scaling, self.harmonizer.bundle, self.harmonizer.settings
-        units = {
-            "unit": "unit intensity of the unified domain (0 background, about 1 bright tissue)",
-            "source": "the scan's own units, by the inverse of IntensityMapping",
-        }
         return {
             "Sources": [row["uri"]],
             "SourceSHA256": digest,
             "Model": {"URI": self.facts["model"], "Hash": bundle.hash, "CodeVersion": bundle.facts["code_version"]},
             "TargetSite": None,
             "SkullStripped": scan.stripped,
-            "Units": units[settings.intensity],
+            "Units": _UNITS[settings.intensity],
             "SourceSite": row["site"],
             "Preparation": list(scan.prepared.steps),
             "IntensityMapping": {
@@ -122,7 +118,8 @@ class HarmonizeWorker:
                 "High": scaling.high,
                 "Formula": "unit = (scan - Low) / (High - Low)",
             },
-            "Settings": to_dict(settings),
+            "Registration": _registration(scan),
+            "Settings": to_dict(settings) | {"prepare": to_dict(self.harmonizer.prepare)},
             "QC": scan.quality,
             "Flags": list(scan.flags),
             "BrainHistogram": {
@@ -131,6 +128,30 @@ class HarmonizeWorker:
             },
             "GeneratedBy": {"Name": "mmh_ray", "Version": code_version()},
         }
+
+
+_UNITS = {
+    "unit": "unit intensity of the unified domain (0 background, about 1 bright tissue)",
+    "source": "the scan's own: unit intensity of the unified domain * (High - Low) + Low",
+}
+
+
+def _registration(scan: HarmonizedScan) -> Row | None:
+    """How the template lies in the scan, by which everything can be undone."""
+    found = scan.prepared.registration
+    if found is None:
+        return None
+    return {
+        "Method": found.method,
+        "Quality": found.quality,
+        "TemplateSpace": SPACE,
+        "TemplateToScan": found.matrix.tolist(),
+    }
+
+
+def template_space(settings: HarmonizeConfig) -> str | None:
+    """Label of the template's space where the images are to lie in it."""
+    return SPACE if settings.space == "template" else None
 
 
 def unknown_sequence(row: Row, known: tuple[str, ...]) -> str | None:

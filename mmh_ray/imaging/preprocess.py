@@ -1,22 +1,31 @@
-"""From any scan to the working grid: orientation, resampling through the affine, mask, bias field, unit intensity."""
+"""From any scan to the working grid: mask, registration, orientation, resampling through the affine, bias field, unit intensity."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import ndimage
 
 from mmh_ray.config import GridConfig, PrepareConfig
 from mmh_ray.errors import DataError
+from mmh_ray.imaging.grid import to_grid, working_affine
 from mmh_ray.imaging.intensity import Scaling, correct_bias, quantile_function, robust_scaling, tissue_quantiles
-from mmh_ray.imaging.mask import estimate_mask
+from mmh_ray.imaging.mask import Brain, find_brain, is_stripped
+from mmh_ray.imaging.registration import Registration, register_brain
+from mmh_ray.imaging.resolution import describe
 from mmh_ray.imaging.volume import Volume
+
+UPRIGHT_DEGREES = 5.0
+"""Rotation of a head up to which the working grid keeps the scan's world axes.
+
+Upright phantoms of random shape register with up to 4.4 degrees, so less is no tilt that could be told from a person's own shape; and
+a scan of the grid's own spacing and axes is then not blurred by interpolation.
+"""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scan on the working grid (canonical RAS axes, isotropic).
+    """A scan on the working grid (isotropic; RAS axes, of the template where the head is tilted).
 
     Attributes
     ----------
@@ -27,7 +36,13 @@ class Prepared:
     mask:
         ``(X, Y, Z)`` bool, the brain.
     affine:
-        ``(4, 4)`` working voxel indices to millimetres.
+        ``(4, 4)`` working voxel indices to the scan's millimetres.
+    brain:
+        ``(I, J, K)`` bool, the mask on the scan's own grid.
+    stripped:
+        Whether the scan came without its skull.
+    registration:
+        How the template lies in the scan; None where none was asked for.
     scaling:
         From the scan's units to unit intensity, by which both images were made.
     steps:
@@ -38,6 +53,9 @@ class Prepared:
     source: np.ndarray
     mask: np.ndarray
     affine: np.ndarray
+    brain: np.ndarray
+    stripped: bool
+    registration: Registration | None
     scaling: Scaling
     steps: tuple[str, ...]
 
@@ -67,59 +85,70 @@ def prepare_volume(volume: Volume, mask: np.ndarray | None, grid: GridConfig, se
     DataError
         If the mask does not fit the scan, is empty, or leaves the scan without contrast.
     """
-    steps = ["mask: given" if mask is not None else "mask: estimated"]
-    mask = estimate_mask(volume) if mask is None else mask
-    if mask.shape != volume.data.shape:
-        raise DataError(
-            f"mask of shape {mask.shape}", f"the scan's shape {volume.data.shape}", "Resample the mask to its scan."
-        )
-    if not mask.any():
-        raise DataError(
-            "an empty mask", "a mask that covers the brain", "Check the mask or leave it out to have one estimated."
-        )
-    affine = working_affine(volume.affine, mask, grid)
+    stripped, given = is_stripped(volume), mask is not None
+    brain = _brain(volume, mask, settings)
+    axes = _tilt(brain.registration)
+    affine = working_affine(volume.affine, brain.mask, grid, axes)
     source = to_grid(volume.data, volume.affine, affine, grid.shape)
-    inside = to_grid(mask.astype(np.float32), volume.affine, affine, grid.shape) > 0.5
+    inside = to_grid(brain.mask.astype(np.float32), volume.affine, affine, grid.shape) > 0.5
     if not inside.any():
         raise DataError(
             "a mask without a working voxel", "a brain larger than a few voxels", "Check the mask and the affine."
         )
-    steps.append(f"resampled: {grid.spacing_mm:g} mm RAS {tuple(grid.shape)}")
-    image = source
-    if settings.n4:
-        image = correct_bias(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations)
-        steps.append(f"bias field: N4 {tuple(settings.n4_iterations)}")
+    image = correct_bias(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations) if settings.n4 else source
     scaling = robust_scaling(image, inside, settings.upper_percentile)
-    steps.append(f"unit intensity: ({scaling.low:g}, {scaling.high:g}) -> (0, 1)")
+    steps = (
+        "mask: given" if given else "mask: estimated",
+        _neck_step(brain.neck_mm, given or stripped, settings),
+        f"skull: {'skipped, already removed' if stripped else _SKULL[settings.skull]}",
+        _registration_step(brain.registration),
+        describe(volume, brain.mask),
+        f"resampled: {grid.spacing_mm:g} mm {'RAS' if axes is None else 'template axes'} {tuple(grid.shape)}",
+        f"bias field: {f'N4 {tuple(settings.n4_iterations)}' if settings.n4 else 'not asked for'}",
+        f"unit intensity: ({scaling.low:g}, {scaling.high:g}) -> (0, 1)",
+    )
     image = np.clip(scaling.apply(image), 0, 2) * inside
-    return Prepared(image, scaling.apply(source), inside, affine, scaling, tuple(steps))
+    unit = scaling.apply(source)
+    return Prepared(image, unit, inside, affine, brain.mask, stripped, brain.registration, scaling, steps)
 
 
-def working_affine(affine: np.ndarray, mask: np.ndarray, grid: GridConfig) -> np.ndarray:
-    """Affine of the working grid, centred on the mask's bounding box in world coordinates.
-
-    The centre moves by at most half a voxel of the scan so that the grid's first voxel lies on one of the scan's: a scan of the grid's own
-    spacing and axes is then only cropped or padded, not blurred by interpolation.
-    """
-    occupied = [np.flatnonzero(mask.any(axis=tuple(set(range(3)) - {axis}))) for axis in range(3)]
-    centre = affine @ np.array([*((float(index[0]) + float(index[-1])) / 2 for index in occupied), 1.0])
-    working = np.diag([grid.spacing_mm] * 3 + [1.0])
-    working[:3, 3] = centre[:3] - grid.spacing_mm * (np.array(grid.shape) - 1) / 2
-    first = np.linalg.inv(affine) @ working[:, 3]
-    working[:3, 3] = (affine @ [*np.round(first[:3]), 1.0])[:3]
-    return working
+_SKULL = {"keep": "kept in the output, masked from the model", "strip": "removed"}
 
 
-def to_grid(data: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Resample ``(I, J, K)`` data to another grid: anti-aliased where the target is coarser, linear, zero outside."""
-    step = np.linalg.inv(affine) @ target_affine
-    size = np.linalg.norm(step[:3, :3], axis=1)  # source voxels crossed by one target voxel, per source axis
-    sigma = 0.4 * np.sqrt(np.maximum(size**2 - 1, 0))
-    smooth = ndimage.gaussian_filter(data.astype(np.float32), sigma) if sigma.any() else data.astype(np.float32)
-    return ndimage.affine_transform(smooth, step, output_shape=tuple(shape), order=1, mode="grid-constant")
+def _brain(volume: Volume, mask: np.ndarray | None, settings: PrepareConfig) -> Brain:
+    """The mask, given or estimated, with the one registration of the scan if it is asked for."""
+    if mask is not None and mask.shape != volume.data.shape:
+        raise DataError(
+            f"mask of shape {mask.shape}", f"the scan's shape {volume.data.shape}", "Resample the mask to its scan."
+        )
+    brain = find_brain(volume, settings.crop_neck) if mask is None else Brain(mask)
+    if not brain.mask.any():
+        raise DataError(
+            "an empty mask", "a mask that covers the brain", "Check the mask or leave it out to have one estimated."
+        )
+    if not settings.register:
+        return replace(brain, registration=None)
+    return replace(brain, registration=brain.registration or register_brain(volume, brain.mask))
 
 
-def from_grid(data: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Resample working-grid data to a native grid: linear, continued outside by its nearest voxel."""
-    step = np.linalg.inv(affine) @ native_affine
-    return ndimage.affine_transform(data.astype(np.float32), step, output_shape=tuple(shape), order=1, mode="nearest")
+def _tilt(registration: Registration | None) -> np.ndarray | None:
+    """``(3, 3)`` the template's axes in the scan, where they are worth turning the grid."""
+    tilted = registration is not None and registration.degrees > UPRIGHT_DEGREES
+    return registration.rotation if registration is not None and tilted else None
+
+
+def _neck_step(neck_mm: float, needless: bool, settings: PrepareConfig) -> str:
+    if needless or not settings.crop_neck:
+        return f"neck: {'skipped, the mask leaves it out' if needless else 'not asked for'}"
+    return f"neck: {f'{neck_mm:.0f} mm left out' if neck_mm else 'skipped, the field of view ends with the head'}"
+
+
+def _registration_step(registration: Registration | None) -> str:
+    if registration is None:
+        return "registration: not asked for"
+    if registration.method == "given space":
+        return f"registration: skipped, already in the template's space (quality {registration.quality:.2f})"
+    turned = (
+        f"{registration.method}, quality {registration.quality:.2f}, head tilted by {registration.degrees:.1f} degrees"
+    )
+    return f"registration: {turned}"

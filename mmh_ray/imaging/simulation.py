@@ -9,9 +9,9 @@ import numpy as np
 
 from mmh_ray.config import GridConfig
 from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
+from mmh_ray.imaging.grid import working_affine
 from mmh_ray.imaging.intensity import mean_quantile_function, quantile_function, robust_scaling
 from mmh_ray.imaging.phantom import SEQUENCES, canonical, random_scanner, render
-from mmh_ray.imaging.preprocess import working_affine
 
 FIRST_SEED = 1_000_000
 """Seeds of simulated people start here; those of phantom archives stay below, so that no test person is trained on."""

@@ -22,8 +22,8 @@ from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, Pre
 from mmh_ray.distributed.harmonize import Job, harmonize, plan
 from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.phantom import canonical
-from mmh_ray.imaging.preprocess import to_grid
 from mmh_ray.models.bundle import bundle_hash, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.provenance import sha256_file

@@ -10,7 +10,8 @@ import pytest
 from mmh_ray.config import GridConfig, PrepareConfig
 from mmh_ray.errors import DataError
 from mmh_ray.imaging.anatomy import Anatomy
-from mmh_ray.imaging.preprocess import from_grid, prepare_volume, to_grid, working_affine
+from mmh_ray.imaging.grid import from_grid, to_grid, working_affine
+from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import Volume
 
 pytestmark = pytest.mark.fast

@@ -1,0 +1,54 @@
+"""Grids: where the working grid lies, and resampling to it and back through the affines."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from mmh_ray.config import GridConfig
+
+
+def working_affine(
+    affine: np.ndarray, mask: np.ndarray, grid: GridConfig, axes: np.ndarray | None = None
+) -> np.ndarray:
+    """Affine of the working grid, centred on the mask's bounding box.
+
+    Parameters
+    ----------
+    affine, mask:
+        ``(4, 4)`` and ``(I, J, K)`` bool: the scan's voxels to millimetres, and its brain.
+    axes:
+        ``(3, 3)`` rotation whose columns are the grid's axes in the scan's millimetres. None: the scan's world axes, and
+        then the centre moves by at most half a voxel of the scan so that the grid's first voxel lies on one of the scan's: a scan of the
+        grid's own spacing and axes is then only cropped or padded, not blurred by interpolation.
+    """
+    half = grid.spacing_mm * (np.array(grid.shape) - 1) / 2
+    working = np.diag([grid.spacing_mm] * 3 + [1.0])
+    if axes is not None:
+        places = (np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]) @ axes  # along the grid's axes
+        working[:3, :3] = grid.spacing_mm * axes
+        working[:3, 3] = axes @ ((places.min(axis=0) + places.max(axis=0)) / 2 - half)
+        return working
+    occupied = [np.flatnonzero(mask.any(axis=tuple(set(range(3)) - {axis}))) for axis in range(3)]
+    centre = affine @ np.array([*((float(index[0]) + float(index[-1])) / 2 for index in occupied), 1.0])
+    working[:3, 3] = centre[:3] - half
+    first = np.linalg.inv(affine) @ working[:, 3]
+    working[:3, 3] = (affine @ [*np.round(first[:3]), 1.0])[:3]
+    return working
+
+
+def to_grid(
+    data: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, shape: tuple[int, ...], order: int = 1
+) -> np.ndarray:
+    """Resample ``(I, J, K)`` data to another grid: anti-aliased where the target is coarser, zero outside; linear (1) or cubic (3)."""
+    step = np.linalg.inv(affine) @ target_affine
+    size = np.linalg.norm(step[:3, :3], axis=1)  # source voxels crossed by one target voxel, per source axis
+    sigma = 0.4 * np.sqrt(np.maximum(size**2 - 1, 0))
+    smooth = ndimage.gaussian_filter(data.astype(np.float32), sigma) if sigma.any() else data.astype(np.float32)
+    return ndimage.affine_transform(smooth, step, output_shape=tuple(shape), order=order, mode="grid-constant")
+
+
+def from_grid(data: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Resample working-grid data to a native grid: linear, continued outside by its nearest voxel."""
+    step = np.linalg.inv(affine) @ native_affine
+    return ndimage.affine_transform(data.astype(np.float32), step, output_shape=tuple(shape), order=1, mode="nearest")
