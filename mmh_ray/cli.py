@@ -235,13 +235,17 @@ def _add_list(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
 
 
 def _harmonize(arguments: argparse.Namespace, config: Config) -> int:
-    from mmh_ray.distributed.harmonize import Job, harmonize, plan
+    from mmh_ray.distributed.job import Job
 
     subjects = tuple(label.removeprefix("sub-") for label in arguments.participant_label)
     sequences, retry = tuple(arguments.sequence), arguments.retry_failed
     job = Job(arguments.bids, arguments.out, arguments.model, config, subjects, sequences, retry)
     if arguments.dry_run:
+        from mmh_ray.distributed.harmonize import plan
+
         return _show_plan(plan(job))
+    from mmh_ray.distributed.harmonize import harmonize
+
     counts = harmonize(job)
     log.info("images: %s", _as_text(counts))
     if counts.get("failed", 0) or counts.get("refused", 0):

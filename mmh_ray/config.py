@@ -269,8 +269,8 @@ class QualityConfig:
     """Standard deviations of the brain by which fluid must differ from grey matter, in the direction of its sequence; else refused."""
     least_preservation: float = 0.9
     """Correlation of gradient magnitudes with the scan below which an image is flagged."""
-    least_registration: float = 0.1
-    """Fit to the template below which an image is flagged."""
+    least_registration: float = 0.4
+    """Fit to the template, 0-1, below which an image is flagged."""
     least_coverage: float = 0.97
     """Part of the aligned template's brain inside the field of view below which an image is flagged."""
     brain_ml: tuple[float, float] = (800.0, 2000.0)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mmh_ray.config import HarmonizeConfig, PrepareConfig
+from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import ConfigError
+from mmh_ray.evaluation.quality import check_tissues, describe_outcome, describe_scan, flags
 from mmh_ray.imaging.detail import add_detail, continued, local_affine
 from mmh_ray.imaging.grid import from_grid
 from mmh_ray.imaging.intensity import noise_level
@@ -16,7 +17,7 @@ from mmh_ray.imaging.registration import in_template_space
 from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.bundle import Bundle
-from mmh_ray.models.sampling import harmonize_volume
+from mmh_ray.models.sampling import estimate_planes, fuse
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class HarmonizedScan:
         The scan on the working grid.
     model_image:
         ``(X, Y, Z)`` the model's own image on the working grid, before any detail projection.
+    source, harmonized:
+        The scan and the harmonized image, both on the scan's own grid and in unit intensity, whatever was asked for.
+    quality:
+        Figure by :attr:`mmh_ray.evaluation.cohort.Measure.name`: see :func:`mmh_ray.evaluation.quality.measures`.
+    flags:
+        Why a person should look at it, in words; empty if nothing is out of bounds.
     """
 
     volume: Volume
@@ -42,6 +49,10 @@ class HarmonizedScan:
     stripped: bool
     prepared: Prepared
     model_image: np.ndarray
+    source: Volume
+    harmonized: Volume
+    quality: dict[str, float]
+    flags: tuple[str, ...]
 
 
 class Harmonizer:
@@ -55,6 +66,8 @@ class Harmonizer:
         How to sample; the bundle's own settings by default.
     prepare:
         Where its crop_neck, register and skull come from; what decides intensities is always the bundle's.
+    quality:
+        What is flagged and refused; the bundle's own by default.
 
     Raises
     ------
@@ -63,10 +76,15 @@ class Harmonizer:
     """
 
     def __init__(
-        self, bundle: Bundle, settings: HarmonizeConfig | None = None, prepare: PrepareConfig | None = None
+        self,
+        bundle: Bundle,
+        settings: HarmonizeConfig | None = None,
+        prepare: PrepareConfig | None = None,
+        quality: QualityConfig | None = None,
     ) -> None:
         self.bundle = bundle
         self.settings = settings or bundle.config.harmonize
+        self.quality = quality or bundle.config.quality
         self.prepare = bundle.config.prepare
         if prepare is not None:
             self.prepare = replace(
@@ -95,14 +113,23 @@ class Harmonizer:
             If the model does not know the sequence.
         DataError
             If the scan or its mask cannot be used.
+        RefusedError
+            If its tissues are not ordered as those of its sequence.
         """
         label = self.bundle.sequence_index(sequence)
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
-        image = self._sample(prepared, label)
-        native = self._to_native(volume, prepared, image)
-        return self._finished(volume.like(native), prepared, image)
+        figures = describe_scan(volume, prepared.brain, prepared.registration)
+        check_tissues(sequence, figures, self.quality.least_contrast)
+        planes = self._sample(prepared, label)
+        image = fuse(planes, prepared.mask, self.settings)
+        native = volume.like(self._to_native(volume, prepared, image))
+        figures["disagreement"] = float(planes[:, prepared.mask].std(axis=0).mean())
+        figures |= describe_outcome(volume, native, prepared.brain)
+        finished, space, stripped = self._finished(native, prepared)
+        source, flagged = volume.like(prepared.scaling.apply(volume.data)), flags(figures, self.quality)
+        return HarmonizedScan(finished, space, stripped, prepared, image, source, native, figures, flagged)
 
-    def _finished(self, native: Volume, prepared: Prepared, image: np.ndarray) -> HarmonizedScan:
+    def _finished(self, native: Volume, prepared: Prepared) -> tuple[Volume, str | None, bool]:
         """The image in the space and the intensities that were asked for, with or without what surrounds the brain."""
         found, brain, space = native, native.like(prepared.brain), None
         if self.settings.space == "template" and prepared.registration is not None:
@@ -114,10 +141,10 @@ class Harmonizer:
         if self.prepare.skull == "strip":
             data = data * (brain.data > 0.5)
         stripped = prepared.stripped or self.prepare.skull == "strip"
-        return HarmonizedScan(found.like(data), space, stripped, prepared, image)
+        return found.like(data), space, stripped
 
     def _sample(self, prepared: Prepared, label: int) -> np.ndarray:
-        return harmonize_volume(self.bundle.model, prepared.image, prepared.mask, label, self.settings)
+        return estimate_planes(self.bundle.model, prepared.image, prepared.mask, label, self.settings)
 
     def _to_native(self, volume: Volume, prepared: Prepared, image: np.ndarray) -> np.ndarray:
         """The harmonized image on the scan's grid, ``(I, J, K)`` float32, not negative.

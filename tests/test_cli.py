@@ -14,6 +14,7 @@ import pytest
 from mmh_ray import __version__
 from mmh_ray.cli import main, parse
 from mmh_ray.config import Config, load_config
+from mmh_ray.distributed.job import Job
 from mmh_ray.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.fast
@@ -198,8 +199,31 @@ def test_harmonize_tells_the_truth_by_its_exit_code(
     calls = stand_in("mmh_ray.distributed.harmonize", "harmonize", counts)
     line = ["harmonize", str(tmp_path), "out", "--model", "m", "--participant-label", "sub-01", "02"]
     assert main([*line, "--sequence", "T1w"]) == code
-    assert calls == [(str(tmp_path), "out", "m", Config(), ["01", "02"], ["T1w"])]
-    assert ("some images failed (the ledger says which)" in caplog.text) == bool(code)
+    assert calls == [(Job(str(tmp_path), "out", "m", Config(), ("01", "02"), ("T1w",)),)]
+    assert (f"some images failed: see {Path('out/report.html')}" in caplog.text) == bool(code)
+
+
+def test_flags_of_harmonize_are_settings(stand_in, tmp_path: Path) -> None:
+    calls = stand_in("mmh_ray.distributed.harmonize", "harmonize", {})
+    flags = "--space template --intensity source --detail model --skull strip --retry-failed harmonize.space=native"
+    assert main(["harmonize", str(tmp_path), "out", "--model", "m", *flags.split()]) == 0
+    [(job,)] = calls
+    assert job.retry_failed
+    chosen = job.config.harmonize
+    assert (chosen.space, chosen.intensity, chosen.detail) == ("template", "source", "model")
+    assert job.config.prepare.skull == "strip"
+
+
+def test_a_dry_run_shows_the_plan(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"image_id": "sub-1_T1w", "action": "harmonize", "reason": None},
+        {"image_id": "sub-2_FLAIR", "action": "refuse", "reason": "sequence FLAIR"},
+    ]
+    stand_in("mmh_ray.distributed.harmonize", "plan", rows)
+    assert main(["harmonize", str(tmp_path), "out", "--model", "m", "--dry-run"]) == 1
+    assert capsys.readouterr().out == "harmonize\tsub-1_T1w\nrefuse\tsub-2_FLAIR\tsequence FLAIR\n"
+    stand_in("mmh_ray.distributed.harmonize", "plan", rows[:1])
+    assert main(["harmonize", str(tmp_path), "out", "--model", "m", "--dry-run"]) == 0
 
 
 def test_evaluate_prints_the_table(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

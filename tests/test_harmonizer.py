@@ -51,6 +51,12 @@ def scan() -> tuple[Volume, np.ndarray]:
     return Volume((UNIT * data).astype(np.float32), affine), mask
 
 
+def as_sequence(scan: tuple[Volume, np.ndarray], sequence: str) -> Volume:
+    """The scan, or one whose dark tissue is bright."""
+    volume, mask = scan
+    return volume if sequence == "T1w" else volume.like(np.where(mask, 1.2 * UNIT - volume.data, 0).astype(np.float32))
+
+
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
     """An untrained model."""
@@ -63,7 +69,7 @@ def knowing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, slope: float = 1, o
     """A harmonizer whose model gives an affine style of the prepared image."""
 
     def sample(_self: Harmonizer, prepared: Prepared, _label: int) -> np.ndarray:
-        return (slope * prepared.image + offset * prepared.mask).astype(np.float32)
+        return (slope * prepared.image + offset * prepared.mask).astype(np.float32)[None]  # one plane
 
     monkeypatch.setattr(Harmonizer, "_sample", sample)
     return Harmonizer(bundle, HarmonizeConfig(**settings))
@@ -101,7 +107,7 @@ def test_an_affine_style_reaches_every_native_voxel_inside(
 def test_result_of_an_untrained_model_is_finite_and_not_negative(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], detail: str, sequence: str
 ) -> None:
-    volume, mask = scan
+    volume, mask = as_sequence(scan, sequence), scan[1]
     before = volume.data.copy()
     found = Harmonizer(bundle, HarmonizeConfig(detail=detail, planes=("axial",))).run(volume, sequence, mask)
     for image in (found.volume.data, found.model_image):
@@ -169,11 +175,11 @@ def test_label_of_the_sequence_reaches_the_model(
 
     def sample(_self: Harmonizer, prepared: Prepared, label: int) -> np.ndarray:
         labels.append(label)
-        return prepared.image
+        return prepared.image[None]
 
     monkeypatch.setattr(Harmonizer, "_sample", sample)
     for sequence in ("T2w", "T1w"):
-        Harmonizer(bundle).run(scan[0], sequence, scan[1])
+        Harmonizer(bundle).run(as_sequence(scan, sequence), sequence, scan[1])
     assert labels == [1, 0]
 
 

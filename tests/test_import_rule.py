@@ -25,7 +25,7 @@ MAY_USE = {
     "imaging": {*LEAVES, "imaging"},
     "models": {*LEAVES, "imaging", "models"},
     "evaluation": {*LEAVES, "imaging", "evaluation"},
-    "harmonizer": {*LEAVES, "imaging", "models"},
+    "harmonizer": {*LEAVES, "imaging", "models", "evaluation"},
     "tracking": {*CORE, "harmonizer"},
     "distributed": {*CORE, "harmonizer", "distributed"},
     "cli": {*CORE, "harmonizer", "distributed", "demo"},

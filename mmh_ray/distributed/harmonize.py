@@ -7,7 +7,6 @@ import logging
 import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from mmh_ray.bids.entities import output_path, parse
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.status import RunRecord, utc_now
-from mmh_ray.config import Config, HarmonizeConfig, PrepareConfig, to_dict
+from mmh_ray.config import HarmonizeConfig, PrepareConfig, to_dict
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.cohort_report import write_cohort_report
+from mmh_ray.distributed.job import Job
 from mmh_ray.distributed.manifest import probe_all
 from mmh_ray.distributed.worker import HarmonizeWorker, Row, is_current, ledger_row, template_space, unknown_sequence
 from mmh_ray.errors import ConfigError
@@ -38,31 +38,6 @@ ATTEMPTS = 2
 
 VERSIONS = ("ray", "torch", "diffusers", "SimpleITK", "nibabel", "numpy")
 """Packages whose version the record of a run holds."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run over an archive.
-
-    Attributes
-    ----------
-    bids, out:
-        Folders of the archive and of the derivatives.
-    model:
-        Bundle folder or ``models:/NAME@ALIAS``.
-    participants, sequences:
-        Labels without ``sub-`` and BIDS suffixes to keep; empty keeps all.
-    retry_failed:
-        Look only at images that an earlier run into ``out`` failed at or refused.
-    """
-
-    bids: str
-    out: str
-    model: str
-    config: Config
-    participants: tuple[str, ...] = ()
-    sequences: tuple[str, ...] = ()
-    retry_failed: bool = False
 
 
 def harmonize(job: Job) -> dict[str, int]:
@@ -190,7 +165,11 @@ def _tasks(job: Job, rows: list[Row], earlier: dict[str, Row]) -> list[Row]:
 
 def _record(job: Job, images: int, facts: Row) -> RunRecord:
     chosen = to_dict(job.config)
-    settings = {"harmonize": chosen["harmonize"], "prepare": _geometry(job.config.prepare), "quality": chosen["quality"]}
+    settings = {
+        "harmonize": chosen["harmonize"],
+        "prepare": _geometry(job.config.prepare),
+        "quality": chosen["quality"],
+    }
     return RunRecord(
         source=str(Path(job.bids).resolve()),
         model=facts["model"],

@@ -81,7 +81,7 @@ class HarmonizeWorker:
         scan = self._with_less_memory(row)
         write_volume(scan.volume, target)
         for path, image in zip(figure_paths(target), (scan.source, scan.harmonized), strict=True):
-            write_mosaic(path, image, scan.brain, scan.affine)
+            write_mosaic(path, image.data, scan.prepared.brain, image.affine)
         write_sidecar(target, self._sidecar(row, scan, digest))
         return ledger_row(row, "done", None, **facts, flags=list(scan.flags))
 
@@ -123,8 +123,8 @@ class HarmonizeWorker:
             "QC": scan.quality,
             "Flags": list(scan.flags),
             "BrainHistogram": {
-                "Before": histogram(scan.source[scan.brain]),
-                "After": histogram(scan.harmonized[scan.brain]),
+                "Before": histogram(scan.source.data[scan.prepared.brain]),
+                "After": histogram(scan.harmonized.data[scan.prepared.brain]),
             },
             "GeneratedBy": {"Name": "mmh_ray", "Version": code_version()},
         }

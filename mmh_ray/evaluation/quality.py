@@ -9,8 +9,12 @@ import numpy as np
 from mmh_ray.config import QualityConfig
 from mmh_ray.errors import RefusedError
 from mmh_ray.evaluation.cohort import Measure
+from mmh_ray.evaluation.curves import UPPER
+from mmh_ray.evaluation.metrics import gradient_correlation
 from mmh_ray.imaging.grid import to_grid
+from mmh_ray.imaging.registration import Registration
 from mmh_ray.imaging.template import template
+from mmh_ray.imaging.volume import Volume
 
 FLUID_IS_BRIGHT = {"T1w": False, "T2w": True, "FLAIR": False}
 """Whether fluid is the brightest or the darkest tissue; the contrasts of other sequences are not checked."""
@@ -32,7 +36,7 @@ def measures(config: QualityConfig) -> list[Measure]:
         Measure(
             "registration",
             "fits the template",
-            "How well the scan's brain and the ICBM-152 template share information after alignment; higher is better.",
+            "Share of the scan's local contrast that the tissues of the aligned ICBM-152 template explain; 1 is best.",
             config.least_registration,
             None,
         ),
@@ -91,24 +95,43 @@ def flags(figures: Mapping[str, float], config: QualityConfig) -> tuple[str, ...
     return tuple(found)
 
 
-def tissue_contrasts(
-    data: np.ndarray, mask: np.ndarray, affine: np.ndarray, from_template: np.ndarray
-) -> tuple[float, float]:
-    """Fluid less grey and white less grey matter, in standard deviations of the brain; (0, 0) where template and brain do not meet.
+def describe_scan(volume: Volume, brain: np.ndarray, registration: Registration | None) -> dict[str, float]:
+    """What the scan alone shows: ``brain_ml``, and where it is registered ``registration``, ``coverage`` and the contrasts.
 
     Parameters
     ----------
-    data, mask:
-        ``(I, J, K)`` scan and bool brain mask.
-    affine:
-        ``(4, 4)`` voxels to scan millimetres.
-    from_template:
-        ``(4, 4)`` template millimetres to scan millimetres.
+    brain:
+        ``(I, J, K)`` bool mask at the scan's grid.
     """
+    figures = {"brain_ml": float(brain.sum() * np.prod(volume.spacing) / 1000)}
+    if registration is None:
+        return figures
+    fluid, white = tissue_contrasts(volume, brain, registration)
+    coverage = _coverage(volume, registration)
+    more = {
+        "registration": registration.quality,
+        "coverage": coverage,
+        "fluid_contrast": fluid,
+        "white_contrast": white,
+    }
+    return figures | more
+
+
+def describe_outcome(source: Volume, harmonized: Volume, brain: np.ndarray) -> dict[str, float]:
+    """What harmonizing did: ``preservation`` of the edges, and the part of the brain that is too ``bright``; both on the scan's grid, the
+    harmonized image in unit intensity."""
+    return {
+        "preservation": gradient_correlation(harmonized.data, source.data, brain),
+        "bright": float((harmonized.data[brain] > UPPER).mean()),
+    }
+
+
+def tissue_contrasts(volume: Volume, brain: np.ndarray, registration: Registration) -> tuple[float, float]:
+    """Fluid less grey and white less grey matter, in standard deviations of the brain; (0, 0) where template and brain do not meet."""
     known = template()
-    grid, shape = from_template @ known.affine, known.brain.shape
-    image = to_grid(data, affine, grid, shape)
-    inside = to_grid(mask.astype(np.float32), affine, grid, shape) > 0.5
+    grid, shape = registration.matrix @ known.affine, known.brain.shape
+    image = to_grid(volume.data, volume.affine, grid, shape)
+    inside = to_grid(brain.astype(np.float32), volume.affine, grid, shape) > 0.5
     spread = float(image[inside].std()) if inside.any() else 0.0
     weights = [tissue**3 * inside for tissue in known.tissues]  # near 1 only where the tissue is alone
     if spread == 0 or not all(weight.any() for weight in weights):
@@ -117,7 +140,16 @@ def tissue_contrasts(
     return (fluid - grey) / spread, (white - grey) / spread
 
 
-def check_tissues(sequence: str, fluid: float, white: float, least: float) -> None:
+def _coverage(volume: Volume, registration: Registration) -> float:
+    """Part of the template's brain, laid into the scan, that the scan's field of view holds."""
+    known = template()
+    places = np.argwhere(known.brain) @ known.affine[:3, :3].T + known.affine[:3, 3]
+    step = np.linalg.inv(volume.affine) @ registration.matrix
+    voxels = places @ step[:3, :3].T + step[:3, 3]
+    return float(((voxels > -0.5) & (voxels < np.array(volume.data.shape) - 0.5)).all(axis=1).mean())
+
+
+def check_tissues(sequence: str, figures: Mapping[str, float], least: float) -> None:
     """Refuse a scan whose tissues are not ordered as those of its sequence: another sequence, no brain, a brain that lies otherwise.
 
     Raises
@@ -125,8 +157,9 @@ def check_tissues(sequence: str, fluid: float, white: float, least: float) -> No
     RefusedError
         If fluid does not differ from grey matter by ``least`` in the right direction, or white matter lies on the wrong side of grey.
     """
-    if sequence not in FLUID_IS_BRIGHT:
+    if sequence not in FLUID_IS_BRIGHT or "fluid_contrast" not in figures:
         return
+    fluid, white = figures["fluid_contrast"], figures["white_contrast"]
     sign = 1 if FLUID_IS_BRIGHT[sequence] else -1
     wrong_white = sequence in WHITE_IS_BRIGHT and (white > 0) != WHITE_IS_BRIGHT[sequence]
     if sign * fluid >= least and not wrong_white:

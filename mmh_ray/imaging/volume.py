@@ -7,6 +7,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -120,7 +121,8 @@ def check_memory(path: str | Path, free: int | None = None) -> None:
     Files that cannot be opened pass: :func:`read_volume` says what is wrong with them.
     """
     try:
-        voxels = math.prod(nib.load(path).shape[:3])
+        image: Any = nib.load(path)
+        voxels = math.prod(image.shape[:3])
     except (ImageFileError, OSError, EOFError, ValueError, zlib.error):
         return
     free = psutil.virtual_memory().available if free is None else free

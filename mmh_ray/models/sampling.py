@@ -23,11 +23,18 @@ INVERSION_TOP = 0.95
 """Share of the schedule that inversion climbs: at its very end the noise level hides the source."""
 
 
-@torch.inference_mode()
 def harmonize_volume(
     model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
 ) -> np.ndarray:
-    """The volume in the unified domain.
+    """The volume in the unified domain, ``(X, Y, Z)`` float32 unit intensity: :func:`estimate_planes`, fused."""
+    return fuse(estimate_planes(model, image, mask, sequence, settings), mask, settings)
+
+
+@torch.inference_mode()
+def estimate_planes(
+    model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
+) -> np.ndarray:
+    """The volume in the unified domain as each plane's slices show it.
 
     Parameters
     ----------
@@ -40,7 +47,7 @@ def harmonize_volume(
 
     Returns
     -------
-    ``(X, Y, Z)`` float32 unit intensity, finite, not negative, zero outside the mask.
+    ``(planes, X, Y, Z)`` float32 unit intensity.
 
     Raises
     ------
@@ -51,12 +58,17 @@ def harmonize_volume(
     conditioner = Conditioner(image, mask, domain, model.model_config)
     side = conditioner.side + model.model_config.slab - 1
     noise = np.random.default_rng(settings.seed).standard_normal((side,) * 3).astype(np.float32)
-    estimates = [
-        _run_plane(model, image, mask, noise, conditioner, plane, sequence, settings) for plane in settings.planes
-    ]
-    fused = np.median(estimates, axis=0) if settings.fusion == "median" else np.mean(estimates, axis=0)
-    if not np.isfinite(fused).all():
+    estimates = np.stack(
+        [_run_plane(model, image, mask, noise, conditioner, plane, sequence, settings) for plane in settings.planes]
+    )
+    if not np.isfinite(estimates).all():
         raise ModelError("values that are not finite from the denoiser", "finite intensities", "Train the model anew.")
+    return estimates
+
+
+def fuse(estimates: np.ndarray, mask: np.ndarray, settings: HarmonizeConfig) -> np.ndarray:
+    """One volume ``(X, Y, Z)`` float32 of the planes' estimates ``(planes, X, Y, Z)``; not negative, zero outside the mask."""
+    fused = np.median(estimates, axis=0) if settings.fusion == "median" else np.mean(estimates, axis=0)
     return (np.clip(fused, 0, None) * mask).astype(np.float32)
 
 
