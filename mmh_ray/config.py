@@ -190,6 +190,9 @@ class TrainConfig:
     """Weight of the gradient loss."""
     style_weight: float = 0.05
     """Weight of the style losses on slice groups (W1 of histograms, mean, standard deviation)."""
+    consistency_weight: float = 1.0
+    """Weight of the squared difference between what two simulated scanners' scans of one person become. Pairs lie side by side in the
+    stream; one whose halves fall to different workers does not count."""
     domain_decay: float = 0.95
     """Decay of the running unified-domain statistics."""
     validate_every: int = 250

@@ -115,7 +115,8 @@ class GroupMaker:
         label = self.config.model.sequences.index(sequence)
         slabs, seed = self.config.train.slabs_per_plane, _mix(self.config.train.seed, number)
         domain = self.domain.of_sequence(sequence)
-        return training_group(target, styled, mask, domain, label, slabs, self.config.model, seed)
+        twin = _mix(self.config.train.seed, ordinal // 2) if simulated else seed
+        return training_group(target, styled, mask, domain, label, slabs, self.config.model, seed, twin)
 
     def source(self, number: int) -> tuple[bool, int]:
         """Whether a group is simulated, and its ordinal among its kind; the kinds are evenly interleaved."""
@@ -142,7 +143,7 @@ class GroupMaker:
         return entry["sequence"], teacher.apply_inside(image, mask), styled.numpy(), mask
 
     def _simulated(self, ordinal: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-        sequence = self.simulable[ordinal // 8 % len(self.simulable)]
+        sequence = self.simulable[(ordinal // 2 + ordinal // 16) % len(self.simulable)]  # two scanners, one person
         settings, seed = self.config.prepare, self.config.train.seed
         scan, truth, mask = simulated_pair(ordinal, sequence, self.config.grid, seed, settings.upper_percentile)
         unify = MonotoneMap.between(self.domain.canonical[sequence], self.domain.quantiles[sequence])
@@ -208,11 +209,8 @@ def validation_batches(store_uri: str, config: Config, domain: UnifiedDomain) ->
             "volumes to validate on",
             "Raise manifest.val_fraction, or train.simulated_share above 0.",
         )
-    first = 10**9  # simulated people that training never reaches
-    return [
-        as_slab_batch({name: array[None] for name, array in maker.group(first + number).items()})
-        for number in range(config.train.validation_groups)
-    ]
+    numbers = 10**9 + np.arange(config.train.validation_groups)  # simulated people that training never reaches
+    return [as_slab_batch(maker({"id": pair})) for pair in np.split(numbers, range(2, len(numbers), 2))]
 
 
 def as_slab_batch(arrays: dict[str, np.ndarray]) -> SlabBatch:

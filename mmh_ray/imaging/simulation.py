@@ -25,14 +25,14 @@ def simulated_pair(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The ``index``-th simulated training example of a sequence.
 
-    A person is drawn anew every 8 uses: of 64 consecutive indices, 8 people are seen by 8 scanners each.
+    A person is drawn anew every 8 uses: of 64 consecutive indices, 8 people are seen by 8 scanners each, by two in a row.
 
     Returns
     -------
     ``(X, Y, Z)`` float32 scan in unit intensity, zero outside the brain; ``(X, Y, Z)`` float32 canonical image in its own
     units (white matter of T1w, grey matter of T2w at 1); ``(X, Y, Z)`` bool brain.
     """
-    number = index // (_TOGETHER * _REUSES) * _TOGETHER + index % _TOGETHER
+    number = index // (_TOGETHER * _REUSES) * _TOGETHER + index // 2 % _TOGETHER
     anatomy = _person(seed, number, grid)
     rng = np.random.default_rng([seed, index, SEQUENCES.index(sequence)])
     mask = anatomy.brain

@@ -20,6 +20,7 @@ from mmh_ray.models.losses import (
     group_statistics,
     masked_mse,
     style_distance,
+    twin_mse,
 )
 
 
@@ -39,6 +40,8 @@ class SlabBatch:
         ``(B,)`` long; ``group`` counts the volumes of the batch from 0.
     position:
         ``(B,)`` float, 0 to 1 along the plane's normal.
+    twin:
+        ``(B,)`` long; groups with the same number show the same slices of one person, seen by different scanners.
     key:
         ``(B,)`` long, seed of the slab's own noise and timestep: the same slab gets the same draw on any worker.
     """
@@ -50,6 +53,7 @@ class SlabBatch:
     plane: Tensor
     group: Tensor
     position: Tensor
+    twin: Tensor
     key: Tensor
 
     def to(self, device: torch.device) -> SlabBatch:
@@ -94,8 +98,10 @@ class GlobalHarmonizer(nn.Module):
             "mse": masked_mse(predicted, target, batch.mask, batch.group),
             "gradient": gradient_mse(predicted, target, batch.mask, batch.group),
             "style": self.style_loss(predicted, batch),
+            "consistency": twin_mse(predicted, batch.mask, batch.group, batch.twin),
         }
         loss = parts["mse"] + weights.gradient_weight * parts["gradient"]
+        loss = loss + weights.consistency_weight * parts["consistency"]
         return {"loss": loss + style_ramp * weights.style_weight * parts["style"], **parts}
 
     def predict(self, batch: SlabBatch, noise: Tensor, timestep: Tensor) -> Tensor:

@@ -62,18 +62,21 @@ def training_group(
     slabs_per_plane: int,
     model: ModelConfig,
     seed: int,
+    twin: int,
 ) -> dict[str, np.ndarray]:
     """One group: ``slabs_per_plane`` slabs of each plane, stratified along the brain so that together they stand for the volume.
 
+    ``seed`` draws its noise and ``twin`` its slices: groups of one person with the same twin number show the same slices.
+
     Returns arrays named as in ``SlabBatch`` (``group`` left out), with ``3 * slabs_per_plane`` slabs; images in float16.
     """
-    rng = np.random.default_rng([seed, 3])
+    rng, places_rng = np.random.default_rng([seed, 3]), np.random.default_rng([twin, 4])
     conditioner = Conditioner(styled, mask, domain, model)
     side = conditioner.side
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("image", "condition", "mask", "plane", "position")}
     for number, plane in enumerate(PLANES):
         slices = brain_slices(mask, plane)
-        places = (np.arange(slabs_per_plane) + rng.random(slabs_per_plane)) / slabs_per_plane
+        places = (np.arange(slabs_per_plane) + places_rng.random(slabs_per_plane)) / slabs_per_plane
         indices = slices[np.minimum((places * len(slices)).astype(int), len(slices) - 1)]
         parts["image"].append(take_slabs(target, plane, indices, model.slab, side).astype(np.float16))
         parts["condition"].append(conditioner.slabs(plane, indices.tolist()).astype(np.float16))
@@ -83,5 +86,6 @@ def training_group(
     group = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     count = len(group["plane"])
     group["sequence"] = np.full(count, sequence, np.int64)
+    group["twin"] = np.full(count, twin, np.int64)
     group["key"] = rng.integers(2**62, size=count)
     return group

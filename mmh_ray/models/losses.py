@@ -27,6 +27,22 @@ def gradient_mse(predicted: Tensor, target: Tensor, mask: Tensor, group: Tensor)
     return _mean_over_groups(squared * mask, mask, group)
 
 
+def twin_mse(predicted: Tensor, mask: Tensor, group: Tensor, twin: Tensor) -> Tensor:
+    """Mean squared difference, over the brain, of consecutive groups that show the same slices of one person; zero where there is no pair.
+
+    ``group`` and ``twin`` ``(B,)`` long; slabs of twins stand in the same order.
+    """
+    numbers = [twin[group == index][0] for index in range(int(group.max()) + 1)]
+    total, pairs = predicted.sum() * 0, 0
+    for index in range(len(numbers) - 1):
+        if numbers[index] == numbers[index + 1]:
+            first, second = group == index, group == index + 1
+            weight = mask[first]
+            error = (predicted[first] - predicted[second]).square() * weight
+            total, pairs = total + error.sum() / weight.sum().clamp_min(1), pairs + 1
+    return total / max(pairs, 1)
+
+
 def _mean_over_groups(values: Tensor, weights: Tensor, group: Tensor) -> Tensor:
     """Every volume counts the same, however the groups are shared out among workers."""
     sums = torch.stack([values.flatten(1).sum(1), weights.flatten(1).sum(1)], dim=1)

@@ -185,6 +185,17 @@ def test_simulated_groups_take_turns_among_the_sequences(store: str, domain: Uni
 
 
 @pytest.mark.fast
+def test_two_in_a_row_are_one_person_seen_by_two_scanners(store: str, domain: UnifiedDomain) -> None:
+    maker = GroupMaker(store, training(simulated_share=1.0), domain)
+    for number in (0, 2, 14):
+        one, other = maker.group(number), maker.group(number + 1)
+        for name in ("image", "mask", "sequence", "plane", "position", "twin"):
+            np.testing.assert_array_equal(one[name], other[name])
+        assert not np.array_equal(one["condition"], other["condition"])
+    assert maker.group(1)["twin"][0] != maker.group(2)["twin"][0]
+
+
+@pytest.mark.fast
 def test_nothing_is_simulated_of_sequences_that_cannot_be(tmp_path: Path) -> None:
     config = replace(CONFIG, model=replace(CONFIG.model, sequences=("FLAIR",)))
     uri = write_store(str(tmp_path), ("FLAIR", "T1w"))
@@ -280,7 +291,7 @@ def test_validation_is_fixed_and_of_the_validation_split(
 
     monkeypatch.setattr(PreparedStore, "read", record)
     first, again = (validation_batches(store, CONFIG, domain) for _ in range(2))
-    assert len(first) == 4
+    assert len(first) == 2
     assert len(set(shown)) == 2  # the other half of the groups is simulated
     assert all(name.startswith("val") for name in shown)
     for one, other in zip(first, again, strict=True):
@@ -291,8 +302,9 @@ def test_validation_is_fixed_and_of_the_validation_split(
 def test_without_validation_volumes_unseen_people_are_simulated(tmp_path: Path) -> None:
     uri = write_store(str(tmp_path), val=0)
     batches = validation_batches(uri, CONFIG, UnifiedDomain.of(PreparedStore(uri), CONFIG))
-    assert len(batches) == 4
-    assert len({int(batch.key[0]) for batch in batches}) == 4
+    assert len(batches) == 2  # of two groups each: one person seen by two scanners
+    assert len({key for batch in batches for key in batch.key.tolist()}) == sum(len(batch.key) for batch in batches)
+    assert all(len(set(batch.twin.tolist())) == 1 for batch in batches)
 
 
 @pytest.mark.fast

@@ -26,12 +26,13 @@ def test_same_index_has_the_same_bytes(sequence: str) -> None:
 
 
 def test_another_index_or_seed_is_another_scan() -> None:
-    plain, other_person, other_scanner, other_seed = (
-        simulated_pair(index, "T1w", GRID, seed) for index, seed in ((0, 0), (1, 0), (8, 0), (0, 1))
+    plain, other_person, other_scanner, much_later, other_seed = (
+        simulated_pair(index, "T1w", GRID, seed) for index, seed in ((0, 0), (2, 0), (1, 0), (16, 0), (0, 1))
     )
-    assert not np.array_equal(plain[0], other_scanner[0])
-    for same, expected in zip(other_scanner[1:], plain[1:], strict=True):  # the same person: the same truth and brain
-        np.testing.assert_array_equal(same, expected)
+    for again in (other_scanner, much_later):
+        assert not np.array_equal(plain[0], again[0])
+        for same, expected in zip(again[1:], plain[1:], strict=True):  # the same person: the same truth and brain
+            np.testing.assert_array_equal(same, expected)
     for other in (other_person, other_seed):
         assert not np.array_equal(plain[1], other[1])
 
@@ -118,5 +119,5 @@ def test_canonical_quantiles_are_monotone_and_leave_out_what_cannot_be_simulated
 
 def test_canonical_quantiles_are_the_mean_over_people() -> None:
     one, both = (canonical_quantiles(("T1w",), GRID, 0, people)["T1w"] for people in (1, 2))
-    mask, truth = (simulated_pair(1, "T1w", GRID, 0)[place] for place in (2, 1))
+    mask, truth = (simulated_pair(2, "T1w", GRID, 0)[place] for place in (2, 1))  # the second person
     np.testing.assert_allclose(2 * both - one, np.quantile(truth[mask], QUANTILES), atol=1e-5)

@@ -60,7 +60,7 @@ def model(tiny: ModelConfig) -> GlobalHarmonizer:
 def batch(brain: np.ndarray, mask: np.ndarray, uniform: np.ndarray, tiny: ModelConfig) -> SlabBatch:
     """Two groups of one slab a plane, T1w then T2w."""
     groups = [
-        training_group(brain**power, brain, mask, uniform, index, 1, tiny, seed=index)
+        training_group(brain**power, brain, mask, uniform, index, 1, tiny, seed=index, twin=index)
         for index, power in enumerate((1, 2))
     ]
     fields = {name: torch.from_numpy(np.concatenate([group[name] for group in groups])) for name in groups[0]}

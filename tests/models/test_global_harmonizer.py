@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -33,11 +35,20 @@ def test_loss_is_the_weighted_sum_of_its_parts(model: GlobalHarmonizer, batch: S
     weights = model.eval().train_config
     for ramp in (0.0, 0.5, 1.0):
         losses = model(batch, style_ramp=ramp)
-        expected = (
-            losses["mse"] + weights.gradient_weight * losses["gradient"] + ramp * weights.style_weight * losses["style"]
-        )
+        expected = losses["mse"] + weights.gradient_weight * losses["gradient"]
+        expected = expected + ramp * weights.style_weight * losses["style"]
         torch.testing.assert_close(losses["loss"], expected)
-        assert all(float(value.detach()) > 0 for value in losses.values())
+        assert all(float(value.detach()) > 0 for name, value in losses.items() if name != "consistency")
+        assert float(losses["consistency"].detach()) == 0  # the groups are no twins
+
+
+def test_twins_are_to_agree(model: GlobalHarmonizer, batch: SlabBatch) -> None:
+    twins = replace(batch, twin=torch.zeros_like(batch.twin))
+    with torch.no_grad():
+        losses, plain = model.eval()(twins), model(batch)
+    assert float(losses["consistency"]) > 0
+    weight = model.train_config.consistency_weight
+    torch.testing.assert_close(losses["loss"], plain["loss"] + weight * losses["consistency"])
 
 
 def test_same_keys_same_loss_other_keys_another(model: GlobalHarmonizer, batch: SlabBatch) -> None:

@@ -86,7 +86,7 @@ def test_validation_is_deterministic_and_leaves_randomness_and_training_alone(
     before, random = learner.state(), torch.get_rng_state()
     first, again = (learner.validate([batch, replace(batch, key=batch.key + 7)]) for _ in range(2))
     assert first == again
-    assert set(first) == {"val_loss", "val_mse", "val_gradient", "val_style"}
+    assert set(first) == {"val_loss", "val_mse", "val_gradient", "val_style", "val_consistency"}
     assert torch.equal(torch.get_rng_state(), random)
     after = learner.state()
     parts = [name for name in before if name.split("/")[0] in ("model", "average", "optimizer", "steps_done")]

@@ -12,6 +12,7 @@ from mmh_ray.models.losses import (
     group_statistics,
     masked_mse,
     style_distance,
+    twin_mse,
 )
 
 pytestmark = pytest.mark.fast
@@ -47,6 +48,19 @@ def test_groups_count_the_same_whatever_the_size_of_their_brains() -> None:
 def test_masked_mse_without_brain_is_finite() -> None:
     blank = torch.zeros(1, 1, 4, 4)
     assert float(masked_mse(blank + 1, blank, blank, ONE)) == pytest.approx(1)
+
+
+def test_twin_mse_by_hand() -> None:
+    """Groups 0 and 1 are twins that differ by 2 in the brain and by 9 outside; group 2 has no twin."""
+    predicted = torch.tensor([1.0, 3.0, 5.0])[:, None, None, None].expand(3, 1, 2, 2).clone()
+    mask = torch.ones(3, 1, 2, 2)
+    mask[:, :, 0, 0] = 0
+    predicted[1, 0, 0, 0] = 10
+    group = torch.arange(3)
+    assert float(twin_mse(predicted, mask, group, torch.tensor([4, 4, 5]))) == pytest.approx(4)
+    assert float(twin_mse(predicted, mask, group, torch.tensor([3, 4, 5]))) == 0
+    assert float(twin_mse(predicted, mask, group, torch.tensor([4, 4, 4]))) == pytest.approx(4)  # both pairs, the mean
+    assert float(twin_mse(predicted, torch.zeros_like(mask), group, torch.tensor([4, 4, 5]))) == 0
 
 
 def test_gradient_mse_is_zero_for_a_constant_error() -> None:
