@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import nibabel as nib
@@ -19,14 +21,22 @@ from mmh_ray.imaging.volume import Volume
 POOR = 0.3
 """Quality below which a registration is not believed."""
 
-_DOUBTFUL = 0.4
-"""Quality below which tilted starts are tried, too."""
-_TURNS = [Rotation.from_euler(axis, angle, degrees=True).as_matrix() for axis in "xyz" for angle in (-35, 35)]
-"""Tilts of the head from which they start."""
+_SURE, _DOUBTFUL = 0.6, 0.45
+"""Quality below which a second start is tried, and then more of them."""
+_TRIED = 4
+"""Starts that are tried at most."""
+_BLUR = (2.0, 6.0)
+"""Standard deviations, in template voxels, of the band of detail by which starts are compared."""
+_TURNS = [
+    Rotation.from_euler("xyz", [nod, lean, turn], degrees=True).as_matrix()
+    for nod in (0, -15, 15, -30, 30, -45, 45)
+    for lean, turn in ((0, 0), (20, 0), (-20, 0), (0, 20), (0, -20))
+]
+"""Tilts of the head from which the registration starts; people nod more than they turn."""
 _SCALP_MM = 12.0
 """Scalp and skull above the brain, where the registration of a head starts."""
-_STARTS = (0.85, 1.0)
-"""Sizes of a head, as a share of the template's, from which its registration starts; ICBM-152 is larger than most brains."""
+_STARTS = (0.85, 0.95)
+"""Sizes of a head, as a share of the template's, from which it starts; ICBM-152 is larger than most brains."""
 _SIZES = (0.5, 1.3)
 """Volume of a brain, as a share of the template's, within which a registration is believed."""
 _SMALLEST = 0.45
@@ -87,7 +97,11 @@ def register_head(volume: Volume, head: np.ndarray) -> Registration:
     scan = _Scan(*upright(volume, head, low, high, GRID_MM))
     target = (low + high) / 2
     target[2] = high[2] - _SCALP_MM - (known.top - known.middle[2])
-    return _believed(scan, target, _STARTS, _HEAD_MARGINS)
+    starts = [
+        _placed(target + np.array([0, ahead, up]), size, turn)
+        for size, turn, ahead, up in product(_STARTS, _TURNS, (0, -15, 15), (0, -20, -10, 10))
+    ]
+    return _believed(scan, starts, _HEAD_MARGINS)
 
 
 def register_brain(volume: Volume, brain: np.ndarray) -> Registration:
@@ -106,7 +120,8 @@ def register_brain(volume: Volume, brain: np.ndarray) -> Registration:
     centre = (volume.affine @ [*np.argwhere(brain).mean(axis=0), 1.0])[:3]
     offset = known.affine[:3, 3] + GRID_MM * np.argwhere(known.brain).mean(axis=0) - known.middle
     size = float(mask.sum() / known.brain.sum()) ** (1 / 3)
-    return _believed(scan, centre - size * offset, (size,) if size > _SMALLEST else (), _BRAIN_MARGINS)
+    starts = [_placed(centre - size * turn @ offset, size, turn) for turn in _TURNS]
+    return _believed(scan, starts, _BRAIN_MARGINS)
 
 
 def _overlap(brain: np.ndarray, affine: np.ndarray) -> float:
@@ -170,21 +185,19 @@ class _Scan:
     affine: np.ndarray
 
 
-def _believed(scan: _Scan, target: np.ndarray, sizes: tuple[float, ...], margins: tuple[int, ...]) -> Registration:
-    """The best registration that starts with the template's middle at the target, mm; a mere shift to there where that is poor.
-
-    Tilted starts are tried only where the upright ones leave a doubt.
-    """
-    starts = [[(size, np.eye(3)) for size in sizes], [(size, turn) for size in sizes[:1] for turn in _TURNS]]
+def _believed(scan: _Scan, starts: Sequence[np.ndarray], margins: tuple[int, ...]) -> Registration:
+    """The best registration from the most promising starts, ``(4, 4)`` each; where that is poor, a mere shift by the first of them."""
     best = Registration(np.eye(4), 0.0, "affine")
-    for size, turn in (start for group in starts if best.quality < _DOUBTFUL for start in group):
-        matrix = _registered(scan, target, size, turn, margins)
+    for number, start in enumerate(_promising(scan, starts)):
+        matrix = _registered(scan, start, margins)
         if matrix is not None and _SIZES[0] < np.linalg.det(matrix[:3, :3]) < _SIZES[1]:
             best = max(best, Registration(matrix, match(scan.data, scan.affine, matrix), "affine"), key=_quality)
+        if best.quality >= (_DOUBTFUL if number else _SURE):
+            break
     if best.quality >= POOR:
         return best
     shift = np.eye(4)
-    shift[:3, 3] = target - template().middle
+    shift[:3, 3] = (starts[0] @ [*template().middle, 1.0])[:3] - template().middle
     return Registration(shift, match(scan.data, scan.affine, shift), "centre of mass")
 
 
@@ -192,17 +205,48 @@ def _quality(registration: Registration) -> float:
     return registration.quality
 
 
-def _registered(scan: _Scan, target: np.ndarray, size: float, turn: np.ndarray, margins: tuple[int, ...]) -> np.ndarray:
+def _placed(target: np.ndarray, size: float, turn: np.ndarray) -> np.ndarray:
+    """``(4, 4)`` that lays the template's middle on the target, mm, of a size and turned about it."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = size * turn
+    matrix[:3, 3] = target - matrix[:3, :3] @ template().middle
+    return matrix
+
+
+def _promising(scan: _Scan, starts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The few starts that fit best, the best first, by :func:`match` on every third voxel of strongly smoothed contrast."""
+    known = template()
+    coarse = (slice(None, None, 3),) * 3
+    inside = known.brain[coarse]
+    design = np.stack([_blurred_contrast(tissue)[coarse][inside] for tissue in known.tissues], axis=1)
+    basis = np.linalg.qr(design - design.mean(axis=0))[0]
+    places = np.argwhere(inside) * 3 @ known.affine[:3, :3].T + known.affine[:3, 3]
+    contrast = _blurred_contrast(scan.data)
+
+    def fit(start: np.ndarray) -> float:
+        step = np.linalg.inv(scan.affine) @ start
+        values = ndimage.map_coordinates(contrast, (places @ step[:3, :3].T + step[:3, 3]).T, order=1)
+        values = values - values.mean()
+        return float(((values @ basis) ** 2).sum() / max(float(values @ values), 1e-12))
+
+    return sorted(starts, key=fit, reverse=True)[:_TRIED]
+
+
+def _blurred_contrast(image: np.ndarray) -> np.ndarray:
+    return ndimage.gaussian_filter(image, _BLUR[0]) - ndimage.gaussian_filter(image, _BLUR[1])
+
+
+def _registered(scan: _Scan, start: np.ndarray, margins: tuple[int, ...]) -> np.ndarray | None:
     """``(4, 4)`` from one start: a similarity, then an affine in one region after the other; None where it left the scan."""
     known = template()
     fixed, moving = _to_sitk(known.image, known.affine), _to_sitk(scan.data, scan.affine)
     regions = [_region(known, margin) for margin in margins]
-    start = sitk.Similarity3DTransform()
-    start.SetCenter(known.middle.tolist())
-    start.SetTranslation((target - known.middle).tolist())
-    start.SetMatrix((size * turn).ravel().tolist())
+    similar = sitk.Similarity3DTransform()
+    similar.SetCenter(known.middle.tolist())
+    similar.SetMatrix(start[:3, :3].ravel().tolist(), 1e-6)
+    similar.SetTranslation(((start @ [*known.middle, 1.0])[:3] - known.middle).tolist())
     try:
-        found = _general(_optimise(fixed, moving, regions[0], start, [3, 2]))
+        found = _general(_optimise(fixed, moving, regions[0], similar, [3, 2]))
         for region in regions:
             found = _optimise(fixed, moving, region, found, [2])
     except RuntimeError:  # ITK's way of saying that hardly a voxel of the region lies in the scan
