@@ -15,6 +15,8 @@ _SIZES = (0.5, 1.3)
 """Volume of a brain, as a share of the template's, within which an alignment is believed."""
 _SURE, _DOUBTFUL = 0.5, 0.3
 """Quality below which a second start is tried, and then more of them."""
+_HOPELESS = 0.1
+"""Quality of a similarity below which no affine follows."""
 _TRIED = 4
 """Starts that are tried at most."""
 _BLUR = (2.0, 6.0)
@@ -111,7 +113,7 @@ def _blurred_contrast(image: np.ndarray) -> np.ndarray:
 
 
 def _optimised(data: np.ndarray, affine: np.ndarray, start: np.ndarray, margins: tuple[int, ...]) -> np.ndarray | None:
-    """``(4, 4)`` from one start: a similarity, then an affine in one region after the other; None where it left the scan."""
+    """``(4, 4)`` from one start: a similarity, then an affine in one region after the other; None where it leads nowhere."""
     known = template()
     fixed, moving = _to_sitk(known.image, known.affine), _to_sitk(data, affine)
     regions = [_region(known, margin) for margin in margins]
@@ -121,13 +123,19 @@ def _optimised(data: np.ndarray, affine: np.ndarray, start: np.ndarray, margins:
     similar.SetTranslation(((start @ [*known.middle, 1.0])[:3] - known.middle).tolist())
     try:
         found = _general(_optimise(fixed, moving, regions[0], similar, [3, 2]))
+        if match(data, affine, _matrix(found)) < _HOPELESS:
+            return None
         for region in regions:
             found = _optimise(fixed, moving, region, found, [2])
     except RuntimeError:  # ITK's way of saying that hardly a voxel of the region lies in the scan
         return None
+    return _matrix(found)
+
+
+def _matrix(transform: sitk.AffineTransform) -> np.ndarray:
     matrix = np.eye(4)
-    matrix[:3, :3] = np.reshape(found.GetMatrix(), (3, 3))
-    matrix[:3, 3] = np.array(found.TransformPoint((0.0, 0.0, 0.0)))
+    matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
+    matrix[:3, 3] = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
     return matrix
 
 
