@@ -98,20 +98,19 @@ def test_unit_of_the_scan_does_not_matter(scans: dict[str, Volume]) -> None:
     assert distance(once.matrix, scaled.matrix) < 0.1
 
 
-def test_quality_tells_wrong_scans(scans: dict[str, Volume], rng: np.random.Generator) -> None:
+def test_quality_is_high_where_the_template_fits(scans: dict[str, Volume]) -> None:
+    for name in ("T1w brain", "T2w brain"):
+        assert register(scans[name]).quality > 2 * POOR
+
+
+@pytest.mark.parametrize("wrong", ["upside down", "noise"])
+def test_quality_tells_wrong_scans(scans: dict[str, Volume], rng: np.random.Generator, wrong: str) -> None:
     head = scans["T1w"]
-    wrong = {
-        "upside down": head.data[:, :, ::-1].copy(),
-        "noise": rng.random(head.data.shape, np.float32),
-        "almost constant": np.where(head.data > 0.2 * head.data.max(), 1, 0) + 1e-3 * rng.random(head.data.shape),
-    }
-    right = register(head)
-    assert right.quality > 2 * POOR
-    for name, data in wrong.items():
-        found = register(head.like(data.astype(np.float32)))
-        assert found.quality < POOR, name
-        assert found.method == "centre of mass"
-        np.testing.assert_array_equal(found.matrix[:3, :3], np.eye(3))
+    data = head.data[:, :, ::-1].copy() if wrong == "upside down" else rng.random(head.data.shape, np.float32)
+    found = register(head.like(data))
+    assert found.quality < 0.5 * POOR
+    assert found.method == "centre of mass"
+    np.testing.assert_array_equal(found.matrix[:3, :3], np.eye(3))
 
 
 def test_a_poor_fit_still_lies_on_the_head(scans: dict[str, Volume], rng: np.random.Generator) -> None:
