@@ -185,3 +185,8 @@ def test_flatten_names_every_leaf_as_an_override_does() -> None:
     assert flat["train.steps"] == TrainConfig().steps
     assert len(flat) == sum(len(section) for section in to_dict(Config()).values())
     assert load_config(None, [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in flat.items()])
+
+
+def test_template_space_needs_the_registration() -> None:
+    with pytest.raises(ConfigError, match=r"prepare\.register=False; expected true with harmonize\.space=template"):
+        load_config(None, ["prepare.register=false", "harmonize.space=template"])

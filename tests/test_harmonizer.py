@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
 from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig
-from mmh_ray.errors import DataError, ModelError
+from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.harmonizer import AIR_LEVEL, Harmonizer, with_smaller_batches
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.imaging.phantom import canonical
 from mmh_ray.imaging.preprocess import Prepared
+from mmh_ray.imaging.template import OUTPUT_AFFINE, OUTPUT_SHAPE, SPACE, template
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
@@ -166,6 +168,83 @@ def test_a_mask_is_estimated_where_none_is_given(
     found = knowing(bundle, monkeypatch).run(volume, "T1w")
     assert found.prepared.steps[0] == "mask: estimated"
     assert np.abs(found.volume.data - found.prepared.scaling.apply(volume.data))[mask].max() < 0.05
+
+
+@pytest.fixture(scope="module")
+def tilted(scan: tuple[Volume, np.ndarray]) -> tuple[Volume, np.ndarray]:
+    """The same head nodding by 25 degrees, with a header, and its mask."""
+    affine = np.eye(4)
+    affine[:3, :3] = turn(-25)
+    header = nib.Nifti1Header()
+    header.set_data_shape(scan[0].data.shape)
+    header.set_sform(affine @ scan[0].affine, code=1)
+    header["descrip"] = b"as it came"
+    return Volume(scan[0].data, header.get_sform(), header), scan[1]
+
+
+def test_a_tilted_head_comes_back_to_its_own_grid(
+    bundle: Bundle, tilted: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, mask = tilted
+    found = knowing(bundle, monkeypatch).run(volume, "T1w", mask)
+    assert found.prepared.registration is not None
+    assert found.prepared.registration.degrees > 15
+    assert (found.space, found.stripped) == (None, False)
+    np.testing.assert_array_equal(found.volume.affine, volume.affine)
+    assert found.volume.header == volume.header
+    unit = found.prepared.scaling.apply(volume.data)
+    assert np.abs(found.volume.data - unit)[mask].mean() < 0.01
+
+
+def test_template_space_has_the_templates_grid(
+    bundle: Bundle, tilted: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, mask = tilted
+    found = knowing(bundle, monkeypatch, space="template").run(volume, "T1w", mask)
+    assert found.space == SPACE
+    assert found.volume.data.shape == OUTPUT_SHAPE
+    assert found.volume.data.min() >= 0
+    np.testing.assert_array_equal(found.volume.affine, OUTPUT_AFFINE)
+    assert found.volume.header["sform_code"] == 4
+    inside = to_grid(template().brain, template().affine, OUTPUT_AFFINE, OUTPUT_SHAPE) > 0.5
+    bright = found.volume.data > 0.3
+    assert 2 * (bright & inside).sum() > 0.85 * (bright.sum() + inside.sum())
+
+
+def test_intensity_of_the_source_is_the_scans_own_scale(
+    bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, mask = scan
+    unit, source = (
+        knowing(bundle, monkeypatch, intensity=kind).run(volume, "T1w", mask) for kind in ("unit", "source")
+    )
+    np.testing.assert_allclose(source.volume.data, source.prepared.scaling.undo(unit.volume.data), rtol=1e-5)
+    assert np.percentile(source.volume.data[mask], 99.5) == pytest.approx(
+        np.percentile(volume.data[mask], 99.5), rel=0.05
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"intensity": "source"}, {"space": "template"}])
+def test_stripping_leaves_nothing_outside_the_mask(
+    bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]
+) -> None:
+    volume, mask = scan
+    harmonizer = knowing(bundle, monkeypatch, 0.5, 0.4, **settings)
+    harmonizer = Harmonizer(bundle, harmonizer.settings, PrepareConfig(skull="strip"))
+    assert not harmonizer.prepare.n4  # intensities are prepared as the model was trained
+    found = harmonizer.run(volume, "T1w", mask)
+    assert found.stripped
+    assert "skull: removed" in found.prepared.steps
+    if found.space is None:
+        assert not found.volume.data[~mask].any()
+        assert (found.volume.data[mask] > 0).all()
+    else:
+        assert 0.1 < (found.volume.data > 0).mean() < 0.3
+
+
+def test_template_space_without_registration_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match=r"prepare\.register=true"):
+        Harmonizer(bundle, HarmonizeConfig(space="template"), PrepareConfig(register=False))
 
 
 def test_label_of_the_sequence_reaches_the_model(

@@ -30,6 +30,8 @@ def row(number: int) -> dict:
         "image": (rng.uniform(0, 2, SHAPE) * mask).astype(np.float32),
         "mask": mask,
         "affine": rng.normal(size=(4, 4)),
+        "registration": rng.normal(size=(4, 4)) if number % 2 else None,
+        "quality": 0.5 if number % 2 else None,
         "low": 0.0,
         "high": 412.5,
         "quantiles": np.sort(rng.uniform(size=257)),
@@ -60,6 +62,9 @@ def check(store: PreparedStore) -> None:
         np.testing.assert_allclose(image, expected["image"], atol=2**-11)  # half a step of float16 below 2
         np.testing.assert_array_equal(mask, expected["mask"])
         np.testing.assert_array_equal(entry["affine"], expected["affine"])
+        assert (entry["registration"] is None) == (expected["registration"] is None)
+        if expected["registration"] is not None:
+            np.testing.assert_array_equal(entry["registration"], expected["registration"])
         for name in ("quantiles", "tissues"):
             np.testing.assert_allclose(entry[name], expected[name], rtol=1e-6)
         same = ("subject", "session", "site", "sequence", "split", "low", "high", "steps", "provenance")

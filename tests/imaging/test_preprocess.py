@@ -6,6 +6,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from mmh_ray.config import GridConfig, PrepareConfig
 from mmh_ray.errors import DataError
@@ -167,6 +168,44 @@ def test_steps_tell_what_was_done(anatomy: Anatomy, clean: np.ndarray) -> None:
     without = prepare_volume(scan, anatomy.brain, GRID, PLAIN).steps
     assert any("N4 (2,)" in step for step in with_n4)
     assert not any("N4" in step for step in without)
+
+
+def tilted(anatomy: Anatomy, clean: np.ndarray, degrees: float) -> Volume:
+    """The scan of a head that nods by so much."""
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler("x", degrees, degrees=True).as_matrix()
+    return Volume(clean, turn @ anatomy.affine)
+
+
+def test_a_tilted_head_is_upright_on_the_working_grid(anatomy: Anatomy, clean: np.ndarray) -> None:
+    upright = prepare_volume(Volume(clean, anatomy.affine), anatomy.brain, GRID, PLAIN)
+    nodding = tilted(anatomy, clean, 25)
+    found = prepare_volume(nodding, anatomy.brain, GRID, PLAIN)
+    off = nodding.affine[:3, :3] @ np.linalg.inv(anatomy.affine[:3, :3])
+    assert np.degrees(Rotation.from_matrix((found.affine[:3, :3] / GRID.spacing_mm).T @ off).magnitude()) < 4
+    assert 2 * (found.mask & upright.mask).sum() > 0.93 * (found.mask.sum() + upright.mask.sum())
+    np.testing.assert_allclose(np.linalg.norm(found.affine[:3, :3], axis=0), GRID.spacing_mm)
+    assert found.mask.sum() == pytest.approx(upright.mask.sum(), rel=0.03)  # a brain keeps its size
+    assert "tilted by 2" in found.steps[3]
+    assert "template axes" in found.steps[5]
+
+
+def test_an_upright_head_keeps_its_voxels(anatomy: Anatomy, clean: np.ndarray) -> None:
+    for degrees, settings in ((0, PLAIN), (25, PrepareConfig(n4=False, register=False))):
+        found = prepare_volume(tilted(anatomy, clean, degrees), anatomy.brain, GRID, settings)
+        np.testing.assert_array_equal(found.affine[:3, :3], GRID.spacing_mm * np.eye(3))
+    assert found.registration is None
+    assert found.steps[3] == "registration: not asked for"
+
+
+def test_what_is_there_already_is_skipped_and_recorded(anatomy: Anatomy, clean: np.ndarray) -> None:
+    found = prepare_volume(Volume(clean * anatomy.brain, anatomy.affine), None, GRID, PLAIN)
+    assert found.stripped
+    assert found.registration is not None
+    assert found.registration.method == "given space"
+    assert found.steps[1] == "neck: skipped, the mask leaves it out"
+    assert found.steps[2] == "skull: skipped, already removed"
+    assert found.steps[3].startswith("registration: skipped, already in the template's space")
 
 
 def test_mask_of_another_shape_is_refused(anatomy: Anatomy, clean: np.ndarray) -> None:

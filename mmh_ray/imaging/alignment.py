@@ -1,0 +1,179 @@
+"""Laying the template onto a scan: where to start, the optimisation of mutual information by ITK, and how good the result is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from mmh_ray.imaging.template import Template, template
+
+_SIZES = (0.5, 1.3)
+"""Volume of a brain, as a share of the template's, within which an alignment is believed."""
+_SURE, _DOUBTFUL = 0.5, 0.3
+"""Quality below which a second start is tried, and then more of them."""
+_HOPELESS = 0.1
+"""Quality of a similarity below which no affine follows."""
+_TRIED = 4
+"""Starts that are tried at most."""
+_BLUR = (2.0, 6.0)
+"""Standard deviations, in template voxels, of the band of detail by which starts are compared."""
+_DEEP = 3
+"""Template voxels from the brain's surface that do not count for the quality: an outline that fits says little."""
+_LOCAL = 4.0
+"""Standard deviation, in template voxels, of the window whose mean is taken away before contrast is compared."""
+
+
+def align(
+    data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray], margins: tuple[int, ...]
+) -> tuple[np.ndarray, float]:
+    """The best affine ``(4, 4)``, template millimetres to the scan's, and its quality, by :func:`match`; quality 0 where there is none.
+
+    Parameters
+    ----------
+    data, affine:
+        ``(I, J, K)`` and ``(4, 4)`` the scan on a grid of about the template's, with world axes.
+    starts:
+        ``(4, 4)`` each; the few most promising ones are followed.
+    margins:
+        Template voxels around its brain that count, in one affine pass after the other.
+    """
+    best, quality = np.eye(4), 0.0
+    for number, start in enumerate(_promising(data, affine, starts)):
+        matrix = _optimised(data, affine, start, margins)
+        if matrix is not None and _SIZES[0] < np.linalg.det(matrix[:3, :3]) < _SIZES[1]:
+            found = match(data, affine, matrix)
+            best, quality = (matrix, found) if found > quality else (best, quality)
+        if quality >= (_DOUBTFUL if number else _SURE):
+            break
+    return best, quality
+
+
+def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray) -> float:
+    """Share of a scan's local contrast deep inside the brain that the aligned template's tissues explain, 0 to 1.
+
+    The coefficient of determination of the linear regression of the scan on the template's shares of grey matter, white matter and
+    fluid, all smoothed and high-passed, over the part of the template's brain that the scan shows. So it needs no sequence, no
+    unit and no flat receive field. Zero where the scan shows less than half of the brain.
+
+    Parameters
+    ----------
+    data, affine:
+        ``(I, J, K)`` and ``(4, 4)`` the scan on a grid of about the template's.
+    matrix:
+        ``(4, 4)`` template millimetres to the scan's.
+    """
+    known = template()
+    step = np.linalg.inv(affine) @ matrix @ known.affine
+    seen = ndimage.affine_transform(np.ones_like(data), step, output_shape=known.image.shape, order=0)
+    deep = ndimage.binary_erosion(known.brain, iterations=_DEEP)
+    region = deep & (seen > 0)
+    if 2 * region.sum() < deep.sum():
+        return 0.0
+    scan = ndimage.affine_transform(data, step, output_shape=known.image.shape, order=1)
+    wanted, *tissues = (_local_contrast(image, region) for image in (scan, *known.tissues))
+    design = np.stack(tissues, axis=1)
+    left = wanted - design @ np.linalg.lstsq(design, wanted, rcond=None)[0]
+    total = float((wanted**2).sum())
+    return max(0.0, 1 - float((left**2).sum()) / total) if total > 0 else 0.0
+
+
+def _local_contrast(image: np.ndarray, region: np.ndarray) -> np.ndarray:
+    smooth = ndimage.gaussian_filter(image, 1.0)
+    weight = np.maximum(ndimage.gaussian_filter(region.astype(np.float32), _LOCAL), 1e-3)
+    contrast = (smooth - ndimage.gaussian_filter(smooth * region, _LOCAL) / weight)[region].astype(np.float64)
+    return contrast - contrast.mean()
+
+
+def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The few starts that fit best, the best first, by :func:`match` on every third voxel of strongly smoothed contrast."""
+    known = template()
+    coarse = (slice(None, None, 3),) * 3
+    inside = known.brain[coarse]
+    design = np.stack([_blurred_contrast(tissue)[coarse][inside] for tissue in known.tissues], axis=1)
+    basis = np.linalg.qr(design - design.mean(axis=0))[0]
+    places = np.argwhere(inside) * 3 @ known.affine[:3, :3].T + known.affine[:3, 3]
+    to_scan = np.linalg.inv(affine)
+    contrast = _blurred_contrast(data)
+
+    def fit(start: np.ndarray) -> float:
+        step = to_scan @ start
+        values = ndimage.map_coordinates(contrast, (places @ step[:3, :3].T + step[:3, 3]).T, order=1)
+        values = values - values.mean()
+        return float(((values @ basis) ** 2).sum() / max(float(values @ values), 1e-12))
+
+    return sorted(starts, key=fit, reverse=True)[:_TRIED]
+
+
+def _blurred_contrast(image: np.ndarray) -> np.ndarray:
+    return ndimage.gaussian_filter(image, _BLUR[0]) - ndimage.gaussian_filter(image, _BLUR[1])
+
+
+def _optimised(data: np.ndarray, affine: np.ndarray, start: np.ndarray, margins: tuple[int, ...]) -> np.ndarray | None:
+    """``(4, 4)`` from one start: a similarity, then an affine in one region after the other; None where it leads nowhere."""
+    known = template()
+    fixed, moving = _to_sitk(known.image, known.affine), _to_sitk(data, affine)
+    regions = [_region(known, margin) for margin in margins]
+    similar = sitk.Similarity3DTransform()
+    similar.SetCenter(known.middle.tolist())
+    similar.SetMatrix(start[:3, :3].ravel().tolist(), 1e-6)
+    similar.SetTranslation(((start @ [*known.middle, 1.0])[:3] - known.middle).tolist())
+    try:
+        found = _general(_optimise(fixed, moving, regions[0], similar, [3, 2]))
+        if match(data, affine, _matrix(found)) < _HOPELESS:
+            return None
+        for region in regions:
+            found = _optimise(fixed, moving, region, found, [2])
+    except RuntimeError:  # ITK's way of saying that hardly a voxel of the region lies in the scan
+        return None
+    return _matrix(found)
+
+
+def _matrix(transform: sitk.AffineTransform) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
+    matrix[:3, 3] = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    return matrix
+
+
+def _region(known: Template, margin: int) -> sitk.Image:
+    wider = ndimage.binary_dilation(known.brain, iterations=margin)
+    return _to_sitk(wider.astype(np.uint8), known.affine)
+
+
+def _general(transform: Any) -> sitk.AffineTransform:
+    """The same transform as a general affine one."""
+    general = sitk.AffineTransform(3)
+    general.SetCenter(transform.GetCenter())
+    general.SetMatrix(transform.GetMatrix())
+    general.SetTranslation(transform.GetTranslation())
+    return general
+
+
+def _optimise(fixed: sitk.Image, moving: sitk.Image, region: sitk.Image, start: Any, shrink: list[int]) -> Any:
+    """The transform that maximises the mutual information inside the region, from a start of the same kind."""
+    method = sitk.ImageRegistrationMethod()
+    method.SetNumberOfThreads(1)
+    method.SetMetricAsMattesMutualInformation(32)
+    method.SetMetricFixedMask(region)
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(0.5, 1)  # a seed: by default it is the clock
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.005, 200, relaxationFactor=0.6)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel(shrink)
+    method.SetSmoothingSigmasPerLevel([float(factor - 1) for factor in shrink])
+    method.SetInitialTransform(start, inPlace=True)
+    method.Execute(fixed, moving)
+    return start
+
+
+def _to_sitk(data: np.ndarray, affine: np.ndarray) -> sitk.Image:
+    """A grid with RAS axes as an ITK image whose millimetres are ours."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
+    image.SetSpacing([float(size) for size in np.diag(affine)[:3]])
+    image.SetOrigin([float(value) for value in affine[:3, 3]])
+    return image

@@ -1,0 +1,46 @@
+"""Effective resolution: slices that are thick, or were and are stored on thin voxels, are told; nothing else is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmh_ray.imaging.grid import to_grid
+from mmh_ray.imaging.resolution import COARSE, describe, smoothness
+from mmh_ray.imaging.volume import Volume
+
+pytestmark = pytest.mark.fast
+
+SHAPE = (48, 48, 48)
+MASK = np.ones(SHAPE, bool)
+
+
+@pytest.fixture
+def even(rng: np.random.Generator) -> Volume:
+    """Texture of the same smoothness along all axes, 1 mm voxels."""
+    knots = Volume(rng.random((20, 20, 20), np.float32), np.diag([3.0, 3, 3, 1]))
+    return Volume(to_grid(knots.data, knots.affine, np.eye(4), SHAPE, order=3), np.eye(4))
+
+
+def test_even_texture_is_even(even: Volume) -> None:
+    widths = smoothness(even, MASK)
+    assert widths.max() / widths.min() < 1.15
+    assert "coarser" not in describe(even, MASK)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_thick_slices_are_told_even_on_thin_voxels(even: Volume, axis: int) -> None:
+    factor, shape = np.ones(4), list(SHAPE)
+    factor[axis], shape[axis] = 6, 8
+    thick = Volume(to_grid(even.data, even.affine, np.diag(factor), tuple(shape)), np.diag(factor))
+    thin = Volume(to_grid(thick.data, thick.affine, np.eye(4), SHAPE), np.eye(4))
+    for scan in (thick, thin):
+        widths = smoothness(scan, np.ones(scan.data.shape, bool))
+        assert np.argmax(widths) == axis
+        assert widths.max() / widths.min() > COARSE
+        assert f"coarser along axis {'ijk'[axis]}" in describe(scan, np.ones(scan.data.shape, bool))
+
+
+def test_smoothness_is_in_millimetres_and_free_of_units(even: Volume) -> None:
+    double = Volume(1000 * even.data, np.diag([2.0, 2, 2, 1]))
+    np.testing.assert_allclose(smoothness(double, MASK), 2 * smoothness(even, MASK), rtol=1e-3)
