@@ -12,7 +12,7 @@ from scipy import ndimage
 REGULARISATION = 1e-4
 """Added to the local variance of the scan (unit intensity squared): below it a window counts as flat."""
 
-NOISE = 0.013
+NOISE = 0.019
 """Standard deviation, in unit intensity, of the noise that is left in every scan: its level is part of a scanner's look, too."""
 
 

@@ -1,0 +1,105 @@
+"""What the quality figures of a scan are on real scans, on the same scans spoilt, and on what is no adult's MRI at all.
+
+    python benchmarks/quality.py BIDS                # every third image; --every 1 takes all
+    python benchmarks/quality.py BIDS --json quality.json
+
+Only preparation runs: these figures need no model. For every group the table gives the range of each figure and how many scans would be
+refused as the sequence in brackets; config.py's thresholds (section `quality`) come from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from mmh_ray.bids.manifest import find_images
+from mmh_ray.config import Config
+from mmh_ray.errors import MMHError, RefusedError
+from mmh_ray.evaluation.quality import check_tissues, describe_scan
+from mmh_ray.imaging.anatomy import TISSUES, Person, simulate_anatomy
+from mmh_ray.imaging.preprocess import prepare_volume
+from mmh_ray.imaging.volume import Volume, read_volume
+
+CONFIG = Config()
+FIGURES = ("registration", "coverage", "brain_ml", "fluid_contrast", "white_contrast")
+HOUNSFIELD = {"CSF": 8.0, "GM": 37.0, "WM": 28.0, "lesion": 30.0, "scalp": 60.0, "bone": 1000.0}
+AIR = 1000.0
+
+
+def spoilt(volume: Volume, sequence: str) -> Iterator[tuple[str, str, Volume]]:
+    """A scan as it is, then spoilt: name of the group, sequence it is taken for, volume."""
+    other = "T2w" if sequence == "T1w" else "T1w"
+    yield f"{sequence} as {sequence}", sequence, volume
+    yield f"{sequence} as {other}", other, volume
+    flipped = np.array(volume.affine)
+    flipped[2] *= -1  # superior becomes inferior
+    yield f"{sequence} upside down", sequence, Volume(volume.data, flipped, volume.header)
+    small = np.diag([0.7, 0.7, 0.7, 1.0]) @ volume.affine
+    yield f"{sequence} at 0.7 of its size", sequence, Volume(volume.data, small, volume.header)
+    noise = np.random.default_rng(0).rayleigh(1, volume.data.shape).astype(np.float32)
+    yield f"noise as {sequence}", sequence, volume.like(noise)
+
+
+def computed_tomography(seed: int) -> Volume:
+    """A head in Hounsfield units above air: grey matter a little brighter than white, fluid dark, a skull brighter than all."""
+    anatomy = simulate_anatomy(Person(seed, scalp=True), 2.0)
+    brain, scalp = anatomy.fractions.sum(0), anatomy.scalp
+    inside = ndimage.binary_fill_holes(brain + scalp > 0.5)
+    bone = np.clip(inside - brain - scalp, 0, 1)
+    shares = dict(zip(TISSUES, anatomy.fractions, strict=True)) | {"scalp": scalp, "bone": bone}
+    data = sum(HOUNSFIELD[tissue] * share for tissue, share in shares.items()) - AIR * (1 - inside)
+    noise = np.random.default_rng(seed).normal(0, 4, brain.shape)
+    return Volume((data + noise).astype(np.float32), anatomy.affine)
+
+
+def main() -> None:
+    """Prepare every scan and its spoilt copies and print the ranges by group."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bids")
+    parser.add_argument("--every", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="file for all figures")
+    arguments = parser.parse_args()
+    found = [
+        row for row in find_images(arguments.bids, require_site=False) if row["sequence"] in ("T1w", "T2w", "FLAIR")
+    ]
+    rows = defaultdict(list)
+    for row in found[:: arguments.every]:
+        for group, sequence, volume in spoilt(read_volume(row["uri"]), row["sequence"]):
+            rows[group].append(measured(volume, sequence) | {"image_id": row["image_id"]})
+    for seed in range(4):
+        for sequence in ("T1w", "T2w"):
+            rows[f"CT as {sequence}"].append(measured(computed_tomography(seed), sequence))
+    print(f"{'group':<26} {'n':>3} {'refused':>8}" + "".join(f"{name:>18}" for name in FIGURES))
+    for group, figures in rows.items():
+        cells = []
+        for name in FIGURES:
+            values = [row[name] for row in figures if name in row]
+            cells.append(f"{min(values):.2f} to {max(values):.2f}" if values else "-")
+        refused = sum(row["refused"] for row in figures)
+        print(f"{group:<26} {len(figures):>3} {refused:>8}" + "".join(f"{cell:>18}" for cell in cells))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def measured(volume: Volume, sequence: str) -> dict[str, float]:
+    """The figures of a scan and whether it is refused as that sequence."""
+    try:
+        prepared = prepare_volume(volume, None, CONFIG.grid, CONFIG.prepare)
+    except MMHError:
+        return {"refused": True}
+    figures = describe_scan(volume, prepared.brain, prepared.registration)
+    try:
+        check_tissues(sequence, figures, CONFIG.quality.least_contrast)
+    except RefusedError:
+        return figures | {"refused": True}
+    return figures | {"refused": False}
+
+
+if __name__ == "__main__":
+    main()
