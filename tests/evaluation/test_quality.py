@@ -1,0 +1,92 @@
+"""Figures of a scan's quality: tissues in their order, a field of view that cuts, an image that is its source."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmh_ray.config import QualityConfig
+from mmh_ray.errors import RefusedError
+from mmh_ray.evaluation.quality import check_tissues, describe_outcome, describe_scan, flags, measures
+from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
+from mmh_ray.imaging.phantom import canonical
+from mmh_ray.imaging.registration import Registration
+from mmh_ray.imaging.volume import Volume
+
+pytestmark = pytest.mark.fast
+
+LEAST = QualityConfig().least_contrast
+
+
+@pytest.fixture(scope="module")
+def anatomy() -> Anatomy:
+    """A person on the template's axes; the registration of such a one is all but the identity."""
+    return simulate_anatomy(Person(3), 3.0)
+
+
+def figures_of(anatomy: Anatomy, data: np.ndarray, quality: float = 0.6) -> dict[str, float]:
+    """Figures under the identity as registration."""
+    registration = Registration(np.eye(4), quality, "given space")
+    return describe_scan(Volume(data.astype(np.float32), anatomy.affine), anatomy.brain, registration)
+
+
+@pytest.mark.parametrize("sequence", ["T1w", "T2w"])
+@pytest.mark.parametrize("gain", [1.0, 1000.0])
+def test_a_scan_passes_as_what_it_is_and_not_as_another(anatomy: Anatomy, sequence: str, gain: float) -> None:
+    figures = figures_of(anatomy, gain * canonical(anatomy, sequence, 3.0))
+    check_tissues(sequence, figures, LEAST)
+    check_tissues("PDw", figures, LEAST)  # of which nothing is known
+    for other in {"T1w", "T2w"} - {sequence}:
+        with pytest.raises(RefusedError, match=f"expected a {other}: fluid (brighter|darker) than grey matter"):
+            check_tissues(other, figures, LEAST)
+
+
+@pytest.mark.parametrize("sequence", ["T1w", "T2w", "FLAIR"])
+def test_noise_is_refused(anatomy: Anatomy, rng: np.random.Generator, sequence: str) -> None:
+    figures = figures_of(anatomy, rng.rayleigh(1, anatomy.brain.shape) * anatomy.brain)
+    assert abs(figures["fluid_contrast"]) < LEAST
+    with pytest.raises(RefusedError):
+        check_tissues(sequence, figures, LEAST)
+
+
+def test_a_field_of_view_that_cuts_the_brain_shows(anatomy: Anatomy) -> None:
+    scan, half = canonical(anatomy, "T1w", 3.0), anatomy.brain.shape[2] // 2
+    registration = Registration(np.eye(4), 0.6, "given space")
+    whole = figures_of(anatomy, scan)
+    cut = describe_scan(Volume(scan[:, :, :half], anatomy.affine), anatomy.brain[:, :, :half], registration)
+    assert whole["coverage"] == pytest.approx(1, abs=0.01)
+    assert cut["coverage"] < 0.7
+    assert cut["brain_ml"] < 0.7 * whole["brain_ml"]
+    assert any(flag.startswith("brain in view") for flag in flags(cut, QualityConfig()))
+
+
+def test_without_a_registration_only_the_volume_is_known(anatomy: Anatomy) -> None:
+    found = describe_scan(Volume(canonical(anatomy, "T1w", 3.0), anatomy.affine), anatomy.brain, None)
+    assert found == {"brain_ml": pytest.approx(anatomy.brain.sum() * 27 / 1000)}
+    check_tissues("T2w", found, LEAST)
+
+
+def test_an_image_that_is_its_source_is_kept_whole(anatomy: Anatomy) -> None:
+    scan = Volume(canonical(anatomy, "T1w", 3.0), anatomy.affine)
+    assert describe_outcome(scan, scan, anatomy.brain) == {"preservation": pytest.approx(1), "bright": 0}
+    loud = scan.like(2 * scan.data)
+    assert describe_outcome(scan, loud, anatomy.brain)["bright"] > 0.3
+
+
+def test_every_bound_has_its_flag() -> None:
+    config = QualityConfig()
+    good = {
+        "preservation": 0.97,
+        "registration": 0.6,
+        "coverage": 1,
+        "brain_ml": 1300,
+        "disagreement": 0.02,
+        "bright": 0,
+    }
+    assert flags(good, config) == ()
+    for measure in measures(config):
+        for bound, beyond in ((measure.low, -1), (measure.high, 1)):
+            if bound is not None:
+                [flag] = flags(good | {measure.name: bound + beyond * 0.001}, config)
+                assert flag.startswith(measure.label)
+    assert len(flags(dict.fromkeys(good, float("nan")), config)) == 0
