@@ -29,7 +29,7 @@ _TURNS = [
 """Tilts of the head from which the registration starts; people nod more than they turn."""
 _SCALP_MM = 12.0
 """Scalp and skull above the brain, where the registration of a head starts."""
-_STARTS = (0.85, 0.95)
+_STARTS = (0.85, 1.0)
 """Sizes of a head, as a share of the template's, from which it starts; ICBM-152 is larger than most brains."""
 _SMALLEST = 0.45
 """Diameter of a brain, as a share of the template's, below which it is no brain that could be registered."""
@@ -89,7 +89,7 @@ def register_head(volume: Volume, head: np.ndarray) -> Registration:
     target[2] = high[2] - _SCALP_MM - (known.top - known.middle[2])
     starts = [
         _placed(target + np.array([0, ahead, up]), size, turn)
-        for size, turn, ahead, up in product(_STARTS, _TURNS, (0, -15, 15), (0, -20, -10, 10))
+        for turn, ahead, up, size in product(_TURNS, (0, -15, 15), (0, -20, -10, 10), _STARTS)
     ]
     return _registered(data, affine, starts, _HEAD_MARGINS)
 
