@@ -17,7 +17,7 @@ _SURE, _DOUBTFUL = 0.5, 0.3
 """Quality below which a second start is tried, and then more of them."""
 _HOPELESS = 0.1
 """Quality of a similarity below which no affine follows."""
-_TRIED = 4
+_TRIED = 6
 """Starts that are tried at most."""
 _BLUR = (2.0, 6.0)
 """Standard deviations, in template voxels, of the band of detail by which starts are compared."""
@@ -89,15 +89,17 @@ def _local_contrast(image: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 
 def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The few starts that fit best, the best first, by :func:`match` on every third voxel of strongly smoothed contrast."""
+    """The few starts to follow: the best, the first two of all, which guess nothing, and those after the best.
+
+    They are compared much as by :func:`match`, but on every third voxel of strongly smoothed contrast.
+    """
     known = template()
     coarse = (slice(None, None, 3),) * 3
     inside = known.brain[coarse]
     design = np.stack([_blurred_contrast(tissue)[coarse][inside] for tissue in known.tissues], axis=1)
     basis = np.linalg.qr(design - design.mean(axis=0))[0]
     places = np.argwhere(inside) * 3 @ known.affine[:3, :3].T + known.affine[:3, 3]
-    to_scan = np.linalg.inv(affine)
-    contrast = _blurred_contrast(data)
+    to_scan, contrast = np.linalg.inv(affine), _blurred_contrast(data)
 
     def fit(start: np.ndarray) -> float:
         step = to_scan @ start
@@ -105,7 +107,8 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
         values = values - values.mean()
         return float(((values @ basis) ** 2).sum() / max(float(values @ values), 1e-12))
 
-    return sorted(starts, key=fit, reverse=True)[:_TRIED]
+    best, *others = sorted(starts, key=fit, reverse=True)
+    return [best, *starts[:2], *others[: _TRIED - 3]]
 
 
 def _blurred_contrast(image: np.ndarray) -> np.ndarray:
