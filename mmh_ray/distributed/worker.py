@@ -86,20 +86,27 @@ class HarmonizeWorker:
         return ledger_row(row, "done", None, **facts, flags=list(scan.flags))
 
     def _with_less_memory(self, row: Row) -> HarmonizedScan:
-        """Harmonize; where memory runs out, with half the batch, again and again, then on the CPU."""
+        """Harmonize; where memory runs out, with half the batch, again and again, then on the CPU. Later images keep the smaller batch."""
         check_memory(row["uri"])
         volume = read_volume(row["uri"])
         mask = read_volume(row["mask_uri"]).data > 0.5 if row["mask_uri"] else None
-        while True:
-            try:
-                return self.harmonizer.run(volume, row["sequence"], mask)
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                if self.harmonizer.settings.batch_slabs == 1:
-                    self.harmonizer.bundle.model.to("cpu")
-                smaller = with_smaller_batches(self.harmonizer.settings)
-                log.warning("%s: out of memory, %d slabs a batch", row["image_id"], smaller.batch_slabs)
-                self.harmonizer.settings = smaller
+        harmonizer, model = self.harmonizer, self.harmonizer.bundle.model
+        device = next(model.parameters()).device
+        try:
+            while True:
+                try:
+                    return harmonizer.run(volume, row["sequence"], mask)
+                except torch.OutOfMemoryError as error:
+                    torch.cuda.empty_cache()
+                    if harmonizer.settings.batch_slabs > 1:
+                        harmonizer.settings = with_smaller_batches(harmonizer.settings)
+                    elif next(model.parameters()).device != torch.device("cpu"):
+                        model.to("cpu")
+                    else:
+                        raise MemoryError(f"not even one slab at a time fits on the CPU: {error}") from error
+                    log.warning("%s: out of memory, %d slabs a batch", row["image_id"], harmonizer.settings.batch_slabs)
+        finally:
+            model.to(device)
 
     def _sidecar(self, row: Row, scan: HarmonizedScan, digest: str) -> Row:
         """What was done to the image, for whoever finds it."""

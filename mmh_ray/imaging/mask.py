@@ -68,4 +68,4 @@ def find_brain(volume: Volume, crop_neck: bool = True) -> Brain:
 def is_stripped(volume: Volume) -> bool:
     """Whether the skull was removed: most voxels are exactly zero, and the others are no more than a brain."""
     voxel_ml = float(np.prod(volume.spacing)) / 1000
-    return float((volume.data == 0).mean()) > 0.4 and (volume.data != 0).sum() * voxel_ml < _LARGEST_BRAIN_ML
+    return float((volume.data == 0).mean()) > 0.4 and float((volume.data != 0).sum()) * voxel_ml < _LARGEST_BRAIN_ML
