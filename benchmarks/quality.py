@@ -21,7 +21,7 @@ from scipy import ndimage
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.config import Config
 from mmh_ray.errors import MMHError, RefusedError
-from mmh_ray.evaluation.quality import check_tissues, describe_scan
+from mmh_ray.evaluation.quality import check_scan, describe_scan
 from mmh_ray.imaging.anatomy import TISSUES, Person, simulate_anatomy
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import Volume, read_volume
@@ -95,7 +95,7 @@ def measured(volume: Volume, sequence: str) -> dict[str, float]:
         return {"refused": True}
     figures = describe_scan(volume, prepared.brain, prepared.registration)
     try:
-        check_tissues(sequence, figures, CONFIG.quality.least_contrast)
+        check_scan(sequence, figures, CONFIG.quality)
     except RefusedError:
         return figures | {"refused": True}
     return figures | {"refused": False}

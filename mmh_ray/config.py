@@ -268,17 +268,20 @@ class HarmonizeConfig:
 class QualityConfig:
     """When a harmonized image is flagged for a person to look at, and when a scan is refused (docs/quality.md says why these)."""
 
+    least_fit: float = 0.2
+    """Fit to the template, 0-1, below which a scan is refused: no adult's head, or not where its header says."""
     least_contrast: float = 0.2
-    """Standard deviations of the brain by which fluid must differ from grey matter, in the direction of its sequence; else refused."""
-    least_preservation: float = 0.9
+    """Standard deviations of the brain by which fluid must differ from grey matter in the direction of its sequence, and white matter
+    of T1w from grey; else refused."""
+    least_preservation: float = 0.85
     """Correlation of gradient magnitudes with the scan below which an image is flagged."""
-    least_registration: float = 0.4
+    least_registration: float = 0.3
     """Fit to the template, 0-1, below which an image is flagged."""
     least_coverage: float = 0.97
     """Part of the aligned template's brain inside the field of view below which an image is flagged."""
     brain_ml: tuple[float, float] = (800.0, 2000.0)
     """Volumes of the brain mask, in ml, between which nothing is flagged: adults."""
-    most_disagreement: float = 0.1
+    most_disagreement: float = 0.03
     """Standard deviation of the planes' estimates, unit intensity, above which an image is flagged."""
     most_bright: float = 0.01
     """Part of the brain above unit intensity 1.25 above which an image is flagged."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import ConfigError
-from mmh_ray.evaluation.quality import check_tissues, describe_outcome, describe_scan, flags
+from mmh_ray.evaluation.quality import check_scan, describe_outcome, describe_scan, flags
 from mmh_ray.imaging.detail import add_detail, continued, local_affine
 from mmh_ray.imaging.grid import from_grid
 from mmh_ray.imaging.intensity import noise_level
@@ -114,12 +114,12 @@ class Harmonizer:
         DataError
             If the scan or its mask cannot be used.
         RefusedError
-            If its tissues are not ordered as those of its sequence.
+            If the template does not fit, or the tissues are not ordered as those of the sequence.
         """
         label = self.bundle.sequence_index(sequence)
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
         figures = describe_scan(volume, prepared.brain, prepared.registration)
-        check_tissues(sequence, figures, self.quality.least_contrast)
+        check_scan(sequence, figures, self.quality)
         planes = self._sample(prepared, label)
         image = fuse(planes, prepared.mask, self.settings)
         native = volume.like(self._to_native(volume, prepared, image))

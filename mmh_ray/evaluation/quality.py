@@ -149,27 +149,40 @@ def _coverage(volume: Volume, registration: Registration) -> float:
     return float(((voxels > -0.5) & (voxels < np.array(volume.data.shape) - 0.5)).all(axis=1).mean())
 
 
-def check_tissues(sequence: str, figures: Mapping[str, float], least: float) -> None:
-    """Refuse a scan whose tissues are not ordered as those of its sequence: another sequence, no brain, a brain that lies otherwise.
+def check_scan(sequence: str, figures: Mapping[str, float], config: QualityConfig) -> None:
+    """Refuse a scan that is not what the model is for: no adult's head, another sequence, a head that lies otherwise than its header says.
+
+    Without a registration nothing is known and nothing refused.
 
     Raises
     ------
     RefusedError
-        If fluid does not differ from grey matter by ``least`` in the right direction, or white matter lies on the wrong side of grey.
+        If the template does not fit, or the tissues are not ordered as those of the sequence.
     """
-    if sequence not in FLUID_IS_BRIGHT or "fluid_contrast" not in figures:
+    if "registration" not in figures:
         return
-    fluid, white = figures["fluid_contrast"], figures["white_contrast"]
-    sign = 1 if FLUID_IS_BRIGHT[sequence] else -1
-    wrong_white = sequence in WHITE_IS_BRIGHT and (white > 0) != WHITE_IS_BRIGHT[sequence]
-    if sign * fluid >= least and not wrong_white:
+    if figures["registration"] < config.least_fit:
+        raise RefusedError(
+            f"a head that the ICBM-152 template fits by {figures['registration']:.2f}",
+            f"{config.least_fit:g} or more",
+            "Check that it is an MRI of an adult's head and that its orientation is right.",
+        )
+    if sequence in FLUID_IS_BRIGHT:
+        _check_tissues(sequence, figures["fluid_contrast"], figures["white_contrast"], config.least_contrast)
+
+
+def _check_tissues(sequence: str, fluid: float, white: float, least: float) -> None:
+    wanted = [("fluid", fluid if FLUID_IS_BRIGHT[sequence] else -fluid, least, FLUID_IS_BRIGHT[sequence])]
+    if sequence in WHITE_IS_BRIGHT:  # grey and white matter of some T2w are all but equal
+        bright = WHITE_IS_BRIGHT[sequence]
+        wanted.append(("white matter", white if bright else -white, least if bright else 0.0, bright))
+    if all(found >= bound for _, found, bound, _ in wanted):
         return
-    order = "brighter" if sign > 0 else "darker"
-    expected = f"a {sequence}: fluid {order} than grey matter by {least:g} or more"
-    if sequence in WHITE_IS_BRIGHT:
-        expected += f", white matter {'brighter' if WHITE_IS_BRIGHT[sequence] else 'darker'}"
+    order = ", ".join(
+        f"{name} {'brighter' if bright else 'darker'} than grey by {bound:g}" for name, _, bound, bright in wanted
+    )
     raise RefusedError(
         f"fluid {fluid:+.2f} and white matter {white:+.2f} standard deviations from grey",
-        expected,
-        "Check the sequence in the file's name, that it shows an adult's head, and its orientation.",
+        f"a {sequence}: {order} or more",
+        "Check the sequence in the file's name.",
     )

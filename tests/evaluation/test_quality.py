@@ -7,7 +7,7 @@ import pytest
 
 from mmh_ray.config import QualityConfig
 from mmh_ray.errors import RefusedError
-from mmh_ray.evaluation.quality import check_tissues, describe_outcome, describe_scan, flags, measures
+from mmh_ray.evaluation.quality import check_scan, describe_outcome, describe_scan, flags, measures
 from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
 from mmh_ray.imaging.registration import Registration
@@ -15,7 +15,7 @@ from mmh_ray.imaging.volume import Volume
 
 pytestmark = pytest.mark.fast
 
-LEAST = QualityConfig().least_contrast
+CONFIG = QualityConfig()
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +34,36 @@ def figures_of(anatomy: Anatomy, data: np.ndarray, quality: float = 0.6) -> dict
 @pytest.mark.parametrize("gain", [1.0, 1000.0])
 def test_a_scan_passes_as_what_it_is_and_not_as_another(anatomy: Anatomy, sequence: str, gain: float) -> None:
     figures = figures_of(anatomy, gain * canonical(anatomy, sequence, 3.0))
-    check_tissues(sequence, figures, LEAST)
-    check_tissues("PDw", figures, LEAST)  # of which nothing is known
+    check_scan(sequence, figures, CONFIG)
+    check_scan("PDw", figures, CONFIG)  # of which nothing is known
     for other in {"T1w", "T2w"} - {sequence}:
-        with pytest.raises(RefusedError, match=f"expected a {other}: fluid (brighter|darker) than grey matter"):
-            check_tissues(other, figures, LEAST)
+        with pytest.raises(RefusedError, match=f"expected a {other}: fluid (brighter|darker) than grey by"):
+            check_scan(other, figures, CONFIG)
 
 
 @pytest.mark.parametrize("sequence", ["T1w", "T2w", "FLAIR"])
 def test_noise_is_refused(anatomy: Anatomy, rng: np.random.Generator, sequence: str) -> None:
     figures = figures_of(anatomy, rng.rayleigh(1, anatomy.brain.shape) * anatomy.brain)
-    assert abs(figures["fluid_contrast"]) < LEAST
+    assert abs(figures["fluid_contrast"]) < CONFIG.least_contrast
     with pytest.raises(RefusedError):
-        check_tissues(sequence, figures, LEAST)
+        check_scan(sequence, figures, CONFIG)
+
+
+def test_a_head_that_the_template_does_not_fit_is_refused(anatomy: Anatomy) -> None:
+    scan = canonical(anatomy, "T1w", 3.0)
+    with pytest.raises(RefusedError, match="fits by 0\\.10; expected 0\\.2 or more"):
+        check_scan("T1w", figures_of(anatomy, scan, quality=0.1), CONFIG)
+    check_scan("T1w", figures_of(anatomy, scan, quality=0.25), CONFIG)  # only flagged
+    assert any(flag.startswith("fits the template") for flag in flags({"registration": 0.25}, CONFIG))
+
+
+def test_a_flair_under_the_name_of_a_t1w_is_refused(anatomy: Anatomy) -> None:
+    """Fluid is dark in both; white matter is not brighter than grey."""
+    fluid, grey, white, lesion = anatomy.fractions
+    figures = figures_of(anatomy, 0.2 * fluid + 1.0 * grey + 0.95 * white + 1.2 * lesion)
+    check_scan("FLAIR", figures, CONFIG)
+    with pytest.raises(RefusedError, match="white matter brighter than grey by 0\\.2"):
+        check_scan("T1w", figures, CONFIG)
 
 
 def test_a_field_of_view_that_cuts_the_brain_shows(anatomy: Anatomy) -> None:
@@ -63,7 +80,7 @@ def test_a_field_of_view_that_cuts_the_brain_shows(anatomy: Anatomy) -> None:
 def test_without_a_registration_only_the_volume_is_known(anatomy: Anatomy) -> None:
     found = describe_scan(Volume(canonical(anatomy, "T1w", 3.0), anatomy.affine), anatomy.brain, None)
     assert found == {"brain_ml": pytest.approx(anatomy.brain.sum() * 27 / 1000)}
-    check_tissues("T2w", found, LEAST)
+    check_scan("T2w", found, CONFIG)
 
 
 def test_an_image_that_is_its_source_is_kept_whole(anatomy: Anatomy) -> None:
