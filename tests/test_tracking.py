@@ -24,6 +24,8 @@ from mmh_ray import tracking
 from mmh_ray.config import Config, GridConfig, ModelConfig, TrackingConfig, flatten
 from mmh_ray.errors import ModelError
 from mmh_ray.harmonizer import Harmonizer
+from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.imaging.phantom import canonical
 from mmh_ray.imaging.volume import Volume, read_volume, write_volume
 from mmh_ray.models.bundle import bundle_hash, load_bundle, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
@@ -228,15 +230,19 @@ def test_artifacts_that_are_no_bundle_are_refused(trained: Trained) -> None:
 
 
 def test_pyfunc_harmonizes_a_table_as_the_harmonizer_does(trained: Trained, tmp_path: Path) -> None:
-    place = np.stack(np.meshgrid(*[np.linspace(-1, 1, 24)] * 3, indexing="ij"))
-    brain = (place**2).sum(0) < 0.6
-    scan = Volume(((2 + place[0]) * 100 * brain).astype(np.float32), np.diag([4.0, 4.0, 4.0, 1.0]))
-    write_volume(scan, tmp_path / "scan.nii.gz")
-    write_volume(scan.like(brain.astype(np.float32)), tmp_path / "mask.nii.gz")
-    source, mask, out = (str(tmp_path / name) for name in ("scan.nii.gz", "mask.nii.gz", "out.nii.gz"))
+    anatomy = simulate_anatomy(Person(1), 6.0)
+    shown = {name: 700 * canonical(anatomy, name, 6.0) * anatomy.brain for name in ("T1w", "T2w")}
+    scans = {name: Volume(data.astype(np.float32), anatomy.affine) for name, data in shown.items()}
+    brain = anatomy.brain
+    for name, scan in scans.items():
+        write_volume(scan, tmp_path / f"{name}.nii.gz")
+    write_volume(scans["T1w"].like(brain.astype(np.float32)), tmp_path / "mask.nii.gz")
+    source, other, mask, out = (
+        str(tmp_path / name) for name in ("T1w.nii.gz", "T2w.nii.gz", "mask.nii.gz", "out.nii.gz")
+    )
     rows = [
         (source, "T1w", mask, out),
-        (source, "T2w", None, None),
+        (other, "T2w", None, None),
         (source, "FLAIR", None, None),
         (source, "T1w", None, source),
         (str(tmp_path / "nowhere.nii.gz"), "T1w", None, None),
@@ -248,7 +254,7 @@ def test_pyfunc_harmonizes_a_table_as_the_harmonizer_does(trained: Trained, tmp_
     assert (found["output"][0], found["reason"][:2].tolist()) == (out, ["", ""])
     harmonizer = Harmonizer(load_bundle(trained.bundle))
     for number, (sequence, inside) in enumerate([("T1w", brain), ("T2w", None)]):
-        expected = harmonizer.run(scan, sequence, inside).volume
+        expected = harmonizer.run(read_volume(tmp_path / f"{sequence}.nii.gz"), sequence, inside).volume
         np.testing.assert_array_equal(read_volume(found["output"][number]).data, expected.data)
     for reason, words in zip(found["reason"][2:], ["one of T1w, T2w", "the scan itself", "unreadable"], strict=True):
         assert words in reason
