@@ -66,7 +66,7 @@ BAD: dict[str, Callable[[np.ndarray, np.ndarray], bytes]] = {
 
 def make_archive(folder: Path, scans: int) -> dict[str, str]:
     """Write the scans; returns what is wrong with each bad one by ``image_id``."""
-    people = [simulate_anatomy(Person(900 + number), SPACING_MM) for number in range(PEOPLE)]
+    people = [simulate_anatomy(Person(900 + number, scalp=True), SPACING_MM) for number in range(PEOPLE)]
     rng, bad = np.random.default_rng(0), {}
     (folder / "bids").mkdir(parents=True)
     for number in range(scans):

@@ -165,7 +165,7 @@ def check_scan(sequence: str, figures: Mapping[str, float], config: QualityConfi
         raise RefusedError(
             f"a head that the ICBM-152 template fits by {figures['registration']:.2f}",
             f"{config.least_fit:g} or more",
-            "Check that it is an MRI of an adult's head and that its orientation is right.",
+            "Check that it is an MRI of an adult's head and that its orientation is right; give a brain mask if it is.",
         )
     if sequence in FLUID_IS_BRIGHT:
         _check_tissues(sequence, figures["fluid_contrast"], figures["white_contrast"], config.least_contrast)
