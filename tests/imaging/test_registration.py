@@ -18,7 +18,7 @@ from mmh_ray.imaging.registration import POOR, Registration, in_template_space, 
 from mmh_ray.imaging.template import OUTPUT_AFFINE, OUTPUT_SHAPE, template
 from mmh_ray.imaging.volume import Volume, read_volume
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.slow
 
 MM = 3.0
 NOD = np.array([25.0, 0, 0])
