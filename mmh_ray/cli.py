@@ -176,11 +176,12 @@ def _manifest(arguments: argparse.Namespace, config: Config) -> int:
 
 def _log_statuses(manifest: pyarrow.Table) -> None:
     """Log how many images can be used, and why the others cannot."""
+    from mmh_ray.bids.status import count_reasons
+
     counts = Counter(manifest["status"].to_pylist())
     log.info("%d images: %s", manifest.num_rows, _as_text(counts))
-    rows = zip(manifest["uri"].to_pylist(), manifest["reason"].to_pylist(), strict=True)
-    reasons = Counter(reason.removeprefix(f"{uri}: ") for uri, reason in rows if reason)
-    for reason, count in reasons.most_common(REASONS_SHOWN):
+    reasons = count_reasons(manifest.select(["uri", "reason"]).to_pylist())
+    for reason, count in list(reasons.items())[:REASONS_SHOWN]:
         log.warning("%d x %s", count, reason)
     if len(reasons) > REASONS_SHOWN:
         log.warning("and %d more reasons: see the column `reason`", len(reasons) - REASONS_SHOWN)

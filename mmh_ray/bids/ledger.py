@@ -132,9 +132,7 @@ class Journal:
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:
-            raise DataError(
-                f"{self._path}: {error}", "a disk that takes the ledger", "Free space; run again."
-            ) from error
+            raise _full(self._path, error) from error
         self._rows[checked["image_id"]] = checked
 
     def rows(self) -> dict[str, Row]:

@@ -23,7 +23,7 @@ from mmh_ray.evaluation.metrics import (
     w1,
 )
 from mmh_ray.imaging.intensity import correct_bias
-from mmh_ray.imaging.mask import estimate_mask
+from mmh_ray.imaging.mask import find_brain
 from mmh_ray.imaging.volume import Volume, read_volume
 
 OURS = "harmonized"
@@ -200,7 +200,7 @@ def _read_scan(row: Row, settings: Settings, truth: _Truth | None, found: Score)
 
 def _read_mask(row: Row, volume: Volume) -> np.ndarray:
     if row["mask_uri"] is None:
-        return estimate_mask(volume)
+        return find_brain(volume).mask
     mask = read_volume(row["mask_uri"]).data > 0.5
     _check_shape(mask, volume, row["mask_uri"])
     if not mask.any():

@@ -35,11 +35,6 @@ class Brain:
     neck_mm: float = 0.0
 
 
-def estimate_mask(volume: Volume) -> np.ndarray:
-    """Where the scan shows brain, ``(I, J, K)`` bool: see :func:`find_brain`."""
-    return find_brain(volume).mask
-
-
 def find_brain(volume: Volume, crop_neck: bool = True) -> Brain:
     """Where the scan shows brain.
 

@@ -20,7 +20,7 @@ from mmh_ray.provenance import whole_file
 SMALLEST_MM, LARGEST_MM = 0.02, 30.0
 """Voxel sizes beyond which a unit must be wrong."""
 BYTES_PER_VOXEL = 100
-"""Peak memory of preparing and harmonizing a scan, per voxel of its own grid."""
+"""Generous bound on the memory that preparing and harmonizing a scan takes, per voxel of its own grid."""
 
 
 @dataclass(frozen=True)

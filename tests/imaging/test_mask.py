@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
-from mmh_ray.imaging.mask import estimate_mask, find_brain, is_stripped
+from mmh_ray.imaging.mask import find_brain, is_stripped
 from mmh_ray.imaging.phantom import SEQUENCES, SITES, render
 from mmh_ray.imaging.volume import Volume
 
@@ -23,7 +23,7 @@ def test_stripped_scan_keeps_what_is_not_zero(anatomy: Anatomy, clean: np.ndarra
     stripped = clean * anatomy.brain
     volume = Volume(stripped, anatomy.affine)
     assert is_stripped(volume)
-    mask = estimate_mask(volume)
+    mask = find_brain(volume).mask
     assert mask[anatomy.brain].mean() > 0.999
     assert not mask[~anatomy.brain].sum() > 0.01 * anatomy.brain.sum()
 
@@ -32,7 +32,7 @@ def test_holes_are_filled_and_specks_left_out(ball: np.ndarray) -> None:
     data = ball.astype(np.float32)
     data[8, 10, 7] = 0
     data[0, 0, 0] = 5
-    np.testing.assert_array_equal(estimate_mask(Volume(data, np.eye(4))), ball)
+    np.testing.assert_array_equal(find_brain(Volume(data, np.eye(4))).mask, ball)
 
 
 @pytest.mark.parametrize("site", [0, 3], ids=["alder", "doum"])
@@ -43,7 +43,7 @@ def test_mask_of_a_whole_head_contains_the_brain(
     scan = render(headed, SITES[site], sequence, rng, spacing)
     volume = Volume(scan, headed.affine)
     assert not is_stripped(volume)
-    mask = estimate_mask(volume)
+    mask = find_brain(volume).mask
     assert mask[headed.brain].mean() >= 0.95
     assert mask.mean() < 0.5
 
@@ -51,7 +51,7 @@ def test_mask_of_a_whole_head_contains_the_brain(
 @pytest.mark.parametrize("gain", [2.0**-10, 2.0**13])  # exact in floating point
 def test_unit_does_not_matter(headed: Anatomy, spacing: float, rng: np.random.Generator, gain: float) -> None:
     scan = render(headed, SITES[1], "T1w", rng, spacing)
-    once, scaled = (estimate_mask(Volume(by * scan, headed.affine)) for by in (np.float32(1), np.float32(gain)))
+    once, scaled = (find_brain(Volume(by * scan, headed.affine)).mask for by in (np.float32(1), np.float32(gain)))
     np.testing.assert_array_equal(once, scaled)
 
 
