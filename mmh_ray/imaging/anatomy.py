@@ -26,6 +26,8 @@ class Person:
     """Enlargement of the ventricles beyond age, 0 none to 3 extreme hydrocephalus."""
     cavities: int = 0
     """Fluid-filled cysts or resection cavities."""
+    oddities: int = 0
+    """Blobs of a random mixture of tissues anywhere in the brain, as no atlas knows them: what a model must not explain away."""
     scalp: bool = False
     """Whether skull and scalp surround the brain."""
 
@@ -69,10 +71,14 @@ def simulate_anatomy(person: Person, spacing_mm: float) -> Anatomy:
     thinning = max(0.0, person.age - 20) / 60 * 0.5
     lost = thinning * gm * np.clip(2 * ndimage.gaussian_filter(csf, 3.0 / spacing_mm), 0, 1)
     fractions = _sharpen(np.stack([csf + lost, gm - lost, wm, np.zeros_like(wm)]))
+    pure = np.eye(len(TISSUES))
     for _ in range(person.lesions):
-        _place(rng, fractions, spacing_mm, inside=2, tissue=3, radius_mm=(2.0, 6.0))
+        _place(rng, fractions, spacing_mm, fractions[2], pure[3], radius_mm=(2.0, 6.0))
     for _ in range(person.cavities):
-        _place(rng, fractions, spacing_mm, inside=2, tissue=0, radius_mm=(5.0, 18.0))
+        _place(rng, fractions, spacing_mm, fractions[2], pure[0], radius_mm=(5.0, 18.0))
+    for _ in range(person.oddities):
+        mixture = rng.dirichlet(np.full(len(TISSUES), 0.5))
+        _place(rng, fractions, spacing_mm, fractions.sum(0), mixture, radius_mm=(2.0, 14.0))
     scalp = _scalp(rng, fractions.sum(0), spacing_mm) if person.scalp else np.zeros_like(csf)
     fractions[fractions < 1e-6] = 0  # below it only rounding is left
     return Anatomy(fractions.astype(np.float32), scalp.astype(np.float32), affine)
@@ -159,10 +165,15 @@ def _sharpen(fractions: np.ndarray, power: float = 2.0) -> np.ndarray:
 
 
 def _place(
-    rng: np.random.Generator, fractions: np.ndarray, spacing_mm: float, inside: int, tissue: int, radius_mm
+    rng: np.random.Generator,
+    fractions: np.ndarray,
+    spacing_mm: float,
+    inside: np.ndarray,
+    mixture: np.ndarray,
+    radius_mm: tuple[float, float],
 ) -> None:
-    """Put an irregular blob of ``tissue`` at a random voxel where ``inside`` prevails; changes ``fractions``."""
-    candidates = np.argwhere(fractions[inside] > 0.9)
+    """Put an irregular blob of a ``mixture`` of tissues at a random voxel where ``inside`` is near 1; changes ``fractions``."""
+    candidates = np.argwhere(inside > 0.9)
     if not len(candidates):
         return
     centre = candidates[rng.integers(len(candidates))]
@@ -173,7 +184,7 @@ def _place(
     distance = np.sqrt((offsets**2).sum(0)) * (1 + 0.25 * smooth_noise(rng, fractions.shape[1:], 2 * radius))
     share = np.clip(radius - distance + 0.5, 0, 1) * np.minimum(fractions.sum(0), 1)
     fractions *= 1 - share
-    fractions[tissue] += share
+    fractions += mixture[:, None, None, None] * share
 
 
 def _scalp(rng: np.random.Generator, brain: np.ndarray, spacing_mm: float) -> np.ndarray:

@@ -57,7 +57,7 @@ def canonical_quantiles(
 
 @lru_cache(maxsize=2 * _TOGETHER)
 def _person(seed: int, number: int, grid: GridConfig) -> Anatomy:
-    """A person of any adult age, some with lesions, large ventricles or a cavity, on the working grid."""
+    """A person of any adult age, many with lesions, large ventricles, a cavity or oddities, on the working grid."""
     rng = np.random.default_rng([seed, number, 11])
     person = Person(
         seed=FIRST_SEED + seed * 1_000_000 + number,
@@ -65,6 +65,7 @@ def _person(seed: int, number: int, grid: GridConfig) -> Anatomy:
         lesions=int(rng.integers(1, 6)) if rng.random() < 0.4 else 0,
         ventricles=float(rng.choice([0, 0, 0, 1, 2, 3])),
         cavities=int(rng.random() < 0.15),
+        oddities=int(rng.integers(0, 7)),
     )
     return _on_grid(simulate_anatomy(person, grid.spacing_mm), grid)
 
