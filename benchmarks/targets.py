@@ -22,11 +22,11 @@ import torch
 from travelers import MEASURES, measured, read
 
 from mmh_ray.config import Config, load_config
-from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain, as_slab_batch
+from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.models.bundle import Bundle
-from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.learner import Learner
 
 
@@ -41,7 +41,7 @@ def trained(store: str, config: Config) -> Bundle:
     torch.set_num_threads(threads)  # the maker takes one, as in its actor
     share = config.train.volumes_per_step
     for step in range(config.train.steps):
-        learner.step(as_slab_batch(maker({"id": np.arange(step * share, (step + 1) * share)})))
+        learner.step(SlabBatch.of_groups(maker({"id": np.arange(step * share, (step + 1) * share)})))
     return Bundle(learner.average, config, quantiles, "", {})
 
 

@@ -225,6 +225,49 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class TargetConfig:
+    """Stage 2, an adapter per target site and sequence on a frozen global model (`mmh train-target`)."""
+
+    site: tuple[str, ...] = ()
+    """Sites to train adapters for, side by side; one name or a list."""
+    images: int = 0
+    """Target images per sequence, the first of the site's training and validation images by image_id; 0 takes all, 3 is enough."""
+    rank: int = 4
+    """Rank of the low-rank updates of the convolutions (LoRA: Hu et al., ICLR 2022)."""
+    steps: int = 300
+    """Most optimiser steps."""
+    slabs_per_plane: int = 8
+    """Slabs per plane in a group; a step has two groups of the site and one of a source site."""
+    sources: int = 12
+    """Images of other sites and the same sequence to move to the target."""
+    restyles: int = 3
+    """Random styles in which each target image goes through the global model."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of AdamW; linear warm-up over a tenth of the steps, cosine decay."""
+    gradient_weight: float = 0.5
+    """Weight of the multi-scale gradient loss."""
+    statistics_weight: float = 0.2
+    """Weight of the distance of histogram, mean and standard deviation from the site's."""
+    displacement_weight: float = 0.02
+    """Weight of the style displacement loss, direction and magnitude; brought in slowly."""
+    last_steps: int = 10
+    """Sampling steps, of the last ones, through which gradients flow."""
+    validate_every: int = 25
+    """Steps between validations on images of the site that are not trained on."""
+    patience: int = 4
+    """Validations without a better score after which training stops; the best adapter is kept."""
+    storage: str = "runs"
+    """Folder or URI below which `targets/SITE` is written."""
+    seed: int = 0
+    """Seed of styles, slices and noise."""
+
+    def __post_init__(self) -> None:
+        for key in ("rank", "steps", "slabs_per_plane", "sources", "restyles", "last_steps", "validate_every", "patience"):
+            _require(getattr(self, key) > 0, f"target.{key}", getattr(self, key), "1 or more")
+        _require(self.images == 0 or self.images >= 3, "target.images", self.images, "3 or more, or 0 for all")
+
+
+@dataclass(frozen=True)
 class HarmonizeConfig:
     """Batch inference (`mmh harmonize`)."""
 
@@ -312,6 +355,7 @@ class Config:
     restyle: RestyleConfig = field(default_factory=RestyleConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
     harmonize: HarmonizeConfig = field(default_factory=HarmonizeConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -400,7 +444,7 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _coerce(hint: Any, value: Any, key: str) -> Any:
-    """Value as the annotated type; ints pass for floats, lists for tuples."""
+    """Value as the annotated type; ints pass for floats, lists for tuples, one text for a tuple of one."""
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, f"{key}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -412,6 +456,8 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
     elif origin is tuple:
         if isinstance(value, list | tuple) and (arguments[-1] is Ellipsis or len(value) == len(arguments)):
             return tuple(_coerce(arguments[0], item, f"{key}[]") for item in value)
+        if arguments == (str, Ellipsis) and isinstance(value, str):
+            return (value,)
     elif hint is float and not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError):  # YAML 1.1 reads 2e-3 as a string
             return float(value)

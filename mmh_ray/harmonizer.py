@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
-from mmh_ray.errors import ConfigError
+from mmh_ray.errors import ConfigError, RefusedError
 from mmh_ray.evaluation.quality import check_scan, describe_outcome, describe_scan, flags
 from mmh_ray.imaging.detail import add_detail, continued, local_affine
 from mmh_ray.imaging.grid import from_grid
@@ -16,8 +18,10 @@ from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.registration import in_template_space
 from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import Volume
+from mmh_ray.models.adapter import wearing
 from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.sampling import estimate_planes, fuse
+from mmh_ray.models.target_bundle import Target
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Harmonizer:
             )
 
     def run(self, volume: Volume, sequence: str, mask: np.ndarray | None = None) -> HarmonizedScan:
-        """Harmonize a scan.
+        """Harmonize a scan into the unified domain.
 
         Parameters
         ----------
@@ -116,18 +120,48 @@ class Harmonizer:
         RefusedError
             If the template does not fit, or the tissues are not ordered as those of the sequence.
         """
+        return self.run_targets(volume, sequence, mask, [None])[0]
+
+    def run_targets(
+        self, volume: Volume, sequence: str, mask: np.ndarray | None, targets: Sequence[Target | None]
+    ) -> list[HarmonizedScan]:
+        """Harmonize a scan to several looks in one global pass; None is the unified domain. Otherwise as :meth:`run`.
+
+        Raises
+        ------
+        RefusedError
+            Also if a target does not know the sequence.
+        """
         label = self.bundle.sequence_index(sequence)
+        for target in targets:
+            if target is not None and sequence not in target.styles:
+                raise RefusedError(
+                    f"{sequence} for target {target.site}", f"one of {', '.join(target.styles)}", "Train the target on it."
+                )
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
         figures = describe_scan(volume, prepared.brain, prepared.registration)
         check_scan(sequence, figures, self.quality)
         planes = self._sample(prepared, label)
-        image = fuse(planes, prepared.mask, self.settings)
-        native = volume.like(self._to_native(volume, prepared, image))
         figures["disagreement"] = float(planes[:, prepared.mask].std(axis=0).mean())
-        figures |= describe_outcome(volume, native, prepared.brain)
+        unified = fuse(planes, prepared.mask, self.settings)
+        images = [unified if one is None else self._moved(unified, prepared, sequence, one) for one in targets]
+        return [self._scan(volume, prepared, image, figures) for image in images]
+
+    def _scan(self, volume: Volume, prepared: Prepared, image: np.ndarray, figures: dict[str, float]) -> HarmonizedScan:
+        """Everything about one look of a scan, from the model's image on the working grid."""
+        native = volume.like(self._to_native(volume, prepared, image))
+        figures = figures | describe_outcome(volume, native, prepared.brain)
         finished, space, stripped = self._finished(native, prepared)
         source, flagged = volume.like(prepared.scaling.apply(volume.data)), flags(figures, self.quality)
         return HarmonizedScan(finished, space, stripped, prepared, image, source, native, figures, flagged)
+
+    def _moved(self, unified: np.ndarray, prepared: Prepared, sequence: str, target: Target) -> np.ndarray:
+        """The unified image ``(X, Y, Z)`` in the look of a target, site unit intensity."""
+        label, model, planes = self.bundle.sequence_index(sequence), self.bundle.model, unified[None]
+        if sequence in target.weights:
+            with wearing(model, target.adapter(sequence)):
+                planes = estimate_planes(model, unified, prepared.mask, label, self.settings)
+        return fuse(target.styles[sequence].apply(torch.from_numpy(planes)).numpy(), prepared.mask, self.settings)
 
     def _finished(self, native: Volume, prepared: Prepared) -> tuple[Volume, str | None, bool]:
         """The image in the space and the intensities that were asked for, with or without what surrounds the brain."""

@@ -194,7 +194,7 @@ def _execute(
         num_cpus=LOADER_CPUS,
     )
     for batch in groups.iter_batches(batch_size=share, prefetch_batches=4, batch_format="numpy"):
-        yield as_slab_batch(batch)
+        yield SlabBatch.of_groups(batch)
 
 
 def validation_batches(store_uri: str, config: Config, domain: UnifiedDomain) -> list[SlabBatch]:
@@ -210,16 +210,7 @@ def validation_batches(store_uri: str, config: Config, domain: UnifiedDomain) ->
             "Raise manifest.val_fraction, or train.simulated_share above 0.",
         )
     numbers = 10**9 + np.arange(config.train.validation_groups)  # simulated people that training never reaches
-    return [as_slab_batch(maker({"id": pair})) for pair in np.split(numbers, range(2, len(numbers), 2))]
-
-
-def as_slab_batch(arrays: dict[str, np.ndarray]) -> SlabBatch:
-    """Stacked groups ``(G, n, ...)`` as one batch of ``G n`` slabs."""
-    groups, slabs = arrays["plane"].shape
-    tensors = {name: torch.from_numpy(np.array(array)).flatten(0, 1) for name, array in arrays.items()}
-    for name in ("image", "condition", "mask", "position"):
-        tensors[name] = tensors[name].float()
-    return SlabBatch(**tensors, group=torch.arange(groups).repeat_interleave(slabs))
+    return [SlabBatch.of_groups(maker({"id": pair})) for pair in np.split(numbers, range(2, len(numbers), 2))]
 
 
 def usable(store: PreparedStore, split: str) -> list[dict[str, Any]]:

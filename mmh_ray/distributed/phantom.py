@@ -19,7 +19,7 @@ from mmh_ray.config import PhantomConfig
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.errors import ConfigError
 from mmh_ray.imaging.anatomy import TISSUES, Anatomy, Person, simulate_anatomy
-from mmh_ray.imaging.phantom import SEQUENCES, SITES, Scanner, canonical, render
+from mmh_ray.imaging.phantom import SEQUENCES, SITES, Scanner, canonical, noise_free, render
 from mmh_ray.imaging.volume import Volume, write_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import whole_file, write_json
@@ -41,7 +41,8 @@ A simulated multi-site archive. No real person was scanned.
 
 People are drawn from the ICBM-152 tissue fractions; scanners are signal equations with bias field, blur, noise and
 quantisation. sub-traveler* were scanned at every site, one session each. derivatives/masks holds brain masks,
-derivatives/truth the tissue fractions, the lesions and the noise-free images in the canonical style.
+derivatives/truth the tissue fractions, the lesions and the noise-free images in the canonical style; of traveling people
+also what every scanner would have shown without noise, bias field and grey levels.
 """
 
 
@@ -155,6 +156,10 @@ def write_subject(subject: Subject, root: str, config: PhantomConfig) -> None:
             scan = Volume(render(anatomy, scanner, sequence, rng, config.spacing_mm), anatomy.affine)
             _write_scan(scan, Path(root, folder, f"{stem}_{sequence}.nii.gz"), scanner.levels)
             write_json(Path(root, folder, f"{stem}_{sequence}.json"), _sidecar(scanner, sequence))
+            if subject.traveling:
+                quiet = render(anatomy, noise_free(scanner), sequence, rng, config.spacing_mm)
+                path = Path(root, "derivatives/truth", folder, f"{stem}_desc-noisefree_{sequence}.nii.gz")
+                write_volume(Volume(quiet, anatomy.affine), path)
         mask = Volume(anatomy.brain, anatomy.affine)
         write_volume(mask, Path(root, "derivatives/masks", folder, f"{stem}_desc-brain_mask.nii.gz"), np.uint8)
     _write_truth(subject, anatomy, Path(root, "derivatives/truth"), config.spacing_mm)

@@ -89,7 +89,7 @@ def train_global(prepared: str, config: Config) -> TrainedModel:
     connect()
     store = PreparedStore(str(Path(prepared).absolute()) if "://" not in prepared else prepared)
     domain = UnifiedDomain.of(store, config)
-    storage, folder = _storage(config)
+    storage, folder = open_storage(config.train.storage)
     facts = {"data_hash": store.data_hash, "prepared": store.uri}
     tracking.configure(config.tracking)
     run_id = _start_or_continue(storage, f"{folder}/{config.train.run_name}", config, facts)
@@ -229,9 +229,8 @@ def _log(run_id: str, metrics: dict[str, float], step: int) -> None:
         log.warning("step %d not logged to MLflow: %s", step, error)
 
 
-def _storage(config: Config) -> tuple[pyarrow.fs.FileSystem, str]:
-    """File system and folder of ``train.storage``."""
-    uri = config.train.storage
+def open_storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """File system and folder of a place for runs, which is made if it is local."""
     if "://" not in uri:
         Path(uri).mkdir(parents=True, exist_ok=True)
         return pyarrow.fs.LocalFileSystem(), str(Path(uri).absolute())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -106,6 +106,11 @@ def render(
 def canonical(anatomy: Anatomy, sequence: str, spacing_mm: float) -> np.ndarray:
     """The noise-free rendering in the canonical style, ``(I, J, K)`` float32."""
     return render(anatomy, CANONICAL, sequence, np.random.default_rng(0), spacing_mm)
+
+
+def noise_free(scanner: Scanner) -> Scanner:
+    """The same look without noise, bias field and grey levels: contrast and sharpness alone."""
+    return replace(scanner, bias=0.0, noise=0.0, levels=0)
 
 
 def random_scanner(rng: np.random.Generator) -> Scanner:

@@ -115,7 +115,7 @@ def save_bundle(
         write_json(partial / FACTS, facts)
         (partial / CARD).write_text(model_card(facts), encoding="utf-8")
         partial.chmod(path.parent.stat().st_mode & 0o777)
-        _put(partial, path)
+        put_folder(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -188,7 +188,7 @@ def _plain_weights(model: GlobalHarmonizer) -> dict[str, Tensor]:
     return {name: (value.float() if value.is_floating_point() else value).contiguous() for name, value in state.items()}
 
 
-def _put(new: Path, path: Path) -> None:
+def put_folder(new: Path, path: Path) -> None:
     """Rename the folder into place; an earlier one steps aside first, as a folder cannot replace a full one."""
     if not path.exists():
         os.replace(new, path)

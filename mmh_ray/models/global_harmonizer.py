@@ -6,8 +6,11 @@ what the network makes of noise, given the condition, can therefore only be the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -56,9 +59,18 @@ class SlabBatch:
     twin: Tensor
     key: Tensor
 
-    def to(self, device: torch.device) -> SlabBatch:
+    @classmethod
+    def of_groups(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Stacked groups ``(G, n, ...)`` (see :mod:`mmh_ray.models.groups`) as one batch of ``G n`` slabs."""
+        groups, slabs = arrays["plane"].shape
+        tensors = {name: torch.from_numpy(np.array(array)).flatten(0, 1) for name, array in arrays.items()}
+        integers = ("sequence", "plane", "twin", "key")
+        tensors = {name: value if name in integers else value.float() for name, value in tensors.items()}
+        return cls(**tensors, group=torch.arange(groups).repeat_interleave(slabs))
+
+    def to(self, device: torch.device) -> Self:
         """The batch on a device."""
-        return SlabBatch(**{name: value.to(device) for name, value in vars(self).items()})
+        return type(self)(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 class GlobalHarmonizer(nn.Module):

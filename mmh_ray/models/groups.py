@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -64,21 +64,37 @@ def training_group(
     seed: int,
     twin: int,
 ) -> dict[str, np.ndarray]:
+    """One group of a volume, its condition computed from a ``styled`` copy; see :func:`slab_group`."""
+    conditioner = Conditioner(styled, mask, domain, model)
+    return slab_group({"image": target}, conditioner, mask, sequence, slabs_per_plane, model, seed, twin)
+
+
+def slab_group(
+    images: Mapping[str, np.ndarray],
+    conditioner: Conditioner,
+    mask: np.ndarray,
+    sequence: int,
+    slabs_per_plane: int,
+    model: ModelConfig,
+    seed: int,
+    twin: int,
+) -> dict[str, np.ndarray]:
     """One group: ``slabs_per_plane`` slabs of each plane, stratified along the brain so that together they stand for the volume.
 
     ``seed`` draws its noise and ``twin`` its slices: groups of one person with the same twin number show the same slices.
 
-    Returns arrays named as in ``SlabBatch`` (``group`` left out), with ``3 * slabs_per_plane`` slabs; images in float16.
+    Returns arrays named as in ``SlabBatch`` (``group`` left out) and as in ``images``, with ``3 * slabs_per_plane`` slabs; images in
+    float16.
     """
     rng, places_rng = np.random.default_rng([seed, 3]), np.random.default_rng([twin, 4])
-    conditioner = Conditioner(styled, mask, domain, model)
     side = conditioner.side
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("image", "condition", "mask", "plane", "position")}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*images, "condition", "mask", "plane", "position")}
     for number, plane in enumerate(PLANES):
         slices = brain_slices(mask, plane)
         places = (np.arange(slabs_per_plane) + places_rng.random(slabs_per_plane)) / slabs_per_plane
         indices = slices[np.minimum((places * len(slices)).astype(int), len(slices) - 1)]
-        parts["image"].append(take_slabs(target, plane, indices, model.slab, side).astype(np.float16))
+        for name, image in images.items():
+            parts[name].append(take_slabs(image, plane, indices, model.slab, side).astype(np.float16))
         parts["condition"].append(conditioner.slabs(plane, indices.tolist()).astype(np.float16))
         parts["mask"].append(take_slabs(mask, plane, indices, model.slab, side).astype(np.uint8))
         parts["plane"].append(np.full(slabs_per_plane, number, np.int64))

@@ -119,10 +119,17 @@ def make_context(
     return Context(labels, torch.full_like(labels, PLANES.index(plane)), position, model.domain_moments[labels])
 
 
-def sample(model: GlobalHarmonizer, denoise: Denoise, noise: Tensor, steps: int) -> Tensor:
-    """DDIM from pure noise at the last timestep to the clean image; one step is the x0 prediction at T."""
-    length = len(model.scheduler.alphas_cumprod)
-    return _walk(model, denoise, noise, np.linspace(length - 1, -1, steps + 1))
+def sample(model: GlobalHarmonizer, denoise: Denoise, noise: Tensor, steps: int, last: int | None = None) -> Tensor:
+    """DDIM from pure noise at the last timestep to the clean image; one step is the x0 prediction at T.
+
+    Gradients flow through the ``last`` steps only, so that memory does not grow with ``steps``; None lets them through all.
+    """
+    labels = np.linspace(len(model.scheduler.alphas_cumprod) - 1, -1, steps + 1)
+    first = 0 if last is None else max(0, steps - last)
+    if first:
+        with torch.no_grad():
+            noise = _walk(model, denoise, noise, labels[: first + 1])
+    return _walk(model, denoise, noise, labels[first:])
 
 
 def invert_and_sample(model: GlobalHarmonizer, denoise: Denoise, origin: Tensor, depth: int, steps: int) -> Tensor:

@@ -19,6 +19,7 @@ from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain, training_str
 from mmh_ray.distributed.shards import PreparedStore, shard_entries, write_index, write_shard
 from mmh_ray.errors import DataError
 from mmh_ray.imaging.intensity import quantile_function, tissue_quantiles
+from mmh_ray.models.global_harmonizer import SlabBatch
 
 SHAPE = (16, 24, 16)
 CONFIG = Config(
@@ -256,7 +257,7 @@ def test_a_block_stacks_its_groups(store: str, domain: UnifiedDomain) -> None:
     for place, number in enumerate((3, 4)):
         for name, array in maker.group(number).items():
             np.testing.assert_array_equal(block[name][place], array)
-    batch = datasets.as_slab_batch(block)
+    batch = SlabBatch.of_groups(block)
     assert batch.group.tolist() == [0, 0, 0, 1, 1, 1]
     assert batch.image.shape == (6, 3, 24, 24)
     for name in ("image", "condition", "mask", "position"):
@@ -271,7 +272,7 @@ def test_tensors_of_a_batch_are_ones_own(store: str, domain: UnifiedDomain) -> N
     for array in block.values():
         array.setflags(write=False)
     before = block["key"].copy()
-    datasets.as_slab_batch(block).key.add_(1)
+    SlabBatch.of_groups(block).key.add_(1)
     np.testing.assert_array_equal(block["key"], before)
 
 

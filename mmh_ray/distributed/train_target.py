@@ -1,0 +1,261 @@
+"""Stage 2 on Ray: one task per target site and sequence, side by side on whatever the cluster has; MLflow, and a target bundle per site."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs
+import ray
+import torch
+
+from mmh_ray import tracking
+from mmh_ray.config import Config
+from mmh_ray.distributed.cluster import connect
+from mmh_ray.distributed.datasets import usable
+from mmh_ray.distributed.shards import PreparedStore
+from mmh_ray.distributed.train import open_storage
+from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.models.adapter import SiteStyle
+from mmh_ray.models.bundle import Bundle, bundle_hash, load_bundle
+from mmh_ray.models.restyle import restyle
+from mmh_ray.models.style import make_style_encoder
+from mmh_ray.models.target_bundle import save_target
+from mmh_ray.models.target_harmonizer import (
+    TargetBatch,
+    TargetFineTuner,
+    TunedAdapter,
+    UnifiedVolume,
+    batch_of,
+    tune,
+)
+from mmh_ray.progress import progress
+
+log = logging.getLogger(__name__)
+
+LEAST_IMAGES = 3
+"""Target images below which no adapter is trained."""
+
+VALIDATION_BATCHES = 2
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainedTarget:
+    """Where the outcome of one site lies."""
+
+    site: str
+    bundle: str
+    """Target bundle, folder or URI."""
+    model_uri: str
+    """``models:/mmh-target-SITE/VERSION`` in the registry."""
+    run_id: str
+    """MLflow run."""
+    validation: dict[str, dict[str, float]]
+    """Sequence to validation losses of the best adapter."""
+
+
+@dataclass(frozen=True)
+class TargetTask:
+    """What one adapter is trained from: index rows of the site's images, of those held back, and of source images."""
+
+    site: str
+    sequence: str
+    training: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    sources: tuple[Row, ...]
+
+    def as_facts(self) -> dict[str, list[str]]:
+        """Image ids, for the target bundle."""
+        names = {"images": self.training, "validation_images": self.validation, "sources": self.sources}
+        return {key: [row["image_id"] for row in rows] for key, rows in names.items()}
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """An adapter, the style it was trained for, the encoder that described style, and losses by step."""
+
+    tuned: TunedAdapter
+    style: SiteStyle
+    encoder: dict[str, Any]
+    history: list[tuple[int, dict[str, float]]]
+
+
+def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarget]:
+    """Train and register an adapter for every site of ``config.target.site``; all its sequences, all sites side by side.
+
+    Parameters
+    ----------
+    prepared:
+        Store of prepared volumes; images of split test are never looked at.
+    model:
+        Global model: bundle folder or ``models:/NAME@ALIAS``.
+
+    Raises
+    ------
+    ConfigError
+        If no site is named.
+    DataError
+        If the store has no such site, or fewer than three of its images of every sequence.
+    ModelError
+        If the global model cannot be loaded.
+    """
+    if not config.target.site:
+        raise ConfigError("no target site", "target.site=NAME or a list of names", "Name the site whose look is wanted.")
+    connect()
+    store = PreparedStore(prepared if "://" in prepared else str(Path(prepared).absolute()))
+    folder, uri = tracking.resolve_model(model, config.tracking)
+    base = {"hash": bundle_hash(folder), "uri": uri}
+    tasks = [task for site in config.target.site for task in plan_site(store, site, load_bundle(folder), config)]
+    tracking.configure(config.tracking)
+    facts = {"data_hash": store.data_hash, "base_hash": base["hash"], "base_uri": base["uri"]}
+    runs = {site: tracking.start_run(config, f"target-{site}", None, facts) for site in config.target.site}
+    finished: dict[str, TrainedTarget] = {}
+    try:
+        outcomes: dict[str, dict[str, tuple[TargetTask, TaskOutcome]]] = {}
+        for task, outcome in _run(tasks, store.uri, folder, config):
+            own = outcomes.setdefault(task.site, {})
+            own[task.sequence] = (task, outcome)
+            if len(own) == sum(other.site == task.site for other in tasks):
+                finished[task.site] = _publish(task.site, own, base, runs[task.site], config)
+        return [finished[site] for site in config.target.site]
+    finally:
+        for site in set(runs) - set(finished):
+            tracking.finish(runs[site], "FAILED")
+
+
+def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -> list[TargetTask]:
+    """A task per sequence of which the site has images enough: some to train on, about a fifth to validate on, sources of other sites."""
+    grid = bundle.config.grid
+    entries = [entry for split in ("train", "val") for entry in usable(store, split)]
+    wrong = next((entry for entry in entries if tuple(entry["shape"]) != tuple(grid.shape)), None)
+    if wrong:
+        received = f"{store.uri}: volumes of shape {tuple(wrong['shape'])}"
+        raise DataError(received, f"the model's grid {grid.shape}", "Prepare with the model's grid settings.")
+    sites = sorted({entry["site"] for entry in entries})
+    if site not in sites:
+        raise DataError(f"target.site={site}", f"a site of the store: {', '.join(sites)}", "Check the name.")
+    tasks, counts = [], {}
+    for sequence in bundle.config.model.sequences:
+        own = [entry for entry in entries if entry["sequence"] == sequence]
+        images = sorted((entry for entry in own if entry["site"] == site), key=lambda entry: entry["image_id"])
+        counts[sequence] = len(images)
+        images = images[: config.target.images or None]
+        if len(images) < LEAST_IMAGES:
+            continue
+        held = max(1, len(images) // 5)
+        sources = _spread([entry for entry in own if entry["site"] != site], config.target.sources)
+        if not sources:
+            raise DataError(f"no {sequence} image but the target's", "images of other sites", "Prepare those, too.")
+        tasks.append(TargetTask(site, sequence, tuple(images[:-held]), tuple(images[-held:]), tuple(sources)))
+    if not tasks:
+        received = f"site {site} with {', '.join(f'{count} {name}' for name, count in counts.items())}"
+        raise DataError(received, f"{LEAST_IMAGES} images of a sequence outside split test", "Add images of the site.")
+    return tasks
+
+
+def _spread(entries: list[Row], count: int) -> list[Row]:
+    """At most ``count`` rows, in turn from every site."""
+    by_site: dict[str, list[Row]] = {}
+    for entry in sorted(entries, key=lambda entry: entry["image_id"]):
+        by_site.setdefault(entry["site"], []).append(entry)
+    ranked = sorted((index, site) for site, own in by_site.items() for index in range(len(own)))
+    return [by_site[site][index] for index, site in ranked[:count]]
+
+
+def train_adapter(task: TargetTask, store_uri: str, bundle: Bundle, config: Config) -> TaskOutcome:
+    """Train one adapter; the work of one Ray task, but it needs no Ray."""
+    store, model, target = PreparedStore(store_uri), bundle.model, config.target
+    label, settings = bundle.sequence_index(task.sequence), bundle.config.harmonize
+    spacing = bundle.config.grid.spacing_mm
+    generator = torch.Generator().manual_seed(target.seed)
+    encoder = make_style_encoder(config.style, spacing).to(next(model.parameters()).device)
+
+    def unify(rows: tuple[Row, ...], own: bool, styles: int) -> list[UnifiedVolume]:
+        """Volumes of the rows, each as it is and under random styles."""
+        found = []
+        for row in rows:
+            image, mask = store.read(row)
+            tensors = torch.from_numpy(image), torch.from_numpy(mask)
+            styled = [restyle(*tensors, spacing, config.restyle, generator).numpy() for _ in range(styles)]
+            for copy in [image, *styled]:
+                found.append(UnifiedVolume.of(model, copy, mask, label, settings, image if own else None))
+        return found
+
+    images, held = unify(task.training, True, target.restyles), unify(task.validation, True, 1)
+    sources = unify(task.sources, False, 0)
+    plain = images[:: target.restyles + 1]
+    style = SiteStyle.fit([v.unified for v in plain], [v.image for v in plain], [v.mask for v in plain])
+
+    def draw_from(targets: list[UnifiedVolume], others: list[UnifiedVolume], key: int) -> tuple[TargetBatch, TargetBatch]:
+        rng = np.random.default_rng([target.seed, key])
+        chosen = [targets[index] for index in rng.integers(len(targets), size=2)]
+        seeds = rng.integers(2**31, size=3).tolist()
+        site = batch_of([volume.group(label, target, model, seed) for volume, seed in zip(chosen, seeds, strict=False)])
+        return site, batch_of([others[rng.integers(len(others))].group(label, target, model, seeds[2])])
+
+    tuner = TargetFineTuner(model, style, encoder, target, settings)
+    history: list[tuple[int, dict[str, float]]] = []
+    validation = [draw_from(held, sources, 10**9 + index) for index in range(VALIDATION_BATCHES)]
+    tuned = tune(tuner, lambda step: draw_from(images, sources, step), validation, lambda *row: history.append(row))
+    return TaskOutcome(tuned, style, encoder.describe(), history)
+
+
+def _task(task: TargetTask, store_uri: str, files: dict[str, bytes], config: Config) -> TaskOutcome:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            Path(folder, name).write_bytes(content)
+        bundle = load_bundle(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    return train_adapter(task, store_uri, bundle, config)
+
+
+def _run(tasks: list[TargetTask], store_uri: str, folder: Path, config: Config):
+    """Tasks and their outcomes as they finish; the first that fails stops all."""
+    files = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+    remote = ray.remote(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU", 0) else 0, max_retries=2)(_task)
+    pending = {remote.remote(task, store_uri, files, config): task for task in tasks}
+    with progress(len(tasks), "Training targets", "adapters") as advance:
+        while pending:
+            (ready,), _ = ray.wait(list(pending), num_returns=1)
+            task = pending.pop(ready)
+            try:
+                outcome = ray.get(ready)
+            except ray.exceptions.RayTaskError as error:
+                raise getattr(error, "cause", None) or error from error
+            advance(1, f"{task.site} {task.sequence}: {outcome.tuned.steps} steps")
+            yield task, outcome
+
+
+def _publish(
+    site: str,
+    outcomes: Mapping[str, tuple[TargetTask, TaskOutcome]],
+    base: Mapping[str, str],
+    run_id: str,
+    config: Config,
+) -> TrainedTarget:
+    """Bundle the adapters of a site, put the bundle into the storage and register it."""
+    for sequence, (_, outcome) in outcomes.items():
+        for step, losses in outcome.history:
+            tracking.log_metrics(run_id, {f"{sequence}/{name}": value for name, value in losses.items()}, step)
+    training: dict[str, Any] = {sequence: task.as_facts() for sequence, (task, _) in outcomes.items()}
+    training["style_encoder"] = next(iter(outcomes.values()))[1].encoder
+    styles = {sequence: outcome.style for sequence, (_, outcome) in outcomes.items()}
+    tuned = {sequence: outcome.tuned for sequence, (_, outcome) in outcomes.items()}
+    storage, root = open_storage(config.target.storage)
+    target = f"{root}/targets/{site}"
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch, site)
+        save_target(local, site, base, styles, tuned, config, training)
+        storage.create_dir(target)
+        pyarrow.fs.copy_files(str(local), target, destination_filesystem=storage)
+        own = replace(config, tracking=replace(config.tracking, model_name=f"mmh-target-{site}"))
+        uri = tracking.register(run_id, local, own)
+    tracking.finish(run_id)
+    return TrainedTarget(site, target, uri, run_id, {name: found.validation for name, found in tuned.items()})

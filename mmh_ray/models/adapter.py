@@ -1,0 +1,122 @@
+"""What stage 2 adds to the frozen global model for one site and sequence: an intensity curve and low-rank updates of the convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from sklearn.isotonic import IsotonicRegression
+from torch import Tensor, nn
+
+from mmh_ray.errors import ModelError
+from mmh_ray.imaging.intensity import noise_level, quantile_function
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+
+LAYERS = r".*\.(conv1|conv2)|conv_in|conv_out"
+"""Layers of the U-Net that are updated."""
+
+KNOTS = 65
+LEAST_SLOPE = 0.05
+"""Of the curve between unified and site intensity: what the unified image tells apart must stay apart."""
+
+
+@dataclass(frozen=True)
+class SiteStyle:
+    """The look of a site's scans of one sequence, from the scans alone.
+
+    Attributes
+    ----------
+    unified, site:
+        ``(65,)`` knots of the increasing curve from unified to site intensity, both in unit intensity.
+    quantiles:
+        ``(257,)`` mean quantile function of the scans' brains.
+    noise:
+        Standard deviation of the scans' noise, unit intensity.
+    """
+
+    unified: np.ndarray
+    site: np.ndarray
+    quantiles: np.ndarray
+    noise: float
+
+    @classmethod
+    def fit(cls, unified: Sequence[np.ndarray], images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> SiteStyle:
+        """From scans ``(X, Y, Z)`` in unit intensity and the same scans after the global model.
+
+        The curve is the isotonic regression of scan on unified intensity: voxels of one person are pairs, so that no histogram has to
+        be matched.
+        """
+        sources = np.concatenate([volume[mask] for volume, mask in zip(unified, masks, strict=True)])
+        targets = np.concatenate([volume[mask] for volume, mask in zip(images, masks, strict=True)])
+        knots = np.unique(np.quantile(sources, np.linspace(0.001, 0.999, KNOTS)).round(5))
+        if len(knots) < KNOTS:  # a volume of few grey levels
+            knots = np.linspace(sources.min(), sources.max() + 1e-3, KNOTS)
+        nearest = np.abs(np.searchsorted((knots[1:] + knots[:-1]) / 2, sources))
+        weights = np.bincount(nearest, minlength=KNOTS)
+        means = np.bincount(nearest, targets, KNOTS) / np.maximum(weights, 1)
+        floor = LEAST_SLOPE * knots
+        heights = IsotonicRegression().fit_transform(knots, means - floor, weights + 1e-6) + floor
+        functions = [quantile_function(volume[mask]) for volume, mask in zip(images, masks, strict=True)]
+        levels = [noise_level(volume, mask) for volume, mask in zip(images, masks, strict=True)]
+        return cls(knots, heights, np.mean(functions, axis=0), float(np.mean(levels)))
+
+    def apply(self, unified: Tensor) -> Tensor:
+        """Site intensity of unified intensity, any shape, differentiable; slope of the end pieces goes on beyond the end knots."""
+        knots, heights = (torch.as_tensor(v, dtype=unified.dtype, device=unified.device) for v in (self.unified, self.site))
+        piece = torch.bucketize(unified.detach(), knots[1:-1])
+        slope = heights.diff() / knots.diff()
+        return heights[:-1][piece] + slope[piece] * (unified - knots[:-1][piece])
+
+
+def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tensor] | None = None) -> None:
+    """Add an adapter to the model's denoiser, switched off; its weights are ``state``, or such as change nothing yet.
+
+    Every other parameter is frozen. Raises ModelError where ``state`` does not fit.
+    """
+    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=LAYERS)
+    unet: nn.Module = model.denoiser.unet
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        inject_adapter_in_model(settings, unet, adapter_name=name)
+    if state is not None:
+        unknown = set(state) ^ set(get_peft_model_state_dict(unet, adapter_name=name))
+        shapes = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(unet, adapter_name=name).items()}
+        wrong = sorted(unknown or {key for key, value in state.items() if tuple(value.shape) != shapes[key]})
+        if wrong:
+            raise ModelError(
+                f"an adapter with other weights ({', '.join(wrong[:3])} ...)", "one of this model", "Train it on this model."
+            )
+        set_peft_model_state_dict(unet, state, adapter_name=name)
+    unet.to(next(model.parameters()).device)
+    wear(model, None)
+
+
+def state_of(model: GlobalHarmonizer, name: str) -> dict[str, Tensor]:
+    """Weights of an adapter, float32 on the CPU."""
+    found = get_peft_model_state_dict(model.denoiser.unet, adapter_name=name)
+    return {key: value.detach().float().cpu().contiguous().clone() for key, value in found.items()}
+
+
+@contextmanager
+def wearing(model: GlobalHarmonizer, name: str) -> Iterator[None]:
+    """The model with one of its adapters; without any again afterwards."""
+    wear(model, name)
+    try:
+        yield
+    finally:
+        wear(model, None)
+
+
+def wear(model: GlobalHarmonizer, name: str | None) -> None:
+    """Switch one adapter of the model on, or all off; the weights of one that is on are trainable."""
+    for module in model.denoiser.unet.modules():
+        if isinstance(module, BaseTunerLayer):
+            if name is not None:
+                module.set_adapter(name)
+            module.enable_adapters(name is not None)

@@ -1,0 +1,213 @@
+"""The target bundle: adapters of one site on one global model, in JSON and safetensors; nothing pickled is ever loaded.
+
+::
+
+    alder/
+      target.json            site, base model, styles, settings, provenance, checksums
+      T1w.safetensors        low-rank updates, one file a sequence
+      MODEL_CARD.md          the same facts in words
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from mmh_ray.config import Config, to_dict
+from mmh_ray.errors import ModelError
+from mmh_ray.models.adapter import SiteStyle, attach
+from mmh_ray.models.bundle import Bundle, put_folder
+from mmh_ray.models.target_harmonizer import TunedAdapter
+from mmh_ray.provenance import code_version, hash_of, write_json
+
+FORMAT = 1
+KIND = "target"
+FACTS, CARD = "target.json", "MODEL_CARD.md"
+
+_REBUILD = "Copy the adapter again or train it anew with `mmh train-target`."
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a scan is to go from the unified domain.
+
+    Attributes
+    ----------
+    site:
+        Name of the site, or what else is to be called the target.
+    styles:
+        Sequence to the site's look.
+    hash:
+        SHA-256 over all that decides voxels.
+    uri:
+        Where it came from.
+    facts:
+        What stands in sidecars.
+    weights:
+        Sequence to the adapter's weights; without an entry, the style's curve alone is used.
+    rank:
+        Of the adapters.
+    """
+
+    site: str
+    styles: Mapping[str, SiteStyle]
+    hash: str
+    uri: str
+    facts: Mapping[str, Any]
+    weights: Mapping[str, Mapping[str, Tensor]]
+    rank: int
+
+    def attach(self, bundle: Bundle) -> None:
+        """Put the adapters on the bundle's model, switched off, as SITE-HASH/SEQUENCE.
+
+        Raises
+        ------
+        ModelError
+            If they were trained on another global model.
+        """
+        base = self.facts.get("base", {}).get("hash", bundle.hash)
+        if base != bundle.hash:
+            raise ModelError(
+                f"target {self.site} ({self.uri}), trained on global model {base[:12]}",
+                f"adapters of the model in use, {bundle.hash[:12]}",
+                f"Harmonize with {self.facts['base'].get('uri', 'that model')}, or train the target on this one.",
+            )
+        for sequence, state in self.weights.items():
+            attach(bundle.model, self.adapter(sequence), self.rank, dict(state))
+
+    def adapter(self, sequence: str) -> str:
+        """Name of the adapter of a sequence on the model."""
+        return f"{self.hash[:12]}_{sequence}"
+
+
+def save_target(
+    path: str | Path,
+    site: str,
+    base: Mapping[str, str],
+    styles: Mapping[str, SiteStyle],
+    tuned: Mapping[str, TunedAdapter],
+    config: Config,
+    training: Mapping[str, Any],
+) -> None:
+    """Write a target bundle, whole or not at all; an earlier one of the same path is replaced.
+
+    Parameters
+    ----------
+    base:
+        ``hash`` and ``uri`` of the global model.
+    training:
+        JSON-able account per sequence: ``images``, ``validation_images``, ``sources``; and ``style_encoder``, which described style.
+    """
+    path = Path(path)
+    if path.exists() and not (path / FACTS).is_file():
+        raise ModelError(f"{path}: holds something else", "a new folder or an earlier target", "Choose another folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
+    try:
+        sequences = {}
+        for sequence, adapter in tuned.items():
+            weights, style = safetensors.torch.save(adapter.state), styles[sequence]
+            (partial / f"{sequence}.safetensors").write_bytes(weights)
+            sequences[sequence] = {
+                "weights_sha256": hashlib.sha256(weights).hexdigest(),
+                "style": {key: np.asarray(value).tolist() for key, value in vars(style).items()},
+                "validation": adapter.validation,
+                "untuned": adapter.untuned,
+                "steps": adapter.steps,
+            }
+        facts = {
+            "format": FORMAT,
+            "kind": KIND,
+            "site": site,
+            "code_version": code_version(),
+            "base": dict(base),
+            "target": to_dict(config.target) | {"site": [site]},
+            "training": dict(training),
+            "sequences": sequences,
+        }
+        write_json(partial / FACTS, facts)
+        (partial / CARD).write_text(_card(facts), encoding="utf-8")
+        partial.chmod(path.parent.stat().st_mode & 0o777)
+        put_folder(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load_target(path: str | Path, uri: str | None = None) -> Target:
+    """Read a target bundle; ``uri`` is how to cite it.
+
+    Raises
+    ------
+    ModelError
+        Missing folder or file, unknown format, damaged weights.
+    """
+    path = Path(path)
+    facts = _read_facts(path)
+    weights, styles = {}, {}
+    try:
+        for sequence, found in facts["sequences"].items():
+            content = (path / f"{Path(sequence).name}.safetensors").read_bytes()
+            if hashlib.sha256(content).hexdigest() != found["weights_sha256"]:
+                raise ModelError(f"{path}: damaged weights of {sequence} (other checksum)", f"what {FACTS} describes", _REBUILD)
+            weights[sequence] = safetensors.torch.load(content)
+            styles[sequence] = SiteStyle(
+                **{key: np.array(value) if isinstance(value, list) else value for key, value in found["style"].items()}
+            )
+        site, rank = str(facts["site"]), int(facts["target"]["rank"])
+        facts["base"]["hash"].strip()
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{path}: {type(error).__name__}: {error}", "a whole target bundle", _REBUILD) from error
+    return Target(site, styles, hash_of(facts), uri or path.absolute().as_uri(), facts, weights, rank)
+
+
+def target_hash(path: str | Path) -> str:
+    """The hash of a target bundle without loading its weights."""
+    return hash_of(_read_facts(Path(path)))
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((path / FACTS).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path / FACTS}: {error}", "a target bundle", _REBUILD) from error
+    known = {"format": FORMAT, "kind": KIND}
+    found = {key: facts.get(key) for key in known} if isinstance(facts, dict) else facts
+    if found != known:
+        remedy = f"Use the release of mmh-ray that wrote it, or a target trained by {code_version()}."
+        raise ModelError(f"{path / FACTS}: {str(found)[:200]}", f"a target bundle with {known}", remedy)
+    return facts
+
+
+def _card(facts: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"| {sequence} | {len(facts['training'][sequence]['images'])} | {found['steps']} "
+        f"| {found['untuned']['loss']:.4f} | {found['validation']['loss']:.4f} |\n"
+        for sequence, found in facts["sequences"].items()
+    )
+    return f"""# Target {facts["site"]}
+
+## Intended use
+Moves brain scans, unified by the global model `{facts["base"]["uri"]}` (hash `{facts["base"]["hash"]}`), to the look of site
+{facts["site"]}, for research. It is not a medical device. Any other global model is refused.
+
+## Training
+Low-rank updates of rank {facts["target"]["rank"]} and an intensity curve, from the site's own images and images of other sites; no
+labels, no person scanned twice. Code: mmh-ray {facts["code_version"]}.
+
+| sequence | images of the site | steps | validation loss, curve alone | with the adapter |
+|---|---|---|---|---|
+{rows}
+## Limits
+Those of the global model. A look learned from few images may follow what these few happen to show.
+"""

@@ -1,0 +1,254 @@
+"""Stage 2, the target fine-tuner: from the unified domain to the look of one site.
+
+The site's own scans, unified by the frozen global model, are pairs of the same voxels in both looks. An adapter learns to bring the one
+back to the other (style reconstruction), and scans of other sites, unified in the same way, along the same displacement of style.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmh_ray.config import HarmonizeConfig, TargetConfig
+from mmh_ray.models.adapter import SiteStyle, attach, state_of, wear
+from mmh_ray.models.denoiser import to_unit
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
+from mmh_ray.models.groups import Conditioner, slab_group
+from mmh_ray.models.losses import (
+    cumulative_from_quantiles,
+    group_statistics,
+    multiscale_gradient_l1,
+    style_displacement,
+    style_distance,
+)
+from mmh_ray.models.sampling import estimate_planes, fuse, sample
+from mmh_ray.models.style import TriPlanarStyleEncoder
+
+NAME = "target"
+"""Name of the adapter while it is trained."""
+
+
+@dataclass
+class TargetBatch(SlabBatch):
+    """Slice groups whose condition comes from unified volumes.
+
+    ``image`` is what the site's scanner made of a volume; of a source volume, whose look at the site nobody knows, the unified one.
+
+    Attributes
+    ----------
+    unified:
+        ``(B, K, P, P)`` the slab in the unified domain, unit intensity.
+    """
+
+    unified: Tensor
+
+
+@dataclass(frozen=True)
+class UnifiedVolume:
+    """A volume after the global model, ready to give slice groups; ``image`` is the volume itself, or the unified one of a source site."""
+
+    image: np.ndarray
+    unified: np.ndarray
+    mask: np.ndarray
+    conditioner: Conditioner
+
+    @classmethod
+    def of(
+        cls,
+        model: GlobalHarmonizer,
+        styled: np.ndarray,
+        mask: np.ndarray,
+        sequence: int,
+        settings: HarmonizeConfig,
+        image: np.ndarray | None = None,
+    ) -> UnifiedVolume:
+        """Run the global model on ``styled`` ``(X, Y, Z)`` unit intensity; ``image`` is the site's own look at it, if it is known."""
+        unified = fuse(estimate_planes(model, styled, mask, sequence, settings), mask, settings)
+        domain = model.domain_quantiles[sequence].cpu().numpy()
+        conditioner = Conditioner(unified, mask, domain, model.model_config)
+        return cls(unified if image is None else image, unified, mask, conditioner)
+
+    def group(self, sequence: int, config: TargetConfig, model: GlobalHarmonizer, seed: int) -> dict[str, np.ndarray]:
+        """Arrays of one slice group of a :class:`TargetBatch`."""
+        images = {"image": self.image, "unified": self.unified}
+        slabs = config.slabs_per_plane
+        return slab_group(images, self.conditioner, self.mask, sequence, slabs, model.model_config, seed, seed)
+
+
+def batch_of(groups: Sequence[dict[str, np.ndarray]]) -> TargetBatch:
+    """Groups of equal size as one batch."""
+    return TargetBatch.of_groups({name: np.stack([group[name] for group in groups]) for name in groups[0]})
+
+
+class TargetFineTuner(nn.Module):
+    """The frozen global model with one adapter to train, and the losses of stage 2.
+
+    Parameters
+    ----------
+    model:
+        The global harmonizer; it is copied.
+    style:
+        The look of the site.
+    encoder:
+        Describes style; it is frozen.
+    """
+
+    domain_cumulative: Tensor
+    domain_moments: Tensor
+
+    def __init__(
+        self,
+        model: GlobalHarmonizer,
+        style: SiteStyle,
+        encoder: TriPlanarStyleEncoder,
+        config: TargetConfig,
+        settings: HarmonizeConfig,
+    ) -> None:
+        super().__init__()
+        self.model, self.encoder = copy.deepcopy(model), encoder.requires_grad_(False)
+        attach(self.model, NAME, config.rank)
+        wear(self.model, NAME)
+        self.style, self.config, self.settings = style, config, settings
+        quantiles = torch.tensor(style.quantiles, dtype=torch.float32)
+        self.register_buffer("domain_cumulative", cumulative_from_quantiles(quantiles))
+        self.register_buffer("domain_moments", torch.stack([quantiles.mean(), quantiles.std()]))
+
+    def forward(self, site: TargetBatch, source: TargetBatch, ramp: float = 1.0) -> dict[str, Tensor]:
+        """Losses; ``loss`` is the weighted sum to differentiate, the others are its parts. ``ramp`` (0-1) brings displacement in.
+
+        What is generated shows no noise, the site's scans do: before style is compared, noise of the site's level is added.
+        """
+        config = self.config
+        (made, noise), (moved, other_noise) = self._generate(site), self._generate(source)
+        parts = {
+            "reconstruction": _masked_l1(made, site.image, site.mask),
+            "gradient": multiscale_gradient_l1(made, site.image, site.mask)
+            + multiscale_gradient_l1(moved, self.style.apply(source.unified), source.mask, scales=(2, 4, 8)),
+        }
+        moved, made = moved + self.style.noise * other_noise, made + self.style.noise * noise
+        parts["statistics"] = self._statistics(moved, source) + self._statistics(made, site)
+        loss = parts["reconstruction"] + config.gradient_weight * parts["gradient"]
+        loss = loss + config.statistics_weight * parts["statistics"]
+        if config.displacement_weight:
+            wanted = (self._describe(site.image, site) - self._describe(site.unified, site)).mean(0).detach()
+            found = self._describe(moved, source) - self._describe(source.unified, source).detach()
+            parts["displacement"] = style_displacement(found, wanted)
+            loss = loss + ramp * config.displacement_weight * parts["displacement"]
+        return {"loss": loss, **parts}
+
+    def _generate(self, batch: TargetBatch) -> tuple[Tensor, Tensor]:
+        """What the worn adapter makes of a batch, ``(B, K, P, P)`` site unit intensity, and noise of unit variance to add to it."""
+        noise, _ = self.model.draw(batch)
+        context = self.model.context(batch)
+
+        def denoise(x: Tensor, t: int) -> Tensor:
+            return self.model.denoiser(x, torch.full((len(x),), t, device=x.device), batch.condition, context)
+
+        found = sample(self.model, denoise, noise, self.settings.steps, self.config.last_steps)
+        return self.style.apply(to_unit(found)) * batch.mask, noise.roll(1, 0) * batch.mask
+
+    def _statistics(self, image: Tensor, batch: TargetBatch) -> Tensor:
+        centre, groups = image.shape[1] // 2, int(batch.group.max()) + 1
+        cumulative, moments = group_statistics(image[:, centre], batch.mask[:, centre], batch.group, groups)
+        return style_distance(cumulative, moments, self.domain_cumulative, self.domain_moments).mean()
+
+    def _describe(self, image: Tensor, batch: TargetBatch) -> Tensor:
+        """Style vectors ``(G, D)`` of the groups' centre slices."""
+        centre, groups = image.shape[1] // 2, int(batch.group.max()) + 1
+
+        def by_plane(values: Tensor) -> Tensor:
+            return values[:, centre].unflatten(0, (groups, 3, -1))
+
+        return self.encoder.encode_slices(by_plane(image), by_plane(batch.mask), by_plane(batch.position[:, None]))
+
+
+@dataclass(frozen=True)
+class TunedAdapter:
+    """Outcome of :func:`tune`: the best adapter by validation.
+
+    Attributes
+    ----------
+    state:
+        Its weights.
+    validation:
+        Name to value of its validation losses; ``loss`` decided.
+    untuned:
+        The same before the first step: what the curve alone does.
+    steps:
+        Steps after which it was the best.
+    """
+
+    state: dict[str, Tensor]
+    validation: dict[str, float]
+    untuned: dict[str, float]
+    steps: int
+
+
+def tune(
+    tuner: TargetFineTuner,
+    draw: Callable[[int], tuple[TargetBatch, TargetBatch]],
+    validation: Sequence[tuple[TargetBatch, TargetBatch]],
+    advance: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+) -> TunedAdapter:
+    """Train the adapter until its validation score no longer falls.
+
+    Parameters
+    ----------
+    draw:
+        Batches of the site and of sources for a step.
+    validation:
+        Batches of images that ``draw`` never gives; the slabs' keys fix their noise.
+    advance:
+        Called after every step with its number, from 1, and losses.
+    """
+    config, device = tuner.config, next(tuner.parameters()).device
+    weights = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, config.learning_rate, weight_decay=0.0)
+    untuned = _validate(tuner, validation)
+    best = TunedAdapter(state_of(tuner.model, NAME), untuned, untuned, 0)
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(step, config)
+        site, source = draw(step)
+        losses = tuner(site.to(device), source.to(device), min(1.0, 5 * (step + 1) / config.steps))
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        found = {name: float(value.detach()) for name, value in losses.items()}
+        if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
+            score = _validate(tuner, validation)
+            found |= {f"val_{name}": value for name, value in score.items()}
+            if score["loss"] < best.validation["loss"]:
+                best = TunedAdapter(state_of(tuner.model, NAME), score, untuned, step + 1)
+        advance(step + 1, found)
+        if step + 1 - best.steps >= config.patience * config.validate_every:
+            break
+    return best
+
+
+@torch.no_grad()
+def _validate(tuner: TargetFineTuner, batches: Sequence[tuple[TargetBatch, TargetBatch]]) -> dict[str, float]:
+    device = next(tuner.parameters()).device
+    sums: dict[str, float] = {}
+    for site, source in batches:
+        for name, value in tuner(site.to(device), source.to(device)).items():
+            sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
+    return sums
+
+
+def _masked_l1(found: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    return ((found - wanted).abs() * mask).sum() / mask.sum().clamp_min(1)
+
+
+def _learning_rate(step: int, config: TargetConfig) -> float:
+    warm = max(1, config.steps // 10)
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
