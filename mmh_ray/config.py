@@ -268,6 +268,42 @@ class TargetConfig:
 
 
 @dataclass(frozen=True)
+class StyleConfig:
+    """The style encoder: which network looks at slices, and how its aggregator learns."""
+
+    backbone: str = "embedded"
+    """`embedded` (ships inside the package); `hf-hub:OWNER/NAME`; a local folder with `open_clip_config.json` and weights; or the name of
+    any open_clip model. Of open_clip models only the image tower is read."""
+    weights: str | None = None
+    """For an open_clip name: a pretrained tag, a file, or `random` (fixed seed). The other backbones bring their own."""
+    sha256: str | None = None
+    """SHA-256 that the weights file of an open_clip backbone must have; none takes any file."""
+    slices: int = 12
+    """Slices per plane, spread over the brain."""
+    alpha: float = 0.2
+    """Weight of the fusion network beside the mean over planes."""
+    checkpoint: bool = False
+    """Gradient checkpointing: recompute the backbone's activations plane by plane instead of keeping them."""
+    temperature: float = 0.1
+    """Temperature of the contrast between styles."""
+    spread_weight: float = 1.0
+    """Weight of the term that keeps the style vectors apart while the aggregator learns."""
+    steps: int = 200
+    """Optimiser steps of the aggregator."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of the aggregator."""
+
+    def __post_init__(self) -> None:
+        for key in ("slices", "steps"):
+            _require(getattr(self, key) > 0, f"style.{key}", getattr(self, key), "1 or more")
+        _require(
+            bool(self.backbone), "style.backbone", self.backbone, "embedded, hf-hub:..., a folder or an open_clip name"
+        )
+        _require(self.alpha >= 0, "style.alpha", self.alpha, "0 or more")
+        _require(self.temperature > 0, "style.temperature", self.temperature, "a positive number")
+
+
+@dataclass(frozen=True)
 class HarmonizeConfig:
     """Batch inference (`mmh harmonize`)."""
 
@@ -356,6 +392,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
+    style: StyleConfig = field(default_factory=StyleConfig)
     harmonize: HarmonizeConfig = field(default_factory=HarmonizeConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

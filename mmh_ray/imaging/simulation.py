@@ -33,7 +33,7 @@ def simulated_pair(
     units (white matter of T1w, grey matter of T2w at 1); ``(X, Y, Z)`` bool brain.
     """
     number = index // (_TOGETHER * _REUSES) * _TOGETHER + index // 2 % _TOGETHER
-    anatomy = _person(seed, number, grid)
+    anatomy = simulated_person(seed, number, grid)
     rng = np.random.default_rng([seed, index, SEQUENCES.index(sequence)])
     mask = anatomy.brain
     scan = render(anatomy, random_scanner(rng), sequence, rng, grid.spacing_mm)
@@ -45,7 +45,7 @@ def canonical_quantiles(
     sequences: Iterable[str], grid: GridConfig, seed: int, people: int = 24
 ) -> dict[str, np.ndarray]:
     """Mean quantile function ``(257,)`` of the canonical images of simulated people, per sequence that can be simulated."""
-    anatomies = [_person(seed, number, grid) for number in range(people)]
+    anatomies = [simulated_person(seed, number, grid) for number in range(people)]
     return {
         sequence: mean_quantile_function(
             quantile_function(canonical(anatomy, sequence, grid.spacing_mm)[anatomy.brain]) for anatomy in anatomies
@@ -56,7 +56,7 @@ def canonical_quantiles(
 
 
 @lru_cache(maxsize=2 * _TOGETHER)
-def _person(seed: int, number: int, grid: GridConfig) -> Anatomy:
+def simulated_person(seed: int, number: int, grid: GridConfig) -> Anatomy:
     """A person of any adult age, many with lesions, large ventricles, a cavity or oddities, on the working grid."""
     rng = np.random.default_rng([seed, number, 11])
     person = Person(
@@ -72,7 +72,7 @@ def _person(seed: int, number: int, grid: GridConfig) -> Anatomy:
 
 @lru_cache(maxsize=2 * _TOGETHER)
 def _canonical(seed: int, number: int, grid: GridConfig, sequence: str) -> np.ndarray:
-    anatomy = _person(seed, number, grid)
+    anatomy = simulated_person(seed, number, grid)
     return canonical(anatomy, sequence, grid.spacing_mm) * anatomy.brain
 
 

@@ -165,7 +165,7 @@ class TargetFineTuner(nn.Module):
         def by_plane(values: Tensor) -> Tensor:
             return values[:, centre].unflatten(0, (groups, 3, -1))
 
-        return self.encoder.encode_slices(by_plane(image), by_plane(batch.mask), by_plane(batch.position[:, None]))
+        return self.encoder.of_slices(by_plane(image), by_plane(batch.mask))
 
 
 @dataclass(frozen=True)

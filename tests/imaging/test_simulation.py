@@ -19,7 +19,7 @@ GRID = GridConfig(6.0, (32, 40, 32))
 @pytest.mark.parametrize("sequence", SEQUENCES)
 def test_same_index_has_the_same_bytes(sequence: str) -> None:
     first = simulated_pair(5, sequence, GRID, 0)
-    simulation._person.cache_clear()
+    simulation.simulated_person.cache_clear()
     simulation._canonical.cache_clear()
     for one, again in zip(first, simulated_pair(5, sequence, GRID, 0), strict=True):
         np.testing.assert_array_equal(one, again)
@@ -39,13 +39,13 @@ def test_another_index_or_seed_is_another_scan() -> None:
 
 def test_eight_people_in_sixty_four_indices(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    drawn = simulation._person
+    drawn = simulation.simulated_person
 
     def record(seed: int, number: int, grid: GridConfig) -> object:
         asked.append(number)
         return drawn(seed, 0, grid)
 
-    monkeypatch.setattr(simulation, "_person", record)
+    monkeypatch.setattr(simulation, "simulated_person", record)
     monkeypatch.setattr(simulation, "_canonical", lambda *_: np.zeros(GRID.shape))  # remembers people, too
     for index in range(128):
         simulated_pair(index, "T1w", GRID, 0)
@@ -97,7 +97,7 @@ def test_people_differ_in_age_lesions_ventricles_and_cavities(monkeypatch: pytes
 
     monkeypatch.setattr(simulation, "simulate_anatomy", record)
     for number in range(40):
-        simulation._person.__wrapped__(0, number, GRID)
+        simulation.simulated_person.__wrapped__(0, number, GRID)
     assert len({person.seed for person in people}) == 40
     assert min(person.seed for person in people) >= simulation.FIRST_SEED
     assert min(person.age for person in people) < 30

@@ -1,0 +1,135 @@
+"""Backbones of the style encoder: networks that turn one slice of a brain into one vector.
+
+Shapes: ``N`` slices, ``H W`` a slice, ``D`` dimensions of the vector. Every backbone says at which size of pixel it looks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmh_ray.config import StyleConfig
+from mmh_ray.errors import ModelError
+
+EMBEDDED = "embedded"
+"""Name of the backbone that ships inside the package."""
+
+
+class SliceBackbone(nn.Module):
+    """One slice to one vector: ``forward(images (N, 1, H, W) unit intensity, masks (N, 1, H, W) 0 or 1) -> (N, D)``.
+
+    Attributes
+    ----------
+    name:
+        As configured.
+    dimensions:
+        ``D``.
+    pixel_mm:
+        Edge, in mm, of the pixels that it wants.
+    """
+
+    name: str
+    dimensions: int
+    pixel_mm: float
+
+
+class EmbeddedBackbone(SliceBackbone):
+    """A small convolutional net whose features are means and standard deviations over the brain, never places.
+
+    The grey levels' own pointwise features are a learned histogram; those of three resolutions tell noise, sharpness and contrast.
+    """
+
+    def __init__(self, dimensions: int = 96, width: int = 16) -> None:
+        super().__init__()
+        self.name, self.dimensions, self.pixel_mm = EMBEDDED, dimensions, 3.0
+        self.histogram = nn.Sequential(nn.Conv2d(1, 32, 1), nn.GELU(), nn.Conv2d(32, 32, 1), nn.GELU())
+        self.levels = nn.ModuleList(
+            [
+                nn.Sequential(_conv(1, width), _conv(width, width)),
+                nn.Sequential(_conv(width, 2 * width), _conv(2 * width, 2 * width)),
+                nn.Sequential(_conv(2 * width, 4 * width)),
+            ]
+        )
+        statistics = 2 * (32 + width + 2 * width + 4 * width)
+        self.head = nn.Sequential(
+            nn.LayerNorm(statistics),
+            nn.Linear(statistics, 2 * dimensions),
+            nn.GELU(),
+            nn.Linear(2 * dimensions, dimensions),
+        )
+
+    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Vectors ``(N, D)`` of slices."""
+        features = images = (images - 0.5) / 0.25 * masks
+        statistics = [_statistics(self.histogram(images), masks)]
+        for number, level in enumerate(self.levels):
+            if number:
+                features, masks = F.avg_pool2d(features, 2, ceil_mode=True), F.avg_pool2d(masks, 2, ceil_mode=True)
+            features = level(features)
+            statistics.append(_statistics(features, masks))
+        return self.head(torch.cat(statistics, dim=1))
+
+
+def _conv(before: int, after: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.GELU())
+
+
+def _statistics(features: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean and standard deviation ``(N, 2 C)`` of ``(N, C, H, W)`` features."""
+    total = weights.sum((2, 3)).clamp_min(1e-3)
+    mean = (features * weights).sum((2, 3)) / total
+    variance = ((features - mean[..., None, None]).square() * weights).sum((2, 3)) / total
+    return torch.cat([mean, (variance + 1e-5).sqrt()], dim=1)
+
+
+def load_backbone(config: StyleConfig) -> SliceBackbone:
+    """The backbone that ``config`` names, in evaluation mode and frozen.
+
+    Raises
+    ------
+    ModelError
+        Unknown name, missing folder or weights, weights of another checksum, damaged weights or such as do not fit.
+    """
+    backbone: SliceBackbone
+    if config.backbone == EMBEDDED:
+        backbone = _embedded(config)
+    else:
+        from mmh_ray.models.style_open_clip import (
+            open_clip_backbone,
+        )  # seconds of import that the embedded one need not pay
+
+        backbone = open_clip_backbone(config)
+    return backbone.eval().requires_grad_(False)
+
+
+def embedded_weights() -> dict[str, Tensor]:
+    """Trained weights of the embedded backbone and its aggregator (``backbone.*``, ``aggregator.*``)."""
+    return safetensors.torch.load((resources.files("mmh_ray.models") / "weights" / "style.safetensors").read_bytes())
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of a module's parameters and buffers: the same wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _embedded(config: StyleConfig) -> SliceBackbone:
+    for key in ("weights", "sha256"):
+        if getattr(config, key) is not None:
+            remedy = f"Leave style.{key} out, or name another style.backbone."
+            raise ModelError(f"style.{key}={getattr(config, key)!r} with the embedded backbone", "none", remedy)
+    state = {
+        name.removeprefix("backbone."): t for name, t in embedded_weights().items() if name.startswith("backbone.")
+    }
+    backbone = EmbeddedBackbone()
+    backbone.load_state_dict(state)
+    return backbone
