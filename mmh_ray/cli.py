@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Arguments and the `key=value` overrides; leaves with exit code 2 and the usage when they make no sense."""
+    argv = [f"--{token}" if token.startswith("model=") else token for token in argv]  # `model` is no setting but a flag
     overrides = [token for token in argv if OVERRIDE.match(token)]
     arguments = build_parser().parse_args([token for token in argv if not OVERRIDE.match(token)])
     arguments.verbose = getattr(arguments, "verbose", False)
@@ -89,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_manifest(commands)
     _add_prepare(commands)
     _add_train_global(commands)
+    _add_train_target(commands)
     _add_harmonize(commands)
     _add_status(commands)
     _add_evaluate(commands)
@@ -215,6 +217,23 @@ def _train_global(arguments: argparse.Namespace, config: Config) -> int:
     return 0
 
 
+def _add_train_target(commands: Commands) -> None:
+    text = "train and register an adapter per target site (target.site=NAME)"
+    parser = _add_command(commands, "train-target", _train_target, text)
+    parser.add_argument("prepared", metavar="PREPARED", type=_existing, help="shards made by `mmh prepare`")
+    parser.add_argument(
+        "--model", required=True, help="global model: bundle folder or models:/NAME@champion; also model=..."
+    )
+
+
+def _train_target(arguments: argparse.Namespace, config: Config) -> int:
+    from mmh_ray.distributed.train_target import train_targets
+
+    for target in train_targets(arguments.prepared, arguments.model, config):
+        print(f"target {target.site}: bundle {target.bundle}, model {target.model_uri}")
+    return 0
+
+
 def _add_harmonize(commands: Commands) -> None:
     parser = _add_command(commands, "harmonize", _harmonize, "write harmonized derivatives of a BIDS archive")
     parser.add_argument("bids", metavar="BIDS", type=_existing, help="BIDS archive")
@@ -223,6 +242,9 @@ def _add_harmonize(commands: Commands) -> None:
     parser.add_argument("--model", required=True, help="bundle folder or registered model (models:/NAME@champion)")
     _add_list(parser, "--participant-label", "only these subjects, with or without `sub-`")
     _add_list(parser, "--sequence", "only these BIDS suffixes, for example T1w")
+    _add_list(parser, "--target", "move the images to these sites' looks (names, target bundles or registered models)")
+    text = "a scan in BIDS naming whose look the images of its sequence are to take on"
+    parser.add_argument("--target-image", metavar="FILE.nii.gz", type=_existing, help=text)
     for key, (choices, text) in HARMONIZE_FLAGS.items():
         parser.add_argument(f"--{key.partition('.')[2]}", dest=key, choices=choices, help=f"{text} (the setting {key})")
     parser.add_argument("--retry-failed", action="store_true", help="only images that failed or were refused before")
@@ -240,7 +262,8 @@ def _harmonize(arguments: argparse.Namespace, config: Config) -> int:
 
     subjects = tuple(label.removeprefix("sub-") for label in arguments.participant_label)
     sequences, retry = tuple(arguments.sequence), arguments.retry_failed
-    job = Job(arguments.bids, arguments.out, arguments.model, config, subjects, sequences, retry)
+    targets, image = tuple(arguments.target), arguments.target_image
+    job = Job(arguments.bids, arguments.out, arguments.model, config, subjects, sequences, retry, targets, image)
     if arguments.dry_run:
         from mmh_ray.distributed.harmonize import plan
 

@@ -262,7 +262,16 @@ class TargetConfig:
     """Seed of styles, slices and noise."""
 
     def __post_init__(self) -> None:
-        for key in ("rank", "steps", "slabs_per_plane", "sources", "restyles", "last_steps", "validate_every", "patience"):
+        for key in (
+            "rank",
+            "steps",
+            "slabs_per_plane",
+            "sources",
+            "restyles",
+            "last_steps",
+            "validate_every",
+            "patience",
+        ):
             _require(getattr(self, key) > 0, f"target.{key}", getattr(self, key), "1 or more")
         _require(self.images == 0 or self.images >= 3, "target.images", self.images, "3 or more, or 0 for all")
 

@@ -136,7 +136,9 @@ class Harmonizer:
         for target in targets:
             if target is not None and sequence not in target.styles:
                 raise RefusedError(
-                    f"{sequence} for target {target.site}", f"one of {', '.join(target.styles)}", "Train the target on it."
+                    f"{sequence} for target {target.site}",
+                    f"one of {', '.join(target.styles)}",
+                    "Train the target on it.",
                 )
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
         figures = describe_scan(volume, prepared.brain, prepared.registration)
@@ -161,7 +163,9 @@ class Harmonizer:
         if sequence in target.weights:
             with wearing(model, target.adapter(sequence)):
                 planes = estimate_planes(model, unified, prepared.mask, label, self.settings)
-        return fuse(target.styles[sequence].apply(torch.from_numpy(planes)).numpy(), prepared.mask, self.settings)
+        style = target.styles[sequence]
+        fused = fuse(style.apply(torch.from_numpy(planes)).numpy(), prepared.mask, self.settings)
+        return style.soften(fused, prepared.mask)
 
     def _finished(self, native: Volume, prepared: Prepared) -> tuple[Volume, str | None, bool]:
         """The image in the space and the intensities that were asked for, with or without what surrounds the brain."""

@@ -121,7 +121,7 @@ def trained(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     for step in range(3):
         tracking.log_metrics(run_id, {"loss": 1 / (step + 1), "mse": 0.5}, step)
     tracking.log_figure(run_id, folder / "sample.png")
-    model_uri = tracking.register(run_id, folder / "global", config)
+    model_uri = tracking.register(run_id, folder / "global", config.tracking.model_name, config.tracking)
     status = mlflow.MlflowClient(uri).get_run(run_id).info.status
     tracking.finish(run_id)
     assert status == "RUNNING", "registration must not end the run"

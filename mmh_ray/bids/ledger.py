@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 
 LEDGER, JOURNAL = "ledger.parquet", ".ledger.jsonl"
 STATUSES = ("done", "skipped", "failed", "refused")
-LEDGER_VERSION = b"2"
+LEDGER_VERSION = b"3"
 LEDGER_SCHEMA = pa.schema(
     [
-        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),  # of an image moved to a target: IMAGE@TARGET
+        pa.field("target", pa.string()),  # name of the target; none for the unified domain
         pa.field("site", pa.string()),
         pa.field("sequence", pa.string()),  # BIDS suffix
         pa.field("source", pa.string()),  # path or URI of the input
@@ -40,7 +41,7 @@ LEDGER_SCHEMA = pa.schema(
     ],
     metadata={b"mmh_ledger_version": LEDGER_VERSION},
 )
-"""Columns of OUT/ledger.parquet, a row per image."""
+"""Columns of OUT/ledger.parquet, a row per image and target."""
 
 Row = dict[str, Any]
 

@@ -62,7 +62,9 @@ def evaluate_target(
     rows = [row for row in rows if row["sequence"] in config.model.sequences]
     cases = _cases(rows, site, unified, moved)
     if not cases:
-        raise DataError(f"{manifest}: nobody scanned at {site} and elsewhere", "traveling subjects", "Name another site.")
+        raise DataError(
+            f"{manifest}: nobody scanned at {site} and elsewhere", "traveling subjects", "Name another site."
+        )
     connect()
     travelers = {case.subject for case in cases}
     others = [row for row in rows if row["site"] == site and row["subject"] not in travelers]

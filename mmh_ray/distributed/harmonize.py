@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import ray.exceptions
 
 from mmh_ray import tracking
 from mmh_ray.bids.derivatives import write_dataset_description
-from mmh_ray.bids.entities import output_path, parse
+from mmh_ray.bids.entities import parse
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.status import RunRecord, utc_now
@@ -25,11 +25,16 @@ from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.cohort_report import write_cohort_report
 from mmh_ray.distributed.job import Job
 from mmh_ray.distributed.manifest import probe_all
-from mmh_ray.distributed.worker import HarmonizeWorker, Row, is_current, ledger_row, template_space, unknown_sequence
+from mmh_ray.distributed.worker import HarmonizeWorker, Look, Row, is_current, ledger_row, unknown_sequence
 from mmh_ray.errors import ConfigError
-from mmh_ray.models.bundle import bundle_hash, load_bundle
+from mmh_ray.harmonizer import Harmonizer
+from mmh_ray.imaging.volume import read_volume
+from mmh_ray.models.bundle import Bundle, bundle_hash, load_bundle
+from mmh_ray.models.style import make_style_encoder
+from mmh_ray.models.target_bundle import Target, load_target
 from mmh_ray.progress import progress
-from mmh_ray.provenance import code_version, hash_of, remove_partial
+from mmh_ray.provenance import code_version, hash_of, remove_partial, sha256_file
+from mmh_ray.reference_target import target_of_scan
 
 log = logging.getLogger(__name__)
 
@@ -55,17 +60,17 @@ def harmonize(job: Job) -> dict[str, int]:
     ModelError
         If the model cannot be loaded.
     """
-    rows, folder, facts = _prepare(job)
+    rows, folder, facts, looks = _prepare(job)
     connect()
     _make_folder(job)
     with Journal(job.out) as journal:
         remove_partial(job.out)
-        tasks = _tasks(job, rows, journal.rows())
-        record = _record(job, len(tasks), facts)
+        tasks = _tasks(job, rows, journal.rows(), looks)
+        record = _record(job, len(tasks) * len(looks), facts)
         record.write(job.out)
         failure: str | None = None
         try:
-            return _work_through(job, tasks, folder, facts, journal)
+            return _work_through(job, tasks, folder, facts, looks, journal)
         except BaseException as error:
             failure = f"{type(error).__name__}: {error}"
             raise
@@ -80,33 +85,58 @@ def plan(job: Job) -> list[Row]:
 
     Every file is read; nothing is written. What only harmonizing shows (memory, the quality checks) is not foreseen.
     """
-    rows, folder, facts = _prepare(job)
-    tasks = _tasks(job, rows, {row["image_id"]: row for row in current_rows(job.out)})
+    rows, folder, facts, looks = _prepare(job)
+    tasks = _tasks(job, rows, {row["image_id"]: row for row in current_rows(job.out)}, looks)
     probe_all([task for task in tasks if task["status"] == "ok"])
     known = load_bundle(folder).config.model.sequences
-    return [_planned(task, job, known, facts) for task in tasks]
+    return [_planned(task, look, job, known, facts) for task in tasks for look in looks]
 
 
-def _planned(task: Row, job: Job, known: tuple[str, ...], facts: Row) -> Row:
-    action, reason = "harmonize", unknown_sequence(task, known)
+def _planned(task: Row, look: Look, job: Job, known: tuple[str, ...], facts: Row) -> Row:
+    action, reason = "harmonize", unknown_sequence(task, known, look)
     if task["status"] != "ok":
         action, reason = "fail", task["reason"]
     elif reason:
         action = "refuse"
-    else:
-        target = Path(job.out) / output_path(parse(task["uri"]), template_space(job.config.harmonize))
-        action = "skip" if is_current(task["earlier"], target, task["sha256"], facts) else "harmonize"
-    return {"image_id": task["image_id"], "source": task["uri"], "action": action, "reason": reason}
+    elif is_current(task["earlier"].get(look.name), Path(job.out), task["sha256"], facts["model_hash"], look):
+        action = "skip"
+    return {"image_id": look.image_id(task), "source": task["uri"], "action": action, "reason": reason}
 
 
-def _prepare(job: Job) -> tuple[list[Row], Path, Row]:
-    """The images to look at, the model's folder, and the facts that stand in each row."""
+def _prepare(job: Job) -> tuple[list[Row], Path, Row, list[Look]]:
+    """The images to look at, the model's folder, the facts that stand in each row, and what the images are to look like."""
     _check_output(job.bids, job.out)
     folder, uri = tracking.resolve_model(job.model, job.config.tracking)
     found = find_images(job.bids, job.config.manifest.site_pattern, require_site=False)
+    facts = {"model": uri, "model_hash": bundle_hash(folder)}
+    return _select(found, job.participants, job.sequences), folder, facts, _looks(job, folder)
+
+
+def _looks(job: Job, folder: Path) -> list[Look]:
+    """The unified domain, or the targets that the job names."""
     settings = to_dict(job.config.harmonize) | _INERT | {"prepare": _geometry(job.config.prepare)}
-    facts = {"model": uri, "model_hash": bundle_hash(folder), "settings_hash": hash_of(settings)}
-    return _select(found, job.participants, job.sequences), folder, facts
+    if not job.targets and job.target_image is None:
+        return [Look(None, hash_of(settings))]
+    bundle = load_bundle(folder)
+    targets = [load_target(*tracking.resolve_target(name, folder, job.config.tracking)) for name in job.targets]
+    if job.target_image is not None:
+        targets.append(_target_of_image(job.target_image, bundle, job))
+    for target in targets:
+        target.attach(bundle)
+    looks = [Look(target, hash_of(settings | {"target": target.hash})) for target in targets]
+    if len({look.label for look in looks}) < len(looks):
+        received = f"targets {', '.join(str(look.name) for look in looks)}"
+        raise ConfigError(received, "targets whose letters and digits differ", "Harmonize them into different folders.")
+    return looks
+
+
+def _target_of_image(path: str, bundle: Bundle, job: Job) -> Target:
+    entities = parse(path)
+    config = job.config
+    harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
+    encoder = make_style_encoder(config.style, bundle.config.grid.spacing_mm)
+    reference = read_volume(path)
+    return target_of_scan(harmonizer, encoder, reference, entities.suffix, entities.image_id, sha256_file(path))
 
 
 _INERT = {"slots": 0, "timeout_s": 0, "batch_slabs": 0}
@@ -155,12 +185,17 @@ def _select(rows: list[Row], participants: Iterable[str], sequences: Iterable[st
     return kept
 
 
-def _tasks(job: Job, rows: list[Row], earlier: dict[str, Row]) -> list[Row]:
-    """Rows with what the ledger knows of them."""
-    tasks = [{**row, "earlier": earlier.get(row["image_id"])} for row in rows]
+def _tasks(job: Job, rows: list[Row], known: dict[str, Row], looks: Sequence[Look]) -> list[Row]:
+    """Rows with what the ledger knows of them, by the look's name."""
+
+    def earlier(row: Row) -> dict[str | None, Row]:
+        return {look.name: known[look.image_id(row)] for look in looks if look.image_id(row) in known}
+
+    tasks = [{**row, "earlier": earlier(row)} for row in rows]
     if not job.retry_failed:
         return tasks
-    return [task for task in tasks if task["earlier"] and task["earlier"]["status"] in ("failed", "refused")]
+    again = ("failed", "refused")
+    return [task for task in tasks if any(found["status"] in again for found in task["earlier"].values())]
 
 
 def _record(job: Job, images: int, facts: Row) -> RunRecord:
@@ -182,22 +217,25 @@ def _record(job: Job, images: int, facts: Row) -> RunRecord:
     )
 
 
-def _work_through(job: Job, tasks: list[Row], folder: Path, facts: Row, journal: Journal) -> dict[str, int]:
+def _work_through(
+    job: Job, tasks: list[Row], folder: Path, facts: Row, looks: Sequence[Look], journal: Journal
+) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    hashes = {key: facts[key] for key in ("model_hash", "settings_hash")}
     with progress(len(tasks), "Harmonizing", "images") as advance:
-        for row in _run(tasks, job, folder, facts):
-            journal.append(row | hashes)
-            counts[row["status"]] += 1
+        for rows in _run(tasks, job, folder, facts, looks):
+            for row in rows:
+                journal.append(row | {"model_hash": facts["model_hash"]})
+                counts[row["status"]] += 1
             advance(1)
     return dict(counts)
 
 
-def _run(rows: list[Row], job: Job, folder: Path, facts: Row) -> Iterator[Row]:
-    """Ledger rows as the images finish. A worker that dies costs its image one attempt; the others go on."""
+def _run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: Sequence[Look]) -> Iterator[list[Row]]:
+    """Ledger rows of the images as they finish. A worker that dies costs its image one attempt; the others go on."""
     settings, waiting = job.config.harmonize, deque(rows)
     options, slots = _slots(settings, len(rows))
     files = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+    shared = ray.put(list(looks))
     attempts: Counter[str] = Counter()
     busy: dict[ray.ObjectRef, tuple[Any, Row]] = {}
 
@@ -207,14 +245,14 @@ def _run(rows: list[Row], job: Job, folder: Path, facts: Row) -> Iterator[Row]:
 
     def hire() -> Any:
         worker = ray.remote(HarmonizeWorker).options(**options)
-        return worker.remote(files, job.config, os.path.abspath(job.out), facts)
+        return worker.remote(files, job.config, os.path.abspath(job.out), facts, shared)
 
     for _ in range(slots):
         start(hire())
     while busy:
         finished, _ = ray.wait(list(busy), timeout=settings.timeout_s)
         if not finished:
-            yield from _give_up(busy, waiting, settings.timeout_s)
+            yield from _give_up(busy, waiting, settings.timeout_s, looks)
             return
         worker, row = busy.pop(finished[0])
         try:
@@ -225,12 +263,15 @@ def _run(rows: list[Row], job: Job, folder: Path, facts: Row) -> Iterator[Row]:
             if attempts[row["image_id"]] < ATTEMPTS:
                 waiting.appendleft(row)
             else:
-                yield ledger_row(row, "failed", f"the worker died {ATTEMPTS} times on this image ({error})")
+                reason = f"the worker died {ATTEMPTS} times on this image ({error})"
+                yield [ledger_row(row, look, "failed", reason) for look in looks]
         if waiting:
             start(worker)
 
 
-def _give_up(busy: dict[ray.ObjectRef, tuple[Any, Row]], waiting: Iterable[Row], seconds: float) -> Iterator[Row]:
+def _give_up(
+    busy: dict[ray.ObjectRef, tuple[Any, Row]], waiting: Iterable[Row], seconds: float, looks: Sequence[Look]
+) -> Iterator[list[Row]]:
     resources = ray.available_resources()
     reason = (
         f"nothing finished for {seconds:g} s with {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs free; "
@@ -238,9 +279,9 @@ def _give_up(busy: dict[ray.ObjectRef, tuple[Any, Row]], waiting: Iterable[Row],
     )
     for worker, row in busy.values():
         ray.kill(worker)
-        yield ledger_row(row, "failed", reason)
+        yield [ledger_row(row, look, "failed", reason) for look in looks]
     for row in waiting:
-        yield ledger_row(row, "failed", reason)
+        yield [ledger_row(row, look, "failed", reason) for look in looks]
 
 
 def _slots(settings: HarmonizeConfig, images: int) -> tuple[dict[str, Any], int]:

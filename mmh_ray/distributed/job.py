@@ -21,6 +21,10 @@ class Job:
         Labels without ``sub-`` and BIDS suffixes to keep; empty keeps all.
     retry_failed:
         Look only at images that an earlier run into ``out`` failed at or refused.
+    targets:
+        Sites, target bundles or ``models:/NAME@ALIAS`` to move the images to.
+    target_image:
+        A scan whose look the images are to take on, instead of or besides ``targets``. Without either, the unified domain is the aim.
     """
 
     bids: str
@@ -30,3 +34,5 @@ class Job:
     participants: tuple[str, ...] = ()
     sequences: tuple[str, ...] = ()
     retry_failed: bool = False
+    targets: tuple[str, ...] = ()
+    target_image: str | None = None

@@ -281,7 +281,7 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
         save_bundle(local, model, config, quantiles=quantiles, data_hash=store.data_hash, training=training)
         run.storage.create_dir(target)
         pyarrow.fs.copy_files(str(local), target, destination_filesystem=run.storage)
-        uri = tracking.register(run.run_id, local, config)
+        uri = tracking.register(run.run_id, local, config.tracking.model_name, config.tracking)
         for picture in _sample_figures(model.eval(), store, config, Path(scratch)):
             tracking.log_figure(run.run_id, picture)
     tracking.finish(run.run_id)

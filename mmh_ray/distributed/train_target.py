@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,9 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
         If the global model cannot be loaded.
     """
     if not config.target.site:
-        raise ConfigError("no target site", "target.site=NAME or a list of names", "Name the site whose look is wanted.")
+        raise ConfigError(
+            "no target site", "target.site=NAME or a list of names", "Name the site whose look is wanted."
+        )
     connect()
     store = PreparedStore(prepared if "://" in prepared else str(Path(prepared).absolute()))
     folder, uri = tracking.resolve_model(model, config.tracking)
@@ -193,7 +195,9 @@ def train_adapter(task: TargetTask, store_uri: str, bundle: Bundle, config: Conf
     plain = images[:: target.restyles + 1]
     style = SiteStyle.fit([v.unified for v in plain], [v.image for v in plain], [v.mask for v in plain])
 
-    def draw_from(targets: list[UnifiedVolume], others: list[UnifiedVolume], key: int) -> tuple[TargetBatch, TargetBatch]:
+    def draw_from(
+        targets: list[UnifiedVolume], others: list[UnifiedVolume], key: int
+    ) -> tuple[TargetBatch, TargetBatch]:
         rng = np.random.default_rng([target.seed, key])
         chosen = [targets[index] for index in rng.integers(len(targets), size=2)]
         seeds = rng.integers(2**31, size=3).tolist()
@@ -249,13 +253,13 @@ def _publish(
     styles = {sequence: outcome.style for sequence, (_, outcome) in outcomes.items()}
     tuned = {sequence: outcome.tuned for sequence, (_, outcome) in outcomes.items()}
     storage, root = open_storage(config.target.storage)
-    target = f"{root}/targets/{site}"
+    name = tracking.target_model_name(site)
+    target = f"{root}/targets/{name.removeprefix('mmh-target-')}"
     with tempfile.TemporaryDirectory() as scratch:
-        local = Path(scratch, site)
+        local = Path(scratch, name)
         save_target(local, site, base, styles, tuned, config, training)
         storage.create_dir(target)
         pyarrow.fs.copy_files(str(local), target, destination_filesystem=storage)
-        own = replace(config, tracking=replace(config.tracking, model_name=f"mmh-target-{site}"))
-        uri = tracking.register(run_id, local, own)
+        uri = tracking.register(run_id, local, name, config.tracking)
     tracking.finish(run_id)
     return TrainedTarget(site, target, uri, run_id, {name: found.validation for name, found in tuned.items()})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -21,11 +24,46 @@ from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, with_smaller_batches
 from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import check_memory, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
+from mmh_ray.models.target_bundle import Target
 from mmh_ray.provenance import code_version, sha256_file
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an image is to look like: the unified domain, or a target.
+
+    Attributes
+    ----------
+    target:
+        None for the unified domain.
+    settings_hash:
+        Over every setting that decides a voxel, and the target.
+    """
+
+    target: Target | None
+    settings_hash: str
+
+    @property
+    def name(self) -> str | None:
+        """The target's name."""
+        return self.target.site if self.target else None
+
+    @property
+    def label(self) -> str:
+        """BIDS label of the derivatives: ``harmonized``, or ``harmonizedSITE``."""
+        return "harmonized" + re.sub(r"[^A-Za-z0-9]", "", (self.name or "").title())
+
+    def image_id(self, row: Row) -> str:
+        """Key of the image's row in the ledger."""
+        return f"{row['image_id']}@{self.name}" if self.target else row["image_id"]
+
+    def output(self, row: Row, settings: HarmonizeConfig) -> PurePosixPath:
+        """Path of the derivative, relative to the derivatives' root."""
+        return output_path(parse(row["uri"]), template_space(settings), self.label)
 
 
 class HarmonizeWorker:
@@ -40,52 +78,72 @@ class HarmonizeWorker:
     out:
         Folder of the derivatives.
     facts:
-        ``model`` (URI), ``model_hash`` and ``settings_hash`` of the run.
+        ``model`` (URI) and ``model_hash`` of the run.
+    looks:
+        What every image is to look like; all of them share the global pass.
     """
 
-    def __init__(self, files: dict[str, bytes], config: Config, out: str, facts: Row) -> None:
+    def __init__(self, files: dict[str, bytes], config: Config, out: str, facts: Row, looks: Sequence[Look]) -> None:
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 Path(folder, name).write_bytes(content)
             bundle = load_bundle(folder, device)
+        for look in looks:
+            if look.target is not None:
+                look.target.attach(bundle)
         self.harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
-        self.out, self.facts = Path(out), facts
+        self.out, self.facts, self.looks = Path(out), facts, looks
 
-    def harmonize(self, row: Row) -> Row:
-        """The ledger row of one image, whose derivative and sidecar are then on disk; an exception belongs to its row."""
-        start = time.perf_counter()
+    def harmonize(self, row: Row) -> list[Row]:
+        """The ledger rows of one image, one a look, whose derivatives and sidecars are then on disk; an exception belongs to its rows."""
+        start, rows = time.perf_counter(), list[Row]()
         try:
-            outcome = self._harmonize(row)
+            self._harmonize(row, rows)
         except RefusedError as error:
-            outcome = ledger_row(row, "refused", str(error))
+            rows += self._rest(row, rows, "refused", str(error))
         except MMHError as error:
-            outcome = ledger_row(row, "failed", str(error))
+            rows += self._rest(row, rows, "failed", str(error))
         except Exception as error:
             log.debug("%s", row["uri"], exc_info=True)
-            outcome = ledger_row(row, "failed", f"{row['uri']}: {type(error).__name__}: {error}")
-        return outcome | {"seconds": time.perf_counter() - start}
+            rows += self._rest(row, rows, "failed", f"{row['uri']}: {type(error).__name__}: {error}")
+        seconds = (time.perf_counter() - start) / len(rows)
+        return [found | {"seconds": seconds} for found in rows]
 
-    def _harmonize(self, row: Row) -> Row:
+    def _rest(self, row: Row, known: Sequence[Row], status: str, reason: str | None) -> list[Row]:
+        """Rows of one status for the looks that have none yet."""
+        have = {found["target"] for found in known}
+        return [ledger_row(row, look, status, reason) for look in self.looks if look.name not in have]
+
+    def _harmonize(self, row: Row, rows: list[Row]) -> None:
+        """Append a row for every look as it is finished."""
         if row["status"] != "ok":
-            return ledger_row(row, "failed", row["reason"])
-        reason = unknown_sequence(row, self.harmonizer.bundle.config.model.sequences)
-        if reason:
-            return ledger_row(row, "refused", reason)
-        relative = output_path(parse(row["uri"]), template_space(self.harmonizer.settings))
-        target, digest = self.out / relative, sha256_file(row["uri"])
-        facts = {"output": str(relative), "input_sha256": digest}
-        if is_current(row["earlier"], target, digest, self.facts):
-            return ledger_row(row, "skipped", None, **facts, flags=row["earlier"]["flags"])
-        scan = self._with_less_memory(row)
-        write_volume(scan.volume, target)
-        for path, image in zip(figure_paths(target), (scan.source, scan.harmonized), strict=True):
-            write_mosaic(path, image.data, scan.prepared.brain, image.affine)
-        write_sidecar(target, self._sidecar(row, scan, digest))
-        return ledger_row(row, "done", None, **facts, flags=list(scan.flags))
+            rows += self._rest(row, rows, "failed", row["reason"])
+            return
+        digest = sha256_file(row["uri"])
+        pending = []
+        for look in self.looks:
+            reason = unknown_sequence(row, self.harmonizer.bundle.config.model.sequences, look)
+            facts = {"output": str(look.output(row, self.harmonizer.settings)), "input_sha256": digest}
+            if reason:
+                rows.append(ledger_row(row, look, "refused", reason))
+            elif is_current(row["earlier"].get(look.name), self.out, digest, self.facts["model_hash"], look):
+                rows.append(ledger_row(row, look, "skipped", None, **facts, flags=row["earlier"][look.name]["flags"]))
+            else:
+                pending.append((look, facts))
+        if not pending:
+            return
+        scans = self._with_less_memory(row, [look.target for look, _ in pending])
+        for (look, facts), scan in zip(pending, scans, strict=True):
+            target = self.out / facts["output"]
+            write_volume(scan.volume, target)
+            for path, image in zip(figure_paths(target), (scan.source, scan.harmonized), strict=True):
+                write_mosaic(path, image.data, scan.prepared.brain, image.affine)
+            write_sidecar(target, self._sidecar(row, scan, digest, look))
+            rows.append(ledger_row(row, look, "done", None, **facts, flags=list(scan.flags)))
 
-    def _with_less_memory(self, row: Row) -> HarmonizedScan:
+    def _with_less_memory(self, row: Row, targets: list[Target | None]) -> list[HarmonizedScan]:
         """Harmonize; where memory runs out, with half the batch, again and again, then on the CPU. Later images keep the smaller batch."""
         check_memory(row["uri"])
         volume = read_volume(row["uri"])
@@ -95,7 +153,7 @@ class HarmonizeWorker:
         try:
             while True:
                 try:
-                    return harmonizer.run(volume, row["sequence"], mask)
+                    return harmonizer.run_targets(volume, row["sequence"], mask, targets)
                 except torch.OutOfMemoryError as error:
                     torch.cuda.empty_cache()
                     if harmonizer.settings.batch_slabs > 1:
@@ -108,17 +166,19 @@ class HarmonizeWorker:
         finally:
             model.to(device)
 
-    def _sidecar(self, row: Row, scan: HarmonizedScan, digest: str) -> Row:
+    def _sidecar(self, row: Row, scan: HarmonizedScan, digest: str, look: Look) -> Row:
         """What was done to the image, for whoever finds it."""
         scaling, bundle, settings = scan.prepared.scaling, self.harmonizer.bundle, self.harmonizer.settings
         return {
             "Sources": [row["uri"]],
             "SourceSHA256": digest,
             "Model": {"URI": self.facts["model"], "Hash": bundle.hash, "CodeVersion": bundle.facts["code_version"]},
-            "TargetSite": None,
+            "TargetSite": look.name,
+            "TargetModel": look.target and {"URI": look.target.uri, "Hash": look.target.hash, **look.target.facts},
             "SkullStripped": scan.stripped,
             "Units": _UNITS[settings.intensity],
             "SourceSite": row["site"],
+            "SourceSiteSeenInTraining": row["site"] in bundle.facts["training"].get("counts", {}),
             "Preparation": list(scan.prepared.steps),
             "IntensityMapping": {
                 "Low": scaling.low,
@@ -161,25 +221,28 @@ def template_space(settings: HarmonizeConfig) -> str | None:
     return SPACE if settings.space == "template" else None
 
 
-def unknown_sequence(row: Row, known: tuple[str, ...]) -> str | None:
-    """Why the model cannot take an image of this BIDS suffix."""
-    if row["sequence"] in known:
-        return None
-    return f"sequence {row['sequence']}; this model harmonizes {', '.join(known)}"
+def unknown_sequence(row: Row, known: tuple[str, ...], look: Look) -> str | None:
+    """Why the model, or the look's target, cannot take an image of this BIDS suffix."""
+    if row["sequence"] not in known:
+        return f"sequence {row['sequence']}; this model harmonizes {', '.join(known)}"
+    if look.target is not None and row["sequence"] not in look.target.styles:
+        return f"sequence {row['sequence']}; target {look.name} knows {', '.join(look.target.styles)}"
+    return None
 
 
-def is_current(earlier: Row | None, target: Path, digest: str, facts: Row) -> bool:
+def is_current(earlier: Row | None, out: Path, digest: str, model_hash: str, look: Look) -> bool:
     """Whether an image was done before from the same bytes by the same model and settings, and is still there whole."""
     if earlier is None or earlier["status"] not in ("done", "skipped"):
         return False
+    target = out / earlier["output"]
     if not (target.is_file() and sidecar_path(target).is_file()):
         return False
-    wanted = {"input_sha256": digest, "model_hash": facts["model_hash"], "settings_hash": facts["settings_hash"]}
+    wanted = {"input_sha256": digest, "model_hash": model_hash, "settings_hash": look.settings_hash}
     return all(earlier[key] == value for key, value in wanted.items())
 
 
-def ledger_row(row: Row, status: str, reason: str | None, **more: Any) -> Row:
-    """Row of the ledger for an image of the archive; hashes of model and settings are added by the driver."""
-    fixed = {key: row[key] for key in ("image_id", "site", "sequence")}
+def ledger_row(row: Row, look: Look, status: str, reason: str | None, **more: Any) -> Row:
+    """Row of the ledger for one look of an image of the archive; the model's hash is added by the driver."""
+    fixed = {"image_id": look.image_id(row), "target": look.name, "site": row["site"], "sequence": row["sequence"]}
     outcome = {"source": row["uri"], "status": status, "reason": reason, "seconds": 0.0}
-    return fixed | outcome | {"finished": utc_now().isoformat()} | more
+    return fixed | outcome | {"settings_hash": look.settings_hash, "finished": utc_now().isoformat()} | more

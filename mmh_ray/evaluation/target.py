@@ -95,7 +95,9 @@ def score_target(case: TargetCase, settings: TargetSettings) -> list[Row]:
     for source in case.sources:
         scan = read_scan(source, settings.iterations)
         if scan.mask.shape != answer.mask.shape or not np.allclose(scan.volume.affine, answer.volume.affine, atol=1e-3):
-            raise DataError(f"{source['uri']}: another grid than {case.target['uri']}", "scans of one grid", "Resample.")
+            raise DataError(
+                f"{source['uri']}: another grid than {case.target['uri']}", "scans of one grid", "Resample."
+            )
         for method in METHODS:
             image = _output(method, scan, cohort)
             rows.append({"method": method, **_measure(image, scan, answer, truth, cohort)})

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from scipy import ndimage
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor, nn
 
@@ -37,12 +38,15 @@ class SiteStyle:
         ``(257,)`` mean quantile function of the scans' brains.
     noise:
         Standard deviation of the scans' noise, unit intensity.
+    blur:
+        Standard deviation, in voxels, of the point spread to add where no adapter learned it.
     """
 
     unified: np.ndarray
     site: np.ndarray
     quantiles: np.ndarray
     noise: float
+    blur: float = 0.0
 
     @classmethod
     def fit(cls, unified: Sequence[np.ndarray], images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> SiteStyle:
@@ -56,7 +60,7 @@ class SiteStyle:
         knots = np.unique(np.quantile(sources, np.linspace(0.001, 0.999, KNOTS)).round(5))
         if len(knots) < KNOTS:  # a volume of few grey levels
             knots = np.linspace(sources.min(), sources.max() + 1e-3, KNOTS)
-        nearest = np.abs(np.searchsorted((knots[1:] + knots[:-1]) / 2, sources))
+        nearest = np.searchsorted((knots[1:] + knots[:-1]) / 2, sources)
         weights = np.bincount(nearest, minlength=KNOTS)
         means = np.bincount(nearest, targets, KNOTS) / np.maximum(weights, 1)
         floor = LEAST_SLOPE * knots
@@ -67,10 +71,19 @@ class SiteStyle:
 
     def apply(self, unified: Tensor) -> Tensor:
         """Site intensity of unified intensity, any shape, differentiable; slope of the end pieces goes on beyond the end knots."""
-        knots, heights = (torch.as_tensor(v, dtype=unified.dtype, device=unified.device) for v in (self.unified, self.site))
+        knots, heights = (
+            torch.as_tensor(v, dtype=unified.dtype, device=unified.device) for v in (self.unified, self.site)
+        )
         piece = torch.bucketize(unified.detach(), knots[1:-1])
         slope = heights.diff() / knots.diff()
         return heights[:-1][piece] + slope[piece] * (unified - knots[:-1][piece])
+
+    def soften(self, volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """``(X, Y, Z)`` with the point spread, which does not reach outside the mask."""
+        if not self.blur:
+            return volume
+        weight = ndimage.gaussian_filter(mask.astype(np.float32), self.blur)
+        return ndimage.gaussian_filter(volume * mask, self.blur) / np.maximum(weight, 1e-6) * mask
 
 
 def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tensor] | None = None) -> None:
@@ -90,7 +103,9 @@ def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tenso
         wrong = sorted(unknown or {key for key, value in state.items() if tuple(value.shape) != shapes[key]})
         if wrong:
             raise ModelError(
-                f"an adapter with other weights ({', '.join(wrong[:3])} ...)", "one of this model", "Train it on this model."
+                f"an adapter with other weights ({', '.join(wrong[:3])} ...)",
+                "one of this model",
+                "Train it on this model.",
             )
         set_peft_model_state_dict(unet, state, adapter_name=name)
     unet.to(next(model.parameters()).device)

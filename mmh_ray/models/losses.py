@@ -79,7 +79,9 @@ def cumulative_from_quantiles(quantiles: Tensor) -> Tensor:
     return torch.sigmoid((_EDGES[:, None].to(quantiles) - quantiles) / _SOFTNESS).mean(1)
 
 
-def multiscale_gradient_l1(predicted: Tensor, target: Tensor, mask: Tensor, scales: tuple[int, ...] = (1, 2, 4, 8)) -> Tensor:
+def multiscale_gradient_l1(
+    predicted: Tensor, target: Tensor, mask: Tensor, scales: tuple[int, ...] = (1, 2, 4, 8)
+) -> Tensor:
     """Mean absolute error of in-plane forward differences at several scales (arXiv 2601.08193, stage 2).
 
     ``(B, K, H, W)`` each; at scale ``s`` images are averaged over squares of ``s`` pixels, and squares that the mask fills count.
@@ -88,7 +90,9 @@ def multiscale_gradient_l1(predicted: Tensor, target: Tensor, mask: Tensor, scal
     for scale in scales:
         error, weight = F.avg_pool2d((predicted - target) * mask, scale), F.avg_pool2d(mask, scale)
         for axis in (-2, -1):
-            whole = torch.minimum(weight.narrow(axis, 1, weight.shape[axis] - 1), weight.narrow(axis, 0, weight.shape[axis] - 1))
+            whole = torch.minimum(
+                weight.narrow(axis, 1, weight.shape[axis] - 1), weight.narrow(axis, 0, weight.shape[axis] - 1)
+            )
             total = total + (error.diff(dim=axis).abs() * whole).sum() / whole.sum().clamp_min(1)
     return total / (2 * len(scales))
 

@@ -159,11 +159,13 @@ def load_target(path: str | Path, uri: str | None = None) -> Target:
         for sequence, found in facts["sequences"].items():
             content = (path / f"{Path(sequence).name}.safetensors").read_bytes()
             if hashlib.sha256(content).hexdigest() != found["weights_sha256"]:
-                raise ModelError(f"{path}: damaged weights of {sequence} (other checksum)", f"what {FACTS} describes", _REBUILD)
+                raise ModelError(
+                    f"{path}: damaged weights of {sequence} (other checksum)", f"what {FACTS} describes", _REBUILD
+                )
             weights[sequence] = safetensors.torch.load(content)
-            styles[sequence] = SiteStyle(
-                **{key: np.array(value) if isinstance(value, list) else value for key, value in found["style"].items()}
-            )
+            look: dict[str, Any] = found["style"]
+            arrays = {key: np.array(look[key]) for key in ("unified", "site", "quantiles")}
+            styles[sequence] = SiteStyle(**arrays, noise=float(look["noise"]), blur=float(look["blur"]))
         site, rank = str(facts["site"]), int(facts["target"]["rank"])
         facts["base"]["hash"].strip()
     except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:

@@ -4,8 +4,19 @@ Call :func:`configure` first: the others work on the store that it chose last. M
 happens in the functions.
 """
 
-from mmh_ray.tracking.registry import register, resolve_model
+from mmh_ray.tracking.registry import register, resolve_model, resolve_target, target_model_name
 from mmh_ray.tracking.runs import finish, flush, log_figure, log_metrics, start_run
 from mmh_ray.tracking.store import configure
 
-__all__ = ["configure", "finish", "flush", "log_figure", "log_metrics", "register", "resolve_model", "start_run"]
+__all__ = [
+    "configure",
+    "finish",
+    "flush",
+    "log_figure",
+    "log_metrics",
+    "register",
+    "resolve_model",
+    "resolve_target",
+    "start_run",
+    "target_model_name",
+]

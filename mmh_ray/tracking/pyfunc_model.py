@@ -21,11 +21,21 @@ class HarmonizerModel(PythonModel):
     """Harmonizes the scans that a table names, by the same function as `mmh harmonize`."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Read the bundle."""
+        """Read the bundle; of a target, also the global model that it names."""
+        from mmh_ray.config import TrackingConfig
         from mmh_ray.harmonizer import Harmonizer
         from mmh_ray.models.bundle import load_bundle
+        from mmh_ray.models.target_bundle import FACTS, load_target
+        from mmh_ray.tracking import resolve_model
 
-        self.harmonizer = Harmonizer(load_bundle(context.artifacts["bundle"]))
+        folder, self.target = Path(context.artifacts["bundle"]), None
+        if (folder / FACTS).is_file():
+            self.target = load_target(folder)
+            folder, _ = resolve_model(self.target.facts["base"]["uri"].removeprefix("file://"), TrackingConfig())
+        bundle = load_bundle(folder)
+        if self.target is not None:
+            self.target.attach(bundle)
+        self.harmonizer = Harmonizer(bundle)
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None):
         """Harmonize each row and write the result.
@@ -58,7 +68,8 @@ class HarmonizerModel(PythonModel):
         if Path(path).resolve() == Path(output).resolve():
             raise DataError(f"output {output}, which is the scan itself", "another file", "Harmonize into a new file.")
         inside = read_volume(mask).data > 0.5 if mask else None
-        write_volume(self.harmonizer.run(read_volume(path), sequence, inside).volume, output)
+        (scan,) = self.harmonizer.run_targets(read_volume(path), sequence, inside, [self.target])
+        write_volume(scan.volume, output)
 
 
 def _given(value: Any) -> str:

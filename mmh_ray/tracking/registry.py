@@ -10,21 +10,27 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mmh_ray import __version__
-from mmh_ray.config import Config, TrackingConfig
+from mmh_ray.config import TrackingConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.tracking.store import choose_uri, configure, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-FACTS = "config.json"
+GLOBAL, TARGET = "config.json", "target.json"
+"""File by which the bundle of a global model, and of a target, is known."""
+_MAKERS = {GLOBAL: "mmh train-global", TARGET: "mmh train-target"}
 _FORMS = "a bundle folder, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH"
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/]+)|/(?P<version>\d+))")
 
 
-def register(run_id: str, bundle_dir: str | Path, config: Config) -> str:
-    """Register a bundle as a new version of ``config.tracking.model_name``, move the alias there and return
-    ``models:/NAME/VERSION``.
+def target_model_name(site: str) -> str:
+    """Name of a site's target in the registry, ``mmh-target-SITE``; what no name or folder may hold becomes a hyphen."""
+    return f"mmh-target-{re.sub(r'[^A-Za-z0-9_-]+', '-', site)}"
+
+
+def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingConfig) -> str:
+    """Register a bundle, global or target, as a new version of a model, move the alias there and return ``models:/NAME/VERSION``.
 
     What is registered is an MLflow pyfunc model from code (nothing pickled) with the bundle folder as its artifact.
     """
@@ -32,11 +38,12 @@ def register(run_id: str, bundle_dir: str | Path, config: Config) -> str:
     from mlflow.models import Model
 
     from mmh_ray.models.bundle import bundle_hash
+    from mmh_ray.models.target_bundle import target_hash
 
-    client, name = mlflow.MlflowClient(), config.tracking.model_name
+    client, is_target = mlflow.MlflowClient(), Path(bundle_dir, TARGET).is_file()
     run = client.get_run(run_id)
     tags = {
-        "mmh.bundle_hash": bundle_hash(bundle_dir),
+        "mmh.bundle_hash": (target_hash if is_target else bundle_hash)(bundle_dir),
         **{k: v for k, v in run.data.tags.items() if k.startswith("mmh.")},
     }
     logged = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id, tags=tags)
@@ -57,7 +64,7 @@ def register(run_id: str, bundle_dir: str | Path, config: Config) -> str:
             pip_requirements=[f"mmh-ray=={__version__}"],  # to guess them, MLflow would load the model in a new process
         )
     version = str(info.registered_model_version)
-    client.set_registered_model_alias(name, config.tracking.alias, version)
+    client.set_registered_model_alias(name, config.alias, version)
     return f"models:/{name}/{version}"
 
 
@@ -74,11 +81,38 @@ def resolve_model(model: str, tracking: TrackingConfig) -> tuple[Path, str]:
     ModelError
         If there is no such folder, name, alias or version, the store cannot be reached, or what is there is no bundle.
     """
-    if not re.match(r"[a-z][a-z0-9+.-]+:/", model):
+    return _resolve(model, tracking, GLOBAL)
+
+
+def resolve_target(target: str, base: str | Path, tracking: TrackingConfig) -> tuple[Path, str]:
+    """Local bundle folder of a target, and the URI to cite, as :func:`resolve_model`.
+
+    Parameters
+    ----------
+    target:
+        As there, or the name of a site: then ``adapters/SITE`` of the global model's folder ``base``, else the registered
+        ``mmh-target-SITE``.
+    """
+    own = Path(base, "adapters", target_model_name(target).removeprefix("mmh-target-"))
+    if (own / TARGET).is_file():
+        return own, own.as_uri()
+    if not _is_uri(target) and not Path(target).is_dir():
+        target = f"models:/{target_model_name(target)}@{tracking.alias}"
+    return _resolve(target, tracking, TARGET)
+
+
+def _is_uri(model: str) -> bool:
+    return re.match(r"[a-z][a-z0-9+.-]+:/", model) is not None
+
+
+def _resolve(model: str, tracking: TrackingConfig, facts: str) -> tuple[Path, str]:
+    """Folder with the file ``facts``, and the URI to cite."""
+    if not _is_uri(model):
         folder = Path(model).absolute()
-        if not (folder / FACTS).is_file():
-            received = f"{model}: no such folder" if not folder.is_dir() else f"{model}: a folder without {FACTS}"
-            raise ModelError(received, _FORMS, "Check the path; `mmh train-global` makes bundles and registers them.")
+        if not (folder / facts).is_file():
+            received = f"{model}: no such folder" if not folder.is_dir() else f"{model}: a folder without {facts}"
+            remedy = f"Check the path; `{_MAKERS[facts]}` makes bundles and registers them."
+            raise ModelError(received, _FORMS, remedy)
         return folder, folder.as_uri()
     uri = choose_uri(tracking)
     database = sqlite_file(uri)
@@ -87,7 +121,7 @@ def resolve_model(model: str, tracking: TrackingConfig) -> tuple[Path, str]:
         raise ModelError(f"{model}, but there is no store at {uri}", "an MLflow store that has the model", remedy)
     configure(tracking)
     cited = _cite(model)
-    return _bundle_inside(_download(model, cited), model), cited
+    return _bundle_inside(_download(model, cited), model, facts), cited
 
 
 def _cite(model: str) -> str:
@@ -121,7 +155,8 @@ def _unknown(model: str, error: Exception) -> ModelError:
         entry = mlflow.MlflowClient().get_registered_model(name)
     except MlflowException:
         remedy = (
-            "Check the name, and the store in tracking.uri or MLFLOW_TRACKING_URI; `mmh train-global` registers models."
+            "Check the name, and the store in tracking.uri or MLFLOW_TRACKING_URI; `mmh train-global` and `mmh train-target` "
+            "register models."
         )
         return ModelError(received, "a registered model", remedy)
     aliases = ", ".join(f"models:/{name}@{alias} (version {version})" for alias, version in entry.aliases.items())
@@ -141,19 +176,19 @@ def _download(model: str, uri: str) -> Path:
         raise ModelError(received, _FORMS, "Check the URI, and that the artifacts can be reached from here.") from error
 
 
-def _bundle_inside(folder: Path, model: str) -> Path:
+def _bundle_inside(folder: Path, model: str, facts: str) -> Path:
     """The bundle in the artifacts of a model, or the artifacts themselves when they are one."""
-    if (folder / FACTS).is_file():
+    if (folder / facts).is_file():
         return folder
     description = folder / "MLmodel"
     if description.is_file():
         flavor = yaml.safe_load(description.read_text())["flavors"].get("python_function", {})
         bundle = folder / flavor.get("artifacts", {}).get("bundle", {}).get("path", "")
-        if (bundle / FACTS).is_file():
+        if (bundle / facts).is_file():
             return bundle
-    remedy = "Use a model that `mmh train-global` registered."
+    remedy = f"Use a model that `{_MAKERS[facts]}` registered."
     raise ModelError(
-        f"{model}: holds no bundle", f"a model with a bundle ({FACTS} and weights) among its artifacts", remedy
+        f"{model}: holds no such bundle", f"a model with a bundle ({facts} and weights) among its artifacts", remedy
     )
 
 
