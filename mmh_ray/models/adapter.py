@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class SiteStyle:
         weights = np.bincount(nearest, minlength=KNOTS)
         means = np.bincount(nearest, targets, KNOTS) / np.maximum(weights, 1)
         floor = LEAST_SLOPE * knots
-        heights = IsotonicRegression().fit_transform(knots, means - floor, weights + 1e-6) + floor
+        heights = IsotonicRegression().fit(knots, means - floor, weights + 1e-6).predict(knots) + floor
         functions = [quantile_function(volume[mask]) for volume, mask in zip(images, masks, strict=True)]
         levels = [noise_level(volume, mask) for volume, mask in zip(images, masks, strict=True)]
         return cls(knots, heights, np.mean(functions, axis=0), float(np.mean(levels)))
@@ -94,7 +95,8 @@ def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tenso
     settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=LAYERS)
     unet: nn.Module = model.denoiser.unet
     model.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what we want
         torch.manual_seed(0)
         inject_adapter_in_model(settings, unet, adapter_name=name)
     if state is not None:

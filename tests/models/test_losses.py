@@ -11,6 +11,8 @@ from mmh_ray.models.losses import (
     gradient_mse,
     group_statistics,
     masked_mse,
+    multiscale_gradient_l1,
+    style_displacement,
     style_distance,
     twin_mse,
 )
@@ -141,3 +143,26 @@ def test_group_without_brain_is_finite() -> None:
     assert torch.isfinite(cumulative).all()
     assert torch.isfinite(moments).all()
     assert torch.isfinite(image.grad).all()
+
+
+def test_multiscale_gradients_by_hand() -> None:
+    ramp = torch.arange(8.0).expand(
+        1, 1, 8, 8
+    )  # rises by 1 a column, by s between squares of s columns, not at all down
+    found = multiscale_gradient_l1(ramp, torch.zeros_like(ramp), torch.ones_like(ramp), scales=(1, 2, 4))
+    assert float(found) == pytest.approx((1 + 2 + 4) / 6)
+    assert float(multiscale_gradient_l1(ramp + 5, ramp, torch.ones_like(ramp))) == pytest.approx(0)
+
+
+def test_multiscale_gradients_end_at_the_mask() -> None:
+    image, mask = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+    image[..., 4:] = 100  # outside
+    assert float(multiscale_gradient_l1(image, torch.zeros_like(image), mask)) == 0
+
+
+def test_style_displacement_by_hand() -> None:
+    wanted = torch.tensor([2.0, 0.0])
+    found = torch.tensor([[2.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])  # the same; across; the other way, half as far
+    assert float(style_displacement(found[:1], wanted)) == pytest.approx(0, abs=1e-6)
+    assert float(style_displacement(found, wanted)) == pytest.approx((0 + 1 + (2 + 1.5)) / 3)

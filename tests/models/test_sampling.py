@@ -240,3 +240,19 @@ def test_inversion_keeps_what_noise_forgets(model: GlobalHarmonizer) -> None:
 
     found = [invert_and_sample(model, shrink, source, 6, 6) for source in (first, second)]
     assert float((found[0] - found[1]).abs().mean()) > 1e-3
+
+
+def test_gradients_flow_through_the_last_steps_only(model: GlobalHarmonizer) -> None:
+    gain = torch.ones((), requires_grad=True)
+    noise = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def found(last: int | None) -> tuple[float, float]:
+        image = sample(model, lambda x, t: 0.5 * gain * x, noise, 4, last)
+        (gradient,) = torch.autograd.grad(image.sum(), gain)
+        return float(image.detach().sum()), float(gradient)
+
+    (whole, all_steps), (same, every), (again, one) = found(None), found(4), found(1)
+    assert whole == same == again
+    assert all_steps == every
+    assert one == pytest.approx(whole, rel=1e-5)  # the last step alone is linear in the gain
+    assert abs(one - all_steps) > 1e-3 * abs(all_steps)

@@ -1,0 +1,96 @@
+"""Target bundles: what is loaded is what was saved; damage and a foreign base are refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from mmh_ray.config import Config, TargetConfig
+from mmh_ray.errors import ModelError
+from mmh_ray.models.adapter import SiteStyle, attach, state_of
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.target_bundle import FACTS, load_target, save_target, target_hash
+from mmh_ray.models.target_harmonizer import TunedAdapter
+
+pytestmark = pytest.mark.fast
+
+BASE = {"hash": "b" * 64, "uri": "models:/mmh-global/3"}
+STYLE = SiteStyle(np.linspace(0, 1, 65), np.linspace(0, 1, 65) ** 2, np.linspace(0, 1, 257), 0.03)
+CONFIG = Config(target=TargetConfig(rank=2))
+
+
+@pytest.fixture
+def tuned(model: GlobalHarmonizer) -> TunedAdapter:
+    attach(model, "one", 2)
+    return TunedAdapter(state_of(model, "one"), {"loss": 0.25}, {"loss": 0.5}, 75)
+
+
+@pytest.fixture
+def folder(tuned: TunedAdapter, tmp_path: Path) -> Path:
+    save(tuned, tmp_path / "alder")
+    return tmp_path / "alder"
+
+
+def save(tuned: TunedAdapter, path: Path) -> None:
+    training = {"T1w": {"images": ["a", "b"], "validation_images": ["c"], "sources": ["d"]}, "style_encoder": {}}
+    save_target(path, "alder", BASE, {"T1w": STYLE}, {"T1w": tuned}, CONFIG, training)
+
+
+def test_what_is_loaded_is_what_was_saved(folder: Path, tuned: TunedAdapter) -> None:
+    target = load_target(folder)
+    assert (target.site, target.rank, target.uri) == ("alder", 2, folder.as_uri())
+    assert target.hash == target_hash(folder)
+    assert target.weights["T1w"].keys() == tuned.state.keys()
+    assert all(torch.equal(value, tuned.state[key]) for key, value in target.weights["T1w"].items())
+    for key, value in vars(STYLE).items():
+        assert np.allclose(getattr(target.styles["T1w"], key), value)
+    assert "| T1w | 2 | 75 | 0.5000 | 0.2500 |" in (folder / "MODEL_CARD.md").read_text()
+
+
+def test_the_same_training_has_the_same_hash_and_another_has_not(folder: Path, tuned: TunedAdapter) -> None:
+    before = target_hash(folder)
+    save(tuned, folder)
+    assert target_hash(folder) == before
+    next(iter(tuned.state.values())).add_(1)
+    save(tuned, folder)
+    assert target_hash(folder) != before
+
+
+def test_an_adapter_on_the_wrong_base_is_refused(folder: Path, model: GlobalHarmonizer) -> None:
+    target = load_target(folder)
+    with pytest.raises(ModelError, match=r"models:/mmh-global/3.*train the target on this one"):
+        target.attach(SimpleNamespace(hash="c" * 64, model=model))  # type: ignore[arg-type]
+    target.attach(SimpleNamespace(hash=BASE["hash"], model=model))  # type: ignore[arg-type]
+    assert state_of(model, target.adapter("T1w"))
+
+
+@pytest.mark.parametrize("damage", ["missing", "weights", "truncated", "format", "style"])
+def test_damage_is_named(folder: Path, damage: str) -> None:
+    weights, facts = folder / "T1w.safetensors", folder / FACTS
+    content = json.loads(facts.read_text())
+    if damage == "missing":
+        weights.unlink()
+    elif damage == "weights":
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    elif damage == "truncated":
+        facts.write_text(facts.read_text()[:50])
+    elif damage == "format":
+        facts.write_text(json.dumps(content | {"format": 99}))
+    else:
+        del content["sequences"]["T1w"]["style"]["unified"]
+        facts.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=str(folder)):
+        load_target(folder)
+
+
+def test_a_folder_of_something_else_is_not_replaced(tuned: TunedAdapter, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
+    with pytest.raises(ModelError, match="holds something else"):
+        save(tuned, tmp_path / "precious")
+    assert (tmp_path / "precious" / "file").exists()

@@ -1,0 +1,111 @@
+"""The target fine-tuner: what it trains, what it keeps, and that it brings a look back from three images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from mmh_ray.config import HarmonizeConfig, ModelConfig, StyleConfig, TargetConfig
+from mmh_ray.models.adapter import SiteStyle
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.groups import Conditioner
+from mmh_ray.models.style import TriPlanarStyleEncoder
+from mmh_ray.models.style_backbones import EmbeddedBackbone
+from mmh_ray.models.target_harmonizer import TargetBatch, TargetFineTuner, UnifiedVolume, batch_of, tune
+
+pytestmark = pytest.mark.fast
+
+CONFIG = TargetConfig(steps=30, slabs_per_plane=1, validate_every=10, learning_rate=5e-3)
+
+
+@pytest.fixture
+def encoder() -> TriPlanarStyleEncoder:
+    """Untrained: enough to carry gradients."""
+    torch.manual_seed(3)
+    return TriPlanarStyleEncoder(EmbeddedBackbone(), StyleConfig(slices=2), 3.0)
+
+
+def volume(
+    unified: np.ndarray, mask: np.ndarray, domain: np.ndarray, model: ModelConfig, power: float
+) -> UnifiedVolume:
+    """A volume whose look at the site is a power of the unified one."""
+    return UnifiedVolume((unified**power).astype(np.float32), unified, mask, Conditioner(unified, mask, domain, model))
+
+
+@pytest.fixture
+def volumes(brain: np.ndarray, mask: np.ndarray, uniform: np.ndarray, tiny: ModelConfig) -> list[UnifiedVolume]:
+    """Three smooth volumes of the site, then one of a source site."""
+    brain = (ndimage.gaussian_filter(brain, 1.5) * mask).astype(np.float32)
+    turned = [brain, brain[::-1].copy(), brain[:, ::-1].copy()]
+    return [volume(one, mask, uniform, tiny, 1.7) for one in turned] + [volume(brain, mask, uniform, tiny, 1)]
+
+
+def batches(volumes: list[UnifiedVolume], model: GlobalHarmonizer, key: int) -> tuple[TargetBatch, TargetBatch]:
+    """Two of the site's groups and one of the source's."""
+    site = [volumes[(key + index) % 2].group(0, CONFIG, model, key + index) for index in range(2)]
+    return batch_of(site), batch_of([volumes[3].group(0, CONFIG, model, key)])
+
+
+@pytest.fixture
+def tuner(model: GlobalHarmonizer, volumes: list[UnifiedVolume], encoder: TriPlanarStyleEncoder) -> TargetFineTuner:
+    """With a curve that knows nothing yet, on a model that gives the matched slab back."""
+    for value in model.denoiser.unet.conv_out.parameters():
+        torch.nn.init.zeros_(value)
+    knots = np.linspace(0, 1, 65)
+    style = SiteStyle(knots, knots, np.quantile(volumes[0].image[volumes[0].mask], np.linspace(0, 1, 257)), 0.02)
+    return TargetFineTuner(model, style, encoder, CONFIG, HarmonizeConfig())
+
+
+def test_gradients_reach_the_whole_adapter_and_nothing_else(
+    tuner: TargetFineTuner, volumes: list[UnifiedVolume]
+) -> None:
+    for name, value in tuner.named_parameters():
+        if "lora_B" in name:  # which starts at zero and would hide the gradient of A
+            torch.nn.init.normal_(value, std=0.1)
+    tuner(*batches(volumes, tuner.model, 0))["loss"].backward()
+    for name, value in tuner.named_parameters():
+        assert (value.grad is not None and bool(value.grad.abs().sum() > 0)) == ("lora_" in name), name
+
+
+def test_every_loss_counts_and_equal_keys_give_equal_losses(
+    tuner: TargetFineTuner, volumes: list[UnifiedVolume]
+) -> None:
+    first, again = (tuner(*batches(volumes, tuner.model, 5)) for _ in range(2))
+    assert {name: value.item() for name, value in first.items()} == {
+        name: value.item() for name, value in again.items()
+    }
+    assert set(first) == {"loss", "reconstruction", "gradient", "statistics", "displacement"}
+    assert all(value.item() > 0 for value in first.values())
+
+
+def test_a_look_is_learned_and_the_base_is_not_touched(
+    model: GlobalHarmonizer, tuner: TargetFineTuner, volumes: list[UnifiedVolume]
+) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    steps: list[int] = []
+    validation = [batches(volumes, tuner.model, 10**6)]
+    tuned = tune(
+        tuner, lambda step: batches(volumes, tuner.model, step), validation, lambda step, _: steps.append(step)
+    )
+    assert tuned.validation["reconstruction"] < 0.8 * tuned.untuned["reconstruction"]
+    assert tuned.validation["loss"] < tuned.untuned["loss"]
+    assert tuned.steps in steps
+    assert steps == list(range(1, len(steps) + 1))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_training_stops_when_the_score_no_longer_falls(
+    tuner: TargetFineTuner, volumes: list[UnifiedVolume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner, "config", TargetConfig(steps=100, validate_every=2, patience=2, learning_rate=1e-12))
+    steps: list[int] = []
+    tuned = tune(
+        tuner,
+        lambda step: batches(volumes, tuner.model, step),
+        [batches(volumes, tuner.model, 10**6)],
+        lambda step, _: steps.append(step),
+    )
+    assert len(steps) <= 10
+    assert tuned.steps <= len(steps)
