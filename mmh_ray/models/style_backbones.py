@@ -6,6 +6,7 @@ Shapes: ``N`` slices, ``H W`` a slice, ``D`` dimensions of the vector. Every bac
 from __future__ import annotations
 
 import hashlib
+import itertools
 from importlib import resources
 
 import safetensors.torch
@@ -44,18 +45,13 @@ class EmbeddedBackbone(SliceBackbone):
     The grey levels' own pointwise features are a learned histogram; those of three resolutions tell noise, sharpness and contrast.
     """
 
-    def __init__(self, dimensions: int = 96, width: int = 16) -> None:
+    def __init__(self, dimensions: int = 96, width: int = 12) -> None:
         super().__init__()
         self.name, self.dimensions, self.pixel_mm = EMBEDDED, dimensions, 3.0
-        self.histogram = nn.Sequential(nn.Conv2d(1, 32, 1), nn.GELU(), nn.Conv2d(32, 32, 1), nn.GELU())
-        self.levels = nn.ModuleList(
-            [
-                nn.Sequential(_conv(1, width), _conv(width, width)),
-                nn.Sequential(_conv(width, 2 * width), _conv(2 * width, 2 * width)),
-                nn.Sequential(_conv(2 * width, 4 * width)),
-            ]
-        )
-        statistics = 2 * (32 + width + 2 * width + 4 * width)
+        self.histogram = nn.Sequential(nn.Conv2d(1, 2 * width, 1), nn.ReLU())
+        sizes = (1, width, 2 * width, 4 * width)
+        self.levels = nn.ModuleList(_level(before, after) for before, after in itertools.pairwise(sizes))
+        statistics = 2 * (2 * width + sum(sizes[1:]))
         self.head = nn.Sequential(
             nn.LayerNorm(statistics),
             nn.Linear(statistics, 2 * dimensions),
@@ -75,16 +71,17 @@ class EmbeddedBackbone(SliceBackbone):
         return self.head(torch.cat(statistics, dim=1))
 
 
-def _conv(before: int, after: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.GELU())
+def _level(before: int, after: int) -> nn.Module:
+    first, second = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
 
 
-def _statistics(features: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean and standard deviation ``(N, 2 C)`` of ``(N, C, H, W)`` features."""
-    total = weights.sum((2, 3)).clamp_min(1e-3)
-    mean = (features * weights).sum((2, 3)) / total
-    variance = ((features - mean[..., None, None]).square() * weights).sum((2, 3)) / total
-    return torch.cat([mean, (variance + 1e-5).sqrt()], dim=1)
+def _statistics(features: Tensor, masks: Tensor) -> Tensor:
+    """Mean and standard deviation ``(N, 2 C)`` of ``(N, C, H, W)`` features over the brain."""
+    weights = masks.flatten(1) / masks.flatten(1).sum(1, keepdim=True).clamp_min(1e-3)
+    mean = torch.einsum("ncp,np->nc", features.flatten(2), weights)
+    square = torch.einsum("ncp,np->nc", features.flatten(2).square(), weights)
+    return torch.cat([mean, ((square - mean.square()).clamp_min(0) + 1e-5).sqrt()], dim=1)
 
 
 def load_backbone(config: StyleConfig) -> SliceBackbone:

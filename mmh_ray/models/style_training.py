@@ -25,8 +25,8 @@ def style_contrast(styles: Tensor, labels: Tensor, temperature: float) -> Tensor
     """Supervised contrastive loss (Khosla et al., 2020, eq. 2): the mean over all pairs of one label of
     ``-log(exp(s_ij / T) / sum_{k != i} exp(s_ik / T))`` with cosines ``s``.
 
-    ``styles`` ``(B, D)``, ``labels`` ``(B,)`` long. Where people are seen by several scanners, one person's other styles are among the ``k``:
-    anatomy that shows in a style vector costs. Zero where no label comes twice.
+    ``styles`` ``(B, D)``, ``labels`` ``(B,)`` long. Where people are seen by several scanners, one person's other styles are
+    among the ``k``: anatomy that shows in a style vector costs. Zero where no label comes twice.
     """
     unit = F.normalize(styles, dim=1)
     itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)

@@ -36,7 +36,7 @@ from mmh_ray.provenance import whole_file
 PEOPLE = 48
 PEOPLE_PER_STEP = 3
 SCANNERS_PER_STEP = 8
-SLICES = 4
+SLICES = 3
 """Slices a plane while training; any number serves afterwards."""
 PEOPLE_SEED = 97
 LEARNING_RATE = 2e-3
@@ -51,8 +51,8 @@ Tells how a brain scan looks (contrast, sharpness, noise, shading) and not whom 
 a small convolutional net per slice, attention over the slices of each plane. It looks at 3 mm pixels: finer volumes are averaged.
 
 - command: `{command}` (one core)
-- data: simulated people (ICBM-152 tissue fractions, random shapes, ages, lesions, cavities) seen by random scanners, T1w and T2w in turn; half
-  of the scanners bend intensities by a random monotone curve. No real scan, nobody and no scanner of a phantom archive.
+- data: simulated people (ICBM-152 tissue fractions, random shapes, ages, lesions, cavities) seen by random scanners, T1w and T2w in
+  turn; half of the scanners bend intensities by a random monotone curve. No real scan, nobody and no scanner of a phantom archive.
 - training: supervised contrast over blocks of 3 people by 8 scanners; last tenth of the steps: {figures}
 - size: {size}
 - SHA-256 of style.safetensors: `{sha256}`
