@@ -94,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_harmonize(commands)
     _add_status(commands)
     _add_evaluate(commands)
+    _add_evaluate_target(commands)
     _add_demo(commands)
     return parser
 
@@ -317,6 +318,32 @@ def _evaluate(arguments: argparse.Namespace, config: Config) -> int:
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
     outcome = evaluate(arguments.manifest, arguments.harmonized, arguments.out, config, arguments.truth)
     console.print(as_table(outcome["results"]))
+    return 0
+
+
+def _add_evaluate_target(commands: Commands) -> None:
+    text = "how near scans of other sites come to a target site, on subjects who were scanned at both"
+    parser = _add_command(commands, "evaluate-target", _evaluate_target, text)
+    parser.add_argument("manifest", metavar="MANIFEST", type=_existing, help="table made by `mmh manifest`")
+    parser.add_argument("site", metavar="SITE", help="target site")
+    parser.add_argument("unified", metavar="GLOBAL", type=_existing, help="derivatives without --target")
+    parser.add_argument("moved", metavar="MOVED", type=_existing, help="derivatives with --target SITE")
+    parser.add_argument("out", metavar="OUT.json", help="file for the measures")
+    truth = "derivatives/truth of a simulated archive"
+    parser.add_argument("--truth", metavar="FOLDER", type=_existing, help=truth)
+
+
+def _evaluate_target(arguments: argparse.Namespace, config: Config) -> int:
+    from rich.console import Console
+
+    from mmh_ray.distributed.evaluate_target import evaluate_target
+    from mmh_ray.evaluation.table import as_table
+    from mmh_ray.provenance import write_json
+
+    folders = arguments.unified, arguments.moved
+    results = evaluate_target(arguments.manifest, arguments.site, *folders, config, arguments.truth)
+    write_json(Path(arguments.out), results)
+    Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(as_table(results))
     return 0
 
 

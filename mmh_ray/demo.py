@@ -1,4 +1,4 @@
-"""`mmh demo`: the whole way through the public commands, phantom to evaluation, on this machine."""
+"""`mmh demo`: the whole way through the public commands, phantom to evaluation, global and target, on this machine."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MARKER = ".mmh-demo"
 
 
 def run(out: str, config: Config) -> None:
-    """Phantom, manifest, prepare, train-global (which registers), harmonize the travelers, evaluate.
+    """Phantom, manifest, prepare, train-global (which registers), harmonize the travelers, evaluate; then the same for a target site.
 
     ``out`` then holds the archive, the store, the runs, MLflow's database, the derivatives, ``metrics.json`` and ``figures/``. An
-    earlier demo in the same folder is removed first.
+    earlier demo in the same folder is removed first. Without ``target.site`` the second half is left out.
 
     Raises
     ------
@@ -40,23 +40,42 @@ def run(out: str, config: Config) -> None:
     tracking = f"tracking.uri=sqlite:///{root / 'mlflow.db'}"
     travelers = [f"traveler{number:02d}" for number in range(1, config.phantom.travelers + 1)]
     model = f"models:/{config.tracking.model_name}@{config.tracking.alias}"
+    truth, moved, scores = str(bids / "derivatives" / "truth"), str(root / "target"), str(root / "target.json")
     stages = {
-        "phantom": [str(bids)],
-        "manifest": [str(bids), manifest],
-        "prepare": [manifest, store],
-        "train-global": [store, tracking, f"train.storage={root / 'runs'}"],
-        "harmonize": [str(bids), harmonized, "--model", model, tracking, "--participant-label", *travelers],
-        "evaluate": [manifest, harmonized, str(evaluation), "--truth", str(bids / "derivatives" / "truth")],
+        "phantom": ["phantom", str(bids)],
+        "manifest": ["manifest", str(bids), manifest],
+        "prepare": ["prepare", manifest, store],
+        "train_global": ["train-global", store, tracking, f"train.storage={root / 'runs'}"],
+        "harmonize": [
+            "harmonize",
+            str(bids),
+            harmonized,
+            "--model",
+            model,
+            tracking,
+            "--participant-label",
+            *travelers,
+        ],
+        "evaluate": ["evaluate", manifest, harmonized, str(evaluation), "--truth", truth],
     }
+    for site in config.target.site[:1]:
+        stages |= {
+            "train_target": ["train-target", store, "--model", model, tracking, f"target.storage={root / 'runs'}"],
+            "harmonize_target": [*stages["harmonize"][:2], moved, *stages["harmonize"][3:], "--target", site],
+            "evaluate_target": ["evaluate-target", manifest, site, harmonized, moved, scores, "--truth", truth],
+        }
     seconds = {}
-    for command, arguments in stages.items():
-        log.info("mmh %s %s", command, " ".join(arguments))
+    for name, arguments in stages.items():
+        log.info("mmh %s", " ".join(arguments))
         start = time.monotonic()
-        code = main([command, *arguments, "--config", settings])
-        seconds[command.replace("-", "_")] = round(time.monotonic() - start, 1)
+        code = main([*arguments, "--config", settings])
+        seconds[name] = round(time.monotonic() - start, 1)
         if code != 0:
-            raise ConfigError(f"mmh {command} ended with code {code}", "code 0", "Read the messages above.")
+            raise ConfigError(f"mmh {arguments[0]} ended with code {code}", "code 0", "Read the messages above.")
     metrics = json.loads((evaluation / "metrics.json").read_text())
+    if config.target.site:
+        for sequence, methods in json.loads(Path(scores).read_text()).items():
+            metrics[sequence] |= methods
     write_json(root / "metrics.json", {**metrics, "seconds": {**seconds, "total": round(sum(seconds.values()), 1)}})
     shutil.copytree(evaluation / "figures", root / "figures", dirs_exist_ok=True)
     log.info("%.0f s in all; figures and metrics.json in %s", sum(seconds.values()), root)

@@ -130,6 +130,15 @@ def output_path(entities: Entities, space: str | None = None, desc: str = "harmo
     return PurePosixPath(*entities.folders, "anat", f"{image_id}.nii.gz")
 
 
+def desc_of(target: str | None) -> str:
+    """Label of a derivative's `desc`: ``harmonized``, or ``harmonizedSITE`` with the letters and digits of the target's name.
+
+    >>> desc_of("north shore")
+    'harmonizedNorthShore'
+    """
+    return "harmonized" + re.sub(r"[^A-Za-z0-9]", "", (target or "").title())
+
+
 def _rank(item: tuple[str, str]) -> tuple[int, str]:
     key = item[0]
     if key == "desc":

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmh_ray.bids.entities import output_path, parse
+from mmh_ray.bids.entities import desc_of, output_path, parse
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
@@ -83,15 +83,18 @@ def _cases(rows: list[Row], site: str, unified: str, moved: str) -> list[TargetC
     cases = []
     for (subject, sequence), own in sorted(people.items()):
         targets = [row for row in own if row["site"] == site]
-        sources = [row | _outputs(row, unified, moved) for row in own if row["site"] != site]
+        sources = [row | _outputs(row, site, unified, moved) for row in own if row["site"] != site]
         if targets and sources:
             cases.append(TargetCase(subject, sequence, targets[0], tuple(sources)))
     return cases
 
 
-def _outputs(row: Row, unified: str, moved: str) -> dict[str, str]:
-    relative = output_path(parse(row["uri"]))
-    return {"global": str(Path(unified, relative)), "target": str(Path(moved, relative))}
+def _outputs(row: Row, site: str, unified: str, moved: str) -> dict[str, str]:
+    entities = parse(row["uri"])
+    return {
+        "global": str(Path(unified, output_path(entities))),
+        "target": str(Path(moved, output_path(entities, desc=desc_of(site)))),
+    }
 
 
 def _cohorts(rows: list[Row], iterations: tuple[int, ...]) -> dict[str, TargetCohort]:

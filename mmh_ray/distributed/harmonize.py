@@ -16,7 +16,7 @@ import ray.exceptions
 
 from mmh_ray import tracking
 from mmh_ray.bids.derivatives import write_dataset_description
-from mmh_ray.bids.entities import parse
+from mmh_ray.bids.entities import desc_of, parse
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.status import RunRecord, utc_now
@@ -124,7 +124,7 @@ def _looks(job: Job, folder: Path) -> list[Look]:
     for target in targets:
         target.attach(bundle)
     looks = [Look(target, hash_of(settings | {"target": target.hash})) for target in targets]
-    if len({look.label for look in looks}) < len(looks):
+    if len({desc_of(look.name) for look in looks}) < len(looks):
         received = f"targets {', '.join(str(look.name) for look in looks)}"
         raise ConfigError(received, "targets whose letters and digits differ", "Harmonize them into different folders.")
     return looks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from mmh_ray.bids.derivatives import figure_paths, sidecar_path, write_sidecar
-from mmh_ray.bids.entities import output_path, parse
+from mmh_ray.bids.entities import desc_of, output_path, parse
 from mmh_ray.bids.status import utc_now
 from mmh_ray.config import Config, HarmonizeConfig, to_dict
 from mmh_ray.errors import MMHError, RefusedError
@@ -52,18 +51,13 @@ class Look:
         """The target's name."""
         return self.target.site if self.target else None
 
-    @property
-    def label(self) -> str:
-        """BIDS label of the derivatives: ``harmonized``, or ``harmonizedSITE``."""
-        return "harmonized" + re.sub(r"[^A-Za-z0-9]", "", (self.name or "").title())
-
     def image_id(self, row: Row) -> str:
         """Key of the image's row in the ledger."""
         return f"{row['image_id']}@{self.name}" if self.target else row["image_id"]
 
     def output(self, row: Row, settings: HarmonizeConfig) -> PurePosixPath:
         """Path of the derivative, relative to the derivatives' root."""
-        return output_path(parse(row["uri"]), template_space(settings), self.label)
+        return output_path(parse(row["uri"]), template_space(settings), desc_of(self.name))
 
 
 class HarmonizeWorker:

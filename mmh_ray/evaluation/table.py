@@ -21,7 +21,8 @@ MEASURES: dict[str, tuple[str, bool]] = {
 }
 """Columns: heading, and whether higher is better."""
 
-OURS = "harmonized"
+OURS = ("harmonized", "target_harmonized")
+"""Of the global harmonizer, and of a target."""
 
 _NAMES = {
     "raw": "raw",
@@ -29,13 +30,18 @@ _NAMES = {
     "nyul": "Nyúl",
     "n4_histogram_matching": "N4 + histogram matching",
     "n4_histogram_matching_nlm": "N4 + HM + NLM",
-    OURS: "harmonized (ours)",
+    "harmonized": "harmonized (ours)",
+    "target_raw": "raw",
+    "target_n4_histogram_matching": "N4 + HM to the target",
+    "target_nyul": "Nyúl on the target",
+    "target_global": "global harmonizer alone",
+    "target_harmonized": "target (ours)",
 }
 
 
 def best_baseline(methods: Mapping[str, Mapping[str, float | None]], measure: str) -> str | None:
     """The simple method with the best value of a measure; None when none has one."""
-    values = {name: row.get(measure) for name, row in methods.items() if name != OURS}
+    values = {name: row.get(measure) for name, row in methods.items() if name not in OURS}
     known = {name: value for name, value in values.items() if value is not None}
     if not known:
         return None
@@ -58,7 +64,7 @@ def _one(sequence: str, methods: Mapping[str, Mapping[str, float | None]]) -> Ta
     best = {measure: best_baseline(methods, measure) for measure in MEASURES}
     for name in _ordered(methods):
         cells = [_cell(methods, name, measure, best[measure]) for measure in MEASURES]
-        table.add_row(_NAMES.get(name, name), *cells, style="bold" if name == OURS else None)
+        table.add_row(_NAMES.get(name, name), *cells, style="bold" if name in OURS else None)
     return table
 
 
@@ -77,6 +83,6 @@ def _cell(methods: Mapping[str, Mapping[str, float | None]], name: str, measure:
     if name == best:
         return text.append(" *")
     rival = methods[best].get(measure) if best else None
-    if name == OURS and rival is not None and (value > rival) == MEASURES[measure][1] and value != rival:
+    if name in OURS and rival is not None and (value > rival) == MEASURES[measure][1] and value != rival:
         text.stylize("green")
     return text

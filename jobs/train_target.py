@@ -1,0 +1,15 @@
+r"""Train and register adapters of target sites on a cluster: the same code as `mmh train-target`.
+
+    ray job submit --working-dir . -- \
+      python jobs/train_target.py /data/prepared --config configs/target.yaml model=models:/mmh-global@champion \
+      'target.site=[north, south]'
+
+Paths are absolute or URIs that every node reaches: a submitted job runs in a copy of the working folder.
+"""
+
+import sys
+
+from mmh_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train-target", *sys.argv[1:]]))
