@@ -24,8 +24,9 @@ from scipy import ndimage
 
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
-from mmh_ray.imaging.intensity import MonotoneMap, correct_bias, match_histogram, quantile_function
+from mmh_ray.imaging.intensity import correct_bias, match_histogram
 from mmh_ray.imaging.phantom import SEQUENCES, canonical, random_scanner, render
+from mmh_ray.imaging.simulation import canonical_quantiles, unifying_map
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.bundle import load_bundle
 
@@ -88,6 +89,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bundle = load_bundle(arguments.model)
     harmonizer, spacing = Harmonizer(bundle), bundle.config.grid.spacing_mm
+    canonicals = canonical_quantiles(SEQUENCES, bundle.config.grid, bundle.config.train.seed)
     rows = defaultdict(list)
     for seed in range(arguments.people):
         for kind, (anatomy, place) in people(seed, spacing).items():
@@ -95,16 +97,14 @@ def main() -> None:
                 rng = np.random.default_rng([seed, label])
                 scan = render(anatomy, random_scanner(rng), sequence, rng, spacing).astype(np.float32)
                 quantiles = bundle.quantiles[bundle.sequence_index(sequence), 0].numpy()
-                healthy = canonical(simulate_anatomy(Person(FIRST_SEED + seed), spacing), sequence, spacing)
-                truth = canonical(anatomy, sequence, spacing)
-                unify = MonotoneMap.between(quantile_function(healthy[anatomy.brain]), quantiles)
+                truth = unifying_map(canonicals[sequence], quantiles).apply(canonical(anatomy, sequence, spacing))
                 corrected = correct_bias(scan, anatomy.brain, (spacing,) * 3)
                 images = {
                     "harmonized": harmonizer.run(Volume(scan, anatomy.affine), sequence, anatomy.brain).volume.data,
                     "N4 + histogram matching": match_histogram(corrected, anatomy.brain, quantiles),
                 }
                 for method, image in images.items():
-                    rows[kind, sequence, method].append(survival(image, unify.apply(truth), place, anatomy.brain))
+                    rows[kind, sequence, method].append(survival(image, truth, place, anatomy.brain))
     print(f"{'kind':<14} {'':<4} {'method':<24} {'contrast':>22} {'volume':>22} {'elsewhere':>22}")
     for (kind, sequence, method), found in rows.items():
         values = {name: np.array([row[name] for row in found]) for name in found[0]}

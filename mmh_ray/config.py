@@ -234,9 +234,9 @@ class TargetConfig:
     """Target images per sequence, the first of the site's training and validation images by image_id; 0 takes all, 3 is enough."""
     rank: int = 4
     """Rank of the low-rank updates of the convolutions (LoRA: Hu et al., ICLR 2022)."""
-    steps: int = 300
+    steps: int = 150
     """Most optimiser steps."""
-    slabs_per_plane: int = 8
+    slabs_per_plane: int = 4
     """Slabs per plane in a group; a step has two groups of the site and one of a source site."""
     sources: int = 12
     """Images of other sites and the same sequence to move to the target."""

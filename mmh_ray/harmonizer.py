@@ -11,7 +11,7 @@ import torch
 from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import ConfigError, RefusedError
 from mmh_ray.evaluation.quality import check_scan, describe_outcome, describe_scan, flags
-from mmh_ray.imaging.detail import add_detail, continued, local_affine
+from mmh_ray.imaging.detail import NOISE, add_detail, continued, local_affine
 from mmh_ray.imaging.grid import from_grid
 from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
@@ -146,12 +146,20 @@ class Harmonizer:
         planes = self._sample(prepared, label)
         figures["disagreement"] = float(planes[:, prepared.mask].std(axis=0).mean())
         unified = fuse(planes, prepared.mask, self.settings)
-        images = [unified if one is None else self._moved(unified, prepared, sequence, one) for one in targets]
-        return [self._scan(volume, prepared, image, figures) for image in images]
+        scans = []
+        for target in targets:
+            if target is None:
+                image, noise = unified, NOISE
+            else:
+                image, noise = self._moved(unified, prepared, sequence, target), target.styles[sequence].noise
+            scans.append(self._scan(volume, prepared, image, noise, figures))
+        return scans
 
-    def _scan(self, volume: Volume, prepared: Prepared, image: np.ndarray, figures: dict[str, float]) -> HarmonizedScan:
-        """Everything about one look of a scan, from the model's image on the working grid."""
-        native = volume.like(self._to_native(volume, prepared, image))
+    def _scan(
+        self, volume: Volume, prepared: Prepared, image: np.ndarray, noise: float, figures: dict[str, float]
+    ) -> HarmonizedScan:
+        """Everything about one look of a scan, from the model's image on the working grid and the noise that belongs to it."""
+        native = volume.like(self._to_native(volume, prepared, image, noise))
         figures = figures | describe_outcome(volume, native, prepared.brain)
         finished, space, stripped = self._finished(native, prepared)
         source, flagged = volume.like(prepared.scaling.apply(volume.data)), flags(figures, self.quality)
@@ -184,7 +192,7 @@ class Harmonizer:
     def _sample(self, prepared: Prepared, label: int) -> np.ndarray:
         return estimate_planes(self.bundle.model, prepared.image, prepared.mask, label, self.settings)
 
-    def _to_native(self, volume: Volume, prepared: Prepared, image: np.ndarray) -> np.ndarray:
+    def _to_native(self, volume: Volume, prepared: Prepared, image: np.ndarray, left: float) -> np.ndarray:
         """The harmonized image on the scan's grid, ``(I, J, K)`` float32, not negative.
 
         With detail projection the local affine maps are resampled and applied to the scan's own voxels. Outside the brain they stand alone,
@@ -202,7 +210,7 @@ class Harmonizer:
         projected = slope * source + offset * np.maximum(inside, np.clip(source / AIR_LEVEL, 0, 1) ** 2)
         brain = inside > 0.5
         noise = np.abs(slope) * noise_level(source, brain)
-        detailed = add_detail(bring(continued(image, prepared.mask)), projected, noise, brain)
+        detailed = add_detail(bring(continued(image, prepared.mask)), projected, noise, brain, left)
         return np.clip(inside * detailed + (1 - inside) * projected, 0, None)
 
 

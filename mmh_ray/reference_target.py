@@ -50,7 +50,7 @@ def target_of_scan(
     """
     scan = harmonizer.run(reference, sequence, mask)
     image, unified, inside = scan.prepared.image, scan.model_image, scan.prepared.mask
-    style = SiteStyle.fit([unified], [image], [inside])
+    style = SiteStyle.fit([unified], [image], [image], [inside])
     curved = style.apply(torch.from_numpy(unified)).numpy() * inside
     noise = style.noise * np.random.default_rng(0).standard_normal(image.shape).astype(np.float32)
     soft = [replace(style, blur=width) for width in SHARPNESS]

@@ -22,7 +22,7 @@ from mmh_ray.distributed.cluster import LOADER_CPUS
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import DataError
 from mmh_ray.imaging.intensity import MonotoneMap, mean_quantile_function
-from mmh_ray.imaging.simulation import canonical_quantiles, simulated_pair
+from mmh_ray.imaging.simulation import canonical_quantiles, simulated_pair, unifying_map
 from mmh_ray.models.global_harmonizer import SlabBatch
 from mmh_ray.models.groups import training_group
 from mmh_ray.models.restyle import restyle
@@ -146,7 +146,7 @@ class GroupMaker:
         sequence = self.simulable[(ordinal // 2 + ordinal // 16) % len(self.simulable)]  # two scanners, one person
         settings, seed = self.config.prepare, self.config.train.seed
         scan, truth, mask = simulated_pair(ordinal, sequence, self.config.grid, seed, settings.upper_percentile)
-        unify = MonotoneMap.between(self.domain.canonical[sequence], self.domain.quantiles[sequence])
+        unify = unifying_map(self.domain.canonical[sequence], self.domain.quantiles[sequence])
         return sequence, unify.apply_inside(truth, mask), scan, mask
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,24 +176,29 @@ def train_adapter(task: TargetTask, store_uri: str, bundle: Bundle, config: Conf
     store, model, target = PreparedStore(store_uri), bundle.model, config.target
     label, settings = bundle.sequence_index(task.sequence), bundle.config.harmonize
     spacing = bundle.config.grid.spacing_mm
-    generator = torch.Generator().manual_seed(target.seed)
+    generator, noises = torch.Generator().manual_seed(target.seed), np.random.default_rng(target.seed)
     encoder = make_style_encoder(config.style, spacing).to(next(model.parameters()).device)
 
-    def unify(rows: tuple[Row, ...], own: bool, styles: int) -> list[UnifiedVolume]:
-        """Volumes of the rows, each as it is and under random styles."""
+    def of_site(rows: Sequence[Row], styles: int) -> list[UnifiedVolume]:
+        """Volumes of the site, each as it is and under random styles."""
         found = []
         for row in rows:
-            image, mask = store.read(row)
-            tensors = torch.from_numpy(image), torch.from_numpy(mask)
-            styled = [restyle(*tensors, spacing, config.restyle, generator).numpy() for _ in range(styles)]
-            for copy in [image, *styled]:
-                found.append(UnifiedVolume.of(model, copy, mask, label, settings, image if own else None))
+            scan, mask = store.read(row)
+
+            def restyled(image: np.ndarray, mask: np.ndarray = mask) -> np.ndarray:
+                tensors = torch.from_numpy(image), torch.from_numpy(mask)
+                return restyle(*tensors, spacing, config.restyle, generator).numpy()
+
+            for styled in [lambda image: image, *[restyled] * styles]:
+                found.append(UnifiedVolume.of_target(model, scan, mask, label, settings, styled, noises))
         return found
 
-    images, held = unify(task.training, True, target.restyles), unify(task.validation, True, 1)
-    sources = unify(task.sources, False, 0)
+    images, held = of_site(task.training, target.restyles), of_site(task.validation, 1)
+    sources = [UnifiedVolume.of_source(model, *store.read(row), label, settings) for row in task.sources]
     plain = images[:: target.restyles + 1]
-    style = SiteStyle.fit([v.unified for v in plain], [v.image for v in plain], [v.mask for v in plain])
+    style = SiteStyle.fit(
+        *([getattr(volume, name) for volume in plain] for name in ("unified", "image", "scan", "mask"))
+    )
 
     def draw_from(
         targets: list[UnifiedVolume], others: list[UnifiedVolume], key: int

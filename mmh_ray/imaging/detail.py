@@ -13,7 +13,7 @@ REGULARISATION = 1e-4
 """Added to the local variance of the scan (unit intensity squared): below it a window counts as flat."""
 
 NOISE = 0.019
-"""Standard deviation, in unit intensity, of the noise that is left in every scan: its level is part of a scanner's look, too."""
+"""Standard deviation, in unit intensity, of the noise that is left in every scan of the unified domain: a part of its look, too."""
 
 
 def local_affine(
@@ -42,9 +42,11 @@ def local_affine(
     return continued(slope, mask), continued(offset, mask)
 
 
-def add_detail(styled: np.ndarray, projected: np.ndarray, noise: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def add_detail(
+    styled: np.ndarray, projected: np.ndarray, noise: np.ndarray, mask: np.ndarray, left: float = NOISE
+) -> np.ndarray:
     """``styled + w (projected - styled)``: ``w`` is near 1 where their difference varies more than noise does; elsewhere it leaves noise of
-    the level :data:`NOISE`. A scan with less noise than that stays whole.
+    the level ``left``. A scan with less noise than that stays whole.
 
     Parameters
     ----------
@@ -56,10 +58,12 @@ def add_detail(styled: np.ndarray, projected: np.ndarray, noise: np.ndarray, mas
         ``(I, J, K)`` standard deviation of the noise in ``projected``.
     mask:
         ``(I, J, K)`` bool; what lies outside takes no part in the filter.
+    left:
+        Standard deviation of the noise to leave.
     """
     detail = projected - styled
     power = _mean(detail**2 * mask, 1) / np.maximum(_mean(mask.astype(np.float32), 1), 1e-6)
-    least = np.minimum(1, NOISE / np.maximum(noise, 1e-6))
+    least = np.minimum(1, left / np.maximum(noise, 1e-6))
     return styled + np.maximum(least, 1 - noise**2 / np.maximum(power, 1e-12)) * detail
 
 

@@ -50,10 +50,17 @@ class SiteStyle:
     blur: float = 0.0
 
     @classmethod
-    def fit(cls, unified: Sequence[np.ndarray], images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> SiteStyle:
-        """From scans ``(X, Y, Z)`` in unit intensity and the same scans after the global model.
+    def fit(
+        cls,
+        unified: Sequence[np.ndarray],
+        images: Sequence[np.ndarray],
+        scans: Sequence[np.ndarray],
+        masks: Sequence[np.ndarray],
+    ) -> SiteStyle:
+        """From scans ``(X, Y, Z)`` in unit intensity, the same after the global model, and the same with noise independent of that (or the
+        scans themselves again).
 
-        The curve is the isotonic regression of scan on unified intensity: voxels of one person are pairs, so that no histogram has to
+        The curve is the isotonic regression of image on unified intensity: voxels of one person are pairs, so that no histogram has to
         be matched.
         """
         sources = np.concatenate([volume[mask] for volume, mask in zip(unified, masks, strict=True)])
@@ -66,8 +73,8 @@ class SiteStyle:
         means = np.bincount(nearest, targets, KNOTS) / np.maximum(weights, 1)
         floor = LEAST_SLOPE * knots
         heights = IsotonicRegression().fit(knots, means - floor, weights + 1e-6).predict(knots) + floor
-        functions = [quantile_function(volume[mask]) for volume, mask in zip(images, masks, strict=True)]
-        levels = [noise_level(volume, mask) for volume, mask in zip(images, masks, strict=True)]
+        functions = [quantile_function(volume[mask]) for volume, mask in zip(scans, masks, strict=True)]
+        levels = [noise_level(volume, mask) for volume, mask in zip(scans, masks, strict=True)]
         return cls(knots, heights, np.mean(functions, axis=0), float(np.mean(levels)))
 
     def apply(self, unified: Tensor) -> Tensor:

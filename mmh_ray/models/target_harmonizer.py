@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmh_ray.config import HarmonizeConfig, TargetConfig
+from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.models.adapter import SiteStyle, attach, state_of, wear
 from mmh_ray.models.denoiser import to_unit
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
@@ -38,45 +39,63 @@ NAME = "target"
 class TargetBatch(SlabBatch):
     """Slice groups whose condition comes from unified volumes.
 
-    ``image`` is what the site's scanner made of a volume; of a source volume, whose look at the site nobody knows, the unified one.
+    ``image`` is what to reconstruct: the site's scan with noise independent of that in ``unified``.
 
     Attributes
     ----------
     unified:
         ``(B, K, P, P)`` the slab in the unified domain, unit intensity.
+    scan:
+        ``(B, K, P, P)`` the scan itself; of a source volume, whose look at the site nobody knows, it and ``image`` are the unified one.
     """
 
     unified: Tensor
+    scan: Tensor
 
 
 @dataclass(frozen=True)
 class UnifiedVolume:
-    """A volume after the global model, ready to give slice groups; ``image`` is the volume itself, or the unified one of a source site."""
+    """A volume after the global model, ready to give slice groups; fields as in :class:`TargetBatch`."""
 
     image: np.ndarray
     unified: np.ndarray
+    scan: np.ndarray
     mask: np.ndarray
     conditioner: Conditioner
 
     @classmethod
-    def of(
+    def of_source(
+        cls, model: GlobalHarmonizer, scan: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
+    ) -> UnifiedVolume:
+        """From a prepared scan of another site, ``(X, Y, Z)`` unit intensity."""
+        unified = fuse(estimate_planes(model, scan, mask, sequence, settings), mask, settings)
+        domain = model.domain_quantiles[sequence].cpu().numpy()
+        return cls(unified, unified, unified, mask, Conditioner(unified, mask, domain, model.model_config))
+
+    @classmethod
+    def of_target(
         cls,
         model: GlobalHarmonizer,
-        styled: np.ndarray,
+        scan: np.ndarray,
         mask: np.ndarray,
         sequence: int,
         settings: HarmonizeConfig,
-        image: np.ndarray | None = None,
+        styled: Callable[[np.ndarray], np.ndarray],
+        rng: np.random.Generator,
     ) -> UnifiedVolume:
-        """Run the global model on ``styled`` ``(X, Y, Z)`` unit intensity; ``image`` is the site's own look at it, if it is known."""
-        unified = fuse(estimate_planes(model, styled, mask, sequence, settings), mask, settings)
-        domain = model.domain_quantiles[sequence].cpu().numpy()
-        conditioner = Conditioner(unified, mask, domain, model.model_config)
-        return cls(unified if image is None else image, unified, mask, conditioner)
+        """From a prepared scan of the target site, which the global model is shown in the style that ``styled`` gives it.
+
+        What the global model leaves of the scan's noise must not be what is to be reconstructed: noise of the scan's own level is added
+        to what the model sees and taken from the target, after which the two are independent (Recorrupted-to-Recorrupted: Pang et al.,
+        CVPR 2021, with alpha = 1).
+        """
+        noise = rng.normal(0, noise_level(scan, mask), scan.shape).astype(np.float32) * mask
+        seen = cls.of_source(model, styled(scan + noise), mask, sequence, settings)
+        return replace(seen, image=scan - noise, scan=scan)
 
     def group(self, sequence: int, config: TargetConfig, model: GlobalHarmonizer, seed: int) -> dict[str, np.ndarray]:
         """Arrays of one slice group of a :class:`TargetBatch`."""
-        images = {"image": self.image, "unified": self.unified}
+        images = {name: getattr(self, name) for name in ("image", "unified", "scan")}
         slabs = config.slabs_per_plane
         return slab_group(images, self.conditioner, self.mask, sequence, slabs, model.model_config, seed, seed)
 
@@ -136,7 +155,7 @@ class TargetFineTuner(nn.Module):
         loss = parts["reconstruction"] + config.gradient_weight * parts["gradient"]
         loss = loss + config.statistics_weight * parts["statistics"]
         if config.displacement_weight:
-            wanted = (self._describe(site.image, site) - self._describe(site.unified, site)).mean(0).detach()
+            wanted = (self._describe(site.scan, site) - self._describe(site.unified, site)).mean(0).detach()
             found = self._describe(moved, source) - self._describe(source.unified, source).detach()
             parts["displacement"] = style_displacement(found, wanted)
             loss = loss + ramp * config.displacement_weight * parts["displacement"]

@@ -31,7 +31,8 @@ def volume(
     unified: np.ndarray, mask: np.ndarray, domain: np.ndarray, model: ModelConfig, power: float
 ) -> UnifiedVolume:
     """A volume whose look at the site is a power of the unified one."""
-    return UnifiedVolume((unified**power).astype(np.float32), unified, mask, Conditioner(unified, mask, domain, model))
+    image = (unified**power).astype(np.float32)
+    return UnifiedVolume(image, unified, image, mask, Conditioner(unified, mask, domain, model))
 
 
 @pytest.fixture
