@@ -17,7 +17,7 @@ from mmh_ray.models.target_harmonizer import TargetBatch, TargetFineTuner, Unifi
 
 pytestmark = pytest.mark.fast
 
-CONFIG = TargetConfig(steps=30, slabs_per_plane=1, validate_every=10, learning_rate=5e-3)
+CONFIG = TargetConfig(steps=40, slabs_per_plane=1, validate_every=10, learning_rate=1e-2)
 
 
 @pytest.fixture
