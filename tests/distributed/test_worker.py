@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,34 +11,27 @@ import numpy as np
 import pytest
 import torch
 
-from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig
+from mmh_ray.config import Config
 from mmh_ray.distributed.worker import HarmonizeWorker, is_current
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
-from mmh_ray.models.bundle import save_bundle
-from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 
 pytestmark = pytest.mark.fast
 
-CONFIG = Config(
-    grid=GridConfig(6.0, (32, 40, 32)),
-    prepare=PrepareConfig(n4=False),
-    model=ModelConfig(channels=(8, 16), slab=1, distances=(1, 2), patch=2),
-    harmonize=HarmonizeConfig(planes=("axial",), batch_slabs=8),
-)
 FACTS = {"model": "models:/m/1", "model_hash": "a" * 64, "settings_hash": "b" * 64}
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def config(tiny_config: Config) -> Config:
+    """Settings with batches that can be halved."""
+    return replace(tiny_config, harmonize=replace(tiny_config.harmonize, batch_slabs=8))
+
+
+@pytest.fixture(scope="module")
+def files(tiny_bundle: Path) -> dict[str, bytes]:
     """An untrained model's bundle."""
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    torch.manual_seed(0)
-    quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
-    model = GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles)
-    save_bundle(folder, model, CONFIG, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in tiny_bundle.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +50,9 @@ def row_of(path: Path, **more: Any) -> dict[str, Any]:
 
 
 def test_a_row_tells_what_was_done_and_the_next_run_needs_not_do_it(
-    files: dict[str, bytes], scan: Path, tmp_path: Path
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path
 ) -> None:
-    worker = HarmonizeWorker(files, CONFIG, str(tmp_path), FACTS)
+    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS)
     done = worker.harmonize(row_of(scan))
     assert (done["status"], done["reason"], done["site"]) == ("done", None, "north"), done
     assert done["output"] == "sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz"
@@ -68,11 +62,11 @@ def test_a_row_tells_what_was_done_and_the_next_run_needs_not_do_it(
     assert not is_current(done | hashes, tmp_path / done["output"], "another file's digest", FACTS)
 
 
-def test_another_sequence_under_this_name_is_refused(files: dict[str, bytes], tmp_path: Path) -> None:
+def test_another_sequence_under_this_name_is_refused(files: dict[str, bytes], config: Config, tmp_path: Path) -> None:
     anatomy = simulate_anatomy(Person(1), 6.0)
     path = tmp_path / "sub-01_T1w.nii.gz"
     nib.save(nib.Nifti1Image((700 * canonical(anatomy, "T2w", 6.0)).astype(np.float32), anatomy.affine), path)
-    found = HarmonizeWorker(files, CONFIG, str(tmp_path / "out"), FACTS).harmonize(row_of(path))
+    found = HarmonizeWorker(files, config, str(tmp_path / "out"), FACTS).harmonize(row_of(path))
     assert found["status"] == "refused"
     assert "expected a T1w: fluid darker than grey by 0.2" in found["reason"]
     assert not (tmp_path / "out").exists()
@@ -80,7 +74,7 @@ def test_another_sequence_under_this_name_is_refused(files: dict[str, bytes], tm
 
 @pytest.mark.parametrize("fits", [2, 1, 0])
 def test_where_memory_runs_out_batches_are_halved_then_the_row_fails(
-    files: dict[str, bytes], scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int
 ) -> None:
     tried: list[int] = []
     run = Harmonizer.run
@@ -92,7 +86,7 @@ def test_where_memory_runs_out_batches_are_halved_then_the_row_fails(
         return run(self, *arguments)
 
     monkeypatch.setattr(Harmonizer, "run", hungry)
-    worker = HarmonizeWorker(files, CONFIG, str(tmp_path), FACTS)
+    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS)
     found = worker.harmonize(row_of(scan))
     assert tried == {2: [8, 4, 2], 1: [8, 4, 2, 1], 0: [8, 4, 2, 1]}[fits]
     if fits:
@@ -104,14 +98,14 @@ def test_where_memory_runs_out_batches_are_halved_then_the_row_fails(
 
 
 def test_a_full_disk_fails_the_image_and_leaves_nothing(
-    files: dict[str, bytes], scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(image: Any, path: Path) -> None:
         Path(path).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(nib, "save", full)
-    found = HarmonizeWorker(files, CONFIG, str(tmp_path), FACTS).harmonize(row_of(scan))
+    found = HarmonizeWorker(files, config, str(tmp_path), FACTS).harmonize(row_of(scan))
     assert found["status"] == "failed"
     assert "No space left on device" in found["reason"]
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
