@@ -55,6 +55,28 @@ class HarmonizedScan:
     flags: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ReadyScan:
+    """A scan that waits for the model.
+
+    Attributes
+    ----------
+    volume:
+        The scan at its native grid.
+    label:
+        Index of its sequence in the model.
+    prepared:
+        The scan on the working grid.
+    figures:
+        What :func:`mmh_ray.evaluation.quality.describe_scan` says of it.
+    """
+
+    volume: Volume
+    label: int
+    prepared: Prepared
+    figures: dict[str, float]
+
+
 class Harmonizer:
     """A loaded model, ready for any number of scans.
 
@@ -116,11 +138,24 @@ class Harmonizer:
         RefusedError
             If the template does not fit, or the tissues are not ordered as those of the sequence.
         """
+        ready = self.ready(volume, sequence, mask)
+        return self.finish(ready, self.infer(ready))
+
+    def ready(self, volume: Volume, sequence: str, mask: np.ndarray | None = None) -> ReadyScan:
+        """First step of :meth:`run`, which takes no model: prepare the scan and refuse what must not be harmonized."""
         label = self.bundle.sequence_index(sequence)
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
         figures = describe_scan(volume, prepared.brain, prepared.registration)
         check_scan(sequence, figures, self.quality)
-        planes = self._sample(prepared, label)
+        return ReadyScan(volume, label, prepared, figures)
+
+    def infer(self, ready: ReadyScan) -> np.ndarray:
+        """Second step, the model's: ``(P, X, Y, Z)`` estimate of each plane on the working grid, unit intensity."""
+        return self._sample(ready.prepared, ready.label)
+
+    def finish(self, ready: ReadyScan, planes: np.ndarray) -> HarmonizedScan:
+        """Last step: the planes' estimates, as :meth:`infer` gives them, fused and back on the scan's own grid, with quality and flags."""
+        volume, prepared, figures = ready.volume, ready.prepared, dict(ready.figures)
         image = fuse(planes, prepared.mask, self.settings)
         native = volume.like(self._to_native(volume, prepared, image))
         figures["disagreement"] = float(planes[:, prepared.mask].std(axis=0).mean())

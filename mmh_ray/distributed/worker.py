@@ -1,13 +1,15 @@
-"""The actor of the batch job: loads the model once, then takes one image after the other; an exception belongs to its row."""
+"""The actor of the batch job: loads the model once, then takes image after image; an exception belongs to its row."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mmh_ray.bids.derivatives import figure_paths, sidecar_path, write_sidecar
@@ -17,7 +19,7 @@ from mmh_ray.config import Config, HarmonizeConfig, to_dict
 from mmh_ray.errors import MMHError, RefusedError
 from mmh_ray.evaluation.curves import histogram
 from mmh_ray.evaluation.mosaic import write_mosaic
-from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, with_smaller_batches
+from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, ReadyScan, with_smaller_batches
 from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import check_memory, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
@@ -30,6 +32,8 @@ Row = dict[str, Any]
 
 class HarmonizeWorker:
     """Harmonizes images of an archive.
+
+    Several threads may call it: while one has the model, others read, prepare and write; every image is one thread's from end to end.
 
     Parameters
     ----------
@@ -52,6 +56,7 @@ class HarmonizeWorker:
             bundle = load_bundle(folder, device)
         self.harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
         self.out, self.facts = Path(out), facts
+        self._model_lock = threading.Lock()
 
     def harmonize(self, row: Row) -> Row:
         """The ledger row of one image, whose derivative and sidecar are then on disk; an exception belongs to its row."""
@@ -78,24 +83,31 @@ class HarmonizeWorker:
         facts = {"output": str(relative), "input_sha256": digest}
         if is_current(row["earlier"], target, digest, self.facts):
             return ledger_row(row, "skipped", None, **facts, flags=row["earlier"]["flags"])
-        scan = self._with_less_memory(row)
+        ready = self._ready(row)
+        with self._model_lock:
+            planes = self._with_less_memory(ready, row["image_id"])
+        scan = self.harmonizer.finish(ready, planes)
         write_volume(scan.volume, target)
         for path, image in zip(figure_paths(target), (scan.source, scan.harmonized), strict=True):
             write_mosaic(path, image.data, scan.prepared.brain, image.affine)
         write_sidecar(target, self._sidecar(row, scan, digest))
         return ledger_row(row, "done", None, **facts, flags=list(scan.flags))
 
-    def _with_less_memory(self, row: Row) -> HarmonizedScan:
-        """Harmonize; where memory runs out, with half the batch, again and again, then on the CPU. Later images keep the smaller batch."""
+    def _ready(self, row: Row) -> ReadyScan:
+        """Read and prepare, on the CPU."""
         check_memory(row["uri"])
         volume = read_volume(row["uri"])
         mask = read_volume(row["mask_uri"]).data > 0.5 if row["mask_uri"] else None
+        return self.harmonizer.ready(volume, row["sequence"], mask)
+
+    def _with_less_memory(self, ready: ReadyScan, image_id: str) -> np.ndarray:
+        """Infer; where memory runs out, with half the batch, again and again, then on the CPU. Later images keep the smaller batch."""
         harmonizer, model = self.harmonizer, self.harmonizer.bundle.model
         device = next(model.parameters()).device
         try:
             while True:
                 try:
-                    return harmonizer.run(volume, row["sequence"], mask)
+                    return harmonizer.infer(ready)
                 except torch.OutOfMemoryError as error:
                     torch.cuda.empty_cache()
                     if harmonizer.settings.batch_slabs > 1:
@@ -104,7 +116,7 @@ class HarmonizeWorker:
                         model.to("cpu")
                     else:
                         raise MemoryError(f"not even one slab at a time fits on the CPU: {error}") from error
-                    log.warning("%s: out of memory, %d slabs a batch", row["image_id"], harmonizer.settings.batch_slabs)
+                    log.warning("%s: out of memory, %d slabs a batch", image_id, harmonizer.settings.batch_slabs)
         finally:
             model.to(device)
 

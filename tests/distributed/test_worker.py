@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,15 +80,15 @@ def test_where_memory_runs_out_batches_are_halved_then_the_row_fails(
     files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int
 ) -> None:
     tried: list[int] = []
-    run = Harmonizer.run
+    infer = Harmonizer.infer
 
     def hungry(self: Harmonizer, *arguments: Any) -> Any:
         tried.append(self.settings.batch_slabs)
         if self.settings.batch_slabs > fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(self, *arguments)
+        return infer(self, *arguments)
 
-    monkeypatch.setattr(Harmonizer, "run", hungry)
+    monkeypatch.setattr(Harmonizer, "infer", hungry)
     worker = HarmonizeWorker(files, config, str(tmp_path), FACTS)
     found = worker.harmonize(row_of(scan))
     assert tried == {2: [8, 4, 2], 1: [8, 4, 2, 1], 0: [8, 4, 2, 1]}[fits]
@@ -109,3 +112,42 @@ def test_a_full_disk_fails_the_image_and_leaves_nothing(
     assert found["status"] == "failed"
     assert "No space left on device" in found["reason"]
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_one_image_is_prepared_and_another_written_while_the_model_works(
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model starts on the first image only when the second is ready, and the first is finished only when the model has the second."""
+    ready, infer, finish = Harmonizer.ready, Harmonizer.infer, Harmonizer.finish
+    second_is_ready, model_has_second = threading.Event(), threading.Event()
+    prepared: list[str] = []
+    model: list[str] = []
+
+    def noted_ready(*arguments: Any) -> Any:
+        found = ready(*arguments)
+        prepared.append("ready")
+        if len(prepared) == 2:
+            second_is_ready.set()
+        return found
+
+    def waiting_infer(*arguments: Any) -> Any:
+        model.append("takes")
+        if model.count("takes") == 2:
+            model_has_second.set()
+        assert second_is_ready.wait(60)
+        found = infer(*arguments)
+        model.append("gives")
+        return found
+
+    def waiting_finish(*arguments: Any) -> Any:
+        assert model_has_second.wait(60)
+        return finish(*arguments)
+
+    for name, step in {"ready": noted_ready, "infer": waiting_infer, "finish": waiting_finish}.items():
+        monkeypatch.setattr(Harmonizer, name, step)
+    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS)
+    second = shutil.copy(scan, scan.with_name("sub-02_T1w.nii.gz"))
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(worker.harmonize, [row_of(scan), row_of(second, image_id="sub-02_T1w")]))
+    assert [(row["status"], row["reason"]) for row in outcomes] == [("done", None)] * 2
+    assert model == ["takes", "gives"] * 2  # one image at a time
