@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -100,17 +101,19 @@ def test_where_memory_runs_out_batches_are_halved_then_the_row_fails(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_fails_the_image_and_leaves_nothing(
-    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_cannot_be_written_whole_fails_the_image_and_leaves_nothing(
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path
 ) -> None:
-    def full(image: Any, path: Path) -> None:
-        Path(path).write_bytes(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(nib, "save", full)
-    found = HarmonizeWorker(files, config, str(tmp_path), FACTS).harmonize(row_of(scan))
+    worker, before = HarmonizeWorker(files, config, str(tmp_path), FACTS), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (16 * 1024, before[1])
+    )  # as a quota or a full disk: half of it is written
+    try:
+        found = worker.harmonize(row_of(scan))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert found["status"] == "failed"
-    assert "No space left on device" in found["reason"]
+    assert "File too large" in found["reason"]
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
