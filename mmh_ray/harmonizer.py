@@ -59,6 +59,47 @@ class HarmonizedScan:
     flags: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ReadyScan:
+    """A scan that waits for the model.
+
+    Attributes
+    ----------
+    volume:
+        The scan at its native grid.
+    sequence:
+        BIDS suffix.
+    prepared:
+        The scan on the working grid.
+    figures:
+        What :func:`mmh_ray.evaluation.quality.describe_scan` says of it.
+    """
+
+    volume: Volume
+    sequence: str
+    prepared: Prepared
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class InferredImage:
+    """What the model made of a scan.
+
+    Attributes
+    ----------
+    values:
+        ``(X, Y, Z)`` on the working grid, unit intensity.
+    noise:
+        Standard deviation of the noise that belongs to the look.
+    disagreement:
+        Mean standard deviation of the planes' estimates in the unified domain.
+    """
+
+    values: np.ndarray
+    noise: float
+    disagreement: float
+
+
 class Harmonizer:
     """A loaded model, ready for any number of scans.
 
@@ -132,48 +173,54 @@ class Harmonizer:
         RefusedError
             Also if a target does not know the sequence.
         """
-        label = self.bundle.sequence_index(sequence)
-        for target in targets:
-            if target is not None and sequence not in target.styles:
-                raise RefusedError(
-                    f"{sequence} for target {target.site}",
-                    f"one of {', '.join(target.styles)}",
-                    "Train the target on it.",
-                )
+        ready = self.ready(volume, sequence, mask)
+        return [self.finish(ready, image) for image in self.infer(ready, targets)]
+
+    def ready(self, volume: Volume, sequence: str, mask: np.ndarray | None = None) -> ReadyScan:
+        """First step of :meth:`run`, which takes no model: prepare the scan and refuse what must not be harmonized."""
+        self.bundle.sequence_index(sequence)
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
         figures = describe_scan(volume, prepared.brain, prepared.registration)
         check_scan(sequence, figures, self.quality)
-        planes = self._sample(prepared, label)
-        figures["disagreement"] = float(planes[:, prepared.mask].std(axis=0).mean())
-        unified = fuse(planes, prepared.mask, self.settings)
-        scans = []
+        return ReadyScan(volume, sequence, prepared, figures)
+
+    def infer(self, ready: ReadyScan, targets: Sequence[Target | None] = (None,)) -> list[InferredImage]:
+        """Second step, the model's: the image of every look on the working grid; the global pass runs once."""
+        planes = self._sample(ready.prepared, self.bundle.sequence_index(ready.sequence))
+        disagreement = float(planes[:, ready.prepared.mask].std(axis=0).mean())
+        unified = fuse(planes, ready.prepared.mask, self.settings)
+        images = []
         for target in targets:
             if target is None:
-                image, noise = unified, NOISE
+                images.append(InferredImage(unified, NOISE, disagreement))
             else:
-                image, noise = self._moved(unified, prepared, sequence, target), target.styles[sequence].noise
-            scans.append(self._scan(volume, prepared, image, noise, figures))
-        return scans
+                moved, style = self._moved(unified, ready, target), target.styles[ready.sequence]
+                images.append(InferredImage(moved, style.noise, disagreement))
+        return images
 
-    def _scan(
-        self, volume: Volume, prepared: Prepared, image: np.ndarray, noise: float, figures: dict[str, float]
-    ) -> HarmonizedScan:
-        """Everything about one look of a scan, from the model's image on the working grid and the noise that belongs to it."""
-        native = volume.like(self._to_native(volume, prepared, image, noise))
-        figures = figures | describe_outcome(volume, native, prepared.brain)
+    def finish(self, ready: ReadyScan, image: InferredImage) -> HarmonizedScan:
+        """Last step: an image back on the scan's own grid, with quality and flags."""
+        volume, prepared = ready.volume, ready.prepared
+        native = volume.like(self._to_native(volume, prepared, image))
+        figures = {**ready.figures, "disagreement": image.disagreement}
+        figures |= describe_outcome(volume, native, prepared.brain)
         finished, space, stripped = self._finished(native, prepared)
         source, flagged = volume.like(prepared.scaling.apply(volume.data)), flags(figures, self.quality)
-        return HarmonizedScan(finished, space, stripped, prepared, image, source, native, figures, flagged)
+        return HarmonizedScan(finished, space, stripped, prepared, image.values, source, native, figures, flagged)
 
-    def _moved(self, unified: np.ndarray, prepared: Prepared, sequence: str, target: Target) -> np.ndarray:
+    def _moved(self, unified: np.ndarray, ready: ReadyScan, target: Target) -> np.ndarray:
         """The unified image ``(X, Y, Z)`` in the look of a target, site unit intensity."""
-        label, model, planes = self.bundle.sequence_index(sequence), self.bundle.model, unified[None]
+        sequence, mask, model = ready.sequence, ready.prepared.mask, self.bundle.model
+        if sequence not in target.styles:
+            known = ", ".join(target.styles)
+            raise RefusedError(f"{sequence} for target {target.site}", f"one of {known}", "Train the target on it.")
+        planes = unified[None]
         if sequence in target.weights:
             with wearing(model, target.adapter(sequence)):
-                planes = estimate_planes(model, unified, prepared.mask, label, self.settings)
+                planes = estimate_planes(model, unified, mask, self.bundle.sequence_index(sequence), self.settings)
         style = target.styles[sequence]
-        fused = fuse(style.apply(torch.from_numpy(planes)).numpy(), prepared.mask, self.settings)
-        return style.soften(fused, prepared.mask)
+        fused = fuse(style.apply(torch.from_numpy(planes)).numpy(), mask, self.settings)
+        return style.soften(fused, mask)
 
     def _finished(self, native: Volume, prepared: Prepared) -> tuple[Volume, str | None, bool]:
         """The image in the space and the intensities that were asked for, with or without what surrounds the brain."""
@@ -192,13 +239,13 @@ class Harmonizer:
     def _sample(self, prepared: Prepared, label: int) -> np.ndarray:
         return estimate_planes(self.bundle.model, prepared.image, prepared.mask, label, self.settings)
 
-    def _to_native(self, volume: Volume, prepared: Prepared, image: np.ndarray, left: float) -> np.ndarray:
+    def _to_native(self, volume: Volume, prepared: Prepared, inferred: InferredImage) -> np.ndarray:
         """The harmonized image on the scan's grid, ``(I, J, K)`` float32, not negative.
 
         With detail projection the local affine maps are resampled and applied to the scan's own voxels. Outside the brain they stand alone,
         and their offset fades out with the scan's intensity: it must not light up the air around the head.
         """
-        shape = volume.data.shape
+        shape, image = volume.data.shape, inferred.values
 
         def bring(values: np.ndarray) -> np.ndarray:
             return from_grid(values, prepared.affine, volume.affine, shape)
@@ -210,7 +257,7 @@ class Harmonizer:
         projected = slope * source + offset * np.maximum(inside, np.clip(source / AIR_LEVEL, 0, 1) ** 2)
         brain = inside > 0.5
         noise = np.abs(slope) * noise_level(source, brain)
-        detailed = add_detail(bring(continued(image, prepared.mask)), projected, noise, brain, left)
+        detailed = add_detail(bring(continued(image, prepared.mask)), projected, noise, brain, inferred.noise)
         return np.clip(inside * detailed + (1 - inside) * projected, 0, None)
 
 

@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 2
 """Times an image is tried when the worker that had it died."""
 
+MOST_ABREAST = 4
+"""Images that an actor has at a time at most: each takes memory on the host."""
+
 VERSIONS = ("ray", "torch", "diffusers", "SimpleITK", "nibabel", "numpy")
 """Packages whose version the record of a run holds."""
 
@@ -231,7 +234,7 @@ def _work_through(
 
 
 def _run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: Sequence[Look]) -> Iterator[list[Row]]:
-    """Ledger rows of the images as they finish. A worker that dies costs its image one attempt; the others go on."""
+    """Ledger rows of the images as they finish. A worker that dies costs the images it had one attempt each; the others go on."""
     settings, waiting = job.config.harmonize, deque(rows)
     options, slots = _slots(settings, len(rows))
     files = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
@@ -239,17 +242,22 @@ def _run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: Sequence[Lo
     attempts: Counter[str] = Counter()
     busy: dict[ray.ObjectRef, tuple[Any, Row]] = {}
 
-    def start(worker: Any) -> None:
-        row = waiting.popleft()
-        busy[worker.harmonize.remote(row)] = (worker, row)
-
     def hire() -> Any:
         worker = ray.remote(HarmonizeWorker).options(**options)
         return worker.remote(files, job.config, os.path.abspath(job.out), facts, shared)
 
-    for _ in range(slots):
-        start(hire())
-    while busy:
+    def may_start(worker: Any) -> bool:
+        """An image whose worker died works alone: if that one dies too, no other image is to blame, nor to pay."""
+        held = [row for other, row in busy.values() if other is worker]
+        suspects = [row for row in (*held, waiting[0]) if attempts[row["image_id"]]]
+        return len(held) < (1 if suspects else options["max_concurrency"])
+
+    crew = [hire() for _ in range(slots)]
+    while waiting or busy:
+        for worker in crew * options["max_concurrency"]:
+            if waiting and may_start(worker):
+                row = waiting.popleft()
+                busy[worker.harmonize.remote(row)] = (worker, row)
         finished, _ = ray.wait(list(busy), timeout=settings.timeout_s)
         if not finished:
             yield from _give_up(busy, waiting, settings.timeout_s, looks)
@@ -258,15 +266,13 @@ def _run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: Sequence[Lo
         try:
             yield ray.get(finished[0])
         except ray.exceptions.RayActorError as error:
-            worker = hire()
+            crew = [hire() if member is worker else member for member in crew]
             attempts[row["image_id"]] += 1
             if attempts[row["image_id"]] < ATTEMPTS:
                 waiting.appendleft(row)
             else:
                 reason = f"the worker died {ATTEMPTS} times on this image ({error})"
                 yield [ledger_row(row, look, "failed", reason) for look in looks]
-        if waiting:
-            start(worker)
 
 
 def _give_up(
@@ -285,10 +291,13 @@ def _give_up(
 
 
 def _slots(settings: HarmonizeConfig, images: int) -> tuple[dict[str, Any], int]:
-    """Resources of an actor, and how many of them to start."""
+    """Resources of an actor, with the images that it has at a time, and how many actors to start.
+
+    An actor has one image more for every further CPU: the model waits for no preparation and no file, and no CPU for the model.
+    """
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
+    gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
+    slots = min(settings.slots or gpus or max(1, cpus // 2), images)
     options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}
-    slots = settings.slots or gpus or max(1, int(resources.get("CPU", 1)) // 2)
-    options |= {"scheduling_strategy": "SPREAD"}
-    return options, min(slots, images)
+    abreast = min(MOST_ABREAST, max(1, cpus // max(1, slots)))
+    return options | {"scheduling_strategy": "SPREAD", "max_concurrency": abreast}, slots

@@ -1,9 +1,10 @@
-"""The actor of the batch job: loads the model once, then takes one image after the other; an exception belongs to its row."""
+"""The actor of the batch job: loads the model once, then takes image after image; an exception belongs to its row."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from mmh_ray.config import Config, HarmonizeConfig, to_dict
 from mmh_ray.errors import MMHError, RefusedError
 from mmh_ray.evaluation.curves import histogram
 from mmh_ray.evaluation.mosaic import write_mosaic
-from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, with_smaller_batches
+from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, InferredImage, ReadyScan, with_smaller_batches
 from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import check_memory, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
@@ -63,6 +64,8 @@ class Look:
 class HarmonizeWorker:
     """Harmonizes images of an archive.
 
+    Several threads may call it: while one has the model, others read, prepare and write; every image is one thread's from end to end.
+
     Parameters
     ----------
     files:
@@ -89,6 +92,7 @@ class HarmonizeWorker:
                 look.target.attach(bundle)
         self.harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
         self.out, self.facts, self.looks = Path(out), facts, looks
+        self._model_lock = threading.Lock()
 
     def harmonize(self, row: Row) -> list[Row]:
         """The ledger rows of one image, one a look, whose derivatives and sidecars are then on disk; an exception belongs to its rows."""
@@ -115,7 +119,22 @@ class HarmonizeWorker:
         if row["status"] != "ok":
             rows += self._rest(row, rows, "failed", row["reason"])
             return
-        digest = sha256_file(row["uri"])
+        pending = self._pending(row, sha256_file(row["uri"]), rows)
+        if not pending:
+            return
+        ready = self._ready(row)
+        with self._model_lock:
+            images = self._with_less_memory(ready, row["image_id"], [look.target for look, _ in pending])
+        for (look, facts), image in zip(pending, images, strict=True):
+            scan, target = self.harmonizer.finish(ready, image), self.out / facts["output"]
+            write_volume(scan.volume, target)
+            for path, shown in zip(figure_paths(target), (scan.source, scan.harmonized), strict=True):
+                write_mosaic(path, shown.data, scan.prepared.brain, shown.affine)
+            write_sidecar(target, self._sidecar(row, scan, facts["input_sha256"], look))
+            rows.append(ledger_row(row, look, "done", None, **facts, flags=list(scan.flags)))
+
+    def _pending(self, row: Row, digest: str, rows: list[Row]) -> list[tuple[Look, Row]]:
+        """The looks that are to be made, with what their ledger rows hold; a row is appended for every other."""
         pending = []
         for look in self.looks:
             reason = unknown_sequence(row, self.harmonizer.bundle.config.model.sequences, look)
@@ -126,28 +145,25 @@ class HarmonizeWorker:
                 rows.append(ledger_row(row, look, "skipped", None, **facts, flags=row["earlier"][look.name]["flags"]))
             else:
                 pending.append((look, facts))
-        if not pending:
-            return
-        scans = self._with_less_memory(row, [look.target for look, _ in pending])
-        for (look, facts), scan in zip(pending, scans, strict=True):
-            target = self.out / facts["output"]
-            write_volume(scan.volume, target)
-            for path, image in zip(figure_paths(target), (scan.source, scan.harmonized), strict=True):
-                write_mosaic(path, image.data, scan.prepared.brain, image.affine)
-            write_sidecar(target, self._sidecar(row, scan, digest, look))
-            rows.append(ledger_row(row, look, "done", None, **facts, flags=list(scan.flags)))
+        return pending
 
-    def _with_less_memory(self, row: Row, targets: list[Target | None]) -> list[HarmonizedScan]:
-        """Harmonize; where memory runs out, with half the batch, again and again, then on the CPU. Later images keep the smaller batch."""
+    def _ready(self, row: Row) -> ReadyScan:
+        """Read and prepare, on the CPU."""
         check_memory(row["uri"])
         volume = read_volume(row["uri"])
         mask = read_volume(row["mask_uri"]).data > 0.5 if row["mask_uri"] else None
+        return self.harmonizer.ready(volume, row["sequence"], mask)
+
+    def _with_less_memory(
+        self, ready: ReadyScan, image_id: str, targets: Sequence[Target | None]
+    ) -> list[InferredImage]:
+        """Infer; where memory runs out, with half the batch, again and again, then on the CPU. Later images keep the smaller batch."""
         harmonizer, model = self.harmonizer, self.harmonizer.bundle.model
         device = next(model.parameters()).device
         try:
             while True:
                 try:
-                    return harmonizer.run_targets(volume, row["sequence"], mask, targets)
+                    return harmonizer.infer(ready, targets)
                 except torch.OutOfMemoryError as error:
                     torch.cuda.empty_cache()
                     if harmonizer.settings.batch_slabs > 1:
@@ -156,7 +172,7 @@ class HarmonizeWorker:
                         model.to("cpu")
                     else:
                         raise MemoryError(f"not even one slab at a time fits on the CPU: {error}") from error
-                    log.warning("%s: out of memory, %d slabs a batch", row["image_id"], harmonizer.settings.batch_slabs)
+                    log.warning("%s: out of memory, %d slabs a batch", image_id, harmonizer.settings.batch_slabs)
         finally:
             model.to(device)
 

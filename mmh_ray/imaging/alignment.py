@@ -19,6 +19,8 @@ _HOPELESS = 0.1
 """Quality of a similarity below which no affine follows."""
 _TRIED = 6
 """Starts that are tried at most."""
+_BRAIN_ALONE = (0,)
+"""Margins that leave out all that surrounds the brain."""
 _BLUR = (2.0, 6.0)
 """Standard deviations, in template voxels, of the band of detail by which starts are compared."""
 _DEEP = 3
@@ -39,12 +41,15 @@ def align(
     starts:
         ``(4, 4)`` each; the few most promising ones are followed.
     margins:
-        Template voxels around its brain that count, in one affine pass after the other.
+        Template voxels around its brain that count, in one affine pass after the other. Where the surroundings mislead (the template has
+        none; on a T2w, a bright scalp behind a dark skull draws the brain's outline outwards), the best start is tried without them.
     """
     best, quality = np.eye(4), 0.0
-    for number, start in enumerate(_promising(data, affine, starts)):
-        matrix = _optimised(data, affine, start, margins)
-        if matrix is not None and _SIZES[0] < np.linalg.det(matrix[:3, :3]) < _SIZES[1]:
+    first, *others = _promising(data, affine, starts)
+    attempts = [(first, margins), (first, _BRAIN_ALONE), *((start, margins) for start in others)]
+    for number, (start, surroundings) in enumerate(attempts):
+        matrix = _optimised(data, affine, start, surroundings)
+        if matrix is not None:
             found = match(data, affine, matrix)
             best, quality = (matrix, found) if found > quality else (best, quality)
         if quality >= (_DOUBTFUL if number else _SURE):
@@ -126,13 +131,17 @@ def _optimised(data: np.ndarray, affine: np.ndarray, start: np.ndarray, margins:
     similar.SetTranslation(((start @ [*known.middle, 1.0])[:3] - known.middle).tolist())
     try:
         found = _general(_optimise(fixed, moving, regions[0], similar, [3, 2]))
-        if match(data, affine, _matrix(found)) < _HOPELESS:
+        if not _is_brain_sized(found) or match(data, affine, _matrix(found)) < _HOPELESS:
             return None
         for region in regions:
             found = _optimise(fixed, moving, region, found, [2])
     except RuntimeError:  # ITK's way of saying that hardly a voxel of the region lies in the scan
         return None
-    return _matrix(found)
+    return _matrix(found) if _is_brain_sized(found) else None
+
+
+def _is_brain_sized(transform: sitk.AffineTransform) -> bool:
+    return bool(_SIZES[0] < np.linalg.det(_matrix(transform)[:3, :3]) < _SIZES[1])
 
 
 def _matrix(transform: sitk.AffineTransform) -> np.ndarray:
@@ -143,7 +152,7 @@ def _matrix(transform: sitk.AffineTransform) -> np.ndarray:
 
 
 def _region(known: Template, margin: int) -> sitk.Image:
-    wider = ndimage.binary_dilation(known.brain, iterations=margin)
+    wider = ndimage.binary_dilation(known.brain, iterations=margin) if margin else known.brain
     return _to_sitk(wider.astype(np.uint8), known.affine)
 
 

@@ -24,6 +24,8 @@ class Brain:
     ----------
     mask:
         ``(I, J, K)`` bool.
+    stripped:
+        Whether the skull was removed already.
     registration:
         By which it was found; None where the skull was removed already.
     neck_mm:
@@ -31,6 +33,7 @@ class Brain:
     """
 
     mask: np.ndarray
+    stripped: bool
     registration: Registration | None = None
     neck_mm: float = 0.0
 
@@ -43,7 +46,7 @@ def find_brain(volume: Volume, crop_neck: bool = True) -> Brain:
     kept where the scan is brighter than air and bone.
     """
     if is_stripped(volume):
-        return Brain(ndimage.binary_fill_holes(largest(volume.data > 0)))
+        return Brain(ndimage.binary_fill_holes(largest(volume.data > 0)), stripped=True)
     volume = volume.like(volume.data / np.percentile(np.abs(volume.data), 99))  # no result may hang on the units
     bright = foreground(volume)
     head = largest(ndimage.binary_fill_holes(bright))
@@ -57,7 +60,7 @@ def find_brain(volume: Volume, crop_neck: bool = True) -> Brain:
     opened = ndimage.binary_opening(inside, np.ones([2 * r + 1 for r in radius]))  # cuts the bridges to the scalp
     core = largest(opened if opened.any() else inside)
     grown = ndimage.binary_dilation(core, np.ones([2 * r + 1 for r in radius])) & near
-    return Brain(ndimage.binary_fill_holes(grown), registration, neck_mm)
+    return Brain(ndimage.binary_fill_holes(grown), False, registration, neck_mm)
 
 
 def is_stripped(volume: Volume) -> bool:

@@ -85,7 +85,7 @@ def prepare_volume(volume: Volume, mask: np.ndarray | None, grid: GridConfig, se
     DataError
         If the mask does not fit the scan, is empty, or leaves the scan without contrast.
     """
-    stripped, given = is_stripped(volume), mask is not None
+    given = mask is not None
     brain = _brain(volume, mask, settings)
     axes = _tilt(brain.registration)
     affine = working_affine(volume.affine, brain.mask, grid, axes)
@@ -99,8 +99,8 @@ def prepare_volume(volume: Volume, mask: np.ndarray | None, grid: GridConfig, se
     scaling = robust_scaling(image, inside, settings.upper_percentile)
     steps = (
         "mask: given" if given else "mask: estimated",
-        _neck_step(brain.neck_mm, given or stripped, settings),
-        f"skull: {'skipped, already removed' if stripped else _SKULL[settings.skull]}",
+        _neck_step(brain.neck_mm, given or brain.stripped, settings),
+        f"skull: {'skipped, already removed' if brain.stripped else _SKULL[settings.skull]}",
         _registration_step(brain.registration),
         describe(volume, brain.mask),
         f"resampled: {grid.spacing_mm:g} mm {'RAS' if axes is None else 'template axes'} {tuple(grid.shape)}",
@@ -109,7 +109,7 @@ def prepare_volume(volume: Volume, mask: np.ndarray | None, grid: GridConfig, se
     )
     image = np.clip(scaling.apply(image), 0, 2) * inside
     unit = scaling.apply(source)
-    return Prepared(image, unit, inside, affine, brain.mask, stripped, brain.registration, scaling, steps)
+    return Prepared(image, unit, inside, affine, brain.mask, brain.stripped, brain.registration, scaling, steps)
 
 
 _SKULL = {"keep": "kept in the output, masked from the model", "strip": "removed"}
@@ -121,7 +121,7 @@ def _brain(volume: Volume, mask: np.ndarray | None, settings: PrepareConfig) -> 
         raise DataError(
             f"mask of shape {mask.shape}", f"the scan's shape {volume.data.shape}", "Resample the mask to its scan."
         )
-    brain = find_brain(volume, settings.crop_neck) if mask is None else Brain(mask)
+    brain = find_brain(volume, settings.crop_neck) if mask is None else Brain(mask, is_stripped(volume))
     if not brain.mask.any():
         raise DataError(
             "an empty mask", "a mask that covers the brain", "Check the mask or leave it out to have one estimated."

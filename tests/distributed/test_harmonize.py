@@ -13,30 +13,22 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from mmh_ray.bids.ledger import Journal, read_ledger
 from mmh_ray.bids.status import run_status
 from mmh_ray.cli import main
-from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig
+from mmh_ray.config import Config
 from mmh_ray.distributed.harmonize import harmonize, plan
 from mmh_ray.distributed.job import Job
 from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.phantom import canonical
-from mmh_ray.models.bundle import bundle_hash, save_bundle
-from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.bundle import bundle_hash
 from mmh_ray.provenance import sha256_file
 
 pytestmark = pytest.mark.ray
 
-CONFIG = Config(
-    grid=GridConfig(6.0, (32, 40, 32)),
-    prepare=PrepareConfig(n4=False),
-    model=ModelConfig(channels=(8, 16), slab=1, distances=(1, 2), patch=2),
-    harmonize=HarmonizeConfig(planes=("axial",), slots=1),
-)
 GOOD = ("sub-01_T1w", "sub-01_T2w")
 REASONS = {
     "sub-02_FLAIR": "sequence FLAIR; this model harmonizes T1w, T2w",
@@ -54,6 +46,7 @@ class FirstRun:
     bids: Path
     out: Path
     bundle: Path
+    config: Config
     counts: dict[str, int]
 
     def scan(self, name: str) -> Path:
@@ -67,7 +60,7 @@ class FirstRun:
 
     def again(self, **other: Any) -> Job:
         """The same job, but for some fields."""
-        return replace(Job(str(self.bids), str(self.out), str(self.bundle), CONFIG), **other)
+        return replace(Job(str(self.bids), str(self.out), str(self.bundle), self.config), **other)
 
     def ledger(self) -> dict[str, dict]:
         """Rows by image."""
@@ -131,16 +124,15 @@ def write_archive(bids: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> FirstRun:
+def job(
+    tmp_path_factory: pytest.TempPathFactory, ray_cluster: None, tiny_config: Config, tiny_bundle: Path
+) -> FirstRun:
     """The first run."""
     root = tmp_path_factory.mktemp("harmonize")
-    bids, out, bundle = root / "bids", root / "out", root / "bundle"
+    bids, out = root / "bids", root / "out"
     write_archive(bids)
-    torch.manual_seed(0)
-    quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
-    model = GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles)
-    save_bundle(bundle, model, CONFIG, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
-    return FirstRun(bids, out, bundle, harmonize(Job(str(bids), str(out), str(bundle), CONFIG)))
+    counts = harmonize(Job(str(bids), str(out), str(tiny_bundle), tiny_config))
+    return FirstRun(bids, out, tiny_bundle, tiny_config, counts)
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -249,7 +241,7 @@ def test_a_mended_image_is_done_and_the_command_ends_with_0(job: FirstRun) -> No
 
 def test_other_settings_are_done_again(job: FirstRun) -> None:
     before, rows = stamps(job.out), job.ledger()
-    other = replace(CONFIG, harmonize=replace(CONFIG.harmonize, detail="model", batch_slabs=3))
+    other = replace(job.config, harmonize=replace(job.config.harmonize, detail="model", batch_slabs=3))
     assert harmonize(job.again(config=other, participants=("01",), sequences=("T1w",))) == {"done": 1}
     changed = {path for path, stamp in stamps(job.out).items() if stamp != before[path]}
     assert changed == {path for path in before if "sub-01" in path and "T1w" in path}

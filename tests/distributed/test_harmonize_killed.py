@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import psutil
 import pytest
-import torch
 import yaml
 
 from mmh_ray.bids.derivatives import sidecar_path
 from mmh_ray.bids.ledger import read_ledger
-from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig, to_dict
+from mmh_ray.config import Config, to_dict
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
-from mmh_ray.models.bundle import save_bundle
-from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SCANS = 12
-CONFIG = Config(
-    grid=GridConfig(6.0, (32, 40, 32)),
-    prepare=PrepareConfig(n4=False),
-    model=ModelConfig(sequences=("T1w",), channels=(8, 16), slab=1, distances=(1, 2), patch=2),
-    harmonize=HarmonizeConfig(planes=("axial",), slots=2),
-)
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config, tiny_bundle: Path) -> Path:
     """A folder with an archive, a model and settings."""
     root = tmp_path_factory.mktemp("killed")
     for number in range(SCANS):
@@ -45,11 +38,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True)
         scan = (500 + number) * canonical(anatomy, "T1w", 6.0)
         nib.save(nib.Nifti1Image(scan.astype(np.float32), anatomy.affine), path)
-    torch.manual_seed(0)
-    quantiles = torch.linspace(0, 1, 257).repeat(1, 2, 1)
-    model = GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles)
-    save_bundle(root / "bundle", model, CONFIG, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
-    (root / "config.yaml").write_text(yaml.safe_dump(to_dict(CONFIG)))
+    shutil.copytree(tiny_bundle, root / "bundle")
+    config = replace(tiny_config, harmonize=replace(tiny_config.harmonize, slots=2))
+    (root / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     return root
 
 

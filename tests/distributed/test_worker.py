@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import resource
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,34 +17,31 @@ import numpy as np
 import pytest
 import torch
 
-from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig
-from mmh_ray.distributed.worker import HarmonizeWorker, is_current
+from mmh_ray.config import Config
+from mmh_ray.distributed.worker import HarmonizeWorker, Look, is_current
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
-from mmh_ray.models.bundle import save_bundle
-from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.adapter import SiteStyle
+from mmh_ray.models.target_bundle import Target
 
 pytestmark = pytest.mark.fast
 
-CONFIG = Config(
-    grid=GridConfig(6.0, (32, 40, 32)),
-    prepare=PrepareConfig(n4=False),
-    model=ModelConfig(channels=(8, 16), slab=1, distances=(1, 2), patch=2),
-    harmonize=HarmonizeConfig(planes=("axial",), batch_slabs=8),
-)
-FACTS = {"model": "models:/m/1", "model_hash": "a" * 64, "settings_hash": "b" * 64}
+FACTS = {"model": "models:/m/1", "model_hash": "a" * 64}
+UNIFIED = Look(None, "b" * 64)
+KNOTS = np.linspace(0, 1, 65)
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def config(tiny_config: Config) -> Config:
+    """Settings with batches that can be halved."""
+    return replace(tiny_config, harmonize=replace(tiny_config.harmonize, batch_slabs=8))
+
+
+@pytest.fixture(scope="module")
+def files(tiny_bundle: Path) -> dict[str, bytes]:
     """An untrained model's bundle."""
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    torch.manual_seed(0)
-    quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
-    model = GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles)
-    save_bundle(folder, model, CONFIG, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in tiny_bundle.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -52,27 +56,54 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def row_of(path: Path, **more: Any) -> dict[str, Any]:
     """A row as the driver sends it."""
     fixed = {"image_id": "sub-01_T1w", "uri": str(path), "site": "north", "sequence": "T1w", "mask_uri": None}
-    return fixed | {"status": "ok", "reason": None, "earlier": None} | more
+    return fixed | {"status": "ok", "reason": None, "earlier": {}} | more
 
 
 def test_a_row_tells_what_was_done_and_the_next_run_needs_not_do_it(
-    files: dict[str, bytes], scan: Path, tmp_path: Path
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path
 ) -> None:
-    worker = HarmonizeWorker(files, CONFIG, str(tmp_path), FACTS)
-    done = worker.harmonize(row_of(scan))
+    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS, [UNIFIED])
+    (done,) = worker.harmonize(row_of(scan))
     assert (done["status"], done["reason"], done["site"]) == ("done", None, "north"), done
     assert done["output"] == "sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz"
-    hashes = {"model_hash": FACTS["model_hash"], "settings_hash": FACTS["settings_hash"]}
-    again = worker.harmonize(row_of(scan, earlier=done | hashes))
+    earlier = done | {"model_hash": FACTS["model_hash"]}
+    (again,) = worker.harmonize(row_of(scan, earlier={None: earlier}))
     assert (again["status"], again["flags"]) == ("skipped", done["flags"])
-    assert not is_current(done | hashes, tmp_path / done["output"], "another file's digest", FACTS)
+    assert is_current(earlier, tmp_path, done["input_sha256"], FACTS["model_hash"], UNIFIED)
+    assert not is_current(earlier, tmp_path, "another file's digest", FACTS["model_hash"], UNIFIED)
+    assert not is_current(earlier, tmp_path, done["input_sha256"], FACTS["model_hash"], Look(None, "c" * 64))
 
 
-def test_another_sequence_under_this_name_is_refused(files: dict[str, bytes], tmp_path: Path) -> None:
+def test_all_looks_of_an_image_share_one_global_pass(
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(site: str, sequence: str, height: float) -> Look:
+        styles = {sequence: SiteStyle(KNOTS, height * KNOTS, np.linspace(0, 1, 257), 0.0)}
+        return Look(Target(site, styles, site * 12, f"models:/mmh-target-{site}/1", {"site": site}, {}, 0), site * 16)
+
+    passes: list[str] = []
+    sample = Harmonizer._sample
+    monkeypatch.setattr(Harmonizer, "_sample", lambda *given: (passes.append("pass"), sample(*given))[1])
+    looks = [UNIFIED, look("dim", "T1w", 0.5), look("blind", "T2w", 1.0)]
+    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS, looks)
+    rows = {row["target"]: row for row in worker.harmonize(row_of(scan))}
+    assert passes == ["pass"]
+    assert {name: row["status"] for name, row in rows.items()} == {None: "done", "dim": "done", "blind": "refused"}
+    assert rows["blind"]["reason"] == "sequence T1w; target blind knows T2w"
+    assert rows["dim"]["image_id"] == "sub-01_T1w@dim"
+    assert rows["dim"]["output"] == "sub-01/anat/sub-01_desc-harmonizedDim_T1w.nii.gz"
+    unified, dim = (nib.load(tmp_path / rows[name]["output"]).get_fdata() for name in (None, "dim"))
+    assert 0.4 < dim[unified > 0.2].mean() / unified[unified > 0.2].mean() < 0.6
+    sidecar = json.loads((tmp_path / rows["dim"]["output"].replace(".nii.gz", ".json")).read_text())
+    assert (sidecar["TargetSite"], sidecar["TargetModel"]["URI"]) == ("dim", "models:/mmh-target-dim/1")
+    assert sidecar["SourceSiteSeenInTraining"] is False
+
+
+def test_another_sequence_under_this_name_is_refused(files: dict[str, bytes], config: Config, tmp_path: Path) -> None:
     anatomy = simulate_anatomy(Person(1), 6.0)
     path = tmp_path / "sub-01_T1w.nii.gz"
     nib.save(nib.Nifti1Image((700 * canonical(anatomy, "T2w", 6.0)).astype(np.float32), anatomy.affine), path)
-    found = HarmonizeWorker(files, CONFIG, str(tmp_path / "out"), FACTS).harmonize(row_of(path))
+    (found,) = HarmonizeWorker(files, config, str(tmp_path / "out"), FACTS, [UNIFIED]).harmonize(row_of(path))
     assert found["status"] == "refused"
     assert "expected a T1w: fluid darker than grey by 0.2" in found["reason"]
     assert not (tmp_path / "out").exists()
@@ -80,20 +111,20 @@ def test_another_sequence_under_this_name_is_refused(files: dict[str, bytes], tm
 
 @pytest.mark.parametrize("fits", [2, 1, 0])
 def test_where_memory_runs_out_batches_are_halved_then_the_row_fails(
-    files: dict[str, bytes], scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int
 ) -> None:
     tried: list[int] = []
-    run = Harmonizer.run
+    infer = Harmonizer.infer
 
     def hungry(self: Harmonizer, *arguments: Any) -> Any:
         tried.append(self.settings.batch_slabs)
         if self.settings.batch_slabs > fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(self, *arguments)
+        return infer(self, *arguments)
 
-    monkeypatch.setattr(Harmonizer, "run", hungry)
-    worker = HarmonizeWorker(files, CONFIG, str(tmp_path), FACTS)
-    found = worker.harmonize(row_of(scan))
+    monkeypatch.setattr(Harmonizer, "infer", hungry)
+    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS, [UNIFIED])
+    (found,) = worker.harmonize(row_of(scan))
     assert tried == {2: [8, 4, 2], 1: [8, 4, 2, 1], 0: [8, 4, 2, 1]}[fits]
     if fits:
         assert found["status"] == "done", found["reason"]
@@ -103,15 +134,61 @@ def test_where_memory_runs_out_batches_are_halved_then_the_row_fails(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_fails_the_image_and_leaves_nothing(
-    files: dict[str, bytes], scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_cannot_be_written_whole_fails_the_image_and_leaves_nothing(
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path
 ) -> None:
-    def full(image: Any, path: Path) -> None:
-        Path(path).write_bytes(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(nib, "save", full)
-    found = HarmonizeWorker(files, CONFIG, str(tmp_path), FACTS).harmonize(row_of(scan))
+    worker, before = (
+        HarmonizeWorker(files, config, str(tmp_path), FACTS, [UNIFIED]),
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (16 * 1024, before[1])
+    )  # as a quota or a full disk: half of it is written
+    try:
+        (found,) = worker.harmonize(row_of(scan))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert found["status"] == "failed"
-    assert "No space left on device" in found["reason"]
+    assert "File too large" in found["reason"]
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_one_image_is_prepared_and_another_written_while_the_model_works(
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model starts on the first image only when the second is ready, and the first is finished only when the model has the second."""
+    ready, infer, finish = Harmonizer.ready, Harmonizer.infer, Harmonizer.finish
+    second_is_ready, model_has_second = threading.Event(), threading.Event()
+    prepared: list[str] = []
+    model: list[str] = []
+
+    def noted_ready(*arguments: Any) -> Any:
+        found = ready(*arguments)
+        prepared.append("ready")
+        if len(prepared) == 2:
+            second_is_ready.set()
+        return found
+
+    def waiting_infer(*arguments: Any) -> Any:
+        model.append("takes")
+        if model.count("takes") == 2:
+            model_has_second.set()
+        assert second_is_ready.wait(60)
+        found = infer(*arguments)
+        model.append("gives")
+        return found
+
+    def waiting_finish(*arguments: Any) -> Any:
+        assert model_has_second.wait(60)
+        return finish(*arguments)
+
+    for name, step in {"ready": noted_ready, "infer": waiting_infer, "finish": waiting_finish}.items():
+        monkeypatch.setattr(Harmonizer, name, step)
+    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS, [UNIFIED])
+    second = shutil.copy(scan, scan.with_name("sub-02_T1w.nii.gz"))
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(
+            itertools.chain(*pool.map(worker.harmonize, [row_of(scan), row_of(second, image_id="sub-02_T1w")]))
+        )
+    assert [(row["status"], row["reason"]) for row in outcomes] == [("done", None)] * 2
+    assert model == ["takes", "gives"] * 2  # one image at a time

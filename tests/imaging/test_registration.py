@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.mask import find_brain
-from mmh_ray.imaging.phantom import SITES, render
+from mmh_ray.imaging.phantom import SITES, Scanner, render
 from mmh_ray.imaging.registration import POOR, Registration, in_template_space, register_brain
 from mmh_ray.imaging.template import OUTPUT_AFFINE, OUTPUT_SHAPE, template
 from mmh_ray.imaging.volume import Volume, read_volume
@@ -96,6 +96,17 @@ def test_unit_of_the_scan_does_not_matter(scans: dict[str, Volume]) -> None:
     scan = Volume(scans["T1w brain"].data, moved(NOD) @ scans["T1w brain"].affine)
     once, scaled = (register(scan.like(by * scan.data)) for by in (np.float32(1), np.float32(1000)))
     assert distance(once.matrix, scaled.matrix) < 0.1
+
+
+def test_a_bright_scalp_behind_a_dark_skull_does_not_mislead() -> None:
+    """Mutual information with what surrounds the brain would take the scalp of this T2w for the brain's border."""
+    anatomy = simulate_anatomy(Person(907, scalp=True), 4.0)
+    scanner = Scanner("long echo", te=140, gamma=0.8, blur_mm=2, noise=0.03)
+    brain = find_brain(Volume(render(anatomy, scanner, "T2w", np.random.default_rng(0), 4.0), anatomy.affine))
+    assert brain.registration is not None
+    assert brain.registration.method == "affine"
+    assert brain.registration.quality > 2 * POOR
+    assert 2 * (brain.mask & anatomy.brain).sum() > 0.9 * (brain.mask.sum() + anatomy.brain.sum())
 
 
 def test_quality_is_high_where_the_template_fits(scans: dict[str, Volume]) -> None:

@@ -1,0 +1,140 @@
+"""`mmh harmonize` on an archive of crooked files, and into folders that take nothing: a row or an error each, and the rest is done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mmh_ray.bids.ledger import current_rows
+from mmh_ray.config import Config
+from mmh_ray.distributed.harmonize import harmonize
+from mmh_ray.distributed.job import Job
+from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.imaging.phantom import canonical
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+GOOD = "sub-01_T1w"
+REASONS = {
+    "sub-01/anat/sub-01_T1w.nii.gz": "second file of image sub-01_T1w; expected one. Remove this one or",
+    "sub-02_T1w": r"343 million voxels, about 31\.9 GiB to work on; expected at most|constant image",
+    "sub-03_T1w": "not a file; expected a regular file",
+    "sub-04_T1w": "a broken link; expected a regular file. Fetch its content",
+    "sub-05_T1w": "a link out of the archive; expected a file inside it. Copy the file",
+    "sub-06_T1w": "unreadable .*; expected a complete NIfTI file. Copy or convert it again",
+    "sub-07_T1w": r"voxels of type .*; expected one number per voxel",
+    "sub-08_T1w": "expected at least 2 voxels along each axis. Leave single slices out",
+    "sub-09_T1w": "singular affine; expected an invertible voxel-to-world matrix. Restore",
+    "sub-10_T1w": "Permission denied",
+}
+"""What is wrong with the others: received, expected, remedy."""
+if os.geteuid() == 0:
+    del REASONS["sub-10_T1w"]  # root reads every file
+
+
+def write_archive(bids: Path) -> None:
+    """One good subject and a file of every bad kind; there is no participants.tsv."""
+    anatomy = simulate_anatomy(Person(1), 6.0)
+    scan = nib.Nifti1Image((700 * canonical(anatomy, "T1w", 6.0)).astype(np.float32), anatomy.affine)
+
+    def put(subject: str, suffix: str = ".nii") -> Path:
+        path = bids / f"sub-{subject}/anat/sub-{subject}_T1w{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    nib.save(scan, put("01"))
+    nib.save(scan, put("01", ".nii.gz"))
+    huge = nib.Nifti1Header()
+    huge.set_data_shape((700, 700, 700))
+    huge.set_data_dtype(np.uint8)
+    huge.set_sform(np.diag([0.3, 0.3, 0.3, 1]), 1)
+    huge["magic"], huge["vox_offset"] = b"n+1", 352
+    put("02").write_bytes(huge.binaryblock + bytes(4))
+    os.truncate(put("02"), 352 + 700**3)  # all the voxels, on few blocks of the disk
+    put("03").mkdir()
+    put("04").symlink_to(".git/annex/absent")
+    outside = bids.parent / "outside.nii"
+    nib.save(scan, outside)
+    put("05").symlink_to(outside)
+    put("06").touch()
+    colours = np.zeros(anatomy.brain.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, anatomy.affine), put("07"))
+    nib.save(scan.slicer[:, :, 10:11], put("08"))
+    flat = nib.load(put("01")).header
+    flat["srow_x"], flat["qform_code"] = 0, 0
+    put("09").write_bytes(flat.binaryblock + put("01").read_bytes()[348:])
+    if "sub-10_T1w" in REASONS:
+        nib.save(scan, put("10"))
+        put("10").chmod(0)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path, tiny_config: Config) -> Job:
+    """The archive, in a folder with a space and letters beyond ASCII."""
+    root = tmp_path_factory.mktemp("bad") / "Été 1"
+    write_archive(root / "bids")
+    return Job(str(root / "bids"), str(root / "out"), str(tiny_bundle), tiny_config)
+
+
+def files(folder: Path) -> list[str]:
+    """Names of all files below a folder, hidden ones too."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_every_bad_file_is_a_row_with_its_reason_and_the_good_one_is_done(job: Job) -> None:
+    counts = harmonize(job)
+    rows = {row["image_id"]: row for row in current_rows(job.out)}
+    assert counts == {"done": 1, "failed": len(REASONS)}, rows
+    assert rows.pop(GOOD)["status"] == "done"
+    assert rows.keys() == REASONS.keys()
+    for name, row in rows.items():
+        assert re.search(REASONS[name], row["reason"]), (name, row["reason"])
+    written = [name for name in files(Path(job.out)) if name.startswith("sub-")]
+    assert len(written) == 4  # image, sidecar, two pictures
+    assert all(name.startswith("sub-01/") for name in written)
+    assert not [name for name in files(Path(job.out)) if ".partial-" in name]
+
+
+def test_an_output_that_is_a_file_is_an_error_and_stays(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ConfigError, match="expected a folder that can be written to"):
+        harmonize(replace(job, out=str(tmp_path / "out")))
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_that_is_read_only_is_an_error(job: Job, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="Permission denied; expected a folder that can be written to"):
+        harmonize(replace(job, out=str(tmp_path / "out")))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB; skips where none can be mounted."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_a_disk_that_fills_up_fails_the_image_and_leaves_nothing_half_written(job: Job, small_disk: Path) -> None:
+    with contextlib.suppress(DataError):  # of the report or the ledger, which may find no room either
+        harmonize(replace(job, out=str(small_disk), participants=("01",)))
+    row = {row["image_id"]: row for row in current_rows(small_disk)}[GOOD]
+    assert row["status"] == "failed"
+    assert "No space left on device" in row["reason"]
+    assert not [name for name in files(small_disk) if name.startswith("sub-")]
