@@ -1,0 +1,177 @@
+"""Stage 2 on Ray, tiny but whole: sites side by side, the registry with lineage, and harmonizing to what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mmh_ray import tracking
+from mmh_ray.bids.ledger import read_ledger
+from mmh_ray.config import Config, ManifestConfig, PhantomConfig, TargetConfig, TrackingConfig
+from mmh_ray.distributed.evaluate_target import evaluate_target
+from mmh_ray.distributed.harmonize import harmonize, plan
+from mmh_ray.distributed.job import Job
+from mmh_ray.distributed.manifest import build_manifest
+from mmh_ray.distributed.phantom import make_archive
+from mmh_ray.distributed.prepare import prepare
+from mmh_ray.distributed.shards import PreparedStore
+from mmh_ray.distributed.train_target import TrainedTarget, plan_site, train_targets
+from mmh_ray.errors import ConfigError, DataError, ModelError
+from mmh_ray.evaluation.target import METHODS
+from mmh_ray.models.bundle import bundle_hash, load_bundle
+from mmh_ray.models.target_bundle import load_target
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:(mlflow|pydantic|sqlalchemy|alembic|ray)(\..*)?"),
+    pytest.mark.filterwarnings(r"ignore::FutureWarning:(mlflow|ray)(\..*)?"),
+    pytest.mark.filterwarnings(r"ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # files that Ray leaves to the garbage collector
+]
+
+SITES = ("alder", "birch")
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[Path]:
+    """A folder to stand in with an archive of two sites, its manifest and its prepared volumes; no MLflow store of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("target")
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def config(workshop: Path, tiny_config: Config) -> Config:
+    return replace(
+        tiny_config,
+        phantom=PhantomConfig(sites=2, subjects_per_site=4, travelers=1, spacing_mm=6),
+        manifest=ManifestConfig(val_fraction=0.25, test_fraction=0),
+        target=TargetConfig(SITES, steps=4, slabs_per_plane=1, restyles=1, validate_every=2, storage=str(workshop)),
+        tracking=TrackingConfig(uri=f"sqlite:///{workshop / 'mlflow.db'}"),
+    )
+
+
+@pytest.fixture(scope="module")
+def store(workshop: Path, config: Config) -> str:
+    bids, manifest, prepared = (str(workshop / name) for name in ("bids", "manifest.parquet", "prepared"))
+    make_archive(bids, config.phantom)
+    build_manifest(bids, manifest, config)
+    prepare(manifest, prepared, config)
+    return prepared
+
+
+@pytest.fixture(scope="module")
+def trained(store: str, tiny_bundle: Path, config: Config) -> list[TrainedTarget]:
+    return train_targets(store, str(tiny_bundle), config)
+
+
+def test_every_site_is_registered_with_the_exact_base(
+    trained: list[TrainedTarget], tiny_bundle: Path, config: Config
+) -> None:
+    client = mlflow.MlflowClient(config.tracking.uri)
+    assert [target.site for target in trained] == list(SITES)
+    for target in trained:
+        name = f"mmh-target-{target.site}"
+        assert target.model_uri == f"models:/{name}/1"
+        version = client.get_model_version_by_alias(name, "champion")
+        run = client.get_run(target.run_id)
+        assert (version.run_id, run.info.status) == (target.run_id, "FINISHED")
+        assert run.data.tags["mmh.base_hash"] == bundle_hash(tiny_bundle)
+        assert "T1w/reconstruction" in run.data.metrics
+        loaded = load_target(target.bundle)
+        assert loaded.facts["base"] == {"hash": bundle_hash(tiny_bundle), "uri": tiny_bundle.as_uri()}
+        assert set(loaded.weights) == {"T1w", "T2w"}
+        folder, cited = tracking.resolve_target(target.site, tiny_bundle, config.tracking)
+        assert (load_target(folder).hash, cited) == (loaded.hash, target.model_uri)
+
+
+def test_nobody_of_the_test_split_is_looked_at(trained: list[TrainedTarget]) -> None:
+    for target in trained:
+        training = load_target(target.bundle).facts["training"]
+        for sequence in ("T1w", "T2w"):
+            found = training[sequence]
+            assert len(found["images"]) == 3
+            assert len(found["validation_images"]) == 1
+            assert all(name.startswith(f"sub-{target.site}") for name in found["images"] + found["validation_images"])
+            assert not [name for name in found["sources"] if "traveler" in name or target.site in name]
+
+
+def test_one_run_moves_an_archive_to_several_targets(
+    trained: list[TrainedTarget], workshop: Path, tiny_bundle: Path, config: Config
+) -> None:
+    out, model = workshop / "moved", str(tiny_bundle)
+    job = Job(str(workshop / "bids"), str(out), model, config, ("traveler01",), targets=("alder", trained[1].bundle))
+    assert {row["action"] for row in plan(job)} == {"harmonize"}
+    assert harmonize(job) == {"done": 8}
+    rows = read_ledger(out / "ledger.parquet")
+    assert {row["target"] for row in rows} == set(SITES)
+    assert len({row["settings_hash"] for row in rows}) == 2
+    names = [path.name for path in sorted((out / "sub-traveler01" / "ses-birch" / "anat").glob("*.nii.gz"))]
+    stem = "sub-traveler01_ses-birch_desc-harmonized"
+    assert names == [f"{stem}{site}_{kind}.nii.gz" for site in ("Alder", "Birch") for kind in ("T1w", "T2w")]
+    assert harmonize(job) == {"skipped": 8}
+    assert harmonize(replace(job, targets=("alder",))) == {"skipped": 4}
+    one, two = (nib.load(out / "sub-traveler01/ses-birch/anat" / name).get_fdata() for name in (names[0], names[2]))
+    assert not np.allclose(one, two, atol=1e-3)
+
+
+def test_a_scan_can_be_the_target(workshop: Path, store: str, tiny_bundle: Path, config: Config) -> None:
+    reference = workshop / "bids/sub-birch01/anat/sub-birch01_T1w.nii.gz"
+    out = workshop / "like"
+    job = Job(str(workshop / "bids"), str(out), str(tiny_bundle), config, ("traveler01",), target_image=str(reference))
+    assert harmonize(job) == {"done": 2, "refused": 2}  # a T1w says nothing of T2w
+    reasons = {row["reason"] for row in read_ledger(out / "ledger.parquet") if row["status"] == "refused"}
+    assert reasons == {"sequence T2w; target sub-birch01_T1w knows T1w"}
+
+
+def test_an_adapter_of_another_base_is_refused(
+    trained: list[TrainedTarget], workshop: Path, tiny_bundle: Path, config: Config
+) -> None:
+    other = workshop / "other"
+    other.mkdir()
+    for path in tiny_bundle.iterdir():
+        (other / path.name).write_bytes(path.read_bytes().replace(b"d" * 64, b"e" * 64))
+    job = Job(str(workshop / "bids"), str(workshop / "out"), str(other), config, targets=("alder",))
+    with pytest.raises(ModelError, match="train the target on this one"):
+        harmonize(job)
+    assert not (workshop / "out").exists()
+
+
+def test_the_evaluation_scores_every_method(
+    trained: list[TrainedTarget], workshop: Path, tiny_bundle: Path, config: Config
+) -> None:
+    bids, unified, moved = (str(workshop / name) for name in ("bids", "unified", "toalder"))
+    job = Job(bids, unified, str(tiny_bundle), config, ("traveler01",))
+    harmonize(job)
+    harmonize(replace(job, out=moved, targets=("alder",)))
+    manifest, truth = str(workshop / "manifest.parquet"), f"{bids}/derivatives/truth"
+    found = evaluate_target(manifest, "alder", unified, moved, config, truth)
+    assert found.keys() == {"T1w", "T2w"}
+    for methods in found.values():
+        assert tuple(methods) == METHODS
+        assert all(np.isfinite(value) for row in methods.values() for value in row.values() if value is not None)
+        assert methods["target_raw"]["gradient_correlation"] == pytest.approx(1)
+        assert methods["target_nyul"]["w1"] < methods["target_raw"]["w1"]  # it matches the cohort's deciles
+        assert methods["target_raw"]["truth_nrmse"] is not None
+    with pytest.raises(DataError, match="nobody scanned at oak"):
+        evaluate_target(manifest, "oak", unified, moved, config)
+
+
+def test_what_cannot_be_trained_is_named(store: str, tiny_bundle: Path, config: Config) -> None:
+    with pytest.raises(ConfigError, match="no target site"):
+        train_targets(store, str(tiny_bundle), replace(config, target=TargetConfig()))
+    found, bundle = PreparedStore(store), load_bundle(tiny_bundle)
+    with pytest.raises(DataError, match=r"oak.*alder, birch"):
+        plan_site(found, "oak", bundle, config)
+    found.index = [row for row in found.index if row["site"] != "alder" or row["image_id"] < "sub-alder03"]
+    with pytest.raises(DataError, match="3 images of a sequence"):
+        plan_site(found, "alder", bundle, config)
