@@ -72,5 +72,5 @@ def test_hidden_foreign_and_other_sequences_files_are_passed_over(tmp_path: Path
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="other=.*nowhere: no such folder"):
+    with pytest.raises(DataError, match=r"other=.*nowhere: no such folder"):
         match("other", tmp_path / "nowhere", [_row()])
