@@ -310,7 +310,7 @@ class PromoteConfig:
     """When a model takes another's alias (`mmh promote`): paired differences over the subjects that both were scored on."""
 
     improve: tuple[str, ...] = ("site_probe", "site_probe_cnn", "truth_nrmse", "w1", "psnr")
-    """Measures of which at least one, in one sequence, must be better: the 95 % interval of the difference lies beyond 0."""
+    """Measures of which at least one, in one sequence, must be better: the 95 % interval of the difference beyond 0, p at most .05."""
     keep: tuple[str, ...] = (
         "site_probe",
         "truth_nrmse",
@@ -322,8 +322,8 @@ class PromoteConfig:
     """Measures that must not be worse, in any sequence: the interval's worse end stays within the margin."""
     margin: float = 0.05
     """How much worse still passes, as a share of the present holder's value."""
-    least_subjects: int = 3
-    """Subjects below which nothing is promoted."""
+    least_subjects: int = 6
+    """Subjects below which nothing is promoted; fewer than six cannot reach p of .05."""
 
     def __post_init__(self) -> None:
         _require(bool(self.improve), "promote.improve", self.improve, "at least one measure")

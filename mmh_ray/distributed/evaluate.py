@@ -66,7 +66,7 @@ def evaluate(
         If a folder cannot be read, or nothing can be scored.
     """
     check_archives(archives)
-    start, started, total = time.monotonic(), utc_now(), Score()
+    start, started, total = time.monotonic(), utc_now().isoformat(timespec="seconds"), Score()
     connect()
     rows = usable_rows(archives, out, config, total.notes, total.problems)
     cases = choose_cases(rows, config, total.notes)
@@ -81,19 +81,20 @@ def evaluate(
     cohort = Cohort(_facts(total), kept, trained, config.evaluate)
     figures, places = cohort_figures(cohort, total)
     values, differences = summarise(figures, config.evaluate)
+    problems = sorted(total.problems, key=lambda row: (row["method"], row["image_id"]))
     about = {
         "archives": dict(archives),
         "model": model,
         "started": started,
         "data_hash": data_hash(cases),
         **_counts(cases),
-        "problems": sorted(total.problems, key=lambda row: (row["method"], row["image_id"])),
+        "problems": problems,
         "notes": sorted({*total.notes, *total.clock.notes}),
         "processor_seconds": _times(total),
         "seconds": round(time.monotonic() - start, 1),
         "code_version": code_version(),
     }
-    for problem in about["problems"]:
+    for problem in problems:
         log.warning("%s of %s is not scored: %s", problem["image_id"], problem["method"], problem["reason"])
     evaluation = {**values, "differences": differences, "about": about}
     write_all(Path(out), evaluation, figures, cohort.rows, Pictures(pictured, places, kept))
@@ -143,6 +144,7 @@ def _score_all(
                 total.fail(RAW, row, done.result)
             continue
         total.add(done.result)
+        assert done.kept is not None
         kept[case.sequence][case.subject] = done.kept
         if case.pictured:
             pictured[case.sequence][case.subject] = done.result

@@ -97,8 +97,8 @@ def _write_pictures(folder: Path, rows: Mapping[Key, Sequence[Row]], pictures: P
                 made[sequence][kind] = path
         if (sequence, OURS) in rows:
             path = folder / f"{sequence}_histograms.png"
-            curves = (_quantiles(pictures.kept[sequence], rows[sequence, method], method) for method in (RAW, OURS))
-            draw.histograms(path, *curves, f"{sequence}: brain intensities by site")
+            before, after = (_quantiles(pictures.kept[sequence], rows[sequence, name], name) for name in (RAW, OURS))
+            draw.histograms(path, before, after, f"{sequence}: brain intensities by site")
             made[sequence]["histograms"] = path
         path = folder / f"{sequence}_map.png"
         if _map(path, sequence, rows, pictures.places):

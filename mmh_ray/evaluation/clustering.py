@@ -51,8 +51,12 @@ def adjusted_rand(features: np.ndarray, labels: Labels, seed: int = 0) -> float:
     Hubert & Arabie 1985. Range −0.5 to 1, 0 by chance; by site, lower is better; by subject, higher. Cannot see: sites that k-means does not
     split because people differ more than sites do.
     """
-    means = KMeans(len(np.unique(labels)), n_init=10, random_state=seed)
-    return float(adjusted_rand_score(np.asarray(labels), means.fit_predict(features)))
+    return float(adjusted_rand_score(np.asarray(labels), gathered(features, len(np.unique(labels)), seed)))
+
+
+def gathered(features: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """``(n,)`` cluster of each image by k-means, numbered from 0."""
+    return KMeans(count, n_init=10, random_state=seed).fit_predict(features)
 
 
 def lisi(features: np.ndarray, labels: Labels) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -68,7 +68,7 @@ class Bulk(NamedTuple):
 class Clock:
     """Processor seconds by measure; a measure that cannot be had of an image is None and leaves a note."""
 
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     calls: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
@@ -87,7 +87,8 @@ class Clock:
 
     def add(self, other: Clock) -> None:
         """Take in another's seconds and notes."""
-        self.seconds.update(other.seconds)
+        for name, seconds in other.seconds.items():
+            self.seconds[name] += seconds
         self.calls.update(other.calls)
         self.notes += other.notes
 
@@ -198,7 +199,8 @@ def bulk_of(output: Output, truth: Truth | None, slices: bool, clock: Clock) -> 
     scan, name = output.scan, output.scan.row["image_id"]
     middles = (np.arange(_HISTOGRAM_POINTS) + 0.5) / _HISTOGRAM_POINTS
     image = output.scaled if output.method == RAW else output.image
-    tissues, labels = {}, output.labels
+    labels = output.labels
+    tissues: Mapping[str, np.ndarray] = {}
     if labels is not None:
         tissues = clock.run("tissue_quantiles", name, lambda: harm.tissue_quantiles(output.scaled, labels)) or {}
     return Bulk(

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import adjusted_rand_score
 
 from mmh_ray.evaluation import clustering
 from mmh_ray.evaluation.downstream import association, brain_age
@@ -164,17 +165,18 @@ def _clusters(population: Population, seed: int, clock: Clock) -> Figures:
     add("site_silhouette", clustering.silhouettes, sites)
     add("site_lisi", clustering.lisi, sites)
     add("site_kbet", clustering.kbet, sites)
-    groups = clock.run("site_adjusted_rand", method, clustering.adjusted_rand, features, sites, seed)
+    groups = clock.run("site_adjusted_rand", method, clustering.gathered, features, len(set(sites)), seed)
     if groups is not None:
-        found["site_adjusted_rand"] = population.figure(features, reduce=_adjusted_rand, labels=sites)
+        found["site_adjusted_rand"] = population.figure(groups, reduce=_adjusted_rand, labels=sites)
     if population.traveling:
         add("subject_silhouette", clustering.silhouettes, subjects)
         add("subject_nearest", clustering.same_subject_nearest, subjects, sites)
     return found
 
 
-def _adjusted_rand(features: np.ndarray, sites: np.ndarray) -> float:
-    return clustering.adjusted_rand(features, sites.tolist())
+def _adjusted_rand(clusters: np.ndarray, sites: np.ndarray) -> float:
+    """Of clusters found once in the whole cohort, so that only the subjects vary from draw to draw."""
+    return float(adjusted_rand_score(sites, clusters))
 
 
 def _ages(population: Population, seed: int, clock: Clock) -> Figures:
@@ -196,7 +198,7 @@ def _associations(population: Population) -> Figures:
     if not population.bulks:
         return {}
     grey, sites = _numbers(population.column("gm_share")), population.column("site")
-    sexes = [{"M": 0.0, "F": 1.0}.get(sex, np.nan) for sex in population.column("sex")]
+    sexes = np.array([{"M": 0.0, "F": 1.0}.get(sex, np.nan) for sex in population.column("sex")])
     found = Figures()
     for name, other in {"age_association": _numbers(population.column("age")), "sex_association": sexes}.items():
         figure = population.figure(np.stack([grey, other], axis=1), reduce=_association, labels=sites)
@@ -206,7 +208,7 @@ def _associations(population: Population) -> Figures:
 
 
 def _association(values: np.ndarray, sites: np.ndarray) -> float:
-    return association(values[:, 0], values[:, 1], sites.tolist())
+    return association(values[:, 0], values[:, 1].tolist(), sites.tolist())
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:

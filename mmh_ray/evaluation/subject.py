@@ -93,8 +93,8 @@ def score(case: Case, settings: Settings) -> tuple[Score, Bulks]:
 def training_facts(row: Row, iterations: tuple[int, ...]) -> Training:
     """What baselines need of one training image."""
     scan = read_scan(row, iterations)
-    quantiles = (quantile_function(image, scan.mask) for image in (scan.volume.data, scan.corrected))
-    return Training(*quantiles, image_features(scan.volume.data, scan.mask, scan.volume.spacing))
+    before, after = (quantile_function(image, scan.mask) for image in (scan.volume.data, scan.corrected))
+    return Training(before, after, image_features(scan.volume.data, scan.mask, scan.volume.spacing))
 
 
 def _apply(method: str, scans: list[Scan], settings: Settings, found: Score) -> Iterator[tuple[Scan, np.ndarray]]:

@@ -54,23 +54,23 @@ class Figure:
     @property
     def per_unit(self) -> np.ndarray | None:
         """``(n,)`` the unit's own figure; None where a unit has none."""
-        return self.values if self.values.ndim == 1 else self.shown
+        return self.values if self.reduce is None else self.shown
 
     def only(self, units: Iterable[str]) -> Figure:
         """The same of these units, in their order."""
         place = {unit: i for i, unit in enumerate(self.units)}
         rows = [place[unit] for unit in units]
 
-        def chosen(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-            return None if names is None else tuple(names[i] for i in rows)
+        def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(names[i] for i in rows)
 
         return replace(
             self,
             values=self.values[rows],
             units=chosen(self.units),
             subjects=chosen(self.subjects),
-            strata=chosen(self.strata),
-            labels=chosen(self.labels),
+            strata=None if self.strata is None else chosen(self.strata),
+            labels=None if self.labels is None else chosen(self.labels),
             shown=None if self.shown is None else self.shown[rows],
         )
 
