@@ -145,7 +145,7 @@ def _gaussian_weights(squared: np.ndarray, perplexity: float) -> np.ndarray:
         weights /= weights.sum(axis=1, keepdims=True)
         wide = entr(weights).sum(axis=1) > np.log(perplexity)
         low, high = np.where(wide, precision, low), np.where(wide, high, precision)
-        precision = np.where(np.isinf(high), 2 * low, (low + high) / 2)
+        precision = np.where(np.isinf(high), np.minimum(2 * low, 1e300), (low + high) / 2)
     return weights
 
 
