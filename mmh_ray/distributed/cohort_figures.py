@@ -132,7 +132,7 @@ def _measure(key: Key, cohort: Cohort) -> CohortScore:
     if features_only:
         after = clock.run(method, sequence, _adjusted, method, before, rows, cohort.training[sequence], names)
         if after is None:
-            raise DataError(clock.notes[-1], "features that can be adjusted", "Add training subjects.")
+            raise DataError("; ".join(clock.said()), "features that can be adjusted", "Add training subjects.")
         bulks = []
     slices = [bulk.slices for bulk in raw]
     raw_slices = np.stack(slices) if bulks and all(own is not None for own in slices) else None  # type: ignore[arg-type]

@@ -89,7 +89,7 @@ def evaluate(
         "data_hash": data_hash(cases),
         **_counts(cases),
         "problems": problems,
-        "notes": sorted({*total.notes, *total.clock.notes}),
+        "notes": sorted({*total.notes, *total.clock.said()}),
         "processor_seconds": _times(total),
         "seconds": round(time.monotonic() - start, 1),
         "code_version": code_version(),

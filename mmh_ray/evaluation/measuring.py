@@ -66,19 +66,19 @@ class Bulk(NamedTuple):
 
 @dataclass
 class Clock:
-    """Processor seconds by measure; a measure that cannot be had of an image is None and leaves a note."""
+    """Processor seconds and calls by measure; what cannot be had is None and leaves a note, and whose it was."""
 
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     calls: Counter[str] = field(default_factory=Counter)
-    notes: list[str] = field(default_factory=list)
+    notes: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def run(self, name: str, image_id: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    def run(self, name: str, whose: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """The function's result; None where it raises DataError or gives a number that is not finite."""
         start = time.process_time()
         try:
             found = function(*arguments)
         except DataError as error:
-            self.notes.append(f"{image_id}: no {name}: {error}")
+            self.notes[f"no {name}: {error}"].append(whose)
             return None
         finally:
             self.seconds[name] += time.process_time() - start
@@ -90,7 +90,14 @@ class Clock:
         for name, seconds in other.seconds.items():
             self.seconds[name] += seconds
         self.calls.update(other.calls)
-        self.notes += other.notes
+        for text, own in other.notes.items():
+            self.notes[text] += own
+
+    def said(self) -> list[str]:
+        """A sentence per note."""
+        return [
+            f"{text} ({own[0]}{f' and {len(own) - 1} more' if own[1:] else ''})" for text, own in self.notes.items()
+        ]
 
 
 def make_output(method: str, scan: Scan, image: np.ndarray, clock: Clock) -> Output:
@@ -164,7 +171,8 @@ def measure_pair(a: Output, b: Output, clock: Clock) -> Row:
     both = a.scan.mask & b.scan.mask if on_one_grid(a.scan, b.scan) else None
     if both is None or not both.any():
         both = None
-        clock.notes.append(f"{names[0]} and {names[1]} are on different grids: no PSNR, SSIM or MAE between them")
+        text = "different grids: no PSNR, SSIM, MAE or Dice between two images of one person"
+        clock.notes[text].append(f"{names[0]} and {names[1]}")
     if first["site"] == second["site"]:
         functions = {} if both is None else {RETEST: lambda: harm.distance(a.image, b.image, both)}
     else:
@@ -185,8 +193,8 @@ def _between_sites(a: Output, b: Output, both: np.ndarray | None) -> dict[str, C
             inside, elsewhere = one[first == i + 1], other[second == i + 1]
             if inside.size and elsewhere.size:
                 made[f"w1_{tissue.lower()}"] = lambda x=inside, y=elsewhere: w1(x, y)  # type: ignore[misc]
-        made["tissue_volume_error"] = lambda: _mean_volume_error(first, second)
         if both is not None:
+            made["tissue_volume_error"] = lambda: _mean_volume_error(first, second)
             made["tissue_dice"] = lambda: _mean_dice(first * both, second * both)
     return made
 

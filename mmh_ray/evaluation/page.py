@@ -33,7 +33,12 @@ def write_page(
     environment.filters["moment"] = lambda iso: iso.replace("T", " ").replace("+00:00", " UTC")
     environment.filters["thousands"] = lambda number: f"{number:,}"
     style, script = ("".join(loader.get_source(environment, name)[0] for name in names) for names in (styles, scripts))
-    own = {"style": Markup(style), "script": Markup(script), "style_hash": _csp(style), "script_hash": _csp(script)}
+    own = {
+        "style": Markup(style),
+        "script": Markup(script),
+        "style_hash": policy_hash(style),
+        "script_hash": policy_hash(script),
+    }
     page = environment.get_template(template).render(context, **own)
     with whole_file(path) as partial:
         partial.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -44,6 +49,6 @@ def data_uri(path: Path) -> str:
     return f"data:{TYPES[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _csp(source: str) -> str:
+def policy_hash(source: str) -> str:
     """The source expression of a content security policy that allows exactly this inline text."""
     return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
