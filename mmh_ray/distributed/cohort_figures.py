@@ -111,7 +111,7 @@ def _summary(
     ours = figures.get((sequence, OURS), {}) if method != OURS else {}
     values, against = {}, {}
     for name, figure in figures[key].items():
-        values[name] = entry(interval(figure, config.draws, config.seed), figure.chance)
+        values[name] = entry(interval(figure, config.draws, config.seed), figure.guessed)
         if name in ours and (found := difference(ours[name], figure, config.draws, config.seed)) is not None:
             against[name] = entry(found)
     return _known(values), _known(against)

@@ -61,13 +61,12 @@ def _site(ours: Entries, raw: Entries) -> str:
     name = strongest_probe(ours)
     if name is None:
         return "Too few subjects at each site to ask whether the site can still be told."
-    found, chance = ours[name], ours[name]["chance"]
+    found, chance, luck = ours[name], ours[name]["chance"], ours[name]["chance_high"]
     start = f"A probe trained anew ({MEASURES[name].heading}) tells the site of {_percent(found['value'])}{_range(found)} of ours"
     other = strongest_probe(raw)
     before = f" and of {_percent(raw[other]['value'])} of the raw images" if other else ""
-    low = found["low"] if found["low"] is not None else found["value"]
-    verdict = "the site can still be told" if low > chance else "that is not told apart from guessing"
-    return f"{start}{before}; guessing reaches {_percent(chance)}: {verdict}."
+    verdict = "the site can still be told" if found["value"] > luck else "that is not told apart from guessing"
+    return f"{start}{before}; guessing reaches {_percent(chance)}, {_percent(luck)} with luck: {verdict}."
 
 
 def _kept(ours: Entries) -> str:

@@ -145,7 +145,9 @@ def _site_probes(population: Population, seed: int, clock: Clock) -> Figures:
     if population.raw_slices is not None and slices and all(own is not None for own in slices):
         probe("site_probe_cnn", cnn_site_probe, np.stack(slices), population.raw_slices)  # type: ignore[arg-type]
     return {
-        name: population.figure(result.correct, strata=sites, chance=result.chance)
+        name: population.figure(
+            result.correct, strata=sites, guessed={"chance": result.chance, "chance_high": result.chance_high}
+        )
         for name, result in found.items()
         if result is not None
     }
@@ -189,7 +191,7 @@ def _ages(population: Population, seed: int, clock: Clock) -> Figures:
         if groups is None or len(set(groups)) > 1:
             result = clock.run(name, method, brain_age, population.features, ages, subjects, groups, seed)
             if result is not None:
-                found[name] = population.figure(result.errors, chance=result.baseline)
+                found[name] = population.figure(result.errors, guessed={"chance": result.baseline})
     return found
 
 

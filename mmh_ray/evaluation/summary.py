@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,8 @@ class Figure:
         The figure of some units' values and ``labels``; None: their mean.
     labels:
         A label per unit for ``reduce``.
-    chance:
-        What a guess would reach, where that says something.
+    guessed:
+        ``chance``, what a guess reaches, and ``chance_high``, what 95 of 100 guessers stay below; empty where neither says something.
     shown:
         The unit's own figure, where ``values`` holds something else.
     """
@@ -48,7 +48,7 @@ class Figure:
     strata: tuple[str, ...] | None = None
     reduce: Callable[[np.ndarray, np.ndarray], float] | None = None
     labels: tuple[str, ...] | None = None
-    chance: float | None = None
+    guessed: Mapping[str, float] = field(default_factory=dict)
     shown: np.ndarray | None = None
 
     @property
@@ -105,12 +105,12 @@ def difference(ours: Figure, other: Figure, draws: int, seed: int = 0) -> Differ
     return Difference(*found, math.nan)
 
 
-def entry(found: Interval | Difference, chance: float | None = None) -> Entry | None:
+def entry(found: Interval | Difference, guessed: Mapping[str, float] | None = None) -> Entry | None:
     """What JSON holds of a figure; None where it has no value, null for an end that is not known."""
     if not math.isfinite(found.value):
         return None
     made: Entry = {name: _plain(number) for name, number in found._asdict().items()}
-    return made | ({} if chance is None else {"chance": chance})
+    return made | dict(guessed or {})
 
 
 def by_sequence(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:

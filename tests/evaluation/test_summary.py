@@ -68,7 +68,7 @@ def test_nothing_shared_is_no_difference_and_no_value_no_entry():
 
 
 def test_chance_stands_beside_the_value():
-    made = entry(interval(_figure([1, 0, 1, 0]), draws=200), chance=0.5)
+    made = entry(interval(_figure([1, 0, 1, 0]), draws=200), {"chance": 0.5})
     assert made is not None
     assert (made["value"], made["chance"], made["n"]) == (0.5, 0.5, 2)
 
