@@ -35,9 +35,9 @@ def standardise(features: np.ndarray) -> np.ndarray:
 def silhouettes(features: np.ndarray, labels: Labels) -> np.ndarray:
     """``(n,)`` silhouettes ``(b − a) / max(a, b)``: a, b mean distances to the image's own and to the nearest other label's images.
 
-    Rousseeuw 1987. Range −1 to 1; by site, lower is better (about 0: sites overlap); by subject, higher. Their mean is the figure, and being
-    per image it can go into :func:`mmh_ray.evaluation.statistics.bootstrap`. NaN with fewer than two labels, or one image a label. Cannot see:
-    sites that are apart within a ring or a line; a difference in a few of many features drowns in the distance.
+    Rousseeuw 1987. Range −1 to 1; by site, lower is better (about 0: sites overlap); by subject, higher. Their mean is the figure, and
+    being per image it can go into :func:`mmh_ray.evaluation.statistics.bootstrap`. NaN with fewer than two labels, or one image a label.
+    Cannot see: sites that are apart within a ring or a line; a difference in a few of many features drowns in the distance.
     """
     kinds = len(np.unique(labels))
     if not 2 <= kinds < len(features):
@@ -48,8 +48,8 @@ def silhouettes(features: np.ndarray, labels: Labels) -> np.ndarray:
 def adjusted_rand(features: np.ndarray, labels: Labels, seed: int = 0) -> float:
     """Adjusted Rand index of the labels and k-means clusters, as many as labels: agreement of pairs beyond chance.
 
-    Hubert & Arabie 1985. Range −0.5 to 1, 0 by chance; by site, lower is better; by subject, higher. Cannot see: sites that k-means does not
-    split because people differ more than sites do.
+    Hubert & Arabie 1985. Range −0.5 to 1, 0 by chance; by site, lower is better; by subject, higher. Cannot see: sites that k-means does
+    not split because people differ more than sites do.
     """
     return float(adjusted_rand_score(np.asarray(labels), gathered(features, len(np.unique(labels)), seed)))
 
@@ -62,10 +62,11 @@ def gathered(features: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
 def lisi(features: np.ndarray, labels: Labels) -> np.ndarray:
     """``(n,)`` local inverse Simpson index: how many labels are effectively around an image, scaled to 0 … 1.
 
-    ``(1 / Σ p² − 1) / (1 / Σ q² − 1)``: p the labels' shares among the neighbours (the image itself excluded), weighted by a Gaussian of the
-    distance whose perplexity is :data:`PERPLEXITY`; q their shares in the cohort. Korsunsky et al. 2019, there unscaled. 0: one label around;
-    1: labels as mixed as in the cohort; labels dealt at random come somewhat below it, as neighbours are few. By site, higher is better; by subject, lower. Cannot see: differences between sites that are
-    smaller than those between neighbouring people. NaN with a single label.
+    ``(1 / Σ p² − 1) / (1 / Σ q² − 1)``: p the labels' shares among the neighbours (the image itself excluded), weighted by a Gaussian of
+    the distance whose perplexity is :data:`PERPLEXITY`; q their shares in the cohort. Korsunsky et al. 2019, there unscaled. 0: one
+    label around; 1: labels as mixed as in the cohort; labels dealt at random come somewhat below it, as neighbours are few. By site,
+    higher is better; by subject, lower. Cannot see: differences between sites that are smaller than those between neighbouring people.
+    NaN with a single label.
     """
     codes, shares = _codes(labels)
     effective = 1 / float((shares**2).sum())
@@ -82,8 +83,8 @@ def kbet(features: np.ndarray, labels: Labels) -> np.ndarray:
     """``(n,)`` 1 where the image's neighbours have other labels than the cohort would let expect (rejected), else 0.
 
     Pearson's χ² of the labels of the k nearest images against their shares in the cohort, k a quarter of a label's mean number of
-    images (at least 5), at the 5 % level; Büttner et al. 2019. The mean, the rejection rate, is the figure: by site, lower is better, about .05
-    for labels dealt at random. Cannot see: what lies below the neighbours' distance; with few images it rejects little.
+    images (at least 5), at the 5 % level; Büttner et al. 2019. The mean, the rejection rate, is the figure: by site, lower is better,
+    about .05 for labels dealt at random. Cannot see: what lies below the neighbours' distance; with few images it rejects little.
     """
     codes, shares = _codes(labels)
     k = min(len(features) - 1, max(5, len(features) // (4 * len(shares))))

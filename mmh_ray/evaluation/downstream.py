@@ -79,8 +79,8 @@ def association(
     """Spearman's rank correlation of a measure with age (or sex as 0 and 1) after each site's mean rank is taken from both.
 
     Spearman 1904. Range −1 to 1; harmonization must keep raw's, or bring sites' curves together and strengthen it; one that turns or fades
-    was erased. Ranks are of the whole cohort; means are taken away within sites, so that sites of older people cannot feign an association. NaN
-    where nothing varies. Cannot see: what is not monotone; associations that differ between sites.
+    was erased. Ranks are of the whole cohort; means are taken away within sites, so that sites of older people cannot feign an
+    association. NaN where nothing varies. Cannot see: what is not monotone; associations that differ between sites.
     """
     x, y = np.asarray(values, float), np.asarray(trait, float)
     known = np.isfinite(x) & np.isfinite(y)

@@ -1,7 +1,7 @@
 """An image in numbers: histogram, noise, sharpness, spectrum and texture; and the slices a network may look at.
 
-Everything is computed from the image scaled by its own 1st and 99th percentile, so that a scanner's gain is no feature, and inside the mask.
-Noise, spectrum and texture are there so that a mark too faint to see is none too faint to find.
+Everything is computed from the image scaled by its own 1st and 99th percentile, so that a scanner's gain is no feature, and inside the
+mask. Noise, spectrum and texture are there so that a mark too faint to see is none too faint to find.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _TINY = 1e-9
 def image_features(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> dict[str, float]:
     """Named features of a brain, the same names in the same order for every image, all finite.
 
-    ``quantile_*``, ``sd``, ``skewness``, ``kurtosis``, ``entropy`` (first-order radiomics; Aerts et al. 2014); ``noise`` (log MAD of the finest
-    Haar details; Donoho & Johnstone 1994); ``distinct`` (log of distinct intensities: the file's grey levels); ``gradient_*`` per mm; ``band_*``
-    (log sd of differences of Gaussians); ``fwhm_*`` (mm, see :func:`fwhm_mm`); ``spectrum_*`` (log power of neighbour differences along an
-    axis in 8 bands up to Nyquist); ``glcm_*`` (Haralick et al. 1973); ``lbp_*`` (Ojala et al. 2002). Cannot see: where in the brain something
-    is.
+    ``quantile_*``, ``sd``, ``skewness``, ``kurtosis``, ``entropy`` (first-order radiomics; Aerts et al. 2014); ``noise`` (log MAD of the
+    finest Haar details; Donoho & Johnstone 1994); ``distinct`` (log of distinct intensities: the file's grey levels); ``gradient_*`` per
+    mm; ``band_*`` (log sd of differences of Gaussians); ``fwhm_*`` (mm, see :func:`fwhm_mm`); ``spectrum_*`` (log power of neighbour
+    differences along an axis in 8 bands up to Nyquist); ``glcm_*`` (Haralick et al. 1973); ``lbp_*`` (Ojala et al. 2002). Cannot see:
+    where in the brain something is.
 
     Parameters
     ----------
@@ -71,8 +71,8 @@ def fwhm_mm(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, fl
 def probe_slices(image: np.ndarray, mask: np.ndarray, affine: np.ndarray, size: int = 64, count: int = 6) -> np.ndarray:
     """``(count, size, size)`` float16 axial slices at native voxels, evenly spaced over the middle of the brain's height.
 
-    The axes are turned, not resampled, to the closest of right, anterior, superior; the square is centred on the brain and padded with zeros;
-    intensities are scaled by the brain's own percentiles, clipped to −1 … 2, and zero outside the mask.
+    The axes are turned, not resampled, to the closest of right, anterior, superior; the square is centred on the brain and padded with
+    zeros; intensities are scaled by the brain's own percentiles, clipped to −1 … 2, and zero outside the mask.
     """
     box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
     scaled = np.where(mask[box], np.clip(scale_by_percentiles(image[box], mask[box]), -1, 2), 0)

@@ -1,8 +1,8 @@
 """Can the site still be told? Frozen and retrained probes, on features and on slices.
 
-A *frozen* probe was trained on raw images: it finds only the marks that raw images carry, and a method can learn to fool it. A *retrained* probe is
-trained on the method's own output: it finds whatever mark is left or was added. Judge by the retrained one. Both are cross-validated by
-subject, so that no probe knows a person.
+A *frozen* probe was trained on raw images: it finds only the marks that raw images carry, and a method can learn to fool it. A
+*retrained* probe is trained on the method's own output: it finds whatever mark is left or was added. Judge by the retrained one. Both
+are cross-validated by subject, so that no probe knows a person.
 """
 
 from __future__ import annotations

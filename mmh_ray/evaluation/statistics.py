@@ -42,8 +42,8 @@ def bootstrap(
 ) -> Interval:
     """Mean of per-image values with its interval over subjects.
 
-    Cannot see: sites drawn anew (the interval is for more people of these sites), nor the chance in a model's own training. With one subject
-    low and high are the value itself: judge by ``n``.
+    Cannot see: sites drawn anew (the interval is for more people of these sites), nor the chance in a model's own training. With one
+    subject low and high are the value itself: judge by ``n``.
 
     Parameters
     ----------
