@@ -313,12 +313,14 @@ def _evaluate(arguments: argparse.Namespace, config: Config) -> int:
     from rich.console import Console
 
     from mmh_ray.distributed.evaluate import evaluate
-    from mmh_ray.distributed.gate import check_model, keep_with_model
     from mmh_ray.evaluation.summary import by_sequence
     from mmh_ray.evaluation.table import as_table
 
-    archives = dict(arguments.archive)
-    model = check_model(arguments.model, archives, config) if arguments.model else None
+    archives, model = dict(arguments.archive), None
+    if arguments.model:
+        from mmh_ray.distributed.gate import check_model, keep_with_model
+
+        model = check_model(arguments.model, archives, config)
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
     outcome = evaluate(archives, arguments.out, config, arguments.truth, model)
     console.print(as_table(by_sequence(outcome)))

@@ -158,7 +158,7 @@ def test_another_methods_folder_is_a_method_and_what_it_lacks_is_named(tmp_path)
     moved = AFFINE.copy()
     moved[0, 3] = 5
     write_volume(Volume(read_volume(Path(blur, names[2])).data, moved), Path(blur, names[2]))
-    write_volume(Volume(np.ones((5, 5, 5), np.float32), AFFINE), Path(blur, names[3]))
+    write_volume(Volume(np.arange(125, dtype=np.float32).reshape(5, 5, 5), AFFINE), Path(blur, names[3]))
     write_volume(Volume(MASK, AFFINE), Path(blur, "sub-traveler2_ses-alder_space-MNI_T1w.nii.gz"))
     result = archive.evaluate(blurred=blur)
     found = {row["image_id"][4:-4]: (row["status"], row["reason"]) for row in result["about"]["problems"]}
