@@ -26,6 +26,7 @@ OURS = "harmonized"
 _NAMES = {
     "raw": "raw",
     "zscore": "z-score",
+    "whitestripe": "WhiteStripe",
     "nyul": "Nyúl",
     "n4_histogram_matching": "N4 + histogram matching",
     "n4_histogram_matching_nlm": "N4 + HM + NLM",
