@@ -107,8 +107,8 @@ OURS, RAW = "ours", "raw"
 _NAMES = {
     RAW: "raw",
     "zscore": "z-score",
-    "nyul": "Nyúl",
     "whitestripe": "WhiteStripe",
+    "nyul": "Nyúl",
     "histogram_matching": "histogram matching",
     "n4_histogram_matching": "N4 + histogram matching",
     "n4_histogram_matching_nlm": "N4 + HM + NLM",

@@ -26,9 +26,9 @@ def image_features(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, fl
 
     ``quantile_*``, ``sd``, ``skewness``, ``kurtosis``, ``entropy`` (first-order radiomics; Aerts et al. 2014); ``noise`` (log MAD of the
     finest Haar details; Donoho & Johnstone 1994); ``distinct`` (log of distinct intensities: the file's grey levels); ``gradient_*`` per
-    mm; ``band_*`` (log sd of differences of Gaussians); ``fwhm_*`` (mm, see :func:`fwhm_mm`); ``spectrum_*`` (log power of neighbour
-    differences along an axis in 8 bands up to Nyquist); ``glcm_*`` (Haralick et al. 1973); ``lbp_*`` (Ojala et al. 2002). Cannot see:
-    where in the brain something is.
+    mm; ``band_*`` (log sd of differences of Gaussians); ``fwhm_*`` (mm, see :func:`fwhm_mm`); ``spectrum_*`` and ``profile_*`` (log
+    power of fine detail along an axis in 8 bands up to Nyquist, line by line and of the lines' mean); ``glcm_*`` (Haralick et al. 1973);
+    ``lbp_*`` (Ojala et al. 2002). Cannot see: where in the brain something is.
 
     Parameters
     ----------
@@ -119,16 +119,28 @@ def _bands(scaled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
 
 
 def _spectrum(scaled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Log power of neighbour differences along each axis in bands up to Nyquist, over the middle of the brain."""
+    """Log power of fine detail along each axis in bands up to Nyquist, over the middle of the brain.
+
+    ``spectrum_*``: mean power of the single lines (noise and blur); ``profile_*``: power of their mean (stripes, ghosts, waves across
+    the brain, which the mean keeps while noise and anatomy cancel).
+    """
     middle = tuple(slice(size // 5, max(size - size // 5, size // 5 + 4)) for size in scaled.shape)
-    block = np.where(mask[middle], scaled[middle], scaled[mask].mean())
+    filled = np.where(mask, scaled, scaled[mask].mean())
+    detail = (filled - ndimage.gaussian_filter(filled, 1.0))[middle]
     found = {}
     for axis, name in enumerate("ijk"):
-        lines = np.moveaxis(np.diff(block, axis=axis), axis, -1)
-        power = (np.abs(np.fft.rfft(lines * np.hanning(lines.shape[-1]))) ** 2).mean(axis=(0, 1))
-        bins = np.array_split(power, _SPECTRUM_BINS)
-        found |= {f"spectrum_{name}{i}": _log(own.mean()) if own.size else _log(0) for i, own in enumerate(bins)}
+        lines = np.moveaxis(detail, axis, -1).reshape(-1, detail.shape[axis])
+        for kind, own in (("spectrum", lines), ("profile", lines.mean(axis=0, keepdims=True))):
+            power = (np.abs(np.fft.rfft(own * np.hanning(own.shape[-1]))) ** 2).mean(axis=0)
+            found |= {f"{kind}_{name}{i}": value for i, value in enumerate(_in_bands(power))}
     return found
+
+
+def _in_bands(power: np.ndarray) -> list[float]:
+    """Log of the mean power in bands of equal width, read off between frequencies where there are few."""
+    edges = np.linspace(0, len(power) - 1, 4 * _SPECTRUM_BINS)
+    fine = np.interp(edges, np.arange(len(power)), power).reshape(_SPECTRUM_BINS, 4)
+    return [_log(float(band.mean())) for band in fine]
 
 
 def _texture(scaled: np.ndarray, mask: np.ndarray) -> dict[str, float]:

@@ -13,6 +13,7 @@ from mmh_ray.evaluation.baselines import (
     HistogramMatching,
     Nyul,
     Raw,
+    WhiteStripe,
     ZScore,
     quantile_function,
 )
@@ -54,7 +55,7 @@ def test_zscore_has_mean_0_and_sd_1_in_the_mask_whatever_lies_outside():
     assert output[MASK].std(dtype=np.float64) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["zscore", "nyul", "n4_histogram_matching"])
+@pytest.mark.parametrize("name", ["zscore", "whitestripe", "nyul", "n4_histogram_matching"])
 def test_the_map_is_monotone(name):
     image = _image(9)
     output = _fit(name).apply(image, MASK)[MASK]
@@ -63,7 +64,9 @@ def test_the_map_is_monotone(name):
     assert np.ptp(ordered) > 0
 
 
-@pytest.mark.parametrize("name", ["zscore", "nyul", "n4_histogram_matching", "n4_histogram_matching_nlm"])
+@pytest.mark.parametrize(
+    "name", ["zscore", "whitestripe", "nyul", "n4_histogram_matching", "n4_histogram_matching_nlm"]
+)
 def test_a_scanners_gain_is_undone(name):
     baseline, image = _fit(name), _image(9)
     plain, scaled = baseline.apply(image, MASK), baseline.apply(3.7 * image, MASK)
@@ -80,6 +83,35 @@ def test_a_scanners_curve_is_undone_where_zscore_cannot(name, tolerance):
         return float(np.abs(baseline.apply(curved, MASK) - plain)[MASK].mean() / _span(plain))
 
     assert change(_fit(name)) < tolerance < change(ZScore())
+
+
+def _peaks(*heights: tuple[float, float, int]) -> np.ndarray:
+    """Normal peaks (mean, sd, voxels), as many as fill the mask, in random places."""
+    rng = np.random.default_rng(0)
+    parts = np.concatenate([rng.normal(mean, sd, count) for mean, sd, count in heights])
+    image = np.zeros(SHAPE)
+    image[MASK] = rng.permutation(np.resize(parts, MASK.sum()))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("tissues", "white"),
+    [
+        (((100, 10, 1000), (300, 12, 3500), (400, 15, 2500)), 400),  # T1w: the brightest, though grey has more voxels
+        (((100, 15, 4000), (170, 12, 2000), (400, 10, 800)), 100),  # T2w: the largest
+    ],
+)
+def test_whitestripe_puts_white_matter_at_0_and_its_stripe_at_1(tissues, white):
+    image = _peaks(*tissues)
+    stripe = WhiteStripe.fit([(image, MASK)])
+    output = stripe.apply(image, MASK)
+    at_0 = image[MASK][np.argmin(np.abs(output[MASK]))]
+    assert at_0 == pytest.approx(white, abs=6)
+    ranks = np.sort(image[MASK])
+    place = np.searchsorted(ranks, at_0) / ranks.size
+    inside = (image >= np.quantile(ranks, max(place - 0.05, 0))) & (image <= np.quantile(ranks, place + 0.05)) & MASK
+    assert output[inside].mean() == pytest.approx(0, abs=0.15)
+    assert output[inside].std() == pytest.approx(1, abs=0.15)
 
 
 def test_nyul_takes_landmarks_to_the_standard_ones():
