@@ -23,7 +23,7 @@ from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.cohort_figures import Cohort, cohort_figures, summarise
 from mmh_ray.distributed.evaluation_files import Pictures, write_all
 from mmh_ray.distributed.tasks import run_tasks
-from mmh_ray.evaluation.baselines import BASELINES, Baseline, Raw
+from mmh_ray.evaluation.baselines import BASELINES, Baseline, Unfitted
 from mmh_ray.evaluation.catalogue import RAW, ordered
 from mmh_ray.evaluation.scans import Case, Row, Settings
 from mmh_ray.evaluation.subject import Score, Training, score, training_facts
@@ -117,9 +117,9 @@ def _train(rows: Sequence[Row], iterations: tuple[int, ...], total: Score) -> Tr
 
 
 def _fit(trained: Sequence[tuple[Row, Training]]) -> dict[str, Baseline]:
-    """Every baseline from training images; without any, raw alone."""
+    """Every baseline from training images; without any, those that learn nothing from a cohort."""
     if not trained:
-        return {RAW: Raw()}
+        return {name: kind() for name, kind in BASELINES.items() if issubclass(kind, Unfitted)}
     before, after = zip(*((facts.before, facts.after) for _, facts in trained), strict=True)
     kinds = BASELINES.items()
     return {name: kind.from_quantiles(after if kind.bias_corrected else before) for name, kind in kinds}
@@ -127,8 +127,8 @@ def _fit(trained: Sequence[tuple[Row, Training]]) -> dict[str, Baseline]:
 
 def _note_unfitted(baselines: Mapping[str, Mapping[str, Baseline]], total: Score) -> None:
     for sequence, fitted in baselines.items():
-        if len(fitted) == 1:
-            total.notes.append(f"{sequence}: no image of split train, so no baseline can be fitted")
+        if lacking := [name for name in BASELINES if name not in fitted]:
+            total.notes.append(f"{sequence}: no image of split train, so nothing to fit {', '.join(lacking)} on")
 
 
 def _score_all(

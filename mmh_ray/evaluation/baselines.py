@@ -53,7 +53,7 @@ class Baseline(Protocol):
         ...
 
 
-class _Unfitted:
+class Unfitted:
     """What learns nothing from a cohort."""
 
     bias_corrected: ClassVar[bool] = False
@@ -70,7 +70,7 @@ class _Unfitted:
 
 
 @dataclass(frozen=True)
-class Raw(_Unfitted):
+class Raw(Unfitted):
     """The scan as it is."""
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ class Raw(_Unfitted):
 
 
 @dataclass(frozen=True)
-class ZScore(_Unfitted):
+class ZScore(Unfitted):
     """``(x − mean) / sd`` with the brain's own mean and standard deviation (Reinhold et al. 2019)."""
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -167,20 +167,20 @@ class Nyul:
 
 @dataclass(frozen=True)
 class HistogramMatching:
-    """Full quantile mapping of the bias-corrected brain onto the cohort's mean quantile function."""
+    """Full quantile mapping of the brain onto the cohort's mean quantile function, as it is scanned."""
 
     quantiles: np.ndarray
     """``(LEVELS,)`` mean quantile function of the cohort; every image enters it with its 99th percentile at 1."""
 
-    bias_corrected: ClassVar[bool] = True
+    bias_corrected: ClassVar[bool] = False
 
     @classmethod
-    def fit(cls, images: Images) -> HistogramMatching:
-        """Mean quantile function of training images of all sites, after N4."""
+    def fit(cls, images: Images) -> Self:
+        """Mean quantile function of training images of all sites."""
         return cls.from_quantiles(quantile_function(image, mask) for image, mask in images)
 
     @classmethod
-    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> HistogramMatching:
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
         """Mean over images; zero stays zero."""
         top = round(0.99 * (LEVELS - 1))
         return cls(np.mean([quantile / quantile[top] for quantile in quantiles if quantile[top] > 0], axis=0))
@@ -189,6 +189,13 @@ class HistogramMatching:
         """Rank for rank onto the cohort's intensities inside the mask, 0 outside."""
         mapped = MonotoneMap.between(quantile_function(image, mask), self.quantiles).apply(image)
         return np.where(mask, mapped, 0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class CorrectedHistogramMatching(HistogramMatching):
+    """The same of images after N4 on both sides."""
+
+    bias_corrected: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -226,7 +233,8 @@ BASELINES: dict[str, type[Baseline]] = {
     "zscore": ZScore,
     "whitestripe": WhiteStripe,
     "nyul": Nyul,
-    "n4_histogram_matching": HistogramMatching,
+    "histogram_matching": HistogramMatching,
+    "n4_histogram_matching": CorrectedHistogramMatching,
     "n4_histogram_matching_nlm": DenoisedHistogramMatching,
 }
 

@@ -99,7 +99,7 @@ def _values(evaluation: dict[str, Any]) -> dict[str, dict[str, float]]:
 def test_ours_that_is_the_truth_wins_everywhere(tmp_path):
     result = _Archive(tmp_path, travelers=4).evaluate()
     methods = _values(result)
-    assert set(methods) >= {*BASELINES, "ours", "combat"}
+    assert set(methods) >= {*BASELINES, "ours", "combat", "covbat"}
     about = result["about"]
     assert (about["problems"], about["notes"], about["subjects"]) == ([], [], {"T1w": 4})
     ours = methods["ours"]
