@@ -296,8 +296,9 @@ class EvaluateConfig:
     else the test split if it is large enough for the probes, else all. Baselines are fitted on the train split in any case."""
     draws: int = 1000
     """Bootstrap draws of subjects for an interval."""
-    cnn: bool = True
-    """Site probes with a convolutional network besides the linear ones; most of the time of a small evaluation."""
+    cnn: Literal["some", "all", "none"] = "some"
+    """Whose images convolutional site probes judge besides the linear ones: `some`, raw, N4 + histogram matching and the archives; each
+    takes about 2 CPU seconds per image, most of the time of an evaluation."""
     seed: int = 0
     """Seed of folds, probes, clusterings and draws."""
 

@@ -22,6 +22,8 @@ from mmh_ray.provenance import hash_of
 
 TRAINING_IMAGES = 8
 """Most training images per site and sequence from which baselines are fitted."""
+FEW = 6
+"""Subjects below which the sign-flip test cannot reach p of .05."""
 PICTURED_SITES = 6
 """Most sites in a picture where no person was scanned at several."""
 RESERVED = (*NO_METHODS, *FEATURE_METHODS, *(name for name in BASELINES if name != RAW))
@@ -128,6 +130,8 @@ def _chosen(subjects: dict[str, list[Row]], kind: str, sequence: str, notes: lis
             f"{sequence}: no subject at two sites, so no PSNR or SSIM, W1 is between pooled sites, and site and "
             "population cannot be told apart: who was scanned where differs as well as the scanner"
         )
+    if 0 < len(chosen) < FEW:
+        notes.append(f"{sequence}: {len(chosen)} subjects; intervals over so few are narrower than what is known")
     if trained := sum(own[0]["split"] == "train" for own in chosen.values()):
         notes.append(
             f"{sequence}: {trained} of {len(chosen)} scored subjects are of split train, on which baselines were "

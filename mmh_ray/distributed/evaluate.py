@@ -24,7 +24,7 @@ from mmh_ray.distributed.cohort_figures import Cohort, cohort_figures, summarise
 from mmh_ray.distributed.evaluation_files import Pictures, write_all
 from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.evaluation.baselines import BASELINES, Baseline, Unfitted
-from mmh_ray.evaluation.catalogue import RAW, ordered
+from mmh_ray.evaluation.catalogue import BEST_KNOWN, RAW, ordered
 from mmh_ray.evaluation.scans import Case, Row, Settings
 from mmh_ray.evaluation.subject import Score, Training, score, training_facts
 from mmh_ray.provenance import code_version
@@ -76,7 +76,7 @@ def evaluate(
     baselines = {case.sequence: _fit(trained.get(case.sequence, [])) for case in cases}
     _note_unfitted(baselines, total)
     methods = tuple(ordered([*BASELINES, *archives]))
-    settings = Settings(methods, baselines, truth, config.prepare.n4_iterations, config.evaluate.cnn)
+    settings = Settings(methods, baselines, truth, config.prepare.n4_iterations, _sliced(methods, config))
     kept, pictured = _score_all(cases, settings, total)
     cohort = Cohort(_facts(total), kept, trained, config.evaluate)
     figures, places = cohort_figures(cohort, total)
@@ -99,6 +99,12 @@ def evaluate(
     evaluation = {**values, "differences": differences, "about": about}
     write_all(Path(out), evaluation, figures, cohort.rows, Pictures(pictured, places, kept))
     return evaluation
+
+
+def _sliced(methods: Sequence[str], config: Config) -> frozenset[str]:
+    """Methods whose images the convolutional probes judge."""
+    some = [name for name in methods if name in (RAW, BEST_KNOWN) or name not in BASELINES]
+    return frozenset({"all": methods, "some": some, "none": ()}[config.evaluate.cnn])
 
 
 def _train(rows: Sequence[Row], iterations: tuple[int, ...], total: Score) -> Trained:

@@ -14,7 +14,7 @@ import ray
 
 from mmh_ray.evaluation import figures as draw
 from mmh_ray.evaluation.baselines import BASELINES
-from mmh_ray.evaluation.catalogue import MEASURES, OURS, RAW, ordered, shown_name
+from mmh_ray.evaluation.catalogue import BEST_KNOWN, MEASURES, OURS, RAW, ordered, shown_name
 from mmh_ray.evaluation.evaluation_report import write_evaluation_report
 from mmh_ray.evaluation.feature_baselines import FEATURE_METHODS
 from mmh_ray.evaluation.measuring import FACTS
@@ -27,8 +27,6 @@ Key = tuple[str, str]
 """Sequence and method."""
 
 EVALUATION, PER_IMAGE, REPORT = "evaluation.json", "per_image.parquet", "report.html"
-BEST_KNOWN = "n4_histogram_matching"
-"""The simple method that the pictures show."""
 
 
 class Pictures(NamedTuple):

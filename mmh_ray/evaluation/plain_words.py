@@ -11,6 +11,8 @@ PROBES = ("site_probe", "site_probe_cnn")
 """The probes trained anew; the one that tells more counts."""
 JUDGED = ("truth_nrmse", *PROBES, "psnr", "w1", "gradient_correlation")
 """Measures by which the best simple method is chosen: mean rank over those that there are."""
+AGAINST_SOURCE = ("gradient_correlation", "structural_dissimilarity", "hallucination")
+"""Measures of change, in which whoever changes nothing cannot be beaten."""
 
 Entries = Mapping[str, Mapping[str, Any]]
 
@@ -42,10 +44,10 @@ def best_simple(evaluation: Mapping[str, Any], sequence: str) -> str | None:
 
 def verdicts(evaluation: Mapping[str, Any], sequence: str, method: str) -> dict[str, str]:
     """``better``, ``worse`` or ``even`` of ours against a method by measure; ``even``: the interval holds 0."""
-    found = {}
-    for name, difference in evaluation["differences"].get(method, {}).get(sequence, {}).items():
-        sign = MEASURES[name].sign
-        if sign and difference["low"] is not None and difference["high"] is not None:
+    found, differences = {}, evaluation["differences"].get(method, {}).get(sequence, {})
+    for name, kind in MEASURES.items():
+        difference, sign = differences.get(name), kind.sign
+        if difference and sign and difference["low"] is not None and difference["high"] is not None:
             low, high = sorted((sign * difference["low"], sign * difference["high"]))
             found[name] = "better" if low > 0 else "worse" if high < 0 else "even"
     return found
@@ -107,7 +109,8 @@ def _alternative(evaluation: Mapping[str, Any], sequence: str) -> str:
 
 
 def _losses(evaluation: Mapping[str, Any], sequence: str) -> str:
-    lost = [name for name, way in verdicts(evaluation, sequence, RAW).items() if way == "worse"]
+    found = verdicts(evaluation, sequence, RAW)
+    lost = [name for name, way in found.items() if way == "worse" and name not in AGAINST_SOURCE]
     return f"Against the raw scans ours loses in {_headings(lost)}." if lost else ""
 
 

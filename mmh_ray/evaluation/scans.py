@@ -54,14 +54,14 @@ class Settings:
     iterations:
         N4's iterations per level.
     slices:
-        Whether slices for the convolutional probes are wanted.
+        Methods of which slices for the convolutional probes are wanted.
     """
 
     methods: tuple[str, ...]
     baselines: Mapping[str, Mapping[str, Baseline]]
     truth: str | None
     iterations: tuple[int, ...]
-    slices: bool = False
+    slices: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)

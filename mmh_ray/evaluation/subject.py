@@ -82,7 +82,7 @@ def score(case: Case, settings: Settings) -> tuple[Score, Bulks]:
         found.images += [measure_image(output, truth, clock) for output in outputs]
         found.pairs += [measure_pair(a, b, clock) for a, b in itertools.combinations(outputs, 2)]
         for output in outputs:
-            bulks[method, output.scan.row["image_id"]] = bulk_of(output, truth, settings.slices, clock)
+            bulks[method, output.scan.row["image_id"]] = bulk_of(output, truth, method in settings.slices, clock)
         if case.pictured and len(outputs) == len(scans):
             found.slices[method] = [_slice(output.scan, output.scaled) for output in outputs]
     if truth is not None and case.pictured:

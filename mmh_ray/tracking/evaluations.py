@@ -37,7 +37,9 @@ def record_evaluation(model: str, files: Sequence[Path], metrics: Mapping[str, f
     client, version = mlflow.MlflowClient(), find_version(model)
     uri, now = version_uri(version), int(time.time() * 1000)
     run_id = start_run(config, f"evaluate {version.name}/{version.version}", None, {"model": uri})
-    logged = version.model_id or (version.source or "").removeprefix("models:/")  # a SQLite store keeps it in the source only
+    logged = version.model_id or (version.source or "").removeprefix(
+        "models:/"
+    )  # a SQLite store keeps it in the source only
     entries = [Metric(name, value, now, 0, model_id=logged) for name, value in sorted(metrics.items())]
     for first in range(0, len(entries), METRICS_PER_REQUEST):
         client.log_batch(run_id, metrics=entries[first : first + METRICS_PER_REQUEST])

@@ -29,7 +29,7 @@ GAMMA = {"alder": 0.6, "birch": 1.7}
 CONFIG = Config(
     prepare=PrepareConfig(n4_iterations=(2,)),
     model=ModelConfig(sequences=("T1w",)),
-    evaluate=EvaluateConfig(draws=100, cnn=False),
+    evaluate=EvaluateConfig(draws=100, cnn="none"),
 )
 
 
@@ -234,7 +234,7 @@ def test_ray_order_and_repetition_change_nothing(tmp_path):
 
 @pytest.mark.parametrize(("kind", "subjects"), [("travelers", 2), ("test", 4), ("all", 8)])
 def test_who_is_scored_can_be_chosen(tmp_path, kind, subjects):
-    config = replace(CONFIG, evaluate=EvaluateConfig(kind, 100, False))
+    config = replace(CONFIG, evaluate=EvaluateConfig(kind, 100, "none"))
     result = _Archive(tmp_path, travelers=2).evaluate(config=config)
     assert result["about"]["subjects"] == {"T1w": subjects}
 

@@ -33,7 +33,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         noise = np.random.default_rng(len(path.name)).normal(0, 0.01, truth.data.shape)
         write_volume(truth.like((truth.data + noise).astype(np.float32)), ours / path.name)
     archives = ["--archive", f"raw={bids}", "--archive", f"ours={ours}", "--truth", str(bids / "derivatives/truth")]
-    settings = ["evaluate.draws=100", "prepare.n4_iterations=[5]"]
+    settings = ["evaluate.draws=100", "prepare.n4_iterations=[5]", "model.sequences=[T1w]"]
     assert main(["evaluate", *archives, "--out", str(out), *settings]) == 0
     return out
 
