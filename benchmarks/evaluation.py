@@ -2,8 +2,8 @@
 
     python benchmarks/evaluation.py --volumes 100 1000 --out /tmp/evaluation-benchmark
 
-Makes small phantoms of one sequence, writes them scaled by a gamma of their own as the archive `ours`, and runs `mmh evaluate` in a process of
-its own for every size, with all subjects scored. Memory is the peak resident set of that driver process, without Ray's workers, read by the system.
+Makes small phantoms of one sequence, writes them under a gamma curve as the archive `ours`, and runs `mmh evaluate` in a process
+of its own for every size, with all subjects scored. Memory is the peak resident set of that driver process, without Ray's workers.
 """
 
 from __future__ import annotations
