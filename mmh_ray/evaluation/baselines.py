@@ -27,6 +27,7 @@ LEVELS = 1001
 """Points of a quantile function, evenly between the brain's minimum and maximum: one per 0.1 %."""
 
 _STRIPE = 0.05
+_MARGIN = 16  # empty bins around the histogram, so that a peak at its end is one
 _NYUL_PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
 
 Images = Iterable[tuple[np.ndarray, np.ndarray]]
@@ -92,8 +93,9 @@ class ZScore(Unfitted):
 class WhiteStripe:
     """``(x − μ) / σ`` with the mean and standard deviation of normal-appearing white matter (Shinohara et al. 2014).
 
-    White matter is the brightest peak of the brain's histogram where fluid is dark (T1w), else the largest (T2w); the stripe is what lies
-    within 5 % of the brain's voxels to either side of it. Nothing of other images enters but the side on which fluid lies.
+    White matter is the peak of the brain's histogram farthest from the fluid: the brightest where fluid is dark (T1w), the darkest where it
+    is bright (T2w, where the paper takes the largest, which in coarse scans is grey matter). The stripe is what lies within 5 % of
+    the brain's voxels to either side of it. Nothing of other images enters but the side on which fluid lies.
     """
 
     fluid_is_bright: bool
@@ -127,10 +129,10 @@ class WhiteStripe:
         if not high > low:
             return float(low)
         counts, edges = np.histogram(values, 256, (low, high))
-        smooth = gaussian_filter1d(np.pad(counts.astype(float), 16), 5)
-        peaks, _ = find_peaks(smooth, prominence=0.05 * smooth.max())
-        white = peaks[np.argmax(smooth[peaks])] if self.fluid_is_bright else peaks[-1]
-        return float(edges[0] + (np.clip(white - 16, 0, 255) + 0.5) * (edges[1] - edges[0]))
+        smooth = gaussian_filter1d(np.pad(counts.astype(float), _MARGIN), 4)
+        peaks, _ = find_peaks(smooth, prominence=0.02 * smooth.max())
+        white = int(np.clip(peaks[0 if self.fluid_is_bright else -1] - _MARGIN, 0, 255))
+        return float((edges[white] + edges[white + 1]) / 2)
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def _spectrum(scaled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     middle = tuple(slice(size // 5, max(size - size // 5, size // 5 + 4)) for size in scaled.shape)
     filled = np.where(mask, scaled, scaled[mask].mean())
     detail = (filled - ndimage.gaussian_filter(filled, 1.0))[middle]
-    found = {}
+    found: dict[str, float] = {}
     for axis, name in enumerate("ijk"):
         lines = np.moveaxis(detail, axis, -1).reshape(-1, detail.shape[axis])
         for kind, own in (("spectrum", lines), ("profile", lines.mean(axis=0, keepdims=True))):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -17,6 +19,8 @@ from mmh_ray.evaluation.baselines import (
     ZScore,
     quantile_function,
 )
+from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.imaging.phantom import SITES, render
 
 pytestmark = pytest.mark.fast
 
@@ -86,19 +90,19 @@ def test_a_scanners_curve_is_undone_where_zscore_cannot(name, tolerance):
 
 
 def _peaks(*heights: tuple[float, float, int]) -> np.ndarray:
-    """Normal peaks (mean, sd, voxels), as many as fill the mask, in random places."""
+    """Normal peaks (mean, sd, voxels; together the 5,760 of the mask) in random places."""
     rng = np.random.default_rng(0)
     parts = np.concatenate([rng.normal(mean, sd, count) for mean, sd, count in heights])
     image = np.zeros(SHAPE)
-    image[MASK] = rng.permutation(np.resize(parts, MASK.sum()))
+    image[MASK] = rng.permutation(parts)
     return image
 
 
 @pytest.mark.parametrize(
     ("tissues", "white"),
     [
-        (((100, 10, 1000), (300, 12, 3500), (400, 15, 2500)), 400),  # T1w: the brightest, though grey has more voxels
-        (((100, 15, 4000), (170, 12, 2000), (400, 10, 800)), 100),  # T2w: the largest
+        (((100, 10, 860), (300, 12, 2900), (400, 15, 2000)), 400),  # T1w: the brightest, though grey has more voxels
+        (((100, 12, 1700), (170, 12, 3400), (400, 10, 660)), 100),  # T2w: the darkest, though grey has more voxels
     ],
 )
 def test_whitestripe_puts_white_matter_at_0_and_its_stripe_at_1(tissues, white):
@@ -112,6 +116,17 @@ def test_whitestripe_puts_white_matter_at_0_and_its_stripe_at_1(tissues, white):
     inside = (image >= np.quantile(ranks, max(place - 0.05, 0))) & (image <= np.quantile(ranks, place + 0.05)) & MASK
     assert output[inside].mean() == pytest.approx(0, abs=0.15)
     assert output[inside].std() == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("sequence", ["T1w", "T2w"])
+def test_whitestripe_finds_the_white_matter_of_phantoms(sequence):
+    anatomy = simulate_anatomy(Person(40), 4.0)
+    white, grey = ((anatomy.fractions[tissue] > 0.9) & anatomy.brain for tissue in (2, 1))
+    for scanner in SITES[:2]:
+        quiet = replace(scanner, bias=0.0)  # as after N4
+        image = render(anatomy, quiet, sequence, np.random.default_rng(0), 4.0)
+        output = WhiteStripe.fit([(image, anatomy.brain)]).apply(image, anatomy.brain)
+        assert abs(np.median(output[white])) < 0.25 * abs(np.median(output[grey]))
 
 
 def test_nyul_takes_landmarks_to_the_standard_ones():
