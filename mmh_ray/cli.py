@@ -67,11 +67,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Arguments and the `key=value` overrides; leaves with exit code 2 and the usage when they make no sense."""
     argv = [f"--{token}" if token.startswith("model=") else token for token in argv]  # `model` is no setting but a flag
-    overrides = [token for token in argv if OVERRIDE.match(token)]
-    arguments = build_parser().parse_args([token for token in argv if not OVERRIDE.match(token)])
+    pairs = list(
+        zip(["", *argv], argv, strict=False)
+    )  # what follows --archive is NAME=FOLDER, which looks like an override
+    overrides = [token for before, token in pairs if _is_override(before, token)]
+    arguments = build_parser().parse_args([token for before, token in pairs if not _is_override(before, token)])
     arguments.verbose = getattr(arguments, "verbose", False)
     flags = [f"{key}={vars(arguments)[key]}" for key in HARMONIZE_FLAGS if vars(arguments).get(key)]
     return arguments, overrides + flags
+
+
+def _is_override(before: str, token: str) -> bool:
+    return before != "--archive" and OVERRIDE.match(token) is not None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -95,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_status(commands)
     _add_evaluate(commands)
     _add_evaluate_target(commands)
+    _add_promote(commands)
     _add_demo(commands)
     return parser
 
@@ -301,23 +309,47 @@ def _status(arguments: argparse.Namespace, _config: Config) -> int:
 
 
 def _add_evaluate(commands: Commands) -> None:
-    parser = _add_command(commands, "evaluate", _evaluate, "compare raw, baselines and harmonized images")
-    parser.add_argument("manifest", metavar="MANIFEST", type=_existing, help="table made by `mmh manifest`")
-    parser.add_argument("harmonized", metavar="HARMONIZED", type=_existing, help="derivatives made by `mmh harmonize`")
-    parser.add_argument("out", metavar="OUT", help="folder for metrics.json, per_image.parquet and figures")
+    parser = _add_command(commands, "evaluate", _evaluate, "compare scans, baselines and the outputs of any methods")
+    archive = (
+        "raw=BIDS, the scans (or the table made by `mmh manifest`); ours=OUT, made by `mmh harmonize`; any other name and "
+        "folder of volumes in BIDS naming is a method to compare with"
+    )
+    parser.add_argument("--archive", required=True, action="append", metavar="NAME=FOLDER", type=_archive, help=archive)
+    parser.add_argument(
+        "--out", required=True, help="folder for evaluation.json, per_image.parquet, report.html, figures"
+    )
     truth = "derivatives/truth of a simulated archive, for the measures that need the truth"
     parser.add_argument("--truth", metavar="FOLDER", type=_existing, help=truth)
+    text = (
+        "registered model that made `ours` (models:/NAME@ALIAS or models:/NAME/VERSION): the figures are kept with it"
+    )
+    parser.add_argument("--model", help=text)
+
+
+def _archive(text: str) -> tuple[str, str]:
+    name, found, folder = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text}: no name; give NAME=FOLDER, for example raw=/data/bids")
+    return name, _existing(folder)
 
 
 def _evaluate(arguments: argparse.Namespace, config: Config) -> int:
     from rich.console import Console
 
     from mmh_ray.distributed.evaluate import evaluate
+    from mmh_ray.evaluation.summary import by_sequence
     from mmh_ray.evaluation.table import as_table
 
+    archives, model = dict(arguments.archive), None
+    if arguments.model:
+        from mmh_ray.distributed.gate import check_model, keep_with_model
+
+        model = check_model(arguments.model, archives, config)
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
-    outcome = evaluate(arguments.manifest, arguments.harmonized, arguments.out, config, arguments.truth)
-    console.print(as_table(outcome["results"]))
+    outcome = evaluate(archives, arguments.out, config, arguments.truth, model)
+    console.print(as_table(by_sequence(outcome)))
+    if model:
+        keep_with_model(model, arguments.out, config)
     return 0
 
 
@@ -336,15 +368,38 @@ def _add_evaluate_target(commands: Commands) -> None:
 def _evaluate_target(arguments: argparse.Namespace, config: Config) -> int:
     from rich.console import Console
 
-    from mmh_ray.distributed.evaluate_target import evaluate_target
+    from mmh_ray.distributed.evaluate_target import MEASURES, evaluate_target
     from mmh_ray.evaluation.table import as_table
+    from mmh_ray.evaluation.target import SHOWN
     from mmh_ray.provenance import write_json
 
     folders = arguments.unified, arguments.moved
     results = evaluate_target(arguments.manifest, arguments.site, *folders, config, arguments.truth)
     write_json(Path(arguments.out), results)
-    Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(as_table(results))
+    shown = {sequence: {SHOWN[name]: row for name, row in methods.items()} for sequence, methods in results.items()}
+    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    console.print(as_table(shown, (*MEASURES, "truth_nrmse")))
     return 0
+
+
+def _add_promote(commands: Commands) -> None:
+    parser = _add_command(commands, "promote", _promote, "give a model another's alias if its evaluation is better")
+    parser.add_argument(
+        "model", metavar="MODEL", help="models:/NAME/VERSION or models:/NAME@ALIAS, evaluated with --model"
+    )
+    text = "who must be beaten, for example: --if better-than champion; the alias moves to MODEL"
+    parser.add_argument("--if", dest="condition", nargs=2, required=True, metavar=("better-than", "ALIAS"), help=text)
+
+
+def _promote(arguments: argparse.Namespace, config: Config) -> int:
+    word, alias = arguments.condition
+    if word != "better-than":
+        raise ConfigError(f"--if {word} {alias}", "better-than ALIAS", "Write --if better-than champion.")
+    from mmh_ray.distributed.gate import promote
+
+    decision = promote(arguments.model, alias, config)
+    print("\n".join([*decision.lines, decision.outcome]))
+    return 0 if decision.passed else 1
 
 
 def _add_demo(commands: Commands) -> None:

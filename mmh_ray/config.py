@@ -376,6 +376,51 @@ class QualityConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """Comparison of methods (`mmh evaluate`)."""
+
+    subjects: Literal["auto", "travelers", "test", "all"] = "auto"
+    """Who is scored: `travelers`, subjects scanned at several sites; `test`, the split; `all`. `auto` takes travelers where there are some,
+    else the test split if it is large enough for the probes, else all. Baselines are fitted on the train split in any case."""
+    draws: int = 1000
+    """Bootstrap draws of subjects for an interval."""
+    cnn: Literal["some", "all", "none"] = "some"
+    """Whose images convolutional site probes judge besides the linear ones: `some`, raw, N4 + histogram matching and the archives; each
+    takes about 2 CPU seconds per image, most of the time of an evaluation."""
+    seed: int = 0
+    """Seed of folds, probes, clusterings and draws."""
+
+    def __post_init__(self) -> None:
+        _require(self.draws >= 100, "evaluate.draws", self.draws, "100 or more")
+
+
+@dataclass(frozen=True)
+class PromoteConfig:
+    """When a model takes another's alias (`mmh promote`): paired differences over the subjects that both were scored on."""
+
+    improve: tuple[str, ...] = ("site_probe", "site_probe_cnn", "truth_nrmse", "w1", "psnr")
+    """Measures of which at least one, in one sequence, must be better: the 95 % interval of the difference beyond 0, p at most .05."""
+    keep: tuple[str, ...] = (
+        "site_probe",
+        "truth_nrmse",
+        "gradient_correlation",
+        "structural_dissimilarity",
+        "psnr",
+        "w1",
+    )
+    """Measures that must not be worse, in any sequence: the interval's worse end stays within the margin."""
+    margin: float = 0.05
+    """How much worse still passes, as a share of the present holder's value."""
+    least_subjects: int = 6
+    """Subjects below which nothing is promoted; fewer than six cannot reach p of .05."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.improve), "promote.improve", self.improve, "at least one measure")
+        _require(0 <= self.margin < 1, "promote.margin", self.margin, "a share in 0-1")
+        _require(self.least_subjects >= 2, "promote.least_subjects", self.least_subjects, "2 or more")
+
+
+@dataclass(frozen=True)
 class TrackingConfig:
     """MLflow."""
 
@@ -404,6 +449,8 @@ class Config:
     style: StyleConfig = field(default_factory=StyleConfig)
     harmonize: HarmonizeConfig = field(default_factory=HarmonizeConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    promote: PromoteConfig = field(default_factory=PromoteConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

@@ -6,17 +6,25 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from mmh_ray.config import Config, to_dict
 from mmh_ray.errors import ConfigError
+from mmh_ray.evaluation.catalogue import OURS
+from mmh_ray.evaluation.summary import by_sequence
 from mmh_ray.provenance import write_json
 
 log = logging.getLogger(__name__)
 
 MARKER = ".mmh-demo"
+EXPECTED = dict.fromkeys(
+    (*("psnr", "ssim", "w1", "psnr_truth", "ssim_truth"), *("gradient_correlation", "tissue_contrast", "truth_nrmse"))
+)
+"""Measures that metrics.json gives every method, None where one cannot be had."""
 
 
 def run(out: str, config: Config) -> None:
@@ -40,28 +48,23 @@ def run(out: str, config: Config) -> None:
     tracking = f"tracking.uri=sqlite:///{root / 'mlflow.db'}"
     travelers = [f"traveler{number:02d}" for number in range(1, config.phantom.travelers + 1)]
     model = f"models:/{config.tracking.model_name}@{config.tracking.alias}"
+    whose = ["--model", model, tracking, "--participant-label", *travelers]
     truth, moved, scores = str(bids / "derivatives" / "truth"), str(root / "target"), str(root / "target.json")
     stages = {
         "phantom": ["phantom", str(bids)],
         "manifest": ["manifest", str(bids), manifest],
         "prepare": ["prepare", manifest, store],
         "train_global": ["train-global", store, tracking, f"train.storage={root / 'runs'}"],
-        "harmonize": [
-            "harmonize",
-            str(bids),
-            harmonized,
-            "--model",
-            model,
-            tracking,
-            "--participant-label",
-            *travelers,
+        "harmonize": ["harmonize", str(bids), harmonized, *whose],
+        "evaluate": [
+            *("evaluate", "--archive", f"raw={manifest}", "--archive", f"ours={harmonized}", "--truth", truth),
+            *("--model", model, tracking, "--out", str(evaluation)),
         ],
-        "evaluate": ["evaluate", manifest, harmonized, str(evaluation), "--truth", truth],
     }
     for site in config.target.site[:1]:
         stages |= {
             "train_target": ["train-target", store, "--model", model, tracking, f"target.storage={root / 'runs'}"],
-            "harmonize_target": [*stages["harmonize"][:2], moved, *stages["harmonize"][3:], "--target", site],
+            "harmonize_target": ["harmonize", str(bids), moved, *whose, "--target", site],
             "evaluate_target": ["evaluate-target", manifest, site, harmonized, moved, scores, "--truth", truth],
         }
     seconds = {}
@@ -72,13 +75,30 @@ def run(out: str, config: Config) -> None:
         seconds[name] = round(time.monotonic() - start, 1)
         if code != 0:
             raise ConfigError(f"mmh {arguments[0]} ended with code {code}", "code 0", "Read the messages above.")
-    metrics = json.loads((evaluation / "metrics.json").read_text())
+    metrics = metrics_of(json.loads((evaluation / "evaluation.json").read_text()))
     if config.target.site:
         for sequence, methods in json.loads(Path(scores).read_text()).items():
             metrics[sequence] |= methods
     write_json(root / "metrics.json", {**metrics, "seconds": {**seconds, "total": round(sum(seconds.values()), 1)}})
     shutil.copytree(evaluation / "figures", root / "figures", dirs_exist_ok=True)
-    log.info("%.0f s in all; figures and metrics.json in %s", sum(seconds.values()), root)
+    log.info("%.0f s in all; metrics.json, figures and evaluation/report.html in %s", sum(seconds.values()), root)
+
+
+def metrics_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Values alone: ``{sequence: {method: {measure: number or None}}}``, ours under the name `harmonized`, and who was scored."""
+    about = evaluation["about"]
+    results = {
+        sequence: {
+            "harmonized" if name == OURS else name: {measure: values.get(measure) for measure in {**EXPECTED, **values}}
+            for name, values in methods.items()
+        }
+        for sequence, methods in by_sequence(evaluation).items()
+    }
+    problems: dict[bool, list[dict[str, str]]] = {True: [], False: []}
+    for row in about["problems"]:
+        problems[row["status"] == "missing"].append({key: row[key] for key in ("image_id", "method", "reason")})
+    facts = {key: about[key] for key in ("notes", "subjects", "code_version")}
+    return {**results, "missing": problems[True], "failed": problems[False], **facts}
 
 
 def _fresh(root: Path) -> Path:

@@ -13,13 +13,14 @@ import pytest
 
 from mmh_ray import __version__
 from mmh_ray.cli import main, parse
-from mmh_ray.config import Config, load_config
+from mmh_ray.config import Config, EvaluateConfig, load_config
 from mmh_ray.distributed.job import Job
 from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.evaluation.promotion import Decision
 
 pytestmark = pytest.mark.fast
 
-COMMANDS = ["phantom", "manifest", "prepare", "train-global", "harmonize", "evaluate", "demo"]
+COMMANDS = ["phantom", "manifest", "prepare", "train-global", "harmonize", "evaluate", "promote", "demo"]
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +50,11 @@ class Calls(list):
 def stand_in(monkeypatch: pytest.MonkeyPatch):
     """Put a function in the place of the one that a command imports; gives the calls it received."""
 
+    modules: dict[str, ModuleType] = {}
+
     def put(module: str, function: str, answer: Any = None) -> Calls:
         calls = Calls(answer)
-        replacement = ModuleType(module)
+        replacement = modules.setdefault(module, ModuleType(module))
         setattr(replacement, function, calls)
         monkeypatch.setitem(sys.modules, module, replacement)
         return calls
@@ -91,7 +94,7 @@ def test_unusable_arguments_exit_with_2(argv: list[str], capsys: pytest.CaptureF
     assert "usage: mmh" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [["manifest", "nowhere", "m.parquet"], ["evaluate", ".", "nowhere", "out"]])
+@pytest.mark.parametrize("argv", [["manifest", "nowhere", "m.parquet"], ["evaluate", "--archive", "raw=nowhere"]])
 def test_missing_input_exits_with_2_and_names_it(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(argv)
@@ -228,12 +231,42 @@ def test_a_dry_run_shows_the_plan(stand_in, tmp_path: Path, capsys: pytest.Captu
 
 def test_evaluate_prints_the_table(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tmp_path)
-    calls = stand_in("mmh_ray.distributed.evaluate", "evaluate", {"results": {"T1w": {}}, "seconds": 1})
+    found = {"ours": {"T1w": {"w1": {"value": 0.5}}}, "differences": {}, "about": {}}
+    calls = stand_in("mmh_ray.distributed.evaluate", "evaluate", found)
     table = stand_in("mmh_ray.evaluation.table", "as_table", "the table")
-    assert main(["evaluate", folder, folder, "out", "--truth", folder]) == 0
-    assert calls == [(folder, folder, "out", Config(), folder)]
-    assert table == [({"T1w": {}},)]
+    archives = ["--archive", f"raw={folder}", f"--archive=ours={folder}"]
+    assert main(["evaluate", *archives, "--out", "out", "--truth", folder, "evaluate.draws=200"]) == 0
+    [(given, *rest)] = calls
+    assert given == {"raw": folder, "ours": folder}
+    assert rest == ["out", Config(evaluate=EvaluateConfig(draws=200)), folder, None]
+    assert table == [({"T1w": {"ours": {"w1": 0.5}}},)]
     assert capsys.readouterr().out == "the table\n"
+
+
+def test_evaluate_with_a_model_keeps_the_figures_with_it(stand_in, tmp_path: Path) -> None:
+    stand_in("mmh_ray.distributed.evaluate", "evaluate", {"about": {}})
+    checked = stand_in("mmh_ray.distributed.gate", "check_model", "models:/m/3")
+    kept = stand_in("mmh_ray.distributed.gate", "keep_with_model", "run")
+    archives = ["--archive", f"raw={tmp_path}", "--archive", f"ours={tmp_path}"]
+    assert main(["evaluate", *archives, "--out", "out", "--model", "models:/m@candidate"]) == 0
+    assert checked == [("models:/m@candidate", {"raw": str(tmp_path), "ours": str(tmp_path)}, Config())]
+    assert kept == [("models:/m/3", "out", Config())]
+
+
+def test_an_archive_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "--archive", ".", "--out", "out"])
+    assert caught.value.code == 2
+    assert "give NAME=FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
+def test_promote_says_why(stand_in, capsys: pytest.CaptureFixture[str], passed: bool, code: int) -> None:
+    calls = stand_in("mmh_ray.distributed.gate", "promote", Decision(passed, ("T1w W1 ↓: kept",), "because"))
+    assert main(["promote", "models:/m/3", "--if", "better-than", "champion"]) == code
+    assert calls == [("models:/m/3", "champion", Config())]
+    assert capsys.readouterr().out == "T1w W1 ↓: kept\nbecause\n"
+    assert main(["promote", "models:/m/3", "--if", "worse-than", "champion"]) == 2
 
 
 @pytest.mark.parametrize(("error", "code"), [(ConfigError("a", "b", "Do c."), 2), (DataError("a", "b", "Do c."), 1)])

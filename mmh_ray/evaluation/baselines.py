@@ -1,4 +1,4 @@
-"""The classical opponents: raw, z-score, Nyúl, histogram matching after N4, and the same denoised.
+"""The classical opponents: raw, z-score, WhiteStripe, Nyúl, histogram matching after N4, and the same denoised.
 
 Each is fitted on training images of all sites and applied to one image. :data:`BASELINES` names them; where
 ``bias_corrected`` is True, both sides work on images after N4 (:func:`mmh_ray.imaging.intensity.correct_bias`)::
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
+from scipy.signal import find_peaks
 from skimage.restoration import denoise_nl_means
 
 from mmh_ray.imaging.intensity import MonotoneMap, noise_level
@@ -24,6 +26,8 @@ from mmh_ray.imaging.intensity import MonotoneMap, noise_level
 LEVELS = 1001
 """Points of a quantile function, evenly between the brain's minimum and maximum: one per 0.1 %."""
 
+_STRIPE = 0.05
+_MARGIN = 16  # empty bins around the histogram, so that a peak at its end is one
 _NYUL_PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
 
 Images = Iterable[tuple[np.ndarray, np.ndarray]]
@@ -50,7 +54,7 @@ class Baseline(Protocol):
         ...
 
 
-class _Unfitted:
+class Unfitted:
     """What learns nothing from a cohort."""
 
     bias_corrected: ClassVar[bool] = False
@@ -67,7 +71,7 @@ class _Unfitted:
 
 
 @dataclass(frozen=True)
-class Raw(_Unfitted):
+class Raw(Unfitted):
     """The scan as it is."""
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -76,13 +80,59 @@ class Raw(_Unfitted):
 
 
 @dataclass(frozen=True)
-class ZScore(_Unfitted):
+class ZScore(Unfitted):
     """``(x − mean) / sd`` with the brain's own mean and standard deviation (Reinhold et al. 2019)."""
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Mean 0 and standard deviation 1 inside the mask; a flat brain becomes 0."""
         values = image[mask].astype(np.float64)
         return ((image - values.mean()) / (values.std() or 1.0)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class WhiteStripe:
+    """``(x − μ) / σ`` with the mean and standard deviation of normal-appearing white matter (Shinohara et al. 2014).
+
+    White matter is the peak of the brain's histogram farthest from the fluid: the brightest where fluid is dark (T1w), the darkest where it
+    is bright (T2w, where the paper takes the largest, which in coarse scans is grey matter). The stripe is what lies within 5 % of
+    the brain's voxels to either side of it. Nothing of other images enters but the side on which fluid lies.
+    """
+
+    fluid_is_bright: bool
+    """Whether the long tail of the cohort's histograms, the fluid, is its bright one."""
+
+    bias_corrected: ClassVar[bool] = True
+
+    @classmethod
+    def fit(cls, images: Images) -> WhiteStripe:
+        """The side of the fluid, from training images of all sites, after N4."""
+        return cls.from_quantiles(quantile_function(image, mask) for image, mask in images)
+
+    @classmethod
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> WhiteStripe:
+        """Whether the histograms' tails (to the 1st and the 99th percentile) are longer above their medians than below."""
+        low, middle, high = (round(share * (LEVELS - 1)) for share in (0.01, 0.5, 0.99))
+        tails = [(q[high] + q[low] - 2 * q[middle]) / (q[high] - q[low]) for q in quantiles if q[high] > q[low]]
+        return cls(bool(np.mean(tails) > 0))
+
+    def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """White matter at 0 and its spread at 1; a flat brain becomes 0."""
+        values = np.sort(image[mask].astype(np.float64))
+        place = np.searchsorted(values, self._peak(values)) / values.size
+        first, last = (int(np.clip(place + side * _STRIPE, 0, 1) * (values.size - 1)) for side in (-1, 1))
+        stripe = values[first : last + 1]
+        return ((image - stripe.mean()) / (stripe.std() or 1.0)).astype(np.float32)
+
+    def _peak(self, values: np.ndarray) -> float:
+        """Intensity of the white matter's peak in the smoothed histogram of the brain."""
+        low, high = np.percentile(values, (0.5, 99.5))
+        if not high > low:
+            return float(low)
+        counts, edges = np.histogram(values, 256, (low, high))
+        smooth = gaussian_filter1d(np.pad(counts.astype(float), _MARGIN), 4)
+        peaks, _ = find_peaks(smooth, prominence=0.02 * smooth.max())
+        white = int(np.clip(peaks[0 if self.fluid_is_bright else -1] - _MARGIN, 0, 255))
+        return float((edges[white] + edges[white + 1]) / 2)
 
 
 @dataclass(frozen=True)
@@ -119,20 +169,20 @@ class Nyul:
 
 @dataclass(frozen=True)
 class HistogramMatching:
-    """Full quantile mapping of the bias-corrected brain onto the cohort's mean quantile function."""
+    """Full quantile mapping of the brain onto the cohort's mean quantile function, as it is scanned."""
 
     quantiles: np.ndarray
     """``(LEVELS,)`` mean quantile function of the cohort; every image enters it with its 99th percentile at 1."""
 
-    bias_corrected: ClassVar[bool] = True
+    bias_corrected: ClassVar[bool] = False
 
     @classmethod
-    def fit(cls, images: Images) -> HistogramMatching:
-        """Mean quantile function of training images of all sites, after N4."""
+    def fit(cls, images: Images) -> Self:
+        """Mean quantile function of training images of all sites."""
         return cls.from_quantiles(quantile_function(image, mask) for image, mask in images)
 
     @classmethod
-    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> HistogramMatching:
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
         """Mean over images; zero stays zero."""
         top = round(0.99 * (LEVELS - 1))
         return cls(np.mean([quantile / quantile[top] for quantile in quantiles if quantile[top] > 0], axis=0))
@@ -141,6 +191,13 @@ class HistogramMatching:
         """Rank for rank onto the cohort's intensities inside the mask, 0 outside."""
         mapped = MonotoneMap.between(quantile_function(image, mask), self.quantiles).apply(image)
         return np.where(mask, mapped, 0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class CorrectedHistogramMatching(HistogramMatching):
+    """The same of images after N4 on both sides."""
+
+    bias_corrected: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -176,8 +233,10 @@ class DenoisedHistogramMatching:
 BASELINES: dict[str, type[Baseline]] = {
     "raw": Raw,
     "zscore": ZScore,
+    "whitestripe": WhiteStripe,
     "nyul": Nyul,
-    "n4_histogram_matching": HistogramMatching,
+    "histogram_matching": HistogramMatching,
+    "n4_histogram_matching": CorrectedHistogramMatching,
     "n4_histogram_matching_nlm": DenoisedHistogramMatching,
 }
 

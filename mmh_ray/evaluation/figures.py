@@ -99,10 +99,35 @@ def histograms(
             ax.plot(middles, density, color=colours[site], linewidth=1.8, alpha=0.9)
         _dark_axes(ax, name)
     axes[0].set_ylabel("density", color=_INK)
-    lines = [Line2D([], [], color=colour, label=site) for site, colour in colours.items()]
+    _site_legend(figure, colours)
+    _save(figure, path)
+
+
+def feature_map(path: str | Path, panels: Mapping[str, tuple[np.ndarray, Sequence[str]]], title: str) -> None:
+    """Images on a map of their features, a panel per method (label → ``(n, 2)`` places and their sites).
+
+    Distances on such a map say who is near whom, not how far; the panels have no common axes.
+    """
+    sites = sorted({site for _, own in panels.values() for site in own})
+    colours = {site: _SITE_COLOURS[i % len(_SITE_COLOURS)] for i, site in enumerate(sites)}
+    figure = Figure(figsize=(3.4 * len(panels), 4), facecolor="black", layout="constrained")
+    figure.suptitle(title, color=_INK, fontsize=13)
+    for ax, (label, (places, own)) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        ax.scatter(places[:, 0], places[:, 1], c=[colours[site] for site in own], s=22, alpha=0.85, linewidths=0)
+        ax.set_facecolor("black")
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(label, color=_INK, fontsize=11)
+        ax.spines[:].set_color("#333333")
+    _site_legend(figure, colours)
+    _save(figure, path)
+
+
+def _site_legend(figure: Figure, colours: Mapping[str, str]) -> None:
+    lines = [Line2D([], [], color=colour, linewidth=3, label=site) for site, colour in colours.items()]
     columns = min(len(lines), 8)
     figure.legend(handles=lines, loc="outside lower center", ncols=columns, frameon=False, labelcolor=_INK)
-    _save(figure, path)
 
 
 def _canvas(rows: int, columns: int, title: str, aspect: float, bar: bool = False) -> tuple[Figure, np.ndarray]:

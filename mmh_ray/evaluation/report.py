@@ -6,8 +6,6 @@ writes text only, and the page's own policy allows no other script and no networ
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,14 +15,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from mmh_ray.errors import DataError
 from mmh_ray.evaluation import cohort, curves
 from mmh_ray.evaluation.cohort import ImageRecord, Measure
 from mmh_ray.evaluation.mosaic import mosaic, write_mosaic
-from mmh_ray.provenance import whole_file
+from mmh_ray.evaluation.page import TYPES, data_uri, write_page
 
 __all__ = ["ImageRecord", "Measure", "RunFacts", "mosaic", "write_mosaic", "write_report"]
 
@@ -32,7 +27,6 @@ EMBEDDED_BYTES = 20_000_000
 """Most bytes of pictures inside the page; those of further images stay in their files and are loaded when shown."""
 REASONS = 50
 """Most reasons listed; the table holds them all."""
-_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 
 Pair = tuple[str | None, str | None]
 
@@ -92,27 +86,7 @@ def write_report(path: str | Path, facts: RunFacts, images: Sequence[ImageRecord
         "inside": sum(any(pair) for pair in embedded),
         "budget": EMBEDDED_BYTES,
     }
-    page = _render(context)
-    with whole_file(path) as partial:
-        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
-
-
-def _render(context: Mapping[str, Any]) -> str:
-    loader = PackageLoader("mmh_ray.evaluation", "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters["moment"] = lambda iso: iso.replace("T", " ").replace("+00:00", " UTC")
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    style, script = (loader.get_source(environment, name)[0] for name in ("report.css", "report.js"))
-    own = {"style": Markup(style), "script": Markup(script), "style_hash": _csp(style), "script_hash": _csp(script)}
-    return environment.get_template("report.html.j2").render(context, curves=curves, **own)
-
-
-def _csp(source: str) -> str:
-    """The source expression of a content security policy that allows exactly this inline text."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
+    write_page(path, "report.html.j2", ["report.css"], ["report.js"], context | {"curves": curves})
 
 
 def _summary(facts: RunFacts, images: Sequence[ImageRecord], measures: Sequence[Measure]) -> dict[str, Any]:
@@ -166,7 +140,7 @@ def _existing(folder: Path, name: str | None) -> str | None:
     if name is None:
         return None
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or path.suffix.lower() not in _TYPES:
+    if path.is_absolute() or ".." in path.parts or path.suffix.lower() not in TYPES:
         raise DataError(
             f"picture {name!r}", "a .jpg or .png path inside the report's folder", "Write the pictures beside the page."
         )
@@ -186,13 +160,9 @@ def _embedded(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
         size = sum(4 * (folder / name).stat().st_size // 3 for name in pair if name)
         if (left := left - size) < 0:
             break
-        before, after = (None if name is None else _data_uri(folder / name) for name in pair)
+        before, after = (None if name is None else data_uri(folder / name) for name in pair)
         embedded.append((before, after))
     return embedded
-
-
-def _data_uri(path: Path) -> str:
-    return f"data:{_TYPES[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

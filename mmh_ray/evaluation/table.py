@@ -2,87 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from mmh_ray.evaluation.catalogue import MEASURES, OURS, SIMPLE, ordered, shown_name, text_of
+
 Results = Mapping[str, Mapping[str, Mapping[str, float | None]]]
-"""``{sequence: {method: {measure: value}}}``; None where a measure cannot be had."""
+"""``{sequence: {method: {measure: value}}}``; None, or no key, where a measure cannot be had."""
 
-MEASURES: dict[str, tuple[str, bool]] = {
-    "psnr": ("PSNR dB", True),
-    "ssim": ("SSIM", True),
-    "w1": ("W1", False),
-    "gradient_correlation": ("gradient corr.", True),
-    "truth_nrmse": ("nRMSE to truth", False),
-    "tissue_contrast": ("GM-WM contrast", True),
-}
-"""Columns: heading, and whether higher is better."""
-
-OURS = ("harmonized", "target_harmonized")
-"""Of the global harmonizer, and of a target."""
-
-_NAMES = {
-    "raw": "raw",
-    "zscore": "z-score",
-    "nyul": "Nyúl",
-    "n4_histogram_matching": "N4 + histogram matching",
-    "n4_histogram_matching_nlm": "N4 + HM + NLM",
-    "harmonized": "harmonized (ours)",
-    "target_raw": "raw",
-    "target_n4_histogram_matching": "N4 + HM to the target",
-    "target_nyul": "Nyúl on the target",
-    "target_global": "global harmonizer alone",
-    "target_harmonized": "target (ours)",
-}
+COLUMNS = ("site_probe", "psnr", "ssim", "w1", "truth_nrmse", "gradient_correlation", "tissue_contrast")
+"""Measures that fit into a terminal; the report has all."""
 
 
 def best_baseline(methods: Mapping[str, Mapping[str, float | None]], measure: str) -> str | None:
     """The simple method with the best value of a measure; None when none has one."""
-    values = {name: row.get(measure) for name, row in methods.items() if name not in OURS}
+    values = {name: row.get(measure) for name, row in methods.items() if name in SIMPLE}
     known = {name: value for name, value in values.items() if value is not None}
     if not known:
         return None
-    return (max if MEASURES[measure][1] else min)(known, key=lambda name: known[name])
+    sign = MEASURES[measure].sign
+    return max(known, key=lambda name: sign * known[name])
 
 
-def as_table(results: Results) -> Group:
-    """One rich table per sequence; arrows show the better way, an asterisk the best simple baseline.
+def as_table(results: Results, columns: Sequence[str] = COLUMNS) -> Group:
+    """One rich table per sequence with a column per measure; arrows show the better way, an asterisk the best simple baseline.
 
     Print it with ``rich.console.Console().print(as_table(results))``.
     """
-    return Group(*(_one(sequence, methods) for sequence, methods in results.items()))
+    return Group(*(_one(sequence, methods, columns) for sequence, methods in results.items()))
 
 
-def _one(sequence: str, methods: Mapping[str, Mapping[str, float | None]]) -> Table:
-    table = Table(title=sequence, caption="* best simple baseline; green: ours is better")
+def _one(sequence: str, methods: Mapping[str, Mapping[str, float | None]], columns: Sequence[str]) -> Table:
+    table = Table(title=sequence, caption="* best simple method; green: ours is better")
     table.add_column("method", no_wrap=True)
-    for heading, higher in MEASURES.values():
-        table.add_column(f"{heading} {'↑' if higher else '↓'}", justify="right")
-    best = {measure: best_baseline(methods, measure) for measure in MEASURES}
-    for name in _ordered(methods):
-        cells = [_cell(methods, name, measure, best[measure]) for measure in MEASURES]
-        table.add_row(_NAMES.get(name, name), *cells, style="bold" if name in OURS else None)
+    for measure in columns:
+        table.add_column(f"{MEASURES[measure].heading} {MEASURES[measure].arrow}", justify="right")
+    best = {measure: best_baseline(methods, measure) for measure in columns}
+    for name in ordered(methods):
+        cells = [_cell(methods, name, measure, best[measure]) for measure in columns]
+        table.add_row(shown_name(name), *cells, style="bold" if name == OURS else None)
     return table
-
-
-def _ordered(methods: Iterable[str]) -> list[str]:
-    known = [name for name in _NAMES if name in methods]
-    return known + [name for name in methods if name not in _NAMES]
 
 
 def _cell(methods: Mapping[str, Mapping[str, float | None]], name: str, measure: str, best: str | None) -> Text:
     value = methods[name].get(measure)
     if value is None:
         return Text("-", style="dim")
-    text = Text(
-        f"{value:.1f}" if measure == "psnr" else f"{value:.2f}" if measure == "tissue_contrast" else f"{value:.3f}"
-    )
+    text = Text(text_of(measure, value))
     if name == best:
         return text.append(" *")
     rival = methods[best].get(measure) if best else None
-    if name in OURS and rival is not None and (value > rival) == MEASURES[measure][1] and value != rival:
+    if name == OURS and rival is not None and MEASURES[measure].sign * (value - rival) > 0:
         text.stylize("green")
     return text

@@ -25,6 +25,9 @@ RAW, MATCHED, NYUL, GLOBAL, OURS = METHODS = (
 """The source scan as it is; N4 and histogram matching to the target cohort's mean histogram; Nyúl fitted on the target cohort; the
 global harmonizer alone; the global harmonizer and the target's adapter."""
 
+SHOWN = {RAW: "raw", MATCHED: "n4_histogram_matching", NYUL: "nyul", GLOBAL: "global harmonizer alone", OURS: "ours"}
+"""Their names in tables."""
+
 Row = dict[str, Any]
 
 

@@ -4,16 +4,21 @@ Call :func:`configure` first: the others work on the store that it chose last. M
 happens in the functions.
 """
 
+from mmh_ray.tracking.evaluations import cite, evaluation_of, move_alias, record_evaluation
 from mmh_ray.tracking.registry import register, resolve_model, resolve_target, target_model_name
 from mmh_ray.tracking.runs import finish, flush, log_figure, log_metrics, start_run
 from mmh_ray.tracking.store import configure
 
 __all__ = [
+    "cite",
     "configure",
+    "evaluation_of",
     "finish",
     "flush",
     "log_figure",
     "log_metrics",
+    "move_alias",
+    "record_evaluation",
     "register",
     "resolve_model",
     "resolve_target",

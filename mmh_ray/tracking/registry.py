@@ -15,10 +15,12 @@ from mmh_ray.errors import ModelError
 from mmh_ray.tracking.store import choose_uri, configure, sqlite_file
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
 GLOBAL, TARGET = "config.json", "target.json"
 """File by which the bundle of a global model, and of a target, is known."""
+BUNDLE_HASH = "mmh.bundle_hash"
 _MAKERS = {GLOBAL: "mmh train-global", TARGET: "mmh train-target"}
 _FORMS = "a bundle folder, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH"
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/]+)|/(?P<version>\d+))")
@@ -43,7 +45,7 @@ def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingCon
     client, is_target = mlflow.MlflowClient(), Path(bundle_dir, TARGET).is_file()
     run = client.get_run(run_id)
     tags = {
-        "mmh.bundle_hash": (target_hash if is_target else bundle_hash)(bundle_dir),
+        BUNDLE_HASH: (target_hash if is_target else bundle_hash)(bundle_dir),
         **{k: v for k, v in run.data.tags.items() if k.startswith("mmh.")},
     }
     logged = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id, tags=tags)
@@ -114,34 +116,48 @@ def _resolve(model: str, tracking: TrackingConfig, facts: str) -> tuple[Path, st
             remedy = f"Check the path; `{_MAKERS[facts]}` makes bundles and registers them."
             raise ModelError(received, _FORMS, remedy)
         return folder, folder.as_uri()
-    uri = choose_uri(tracking)
-    database = sqlite_file(uri)
-    if database is not None and not database.exists():  # asking MLflow would create it
-        remedy = "Name the store in tracking.uri or MLFLOW_TRACKING_URI, or train a model first."
-        raise ModelError(f"{model}, but there is no store at {uri}", "an MLflow store that has the model", remedy)
-    configure(tracking)
-    cited = _cite(model)
+    open_store(model, tracking)
+    cited = version_uri(find_version(model)) if _REGISTERED.fullmatch(model) else model
     return _bundle_inside(_download(model, cited), model, facts), cited
 
 
-def _cite(model: str) -> str:
-    """The URI with the version that an alias stands for; ModelError when the registry does not know it."""
+def open_store(model: str, tracking: TrackingConfig) -> None:
+    """Choose the store; ModelError where a SQLite store is not there, which asking MLflow would create."""
+    uri = choose_uri(tracking)
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():
+        remedy = "Name the store in tracking.uri or MLFLOW_TRACKING_URI, or train a model first."
+        raise ModelError(f"{model}, but there is no store at {uri}", "an MLflow store that has the model", remedy)
+    configure(tracking)
+
+
+def find_version(model: str) -> ModelVersion:
+    """The registered version of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; the store is open.
+
+    Raises
+    ------
+    ModelError
+        If it is no such URI or the registry does not know it.
+    """
     import mlflow
     from mlflow.exceptions import MlflowException
 
     parts = _REGISTERED.fullmatch(model)
     if parts is None:
-        return model
+        remedy = "Register a model with `mmh train-global`."
+        raise ModelError(model, "a registered model, models:/NAME@ALIAS or models:/NAME/VERSION", remedy)
     name, alias, client = parts["name"], parts["alias"], mlflow.MlflowClient()
     try:
-        found = (
-            client.get_model_version_by_alias(name, alias)
-            if alias
-            else client.get_model_version(name, parts["version"])
-        )
+        if alias:
+            return client.get_model_version_by_alias(name, alias)
+        return client.get_model_version(name, parts["version"])
     except MlflowException as error:
         raise _unknown(model, error) from error
-    return f"models:/{name}/{found.version}"
+
+
+def version_uri(version: ModelVersion) -> str:
+    """The URI to cite."""
+    return f"models:/{version.name}/{version.version}"
 
 
 def _unknown(model: str, error: Exception) -> ModelError:

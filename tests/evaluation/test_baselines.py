@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -13,9 +15,12 @@ from mmh_ray.evaluation.baselines import (
     HistogramMatching,
     Nyul,
     Raw,
+    WhiteStripe,
     ZScore,
     quantile_function,
 )
+from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.imaging.phantom import SITES, render
 
 pytestmark = pytest.mark.fast
 
@@ -54,7 +59,7 @@ def test_zscore_has_mean_0_and_sd_1_in_the_mask_whatever_lies_outside():
     assert output[MASK].std(dtype=np.float64) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["zscore", "nyul", "n4_histogram_matching"])
+@pytest.mark.parametrize("name", ["zscore", "whitestripe", "nyul", "n4_histogram_matching"])
 def test_the_map_is_monotone(name):
     image = _image(9)
     output = _fit(name).apply(image, MASK)[MASK]
@@ -63,7 +68,9 @@ def test_the_map_is_monotone(name):
     assert np.ptp(ordered) > 0
 
 
-@pytest.mark.parametrize("name", ["zscore", "nyul", "n4_histogram_matching", "n4_histogram_matching_nlm"])
+@pytest.mark.parametrize(
+    "name", ["zscore", "whitestripe", "nyul", "n4_histogram_matching", "n4_histogram_matching_nlm"]
+)
 def test_a_scanners_gain_is_undone(name):
     baseline, image = _fit(name), _image(9)
     plain, scaled = baseline.apply(image, MASK), baseline.apply(3.7 * image, MASK)
@@ -80,6 +87,46 @@ def test_a_scanners_curve_is_undone_where_zscore_cannot(name, tolerance):
         return float(np.abs(baseline.apply(curved, MASK) - plain)[MASK].mean() / _span(plain))
 
     assert change(_fit(name)) < tolerance < change(ZScore())
+
+
+def _peaks(*heights: tuple[float, float, int]) -> np.ndarray:
+    """Normal peaks (mean, sd, voxels; together the 5,760 of the mask) in random places."""
+    rng = np.random.default_rng(0)
+    parts = np.concatenate([rng.normal(mean, sd, count) for mean, sd, count in heights])
+    image = np.zeros(SHAPE)
+    image[MASK] = rng.permutation(parts)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("tissues", "white"),
+    [
+        (((100, 10, 860), (300, 12, 2900), (400, 15, 2000)), 400),  # T1w: the brightest, though grey has more voxels
+        (((100, 12, 1700), (170, 12, 3400), (400, 10, 660)), 100),  # T2w: the darkest, though grey has more voxels
+    ],
+)
+def test_whitestripe_puts_white_matter_at_0_and_its_stripe_at_1(tissues, white):
+    image = _peaks(*tissues)
+    stripe = WhiteStripe.fit([(image, MASK)])
+    output = stripe.apply(image, MASK)
+    at_0 = image[MASK][np.argmin(np.abs(output[MASK]))]
+    assert at_0 == pytest.approx(white, abs=6)
+    ranks = np.sort(image[MASK])
+    place = np.searchsorted(ranks, at_0) / ranks.size
+    inside = (image >= np.quantile(ranks, max(place - 0.05, 0))) & (image <= np.quantile(ranks, place + 0.05)) & MASK
+    assert output[inside].mean() == pytest.approx(0, abs=0.15)
+    assert output[inside].std() == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("sequence", ["T1w", "T2w"])
+def test_whitestripe_finds_the_white_matter_of_phantoms(sequence):
+    anatomy = simulate_anatomy(Person(40), 4.0)
+    white, grey = ((anatomy.fractions[tissue] > 0.9) & anatomy.brain for tissue in (2, 1))
+    for scanner in SITES[:2]:
+        quiet = replace(scanner, bias=0.0)  # as after N4
+        image = render(anatomy, quiet, sequence, np.random.default_rng(0), 4.0)
+        output = WhiteStripe.fit([(image, anatomy.brain)]).apply(image, anatomy.brain)
+        assert abs(np.median(output[white])) < 0.25 * abs(np.median(output[grey]))
 
 
 def test_nyul_takes_landmarks_to_the_standard_ones():

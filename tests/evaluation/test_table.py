@@ -15,9 +15,9 @@ RESULTS: dict[str, dict[str, dict[str, float | None]]] = {
     "T1w": {
         "raw": {"psnr": 21.5, "ssim": 0.874, "w1": 0.042, "truth_nrmse": 0.484, "tissue_contrast": None},
         "n4_histogram_matching": {"psnr": 23.7, "ssim": 0.883, "w1": 0.002, "truth_nrmse": 0.403},
-        "harmonized": {"psnr": 28.0, "ssim": 0.938, "w1": 0.009, "truth_nrmse": 0.360},
+        "ours": {"psnr": 28.0, "ssim": 0.938, "w1": 0.009, "truth_nrmse": 0.360},
     },
-    "T2w": {"raw": {"psnr": 15.7}, "harmonized": {"psnr": None}},
+    "T2w": {"raw": {"psnr": 15.7}, "ours": {"psnr": None}},
 }
 
 
@@ -62,4 +62,4 @@ def test_ours_is_green_only_where_it_beats_the_best_baseline():
 
 
 def test_missing_values_are_dashes():
-    assert _row("raw").count(" - ") == 2  # gradient correlation and contrast
+    assert _row("raw").count(" - ") == 3  # site probe, gradient correlation and contrast

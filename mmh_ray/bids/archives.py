@@ -1,0 +1,106 @@
+"""Volumes of any folder in BIDS naming, each matched to the image of an archive that it was made from."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmh_ray.bids.entities import Entities, output_path, parse
+from mmh_ray.errors import DataError
+from mmh_ray.provenance import PARTIAL
+
+IGNORED = ("desc", "space", "res", "den")
+"""Entities that say how a volume was made and on which grid, not of which image."""
+
+Row = Mapping[str, Any]
+
+
+class Unmatched(NamedTuple):
+    """An image without a volume of its own, or with more than one.
+
+    Attributes are the archive's name, the image, ``missing`` or ``ambiguous``, and what a person should know.
+    """
+
+    method: str
+    image_id: str
+    status: str
+    reason: str
+
+
+class Matched(NamedTuple):
+    """Paths by ``image_id``, and the images for which there is none."""
+
+    paths: dict[str, str]
+    unmatched: list[Unmatched]
+
+
+def match(name: str, root: str | Path, rows: Iterable[Row]) -> Matched:
+    """Find for every image the volume that carries its entities, whatever its ``desc`` and ``space``.
+
+    Where several volumes could be meant, the one named as this software names its outputs is taken
+    (:func:`~mmh_ray.bids.entities.output_path`); without one the image is ambiguous. Folders do not count, names do.
+
+    Parameters
+    ----------
+    name:
+        What the archive is called in the results.
+    rows:
+        Rows of the manifest: ``image_id`` and ``uri``.
+
+    Raises
+    ------
+    DataError
+        If there is no such folder.
+    """
+    root, known = Path(root), [(row["image_id"], parse(row["uri"])) for row in rows]
+    if not root.is_dir():
+        raise DataError(f"{name}={root}: no such folder", "a folder of volumes in BIDS naming", "Check the path.")
+    candidates = _volumes(root, {entities.suffix for _, entities in known})
+    shared = Counter(_key(entities) for _, entities in known)
+    found = Matched({}, [])
+    for image_id, entities in known:
+        path = _choose(candidates[_key(entities)], entities, shared[_key(entities)] > 1)
+        if isinstance(path, str):
+            found.unmatched.append(Unmatched(name, image_id, *_why(path, root, entities)))
+        else:
+            found.paths[image_id] = str(path)
+    return found
+
+
+def _volumes(root: Path, suffixes: set[str]) -> defaultdict[str, list[Path]]:
+    """Files of these suffixes below the folder by what identifies their image; hidden and half-written ones left out."""
+    found: defaultdict[str, list[Path]] = defaultdict(list)
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
+        for name in sorted(names):
+            if not name.startswith((".", PARTIAL)) and name.endswith((".nii", ".nii.gz")):
+                try:
+                    entities = parse(name)
+                except DataError:
+                    continue  # not in BIDS naming, so no image's
+                if entities.suffix in suffixes:
+                    found[_key(entities)].append(Path(folder, name))
+    return found
+
+
+def _key(entities: Entities) -> str:
+    return entities.without(*IGNORED).image_id
+
+
+def _choose(paths: list[Path], entities: Entities, shared: bool) -> Path | str:
+    """The image's volume, or those in question as text; ``shared``: another image differs in ignored entities only."""
+    own = [path for path in paths if path.name.partition(".")[0] == output_path(entities).name.partition(".")[0]]
+    if len(own) == 1:
+        return own[0]
+    if len(paths) == 1 and not shared:
+        return paths[0]
+    return ", ".join(path.name for path in paths)
+
+
+def _why(candidates: str, root: Path, entities: Entities) -> tuple[str, str]:
+    if not candidates:
+        return "missing", f"no volume of {_key(entities)} in {root}"
+    return "ambiguous", f"{candidates} could be meant; keep one, or name it {output_path(entities).name}"

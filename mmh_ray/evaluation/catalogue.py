@@ -1,0 +1,141 @@
+"""Every measure by its name in `evaluation.json`: heading, which way is better, what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+Way = Literal["higher", "lower", "neither"]
+
+GROUPS = {
+    "site": "Can the site be told?",
+    "between": "Do sites agree?",
+    "truth": "Is it true?",
+    "kept": "Was the person kept?",
+    "people": "Do people stay apart, and does biology show?",
+}
+"""Groups of measures in the order of the report, as the questions they answer."""
+
+
+class Kind(NamedTuple):
+    """What a measure is: its heading, better way, group, sentence, and decimals shown."""
+
+    heading: str
+    better: Way
+    group: str
+    text: str
+    digits: int = 3
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, −1 where lower is, 0 where neither."""
+        return {"higher": 1, "lower": -1, "neither": 0}[self.better]
+
+    @property
+    def arrow(self) -> str:
+        """The better way, to stand behind the heading."""
+        return {"higher": "↑", "lower": "↓", "neither": ""}[self.better]
+
+
+_PROBE = "balanced accuracy of telling the site, cross-validated by subject; chance is one over the sites"
+_OVER = "between one person's images of two sites"
+
+MEASURES: dict[str, Kind] = {
+    "site_probe": Kind("site probe", "lower", "site", f"Linear probe trained anew on the method's output: {_PROBE}."),
+    "site_probe_cnn": Kind("site CNN", "lower", "site", f"Convolutional probe trained anew: {_PROBE}."),
+    "site_probe_frozen": Kind(
+        "frozen probe", "lower", "site", f"Linear probe trained on raw scans: {_PROBE}. Easily fooled: read the other."
+    ),
+    "site_probe_cnn_frozen": Kind(
+        "frozen CNN", "lower", "site", f"Convolutional probe trained on raw scans: {_PROBE}. Easily fooled."
+    ),
+    "site_silhouette": Kind("site silhouette", "lower", "site", "How tightly features gather by site, -1 to 1."),
+    "site_adjusted_rand": Kind("site ARI", "lower", "site", "Agreement of k-means clusters with sites, 0 by chance."),
+    "site_lisi": Kind("site mixing", "higher", "site", "LISI of sites around an image, 0 (one site) to 1 (all)."),
+    "site_kbet": Kind("kBET rejected", "lower", "site", "Share of neighbourhoods with an unusual mix of sites."),
+    "psnr": Kind("PSNR dB", "higher", "between", f"PSNR {_OVER}. Blur raises it.", 1),
+    "ssim": Kind("SSIM", "higher", "between", f"SSIM {_OVER}. Blur raises it."),
+    "mae": Kind("MAE", "lower", "between", f"Mean absolute difference {_OVER}, each scaled by its percentiles."),
+    "w1": Kind("W1", "lower", "between", "Wasserstein-1 distance of brain intensities between sites."),
+    "w1_csf": Kind("W1 CSF", "lower", "between", "The same within fluid."),
+    "w1_gm": Kind("W1 GM", "lower", "between", "The same within grey matter."),
+    "w1_wm": Kind("W1 WM", "lower", "between", "The same within white matter."),
+    "tissue_dice": Kind("tissue Dice", "higher", "between", f"Overlap of segmented tissues {_OVER}."),
+    "tissue_volume_error": Kind(
+        "volume error", "lower", "between", f"Relative difference of GM and WM volume {_OVER}."
+    ),
+    "retest_distance": Kind("retest distance", "lower", "between", "Mean difference of two scans of one scanner."),
+    "truth_nrmse": Kind(
+        "nRMSE to truth", "lower", "truth", "Error to the noise-free truth after one monotone map for all images."
+    ),
+    "psnr_truth": Kind("PSNR to truth", "higher", "truth", "PSNR to the noise-free truth.", 1),
+    "ssim_truth": Kind("SSIM to truth", "higher", "truth", "SSIM to the noise-free truth."),
+    "dice_truth": Kind("Dice to truth", "higher", "truth", "Overlap of segmented with true tissues."),
+    "volume_error_truth": Kind("volume error to truth", "lower", "truth", "Relative error of GM and WM volume."),
+    "gradient_correlation": Kind("gradient corr.", "higher", "kept", "Correlation of edges with the scan's own."),
+    "structural_dissimilarity": Kind(
+        "struct. diss.", "lower", "kept", "Structure that differs from the scan's, 0 to 1."
+    ),
+    "hallucination": Kind(
+        "hallucination", "lower", "kept", "Share of the output that no local map of the scan explains."
+    ),
+    "idempotence": Kind("change if repeated", "lower", "kept", "Mean change when the output is harmonized again."),
+    "lesion_preservation": Kind(
+        "lesion contrast kept", "neither", "kept", "Lesion contrast over the scan's; 1 is best."
+    ),
+    "tissue_contrast": Kind("GM-WM contrast", "higher", "kept", "Contrast of true GM and WM. Denoising raises it.", 2),
+    "noise": Kind("noise", "neither", "kept", "Noise as a share of the brain's 1st to 99th percentile."),
+    "smoothness_mm": Kind("smoothness mm", "neither", "kept", "Width of the image's autocorrelation in mm: blur.", 2),
+    "subject_nearest": Kind(
+        "person found", "higher", "people", "How often the nearest image of another site is the same person's."
+    ),
+    "subject_silhouette": Kind("person silhouette", "higher", "people", "How tightly features gather by person."),
+    "age_mae": Kind("age MAE", "lower", "people", "Error of brain age in years, cross-validated by subject.", 1),
+    "age_mae_across_sites": Kind("age MAE across", "lower", "people", "The same, the tested site left out.", 1),
+    "age_association": Kind(
+        "GM with age", "neither", "people", "Correlation of grey matter's share with age in sites."
+    ),
+    "sex_association": Kind(
+        "GM with sex", "neither", "people", "Correlation of grey matter's share with sex in sites."
+    ),
+    "gm_share": Kind("GM share", "neither", "people", "Part of the brain segmented as grey matter."),
+}
+"""In the order of the report. Lower or higher is better for harmonizing; nothing of it replaces looking at images."""
+
+OURS, RAW = "ours", "raw"
+BEST_KNOWN = "n4_histogram_matching"
+"""The simple method that is hardest to beat; pictures show it and the dearest measures include it."""
+
+_NAMES = {
+    RAW: "raw",
+    "zscore": "z-score",
+    "whitestripe": "WhiteStripe",
+    "nyul": "Nyúl",
+    "histogram_matching": "histogram matching",
+    "n4_histogram_matching": "N4 + histogram matching",
+    "n4_histogram_matching_nlm": "N4 + HM + NLM",
+    "combat": "ComBat (features)",
+    "covbat": "CovBat (features)",
+    OURS: "harmonized (ours)",
+}
+"""Names of the built-in methods for people, in the order of tables; archives stand where :func:`ordered` puts them."""
+
+SIMPLE = tuple(name for name in _NAMES if name not in (RAW, "combat", "covbat", OURS))
+"""The simple methods that make images: the alternatives to ours."""
+
+
+def shown_name(method: str) -> str:
+    """A method's name for people."""
+    return _NAMES.get(method, method)
+
+
+def ordered(methods: Iterable[str]) -> list[str]:
+    """Built-in methods, then the archives by name, ours last."""
+    methods = set(methods)
+    known = [name for name in _NAMES if name in methods and name != OURS]
+    return known + sorted(methods - _NAMES.keys()) + [OURS] * (OURS in methods)
+
+
+def text_of(measure: str, value: float) -> str:
+    """A value with the measure's decimals."""
+    return f"{value:.{MEASURES[measure].digits}f}"

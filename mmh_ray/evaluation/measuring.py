@@ -1,0 +1,232 @@
+"""The measures of one image and of a pair of images under one method, and how long each takes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmh_ray.errors import DataError
+from mmh_ray.evaluation import harm
+from mmh_ray.evaluation.catalogue import RAW
+from mmh_ray.evaluation.metrics import (
+    Joint,
+    gradient_correlation,
+    joint_bins,
+    psnr,
+    scale_by_percentiles,
+    ssim,
+    tissue_contrast,
+    w1,
+)
+from mmh_ray.evaluation.probes import image_features, probe_slices
+from mmh_ray.evaluation.scans import Row, Scan, Truth, on_one_grid
+from mmh_ray.evaluation.segmentation import TISSUES, segment_tissues, tissue_dice, tissue_labels, volume_error
+
+FACTS = ("image_id", "subject", "site", "sequence", "age", "sex")
+"""What a row of the manifest says of an image and its measures' rows repeat."""
+
+_HISTOGRAM_POINTS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a method made of a scan: the image, the same scaled by its percentiles, its tissues' labels and millilitres."""
+
+    method: str
+    scan: Scan
+    image: np.ndarray
+    scaled: np.ndarray
+    labels: np.ndarray | None
+
+    def share(self, tissue: str) -> float | None:
+        """Part of the brain that is this tissue."""
+        if self.labels is None:
+            return None
+        return float(np.mean(self.labels[self.scan.mask] == TISSUES.index(tissue) + 1))
+
+
+class Bulk(NamedTuple):
+    """What only measures of a whole cohort need of an image; it stays away from the driver.
+
+    256 quantiles of the scaled brain, the same of every tissue, the binned truth, named features, slices for the CNN.
+    """
+
+    quantiles: np.ndarray
+    tissues: Mapping[str, np.ndarray]
+    joint: Joint | None
+    features: Mapping[str, float]
+    slices: np.ndarray | None
+
+
+@dataclass
+class Clock:
+    """Processor seconds and calls by measure; what cannot be had is None and leaves a note, and whose it was."""
+
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    calls: Counter[str] = field(default_factory=Counter)
+    notes: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def run(self, name: str, whose: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The function's result; None where it raises DataError or gives a number that is not finite."""
+        start = time.process_time()
+        try:
+            found = function(*arguments)
+        except DataError as error:
+            self.notes[f"no {name}: {error}"].append(whose)
+            return None
+        finally:
+            self.seconds[name] += time.process_time() - start
+            self.calls[name] += 1
+        return None if isinstance(found, float) and not math.isfinite(found) else found
+
+    def add(self, other: Clock) -> None:
+        """Take in another's seconds and notes."""
+        for name, seconds in other.seconds.items():
+            self.seconds[name] += seconds
+        self.calls.update(other.calls)
+        for text, own in other.notes.items():
+            self.notes[text] += own
+
+    def said(self) -> list[str]:
+        """A sentence per note."""
+        return [
+            f"{text} ({own[0]}{f' and {len(own) - 1} more' if own[1:] else ''})" for text, own in self.notes.items()
+        ]
+
+
+def make_output(method: str, scan: Scan, image: np.ndarray, clock: Clock) -> Output:
+    """Scale an image by nothing but itself and segment it."""
+    sequence, image_id = scan.row["sequence"], scan.row["image_id"]
+    scaled = scale_by_percentiles(image, scan.mask)
+    labels = clock.run("segmentation", image_id, lambda: tissue_labels(segment_tissues(scaled, scan.mask, sequence)))
+    return Output(method, scan, image, scaled, labels)
+
+
+def _of_truth(output: Output, truth: Truth) -> dict[str, Callable[[], float | None]]:
+    mask, tissues = output.scan.mask, truth.tissues
+    target = scale_by_percentiles(truth.noisefree, mask)
+    made: dict[str, Callable[[], float | None]] = {
+        "psnr_truth": lambda: psnr(output.scaled, target, mask),
+        "ssim_truth": lambda: ssim(output.scaled, target, mask),
+    }
+    if tissues.keys() >= {"GM", "WM"}:
+        grey, white = tissues["GM"] * mask, tissues["WM"] * mask
+        made["tissue_contrast"] = lambda: tissue_contrast(output.image, grey, white)
+    if truth.labels is not None and output.labels is not None:
+        own, known = output.labels, truth.labels * mask
+        made["dice_truth"] = lambda: _mean_dice(own, known)
+        made["volume_error_truth"] = lambda: _mean_volume_error(own, known)
+    if truth.lesion is not None and (truth.lesion & mask).any():
+        lesion, source = truth.lesion & mask, output.scan.volume.data
+        made["lesion_preservation"] = lambda: harm.lesion_preservation(output.image, source, lesion, mask)
+    return made
+
+
+def _of_source(output: Output) -> dict[str, Callable[[], float | None]]:
+    image, source, mask = output.image, output.scan.volume.data, output.scan.mask
+    return {
+        "gradient_correlation": lambda: gradient_correlation(image, source, mask),
+        "structural_dissimilarity": lambda: harm.structural_dissimilarity(image, source, mask),
+        "hallucination": lambda: harm.hallucination(image, source, mask),
+        "noise": lambda: harm.noise_estimate(image, mask),
+        "smoothness_mm": lambda: harm.smoothness_mm(image, mask, output.scan.volume.spacing),
+        "gm_share": lambda: output.share("GM"),
+    }
+
+
+IMAGE_MEASURES = (
+    *("psnr_truth", "ssim_truth", "gradient_correlation", "tissue_contrast", "dice_truth", "volume_error_truth"),
+    *("lesion_preservation", "structural_dissimilarity", "hallucination", "noise", "smoothness_mm", "gm_share"),
+)
+"""What an image has of itself, its source and its truth."""
+
+PAIR_MEASURES = ("psnr", "ssim", "w1", "mae", "w1_csf", "w1_gm", "w1_wm", "tissue_dice", "tissue_volume_error")
+"""What two images of one person from two sites have."""
+
+RETEST = "retest_distance"
+"""What two images of one person from one site have."""
+
+
+def measure_image(output: Output, truth: Truth | None, clock: Clock) -> Row:
+    """A row with every one of :data:`IMAGE_MEASURES`, None where it cannot be had."""
+    row: Row = {name: output.scan.row[name] for name in FACTS}
+    row |= {"method": output.method} | dict.fromkeys(IMAGE_MEASURES)
+    functions = _of_source(output) | ({} if truth is None else _of_truth(output, truth))
+    return row | {name: clock.run(name, row["image_id"], function) for name, function in functions.items()}
+
+
+def measure_pair(a: Output, b: Output, clock: Clock) -> Row:
+    """A row with :data:`PAIR_MEASURES` of two sites, or :data:`RETEST` of one; None where grids differ."""
+    first, second = (output.scan.row for output in (a, b))
+    names = [first["image_id"], second["image_id"]]
+    row: Row = {"method": a.method, "images": names, "subject": first["subject"], "sequence": first["sequence"]}
+    row |= dict.fromkeys((*PAIR_MEASURES, RETEST))
+    functions: dict[str, Callable[[], float]] = {}
+    both = a.scan.mask & b.scan.mask if on_one_grid(a.scan, b.scan) else None
+    if both is None or not both.any():
+        both = None
+        text = "different grids: no PSNR, SSIM, MAE or Dice between two images of one person"
+        clock.notes[text].append(f"{names[0]} and {names[1]}")
+    if first["site"] == second["site"]:
+        functions = {} if both is None else {RETEST: lambda: harm.distance(a.image, b.image, both)}
+    else:
+        functions = _between_sites(a, b, both)
+    return row | {name: clock.run(name, names[0], function) for name, function in functions.items()}
+
+
+def _between_sites(a: Output, b: Output, both: np.ndarray | None) -> dict[str, Callable[[], float]]:
+    one, other = a.scaled, b.scaled
+    made: dict[str, Callable[[], float]] = {"w1": lambda: w1(one[a.scan.mask], other[b.scan.mask])}
+    if both is not None:
+        made["psnr"] = lambda: psnr(one, other, both)
+        made["ssim"] = lambda: ssim(one, other, both)
+        made["mae"] = lambda: harm.mae(one, other, both)
+    first, second = a.labels, b.labels
+    if first is not None and second is not None:
+        for i, tissue in enumerate(TISSUES):
+            inside, elsewhere = one[first == i + 1], other[second == i + 1]
+            if inside.size and elsewhere.size:
+                made[f"w1_{tissue.lower()}"] = lambda x=inside, y=elsewhere: w1(x, y)  # type: ignore[misc]
+        if both is not None:
+            made["tissue_volume_error"] = lambda: _mean_volume_error(first, second)
+            made["tissue_dice"] = lambda: _mean_dice(first * both, second * both)
+    return made
+
+
+def bulk_of(output: Output, truth: Truth | None, slices: bool, clock: Clock) -> Bulk:
+    """What the measures of the cohort need of this image.
+
+    A scanner's gain means nothing: raw enters the truth error scaled by its percentiles, which can only help it.
+    """
+    scan, name = output.scan, output.scan.row["image_id"]
+    middles = (np.arange(_HISTOGRAM_POINTS) + 0.5) / _HISTOGRAM_POINTS
+    image = output.scaled if output.method == RAW else output.image
+    labels = output.labels
+    tissues: Mapping[str, np.ndarray] = {}
+    if labels is not None:
+        tissues = clock.run("tissue_quantiles", name, lambda: harm.tissue_quantiles(output.scaled, labels)) or {}
+    return Bulk(
+        np.quantile(output.scaled[scan.mask], middles).astype(np.float32),
+        tissues,
+        None if truth is None else joint_bins(image, truth.noisefree, scan.mask),
+        clock.run("features", name, lambda: image_features(output.image, scan.mask, scan.volume.spacing)) or {},
+        clock.run("slices", name, lambda: probe_slices(output.image, scan.mask, scan.volume.affine))
+        if slices
+        else None,
+    )
+
+
+def _mean_dice(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.nanmean(list(tissue_dice(a, b).values())))
+
+
+def _mean_volume_error(a: np.ndarray, b: np.ndarray) -> float:
+    """Of grey and white matter, where the reference has any."""
+    labels = (TISSUES.index("GM") + 1, TISSUES.index("WM") + 1)
+    return float(np.mean([volume_error(a == label, b == label) for label in labels]))

@@ -1,0 +1,160 @@
+"""Can the site still be told? Frozen and retrained probes, on features and on slices.
+
+A *frozen* probe was trained on raw images: it finds only the marks that raw images carry, and a method can learn to fool it. A
+*retrained* probe is trained on the method's own output: it finds whatever mark is left or was added. Judge by the retrained one. Both
+are cross-validated by subject, so that no probe knows a person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import recall_score
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from mmh_ray.errors import DataError
+from mmh_ray.evaluation.features import image_features, probe_slices
+
+__all__ = ["ProbeResult", "cnn_site_probe", "image_features", "probe_slices", "site_probe"]
+
+FOLDS = 5
+CNN_FOLDS = 3
+_SHUFFLES = 1000
+_OUTLIER = 10.0  # standard deviations: a frozen probe meets features far from those it knows
+
+Labels = Sequence[str] | np.ndarray
+Predict = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What a probe found.
+
+    Attributes
+    ----------
+    balanced_accuracy:
+        Mean over sites of the share of their images that are told right, 0 to 1; after harmonization, lower is better down to ``chance``.
+    chance:
+        ``1 / sites``: what guessing reaches on average.
+    chance_high:
+        What 95 of 100 guessers stay below: the 95th percentile when the predictions are dealt to the images anew. Above it sites
+        can be told. It takes images for independent, so with several images a person it is a little low.
+    correct:
+        ``(n,)`` bool, image by image, each judged by a probe that never saw its subject; for
+        :func:`mmh_ray.evaluation.statistics.bootstrap` with the sites as strata.
+    predicted:
+        ``(n,)`` site names.
+    """
+
+    balanced_accuracy: float
+    chance: float
+    chance_high: float
+    correct: np.ndarray
+    predicted: np.ndarray
+
+
+def site_probe(
+    features: np.ndarray, site: Labels, subject: Labels, seed: int = 0, trained_on: np.ndarray | None = None
+) -> ProbeResult:
+    """Linear probe: multinomial logistic regression (Cox 1958), ridge penalty 1, on features standardised in the training folds.
+
+    Cannot see: marks that no feature carries, and combinations of features that no plane separates; and it cannot tell a scanner from its
+    population: where sites differ in age, an honest method stays above chance.
+
+    Parameters
+    ----------
+    features:
+        ``(n, F)`` of the method's output; NaN takes the training folds' mean.
+    trained_on:
+        None: *retrained* on the method's own output. The raw images' features ``(n, F)``, row for row: *frozen*, trained on raw images of
+        the training folds and applied to the method's output of the held-out subjects.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two sites, or a site of fewer than two subjects.
+    """
+
+    def predict(known: np.ndarray, names: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+        model = make_pipeline(
+            SimpleImputer(keep_empty_features=True),
+            StandardScaler(),
+            FunctionTransformer(_without_outliers),
+            LogisticRegression(class_weight="balanced", max_iter=5000),
+        )
+        return model.fit(known, names).predict(unknown)
+
+    return _probe(predict, np.asarray(features, float), site, subject, FOLDS, seed, trained_on)
+
+
+def cnn_site_probe(
+    slices: np.ndarray, site: Labels, subject: Labels, seed: int = 0, trained_on: np.ndarray | None = None
+) -> ProbeResult:
+    """The same with a small convolutional network on ``(n, S, P, P)`` slices of :func:`probe_slices`, 3 folds. Needs torch.
+
+    It sees each slice and its high-pass, and is trained until it knows the training images or learns no more; the same seed gives
+    the same answer. Cannot see: what is outside the slices; marks for which so few images and so small a network do not suffice.
+
+    Raises
+    ------
+    DataError
+        As :func:`site_probe`.
+    """
+    from mmh_ray.evaluation.cnn import train_classifier
+
+    def predict(known: np.ndarray, names: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+        kinds, codes = np.unique(names, return_inverse=True)
+        return kinds[train_classifier(known, codes, seed)(unknown)]
+
+    return _probe(predict, slices, site, subject, CNN_FOLDS, seed, trained_on)
+
+
+def _probe(
+    predict: Predict,
+    output: np.ndarray,
+    site: Labels,
+    subject: Labels,
+    folds: int,
+    seed: int,
+    trained_on: np.ndarray | None,
+) -> ProbeResult:
+    names = np.asarray(site, str)
+    source = output if trained_on is None else np.asarray(trained_on, output.dtype)
+    predicted = np.empty_like(names)
+    for training, tested in _splits(names, np.asarray(subject, str), folds, seed):
+        predicted[tested] = predict(source[training], names[training], output[tested])
+    chance = 1 / len(np.unique(names))
+    accuracy, high = _balanced(names, predicted), _chance_high(names, predicted, seed)
+    return ProbeResult(accuracy, chance, high, predicted == names, predicted)
+
+
+def _splits(site: np.ndarray, subject: np.ndarray, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Folds by subject in which every site has its share of images."""
+    people = {name: len(np.unique(subject[site == name])) for name in np.unique(site)}
+    if len(people) < 2 or min(people.values()) < 2:
+        seen = ", ".join(f"{name}: {count}" for name, count in people.items())
+        raise DataError(f"subjects by site {seen}", "two sites of two subjects or more", "Leave small sites out.")
+    splitter = StratifiedGroupKFold(min(folds, *people.values()), shuffle=True, random_state=seed)
+    return splitter.split(site, site, subject)
+
+
+def _balanced(site: np.ndarray, predicted: np.ndarray) -> float:
+    return float(recall_score(site, predicted, labels=np.unique(site), average="macro"))
+
+
+def _chance_high(site: np.ndarray, predicted: np.ndarray, seed: int) -> float:
+    _, truth, counts = np.unique(site, return_inverse=True, return_counts=True)
+    weights = 1 / (len(counts) * counts[truth])
+    rng = np.random.default_rng(seed)
+    drawn = [float(weights[rng.permutation(predicted) == site].sum()) for _ in range(_SHUFFLES)]
+    return float(np.percentile(drawn, 95))
+
+
+def _without_outliers(features: np.ndarray) -> np.ndarray:
+    return np.clip(features, -_OUTLIER, _OUTLIER)

@@ -1,0 +1,85 @@
+"""Evaluations kept with the model version that they are of, and the alias that moves on their account."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmh_ray.config import Config, TrackingConfig
+from mmh_ray.errors import ModelError
+from mmh_ray.tracking.registry import BUNDLE_HASH, find_version, open_store, version_uri
+from mmh_ray.tracking.runs import METRICS_PER_REQUEST, finish, start_run
+
+EVALUATION = "mmh.evaluation"
+"""Tag of a model version: the run that holds its latest evaluation."""
+
+
+def cite(model: str, tracking: TrackingConfig) -> tuple[str, str | None]:
+    """``models:/NAME/VERSION`` of a registered model, and the hash of its bundle.
+
+    Raises
+    ------
+    ModelError
+        If there is no such store, name, alias or version.
+    """
+    open_store(model, tracking)
+    version = find_version(model)
+    return version_uri(version), version.tags.get(BUNDLE_HASH)
+
+
+def record_evaluation(model: str, files: Sequence[Path], metrics: Mapping[str, float], config: Config) -> str:
+    """Keep an evaluation in a run of its own: metrics on the model, files as artifacts, a tag on the version. Returns the run's id."""
+    import mlflow
+    from mlflow.entities import Metric
+
+    open_store(model, config.tracking)
+    client, version = mlflow.MlflowClient(), find_version(model)
+    uri, now = version_uri(version), int(time.time() * 1000)
+    run_id = start_run(config, f"evaluate {version.name}/{version.version}", None, {"model": uri})
+    logged = version.model_id or (version.source or "").removeprefix(
+        "models:/"
+    )  # a SQLite store keeps it in the source only
+    entries = [Metric(name, value, now, 0, model_id=logged) for name, value in sorted(metrics.items())]
+    for first in range(0, len(entries), METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics=entries[first : first + METRICS_PER_REQUEST])
+    for path in files:
+        client.log_artifact(run_id, str(path), artifact_path="evaluation")
+    finish(run_id)
+    client.set_model_version_tag(version.name, version.version, EVALUATION, run_id)
+    return run_id
+
+
+def evaluation_of(model: str, tracking: TrackingConfig) -> tuple[str, Path]:
+    """URI with the version, and a local folder of the files of its latest evaluation.
+
+    Raises
+    ------
+    ModelError
+        If the model is not registered or was not evaluated, or the files cannot be reached.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    open_store(model, tracking)
+    version = find_version(model)
+    uri = version_uri(version)
+    run_id = version.tags.get(EVALUATION)
+    if run_id is None:
+        remedy = f"Run mmh evaluate with --archive ours=OUT that it made and --model {uri}."
+        raise ModelError(f"{uri}, which was not evaluated", "a model with an evaluation", remedy)
+    try:
+        return uri, Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="evaluation"))
+    except (MlflowException, OSError) as error:
+        received = f"evaluation of {uri} in run {run_id}: {' '.join(str(error).split())[:300]}"
+        raise ModelError(
+            received, "its files", "Check that the artifacts can be reached, or evaluate again."
+        ) from error
+
+
+def move_alias(model: str, alias: str) -> None:
+    """Give a registered version the alias; the store is open."""
+    import mlflow
+
+    version = find_version(model)
+    mlflow.MlflowClient().set_registered_model_alias(version.name, alias, version.version)

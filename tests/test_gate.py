@@ -1,0 +1,143 @@
+"""Evaluations and aliases in a real MLflow store on SQLite: figures stay with their model, and only a better one moves the alias."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mmh_ray import tracking
+from mmh_ray.bids.ledger import LEDGER, LEDGER_SCHEMA, write_ledger
+from mmh_ray.config import Config, GridConfig, ModelConfig, PromoteConfig, TrackingConfig
+from mmh_ray.distributed.evaluation_files import EVALUATION, PER_IMAGE, REPORT
+from mmh_ray.distributed.gate import check_model, keep_with_model, promote
+from mmh_ray.errors import ConfigError, DataError, ModelError
+from mmh_ray.evaluation.catalogue import MEASURES
+from mmh_ray.models.bundle import bundle_hash, save_bundle
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.provenance import write_json
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:(mlflow|pydantic|sqlalchemy|alembic)(\..*)?"),
+    pytest.mark.filterwarnings(r"ignore::FutureWarning:mlflow(\..*)?"),
+    pytest.mark.filterwarnings(r"ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+
+CHAMPION, SAME, CANDIDATE = (f"models:/mmh-global/{version}" for version in (1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
+    """Three registered versions, the first of which is champion, and the hash of their bundle."""
+    folder = tmp_path_factory.mktemp("store")
+    config = Config(
+        model=ModelConfig(channels=(8, 16), slab=1, distances=(1, 2)),
+        grid=GridConfig(spacing_mm=8.0, shape=(16, 16, 16)),
+        promote=PromoteConfig(improve=("truth_nrmse",), keep=("gradient_correlation",)),
+        tracking=TrackingConfig(uri=f"sqlite:///{folder}/tracking.db", experiment="tests"),
+    )
+    quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
+    model = GlobalHarmonizer(config.model, config.train, quantiles)
+    save_bundle(folder / "global", model, config, quantiles=quantiles, data_hash="abc", training={"steps": 3})
+    tracking.configure(config.tracking)
+    for alias in ("champion", "same", "candidate"):
+        named = replace(config, tracking=replace(config.tracking, alias=alias))
+        tracking.register(tracking.start_run(named, alias, None, {}), folder / "global", named)
+    return config, bundle_hash(folder / "global")
+
+
+def _evaluation(out: Path, error: float, data: str = "same") -> str:
+    """A folder as `mmh evaluate` leaves it: eight subjects whose error to the truth differs by person."""
+    facts = [{"image_id": f"sub-{i}_T1w", "subject": str(i), "site": "ab"[i % 2]} for i in range(8)]
+    own: dict[str, Any] = dict.fromkeys(MEASURES, np.nan) | {"gradient_correlation": 0.98}
+    rows = [
+        {**row, **own, "sequence": "T1w", "method": "ours", "truth_nrmse": error + 0.01 * i}
+        for i, row in enumerate(facts)
+    ]
+    out.mkdir()
+    pd.DataFrame(rows).to_parquet(out / PER_IMAGE)
+    values = {"truth_nrmse": {"value": error + 0.035, "low": None, "high": None, "n": 8}}
+    write_json(out / EVALUATION, {"ours": {"T1w": values}, "differences": {}, "about": {"data_hash": data}})
+    (out / REPORT).write_text("<html></html>")
+    return str(out)
+
+
+@pytest.fixture
+def evaluated(store: tuple[Config, str], tmp_path: Path) -> Config:
+    """Champion and candidate evaluated; the candidate is better. The alias is where it was at first."""
+    config, _ = store
+    keep_with_model(CHAMPION, _evaluation(tmp_path / "champion", 0.40), config)
+    keep_with_model(CANDIDATE, _evaluation(tmp_path / "candidate", 0.35), config)
+    tracking.move_alias(CHAMPION, "champion")
+    return config
+
+
+def _champion(config: Config) -> str:
+    return tracking.cite("models:/mmh-global@champion", config.tracking)[0]
+
+
+def test_figures_and_files_are_with_the_version(evaluated: Config) -> None:
+    client = mlflow.MlflowClient()
+    version = client.get_model_version("mmh-global", "3")
+    run = client.get_run(version.tags["mmh.evaluation"])
+    assert run.data.metrics == {"evaluation.T1w.truth_nrmse": pytest.approx(0.385)}
+    assert run.data.tags["mmh.model"] == CANDIDATE
+    assert run.info.status == "FINISHED"
+    [metric] = client.get_logged_model(version.source.removeprefix("models:/")).metrics
+    assert (metric.key, metric.value) == ("evaluation.T1w.truth_nrmse", pytest.approx(0.385))
+    uri, folder = tracking.evaluation_of("models:/mmh-global@candidate", evaluated.tracking)
+    assert uri == CANDIDATE
+    assert {path.name for path in folder.iterdir()} == {EVALUATION, PER_IMAGE, REPORT}
+
+
+def test_a_better_model_takes_the_alias(evaluated: Config) -> None:
+    decision = promote("models:/mmh-global@candidate", "champion", evaluated)
+    assert decision.passed
+    assert _champion(evaluated) == CANDIDATE
+    assert f"mmh-global@champion was {CHAMPION} and is {CANDIDATE}" in decision.outcome
+    assert decision.lines[0].startswith("T1w gradient corr. ↑: 0.980 against 0.980")
+    again = promote(CANDIDATE, "champion", evaluated)
+    assert (again.passed, again.outcome) == (False, f"not promoted: {CANDIDATE} is mmh-global@champion already")
+
+
+def test_one_that_is_not_better_does_not(evaluated: Config, tmp_path: Path) -> None:
+    keep_with_model(SAME, _evaluation(tmp_path / "same", 0.40), evaluated)
+    decision = promote(SAME, "champion", evaluated)
+    assert not decision.passed
+    assert "none of truth_nrmse is shown to be better" in decision.outcome
+    assert _champion(evaluated) == CHAMPION
+
+
+def test_other_images_and_no_evaluation_are_refused(evaluated: Config, tmp_path: Path) -> None:
+    keep_with_model(SAME, _evaluation(tmp_path / "other", 0.1, data="other"), evaluated)
+    with pytest.raises(DataError, match="on different images"):
+        promote(SAME, "champion", evaluated)
+    mlflow.MlflowClient().delete_model_version_tag("mmh-global", "2", "mmh.evaluation")
+    with pytest.raises(ModelError, match=rf"{SAME}, which was not evaluated.*Run mmh evaluate"):
+        promote(SAME, "champion", evaluated)
+    with pytest.raises(ModelError, match="an alias of mmh-global"):
+        promote(SAME, "nobody", evaluated)
+    assert _champion(evaluated) == CHAMPION
+
+
+def test_the_ledger_must_name_the_model(store: tuple[Config, str], tmp_path: Path) -> None:
+    config, bundle = store
+    archives = {"raw": "bids", "ours": str(tmp_path)}
+    row = dict.fromkeys(LEDGER_SCHEMA.names) | {"image_id": "a", "status": "done", "model_hash": bundle}
+    write_ledger(tmp_path / LEDGER, [row])
+    assert check_model("models:/mmh-global@candidate", archives, config) == CANDIDATE
+    write_ledger(tmp_path / LEDGER, [row, row | {"image_id": "b", "model_hash": "other"}])
+    with pytest.raises(ConfigError, match="made by another model"):
+        check_model(CANDIDATE, archives, config)
+    write_ledger(tmp_path / LEDGER, [])
+    with pytest.raises(ConfigError, match="made by a model that no ledger names"):
+        check_model(CANDIDATE, archives, config)
+    with pytest.raises(ConfigError, match="without --archive ours=OUT"):
+        check_model(CANDIDATE, {"raw": "bids"}, config)
