@@ -168,7 +168,7 @@ def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed:
     rng, before = np.random.default_rng([seed, 3]), held_out()
     for _ in range(steps):
         same = np.arange(aside + rng.integers(2), len(statistics), 2)  # of one sequence
-        loss, _ = contrast(rng.choice(same, min(3, len(same)), replace=False).tolist())
+        loss, _ = contrast(rng.choice(same, min(2, len(same)), replace=False).tolist())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=160, help="of the whole encoder")
     parser.add_argument("--blocks", type=int, default=30, help="seen while head and aggregator are refined")
-    parser.add_argument("--refine-steps", type=int, default=150)
+    parser.add_argument("--refine-steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
