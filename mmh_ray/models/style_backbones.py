@@ -61,6 +61,10 @@ class EmbeddedBackbone(SliceBackbone):
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         """Vectors ``(N, D)`` of slices."""
+        return self.head(self.statistics(images, masks))
+
+    def statistics(self, images: Tensor, masks: Tensor) -> Tensor:
+        """What the head sees: ``(N, S)`` means and standard deviations over the brain of all levels' features."""
         features = images = (images - 0.5) / 0.25 * masks
         statistics = [_statistics(self.histogram(images), masks)]
         for number, level in enumerate(self.levels):
@@ -68,7 +72,7 @@ class EmbeddedBackbone(SliceBackbone):
                 features, masks = F.avg_pool2d(features, 2, ceil_mode=True), F.avg_pool2d(masks, 2, ceil_mode=True)
             features = level(features)
             statistics.append(_statistics(features, masks))
-        return self.head(torch.cat(statistics, dim=1))
+        return torch.cat(statistics, dim=1)
 
 
 def _level(before: int, after: int) -> nn.Module:
