@@ -1,0 +1,50 @@
+"""Are the lesions of real scans still there?
+
+    python benchmarks/real_lesions.py BIDS OUT
+
+For every lesion mask of BIDS/derivatives/labels and every harmonized image of the same session in OUT (made by `mmh harmonize BIDS OUT ...`):
+the contrast of the lesion with what lies two to four voxels around it, in standard deviations of the brain around it, and the
+area under the ROC curve of telling lesion from surroundings by intensity (1 or 0: every voxel; .5: not at all), which no increasing
+intensity curve changes. Each for the scan and for the harmonized image.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+from sklearn.metrics import roc_auc_score
+
+from mmh_ray.bids.entities import output_path, parse
+from mmh_ray.imaging.volume import read_volume
+
+
+def main() -> None:
+    """Print a row per image and lesion mask."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bids", type=Path)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    print(f"{'image':<36} {'voxels':>7} {'contrast before':>16} {'after':>6} {'AUC before':>11} {'after':>6}")
+    for label in sorted(arguments.bids.glob("derivatives/labels/**/*_label-lesion_mask.nii.gz")):
+        entities = parse(label)
+        folder = arguments.bids.joinpath(*entities.folders, "anat")
+        for path in sorted([*folder.glob("*_T1w.nii.gz"), *folder.glob("*_T2w.nii.gz")]):
+            harmonized, lesion = arguments.out / output_path(parse(path)), read_volume(label).data > 0.5
+            if harmonized.exists() and lesion.shape == (scan := read_volume(path)).data.shape:
+                (before, auc), (after, auc_after) = (found(v.data, lesion) for v in (scan, read_volume(harmonized)))
+                print(f"{parse(path).image_id:<36} {lesion.sum():>7} {before:>16.2f} {after:>6.2f} {auc:>11.3f} {auc_after:>6.3f}")
+
+
+def found(image: np.ndarray, lesion: np.ndarray) -> tuple[float, float]:
+    """Contrast and area under the curve of a lesion."""
+    near = ndimage.binary_dilation(lesion, iterations=4) & ~ndimage.binary_dilation(lesion, iterations=1) & (image > 0)
+    contrast = (image[lesion].mean() - image[near].mean()) / image[near].std()
+    labels = np.r_[np.ones(lesion.sum()), np.zeros(near.sum())]
+    return float(contrast), float(roc_auc_score(labels, np.r_[image[lesion], image[near]]))
+
+
+if __name__ == "__main__":
+    main()
