@@ -35,7 +35,9 @@ def main() -> None:
             harmonized, lesion = arguments.out / output_path(parse(path)), read_volume(label).data > 0.5
             if harmonized.exists() and lesion.shape == (scan := read_volume(path)).data.shape:
                 (before, auc), (after, auc_after) = (found(v.data, lesion) for v in (scan, read_volume(harmonized)))
-                print(f"{parse(path).image_id:<36} {lesion.sum():>7} {before:>16.2f} {after:>6.2f} {auc:>11.3f} {auc_after:>6.3f}")
+                print(
+                    f"{parse(path).image_id:<36} {lesion.sum():>7} {before:>16.2f} {after:>6.2f} {auc:>11.3f} {auc_after:>6.3f}"
+                )
 
 
 def found(image: np.ndarray, lesion: np.ndarray) -> tuple[float, float]:

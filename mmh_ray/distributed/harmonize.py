@@ -70,7 +70,7 @@ def harmonize(job: Job) -> dict[str, int]:
         remove_partial(job.out)
         tasks = _tasks(job, rows, journal.rows(), looks)
         record = _record(job, len(tasks) * len(looks), facts)
-        record.write(job.out)
+        _write_record(record, job.out)
         failure: str | None = None
         try:
             return _work_through(job, tasks, folder, facts, looks, journal)
@@ -79,7 +79,7 @@ def harmonize(job: Job) -> dict[str, int]:
             raise
         finally:
             record = dataclasses.replace(record, finished=utc_now().isoformat(), failure=failure)
-            record.write(job.out)
+            _write_record(record, job.out)
             write_cohort_report(job.out, record, journal.rows().values(), job.config.quality)
 
 
@@ -218,6 +218,14 @@ def _record(job: Job, images: int, facts: Row) -> RunRecord:
         settings=settings,
         versions={name: version(name) for name in VERSIONS},
     )
+
+
+def _write_record(record: RunRecord, out: str) -> None:
+    """A record that cannot be written (a full disk) costs no image, only a warning: the ledger has what was done."""
+    try:
+        record.write(out)
+    except OSError as error:
+        log.warning("%s: no record of the run (%s)", out, error)
 
 
 def _work_through(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from mmh_ray.bids.ledger import current_rows
 from mmh_ray.config import Config
 from mmh_ray.distributed.harmonize import harmonize
 from mmh_ray.distributed.job import Job
-from mmh_ray.errors import ConfigError
+from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
 
@@ -115,3 +119,22 @@ def test_an_output_that_is_read_only_is_an_error(job: Job, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="Permission denied; expected a folder that can be written to"):
         harmonize(replace(job, out=str(tmp_path / "out")))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB; skips where none can be mounted."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_a_disk_that_fills_up_fails_the_image_and_leaves_nothing_half_written(job: Job, small_disk: Path) -> None:
+    with contextlib.suppress(DataError):  # of the ledger, which may find no room either
+        harmonize(replace(job, out=str(small_disk), participants=("01",)))
+    row = {row["image_id"]: row for row in current_rows(small_disk)}[GOOD]
+    assert row["status"] == "failed"
+    assert "No space left on device" in row["reason"]
+    assert not [name for name in files(small_disk) if name.startswith("sub-")]

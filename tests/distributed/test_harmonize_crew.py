@@ -13,9 +13,12 @@ import pytest
 from mmh_ray.config import Config
 from mmh_ray.distributed import harmonize as driver
 from mmh_ray.distributed.job import Job
-from mmh_ray.distributed.worker import ledger_row
+from mmh_ray.distributed.worker import Look, ledger_row
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+LOOK = Look(None, "a" * 64)
 
 
 def rows_of(monkeypatch: pytest.MonkeyPatch, config: Config, bundle: Path, folder: Path, *images: str) -> dict:
@@ -24,20 +27,21 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, config: Config, bundle: Path, folde
     class Meeting:
         def __init__(self, *_: Any) -> None: ...
 
-        def harmonize(self, row: dict[str, Any]) -> dict[str, Any]:
+        def harmonize(self, row: dict[str, Any]) -> list[dict[str, Any]]:
             Path(folder, row["image_id"]).touch()
             deadline = time.monotonic() + 60
             while len(list(folder.iterdir())) < 2 and time.monotonic() < deadline:
                 time.sleep(0.01)
             if row["image_id"] == "fatal":
                 os._exit(1)
-            return ledger_row(row, "done" if len(list(folder.iterdir())) > 1 else "failed", None)
+            status = "done" if len(list(folder.iterdir())) > 1 else "failed"
+            return [ledger_row(row, LOOK, status, None)]
 
     monkeypatch.setattr(driver, "HarmonizeWorker", Meeting)
     monkeypatch.setattr(driver, "MOST_ABREAST", 2)
     job = Job("bids", str(folder), str(bundle), replace(config, harmonize=replace(config.harmonize, slots=1)))
     rows = [{"image_id": name, "uri": name, "site": None, "sequence": "T1w"} for name in images]
-    return {row["image_id"]: row for row in driver._run(rows, job, bundle, {})}
+    return {row["image_id"]: row for found in driver._run(rows, job, bundle, {}, [LOOK]) for row in found}
 
 
 def test_an_actor_has_two_images_at_a_time(
