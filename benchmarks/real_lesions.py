@@ -2,8 +2,8 @@
 
     python benchmarks/real_lesions.py BIDS OUT
 
-For every lesion mask of BIDS/derivatives/labels and every harmonized image of the same session in OUT (made by `mmh harmonize BIDS OUT ...`):
-the contrast of the lesion with what lies two to four voxels around it, in standard deviations of the brain around it, and the
+For every lesion mask of BIDS/derivatives/labels and every harmonized image of the same session in OUT (made by `mmh harmonize`): the
+contrast of the lesion with what lies two to four voxels around it, in standard deviations of the brain around it, and the
 area under the ROC curve of telling lesion from surroundings by intensity (1 or 0: every voxel; .5: not at all), which no increasing
 intensity curve changes. Each for the scan and for the harmonized image.
 """

@@ -1,4 +1,7 @@
-"""What stage 2 adds to the frozen global model for one site and sequence: an intensity curve and low-rank updates of the convolutions."""
+"""What stage 2 adds to the frozen global model for one site and sequence: an intensity curve and low-rank updates of the convolutions.
+
+peft, which brings transformers, takes seconds to import: only who has adapters pays for it.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from scipy import ndimage
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor, nn
@@ -99,6 +100,8 @@ def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tenso
 
     Every other parameter is frozen. Raises ModelError where ``state`` does not fit.
     """
+    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+
     settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=LAYERS)
     unet: nn.Module = model.denoiser.unet
     model.requires_grad_(False)
@@ -123,6 +126,8 @@ def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tenso
 
 def state_of(model: GlobalHarmonizer, name: str) -> dict[str, Tensor]:
     """Weights of an adapter, float32 on the CPU."""
+    from peft import get_peft_model_state_dict
+
     found = get_peft_model_state_dict(model.denoiser.unet, adapter_name=name)
     return {key: value.detach().float().cpu().contiguous().clone() for key, value in found.items()}
 
@@ -139,6 +144,8 @@ def wearing(model: GlobalHarmonizer, name: str) -> Iterator[None]:
 
 def wear(model: GlobalHarmonizer, name: str | None) -> None:
     """Switch one adapter of the model on, or all off; the weights of one that is on are trainable."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     for module in model.denoiser.unet.modules():
         if isinstance(module, BaseTunerLayer):
             if name is not None:

@@ -1,0 +1,63 @@
+"""A target from one scan: its contrast and its sharpness are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig, StyleConfig
+from mmh_ray.harmonizer import Harmonizer
+from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
+from mmh_ray.imaging.phantom import canonical
+from mmh_ray.imaging.preprocess import prepare_volume
+from mmh_ray.imaging.volume import Volume
+from mmh_ray.models.bundle import load_bundle, save_bundle
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.style import make_style_encoder
+from mmh_ray.reference_target import target_of_scan
+
+pytestmark = pytest.mark.fast
+
+CONFIG = Config(
+    grid=GridConfig(4.0, (48, 56, 48)),
+    prepare=PrepareConfig(n4=False, register=False),
+    model=ModelConfig(channels=(8, 16), slab=1, distances=(1, 2)),
+    harmonize=HarmonizeConfig(planes=("axial",)),
+)
+
+
+@pytest.fixture(scope="module")
+def anatomy() -> Anatomy:
+    return simulate_anatomy(Person(3), 4.0)
+
+
+@pytest.fixture
+def harmonizer(anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harmonizer:
+    """One whose model knows the answer: the noise-free image."""
+    quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
+    model = GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles)
+    save_bundle(tmp_path / "bundle", model, CONFIG, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
+    known = Volume(canonical(anatomy, "T1w", 4.0), anatomy.affine)
+    unified = prepare_volume(known, anatomy.brain, CONFIG.grid, CONFIG.prepare).image
+    monkeypatch.setattr(Harmonizer, "_sample", lambda *_: unified[None])
+    return Harmonizer(load_bundle(tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.0])
+def test_contrast_and_sharpness_of_the_reference_are_found(
+    harmonizer: Harmonizer, anatomy: Anatomy, sigma: float
+) -> None:
+    look = canonical(anatomy, "T1w", 4.0) ** 1.6
+    look = ndimage.gaussian_filter(look, sigma) if sigma else look
+    encoder = make_style_encoder(StyleConfig(), 4.0)
+    target = target_of_scan(harmonizer, encoder, Volume(look, anatomy.affine), "T1w", "ref", "s" * 64, anatomy.brain)
+    style = target.styles["T1w"]
+    assert style.blur == pytest.approx(sigma, abs=0.4)
+    levels = torch.linspace(0.35, 0.95, 7)
+    assert torch.allclose(style.apply(levels), levels**1.6, atol=0.1)
+    assert target.site == "ref"
+    assert not target.weights
