@@ -24,11 +24,11 @@ class SliceClassifier(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(2, 16, 3, padding=1)
-        self.second = nn.Conv2d(16, 32, 3, stride=2, padding=1)
-        self.third = nn.Conv2d(32, 32, 3, stride=2, padding=1)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in (2, 16, 32, 32))
-        self.head = nn.Linear(96, classes)
+        self.first = nn.Conv2d(2, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.third = nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in (2, 8, 16, 32))
+        self.head = nn.Linear(80, classes)
 
     def forward(self, slices: Tensor) -> Tensor:
         image = slices[:, None]
@@ -51,7 +51,7 @@ def train_classifier(slices: np.ndarray, classes: np.ndarray, seed: int) -> Call
         torch.manual_seed(seed)
         network = SliceClassifier(int(classes.max()) + 1)
         _fit(network, slices, classes)
-    network.eval()
+        _settle(network, _tensor(slices).flatten(0, 1))
 
     def predict(unknown: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -73,6 +73,20 @@ def _fit(network: SliceClassifier, slices: np.ndarray, classes: np.ndarray) -> N
         best, waited = (loss, 0) if loss < 0.9 * best else (best, waited + 1)
         if loss < _KNOWN or waited >= PATIENCE:
             return
+
+
+def _settle(network: SliceClassifier, x: Tensor) -> None:
+    """Means and spreads of the norms from all training slices: the running ones lag behind weights that few batches have changed."""
+    for norm in network.norms:
+        assert isinstance(norm, nn.BatchNorm2d)
+        norm.reset_running_stats()
+        norm.momentum = None  # plain mean over batches
+    network.train()
+    with torch.no_grad():
+        for rows in torch.randperm(len(x)).split(_BATCH):
+            if len(rows) > 1:
+                network(x[rows])
+    network.eval()
 
 
 def _epoch(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, weight: Tensor) -> float:

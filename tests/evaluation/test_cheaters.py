@@ -146,8 +146,10 @@ def _white_and_grey(output: np.ndarray, scan: Scan) -> float:
 
 
 def _truth_errors(method: Method) -> np.ndarray:
+    """Of images scaled by themselves: a scanner's gain, which means nothing, is not held against raw and blurred scans."""
     truths, masks = zip(*((scan.truth, scan.mask) for scan in _cohort()), strict=True)
-    return truth_nrmse(_outputs(method), truths, masks).per_image
+    scaled = [scale_by_percentiles(output, mask) for output, mask in zip(_outputs(method), masks, strict=True)]
+    return truth_nrmse(scaled, truths, masks).per_image
 
 
 def _worse(method: Method, than: Method, measure: Callable[[np.ndarray, Scan], float], sign: int) -> bool:
