@@ -288,7 +288,7 @@ def _add_evaluate(commands: Commands) -> None:
     parser = _add_command(commands, "evaluate", _evaluate, "compare scans, baselines and the outputs of any methods")
     archive = (
         "raw=BIDS, the scans (or the table made by `mmh manifest`); ours=OUT, made by `mmh harmonize`; any other name and "
-        "folder of volumes in BIDS naming is a method to compare with"
+        "folder of volumes in BIDS naming is a method to compare with; ours_twice=OUT2 is OUT harmonized again"
     )
     parser.add_argument("--archive", required=True, action="append", metavar="NAME=FOLDER", type=_archive, help=archive)
     parser.add_argument(

@@ -239,6 +239,22 @@ def test_who_is_scored_can_be_chosen(tmp_path, kind, subjects):
     assert result["about"]["subjects"] == {"T1w": subjects}
 
 
+def test_an_archive_harmonized_again_says_how_much_changed(tmp_path):
+    archive = _Archive(tmp_path, travelers=2)
+    again = tmp_path / "again"
+    for path in archive.ours.rglob("*.nii.gz"):
+        once = read_volume(path)
+        spread = np.subtract(*np.percentile(once.data[MASK > 0], (99, 1)))
+        name = path.name.replace("desc-harmonized", "desc-harmonizedHarmonized")
+        write_volume(once.like((once.data + 0.02 * spread * MASK).astype(np.float32)), again / name)
+    result = archive.evaluate(ours_twice=str(again))
+    assert result["ours"]["T1w"]["idempotence"]["value"] == pytest.approx(0.02, rel=1e-3)
+    assert "idempotence" not in result["raw"]["T1w"]
+    assert "ours_twice" not in result
+    with pytest.raises(ConfigError, match="archive other_twice"):
+        archive.evaluate(other_twice=str(again))
+
+
 def test_archives_need_a_raw_one_and_names_of_their_own(tmp_path):
     with pytest.raises(ConfigError, match="expected one named raw"):
         evaluate({"ours": str(tmp_path)}, str(tmp_path / "out"), CONFIG)
