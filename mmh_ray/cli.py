@@ -317,6 +317,8 @@ def _evaluate(arguments: argparse.Namespace, config: Config) -> int:
     from mmh_ray.evaluation.table import as_table
 
     archives, model = dict(arguments.archive), None
+    if len(archives) < len(arguments.archive):
+        raise ConfigError("two archives of one name", "a name of its own for each", "Rename one of them.")
     if arguments.model:
         from mmh_ray.distributed.gate import check_model, keep_with_model
 
