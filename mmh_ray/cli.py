@@ -312,7 +312,7 @@ def _add_evaluate(commands: Commands) -> None:
     parser = _add_command(commands, "evaluate", _evaluate, "compare scans, baselines and the outputs of any methods")
     archive = (
         "raw=BIDS, the scans (or the table made by `mmh manifest`); ours=OUT, made by `mmh harmonize`; any other name and "
-        "folder of volumes in BIDS naming is a method to compare with"
+        "folder of volumes in BIDS naming is a method to compare with; ours_twice=OUT2 is OUT harmonized again"
     )
     parser.add_argument("--archive", required=True, action="append", metavar="NAME=FOLDER", type=_archive, help=archive)
     parser.add_argument(
@@ -341,6 +341,8 @@ def _evaluate(arguments: argparse.Namespace, config: Config) -> int:
     from mmh_ray.evaluation.table import as_table
 
     archives, model = dict(arguments.archive), None
+    if len(archives) < len(arguments.archive):
+        raise ConfigError("two archives of one name", "a name of its own for each", "Rename one of them.")
     if arguments.model:
         from mmh_ray.distributed.gate import check_model, keep_with_model
 

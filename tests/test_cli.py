@@ -260,6 +260,14 @@ def test_an_archive_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert "give NAME=FOLDER" in capsys.readouterr().err
 
 
+def test_two_archives_of_one_name_are_refused(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = stand_in("mmh_ray.distributed.evaluate", "evaluate", {})
+    archives = ["--archive", f"ours={tmp_path}", "--archive", f"ours={tmp_path}"]
+    assert main(["evaluate", *archives, "--out", "out"]) == 2
+    assert "two archives of one name" in capsys.readouterr().err
+    assert calls == []
+
+
 @pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
 def test_promote_says_why(stand_in, capsys: pytest.CaptureFixture[str], passed: bool, code: int) -> None:
     calls = stand_in("mmh_ray.distributed.gate", "promote", Decision(passed, ("T1w W1 ↓: kept",), "because"))

@@ -13,7 +13,7 @@ from mmh_ray.config import Config
 from mmh_ray.distributed.manifest import build_manifest
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.evaluation.baselines import BASELINES
-from mmh_ray.evaluation.catalogue import RAW
+from mmh_ray.evaluation.catalogue import AGAIN, RAW
 from mmh_ray.evaluation.feature_baselines import FEATURE_METHODS
 from mmh_ray.evaluation.population import probes_make_sense
 from mmh_ray.evaluation.scans import Case, Row
@@ -38,6 +38,9 @@ def check_archives(archives: Mapping[str, str]) -> None:
         remedy = "Give --archive raw=BIDS, the scans as they were."
         raise ConfigError(f"archives {', '.join(archives) or 'none'}", "one named raw", remedy)
     for name in archives:
+        if name.endswith(AGAIN) and name.removesuffix(AGAIN) not in archives:
+            remedy = f"Add --archive {name.removesuffix(AGAIN)}=FOLDER."
+            raise ConfigError(f"archive {name}", "what was harmonized again as an archive, too", remedy)
         if name in RESERVED or not name.replace("_", "").replace("-", "").isalnum():
             expected = f"letters, digits, - and _, and none of {', '.join(RESERVED)}"
             raise ConfigError(f"archive name {name!r}", expected, "Name it otherwise.")

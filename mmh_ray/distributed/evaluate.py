@@ -24,7 +24,7 @@ from mmh_ray.distributed.cohort_figures import Cohort, cohort_figures, summarise
 from mmh_ray.distributed.evaluation_files import Pictures, write_all
 from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.evaluation.baselines import BASELINES, Baseline, Unfitted
-from mmh_ray.evaluation.catalogue import BEST_KNOWN, RAW, ordered
+from mmh_ray.evaluation.catalogue import AGAIN, BEST_KNOWN, RAW, ordered
 from mmh_ray.evaluation.scans import Case, Row, Settings
 from mmh_ray.evaluation.subject import Score, Training, score, training_facts
 from mmh_ray.provenance import code_version
@@ -44,7 +44,7 @@ def evaluate(
     ----------
     archives:
         Folder by name. `raw` is the BIDS archive (or its manifest), `ours` what differences are taken from; any other
-        folder of volumes in BIDS naming is a method.
+        folder of volumes in BIDS naming is a method, NAME_twice the archive NAME harmonized once more.
     config:
         Uses ``evaluate``, ``manifest``, ``model.sequences`` and ``prepare.n4_iterations``.
     truth:
@@ -75,7 +75,7 @@ def evaluate(
     trained = _train(training_rows(rows), config.prepare.n4_iterations, total)
     baselines = {case.sequence: _fit(trained.get(case.sequence, [])) for case in cases}
     _note_unfitted(baselines, total)
-    methods = tuple(ordered([*BASELINES, *archives]))
+    methods = tuple(ordered([*BASELINES, *(name for name in archives if not name.endswith(AGAIN))]))
     settings = Settings(methods, baselines, truth, config.prepare.n4_iterations, _sliced(methods, config))
     kept, pictured = _score_all(cases, settings, total)
     cohort = Cohort(_facts(total), kept, trained, config.evaluate)

@@ -103,6 +103,8 @@ MEASURES: dict[str, Kind] = {
 """In the order of the report. Lower or higher is better for harmonizing; nothing of it replaces looking at images."""
 
 OURS, RAW = "ours", "raw"
+AGAIN = "_twice"
+"""Ending of an archive's name that says: the archive before it, harmonized once more. It is a measure of that one, no method."""
 BEST_KNOWN = "n4_histogram_matching"
 """The simple method that is hardest to beat; pictures show it and the dearest measures include it."""
 

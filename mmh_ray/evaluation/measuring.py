@@ -13,7 +13,7 @@ import numpy as np
 
 from mmh_ray.errors import DataError
 from mmh_ray.evaluation import harm
-from mmh_ray.evaluation.catalogue import RAW
+from mmh_ray.evaluation.catalogue import AGAIN, RAW
 from mmh_ray.evaluation.metrics import (
     Joint,
     gradient_correlation,
@@ -25,7 +25,7 @@ from mmh_ray.evaluation.metrics import (
     w1,
 )
 from mmh_ray.evaluation.probes import image_features, probe_slices
-from mmh_ray.evaluation.scans import Row, Scan, Truth, on_one_grid
+from mmh_ray.evaluation.scans import Row, Scan, Truth, on_one_grid, read_output
 from mmh_ray.evaluation.segmentation import TISSUES, segment_tissues, tissue_dice, tissue_labels, volume_error
 
 FACTS = ("image_id", "subject", "site", "sequence", "age", "sex")
@@ -130,7 +130,7 @@ def _of_truth(output: Output, truth: Truth) -> dict[str, Callable[[], float | No
 
 def _of_source(output: Output) -> dict[str, Callable[[], float | None]]:
     image, source, mask = output.image, output.scan.volume.data, output.scan.mask
-    return {
+    made: dict[str, Callable[[], float | None]] = {
         "gradient_correlation": lambda: gradient_correlation(image, source, mask),
         "structural_dissimilarity": lambda: harm.structural_dissimilarity(image, source, mask),
         "hallucination": lambda: harm.hallucination(image, source, mask),
@@ -138,11 +138,15 @@ def _of_source(output: Output) -> dict[str, Callable[[], float | None]]:
         "smoothness_mm": lambda: harm.smoothness_mm(image, mask, output.scan.volume.spacing),
         "gm_share": lambda: output.share("GM"),
     }
+    if again := output.scan.row["outputs"].get(output.method + AGAIN):
+        made["idempotence"] = lambda: harm.idempotence(image, read_output(again, output.scan), mask)
+    return made
 
 
 IMAGE_MEASURES = (
     *("psnr_truth", "ssim_truth", "gradient_correlation", "tissue_contrast", "dice_truth", "volume_error_truth"),
     *("lesion_preservation", "structural_dissimilarity", "hallucination", "noise", "smoothness_mm", "gm_share"),
+    "idempotence",
 )
 """What an image has of itself, its source and its truth."""
 

@@ -63,7 +63,7 @@ class Population:
 
     def figure(self, values: np.ndarray, **facts: Any) -> Figure:
         """A figure with a unit per row whose value is finite."""
-        values = np.asarray(values, dtype=np.float64)
+        values = values if values.dtype == np.float32 else np.asarray(values, dtype=np.float64)
         known = np.isfinite(values if values.ndim == 1 else values.sum(axis=1))
         made = Figure(values, self.column("image_id"), self.column("subject"), **facts)
         return made if known.all() else made.only(np.array(made.units)[known].tolist())
@@ -115,10 +115,10 @@ def _pooled(population: Population) -> Figures:
 
 
 def _distribution(quantiles: np.ndarray) -> np.ndarray:
-    """Distribution function at the grid's points; NaN without any quantile."""
+    """Distribution function at the grid's points, float32 to keep a large cohort small; NaN without any quantile."""
     if not quantiles.size:
-        return np.full(_GRID.size, np.nan)
-    return np.searchsorted(np.sort(quantiles), _GRID, side="right") / quantiles.size
+        return np.full(_GRID.size, np.nan, np.float32)
+    return (np.searchsorted(np.sort(quantiles), _GRID, side="right") / quantiles.size).astype(np.float32)
 
 
 def w1_between_sites(distributions: np.ndarray, sites: np.ndarray) -> float:

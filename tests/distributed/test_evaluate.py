@@ -101,7 +101,8 @@ def test_ours_that_is_the_truth_wins_everywhere(tmp_path):
     methods = _values(result)
     assert set(methods) >= {*BASELINES, "ours", "combat", "covbat"}
     about = result["about"]
-    assert (about["problems"], about["notes"], about["subjects"]) == ([], [], {"T1w": 4})
+    assert (about["problems"], about["subjects"]) == ([], {"T1w": 4})
+    assert about["notes"] == ["T1w: 4 subjects; intervals over so few are narrower than what is known"]
     ours = methods["ours"]
     others = [row for name, row in methods.items() if name in BASELINES]
     assert ours["truth_nrmse"] < 0.05 < 0.1 < min(row["truth_nrmse"] for row in others)
@@ -237,6 +238,22 @@ def test_who_is_scored_can_be_chosen(tmp_path, kind, subjects):
     config = replace(CONFIG, evaluate=EvaluateConfig(kind, 100, "none"))
     result = _Archive(tmp_path, travelers=2).evaluate(config=config)
     assert result["about"]["subjects"] == {"T1w": subjects}
+
+
+def test_an_archive_harmonized_again_says_how_much_changed(tmp_path):
+    archive = _Archive(tmp_path, travelers=2)
+    again = tmp_path / "again"
+    for path in archive.ours.rglob("*.nii.gz"):
+        once = read_volume(path)
+        spread = np.subtract(*np.percentile(once.data[MASK > 0], (99, 1)))
+        name = path.name.replace("desc-harmonized", "desc-harmonizedHarmonized")
+        write_volume(once.like((once.data + 0.02 * spread * MASK).astype(np.float32)), again / name)
+    result = archive.evaluate(ours_twice=str(again))
+    assert result["ours"]["T1w"]["idempotence"]["value"] == pytest.approx(0.02, rel=1e-3)
+    assert "idempotence" not in result["raw"]["T1w"]
+    assert "ours_twice" not in result
+    with pytest.raises(ConfigError, match="archive other_twice"):
+        archive.evaluate(other_twice=str(again))
 
 
 def test_archives_need_a_raw_one_and_names_of_their_own(tmp_path):
