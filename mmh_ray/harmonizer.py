@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import ConfigError, RefusedError
@@ -218,9 +217,7 @@ class Harmonizer:
         if sequence in target.weights:
             with wearing(model, target.adapter(sequence)):
                 planes = estimate_planes(model, unified, mask, self.bundle.sequence_index(sequence), self.settings)
-        style = target.styles[sequence]
-        fused = fuse(style.apply(torch.from_numpy(planes)).numpy(), mask, self.settings)
-        return style.soften(fused, mask)
+        return fuse(target.styles[sequence].moved(planes, mask), mask, self.settings)
 
     def _finished(self, native: Volume, prepared: Prepared) -> tuple[Volume, str | None, bool]:
         """The image in the space and the intensities that were asked for, with or without what surrounds the brain."""

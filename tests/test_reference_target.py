@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig, StyleConfig
+from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
@@ -16,7 +16,6 @@ from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.bundle import load_bundle, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
-from mmh_ray.models.style import make_style_encoder
 from mmh_ray.reference_target import target_of_scan
 
 pytestmark = pytest.mark.fast
@@ -52,8 +51,7 @@ def test_contrast_and_sharpness_of_the_reference_are_found(
 ) -> None:
     look = canonical(anatomy, "T1w", 4.0) ** 1.6
     look = ndimage.gaussian_filter(look, sigma) if sigma else look
-    encoder = make_style_encoder(StyleConfig(), 4.0)
-    target = target_of_scan(harmonizer, encoder, Volume(look, anatomy.affine), "T1w", "ref", "s" * 64, anatomy.brain)
+    target = target_of_scan(harmonizer, Volume(look, anatomy.affine), "T1w", "ref", "s" * 64, anatomy.brain)
     style = target.styles["T1w"]
     assert style.blur == pytest.approx(sigma, abs=0.4)
     levels = torch.linspace(0.35, 0.95, 7)

@@ -30,7 +30,6 @@ from mmh_ray.errors import ConfigError
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.volume import read_volume
 from mmh_ray.models.bundle import Bundle, bundle_hash, load_bundle
-from mmh_ray.models.style import make_style_encoder
 from mmh_ray.models.target_bundle import Target, load_target
 from mmh_ray.progress import progress
 from mmh_ray.provenance import code_version, hash_of, remove_partial, sha256_file
@@ -137,9 +136,7 @@ def _target_of_image(path: str, bundle: Bundle, job: Job) -> Target:
     entities = parse(path)
     config = job.config
     harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
-    encoder = make_style_encoder(config.style, bundle.config.grid.spacing_mm)
-    reference = read_volume(path)
-    return target_of_scan(harmonizer, encoder, reference, entities.suffix, entities.image_id, sha256_file(path))
+    return target_of_scan(harmonizer, read_volume(path), entities.suffix, entities.image_id, sha256_file(path))
 
 
 _INERT = {"slots": 0, "timeout_s": 0, "batch_slabs": 0}

@@ -41,7 +41,7 @@ class SiteStyle:
     noise:
         Standard deviation of the scans' noise, unit intensity.
     blur:
-        Standard deviation, in voxels, of the point spread to add where no adapter learned it.
+        Standard deviation, in voxels, of the point spread before the curve, where no adapter learned it.
     """
 
     unified: np.ndarray
@@ -87,12 +87,19 @@ class SiteStyle:
         slope = heights.diff() / knots.diff()
         return heights[:-1][piece] + slope[piece] * (unified - knots[:-1][piece])
 
-    def soften(self, volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """``(X, Y, Z)`` with the point spread, which does not reach outside the mask."""
-        if not self.blur:
-            return volume
-        weight = ndimage.gaussian_filter(mask.astype(np.float32), self.blur)
-        return ndimage.gaussian_filter(volume * mask, self.blur) / np.maximum(weight, 1e-6) * mask
+    def moved(self, unified: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """A unified volume ``(..., X, Y, Z)`` with the point spread and the curve, float32, zero outside the mask."""
+        soft = point_spread(unified, mask, self.blur)
+        return self.apply(torch.from_numpy(np.ascontiguousarray(soft, np.float32))).numpy() * mask
+
+
+def point_spread(volume: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:
+    """``(..., X, Y, Z)`` smoothed by a Gaussian of ``sigma`` voxels that does not reach outside the mask; as it is for 0."""
+    if not sigma:
+        return volume
+    axes = (-3, -2, -1)
+    weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma)
+    return ndimage.gaussian_filter(volume * mask, sigma, axes=axes) / np.maximum(weight, 1e-6) * mask
 
 
 def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tensor] | None = None) -> None:
