@@ -234,7 +234,7 @@ class TargetConfig:
     """Target images per sequence, the first of the site's training and validation images by image_id; 0 takes all, 3 is enough."""
     rank: int = 4
     """Rank of the low-rank updates of the convolutions (LoRA: Hu et al., ICLR 2022)."""
-    steps: int = 150
+    steps: int = 100
     """Most optimiser steps."""
     slabs_per_plane: int = 4
     """Slabs per plane in a group; a step has two groups of the site and one of a source site."""
@@ -248,7 +248,7 @@ class TargetConfig:
     """Weight of the multi-scale gradient loss."""
     statistics_weight: float = 0.2
     """Weight of the distance of histogram, mean and standard deviation from the site's."""
-    displacement_weight: float = 0.02
+    displacement_weight: float = 0.002
     """Weight of the style displacement loss, direction and magnitude; brought in slowly."""
     last_steps: int = 10
     """Sampling steps, of the last ones, through which gradients flow."""

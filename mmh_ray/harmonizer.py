@@ -215,8 +215,10 @@ class Harmonizer:
             raise RefusedError(f"{sequence} for target {target.site}", f"one of {known}", "Train the target on it.")
         planes = unified[None]
         if sequence in target.weights:
+            inputs = model, unified, mask, self.bundle.sequence_index(sequence), self.settings
+            before = estimate_planes(*inputs)
             with wearing(model, target.adapter(sequence)):
-                planes = estimate_planes(model, unified, mask, self.bundle.sequence_index(sequence), self.settings)
+                planes = planes + estimate_planes(*inputs) - before
         return fuse(target.styles[sequence].moved(planes, mask), mask, self.settings)
 
     def _finished(self, native: Volume, prepared: Prepared) -> tuple[Volume, str | None, bool]:

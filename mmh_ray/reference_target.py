@@ -56,4 +56,4 @@ def target_of_scan(
 def _look(unified: np.ndarray, image: np.ndarray, mask: np.ndarray, sigma: float) -> SiteStyle:
     """The curve to an image from the unified one with a point spread."""
     soft = point_spread(unified, mask, sigma)
-    return replace(SiteStyle.fit([soft], [image], [image], [mask]), blur=sigma)
+    return replace(SiteStyle.fit([soft], [image], [mask]), blur=sigma)

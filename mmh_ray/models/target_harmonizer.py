@@ -162,15 +162,23 @@ class TargetFineTuner(nn.Module):
         return {"loss": loss, **parts}
 
     def _generate(self, batch: TargetBatch) -> tuple[Tensor, Tensor]:
-        """What the worn adapter makes of a batch, ``(B, K, P, P)`` site unit intensity, and noise of unit variance to add to it."""
+        """What the adapter makes of a batch, ``(B, K, P, P)`` site unit intensity, and noise of unit variance to add to it.
+
+        The adapter corrects the unified image by what it changes in the network's answer, so that one that changes nothing is the curve.
+        """
         noise, _ = self.model.draw(batch)
         context = self.model.context(batch)
 
         def denoise(x: Tensor, t: int) -> Tensor:
             return self.model.denoiser(x, torch.full((len(x),), t, device=x.device), batch.condition, context)
 
-        found = sample(self.model, denoise, noise, self.settings.steps, self.config.last_steps)
-        return self.style.apply(to_unit(found)) * batch.mask, noise.roll(1, 0) * batch.mask
+        with torch.no_grad():
+            wear(self.model, None)
+            before = sample(self.model, denoise, noise, self.settings.steps)
+        wear(self.model, NAME)
+        after = sample(self.model, denoise, noise, self.settings.steps, self.config.last_steps)
+        made = self.style.apply(batch.unified + to_unit(after) - to_unit(before))
+        return made * batch.mask, noise.roll(1, 0) * batch.mask
 
     def _statistics(self, image: Tensor, batch: TargetBatch) -> Tensor:
         centre, groups = image.shape[1] // 2, int(batch.group.max()) + 1

@@ -98,7 +98,7 @@ def site(power: float, noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray
 @pytest.mark.parametrize("power", [0.6, 1.8])
 def test_the_curve_of_a_site_is_found_through_its_noise(power: float) -> None:
     unified, image, mask = site(power, 0.03)
-    style = SiteStyle.fit([unified], [image], [image], [mask])
+    style = SiteStyle.fit([unified], [image], [mask])
     levels = torch.linspace(0.1, 0.95, 20)
     assert torch.allclose(style.apply(levels), levels**power, atol=0.015)
     assert style.noise == pytest.approx(0.03, rel=0.5)
@@ -106,14 +106,14 @@ def test_the_curve_of_a_site_is_found_through_its_noise(power: float) -> None:
 
 def test_what_the_unified_image_tells_apart_stays_apart() -> None:
     unified, image, mask = site(1, 0)
-    style = SiteStyle.fit([unified], [1 - image], [image], [mask])  # a falling curve cannot be
+    style = SiteStyle.fit([unified], [1 - image], [mask])  # a falling curve cannot be
     assert (style.apply(torch.linspace(-0.2, 1.4, 50)).diff() > 0).all()
 
 
 def test_the_curve_is_differentiable() -> None:
     unified, image, mask = site(2, 0)
     levels = torch.linspace(0.2, 0.9, 5, requires_grad=True)
-    SiteStyle.fit([unified], [image], [image], [mask]).apply(levels).sum().backward()
+    SiteStyle.fit([unified], [image], [mask]).apply(levels).sum().backward()
     assert levels.grad is not None
     assert torch.allclose(levels.grad, 2 * levels.detach(), atol=0.1)
 
