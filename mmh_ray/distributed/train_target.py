@@ -196,9 +196,7 @@ def train_adapter(task: TargetTask, store_uri: str, bundle: Bundle, config: Conf
     images, held = of_site(task.training, target.restyles), of_site(task.validation, 1)
     sources = [UnifiedVolume.of_source(model, *store.read(row), label, settings) for row in task.sources]
     plain = images[:: target.restyles + 1]
-    style = SiteStyle.fit(
-        *([getattr(volume, name) for volume in plain] for name in ("unified", "image", "scan", "mask"))
-    )
+    style = SiteStyle.fit(*([getattr(volume, name) for volume in plain] for name in ("unified", "scan", "mask")))
 
     def draw_from(
         targets: list[UnifiedVolume], others: list[UnifiedVolume], key: int
