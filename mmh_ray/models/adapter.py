@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class SiteStyle:
         within a tissue, where what varies in both is unrelated, and loses the tails of the histogram.)
         """
 
-        def mean(function: Callable[[np.ndarray, np.ndarray], np.ndarray], volumes: Sequence[np.ndarray]) -> np.ndarray:
+        def mean(function: Callable[[np.ndarray, np.ndarray], Any], volumes: Sequence[np.ndarray]) -> np.ndarray:
             return np.mean([function(volume, mask) for volume, mask in zip(volumes, masks, strict=True)], axis=0)
 
         steps = np.arange(KNOTS)

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -80,8 +81,9 @@ def block(
             scan, mask = render(anatomy, scanner, sequence, rng, grid.spacing_mm), anatomy.brain
             scan = np.clip(robust_scaling(scan, mask).apply(scan), 0, 2) * mask
             if curve is not None:  # the same draws, so the same curve, for everyone
-                same, tensors = torch.Generator().manual_seed(int(curve)), map(torch.from_numpy, (scan, mask))
-                scan = restyle(*tensors, grid.spacing_mm, CURVES, same).numpy()
+                same = torch.Generator().manual_seed(int(curve))
+                image, inside = torch.from_numpy(scan), torch.from_numpy(mask)
+                scan = restyle(image, inside, grid.spacing_mm, CURVES, same).numpy()
             yield scan
 
 
@@ -120,7 +122,7 @@ def train(steps: int, seed: int, people: int = PEOPLE) -> TriPlanarStyleEncoder:
 class _Statistics(SliceBackbone):
     """The embedded backbone without its head."""
 
-    def __init__(self, backbone: EmbeddedBackbone) -> None:
+    def __init__(self, backbone: Any) -> None:
         super().__init__()
         self.backbone, self.pixel_mm, self.dimensions = backbone, backbone.pixel_mm, backbone.dimensions
 
@@ -147,7 +149,8 @@ def statistics_of_blocks(encoder: TriPlanarStyleEncoder, blocks: int, seed: int)
 
 def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed: int) -> dict[str, float]:
     """Train head and aggregator further, in place, on blocks of scanners that are alike; figures of blocks kept aside (a fifth)."""
-    head, aggregator = encoder.backbone.head, encoder.aggregator
+    backbone: Any = encoder.backbone
+    head, aggregator = backbone.head, encoder.aggregator
     parameters = [*head.parameters(), *aggregator.parameters()]
     optimizer = torch.optim.AdamW(parameters, REFINE_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, REFINE_RATE, total_steps=max(1, steps), pct_start=0.1)
