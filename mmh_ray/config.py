@@ -238,9 +238,9 @@ class TargetConfig:
     """Most optimiser steps."""
     slabs_per_plane: int = 4
     """Slabs per plane in a group; a step has two groups of the site and one of a source site."""
-    sources: int = 12
+    sources: int = 8
     """Images of other sites and the same sequence to move to the target."""
-    restyles: int = 3
+    restyles: int = 1
     """Random styles in which each target image goes through the global model."""
     learning_rate: float = 2e-3
     """Peak learning rate of AdamW; linear warm-up over a tenth of the steps, cosine decay."""
