@@ -49,7 +49,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
     tracking.configure(config.tracking)
     for alias in ("champion", "same", "candidate"):
         named = replace(config, tracking=replace(config.tracking, alias=alias))
-        tracking.register(tracking.start_run(named, alias, None, {}), folder / "global", named)
+        tracking.register(
+            tracking.start_run(named, alias, None, {}), folder / "global", named.tracking.model_name, named.tracking
+        )
     return config, bundle_hash(folder / "global")
 
 

@@ -225,7 +225,7 @@ def test_a_missing_model_or_run_says_what_to_check(trained: Trained) -> None:
 
 
 def test_artifacts_that_are_no_bundle_are_refused(trained: Trained) -> None:
-    with pytest.raises(ModelError, match="holds no bundle"):
+    with pytest.raises(ModelError, match="holds no such bundle"):
         tracking.resolve_model(f"runs:/{trained.run_id}/figures", trained.config.tracking)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -127,10 +128,11 @@ class HarmonizeWorker:
             images = self._with_less_memory(ready, row["image_id"], [look.target for look, _ in pending])
         for (look, facts), image in zip(pending, images, strict=True):
             scan, target = self.harmonizer.finish(ready, image), self.out / facts["output"]
-            write_volume(scan.volume, target)
-            for path, shown in zip(figure_paths(target), (scan.source, scan.harmonized), strict=True):
-                write_mosaic(path, shown.data, scan.prepared.brain, shown.affine)
-            write_sidecar(target, self._sidecar(row, scan, facts["input_sha256"], look))
+            with _all_or_none(target, *figure_paths(target)):
+                write_volume(scan.volume, target)
+                for path, shown in zip(figure_paths(target), (scan.source, scan.harmonized), strict=True):
+                    write_mosaic(path, shown.data, scan.prepared.brain, shown.affine)
+                write_sidecar(target, self._sidecar(row, scan, facts["input_sha256"], look))
             rows.append(ledger_row(row, look, "done", None, **facts, flags=list(scan.flags)))
 
     def _pending(self, row: Row, digest: str, rows: list[Row]) -> list[tuple[Look, Row]]:
@@ -205,6 +207,17 @@ class HarmonizeWorker:
             },
             "GeneratedBy": {"Name": "mmh_ray", "Version": code_version()},
         }
+
+
+@contextlib.contextmanager
+def _all_or_none(*paths: Path) -> Iterator[None]:
+    """An image without its sidecar is no result: what an exception leaves incomplete is removed."""
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
 
 
 _UNITS = {

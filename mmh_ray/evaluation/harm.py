@@ -17,7 +17,8 @@ RADIUS = 2
 """Windows of the local measures are cubes of 2 · radius + 1 voxels."""
 
 _QUANTILES = (np.arange(256) + 0.5) / 256
-_LEAST = 1e-4  # of the image's own range, squared: below it a window is flat
+_LEAST = 1e-4  # mean variance, of the image's own range squared: below it an image is flat
+_FLAT = 1e-8  # variance of a window of the source: below it there is nothing to explain by
 _RING_VOXELS = 3
 
 
@@ -35,12 +36,12 @@ def hallucination(output: np.ndarray, source: np.ndarray, mask: np.ndarray) -> f
     inside = mask.astype(np.float32)
     scaled, scan = scale_by_percentiles(output, mask), scale_by_percentiles(source, mask)
     own, other, shared = _local_moments(scaled, scan, inside)
-    residual = np.maximum(own - shared**2 / (other + _LEAST), 0)
+    slope = shared / np.maximum(other, _FLAT)
+    residual = np.maximum(own - slope * shared, 0)
     total = float(own[mask].sum(dtype=np.float64))
     if total <= _LEAST * mask.sum():
         return 0.0
-    slope = ndimage.uniform_filter(shared / (other + _LEAST), 2 * RADIUS + 1)
-    noise = noise_level(scaled - slope * scan, mask) ** 2
+    noise = noise_level(scaled - ndimage.uniform_filter(slope, 2 * RADIUS + 1) * scan, mask) ** 2
     return float(np.maximum(residual - noise, 0)[mask].sum(dtype=np.float64)) / total
 
 

@@ -64,7 +64,7 @@ def test_every_invented_structure_adds_to_the_score():
     assert scores[0] < scores[1] < scores[2]
     mixed = [hallucination((1 - share) * source + share * _anatomy(1), source, MASK) for share in (0.1, 0.3, 0.5)]
     assert mixed == sorted(mixed)
-    assert mixed[0] > 0.01
+    assert mixed[0] > 0.005  # a tenth of another brain: about a hundredth of its variance
 
 
 def test_dissimilarity_of_a_window_is_half_of_one_less_its_correlation():
