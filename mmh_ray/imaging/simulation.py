@@ -19,6 +19,7 @@ FIRST_SEED = 1_000_000
 _TOGETHER = 8
 _REUSES = 8
 _DECIMALS = 2
+_NOISY_ENDS = 2  # of 257 quantiles
 
 
 def simulated_pair(
@@ -60,9 +61,11 @@ def unifying_map(canonical: np.ndarray, quantiles: np.ndarray) -> MonotoneMap:
     """The one map of the whole simulation from canonical to unified intensity, of the two quantile functions ``(257,)``.
 
     A pure tissue is one intensity of the noise-free images and a broad peak of a cohort's histogram: it goes to the middle of that
-    peak, not from one end of it to the other with the last thousandth of its partial volume.
+    peak, not from one end of it to the other with the last thousandth of its partial volume. The ends of a cohort's histogram are noise
+    and take no part.
     """
-    return MonotoneMap.between(canonical.round(_DECIMALS), quantiles)
+    ends = slice(_NOISY_ENDS, -_NOISY_ENDS)
+    return MonotoneMap.between(canonical.round(_DECIMALS)[ends], quantiles[ends])
 
 
 @lru_cache(maxsize=2 * _TOGETHER)
