@@ -5,8 +5,8 @@
 For every lesion mask of BIDS/derivatives/labels and every harmonized image of the same session in OUT (made by `mmh harmonize`): the
 contrast of the lesion with what lies two to four voxels around it, in standard deviations of the brain around it, and the
 area under the ROC curve of telling lesion from surroundings by intensity (1 or 0: every voxel; .5: not at all), which no increasing
-intensity curve changes. Each for the scan and for the harmonized image; the contrast also for the scan under the increasing curve that comes
-nearest to the harmonized image: a new style changes contrasts by itself, and what differs from that was kept or lost.
+intensity curve changes. Each for the scan and for the harmonized image; the contrast also for the scan under the increasing curve that
+comes nearest to the harmonized image: a new style changes contrasts by itself, and what differs from that was kept or lost.
 """
 
 from __future__ import annotations
