@@ -34,11 +34,11 @@ class SlabBatch:
     Attributes
     ----------
     image:
-        ``(B, K, P, P)`` the target slab in unit intensity, unified style.
+        ``(B, K, H, W)`` the target slab in unit intensity, unified style.
     condition:
-        ``(B, C, P, P)`` differences of the re-styled copy.
+        ``(B, C, H, W)`` differences of the re-styled copy.
     mask:
-        ``(B, K, P, P)`` 1 inside the brain.
+        ``(B, K, H, W)`` 1 inside the brain.
     sequence, plane, group:
         ``(B,)`` long; ``group`` counts the volumes of the batch from 0.
     position:

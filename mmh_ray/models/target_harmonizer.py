@@ -44,9 +44,9 @@ class TargetBatch(SlabBatch):
     Attributes
     ----------
     unified:
-        ``(B, K, P, P)`` the slab in the unified domain, unit intensity.
+        ``(B, K, H, W)`` the slab in the unified domain, unit intensity.
     scan:
-        ``(B, K, P, P)`` the scan itself; of a source volume, whose look at the site nobody knows, it and ``image`` are the unified one.
+        ``(B, K, H, W)`` the scan itself; of a source volume, whose look at the site nobody knows, it and ``image`` are the unified one.
     """
 
     unified: Tensor
@@ -162,7 +162,7 @@ class TargetFineTuner(nn.Module):
         return {"loss": loss, **parts}
 
     def _generate(self, batch: TargetBatch) -> tuple[Tensor, Tensor]:
-        """What the adapter makes of a batch, ``(B, K, P, P)`` site unit intensity, and noise of unit variance to add to it.
+        """What the adapter makes of a batch, ``(B, K, H, W)`` site unit intensity, and noise of unit variance to add to it.
 
         The adapter corrects the unified image by what it changes in the network's answer, so that one that changes nothing is the curve.
         """
