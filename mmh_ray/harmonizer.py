@@ -19,6 +19,7 @@ from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.adapter import wearing
 from mmh_ray.models.bundle import Bundle
+from mmh_ray.models.calibration import unify
 from mmh_ray.models.sampling import estimate_planes, fuse
 from mmh_ray.models.target_bundle import Target
 
@@ -185,9 +186,10 @@ class Harmonizer:
 
     def infer(self, ready: ReadyScan, targets: Sequence[Target | None] = (None,)) -> list[InferredImage]:
         """Second step, the model's: the image of every look on the working grid; the global pass runs once."""
-        planes = self._sample(ready.prepared, self.bundle.sequence_index(ready.sequence))
+        label = self.bundle.sequence_index(ready.sequence)
+        planes = self._sample(ready.prepared, label)
         disagreement = float(planes[:, ready.prepared.mask].std(axis=0).mean())
-        unified = fuse(planes, ready.prepared.mask, self.settings)
+        unified = unify(self.bundle.model, planes, ready.prepared.mask, label, self.settings)
         images = []
         for target in targets:
             if target is None:

@@ -23,13 +23,6 @@ INVERSION_TOP = 0.95
 """Share of the schedule that inversion climbs: at its very end the noise level hides the source."""
 
 
-def harmonize_volume(
-    model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
-) -> np.ndarray:
-    """The volume in the unified domain, ``(X, Y, Z)`` float32 unit intensity: :func:`estimate_planes`, fused."""
-    return fuse(estimate_planes(model, image, mask, sequence, settings), mask, settings)
-
-
 @torch.inference_mode()
 def estimate_planes(
     model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mmh_ray.config import HarmonizeConfig, TargetConfig
 from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.models.adapter import SiteStyle, attach, state_of, wear
+from mmh_ray.models.calibration import harmonize_volume
 from mmh_ray.models.denoiser import to_unit
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.groups import Conditioner, slab_group
@@ -28,7 +29,7 @@ from mmh_ray.models.losses import (
     style_displacement,
     style_distance,
 )
-from mmh_ray.models.sampling import estimate_planes, fuse, sample
+from mmh_ray.models.sampling import sample
 from mmh_ray.models.style import TriPlanarStyleEncoder
 
 NAME = "target"
@@ -68,7 +69,7 @@ class UnifiedVolume:
         cls, model: GlobalHarmonizer, scan: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
     ) -> UnifiedVolume:
         """From a prepared scan of another site, ``(X, Y, Z)`` unit intensity."""
-        unified = fuse(estimate_planes(model, scan, mask, sequence, settings), mask, settings)
+        unified = harmonize_volume(model, scan, mask, sequence, settings)
         domain = model.domain_quantiles[sequence].cpu().numpy()
         return cls(unified, unified, unified, mask, Conditioner(unified, mask, domain, model.model_config))
 
