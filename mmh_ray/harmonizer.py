@@ -257,8 +257,10 @@ class Harmonizer:
         source, inside = prepared.scaling.apply(volume.data), bring(prepared.mask.astype(np.float32))
         projected = slope * source + offset * np.maximum(inside, np.clip(source / AIR_LEVEL, 0, 1) ** 2)
         brain = inside > 0.5
-        noise = np.abs(slope) * noise_level(source, brain)
-        detailed = add_detail(bring(continued(image, prepared.mask)), projected, noise, brain, inferred.noise)
+        level = noise_level(source, brain)
+        kept = noise_level(image, prepared.mask) / max(noise_level(prepared.source, prepared.mask), 1e-6)
+        left = max(inferred.noise, level * min(1.0, kept))  # no more is taken away than the model has taken away
+        detailed = add_detail(bring(continued(image, prepared.mask)), projected, np.abs(slope) * level, brain, left)
         return np.clip(inside * detailed + (1 - inside) * projected, 0, None)
 
 

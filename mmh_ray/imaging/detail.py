@@ -10,7 +10,8 @@ import numpy as np
 from scipy import ndimage
 
 REGULARISATION = 1e-4
-"""Added to the local variance of the scan (unit intensity squared): below it a window counts as flat."""
+"""Added to the local variance of the scan and to its covariance with the styled image (unit intensity squared): in a window that is
+flatter than that nothing can be learned, and the scan's own variation goes through as it is."""
 
 NOISE = 0.019
 """Standard deviation, in unit intensity, of the noise that is left in every scan of the unified domain: a part of its look, too."""
@@ -21,8 +22,8 @@ def local_affine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slope and offset ``(X, Y, Z)`` of the affine maps source→styled, fitted in cubic windows inside the mask.
 
-    Each voxel's window gives the least-squares ``a, b`` with ``styled ~ a source + b``; the slope is kept from turning negative where the
-    scan is flat by regularisation. The coefficients are then averaged over the windows that cover a voxel, the offsets shifted so
+    Each voxel's window gives the least-squares ``a, b`` with ``styled ~ a source + b``, with a slope of one where the scan is flat: an
+    image that is the scan itself has slope one and offset zero everywhere. The coefficients are then averaged over the windows that cover a voxel, the offsets shifted so
     that the windows' means are again those of ``styled``, and both continued outside the mask by their neighbours, so that there is no seam
     at its border.
     """
@@ -35,7 +36,7 @@ def local_affine(
     source_mean, styled_mean = mean(source), mean(styled)
     covariance = mean(source * styled) - source_mean * styled_mean
     variance = np.maximum(mean(source * source) - source_mean**2, 0)
-    slope = covariance / (variance + REGULARISATION)
+    slope = (covariance + REGULARISATION) / (variance + REGULARISATION)
     offset = styled_mean - slope * source_mean
     slope, offset = mean(slope), mean(offset)
     offset += mean(styled - slope * source - offset)
