@@ -23,9 +23,9 @@ def local_affine(
     """Slope and offset ``(X, Y, Z)`` of the affine maps source→styled, fitted in cubic windows inside the mask.
 
     Each voxel's window gives the least-squares ``a, b`` with ``styled ~ a source + b``, with a slope of one where the scan is flat: an
-    image that is the scan itself has slope one and offset zero everywhere. The coefficients are then averaged over the windows that cover a voxel, the offsets shifted so
-    that the windows' means are again those of ``styled``, and both continued outside the mask by their neighbours, so that there is no seam
-    at its border.
+    image that is the scan itself has slope one and offset zero everywhere. The coefficients are then averaged over the windows that
+    cover a voxel, the offsets shifted so that the windows' means are again those of ``styled``, and both continued outside the mask by
+    their neighbours, so that there is no seam at its border.
     """
     weight = mask.astype(np.float32)
     count = np.maximum(_mean(weight, radius), 1e-6)
