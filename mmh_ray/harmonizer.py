@@ -10,7 +10,7 @@ import numpy as np
 from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import ConfigError, RefusedError
 from mmh_ray.evaluation.quality import check_scan, describe_outcome, describe_scan, flags
-from mmh_ray.imaging.detail import NOISE, add_detail, continued, local_affine
+from mmh_ray.imaging.detail import NOISE, add_detail, continued, keep_levels, local_affine
 from mmh_ray.imaging.grid import from_grid
 from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
@@ -243,8 +243,9 @@ class Harmonizer:
     def _to_native(self, volume: Volume, prepared: Prepared, inferred: InferredImage) -> np.ndarray:
         """The harmonized image on the scan's grid, ``(I, J, K)`` float32, not negative.
 
-        With detail projection the local affine maps are resampled and applied to the scan's own voxels. Outside the brain they stand alone,
-        and their offset fades out with the scan's intensity: it must not light up the air around the head.
+        With detail projection what the model changes beyond a style is taken back, and the local affine maps are resampled and applied to
+        the scan's own voxels. Outside the brain they stand alone, and their offset fades out with the scan's intensity: it must not light up
+        the air around the head.
         """
         shape, image = volume.data.shape, inferred.values
 
@@ -253,6 +254,7 @@ class Harmonizer:
 
         if self.settings.detail == "model":
             return np.clip(bring(image), 0, None)
+        image = keep_levels(image, prepared.image, prepared.mask, self.bundle.config.grid.spacing_mm)
         slope, offset = map(bring, local_affine(prepared.source, image, prepared.mask, self.settings.detail_radius))
         source, inside = prepared.scaling.apply(volume.data), bring(prepared.mask.astype(np.float32))
         projected = slope * source + offset * np.maximum(inside, np.clip(source / AIR_LEVEL, 0, 1) ** 2)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from mmh_ray.imaging.detail import NOISE, add_detail, continued, local_affine
+from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.imaging.detail import DOUBT, NOISE, add_detail, continued, keep_levels, local_affine
+from mmh_ray.imaging.phantom import canonical
 
 pytestmark = pytest.mark.fast
 
@@ -118,3 +121,45 @@ def test_continued_values_are_those_of_the_nearest_voxel_inside(ball: np.ndarray
     found = continued(np.where(ball, left, -9), ball)
     np.testing.assert_array_equal(found[[0, -1]], left[[0, -1]])
     np.testing.assert_array_equal(found[ball], left[ball])
+
+
+@pytest.fixture(scope="module")
+def person() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A noisy brain with a cavity and without, what has a lesion's place, and the brain."""
+    rng = np.random.default_rng(3)
+    whole, cyst = (simulate_anatomy(Person(11, cavities=count), 4.0) for count in (0, 1))
+    noise = rng.normal(0, 0.03, whole.brain.shape)
+    plain, scan = (np.abs(canonical(one, "T2w", 4.0) / 2 + noise) * whole.brain for one in (whole, cyst))
+    place = (cyst.fractions[0] > 0.8) & (whole.fractions[0] < 0.2)
+    return plain.astype(np.float32), scan.astype(np.float32), place, whole.brain
+
+
+def shown(image: np.ndarray, place: np.ndarray, brain: np.ndarray) -> float:
+    """Contrast of a place with what lies around it."""
+    around = ndimage.binary_dilation(place, iterations=3) & ~ndimage.binary_dilation(place) & brain
+    return float(image[place].mean() - image[around].mean())
+
+
+def test_a_model_that_erases_a_cavity_is_not_believed(person: tuple[np.ndarray, ...]) -> None:
+    plain, scan, place, brain = person
+    styled = (plain**0.7 * brain).astype(np.float32)  # a new style, and no cavity
+    kept = keep_levels(styled, scan, brain, 4.0)
+    assert shown(scan**0.7, place, brain) > 0.3
+    assert abs(shown(styled, place, brain)) < 0.1
+    assert shown(kept, place, brain) == pytest.approx(shown(scan**0.7, place, brain), rel=0.1)
+
+
+def test_a_model_that_invents_a_cavity_is_not_believed(person: tuple[np.ndarray, ...]) -> None:
+    plain, scan, place, brain = person
+    styled = (scan**0.7 * brain).astype(np.float32)
+    kept = keep_levels(styled, plain, brain, 4.0)
+    assert shown(styled, place, brain) > 0.3
+    assert abs(shown(kept, place, brain) - shown(plain**0.7, place, brain)) < 0.03
+
+
+def test_a_curve_a_field_and_less_noise_are_believed(person: tuple[np.ndarray, ...]) -> None:
+    _, scan, _, brain = person
+    field = np.linspace(0.9, 1.1, brain.shape[1])[:, None]
+    styled = (ndimage.gaussian_filter(scan, 0.5) ** 0.7 * field * brain).astype(np.float32)
+    moved = np.abs(keep_levels(styled, scan, brain, 4.0) - styled)[brain]
+    assert moved.mean() < DOUBT / 10
