@@ -243,9 +243,9 @@ class Harmonizer:
     def _to_native(self, volume: Volume, prepared: Prepared, inferred: InferredImage) -> np.ndarray:
         """The harmonized image on the scan's grid, ``(I, J, K)`` float32, not negative.
 
-        With detail projection what the model changes beyond a style is taken back, and the local affine maps are resampled and applied to
-        the scan's own voxels. Outside the brain they stand alone, and their offset fades out with the scan's intensity: it must not light up
-        the air around the head.
+        With detail projection what the model changes beyond a style is taken back, and the local affine maps are resampled and applied
+        to the scan's own voxels. Outside the brain they stand alone, and their offset fades out with the scan's intensity: it must not
+        light up the air around the head.
         """
         shape, image = volume.data.shape, inferred.values
 

@@ -62,7 +62,7 @@ def keep_levels(styled: np.ndarray, scan: np.ndarray, mask: np.ndarray, spacing_
     The curve is the monotone one of the scan's (slightly smoothed) intensities that follows the styled image's medians (isotonic
     regression, Barlow et al., 1972), on which a place that the model treats unlike the rest has little influence. Where the difference
     from it, less its smooth part, is large in the mean over 3 x 3 x 3 voxels, which noise and sharper edges leave small, a Wiener weight
-    takes it back.
+    takes it back. (A cavity that holds most of a brain's fluid has the curve on its side.)
 
     Parameters
     ----------

@@ -127,7 +127,7 @@ def test_continued_values_are_those_of_the_nearest_voxel_inside(ball: np.ndarray
 def person() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """A noisy brain with a cavity and without, what has a lesion's place, and the brain."""
     rng = np.random.default_rng(3)
-    whole, cyst = (simulate_anatomy(Person(11, cavities=count), 4.0) for count in (0, 1))
+    whole, cyst = (simulate_anatomy(Person(11, age=75, ventricles=1, cavities=count), 4.0) for count in (0, 1))
     noise = rng.normal(0, 0.03, whole.brain.shape)
     plain, scan = (np.abs(canonical(one, "T2w", 4.0) / 2 + noise) * whole.brain for one in (whole, cyst))
     place = (cyst.fractions[0] > 0.8) & (whole.fractions[0] < 0.2)
