@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from mmh_ray.bids.manifest import assign_splits, find_images, to_table, write_manifest
+from mmh_ray.bids.manifest import find_images, to_table, write_manifest
+from mmh_ray.bids.splits import assign_splits
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.errors import ConfigError, MMHError
