@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
@@ -74,7 +77,7 @@ def harmonize(job: Job) -> dict[str, int]:
     rows, folder, facts, looks = _prepare(job)
     connect()
     _make_folder(job)
-    with Journal(job.out) as journal:
+    with stoppable(), Journal(job.out) as journal:
         remove_partial(job.out)
         tasks = _tasks(job, rows, journal.rows(), looks)
         record = _record(job, len(tasks) * len(looks), facts)
@@ -89,6 +92,27 @@ def harmonize(job: Job) -> dict[str, int]:
             record = dataclasses.replace(record, finished=utc_now().isoformat(), failure=failure)
             _write_record(record, job.out)
             write_cohort_report(job.out, record, journal.rows().values(), job.config.quality)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Make of SIGTERM, a batch system's word that the time is up, a KeyboardInterrupt; a second one is ignored while all is put in order.
+
+    Only the main thread may say what becomes of a signal; elsewhere nothing changes.
+    """
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt("stopped by SIGTERM; run again to go on")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def plan(job: Job) -> list[Row]:
