@@ -340,8 +340,7 @@ class HarmonizeConfig:
     slots: int = 0
     """Actors; 0 takes one per GPU, or one per two CPUs."""
     timeout_s: float = 600.0
-    """Seconds that an image may take: then its actor is ended and the image fails, the others go on. The job gives up only where no
-    actor at all can be started in that time."""
+    """Seconds that an image may take: then its actor is ended and the image fails; the others go on."""
 
     def __post_init__(self) -> None:
         _require(1 <= self.steps <= 500, "harmonize.steps", self.steps, "1 to 500")

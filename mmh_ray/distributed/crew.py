@@ -14,6 +14,8 @@ Row = dict[str, Any]
 
 ATTEMPTS = 2
 """Times an image is tried when the worker that had it died."""
+STARTING_S = 600.0
+"""Seconds that a run waits at least for a place for its actors; a cluster may have to grow first."""
 STARTS = 3
 """Workers that may fail to start one after the other before no further one is started."""
 
@@ -34,7 +36,7 @@ class Crew:
     size, abreast:
         Actors to start, and images that each has at a time.
     timeout_s:
-        Seconds that an image may take, and that a run waits where no actor at all could be started.
+        Seconds that an image may take.
     failed:
         The rows of an image that failed for a reason.
     """
@@ -103,9 +105,11 @@ class Crew:
 
     def _patience(self) -> float:
         """Seconds until the first image is overdue; with none under way, until no actor is likely to start any more."""
-        busy = min((task.since for task in self._busy.values()), default=None)
-        since = max(since for _, since in self._starting.values()) if busy is None else busy
-        return max(0.0, since + self._timeout - time.monotonic())
+        if self._busy:
+            until = min(task.since for task in self._busy.values()) + self._timeout
+        else:
+            until = max(since for _, since in self._starting.values()) + STARTING_S
+        return max(0.0, until - time.monotonic())
 
     def _finished(self, ref: ray.ObjectRef) -> Iterator[list[Row]]:
         task = self._busy.pop(ref)
@@ -146,12 +150,12 @@ class Crew:
     def _give_up(self) -> Iterator[list[Row]]:
         resources = ray.available_resources()
         reason = (
-            f"no worker could be started within {self._timeout:g} s with {resources.get('CPU', 0):g} CPUs and "
+            f"no worker could be started within {STARTING_S:g} s with {resources.get('CPU', 0):g} CPUs and "
             f"{resources.get('GPU', 0):g} GPUs free"
         )
         if self._bad_starts:
             reason = f"no worker could be started ({self._bad_starts[-1]})"
-        reason += "; run again when the cluster has recovered, or raise harmonize.timeout_s"
+        reason += "; run again when the cluster has recovered"
         for actor, _ in self._starting.values():
             ray.kill(actor)
         while self._waiting:

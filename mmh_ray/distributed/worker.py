@@ -66,7 +66,8 @@ class HarmonizeWorker:
 
     def harmonize(self, row: Row) -> list[Row]:
         """The ledger rows of one image, one a look, whose derivatives and sidecars are then on disk; an exception belongs to its rows."""
-        start, rows, digest = time.perf_counter(), list[Row](), None
+        start, rows = time.perf_counter(), list[Row]()
+        digest: str | None = None
         status, reason = "failed", row["reason"]
         try:
             if row["status"] == "ok":

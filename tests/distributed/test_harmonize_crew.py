@@ -13,7 +13,7 @@ import ray
 
 from mmh_ray.config import Config
 from mmh_ray.distributed import harmonize as driver
-from mmh_ray.distributed.crew import Crew
+from mmh_ray.distributed import crew
 from mmh_ray.distributed.job import Job
 from mmh_ray.distributed.look import Look, ledger_row
 
@@ -87,7 +87,7 @@ def test_an_image_that_takes_all_memory_and_one_that_never_ends_fail_alone(
     assert "not done after 6 s; raise harmonize.timeout_s" in rows["endless"]["reason"]
 
 
-def test_where_no_worker_can_start_every_image_has_that_reason() -> None:
+def test_where_no_worker_can_start_every_image_has_that_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unlucky:
         def __init__(self) -> None:
             raise RuntimeError("no model here")
@@ -98,9 +98,9 @@ def test_where_no_worker_can_start_every_image_has_that_reason() -> None:
     def failed(row: dict[str, Any], reason: str) -> list[dict[str, Any]]:
         return [{**row, "reason": reason}]
 
-    for kind, words in ((actor, "no model here"), (nowhere, "no worker could be started within 1 s with")):
-        rows = [
-            row for found in Crew(kind.remote, 2, 1, 60 if kind is actor else 1, failed).run([{}, {}]) for row in found
-        ]
+    for kind, words in ((actor, "no model here"), (nowhere, "no worker could be started within 2 s with")):
+        if kind is nowhere:
+            monkeypatch.setattr(crew, "STARTING_S", 2.0)
+        rows = [row for found in crew.Crew(kind.remote, 2, 1, 60, failed).run([{}, {}]) for row in found]
         assert len(rows) == 2
         assert all(words in row["reason"] for row in rows), rows

@@ -61,7 +61,7 @@ def test_a_given_mask_is_laid_on_the_scan_by_the_affines(anatomy: Anatomy, clean
     np.testing.assert_array_equal(found, anatomy.brain)
     far = anatomy.affine.copy()
     far[0, 3] += 150
-    with pytest.raises(DataError, match="of which .* lies in the scan's field of view; expected 50% or more"):
+    with pytest.raises(DataError, match=r"of which .* lies in the scan's field of view; expected 50% or more"):
         on_grid_of(scan, Volume(brain, far))
 
 
