@@ -12,8 +12,8 @@ import pytest
 import ray
 
 from mmh_ray.config import Config
-from mmh_ray.distributed import harmonize as driver
 from mmh_ray.distributed import crew
+from mmh_ray.distributed import harmonize as driver
 from mmh_ray.distributed.job import Job
 from mmh_ray.distributed.look import Look, ledger_row
 
