@@ -340,7 +340,7 @@ class HarmonizeConfig:
     slots: int = 0
     """Actors; 0 takes one per GPU, or one per two CPUs."""
     timeout_s: float = 600.0
-    """Seconds without any finished volume after which the job stops with a reason."""
+    """Seconds that an image may take: then its actor is ended and the image fails; the others go on."""
 
     def __post_init__(self) -> None:
         _require(1 <= self.steps <= 500, "harmonize.steps", self.steps, "1 to 500")
@@ -373,6 +373,8 @@ class QualityConfig:
     """Standard deviation of the planes' estimates, unit intensity, above which an image is flagged."""
     most_bright: float = 0.01
     """Part of the brain above unit intensity 1.25 above which an image is flagged."""
+    most_background: float = 0.2
+    """Intensity of the air around the head, unit intensity, above which an image is flagged: something was added to its intensities."""
 
 
 @dataclass(frozen=True)

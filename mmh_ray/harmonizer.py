@@ -176,7 +176,7 @@ class Harmonizer:
         ready = self.ready(volume, sequence, mask)
         return [self.finish(ready, image) for image in self.infer(ready, targets)]
 
-    def ready(self, volume: Volume, sequence: str, mask: np.ndarray | None = None) -> ReadyScan:
+    def ready(self, volume: Volume, sequence: str, mask: np.ndarray | Volume | None = None) -> ReadyScan:
         """First step of :meth:`run`, which takes no model: prepare the scan and refuse what must not be harmonized."""
         self.bundle.sequence_index(sequence)
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
