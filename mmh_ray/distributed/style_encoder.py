@@ -1,21 +1,25 @@
-"""The aggregator of a style encoder whose backbone does not bring one: trained once a run, before the targets that it serves."""
+"""Style encoders at work: the aggregator of a backbone that brings none, trained once a run, and style vectors of scans as they are."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import ray
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mmh_ray.config import Config
+from mmh_ray.config import Config, StyleConfig
 from mmh_ray.distributed.shards import PreparedStore
+from mmh_ray.imaging.intensity import robust_scaling
 from mmh_ray.models.restyle import restyle
-from mmh_ray.models.style import make_style_encoder
+from mmh_ray.models.style import TriPlanarStyleEncoder, make_style_encoder
 from mmh_ray.models.style_backbones import EMBEDDED
 from mmh_ray.models.style_training import train_aggregator
 
@@ -25,6 +29,35 @@ VOLUMES, STYLES = 4, 3
 """Volumes per site and sequence, and looks of each, the first of which is its own."""
 
 Row = Mapping[str, Any]
+
+
+@dataclass
+class StyleDescriber:
+    """Style vectors of images on any grid, each scaled by itself; travels to other processes, where it makes its encoder once.
+
+    Attributes
+    ----------
+    config, aggregator:
+        As :func:`mmh_ray.models.style.make_style_encoder` takes them.
+    """
+
+    config: StyleConfig
+    aggregator: Mapping[str, Tensor] = field(default_factory=dict)
+    _encoders: dict[float, TriPlanarStyleEncoder] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+        """``(D,)`` of unit length, of an image ``(I, J, K)`` in any units; its axes are turned to RAS, its voxels taken for cubes."""
+        spacing = round(float(np.cbrt(abs(np.linalg.det(affine[:3, :3])))), 2)
+        if spacing not in self._encoders:
+            self._encoders[spacing] = make_style_encoder(self.config, spacing, self.aggregator)
+        unit, turn = robust_scaling(image, mask).apply(image) * mask, nib.orientations.io_orientation(affine)
+        turned = [np.ascontiguousarray(nib.orientations.apply_orientation(part, turn))[None] for part in (unit, mask)]
+        vector = self._encoders[spacing](*map(torch.from_numpy, turned))
+        return F.normalize(vector, dim=1)[0].numpy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_encoders": {}}
 
 
 @dataclass(frozen=True)
