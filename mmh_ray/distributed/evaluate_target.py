@@ -105,7 +105,8 @@ def draw(manifest: str, site: str, unified: str, moved: str, config: Config, tru
     """
     cases, _ = _cases_and_others(manifest, site, unified, moved, config)
     for case in {case.sequence: case for case in reversed(cases)}.values():
-        rows, sites = middle_slices(case, truth), [row["site"] for row in case.sources]
+        rows = middle_slices(case, config.prepare.n4_iterations, truth)
+        sites = [row["site"] for row in case.sources]
         before_after(out / f"target_{case.sequence}.png", rows, sites, f"{case.sequence} of {case.subject} to {site}")
 
 

@@ -158,15 +158,15 @@ def score_target(case: TargetCase, settings: TargetSettings) -> list[Row]:
     return rows
 
 
-def middle_slices(case: TargetCase, truth: str | None) -> dict[str, list[np.ndarray]]:
+def middle_slices(case: TargetCase, iterations: tuple[int, ...], truth: str | None) -> dict[str, list[np.ndarray]]:
     """Middle slices of one subject for a picture, a column per source scan: the scan, what was made of it, and what it should be."""
-    answer = read_scan(case.target, ())
+    answer = read_scan(case.target, iterations)
     wanted = {"the same person's\nscan at the target": answer.volume.data}
     if found := _read_truth(truth, case.target):
         wanted["noise-free truth\nof the target"] = found.noisefree
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
     for source in case.sources:
-        scan = read_scan(source, ())
+        scan = read_scan(source, iterations)
         made = {"source": scan.volume.data, "global": read_output(source["global"], scan)}
         made["moved to\nthe target"] = read_output(source["target"], scan)
         for name, image in {**made, **wanted}.items():
