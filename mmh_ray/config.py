@@ -231,7 +231,7 @@ class TargetConfig:
     site: tuple[str, ...] = ()
     """Sites to train adapters for, side by side; one name or a list."""
     images: int = 0
-    """Target images per sequence, the first of the site's training and validation images by image_id; 0 takes all, 3 is enough."""
+    """Target images per sequence, drawn by `target.seed` from the site's training and validation images; 0 takes all, 3 is enough."""
     rank: int = 4
     """Rank of the low-rank updates of the convolutions (LoRA: Hu et al., ICLR 2022)."""
     steps: int = 100
@@ -244,6 +244,8 @@ class TargetConfig:
     """Random styles in which each target image goes through the global model."""
     learning_rate: float = 2e-3
     """Peak learning rate of AdamW; linear warm-up over a tenth of the steps, cosine decay."""
+    reconstruction_weight: float = 1.0
+    """Weight of the reconstruction of the site's own images (L1)."""
     gradient_weight: float = 0.5
     """Weight of the multi-scale gradient loss."""
     statistics_weight: float = 0.2

@@ -52,7 +52,13 @@ Results = dict[str, dict[str, dict[str, float | None]]]
 
 
 def evaluate_target(
-    manifest: str, site: str, unified: str, moved: str, config: Config, truth: str | None = None
+    manifest: str,
+    site: str,
+    unified: str,
+    moved: str,
+    config: Config,
+    truth: str | None = None,
+    methods: Sequence[str] = METHODS,
 ) -> Results:
     """Score how near the traveling subjects' scans come to their own scans at the target site.
 
@@ -64,6 +70,8 @@ def evaluate_target(
         Folders of the derivatives of the global harmonizer and of the target.
     truth:
         Folder ``derivatives/truth`` of a simulated archive; without it what needs it is None.
+    methods:
+        Those of :data:`METHODS` to score.
 
     Returns
     -------
@@ -82,17 +90,17 @@ def evaluate_target(
     cases, others = _cases_and_others(manifest, site, unified, moved, config)
     connect()
     iterations, slices = config.prepare.n4_iterations, config.evaluate.cnn != "none"
-    settings = TargetSettings(iterations, _describer(cases, config), truth, slices)
+    settings = TargetSettings(iterations, _describer(cases, config), truth, slices, tuple(methods))
     settings = replace(settings, cohorts=_cohorts(others, settings))
     found: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for done in run_tasks(score_target, cases, settings, "Evaluating the target", "subjects"):
-        for row in _rows(done):
+        for row in _rows(done, methods):
             if "reason" in row:
                 log.warning("%s of %s is not scored: %s", row["image_id"], row["method"], row["reason"])
             found[row["sequence"], row["method"]].append(row)
     if not any("psnr" in row for rows in found.values() for row in rows):
         raise DataError(f"{moved}: no scan could be scored", "outputs of `mmh harmonize --target`", "See the log.")
-    return {name: _summaries(found, name) for name in sorted({case.sequence for case in cases})}
+    return {name: _summaries(found, name, methods) for name in sorted({case.sequence for case in cases})}
 
 
 def draw(manifest: str, site: str, unified: str, moved: str, config: Config, truth: str | None, out: Path) -> None:
@@ -171,19 +179,21 @@ def _cohorts(rows: list[Row], settings: TargetSettings) -> dict[str, TargetCohor
     return {sequence: TargetCohort.of([own[name] for name in sorted(own)]) for sequence, own in found.items()}
 
 
-def _rows(done: Done) -> list[Row]:
+def _rows(done: Done, methods: Sequence[str]) -> list[Row]:
     """A case's rows; those of one whose answer or truth cannot be read have the reason."""
     if not isinstance(done.result, Exception):
         return done.result
     case: TargetCase = done.item
     names = ("image_id", "subject", "site", "sequence")
     about = [{name: source[name] for name in names} | {"reason": str(done.result)} for source in case.sources]
-    return [row | {"method": method} for row in about for method in METHODS]
+    return [row | {"method": method} for row in about for method in methods]
 
 
-def _summaries(found: Mapping[tuple[str, str], list[Row]], sequence: str) -> dict[str, dict[str, float | None]]:
-    summaries = {method: _summary(found.get((sequence, method), []), method) for method in METHODS}
-    raw = summaries[RAW]["w1"]
+def _summaries(
+    found: Mapping[tuple[str, str], list[Row]], sequence: str, methods: Sequence[str] = METHODS
+) -> dict[str, dict[str, float | None]]:
+    summaries = {method: _summary(found.get((sequence, method), []), method) for method in methods}
+    raw = summaries[RAW]["w1"] if RAW in summaries else None
     for summary in summaries.values():
         own = summary["w1"]
         summary["w1_of_raw"] = own / raw if raw and own is not None else None

@@ -195,7 +195,7 @@ def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -
         own = [entry for entry in entries if entry["sequence"] == sequence]
         images = sorted((entry for entry in own if entry["site"] == site), key=lambda entry: entry["image_id"])
         counts[sequence] = len(images)
-        images = images[: config.target.images or None]
+        images = _drawn(images, config.target.images, config.target.seed)
         if len(images) < LEAST_IMAGES:
             continue
         held = max(1, len(images) // 5)
@@ -210,6 +210,14 @@ def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -
         received = f"site {site} with {', '.join(f'{count} {name}' for name, count in counts.items())}"
         raise DataError(received, f"{LEAST_IMAGES} images of a sequence outside split test", "Add images of the site.")
     return tasks
+
+
+def _drawn(images: list[Row], count: int, seed: int) -> list[Row]:
+    """Images drawn by the seed, in their order; for a count of 0, or where there are no more, all."""
+    if not 0 < count < len(images):
+        return images
+    chosen = np.random.default_rng(seed).choice(len(images), count, replace=False)
+    return [images[index] for index in sorted(chosen)]
 
 
 def _spread(entries: list[Row], count: int) -> list[Row]:

@@ -106,6 +106,8 @@ class TargetSettings:
         Folder of the truth, if there is one.
     slices:
         Whether slices for the convolutional probe are wanted.
+    methods:
+        Those to score.
     cohorts:
         By sequence; without one, what is fitted on it is left out.
     """
@@ -114,6 +116,7 @@ class TargetSettings:
     describe: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
     truth: str | None = None
     slices: bool = False
+    methods: tuple[str, ...] = METHODS
     cohorts: Mapping[str, TargetCohort] = field(default_factory=dict)
 
 
@@ -138,7 +141,7 @@ def score_target(case: TargetCase, settings: TargetSettings) -> list[Row]:
     answer = read_scan(case.target, settings.iterations)
     truth = _read_truth(settings.truth, case.target)
     measurer = _Measurer(answer, truth, settings, settings.cohorts.get(case.sequence))
-    methods = METHODS if measurer.cohort else (RAW, GLOBAL, OURS)
+    methods = [name for name in settings.methods if measurer.cohort or name not in (MATCHED, NYUL)]
     rows = []
     for source in case.sources:
         about = {name: source[name] for name in ("image_id", "subject", "site", "sequence")}

@@ -57,6 +57,18 @@ def test_travelers_decide_nothing(bundle: Any) -> None:
     assert plan_site(store(2), "north", bundle, Config()) == plan_site(store(0), "north", bundle, Config())
 
 
+def test_the_seed_draws_the_images(bundle: Any) -> None:
+    many = store()
+    many.index += [entry("north", 10 + number) for number in range(20)]
+
+    def drawn(seed: int) -> list[str]:
+        (task,) = plan_site(many, "north", bundle, Config(target=TargetConfig(images=5, seed=seed)))
+        return [row["image_id"] for row in (*task.training, *task.validation)]
+
+    assert [len(drawn(seed)) for seed in range(3)] == [5, 5, 5]
+    assert drawn(0) == drawn(0) != drawn(1)
+
+
 def test_one_source_image_does_not_do(bundle: Any) -> None:
     few = store()
     few.index = [row for row in few.index if row["site"] == "north" or row["image_id"] == "sub-south0_T1w"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> TargetCase:
 def settings(case: TargetCase) -> TargetSettings:
     bare = TargetSettings((2,), by_mean, truth=str(Path(case.target["uri"]).parent / "truth"), slices=True)
     cohort = TargetCohort.of([cohort_image(case.target, bare)])
-    return TargetSettings((2,), by_mean, bare.truth, True, {"T1w": cohort})
+    return replace(bare, cohorts={"T1w": cohort})
 
 
 def test_the_output_of_the_target_is_scored_as_ours_and_the_global_one_as_global(
