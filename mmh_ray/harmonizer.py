@@ -213,6 +213,7 @@ class Harmonizer:
         """The unified image ``(X, Y, Z)`` in the look of a target, site unit intensity; ``before`` as :meth:`_again` without an adapter."""
         sequence, mask, planes = ready.sequence, ready.prepared.mask, unified[None]
         if sequence in target.weights:
+            assert before is not None
             with wearing(self.bundle.model, target.adapter(sequence)):
                 planes = planes + self._again(unified, ready) - before
         return fuse(target.styles[sequence].moved(planes, mask), mask, self.settings)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from mmh_ray import tracking
 from mmh_ray.bids.derivatives import sidecar_path
@@ -141,7 +142,8 @@ def _describer(cases: Sequence[TargetCase], config: Config) -> StyleDescriber:
     if known is None:
         return StyleDescriber(config.style)
     made = json.loads(known.read_bytes())["TargetModel"]
-    recorded, aggregator = made.get("style_encoder") or made["training"]["style_encoder"], {}
+    recorded = made.get("style_encoder") or made["training"]["style_encoder"]
+    aggregator: Mapping[str, Tensor] = {}
     if config.style.backbone != EMBEDDED and "training" in made:
         aggregator = load_target(*tracking.resolve_target(made["URI"], "", config.tracking)).aggregator
     check_same_encoder(recorded, make_style_encoder(config.style, 1.0, aggregator).describe())

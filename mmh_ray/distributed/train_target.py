@@ -165,10 +165,12 @@ def _check_places(config: Config) -> None:
         if places.setdefault(name, site) != site:
             raise ConfigError(f"sites {places[name]!r} and {site!r}, both {name}", "names that stay apart", remedy)
         place = _place(root, site)
-        if storage.get_file_info(place).type == pyarrow.fs.FileType.NotFound:
+        if not storage.get_file_info(pyarrow.fs.FileSelector(place, allow_not_found=True)):
             continue
         if storage.get_file_info(f"{place}/{FACTS}").type == pyarrow.fs.FileType.NotFound:
-            raise ConfigError(f"{place}: no target", "a new folder or an earlier target", "Change target.storage.")
+            raise ConfigError(
+                f"{place}: no target", "a new folder or an earlier target", "Empty it or change target.storage."
+            )
         with storage.open_input_stream(f"{place}/{FACTS}") as stream:
             earlier = json.loads(stream.read())["site"]
         if earlier != site:

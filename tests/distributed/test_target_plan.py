@@ -82,6 +82,7 @@ def test_sites_of_one_name_are_refused(tmp_path: Path) -> None:
         train_targets("store", "model", config)
     place = tmp_path / "targets" / "a-b"
     place.mkdir(parents=True)
+    (place / "precious").touch()
     config = replace(config, target=replace(config.target, site=("a b",)))
     with pytest.raises(ConfigError, match="no target"):
         train_targets("store", "model", config)
