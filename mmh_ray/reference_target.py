@@ -80,7 +80,7 @@ def target_of_scan(
         "reference_sha256": digest,
         "reference_mask_sha256": None if mask is None else hashlib.sha256(np.packbits(mask).tobytes()).hexdigest(),
         "point_spread_sigma_voxels": looks[best].blur,
-        "style_distance": distances[best],
+        "style_distance": round(distances[best], 4),  # the target's hash must not hang on the last digits
         "style_encoder": encoder.describe(),
     }
     return Target(name, {sequence: looks[best]}, hash_of([facts, harmonizer.bundle.hash]), f"scan:{name}", facts, {}, 0)
