@@ -256,7 +256,8 @@ def train_adapter(
         return found
 
     def of_sources(rows: Sequence[Row]) -> list[UnifiedVolume]:
-        return [UnifiedVolume.of_source(model, *store.read(row), label, settings) for row in rows]
+        scans = (store.read(row) for row in rows)
+        return [UnifiedVolume.of_source(model, scan, mask, label, settings) for scan, mask in scans]
 
     images, held = of_site(task.training, target.restyles), of_site(task.validation, 1)
     sources, held_sources = of_sources(task.sources), of_sources(task.validation_sources)
