@@ -17,7 +17,7 @@ from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.registration import in_template_space
 from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import Volume
-from mmh_ray.models.adapter import wearing
+from mmh_ray.models.adapter import SiteStyle, wearing
 from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.calibration import unify
 from mmh_ray.models.sampling import estimate_planes, fuse
@@ -190,13 +190,15 @@ class Harmonizer:
         planes = self._sample(ready.prepared, label)
         disagreement = float(planes[:, ready.prepared.mask].std(axis=0).mean())
         unified = unify(self.bundle.model, planes, ready.prepared.mask, label, self.settings)
-        images = []
+        images, before = [], None
         for target in targets:
             if target is None:
                 images.append(InferredImage(unified, NOISE, disagreement))
-            else:
-                moved, style = self._moved(unified, ready, target), target.styles[ready.sequence]
-                images.append(InferredImage(moved, style.noise, disagreement))
+                continue
+            style = self._style(target, ready.sequence)
+            if before is None and ready.sequence in target.weights:
+                before = self._again(unified, ready)
+            images.append(InferredImage(self._moved(unified, before, ready, target), style.noise, disagreement))
         return images
 
     def finish(self, ready: ReadyScan, image: InferredImage) -> HarmonizedScan:
@@ -209,19 +211,26 @@ class Harmonizer:
         source, flagged = volume.like(prepared.scaling.apply(volume.data)), flags(figures, self.quality)
         return HarmonizedScan(finished, space, stripped, prepared, image.values, source, native, figures, flagged)
 
-    def _moved(self, unified: np.ndarray, ready: ReadyScan, target: Target) -> np.ndarray:
-        """The unified image ``(X, Y, Z)`` in the look of a target, site unit intensity."""
-        sequence, mask, model = ready.sequence, ready.prepared.mask, self.bundle.model
+    def _moved(self, unified: np.ndarray, before: np.ndarray | None, ready: ReadyScan, target: Target) -> np.ndarray:
+        """The unified image ``(X, Y, Z)`` in the look of a target, site unit intensity; ``before`` as :meth:`_again` without an adapter."""
+        sequence, mask, planes = ready.sequence, ready.prepared.mask, unified[None]
+        if sequence in target.weights:
+            assert before is not None
+            with wearing(self.bundle.model, target.adapter(sequence)):
+                planes = planes + self._again(unified, ready) - before
+        return fuse(target.styles[sequence].moved(planes, mask), mask, self.settings)
+
+    def _again(self, unified: np.ndarray, ready: ReadyScan) -> np.ndarray:
+        """What the network makes of an image that is unified already, ``(planes, X, Y, Z)``, with and without an adapter."""
+        label = self.bundle.sequence_index(ready.sequence)
+        return estimate_planes(self.bundle.model, unified, ready.prepared.mask, label, self.settings)
+
+    @staticmethod
+    def _style(target: Target, sequence: str) -> SiteStyle:
         if sequence not in target.styles:
             known = ", ".join(target.styles)
             raise RefusedError(f"{sequence} for target {target.site}", f"one of {known}", "Train the target on it.")
-        planes = unified[None]
-        if sequence in target.weights:
-            inputs = model, unified, mask, self.bundle.sequence_index(sequence), self.settings
-            before = estimate_planes(*inputs)
-            with wearing(model, target.adapter(sequence)):
-                planes = planes + estimate_planes(*inputs) - before
-        return fuse(target.styles[sequence].moved(planes, mask), mask, self.settings)
+        return target.styles[sequence]
 
     def _finished(self, native: Volume, prepared: Prepared) -> tuple[Volume, str | None, bool]:
         """The image in the space and the intensities that were asked for, with or without what surrounds the brain."""

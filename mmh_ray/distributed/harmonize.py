@@ -173,10 +173,20 @@ def _looks(job: Job, folder: Path) -> list[Look]:
 
 
 def _target_of_image(path: str, bundle: Bundle, job: Job) -> Target:
-    entities = parse(path)
-    config = job.config
+    entities, config = parse(path), job.config
     harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
-    return target_of_scan(harmonizer, read_volume(path), entities.suffix, entities.image_id, sha256_file(path))
+    found = _mask_of(Path(path).resolve(), (*entities.folders, "anat"))
+    mask = read_volume(found).data > 0.5 if found else None
+    about = entities.suffix, entities.image_id, sha256_file(path)
+    return target_of_scan(harmonizer, read_volume(path), *about, mask, config.style)
+
+
+def _mask_of(scan: Path, folders: tuple[str, ...]) -> str | None:
+    """The brain mask that the scan's own archive has of it; None too where the scan lies in no archive."""
+    if scan.parts[-len(folders) - 1 : -1] != folders:
+        return None
+    rows = find_images(scan.parents[len(folders)], require_site=False)
+    return next((row["mask_uri"] for row in rows if row["uri"] == str(scan)), None)
 
 
 _INERT = {"slots": 0, "timeout_s": 0, "batch_slabs": 0}

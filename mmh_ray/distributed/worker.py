@@ -173,7 +173,7 @@ class HarmonizeWorker:
             "TargetSite": look.name,
             "TargetModel": look.target and {"URI": look.target.uri, "Hash": look.target.hash, **look.target.facts},
             "SkullStripped": scan.stripped,
-            "Units": _UNITS[settings.intensity],
+            "Units": _UNITS[settings.intensity, look.target is not None],
             "SourceSite": row["site"],
             "SourceSiteSeenInTraining": row["site"] in bundle.facts["training"].get("counts", {}),
             "Preparation": list(scan.prepared.steps),
@@ -208,9 +208,15 @@ def _all_or_none(*paths: Path) -> Iterator[None]:
 
 
 _UNITS = {
-    "unit": "unit intensity of the unified domain (0 background, about 1 bright tissue)",
-    "source": "the scan's own: unit intensity of the unified domain * (High - Low) + Low",
+    ("unit", False): "unit intensity of the unified domain (0 background, about 1 bright tissue)",
+    ("source", False): "the scan's own: unit intensity of the unified domain * (High - Low) + Low",
+    ("unit", True): "unit intensity of the target site (0 background, 1 bright tissue of its scans)",
+    (
+        "source",
+        True,
+    ): "the scan's own range, in the target's contrast: unit intensity of the target site * (High - Low) + Low",
 }
+"""By ``harmonize.intensity``, and whether there is a target. What a target's scans measure in their own units is not recorded."""
 
 
 def _registration(scan: HarmonizedScan) -> Row | None:

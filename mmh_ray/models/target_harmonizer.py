@@ -153,7 +153,7 @@ class TargetFineTuner(nn.Module):
         }
         moved, made = moved + self.style.noise * other_noise, made + self.style.noise * noise
         parts["statistics"] = self._statistics(moved, source) + self._statistics(made, site)
-        loss = parts["reconstruction"] + config.gradient_weight * parts["gradient"]
+        loss = config.reconstruction_weight * parts["reconstruction"] + config.gradient_weight * parts["gradient"]
         loss = loss + config.statistics_weight * parts["statistics"]
         if config.displacement_weight:
             wanted = (self._describe(site.scan, site) - self._describe(site.unified, site)).mean(0).detach()
@@ -174,12 +174,20 @@ class TargetFineTuner(nn.Module):
             return self.model.denoiser(x, torch.full((len(x),), t, device=x.device), batch.condition, context)
 
         with torch.no_grad():
-            wear(self.model, None)
+            self.wear(None)
             before = sample(self.model, denoise, noise, self.settings.steps)
-        wear(self.model, NAME)
+        self.wear(NAME)
         after = sample(self.model, denoise, noise, self.settings.steps, self.config.last_steps)
         made = self.style.apply(batch.unified + to_unit(after) - to_unit(before))
         return made * batch.mask, noise.roll(1, 0) * batch.mask
+
+    def wear(self, name: str | None) -> None:
+        """Generate with the adapter of this name, or without any."""
+        wear(self.model, name)
+
+    def state(self) -> dict[str, Tensor]:
+        """What was trained, float32 on the CPU."""
+        return state_of(self.model, NAME)
 
     def _statistics(self, image: Tensor, batch: TargetBatch) -> Tensor:
         centre, groups = image.shape[1] // 2, int(batch.group.max()) + 1
@@ -239,7 +247,7 @@ def tune(
     weights = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, config.learning_rate, weight_decay=0.0)
     untuned = _validate(tuner, validation)
-    best = TunedAdapter(state_of(tuner.model, NAME), untuned, untuned, 0)
+    best = TunedAdapter(tuner.state(), untuned, untuned, 0)
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(step, config)
@@ -254,7 +262,7 @@ def tune(
             score = _validate(tuner, validation)
             found |= {f"val_{name}": value for name, value in score.items()}
             if score["loss"] < best.validation["loss"]:
-                best = TunedAdapter(state_of(tuner.model, NAME), score, untuned, step + 1)
+                best = TunedAdapter(tuner.state(), score, untuned, step + 1)
         advance(step + 1, found)
         if step + 1 - best.steps >= config.patience * config.validate_every:
             break

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import mmh_ray.harmonizer
 from mmh_ray.bids.derivatives import derivative_files, sidecar_path
 from mmh_ray.config import Config
 from mmh_ray.distributed import worker as worker_module
@@ -25,7 +26,8 @@ from mmh_ray.distributed.worker import HarmonizeWorker
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
-from mmh_ray.models.adapter import SiteStyle
+from mmh_ray.models.adapter import SiteStyle, attach, state_of
+from mmh_ray.models.bundle import Bundle, load_bundle
 from mmh_ray.models.target_bundle import Target
 
 pytestmark = pytest.mark.fast
@@ -130,6 +132,39 @@ def test_all_looks_of_an_image_share_one_global_pass(
     sidecar = json.loads((tmp_path / rows["dim"]["output"].replace(".nii.gz", ".json")).read_text())
     assert (sidecar["TargetSite"], sidecar["TargetModel"]["URI"]) == ("dim", "models:/mmh-target-dim/1")
     assert sidecar["SourceSiteSeenInTraining"] is False
+    assert sidecar["Units"].startswith("unit intensity of the target site")
+    worker.harmonizer.bundle.facts["training"]["counts"] = {"north": {"T1w": 3}}
+    rows = worker.harmonize(row_of(scan))
+    sidecar = json.loads((tmp_path / rows[0]["output"].replace(".nii.gz", ".json")).read_text())
+    assert sidecar["SourceSiteSeenInTraining"] is True
+    assert sidecar["Units"].startswith("unit intensity of the unified domain")
+
+
+def test_targets_share_the_pass_without_an_adapter(
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle_of(files, tmp_path)
+    attach(bundle.model, "blank", 2)
+    blank, style = state_of(bundle.model, "blank"), SiteStyle(KNOTS, KNOTS, np.linspace(0, 1, 257), 0.0)
+    strong = [{key: level * torch.ones_like(value) for key, value in blank.items()} for level in (0.0, 0.1)]
+    targets = [Target(f"t{i}", {"T1w": style}, f"{i}" * 64, "", {}, {"T1w": w}, 2) for i, w in enumerate(strong)]
+    looks = [Look(target, target.hash) for target in targets]
+    worker = HarmonizeWorker(files, config, str(tmp_path / "out"), FACTS, looks)
+    passes: list[str] = []
+    run = mmh_ray.harmonizer.estimate_planes
+    monkeypatch.setattr(mmh_ray.harmonizer, "estimate_planes", lambda *given: (passes.append("pass"), run(*given))[1])
+    rows = worker.harmonize(row_of(scan))
+    assert [row["status"] for row in rows] == ["done", "done"]
+    assert len(passes) == len(looks) + 2
+    one, other = (nib.load(tmp_path / "out" / row["output"]).get_fdata() for row in rows)
+    assert not np.allclose(one, other, atol=1e-3)
+
+
+def load_bundle_of(files: dict[str, bytes], folder: Path) -> Bundle:
+    """The bundle of these files."""
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return load_bundle(folder)
 
 
 def test_another_sequence_under_this_name_is_refused(files: dict[str, bytes], config: Config, tmp_path: Path) -> None:
