@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from mmh_ray.bids.status import utc_now
@@ -25,7 +26,7 @@ from mmh_ray.distributed.evaluation_files import Pictures, write_all
 from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.evaluation.baselines import BASELINES, Baseline, Unfitted
 from mmh_ray.evaluation.catalogue import AGAIN, BEST_KNOWN, RAW, ordered
-from mmh_ray.evaluation.scans import Case, Row, Settings
+from mmh_ray.evaluation.scans import Case, Row, Settings, common_masks, scan_mask
 from mmh_ray.evaluation.subject import Score, Training, score, training_facts
 from mmh_ray.provenance import code_version
 
@@ -76,7 +77,7 @@ def evaluate(
     baselines = {case.sequence: _fit(trained.get(case.sequence, [])) for case in cases}
     _note_unfitted(baselines, total)
     methods = tuple(ordered([*BASELINES, *(name for name in archives if not name.endswith(AGAIN))]))
-    settings = Settings(methods, baselines, truth, config.prepare.n4_iterations, _sliced(methods, config))
+    settings = Settings(methods, baselines, truth, config.prepare.n4_iterations, _sliced(methods, config), _common(cases, total))
     kept, pictured = _score_all(cases, settings, total)
     cohort = Cohort(_facts(total), kept, trained, config.evaluate)
     figures, places = cohort_figures(cohort, total)
@@ -105,6 +106,21 @@ def _sliced(methods: Sequence[str], config: Config) -> frozenset[str]:
     """Methods whose images the convolutional probes judge."""
     some = [name for name in methods if name in (RAW, BEST_KNOWN) or name not in BASELINES]
     return frozenset({"all": methods, "some": some, "none": ()}[config.evaluate.cnn])
+
+
+def _common(cases: Sequence[Case], total: Score) -> dict[tuple[str, tuple[int, ...]], np.ndarray]:
+    """What is brain in everybody, of sequences with people seen at several sites."""
+    several = {case.sequence for case in cases if len({row["site"] for row in case.rows}) > 1}
+    rows = [row for case in cases for row in case.rows if case.sequence in several]
+    tasks = run_tasks(_mask, rows, None, "Reading masks", "images")
+    common = common_masks((done.item, done.result) for done in tasks if not isinstance(done.result, Exception))
+    if several - {sequence for sequence, _ in common}:
+        total.notes.append("no part of the grid is brain in everybody: people cannot be looked for")
+    return common
+
+
+def _mask(row: Row, _shared: None) -> np.ndarray:
+    return scan_mask(row)
 
 
 def _train(rows: Sequence[Row], iterations: tuple[int, ...], total: Score) -> Trained:

@@ -49,6 +49,9 @@ MEASURES: dict[str, Kind] = {
     "site_probe_cnn_frozen": Kind(
         "frozen CNN", "lower", "site", f"Convolutional probe trained on raw scans: {_PROBE}. Easily fooled."
     ),
+    "site_probe_pattern": Kind(
+        "site pattern", "lower", "site", f"Matched filter for a fixed pattern of the site's images, trained anew: {_PROBE}."
+    ),
     "site_silhouette": Kind("site silhouette", "lower", "site", "How tightly features gather by site, -1 to 1."),
     "site_adjusted_rand": Kind("site ARI", "lower", "site", "Agreement of k-means clusters with sites, 0 by chance."),
     "site_lisi": Kind("site mixing", "higher", "site", "LISI of sites around an image, 0 (one site) to 1 (all)."),

@@ -13,7 +13,8 @@ import numpy as np
 
 from mmh_ray.errors import DataError
 from mmh_ray.evaluation import harm
-from mmh_ray.evaluation.catalogue import AGAIN, RAW
+from mmh_ray.evaluation.catalogue import AGAIN
+from mmh_ray.evaluation.features import fine_detail, image_features, probe_slices
 from mmh_ray.evaluation.metrics import (
     Joint,
     gradient_correlation,
@@ -24,8 +25,7 @@ from mmh_ray.evaluation.metrics import (
     tissue_contrast,
     w1,
 )
-from mmh_ray.evaluation.probes import image_features, probe_slices
-from mmh_ray.evaluation.scans import Row, Scan, Truth, on_one_grid, read_output
+from mmh_ray.evaluation.scans import Row, Scan, Settings, Truth, on_one_grid, read_output
 from mmh_ray.evaluation.segmentation import TISSUES, segment_tissues, tissue_dice, tissue_labels, volume_error
 
 FACTS = ("image_id", "subject", "site", "sequence", "age", "sex")
@@ -51,10 +51,18 @@ class Output:
         return float(np.mean(self.labels[self.scan.mask] == TISSUES.index(tissue) + 1))
 
 
+class Detail(NamedTuple):
+    """The shape of an image's grid, and :func:`mmh_ray.evaluation.features.fine_detail` of its middle."""
+
+    grid: tuple[int, ...]
+    values: np.ndarray
+
+
 class Bulk(NamedTuple):
     """What only measures of a whole cohort need of an image; it stays away from the driver.
 
-    256 quantiles of the scaled brain, the same of every tissue, the binned truth, named features, slices for the CNN.
+    256 quantiles of the scaled brain, the same of every tissue, the binned truth, named features, slices for the CNN; features of the part
+    of the grid that is brain in everybody (None where there is no such part), fine detail of the grid's middle.
     """
 
     quantiles: np.ndarray
@@ -62,6 +70,8 @@ class Bulk(NamedTuple):
     joint: Joint | None
     features: Mapping[str, float]
     slices: np.ndarray | None
+    person: Mapping[str, float] | None
+    detail: Detail
 
 
 @dataclass
@@ -203,26 +213,31 @@ def _between_sites(a: Output, b: Output, both: np.ndarray | None) -> dict[str, C
     return made
 
 
-def bulk_of(output: Output, truth: Truth | None, slices: bool, clock: Clock) -> Bulk:
+def bulk_of(output: Output, truth: Truth | None, settings: Settings, clock: Clock) -> Bulk:
     """What the measures of the cohort need of this image.
 
-    A scanner's gain means nothing: raw enters the truth error scaled by its percentiles, which can only help it.
+    The truth error compares image and truth each scaled by its own percentiles, whatever the method: the unit of an MR image is no one's
+    merit, and a method that hands on the scanner's gain is not charged for it.
     """
     scan, name = output.scan, output.scan.row["image_id"]
     middles = (np.arange(_HISTOGRAM_POINTS) + 0.5) / _HISTOGRAM_POINTS
-    image = output.scaled if output.method == RAW else output.image
     labels = output.labels
     tissues: Mapping[str, np.ndarray] = {}
     if labels is not None:
         tissues = clock.run("tissue_quantiles", name, lambda: harm.tissue_quantiles(output.scaled, labels)) or {}
+    common = settings.common.get((scan.row["sequence"], scan.mask.shape))
     return Bulk(
         np.quantile(output.scaled[scan.mask], middles).astype(np.float32),
         tissues,
-        None if truth is None else joint_bins(image, truth.noisefree, scan.mask),
+        None if truth is None else joint_bins(output.scaled, scale_by_percentiles(truth.noisefree, scan.mask), scan.mask),
         clock.run("features", name, lambda: image_features(output.image, scan.mask, scan.volume.spacing)) or {},
         clock.run("slices", name, lambda: probe_slices(output.image, scan.mask, scan.volume.affine))
-        if slices
+        if output.method in settings.slices
         else None,
+        None
+        if common is None
+        else clock.run("person_features", name, lambda: image_features(output.image, common, scan.volume.spacing)),
+        Detail(scan.mask.shape, clock.run("fine_detail", name, lambda: fine_detail(output.image, scan.mask))),
     )
 
 

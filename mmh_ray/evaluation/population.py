@@ -14,7 +14,7 @@ from mmh_ray.evaluation import clustering
 from mmh_ray.evaluation.downstream import association, brain_age
 from mmh_ray.evaluation.measuring import Bulk, Clock
 from mmh_ray.evaluation.metrics import truth_error
-from mmh_ray.evaluation.probes import ProbeResult, cnn_site_probe, site_probe
+from mmh_ray.evaluation.probes import ProbeResult, cnn_site_probe, pattern_site_probe, site_probe
 from mmh_ray.evaluation.scans import Row
 from mmh_ray.evaluation.summary import Figure
 
@@ -144,6 +144,12 @@ def _site_probes(population: Population, seed: int, clock: Clock) -> Figures:
     slices = [bulk.slices for bulk in population.bulks]
     if population.raw_slices is not None and slices and all(own is not None for own in slices):
         probe("site_probe_cnn", cnn_site_probe, np.stack(slices), population.raw_slices)  # type: ignore[arg-type]
+    details = [bulk.detail for bulk in population.bulks]
+    if details and len({detail.grid for detail in details}) == 1:
+        images = np.stack([detail.values for detail in details])
+        found["site_probe_pattern"] = clock.run("site_probe_pattern", method, pattern_site_probe, images, sites, subjects)
+    elif details:
+        clock.notes["grids of several shapes: no site_probe_pattern"].append(method)
     return {
         name: population.figure(
             result.correct, strata=sites, guessed={"chance": result.chance, "chance_high": result.chance_high}
@@ -170,9 +176,26 @@ def _clusters(population: Population, seed: int, clock: Clock) -> Figures:
     groups = clock.run("site_adjusted_rand", method, clustering.gathered, features, len(set(sites)), seed)
     if groups is not None:
         found["site_adjusted_rand"] = population.figure(groups, reduce=_adjusted_rand, labels=sites)
-    if population.traveling:
-        add("subject_silhouette", clustering.silhouettes, subjects)
-        add("subject_nearest", clustering.same_subject_nearest, subjects, sites)
+    return found | _people(population, clock)
+
+
+def _people(population: Population, clock: Clock) -> Figures:
+    """Whether traveling people are found again by what lies in the part of the grid that is brain in everybody."""
+    found, method = Figures(), population.method
+    known = [(row, bulk.person) for row, bulk in zip(population.rows, population.bulks) if bulk.person is not None]
+    subjects, sites = (tuple(row[name] for row, _ in known) for name in ("subject", "site"))
+    if not population.traveling or len(set(subjects)) < 2 or len(set(sites)) < 2:
+        return found
+    features = clustering.standardise(np.array([list(person.values()) for _, person in known]))
+    units = tuple(row["image_id"] for row, _ in known)
+    measures = {"subject_silhouette": (clustering.silhouettes, subjects)}
+    measures["subject_nearest"] = (clustering.same_subject_nearest, subjects, sites)
+    for name, (function, *labels) in measures.items():
+        values = clock.run(name, method, function, features, *labels)
+        if values is not None and np.isfinite(values).any():
+            seen = np.isfinite(values)
+            figure = Figure(np.asarray(values, np.float64), units, subjects)
+            found[name] = figure.only(np.array(units)[seen].tolist())
     return found
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from mmh_ray.errors import DataError
 from mmh_ray.evaluation.baselines import quantile_function
+from mmh_ray.evaluation.features import image_features
 from mmh_ray.evaluation.figures import middle_slice
 from mmh_ray.evaluation.measuring import Bulk, Clock, bulk_of, make_output, measure_image, measure_pair
 from mmh_ray.evaluation.metrics import scale_by_percentiles
-from mmh_ray.evaluation.probes import image_features
 from mmh_ray.evaluation.scans import Case, Row, Scan, Settings, Truth, read_output, read_scan, read_truth
 
 Bulks = dict[tuple[str, str], Bulk]
@@ -82,7 +82,7 @@ def score(case: Case, settings: Settings) -> tuple[Score, Bulks]:
         found.images += [measure_image(output, truth, clock) for output in outputs]
         found.pairs += [measure_pair(a, b, clock) for a, b in itertools.combinations(outputs, 2)]
         for output in outputs:
-            bulks[method, output.scan.row["image_id"]] = bulk_of(output, truth, method in settings.slices, clock)
+            bulks[method, output.scan.row["image_id"]] = bulk_of(output, truth, settings, clock)
         if case.pictured and len(outputs) == len(scans):
             found.slices[method] = [_slice(output.scan, output.scaled) for output in outputs]
     if truth is not None and case.pictured:
