@@ -6,14 +6,15 @@ Shapes: ``N`` images, ``S`` slices of each, ``P`` pixels a side.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EPOCHS = 300
+from mmh_ray.evaluation.probes import Training
+
+EPOCHS = 150
 """Passes over the training slices at which training ends though the sites are not known yet."""
 _BATCH = 32
 _RATE = 3e-3
@@ -44,20 +45,6 @@ class SliceClassifier(nn.Module):
         return self.head(torch.cat([early, x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1))
 
 
-@dataclass(frozen=True)
-class Training:
-    """How a network's training ended: epochs, last mean loss, and the share of training images whose class it knows then."""
-
-    epochs: int
-    loss: float
-    accuracy: float
-
-    @property
-    def converged(self) -> bool:
-        """Whether the loss came below :data:`KNOWN`, and did not only run into :data:`EPOCHS`."""
-        return self.loss < KNOWN
-
-
 def train_classifier(
     slices: np.ndarray, classes: np.ndarray, seed: int
 ) -> tuple[Callable[[np.ndarray], np.ndarray], Training]:
@@ -78,7 +65,7 @@ def train_classifier(
             logits = torch.stack([F.log_softmax(network(_tensor(own)), dim=1).mean(dim=0) for own in unknown])
         return logits.argmax(dim=1).numpy()
 
-    return predict, Training(epochs, loss, float((predict(slices) == classes).mean()))
+    return predict, Training(epochs, loss, float((predict(slices) == classes).mean()), loss < KNOWN)
 
 
 def _fit(network: SliceClassifier, slices: np.ndarray, classes: np.ndarray) -> tuple[int, float]:

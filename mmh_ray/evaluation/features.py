@@ -95,10 +95,14 @@ def fine_detail(image: np.ndarray, mask: np.ndarray, size: int = DETAIL) -> np.n
     """
     starts = [max(0, n - size) // 2 for n in image.shape]
     box = tuple(slice(start, start + size) for start in starts)
-    wide = tuple(slice(max(0, start - 1), start + size + 1) for start in starts)  # the block's border has neighbours, too
+    wide = tuple(
+        slice(max(0, start - 1), start + size + 1) for start in starts
+    )  # the block's border has neighbours, too
     scaled = scale_by_percentiles(image, mask)
     around = ndimage.uniform_filter(scaled[wide], 3)
-    trimmed = tuple(slice(own.start - more.start, own.start - more.start + size) for own, more in zip(box, wide, strict=True))
+    trimmed = tuple(
+        slice(own.start - more.start, own.start - more.start + size) for own, more in zip(box, wide, strict=True)
+    )
     inner = ndimage.binary_erosion(mask, np.ones((3, 3, 3)))[box]
     return np.where(inner, scaled[box] - around[trimmed], 0).astype(np.float16)
 

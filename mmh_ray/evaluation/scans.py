@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ class Settings:
         N4's iterations per level.
     slices:
         Methods of which slices for the convolutional probes are wanted.
+    style:
+        Style vector ``(D,)`` of an image scaled by its percentiles, its brain and affine; wanted of the same methods.
     common:
         By sequence and shape of the grid, the voxels that are brain in everybody (:func:`common_masks`).
     """
@@ -67,6 +69,7 @@ class Settings:
     iterations: tuple[int, ...]
     slices: frozenset[str] = frozenset()
     common: Mapping[tuple[str, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
+    style: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +122,11 @@ def read_output(path: str, scan: Scan) -> np.ndarray:
         remedy = "Resample it to the scan's grid (mmh harmonize does so by default)."
         raise DataError(f"{path}: affine differs by up to {off:.3g} mm", "the scan's affine", remedy)
     return output.data
+
+
+def read_lesion(path: str, scan: Scan) -> np.ndarray:
+    """A lesion mask on the scan's grid; DataError where it lies on another or cannot be read."""
+    return read_output(path, scan) > 0.5
 
 
 def read_truth(folder: str, subject: str, sequence: str) -> Truth:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mmh_ray.errors import DataError
 from mmh_ray.evaluation.baselines import quantile_function
+from mmh_ray.evaluation.catalogue import RAW
 from mmh_ray.evaluation.features import image_features
 from mmh_ray.evaluation.figures import middle_slice
 from mmh_ray.evaluation.measuring import Bulk, Clock, bulk_of, make_output, measure_image, measure_pair
@@ -77,9 +78,14 @@ def score(case: Case, settings: Settings) -> tuple[Score, Bulks]:
     truth = _truth(case, settings, found)
     scans = [scan for row in case.rows if (scan := _scan(row, settings, truth, found)) is not None]
     found.sites = [scan.row["site"] for scan in scans] if case.pictured else []
+    raw_labels: dict[str, np.ndarray | None] = {}
     for method in settings.methods:
         outputs = [make_output(method, *made, clock) for made in _apply(method, scans, settings, found)]
-        found.images += [measure_image(output, truth, clock) for output in outputs]
+        if method == RAW:
+            raw_labels = {output.scan.row["image_id"]: output.labels for output in outputs}
+        found.images += [
+            measure_image(output, truth, clock, raw_labels.get(output.scan.row["image_id"])) for output in outputs
+        ]
         found.pairs += [measure_pair(a, b, clock) for a, b in itertools.combinations(outputs, 2)]
         for output in outputs:
             bulks[method, output.scan.row["image_id"]] = bulk_of(output, truth, settings, clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy import ndimage
 from mmh_ray.evaluation.measuring import Clock, bulk_of, make_output, measure_image
 from mmh_ray.evaluation.metrics import truth_error
 from mmh_ray.evaluation.scans import LEAST_COMMON, Scan, Settings, Truth, common_masks
-from mmh_ray.imaging.volume import Volume
+from mmh_ray.imaging.volume import Volume, write_volume
 
 pytestmark = pytest.mark.fast
 
@@ -69,3 +70,25 @@ def test_one_picture_for_everybody_has_one_persons_features_whatever_the_outline
     ]
     assert bulks[0].person == bulks[1].person
     assert bulks[0].features != bulks[1].features
+
+
+def test_a_drawn_lesion_and_the_raw_scans_tissues_count_without_any_truth(tmp_path: Path):
+    scan, drawn = _scan(0), tmp_path / "sub-0_label-lesion_mask.nii.gz"
+    lesion = np.zeros(SHAPE, np.float32)
+    lesion[8:12, 9:13, 7:11] = 1
+    write_volume(Volume(lesion, scan.volume.affine), drawn)
+    bright = scan.volume.data + 300 * lesion
+    scan = Scan(scan.row | {"lesion_uri": str(drawn)}, scan.volume.like(bright), MASK, bright)
+    raw = make_output("raw", scan, bright, Clock())
+    plain = measure_image(raw, None, Clock(), raw.labels)
+    assert plain["lesion_preservation"] == pytest.approx(1)
+    assert plain["contrast_raw"] > 1
+    assert plain["dice_raw"] is None
+    erased = measure_image(make_output("other", scan, _scan(0).volume.data, Clock()), None, Clock(), raw.labels)
+    assert erased["lesion_preservation"] < 0.5
+    assert 0 < erased["dice_raw"] < 1
+    assert erased["volume_change_raw"] > 0
+    write_volume(Volume(lesion[:-1], scan.volume.affine), drawn)
+    clock = Clock()
+    assert measure_image(raw, None, clock)["lesion_preservation"] is None
+    assert "lesion_preservation" in " ".join(clock.said())  # another grid is said, and costs no other measure

@@ -30,6 +30,8 @@ def test_a_site_that_shows_is_told_and_one_that_does_not_is_not(rng):
     assert alike.chance == pytest.approx(1 / 3)
     assert alike.balanced_accuracy < apart.chance_high + 0.1
     assert 1 / 3 < alike.chance_high < 0.55
+    assert len(apart.trainings) == 5
+    assert all(training.converged and training.accuracy > 0.95 for training in apart.trainings)
 
 
 def test_accuracy_is_scikit_learns_and_the_bootstraps(rng):
