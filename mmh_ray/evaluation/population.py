@@ -222,7 +222,7 @@ def _people(population: Population, clock: Clock) -> Figures:
         return found
     features = clustering.standardise(np.array([list(person.values()) for _, person in known]))
     units = tuple(row["image_id"] for row, _ in known)
-    measures = {"subject_silhouette": (clustering.silhouettes, people)}
+    measures: dict[str, tuple[Any, ...]] = {"subject_silhouette": (clustering.silhouettes, people)}
     measures["subject_nearest"] = (clustering.same_subject_nearest, people, places)
     for name, (function, *labels) in measures.items():
         values = clock.run(name, method, function, features, *labels)

@@ -118,9 +118,9 @@ def cnn_site_probe(
 ) -> ProbeResult:
     """The same with a small convolutional network on ``(n, S, P, P)`` slices of :func:`probe_slices`, 3 folds. Needs torch.
 
-    It sees each slice and its high-pass, and is trained until it knows the training images or for 150 epochs (see ``trainings``;
-    an epoch takes about .01 CPU s an image); the same seed gives the same answer. Cannot see: what is outside the slices; marks for which so
-    few images and so small a network do not suffice.
+    It sees each slice and its high-pass, and is trained until it knows the training images or for 150 epochs (``trainings`` tells which);
+    an epoch takes about .01 CPU s an image. The same seed gives the same answer. Cannot see: what is outside the slices; marks for which
+    so few images and so small a network do not suffice.
 
     Raises
     ------
