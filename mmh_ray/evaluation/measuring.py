@@ -140,8 +140,8 @@ def _of_truth(output: Output, truth: Truth) -> dict[str, Callable[[], float | No
 
 def _of_lesion(output: Output, truth: Truth | None) -> dict[str, Callable[[], float | None]]:
     """Of the lesion that the truth knows, else of the one that lies in the archive's derivatives."""
-    known, drawn = None if truth is None else truth.lesion, output.scan.row.get("lesion_uri")
-    if known is None and drawn is None:
+    known, drawn = None if truth is None else truth.lesion, output.scan.row.get("lesion_uri") or ""
+    if known is None and not drawn:
         return {}
 
     def preservation() -> float | None:
