@@ -390,7 +390,7 @@ class EvaluateConfig:
     """Bootstrap draws of subjects for an interval."""
     cnn: Literal["some", "all", "none"] = "some"
     """Whose images convolutional site probes judge besides the linear ones: `some`, raw, N4 + histogram matching and the archives; each
-    takes about 2 CPU seconds per image, most of the time of an evaluation."""
+    probe (trained anew, frozen) takes 1 to 3 CPU seconds per image, most of the time of an evaluation."""
     seed: int = 0
     """Seed of folds, probes, clusterings and draws."""
 

@@ -89,7 +89,7 @@ def _write_pictures(folder: Path, rows: Mapping[Key, Sequence[Row]], pictures: P
     """PNG files by sequence and kind."""
     made: dict[str, dict[str, Path]] = defaultdict(dict)
     for sequence in sorted({sequence for sequence, _ in rows}):
-        for kind, drawn in (("before_after", _before_after), ("differences", _differences)):
+        for kind, drawn in (("before_after", _before_after), ("differences", _differences), ("dissimilarity", _unlike)):
             path = folder / f"{sequence}_{kind}.png"
             if drawn(path, sequence, pictures.cases.get(sequence, ())):
                 made[sequence][kind] = path
@@ -126,6 +126,16 @@ def _differences(path: Path, sequence: str, cases: Sequence[Score]) -> bool:
     slices = cases[0].slices
     draw.differences(path, slices[RAW], slices[OURS], cases[0].sites, f"{sequence}: differences")
     return True
+
+
+def _unlike(path: Path, sequence: str, cases: Sequence[Score]) -> bool:
+    """Where the structure of a method's image is not the scan's."""
+    whole = set.intersection(*({*case.maps} for case in cases)) if cases else set()
+    chosen = [name for name in ordered(whole) if name != RAW and (name == BEST_KNOWN or _is_archive(name))]
+    if chosen:
+        lines = {shown_name(name): [image for case in cases for image in case.maps[name]] for name in chosen}
+        draw.before_after(path, lines, [site for case in cases for site in case.sites], f"{sequence}: unlike the scan")
+    return bool(chosen)
 
 
 def _map(path: Path, sequence: str, rows: Mapping[Key, Sequence[Row]], places: Mapping[Key, np.ndarray]) -> bool:

@@ -11,10 +11,11 @@ import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
 from mmh_ray.evaluation import clustering
+from mmh_ray.evaluation.catalogue import RAW
 from mmh_ray.evaluation.downstream import association, brain_age
 from mmh_ray.evaluation.measuring import Bulk, Clock
 from mmh_ray.evaluation.metrics import truth_error
-from mmh_ray.evaluation.probes import ProbeResult, cnn_site_probe, site_probe
+from mmh_ray.evaluation.probes import ProbeResult, cnn_site_probe, pattern_site_probe, site_probe
 from mmh_ray.evaluation.scans import Row
 from mmh_ray.evaluation.summary import Figure
 
@@ -60,6 +61,12 @@ class Population:
     def traveling(self) -> bool:
         """Whether any subject was scanned at more than one site."""
         return len({(row["subject"], row["site"]) for row in self.rows}) > len({row["subject"] for row in self.rows})
+
+    @property
+    def styles(self) -> np.ndarray | None:
+        """``(n, D)`` style vectors; None unless every image has one."""
+        known = [bulk.style for bulk in self.bulks if bulk.style is not None]
+        return np.stack(known) if known and len(known) == len(self.rows) else None
 
     def figure(self, values: np.ndarray, **facts: Any) -> Figure:
         """A figure with a unit per row whose value is finite."""
@@ -138,12 +145,27 @@ def _site_probes(population: Population, seed: int, clock: Clock) -> Figures:
     def probe(name: str, function: Callable, images: np.ndarray, raw: np.ndarray) -> None:
         found[name] = clock.run(name, method, function, images, sites, subjects, seed)
         frozen = f"{name}_frozen"
-        found[frozen] = clock.run(frozen, method, function, images, sites, subjects, seed, raw)
+        if method == RAW:  # it was trained on raw images
+            found[frozen] = found[name]
+        else:
+            found[frozen] = clock.run(frozen, method, function, images, sites, subjects, seed, raw)
 
     probe("site_probe", site_probe, population.features, population.raw)
     slices = [bulk.slices for bulk in population.bulks]
     if population.raw_slices is not None and slices and all(own is not None for own in slices):
         probe("site_probe_cnn", cnn_site_probe, np.stack(slices), population.raw_slices)  # type: ignore[arg-type]
+    details = [bulk.detail for bulk in population.bulks]
+    if details and len({detail.grid for detail in details}) == 1:
+        images = np.stack([detail.values for detail in details])
+        found["site_probe_pattern"] = clock.run(
+            "site_probe_pattern", method, pattern_site_probe, images, sites, subjects
+        )
+    elif details:
+        clock.notes["grids of several shapes: no site_probe_pattern"].append(method)
+    if (styles := population.styles) is not None:
+        found["site_probe_style"] = clock.run("site_probe_style", method, site_probe, styles, sites, subjects, seed)
+    for name, result in found.items():
+        _tell(population, name, result, clock)
     return {
         name: population.figure(
             result.correct, strata=sites, guessed={"chance": result.chance, "chance_high": result.chance_high}
@@ -153,8 +175,20 @@ def _site_probes(population: Population, seed: int, clock: Clock) -> Figures:
     }
 
 
+def _tell(population: Population, name: str, result: ProbeResult | None, clock: Clock) -> None:
+    """How a probe's training ended goes into the evaluation, and a sentence where it was not done."""
+    if result is None or not result.trainings:
+        return
+    whose = f"{population.rows[0].get('sequence')} {population.method}"
+    epochs, losses, accuracies, converged = zip(*result.trainings, strict=True)
+    facts = {"epochs": max(epochs), "loss": max(losses), "train_accuracy": min(accuracies), "converged": all(converged)}
+    clock.trainings[f"{whose} {name}"] = facts
+    if not all(converged):
+        clock.notes[f"{name} had not learnt its training images when it ended: it may miss a mark"].append(whose)
+
+
 def _clusters(population: Population, seed: int, clock: Clock) -> Figures:
-    sites, subjects, method = population.column("site"), population.column("subject"), population.method
+    sites, method = population.column("site"), population.method
     if len(set(sites)) < 2 or len(population.rows) < 2 * len(set(sites)):
         return {}
     features, found = clustering.standardise(population.features), Figures()
@@ -167,12 +201,35 @@ def _clusters(population: Population, seed: int, clock: Clock) -> Figures:
     add("site_silhouette", clustering.silhouettes, sites)
     add("site_lisi", clustering.lisi, sites)
     add("site_kbet", clustering.kbet, sites)
+    if (styles := population.styles) is not None:
+        apart = clock.run(
+            "site_silhouette_style", method, clustering.silhouettes, clustering.standardise(styles), sites
+        )
+        found["site_silhouette_style"] = population.figure(apart)
     groups = clock.run("site_adjusted_rand", method, clustering.gathered, features, len(set(sites)), seed)
     if groups is not None:
         found["site_adjusted_rand"] = population.figure(groups, reduce=_adjusted_rand, labels=sites)
-    if population.traveling:
-        add("subject_silhouette", clustering.silhouettes, subjects)
-        add("subject_nearest", clustering.same_subject_nearest, subjects, sites)
+    return found | _people(population, clock)
+
+
+def _people(population: Population, clock: Clock) -> Figures:
+    """Whether traveling people are found again by what lies in the part of the grid that is brain in everybody."""
+    found, method = Figures(), population.method
+    rows = population.rows if population.bulks else ()
+    known = [(row, bulk.person) for row, bulk in zip(rows, population.bulks, strict=True) if bulk.person is not None]
+    people, places = (tuple(row[name] for row, _ in known) for name in ("subject", "site"))
+    if not population.traveling or len(set(people)) < 2 or len(set(places)) < 2:
+        return found
+    features = clustering.standardise(np.array([list(person.values()) for _, person in known]))
+    units = tuple(row["image_id"] for row, _ in known)
+    measures: dict[str, tuple[Any, ...]] = {"subject_silhouette": (clustering.silhouettes, people)}
+    measures["subject_nearest"] = (clustering.same_subject_nearest, people, places)
+    for name, (function, *labels) in measures.items():
+        values = clock.run(name, method, function, features, *labels)
+        if values is not None and np.isfinite(values).any():
+            seen = np.isfinite(values)
+            figure = Figure(np.asarray(values, np.float64), units, people)
+            found[name] = figure.only(np.array(units)[seen].tolist())
     return found
 
 
