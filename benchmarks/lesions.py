@@ -8,8 +8,8 @@ scanned by random scanners and harmonized. Contrast is the mean intensity of the
 around), volume what lies beyond the middle between the two; both are given as a share of the same figure of the noise-free truth in the
 unified domain. Below it the same of the scan after N4 and histogram matching, and of the scan after N4 under the best of all increasing
 maps of its intensities (isotonic regression of the truth on it): that is how much of the place the scan shows, as scanners blur and order
-tissues differently. `of shown` is the contrast as a share of that: what the method itself took or added. `elsewhere` is the largest difference from the truth (99.9th percentile) away from the place, by which an
-invented structure would show.
+tissues differently. `of shown` is the contrast as a share of that: what the method itself took or added. `elsewhere` is the largest
+difference from the truth (99.9th percentile) away from the place, by which an invented structure would show.
 """
 
 from __future__ import annotations
