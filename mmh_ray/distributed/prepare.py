@@ -112,7 +112,7 @@ def _with_provenance(rows: list[Row], config: Config) -> list[Row]:
         masks: dict[str | None, str | None] = dict(zip(uris, pool.map(_digest, uris), strict=True))
     settings = dataclasses.asdict(config.prepare)
     del settings["shard_volumes"]  # how volumes are packed changes none of them
-    common = {"grid": dataclasses.asdict(config.grid), "prepare": settings}
+    common: dict[str, Any] = {"grid": dataclasses.asdict(config.grid), "prepare": settings}
     bounds = config.quality.least_fit, config.quality.least_contrast
     common["refused"] = bounds if config.prepare.register else None  # without a registration nothing is refused
     common["version"] = {"method": METHOD_VERSION, "format": shards.VERSION.decode()}

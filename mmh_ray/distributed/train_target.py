@@ -195,9 +195,9 @@ def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -
     tasks, counts = [], {}
     for sequence in bundle.config.model.sequences:
         own = [entry for entry in entries if entry["sequence"] == sequence]
-        images = sorted((entry for entry in own if entry["site"] == site), key=lambda entry: entry["image_id"])
-        counts[sequence] = len(images)
-        images = _drawn(images, config.target.images, config.target.seed)
+        everyone = sorted((entry for entry in own if entry["site"] == site), key=lambda entry: entry["image_id"])
+        counts[sequence] = len(everyone)
+        images = _drawn(everyone, config.target.images, config.target.seed)
         if len(images) < LEAST_IMAGES:
             continue
         held = max(1, len(images) // 5)
@@ -206,15 +206,20 @@ def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -
             received = f"{len(sources)} {sequence} images but the target's"
             raise DataError(received, "two of other sites", "Prepare those, too.")
         kept = max(1, len(sources) // 4)
-        parts = images[:-held], images[-held:], sources[:-kept], sources[-kept:]
-        tasks.append(TargetTask(site, sequence, *map(tuple, parts)))
+        site_parts, source_parts = _parted(images, held), _parted(sources, kept)
+        tasks.append(TargetTask(site, sequence, *site_parts, *source_parts))
     if not tasks:
         received = f"site {site} with {', '.join(f'{count} {name}' for name, count in counts.items())}"
         raise DataError(received, f"{LEAST_IMAGES} images of a sequence outside split test", "Add images of the site.")
     return tasks
 
 
-def _drawn(images: list[Row], count: int, seed: int) -> list[Row]:
+def _parted(rows: Sequence[Row], held: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """All rows but the last ``held``, and those."""
+    return tuple(rows[:-held]), tuple(rows[-held:])
+
+
+def _drawn(images: Sequence[Row], count: int, seed: int) -> Sequence[Row]:
     """Images drawn by the seed, in their order; for a count of 0, or where there are no more, all."""
     if not 0 < count < len(images):
         return images
