@@ -8,7 +8,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import adjusted_rand_score
 
 from mmh_ray.evaluation import clustering
 from mmh_ray.evaluation.downstream import association, brain_age
@@ -178,7 +177,7 @@ def _clusters(population: Population, seed: int, clock: Clock) -> Figures:
 
 def _adjusted_rand(clusters: np.ndarray, sites: np.ndarray) -> float:
     """Of clusters found once in the whole cohort, so that only the subjects vary from draw to draw."""
-    return float(adjusted_rand_score(sites, clusters))
+    return clustering.agreement(clusters, sites)
 
 
 def _ages(population: Population, seed: int, clock: Clock) -> Figures:
