@@ -40,7 +40,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
     config = Config(
         model=ModelConfig(channels=(8, 16), slab=1, distances=(1, 2)),
         grid=GridConfig(spacing_mm=8.0, shape=(16, 16, 16)),
-        promote=PromoteConfig(improve=("truth_nrmse",), keep=("gradient_correlation",)),
+        promote=PromoteConfig(improve=("truth_nrmse",), keep=("gradient_correlation",), watch=()),
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/tracking.db", experiment="tests"),
     )
     quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
@@ -65,8 +65,9 @@ def _evaluation(out: Path, error: float, data: str = "same") -> str:
     ]
     out.mkdir()
     pd.DataFrame(rows).to_parquet(out / PER_IMAGE)
+    about = {"data_hash": data, "conditions": {"seed": 0}}
     values = {"truth_nrmse": {"value": error + 0.035, "low": None, "high": None, "n": 8}}
-    write_json(out / EVALUATION, {"ours": {"T1w": values}, "differences": {}, "about": {"data_hash": data}})
+    write_json(out / EVALUATION, {"ours": {"T1w": values}, "differences": {}, "about": about})
     (out / REPORT).write_text("<html></html>")
     return str(out)
 

@@ -25,6 +25,7 @@ from mmh_ray.distributed.evaluation_files import Pictures, write_all
 from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.evaluation.baselines import BASELINES, Baseline, Unfitted
 from mmh_ray.evaluation.catalogue import AGAIN, BEST_KNOWN, RAW, ordered
+from mmh_ray.evaluation.conditions import conditions
 from mmh_ray.evaluation.scans import Case, Row, Settings
 from mmh_ray.evaluation.subject import Score, Training, score, training_facts
 from mmh_ray.provenance import code_version
@@ -87,6 +88,7 @@ def evaluate(
         "model": model,
         "started": started,
         "data_hash": data_hash(cases),
+        "conditions": conditions((row for case in cases for row in case.rows), truth, config),
         **_counts(cases),
         "problems": problems,
         "notes": sorted({*total.notes, *total.clock.said()}),
