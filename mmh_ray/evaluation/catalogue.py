@@ -85,9 +85,7 @@ MEASURES: dict[str, Kind] = {
         "hallucination", "lower", "kept", "Share of the output that no local map of the scan explains."
     ),
     "idempotence": Kind("change if repeated", "lower", "kept", "Mean change when the output is harmonized again."),
-    "lesion_preservation": Kind(
-        "lesion contrast kept", "one", "kept", "Lesion contrast over the scan's; 1 is best."
-    ),
+    "lesion_preservation": Kind("lesion contrast kept", "one", "kept", "Lesion contrast over the scan's; 1 is best."),
     "tissue_contrast": Kind("GM-WM contrast", "higher", "kept", "Contrast of true GM and WM. Denoising raises it.", 2),
     "noise": Kind("noise", "neither", "kept", "Noise as a share of the brain's 1st to 99th percentile."),
     "smoothness_mm": Kind("smoothness mm", "neither", "kept", "Width of the image's autocorrelation in mm: blur.", 2),
@@ -95,6 +93,16 @@ MEASURES: dict[str, Kind] = {
         "person found", "higher", "people", "How often the nearest image of another site is the same person's."
     ),
     "subject_silhouette": Kind("person silhouette", "higher", "people", "How tightly features gather by person."),
+    "subject_adjusted_rand": Kind(
+        "person ARI", "higher", "people", "Agreement of k-means clusters with persons who have several images."
+    ),
+    "subject_lisi": Kind("person mixing", "lower", "people", "LISI of persons around an image, 0 (one) to 1 (all)."),
+    "subject_kbet": Kind(
+        "person kBET",
+        "higher",
+        "people",
+        "Share of neighbourhoods with an unusual mix of persons; coarse, as images a person are few.",
+    ),
     "age_mae": Kind("age MAE", "lower", "people", "Error of brain age in years, cross-validated by subject.", 1),
     "age_mae_across_sites": Kind("age MAE across", "lower", "people", "The same, the tested site left out.", 1),
     "age_association": Kind(

@@ -79,20 +79,22 @@ def gathered(features: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     return KMeans(count, n_init=10, random_state=seed).fit_predict(features)
 
 
-def lisi(features: np.ndarray, labels: Labels) -> np.ndarray:
+def lisi(features: np.ndarray, labels: Labels, perplexity: int = PERPLEXITY) -> np.ndarray:
     """``(n,)`` local inverse Simpson index: how many labels are effectively around an image, scaled to 0 … 1.
 
     ``(1 / Σ p² − 1) / (1 / Σ q² − 1)``: p the labels' shares among the neighbours (the image itself excluded), weighted by a Gaussian of
-    the distance whose perplexity is :data:`PERPLEXITY`; q their shares in the cohort. Korsunsky et al. 2019, there unscaled. 0: one
-    label around; 1: labels as mixed as in the cohort; labels dealt at random come somewhat below it, as neighbours are few. By site,
-    higher is better; by subject, lower. Cannot see: differences between sites that are smaller than those between neighbouring people.
-    NaN with a single label.
+    the distance whose perplexity is ``perplexity``, at most a third of the other images; q their shares in the cohort. Korsunsky et al.
+    2019, there unscaled. 0: one label around; 1: labels as mixed as in the cohort; labels dealt at random come somewhat below it, as
+    neighbours are few. By site, higher is better; by subject, lower. Cannot see: differences between sites that are smaller than those
+    between neighbouring people. NaN with a single label.
+
+    As many neighbours as a label has images see the most: the default suits sites, persons want fewer.
     """
     codes, shares = _codes(labels)
     effective = 1 / float((shares**2).sum())
     if effective <= 1:
         return np.full(len(features), np.nan)
-    perplexity = min(PERPLEXITY, max(2, (len(features) - 1) // 3))
+    perplexity = min(perplexity, max(2, (len(features) - 1) // 3))
     squared, neighbours = _nearest(features, min(len(features) - 1, 3 * perplexity))
     weights = _gaussian_weights(squared, perplexity)
     around = np.stack([(weights * (codes[neighbours] == code)).sum(axis=1) for code in range(len(shares))], axis=1)

@@ -45,7 +45,7 @@ def brain_age(
     site: Sequence[str] | np.ndarray | None = None,
     seed: int = 0,
 ) -> AgeResult:
-    """Age by ridge regression (Hoerl & Kennard 1970) on standardised features, the penalty chosen inside the training images.
+    """Age by ridge regression (Hoerl & Kennard 1970) on standardised features, the penalty chosen among other training people.
 
     Cross-validated by subject in 5 folds; with ``site``, the training images are those of other subjects *and* other sites (leave one site
     out). Scaling, penalty and regression are fitted on training images alone.
@@ -64,7 +64,7 @@ def brain_age(
     places = None if site is None else np.asarray(site)[known]
     predicted, guessed = np.full((2, len(years)), np.nan)
     for training, tested in _splits(people, places, seed):
-        model = make_pipeline(StandardScaler(), RidgeCV(_PENALTIES))
+        model = make_pipeline(StandardScaler(), _ridge(people[training]))
         predicted[known[tested]] = model.fit(features[known[training]], years[known[training]]).predict(
             features[known[tested]]
         )
@@ -88,6 +88,15 @@ def association(
     x, y = (_centred(rankdata(part[known]), place) for part in (x, y))
     norm = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / norm if norm > 0 else float("nan")
+
+
+def _ridge(people: np.ndarray) -> RidgeCV:
+    """Ridge regression whose penalty no person helps to choose for the own images; with one person, leaving out images."""
+    count = min(FOLDS, len(np.unique(people)))
+    if count < 2:
+        return RidgeCV(_PENALTIES)
+    folds = list(GroupKFold(count).split(people, groups=people))
+    return RidgeCV(_PENALTIES, cv=folds, scoring="neg_mean_squared_error")
 
 
 def _splits(people: np.ndarray, places: np.ndarray | None, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -153,31 +154,58 @@ def _site_probes(population: Population, seed: int, clock: Clock) -> Figures:
 
 
 def _clusters(population: Population, seed: int, clock: Clock) -> Figures:
-    sites, subjects, method = population.column("site"), population.column("subject"), population.method
-    if len(set(sites)) < 2 or len(population.rows) < 2 * len(set(sites)):
-        return {}
-    features, found = clustering.standardise(population.features), Figures()
-
-    def add(name: str, function: Callable, *labels: Sequence[str], **facts: Any) -> None:
-        values = clock.run(name, method, function, features, *labels)
-        if values is not None:
-            found[name] = population.figure(values, **facts)
-
-    add("site_silhouette", clustering.silhouettes, sites)
-    add("site_lisi", clustering.lisi, sites)
-    add("site_kbet", clustering.kbet, sites)
-    groups = clock.run("site_adjusted_rand", method, clustering.gathered, features, len(set(sites)), seed)
-    if groups is not None:
-        found["site_adjusted_rand"] = population.figure(groups, reduce=_adjusted_rand, labels=sites)
+    """By site, and by person where persons have several images (scanned at several sites or times)."""
+    sites, subjects = population.column("site"), population.column("subject")
+    features, everybody = clustering.standardise(population.features), np.ones(len(sites), bool)
+    counts = Counter(subjects)
+    again = np.array([counts[name] > 1 for name in subjects])
+    found = Figures()
+    if len(set(sites)) > 1 and len(sites) >= 2 * len(set(sites)):
+        found |= _gathering("site", population, features, sites, everybody, clustering.PERPLEXITY, seed, clock)
+    if len({name for name, count in counts.items() if count > 1}) > 1:
+        few = max(2, round(float(np.median([count for count in counts.values() if count > 1]))) - 1)
+        found |= _gathering("subject", population, features, subjects, again, few, seed, clock)
     if population.traveling:
-        add("subject_silhouette", clustering.silhouettes, subjects)
-        add("subject_nearest", clustering.same_subject_nearest, subjects, sites)
+        nearest = clock.run(
+            "subject_nearest", population.method, clustering.same_subject_nearest, features, subjects, sites
+        )
+        found |= {} if nearest is None else {"subject_nearest": population.figure(nearest)}
     return found
 
 
-def _adjusted_rand(clusters: np.ndarray, sites: np.ndarray) -> float:
+def _gathering(
+    prefix: str,
+    population: Population,
+    features: np.ndarray,
+    labels: Sequence[str],
+    chosen: np.ndarray,
+    perplexity: int,
+    seed: int,
+    clock: Clock,
+) -> Figures:
+    """How the chosen images gather by their labels; measures are named ``PREFIX_silhouette`` and so on."""
+    own, names = features[chosen], np.asarray(labels)[chosen]
+    functions: dict[str, Callable[[], np.ndarray]] = {
+        "silhouette": lambda: clustering.silhouettes(own, names),
+        "adjusted_rand": lambda: clustering.gathered(own, len(np.unique(names)), seed),
+        "lisi": lambda: clustering.lisi(own, names, perplexity),
+        "kbet": lambda: clustering.kbet(own, names),
+    }
+    found = Figures()
+    for ending, function in functions.items():
+        name = f"{prefix}_{ending}"
+        made = clock.run(name, population.method, function)
+        if made is not None:
+            values = np.full(len(chosen), np.nan)
+            values[chosen] = made
+            facts = {"reduce": _adjusted_rand, "labels": tuple(labels)} if ending == "adjusted_rand" else {}
+            found[name] = population.figure(values, **facts)
+    return found
+
+
+def _adjusted_rand(clusters: np.ndarray, labels: np.ndarray) -> float:
     """Of clusters found once in the whole cohort, so that only the subjects vary from draw to draw."""
-    return clustering.agreement(clusters, sites)
+    return clustering.agreement(clusters, labels)
 
 
 def _ages(population: Population, seed: int, clock: Clock) -> Figures:

@@ -22,8 +22,8 @@ NAMED = 5
 _BALANCED = tuple(name for name in MEASURES if name.startswith("site_probe"))
 
 Verdict = Literal["better", "kept", "worse", "unsure", "lacking", "silent"]
-"""``unsure``: neither a loss beyond what is allowed nor its absence is shown; ``lacking``: measured of the holder, not, or not everywhere, of
-the model; ``silent``: nothing to compare."""
+"""``unsure``: neither a loss beyond what is allowed nor its absence is shown; ``lacking``: measured of the holder, not, or not everywhere,
+of the model; ``silent``: nothing to compare."""
 
 
 class Evaluated(NamedTuple):
@@ -79,7 +79,9 @@ def decide(model: Evaluated, holder: Evaluated, rules: PromoteConfig, seed: int 
     mine, theirs = (_of_ours(evaluated.images) for evaluated in (model, holder))
     if lost := sorted(theirs.index.difference(mine.index)):
         named = ", ".join(lost[:NAMED]) + (f" and {len(lost) - NAMED} more" if len(lost) > NAMED else "")
-        reason = f"{model.name} was not scored on {len(lost)} of the {len(theirs)} images that {holder.name} was scored on"
+        reason = (
+            f"{model.name} was not scored on {len(lost)} of the {len(theirs)} images that {holder.name} was scored on"
+        )
         return Decision(False, (), f"not promoted: {reason}: {named}")
     pairs = _paired(mine, theirs)
     subjects = min((own["subject"].nunique() for own in pairs.values()), default=0)
@@ -103,9 +105,13 @@ def _outcome(found: Sequence[_Compared], rules: PromoteConfig, model: str, holde
             own.heading for own in found if own.name in rules.keep and own.verdict in ("worse", "unsure")
         ],
         "a loss is shown for": [
-            own.heading for own in found if own.name in rules.watch and own.verdict == "worse" and own.name not in rules.keep
+            own.heading
+            for own in found
+            if own.name in rules.watch and own.verdict == "worse" and own.name not in rules.keep
         ],
-        "nothing that must not be worse was measured in": [name for name in sequences if guards and name not in guarded],
+        "nothing that must not be worse was measured in": [
+            name for name in sequences if guards and name not in guarded
+        ],
     }
     said = [f"{reason} {', '.join(names)}" for reason, names in reasons.items() if names]
     gained = [own.heading for own in found if own.name in rules.improve and own.verdict == "better"]
@@ -133,7 +139,9 @@ def _compare(
         return _Compared(sequence, name, "lacking", f"{kind.heading}: not measured, and the holder's was")
     if theirs and mine:
         numbers = f"{text_of(name, mine['value'])} against {text_of(name, theirs['value'])}"
-        text = f"{kind.heading} {kind.arrow}: {numbers}, one figure for the cohort and none for an image: decides nothing"
+        text = (
+            f"{kind.heading} {kind.arrow}: {numbers}, one figure for the cohort and none for an image: decides nothing"
+        )
         return _Compared(sequence, name, "silent", text)
     return _Compared(sequence, name, "silent", f"{kind.heading}: not measured of the holder: decides nothing")
 

@@ -67,8 +67,8 @@ def bootstrap_statistic(
     """Any figure of a cohort with its interval over subjects, by half-sampling.
 
     ``statistic(rows)`` gets the indices of the images of half the people, drawn without replacement; draws in which it is not finite are
-    left out. Of a mean, half samples have the variance of the bootstrap (McCarthy 1969; Politis & Romano 1994), and nobody is drawn twice: a
-    copy always agrees with itself, which would raise every figure of agreement between images. Meant for figures that are no mean over
+    left out. Of a mean, half samples have the variance of the bootstrap (McCarthy 1969; Politis & Romano 1994), and nobody is drawn twice:
+    a copy always agrees with itself, which would raise every figure of agreement between images. Meant for figures that are no mean over
     images (adjusted Rand index, correlation with age); :func:`bootstrap` is the fast one. Cannot see: bias of figures that depend on how
     many images there are (W1 of pooled sites): their interval lies somewhat on the side of few.
     """
@@ -91,7 +91,7 @@ def paired_difference(
 ) -> Difference:
     """Mean of ``a − b`` image by image with its interval over subjects, and p of the sign-flip test.
 
-    A mean below ``floor`` counts as ``floor``, in the value, in every draw and in the test: what is less than chance is no less than chance.
+    A mean below ``floor`` counts as ``floor``, in the value, in every draw and in the test: less than chance is no less than chance.
 
     Row i of both is the same image under two methods; images without a finite value in both are left out. The test flips the sign of every
     subject's differences at random, ``p = (1 + #{|flipped| ≥ |seen|}) / (1 + draws)`` (Pitman 1937; Phipson & Smyth 2010), so that p cannot

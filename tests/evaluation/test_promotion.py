@@ -127,9 +127,7 @@ def test_what_the_holder_was_not_measured_in_decides_nothing_and_one_guard_must_
 
 def test_a_figure_of_the_pooled_cohort_is_said_to_decide_nothing():
     rules = PromoteConfig(improve=("w1",), keep=("gradient_correlation",), watch=())
-    model, holder = (
-        _evaluated(gradient_correlation=0.98, entries={"w1": {"value": value}}) for value in (0.001, 0.05)
-    )
+    model, holder = (_evaluated(gradient_correlation=0.98, entries={"w1": {"value": value}}) for value in (0.001, 0.05))
     decision = decide(model, holder, rules)
     assert not decision.passed
     assert "0.001 against 0.050, one figure for the cohort and none for an image: decides nothing" in decision.lines[1]
@@ -153,14 +151,23 @@ def test_a_lesion_is_kept_best_at_1():
         decision = decide(_evaluated("models:/m/2", truth_nrmse=0.1, lesion_preservation=value), holder, rules)
         assert decision.passed == passed, value
     closer = PromoteConfig(improve=("lesion_preservation",), keep=(), watch=())
-    assert decide(_evaluated("models:/m/2", lesion_preservation=1.01), _evaluated(lesion_preservation=1.3), closer).passed
+    assert decide(
+        _evaluated("models:/m/2", lesion_preservation=1.01), _evaluated(lesion_preservation=1.3), closer
+    ).passed
     assert not decide(_evaluated("models:/m/2", lesion_preservation=1.3), holder, closer).passed
 
 
 def test_matching_histograms_is_no_improvement():
     assert "w1" not in PromoteConfig().improve
     guards = {*PromoteConfig().keep, *PromoteConfig().watch}
-    assert guards >= {"hallucination", "site_probe_cnn", "subject_nearest", "dice_truth", "age_mae", "lesion_preservation"}
+    assert guards >= {
+        "hallucination",
+        "site_probe_cnn",
+        "subject_nearest",
+        "dice_truth",
+        "age_mae",
+        "lesion_preservation",
+    }
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
