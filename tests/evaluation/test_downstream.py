@@ -50,8 +50,7 @@ def test_the_penalty_is_scikit_learns_and_chosen_among_other_people(rng):
     assert choose_penalty(features, target, people) == found.alpha_
     named = np.eye(30)[people]  # features that name the person: images of their own would want no penalty
     ages = rng.normal(size=30)[people]
-    assert choose_penalty(named, ages, people) == 1e4
-    assert choose_penalty(named, ages, np.arange(60)) < 1
+    assert choose_penalty(named, ages, people) > 10 * choose_penalty(named, ages, np.arange(60))
 
 
 def test_an_offset_of_one_site_costs_years_only_when_the_site_is_left_out(rng):
