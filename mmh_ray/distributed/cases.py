@@ -142,7 +142,8 @@ def training_rows(rows: Iterable[Row]) -> list[Row]:
 
 def note_untrained(training: Iterable[Row], cases: Iterable[Case], notes: list[str]) -> None:
     """Say which scored sites baselines were fitted without; where there is no training image at all, nothing is fitted."""
-    fitted, scored = defaultdict(set), defaultdict(set)
+    fitted: dict[str, set[str]] = defaultdict(set)
+    scored: dict[str, set[str]] = defaultdict(set)
     for row in training:
         fitted[row["sequence"]].add(row["site"])
     for case in cases:

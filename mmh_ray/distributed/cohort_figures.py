@@ -105,8 +105,8 @@ def entries_of(figures: Figures, ours: Figures, config: EvaluateConfig) -> tuple
         values[name] = entry(interval(figure, config.draws, config.seed), figure.guessed)
         if name in ours:
             floor = floor_of(name, len({*(figure.strata or ())}))
-            pair = (_judged(name, own) for own in (ours[name], figure))
-            if (found := difference(*pair, config.draws, config.seed, floor)) is not None:
+            mine, theirs = (_judged(name, own) for own in (ours[name], figure))
+            if (found := difference(mine, theirs, config.draws, config.seed, floor)) is not None:
                 against[name] = entry(found)
     return _known(values), _known(against)
 
