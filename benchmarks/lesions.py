@@ -8,8 +8,8 @@ scanned by random scanners and harmonized. Contrast is the mean intensity of the
 around), volume what lies beyond the middle between the two; both are given as a share of the same figure of the noise-free truth in the
 unified domain. Below it the same of the scan after N4 and histogram matching, and of the scan after N4 under the best of all increasing
 maps of its intensities (isotonic regression of the truth on it): that is how much of the place the scan shows, as scanners blur and order
-tissues differently. The last figure is the largest difference from the truth (99.9th percentile) away from the place, by which an
-invented structure would show.
+tissues differently. `of shown` is the contrast as a share of that: what the method itself took or added. `elsewhere` is the largest
+difference from the truth (99.9th percentile) away from the place, by which an invented structure would show.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def best_map(scan: np.ndarray, truth: np.ndarray, brain: np.ndarray) -> np.ndarr
 
 
 def main() -> None:
-    """Harmonize every kind at several scanners and print the mean and the range."""
+    """Harmonize every kind at several scanners and print the median and the range."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="bundle folder")
     parser.add_argument("--people", type=int, default=6)
@@ -114,12 +114,15 @@ def main() -> None:
                     "N4 + histogram matching": match_histogram(corrected, anatomy.brain, quantiles),
                     "N4 + best map": best_map(corrected, truth, anatomy.brain),
                 }
-                for method, image in images.items():
-                    rows[kind, sequence, method].append(survival(image, truth, place, anatomy.brain))
-    print(f"{'kind':<14} {'':<4} {'method':<24} {'contrast':>22} {'volume':>22} {'elsewhere':>22}")
+                found = {method: survival(image, truth, place, anatomy.brain) for method, image in images.items()}
+                for method, figures in found.items():
+                    shown = figures["contrast"] / found["N4 + best map"]["contrast"]
+                    rows[kind, sequence, method].append(figures | {"of shown": shown})
+    print("Medians (smallest to largest)")
+    print(f"{'kind':<14} {'':<4} {'method':<24}" + "".join(f" {name:>22}" for name in next(iter(rows.values()))[0]))
     for (kind, sequence, method), found in rows.items():
         values = {name: np.array([row[name] for row in found]) for name in found[0]}
-        cells = [f"{v.mean():.2f} ({v.min():.2f} to {v.max():.2f})" for v in values.values()]
+        cells = [f"{np.median(v):.2f} ({v.min():.2f} to {v.max():.2f})" for v in values.values()]
         print(f"{kind:<14} {sequence:<4} {method:<24}" + "".join(f" {cell:>22}" for cell in cells))
     if arguments.json:
         arguments.json.write_text(json.dumps([[*key, value] for key, value in rows.items()], indent=2) + "\n")

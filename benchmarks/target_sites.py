@@ -1,137 +1,330 @@
-"""How near do scans of other sites come to a target site, with few and with many of its images?
+"""How near do scans of other sites come to a target site, with few and with many of its images, and what is each part worth?
 
     make demo
     python benchmarks/target_sites.py --model demo/runs/demo/bundle --out /tmp/target-sites
+    python benchmarks/target_sites.py --model demo/runs/demo/bundle --out /tmp/target-sites --only "8 images" --seeds 1
+    python benchmarks/target_sites.py --model demo/runs/demo/bundle --out /tmp/target-sites --only parallel
 
-Makes a simulated archive whose first site has 40 subjects, trains targets on 3, 8 and 32 of its images (`mmh train-target`) with several
-seeds, moves the travelers' scans of the other sites there, and scores them as `mmh evaluate-target` does. Ablations at 8 images: without
-the style displacement, without the adapter (the curve alone), and a target from a single scan without training. A cell is the mean over
-seeds and, after the sign, half the range.
+Makes a simulated archive whose first site has 40 subjects, trains targets on 3, 8 and 32 of its images with several seeds (each draws
+its own images), moves the travelers' scans of the other sites there, and scores them as `mmh evaluate-target` does. Ablations at 8
+images: without the style displacement, without reconstruction, without the adapter (the curve alone), without adapters but all weights
+of a copy trained, BiomedCLIP's image tower with random weights in place of the embedded style encoder (fewer slices and steps: it is
+slow), and a target from a single scan without training. `parallel` times one adapter, and two of two sites, on two CPUs.
+
+Every score is appended to OUT/scores.jsonl as soon as it is known; what stands there is not done again, so the same command goes on
+where it was, and a run in parts ends in the same table. A cell is the mean over seeds and, after the sign, half the range.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shutil
+import tempfile
 import time
 from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from style import untrained_biomedclip
+from torch import Tensor
 
 from mmh_ray.bids.entities import desc_of, output_path, parse
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config, load_config
+from mmh_ray.distributed import train_target
+from mmh_ray.distributed.datasets import usable
 from mmh_ray.distributed.evaluate_target import evaluate_target
 from mmh_ray.distributed.manifest import build_manifest
 from mmh_ray.distributed.phantom import make_archive
 from mmh_ray.distributed.prepare import prepare
-from mmh_ray.distributed.train_target import train_targets
-from mmh_ray.evaluation.target import OURS
+from mmh_ray.distributed.shards import PreparedStore
+from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for
+from mmh_ray.evaluation.target import METHODS, OURS, RAW
 from mmh_ray.harmonizer import Harmonizer
-from mmh_ray.imaging.volume import Volume, read_volume, write_volume
+from mmh_ray.imaging.volume import read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
+from mmh_ray.models.sampling import estimate_planes
 from mmh_ray.models.target_bundle import Target, load_target
+from mmh_ray.models.target_harmonizer import TargetFineTuner
 from mmh_ray.reference_target import target_of_scan
 
-SITE, SUBJECTS, OTHERS, TRAVELERS = "alder", 40, 5, 4
-IMAGES, ABLATED = (3, 8, 32), 8
-CURVE, PLAIN, SINGLE = "curve alone, 8 images", "without displacement, 8 images", "one scan, no training"
-MEASURES = ("psnr", "ssim", "truth_nrmse", "w1", "gradient_correlation")
+SITE, OTHER, SUBJECTS, OTHERS, TRAVELERS = "alder", "birch", 40, 5, 4
+FULL, BIOMEDCLIP, CURVE, SINGLE, PARALLEL = "full fine-tuning", "biomedclip", "curve alone", "one scan", "parallel"
+TRAINED: dict[str, dict[str, Any]] = {
+    **{f"{images} images": {"images": images} for images in (3, 8, 32)},
+    "without displacement": {"images": 8, "displacement_weight": 0.0},
+    "without reconstruction": {"images": 8, "reconstruction_weight": 0.0},
+    FULL: {"images": 8, "learning_rate": 2e-4},
+    BIOMEDCLIP: {"images": 8, "slabs_per_plane": 1, "steps": 30},
+}
+"""Settings of `target` by name; the curve alone is that of 8 images."""
+NAMES = (*TRAINED, CURVE, SINGLE, PARALLEL)
+MEASURES = ("psnr", "ssim", "truth_nrmse", "truth_nrmse_direct", "w1", "gradient_correlation", "dice", "style_distance")
+SHOWN = (*MEASURES, "w1 % of raw", "site_probe_style", "site_probe_cnn", "seconds")
 
 
-def make_store(out: Path, config: Config) -> tuple[str, str, str]:
-    """Archive, manifest and prepared volumes; sites other than the target keep a few subjects."""
-    bids, manifest, prepared = (str(out / name) for name in ("bids", "manifest.parquet", "prepared"))
-    make_archive(bids, replace(config.phantom, subjects_per_site=SUBJECTS, travelers=TRAVELERS))
-    for folder in Path(bids).glob("sub-*"):
-        if not folder.name.startswith((f"sub-{SITE}", "sub-traveler")) and int(folder.name[-2:]) > OTHERS:
-            shutil.rmtree(folder)
-    build_manifest(bids, manifest, config)
-    prepare(manifest, prepared, config)
-    return bids, manifest, prepared
+@dataclass(frozen=True)
+class Bench:
+    """Where everything lies."""
+
+    out: Path
+    model: str
+    config: Config
+
+    @property
+    def bids(self) -> Path:
+        """The archive."""
+        return self.out / "bids"
+
+    @property
+    def manifest(self) -> str:
+        """Its table."""
+        return str(self.out / "manifest.parquet")
+
+    @property
+    def prepared(self) -> str:
+        """Its prepared volumes."""
+        return str(self.out / "prepared")
+
+    @property
+    def unified(self) -> Path:
+        """The travelers' scans in the unified domain."""
+        return self.out / "moved" / "unified"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The manifest's usable rows."""
+        return [row for row in read_manifest(self.manifest).to_pylist() if row["status"] == "ok"]
+
+    def make(self) -> None:
+        """Archive, manifest and prepared volumes, once; sites other than the target keep a few subjects."""
+        if (self.out / "ready").exists():
+            return
+        make_archive(str(self.bids), replace(self.config.phantom, subjects_per_site=SUBJECTS, travelers=TRAVELERS))
+        for folder in self.bids.glob("sub-*"):
+            if not folder.name.startswith((f"sub-{SITE}", "sub-traveler")) and int(folder.name[-2:]) > OTHERS:
+                shutil.rmtree(folder)
+        build_manifest(str(self.bids), self.manifest, self.config)
+        prepare(self.manifest, self.prepared, self.config)
+        (self.out / "ready").touch()
 
 
-def train(prepared: str, model: str, out: Path, config: Config, seeds: int) -> dict[tuple[str, int], Target]:
-    """Targets by name and seed."""
-    found: dict[tuple[str, int], Target] = {}
-    wanted = [(f"{images} images", {"images": images}) for images in IMAGES]
-    for name, settings in [*wanted, (PLAIN, {"images": ABLATED, "displacement_weight": 0.0})]:
-        for seed in range(seeds):
-            storage = str(out / f"{name}-{seed}")
-            target = replace(config.target, site=(SITE,), storage=storage, seed=seed, **settings)
-            start = time.monotonic()
-            (trained,) = train_targets(prepared, model, replace(config, target=target))
-            print(f"{name}, seed {seed}: {time.monotonic() - start:.0f} s", flush=True)
-            found[name, seed] = load_target(trained.bundle)
-    for seed in range(seeds):
-        found[CURVE, seed] = replace(found[f"{ABLATED} images", seed], weights={})
-    return found
+class FullFineTuner(TargetFineTuner):
+    """The ablation without adapters: a copy of the whole denoiser is trained."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.frozen, self.copy = self.model.denoiser, copy.deepcopy(self.model.denoiser)
+        for name, value in self.copy.named_parameters():
+            value.requires_grad_("lora_" not in name)
+        self.frozen.requires_grad_(False)
+
+    def wear(self, name: str | None) -> None:
+        """The copy in place of an adapter; the adapters stay off."""
+        self.model.denoiser = self.frozen if name is None else self.copy
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights of the copy under the names of a denoiser without adapters."""
+        found = {key.replace(".base_layer", ""): value for key, value in self.copy.state_dict().items()}
+        return {key: value.clone() for key, value in found.items() if "lora_" not in key}
 
 
-def from_scan(harmonizer: Harmonizer, rows: list[dict], sequences: tuple[str, ...], number: int) -> Target:
+class FullHarmonizer(Harmonizer):
+    """Moves by trained copies of the denoiser, one a sequence."""
+
+    states: dict[str, dict[str, Tensor]]
+
+    def _moved(self, unified: np.ndarray, before: Any, ready: Any, target: Target) -> np.ndarray:
+        label, mask = self.bundle.sequence_index(ready.sequence), ready.prepared.mask
+        model = copy.deepcopy(self.bundle.model)
+        plain = estimate_planes(model, unified, mask, label, self.settings)
+        model.denoiser.load_state_dict(self.states[ready.sequence])
+        made = estimate_planes(model, unified, mask, label, self.settings)
+        planes = target.styles[ready.sequence].moved(unified + made - plain, mask)
+        return np.clip(planes.mean(0), 0, None) * mask
+
+
+def train(bench: Bench, name: str, seed: int, settings: dict[str, Any], style: Any) -> Target:
+    """A target as `mmh train-target` makes it."""
+    storage = str(bench.out / "runs" / f"{name}-{seed}")
+    target = replace(bench.config.target, site=(SITE,), storage=storage, seed=seed, **settings)
+    config = replace(bench.config, target=target, style=style)
+    (trained,) = train_target.train_targets(bench.prepared, bench.model, config)
+    return load_target(trained.bundle)
+
+
+def train_fully(bench: Bench, seed: int, settings: dict[str, Any]) -> tuple[Target, Harmonizer]:
+    """All weights of a copy, in this process."""
+    bundle, store = load_bundle(bench.model), PreparedStore(bench.prepared)
+    config = replace(bench.config, target=replace(bench.config.target, site=(SITE,), seed=seed, **settings))
+    tasks, harmonizer = train_target.plan_site(store, SITE, bundle, config), FullHarmonizer(bundle)
+    usual, train_target.TargetFineTuner = train_target.TargetFineTuner, FullFineTuner  # type: ignore[misc]
+    try:
+        found = {task.sequence: train_target.train_adapter(task, store.uri, bundle, config) for task in tasks}
+    finally:
+        train_target.TargetFineTuner = usual  # type: ignore[misc]
+    harmonizer.states = {sequence: outcome.tuned.state for sequence, outcome in found.items()}
+    styles = {sequence: outcome.style for sequence, outcome in found.items()}
+    return Target(SITE, styles, "0" * 64, "", {}, {}, 0), harmonizer
+
+
+def from_scan(bench: Bench, harmonizer: Harmonizer, number: int) -> Target:
     """A target from one subject's scans of the target site."""
     looks = []
-    for sequence in sequences:
-        row = [row for row in rows if (row["site"], row["sequence"], row["split"]) == (SITE, sequence, "train")][number]
+    for sequence in bench.config.model.sequences:
+        wanted = (SITE, sequence, "train")
+        row = [row for row in bench.rows() if (row["site"], row["sequence"], row["split"]) == wanted][number]
         mask = read_volume(row["mask_uri"]).data > 0.5
         looks.append(target_of_scan(harmonizer, read_volume(row["uri"]), sequence, SITE, row["image_id"], mask))
     return replace(looks[0], styles={name: style for look in looks for name, style in look.styles.items()})
 
 
-def move(rows: list[dict], harmonizer: Harmonizer, unified: Path, targets: dict[Path, Target]) -> None:
-    """Write the travelers' scans in the unified domain and as every target, all from one global pass each."""
-    for target in targets.values():
+def move(bench: Bench, harmonizer: Harmonizer, target: Target | None, folder: Path) -> None:
+    """Write the travelers' scans of the other sites as the target, or for None in the unified domain."""
+    if target is not None:
         target.attach(harmonizer.bundle)
-    for row in rows:
-        if not row["subject"].startswith("traveler") or row["site"] == SITE:
-            continue
-        entities, mask = parse(row["uri"]), read_volume(row["mask_uri"]).data > 0.5
-        ready = harmonizer.ready(read_volume(row["uri"]), row["sequence"], mask)
-        places = {unified: output_path(entities)} | dict.fromkeys(targets, output_path(entities, desc=desc_of(SITE)))
-        images = harmonizer.infer(ready, [None, *targets.values()])
-        for (folder, name), image in zip(places.items(), images, strict=True):
-            volume: Volume = harmonizer.finish(ready, image).volume
-            write_volume(volume, folder / name)
+    for row in bench.rows():
+        if row["subject"].startswith("traveler") and row["site"] != SITE:
+            mask = read_volume(row["mask_uri"]).data > 0.5
+            ready = harmonizer.ready(read_volume(row["uri"]), row["sequence"], mask)
+            (image,) = harmonizer.infer(ready, [target])
+            name = output_path(parse(row["uri"]), desc=desc_of(target and SITE))
+            write_volume(harmonizer.finish(ready, image).volume, folder / name)
+
+
+def one(bench: Bench, name: str, seed: int) -> tuple[Target, Harmonizer, float]:
+    """A target, who moves scans to it, and the seconds that it took."""
+    harmonizer, start = Harmonizer(load_bundle(bench.model)), time.monotonic()
+    if name == SINGLE:
+        target = from_scan(bench, harmonizer, seed)
+    elif name == CURVE:
+        target = replace(load_target(bench.out / "runs" / f"8 images-{seed}" / "targets" / SITE), weights={})
+    elif name == FULL:
+        target, harmonizer = train_fully(bench, seed, TRAINED[name])
+    elif name == BIOMEDCLIP:
+        with tempfile.TemporaryDirectory() as folder:
+            style = replace(bench.config.style, backbone=str(untrained_biomedclip(Path(folder))), slices=2)
+            target = train(bench, name, seed, TRAINED[name], style)
+    else:
+        target = train(bench, name, seed, TRAINED[name], bench.config.style)
+    return target, harmonizer, time.monotonic() - start
+
+
+def score(bench: Bench, name: str, seed: int) -> None:
+    """Train, move, score; the scores are kept at once."""
+    target, harmonizer, seconds = one(bench, name, seed)
+    folder = bench.out / "moved" / f"{name}-{seed}"
+    move(bench, harmonizer, target, folder)
+    keep(bench, name, seed, folder, (OURS,), seconds)
+
+
+def keep(bench: Bench, name: str, seed: int, folder: Path, methods: tuple[str, ...], seconds: float) -> None:
+    """Append a line of scores."""
+    truth = str(bench.bids / "derivatives" / "truth")
+    about = bench.manifest, SITE, str(bench.unified), str(folder)
+    found = evaluate_target(*about, bench.config, truth, methods)
+    line = {"name": name, "seed": seed, "seconds": seconds, "scores": found}
+    with (bench.out / "scores.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def in_parallel(bench: Bench) -> None:
+    """Seconds of one adapter alone and of two of two sites side by side, on two CPUs."""
+    import ray
+
+    bundle, store = load_bundle(bench.model), PreparedStore(bench.prepared)
+    config = replace(bench.config, target=replace(bench.config.target, images=4))
+    tasks = [train_target.plan_site(store, site, bundle, config)[0] for site in (SITE, OTHER)]
+    aggregator = aggregator_for(store, usable(store, "train"), config, bundle.config.grid.spacing_mm)
+    with two_cpus(ray):
+        timed(tasks[:1], bench, replace(config, target=replace(config.target, steps=1)), aggregator)  # starts workers
+        alone, both = (timed(some, bench, config, aggregator) for some in (tasks[:1], tasks))
+    line = {"name": PARALLEL, "seed": 0, "one_s": alone, "two_s": both, "ratio": both / alone, "scores": {}}
+    with (bench.out / "scores.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(f"one site {alone:.0f} s, two sites {both:.0f} s, ratio {both / alone:.2f}")
+
+
+@contextmanager
+def two_cpus(ray: Any) -> Iterator[None]:
+    """A Ray of two CPUs, for this once."""
+    ray.shutdown()
+    ray.init(num_cpus=2, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def timed(tasks: list[Any], bench: Bench, config: Config, aggregator: TrainedAggregator) -> float:
+    """Seconds until all are done."""
+    start = time.monotonic()
+    for _, outcome in train_target._run(tasks, bench.prepared, Path(bench.model), config, aggregator):
+        if isinstance(outcome, Exception):
+            raise outcome
+    return time.monotonic() - start
+
+
+def table(lines: list[dict[str, Any]]) -> None:
+    """Print means over seeds."""
+    cells: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
+    scored = [line for line in lines if line["scores"]]
+    raw = {name: methods[RAW]["w1"] for line in scored for name, methods in line["scores"].items() if RAW in methods}
+    for line in scored:
+        for sequence, methods in line["scores"].items():
+            for method, row in methods.items():
+                share = 100 * row["w1"] / raw[sequence]
+                values = row | {"w1 % of raw": share, "seconds": line["seconds"] if method == OURS else None}
+                key = f"ours, {line['name']}" if method == OURS else method
+                cells[sequence, key].append([np.nan if values.get(m) is None else values[m] for m in SHOWN])
+    print("| | |", *(f"{name} |" for name in SHOWN))
+    print("|---" * (len(SHOWN) + 2) + "|")
+    for (sequence, name), found in sorted(cells.items()):
+        values = np.array(found)
+        spread = (values.max(0) - values.min(0)) / 2
+        print(
+            f"| {sequence} | {name} |", *(f"{m:.3f} ± {s:.3f} |" for m, s in zip(values.mean(0), spread, strict=True))
+        )
+
+
+def done(out: Path) -> list[dict[str, Any]]:
+    """What was scored before."""
+    path = out / "scores.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def main() -> None:
     """Make, train, move, score, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="bundle folder, made by `make demo`")
-    parser.add_argument("--out", type=Path, required=True, help="new folder")
+    parser.add_argument("--out", type=Path, required=True, help="new folder, or that of an earlier run to go on with")
     parser.add_argument("--seeds", type=int, default=3)
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_intermixed_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    tracking = f"tracking.uri=sqlite:///{arguments.out.absolute()}/mlflow.db"
-    config = load_config(Path(__file__).parents[1] / "configs/demo.yaml", [tracking])
-    bids, manifest, prepared = make_store(arguments.out, config)
-    trained = train(prepared, arguments.model, arguments.out, config, arguments.seeds)
-    rows = [row for row in read_manifest(manifest).to_pylist() if row["status"] == "ok"]
-    harmonizer = Harmonizer(load_bundle(arguments.model))
-    for number in range(arguments.seeds):
-        trained[SINGLE, number] = from_scan(harmonizer, rows, config.model.sequences, number)
-    folders = {arguments.out / "moved" / f"{name}-{seed}": target for (name, seed), target in trained.items()}
-    unified = arguments.out / "moved" / "unified"
-    move(rows, harmonizer, unified, folders)
-    scores = defaultdict(list)
-    for (name, _), folder in zip(trained, folders, strict=True):
-        found = evaluate_target(manifest, SITE, str(unified), str(folder), config, f"{bids}/derivatives/truth")
-        for sequence, methods in found.items():
-            for method, row in methods.items():
-                key = f"ours, {name}" if method == OURS else method
-                scores[sequence, key].append([row[measure] for measure in MEASURES])
-    print("| | |", *(f"{name} |" for name in MEASURES))
-    for (sequence, name), values in sorted(scores.items()):
-        table = np.array(values)
-        cells = zip(table.mean(0), (table.max(0) - table.min(0)) / 2, strict=True)
-        print(f"| {sequence} | {name} |", *(f"{mean:.3f} ± {spread:.3f} |" for mean, spread in cells))
-    kept = [[*key, values] for key, values in scores.items()]
-    (arguments.out / "scores.json").write_text(json.dumps(kept, indent=2) + "\n")
+    out = arguments.out.absolute()
+    given = [f"tracking.uri=sqlite:///{out}/mlflow.db", "evaluate.cnn=some", *arguments.overrides]
+    bench = Bench(out, arguments.model, load_config(Path(__file__).parents[1] / "configs/demo.yaml", given))
+    bench.make()
+    known = {(line["name"], line["seed"]) for line in done(out)}
+    if ("baselines", 0) not in known:
+        move(bench, Harmonizer(load_bundle(bench.model)), None, bench.unified)
+        keep(bench, "baselines", 0, bench.unified, tuple(name for name in METHODS if name != OURS), 0)
+    for name in (name for name in NAMES if name in arguments.only):
+        for seed in range(1 if name == PARALLEL else arguments.seeds):
+            if (name, seed) in known:
+                continue
+            if name == PARALLEL:
+                in_parallel(bench)
+            else:
+                score(bench, name, seed)
+    table(done(out))
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ class TargetConfig:
     site: tuple[str, ...] = ()
     """Sites to train adapters for, side by side; one name or a list."""
     images: int = 0
-    """Target images per sequence, the first of the site's training and validation images by image_id; 0 takes all, 3 is enough."""
+    """Target images per sequence, drawn by `target.seed` from the site's training and validation images; 0 takes all, 3 is enough."""
     rank: int = 4
     """Rank of the low-rank updates of the convolutions (LoRA: Hu et al., ICLR 2022)."""
     steps: int = 100
@@ -239,11 +239,13 @@ class TargetConfig:
     slabs_per_plane: int = 4
     """Slabs per plane in a group; a step has two groups of the site and one of a source site."""
     sources: int = 8
-    """Images of other sites and the same sequence to move to the target."""
+    """Images of other sites and the same sequence to move to the target; about a quarter of them serve validation alone."""
     restyles: int = 1
     """Random styles in which each target image goes through the global model."""
     learning_rate: float = 2e-3
     """Peak learning rate of AdamW; linear warm-up over a tenth of the steps, cosine decay."""
+    reconstruction_weight: float = 1.0
+    """Weight of the reconstruction of the site's own images (L1)."""
     gradient_weight: float = 0.5
     """Weight of the multi-scale gradient loss."""
     statistics_weight: float = 0.2
@@ -252,9 +254,9 @@ class TargetConfig:
     """Weight of the style displacement loss, direction and magnitude; brought in slowly."""
     last_steps: int = 10
     """Sampling steps, of the last ones, through which gradients flow."""
-    validate_every: int = 25
-    """Steps between validations on images of the site that are not trained on."""
-    patience: int = 4
+    validate_every: int = 10
+    """Steps between validations on images that are not trained on."""
+    patience: int = 3
     """Validations without a better score after which training stops; the best adapter is kept."""
     storage: str = "runs"
     """Folder or URI below which `targets/SITE` is written."""
@@ -266,13 +268,13 @@ class TargetConfig:
             "rank",
             "steps",
             "slabs_per_plane",
-            "sources",
             "restyles",
             "last_steps",
             "validate_every",
             "patience",
         ):
             _require(getattr(self, key) > 0, f"target.{key}", getattr(self, key), "1 or more")
+        _require(self.sources >= 2, "target.sources", self.sources, "2 or more")
         _require(self.images == 0 or self.images >= 3, "target.images", self.images, "3 or more, or 0 for all")
 
 
@@ -340,7 +342,7 @@ class HarmonizeConfig:
     slots: int = 0
     """Actors; 0 takes one per GPU, or one per two CPUs."""
     timeout_s: float = 600.0
-    """Seconds without any finished volume after which the job stops with a reason."""
+    """Seconds that an image may take: then its actor is ended and the image fails; the others go on."""
 
     def __post_init__(self) -> None:
         _require(1 <= self.steps <= 500, "harmonize.steps", self.steps, "1 to 500")
@@ -373,6 +375,8 @@ class QualityConfig:
     """Standard deviation of the planes' estimates, unit intensity, above which an image is flagged."""
     most_bright: float = 0.01
     """Part of the brain above unit intensity 1.25 above which an image is flagged."""
+    most_background: float = 0.2
+    """Intensity of the air around the head, unit intensity, above which an image is flagged: something was added to its intensities."""
 
 
 @dataclass(frozen=True)
@@ -386,7 +390,7 @@ class EvaluateConfig:
     """Bootstrap draws of subjects for an interval."""
     cnn: Literal["some", "all", "none"] = "some"
     """Whose images convolutional site probes judge besides the linear ones: `some`, raw, N4 + histogram matching and the archives; each
-    takes about 2 CPU seconds per image, most of the time of an evaluation."""
+    probe (trained anew, frozen) takes 1 to 3 CPU seconds per image, most of the time of an evaluation."""
     seed: int = 0
     """Seed of folds, probes, clusterings and draws."""
 

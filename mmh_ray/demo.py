@@ -76,11 +76,14 @@ def run(out: str, config: Config) -> None:
         if code != 0:
             raise ConfigError(f"mmh {arguments[0]} ended with code {code}", "code 0", "Read the messages above.")
     metrics = metrics_of(json.loads((evaluation / "evaluation.json").read_text()))
+    shutil.copytree(evaluation / "figures", root / "figures", dirs_exist_ok=True)
     if config.target.site:
+        from mmh_ray.distributed.evaluate_target import draw
+
         for sequence, methods in json.loads(Path(scores).read_text()).items():
             metrics[sequence] |= methods
+        draw(manifest, config.target.site[0], harmonized, moved, config, truth, root / "figures")
     write_json(root / "metrics.json", {**metrics, "seconds": {**seconds, "total": round(sum(seconds.values()), 1)}})
-    shutil.copytree(evaluation / "figures", root / "figures", dirs_exist_ok=True)
     log.info("%.0f s in all; metrics.json, figures and evaluation/report.html in %s", sum(seconds.values()), root)
 
 

@@ -10,15 +10,16 @@ import numpy as np
 from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import ConfigError, RefusedError
 from mmh_ray.evaluation.quality import check_scan, describe_outcome, describe_scan, flags
-from mmh_ray.imaging.detail import NOISE, add_detail, continued, local_affine
+from mmh_ray.imaging.detail import NOISE, add_detail, continued, keep_levels, local_affine
 from mmh_ray.imaging.grid import from_grid
 from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.registration import in_template_space
 from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import Volume
-from mmh_ray.models.adapter import wearing
+from mmh_ray.models.adapter import SiteStyle, wearing
 from mmh_ray.models.bundle import Bundle
+from mmh_ray.models.calibration import unify
 from mmh_ray.models.sampling import estimate_planes, fuse
 from mmh_ray.models.target_bundle import Target
 
@@ -175,7 +176,7 @@ class Harmonizer:
         ready = self.ready(volume, sequence, mask)
         return [self.finish(ready, image) for image in self.infer(ready, targets)]
 
-    def ready(self, volume: Volume, sequence: str, mask: np.ndarray | None = None) -> ReadyScan:
+    def ready(self, volume: Volume, sequence: str, mask: np.ndarray | Volume | None = None) -> ReadyScan:
         """First step of :meth:`run`, which takes no model: prepare the scan and refuse what must not be harmonized."""
         self.bundle.sequence_index(sequence)
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
@@ -185,16 +186,19 @@ class Harmonizer:
 
     def infer(self, ready: ReadyScan, targets: Sequence[Target | None] = (None,)) -> list[InferredImage]:
         """Second step, the model's: the image of every look on the working grid; the global pass runs once."""
-        planes = self._sample(ready.prepared, self.bundle.sequence_index(ready.sequence))
+        label = self.bundle.sequence_index(ready.sequence)
+        planes = self._sample(ready.prepared, label)
         disagreement = float(planes[:, ready.prepared.mask].std(axis=0).mean())
-        unified = fuse(planes, ready.prepared.mask, self.settings)
-        images = []
+        unified = unify(self.bundle.model, planes, ready.prepared.mask, label, self.settings)
+        images, before = [], None
         for target in targets:
             if target is None:
                 images.append(InferredImage(unified, NOISE, disagreement))
-            else:
-                moved, style = self._moved(unified, ready, target), target.styles[ready.sequence]
-                images.append(InferredImage(moved, style.noise, disagreement))
+                continue
+            style = self._style(target, ready.sequence)
+            if before is None and ready.sequence in target.weights:
+                before = self._again(unified, ready)
+            images.append(InferredImage(self._moved(unified, before, ready, target), style.noise, disagreement))
         return images
 
     def finish(self, ready: ReadyScan, image: InferredImage) -> HarmonizedScan:
@@ -207,19 +211,26 @@ class Harmonizer:
         source, flagged = volume.like(prepared.scaling.apply(volume.data)), flags(figures, self.quality)
         return HarmonizedScan(finished, space, stripped, prepared, image.values, source, native, figures, flagged)
 
-    def _moved(self, unified: np.ndarray, ready: ReadyScan, target: Target) -> np.ndarray:
-        """The unified image ``(X, Y, Z)`` in the look of a target, site unit intensity."""
-        sequence, mask, model = ready.sequence, ready.prepared.mask, self.bundle.model
+    def _moved(self, unified: np.ndarray, before: np.ndarray | None, ready: ReadyScan, target: Target) -> np.ndarray:
+        """The unified image ``(X, Y, Z)`` in the look of a target, site unit intensity; ``before`` as :meth:`_again` without an adapter."""
+        sequence, mask, planes = ready.sequence, ready.prepared.mask, unified[None]
+        if sequence in target.weights:
+            assert before is not None
+            with wearing(self.bundle.model, target.adapter(sequence)):
+                planes = planes + self._again(unified, ready) - before
+        return fuse(target.styles[sequence].moved(planes, mask), mask, self.settings)
+
+    def _again(self, unified: np.ndarray, ready: ReadyScan) -> np.ndarray:
+        """What the network makes of an image that is unified already, ``(planes, X, Y, Z)``, with and without an adapter."""
+        label = self.bundle.sequence_index(ready.sequence)
+        return estimate_planes(self.bundle.model, unified, ready.prepared.mask, label, self.settings)
+
+    @staticmethod
+    def _style(target: Target, sequence: str) -> SiteStyle:
         if sequence not in target.styles:
             known = ", ".join(target.styles)
             raise RefusedError(f"{sequence} for target {target.site}", f"one of {known}", "Train the target on it.")
-        planes = unified[None]
-        if sequence in target.weights:
-            inputs = model, unified, mask, self.bundle.sequence_index(sequence), self.settings
-            before = estimate_planes(*inputs)
-            with wearing(model, target.adapter(sequence)):
-                planes = planes + estimate_planes(*inputs) - before
-        return fuse(target.styles[sequence].moved(planes, mask), mask, self.settings)
+        return target.styles[sequence]
 
     def _finished(self, native: Volume, prepared: Prepared) -> tuple[Volume, str | None, bool]:
         """The image in the space and the intensities that were asked for, with or without what surrounds the brain."""
@@ -241,8 +252,9 @@ class Harmonizer:
     def _to_native(self, volume: Volume, prepared: Prepared, inferred: InferredImage) -> np.ndarray:
         """The harmonized image on the scan's grid, ``(I, J, K)`` float32, not negative.
 
-        With detail projection the local affine maps are resampled and applied to the scan's own voxels. Outside the brain they stand alone,
-        and their offset fades out with the scan's intensity: it must not light up the air around the head.
+        With detail projection what the model changes beyond a style is taken back, and the local affine maps are resampled and applied
+        to the scan's own voxels. Outside the brain they stand alone, and their offset fades out with the scan's intensity: it must not
+        light up the air around the head.
         """
         shape, image = volume.data.shape, inferred.values
 
@@ -251,12 +263,15 @@ class Harmonizer:
 
         if self.settings.detail == "model":
             return np.clip(bring(image), 0, None)
+        image = keep_levels(image, prepared.image, prepared.mask, self.bundle.config.grid.spacing_mm)
         slope, offset = map(bring, local_affine(prepared.source, image, prepared.mask, self.settings.detail_radius))
         source, inside = prepared.scaling.apply(volume.data), bring(prepared.mask.astype(np.float32))
         projected = slope * source + offset * np.maximum(inside, np.clip(source / AIR_LEVEL, 0, 1) ** 2)
         brain = inside > 0.5
-        noise = np.abs(slope) * noise_level(source, brain)
-        detailed = add_detail(bring(continued(image, prepared.mask)), projected, noise, brain, inferred.noise)
+        level = noise_level(source, brain)
+        kept = noise_level(image, prepared.mask) / max(noise_level(prepared.source, prepared.mask), 1e-6)
+        left = max(inferred.noise, level * min(1.0, kept))  # no more is taken away than the model has taken away
+        detailed = add_detail(bring(continued(image, prepared.mask)), projected, np.abs(slope) * level, brain, left)
         return np.clip(inside * detailed + (1 - inside) * projected, 0, None)
 
 

@@ -44,13 +44,18 @@ def code_version() -> str:
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` with the same suffixes; rename it there only if the block succeeds."""
+    """Yield a temporary path beside ``path`` with the same suffixes; rename it there only if the block succeeds.
+
+    The content is on disk before the name is: not even a power cut leaves a name without it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix="".join(path.suffixes[-2:]), dir=path.parent)
     os.close(handle)
     try:
         yield Path(name)
+        with open(name, "rb") as stream:
+            os.fsync(stream.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     finally:

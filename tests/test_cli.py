@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,10 @@ from mmh_ray.evaluation.promotion import Decision
 
 pytestmark = pytest.mark.fast
 
-COMMANDS = ["phantom", "manifest", "prepare", "train-global", "harmonize", "evaluate", "promote", "demo"]
+COMMANDS = [
+    *("phantom", "manifest", "prepare", "train-global", "train-target", "harmonize", "evaluate", "evaluate-target"),
+    *("promote", "demo"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -215,6 +219,36 @@ def test_flags_of_harmonize_are_settings(stand_in, tmp_path: Path) -> None:
     chosen = job.config.harmonize
     assert (chosen.space, chosen.intensity, chosen.detail) == ("template", "source", "model")
     assert job.config.prepare.skull == "strip"
+
+
+def test_harmonize_takes_targets(stand_in, tmp_path: Path) -> None:
+    calls = stand_in("mmh_ray.distributed.harmonize", "harmonize", {})
+    reference = tmp_path / "sub-1_T1w.nii.gz"
+    reference.touch()
+    line = ["harmonize", str(tmp_path), "out", "--model", "m", "--target", "north", "south"]
+    assert main([*line, "--target-image", str(reference)]) == 0
+    [(job,)] = calls
+    assert (job.targets, job.target_image) == (("north", "south"), str(reference))
+
+
+def test_train_target_prints_every_target(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = SimpleNamespace(site="north", bundle="runs/targets/north", model_uri="models:/mmh-target-north/2")
+    calls = stand_in("mmh_ray.distributed.train_target", "train_targets", [made])
+    assert main(["train-target", str(tmp_path), "model=m", "target.site=[north, south]", "target.steps=7"]) == 0
+    [(prepared, model, config)] = calls
+    assert (prepared, model, config.target.site) == (str(tmp_path), "m", ("north", "south"))
+    assert config.target.steps == 7
+    assert capsys.readouterr().out == "target north: bundle runs/targets/north, model models:/mmh-target-north/2\n"
+
+
+def test_evaluate_target_writes_the_measures(stand_in, tmp_path: Path) -> None:
+    found = {"T1w": {"target_raw": {"psnr": 20.0}}}
+    calls = stand_in("mmh_ray.distributed.evaluate_target", "evaluate_target", found)
+    sys.modules["mmh_ray.distributed.evaluate_target"].MEASURES = ("psnr",)  # type: ignore[attr-defined]
+    folder, out = str(tmp_path), tmp_path / "found.json"
+    assert main(["evaluate-target", folder, "north", folder, folder, str(out), "--truth", folder]) == 0
+    assert calls == [(folder, "north", folder, folder, Config(), folder)]
+    assert json.loads(out.read_text()) == found
 
 
 def test_a_dry_run_shows_the_plan(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

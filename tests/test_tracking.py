@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,14 +22,17 @@ import pytest
 import torch
 
 from mmh_ray import tracking
-from mmh_ray.config import Config, GridConfig, ModelConfig, TrackingConfig, flatten
+from mmh_ray.config import Config, GridConfig, ModelConfig, TargetConfig, TrackingConfig, flatten
 from mmh_ray.errors import ModelError
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
 from mmh_ray.imaging.volume import Volume, read_volume, write_volume
+from mmh_ray.models.adapter import SiteStyle, attach, state_of
 from mmh_ray.models.bundle import bundle_hash, load_bundle, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.target_bundle import load_target, save_target
+from mmh_ray.models.target_harmonizer import TunedAdapter
 from mmh_ray.tracking.runs import FLUSH_METRICS, shorten
 
 pytestmark = [
@@ -259,6 +263,37 @@ def test_pyfunc_harmonizes_a_table_as_the_harmonizer_does(trained: Trained, tmp_
     for reason, words in zip(found["reason"][2:], ["one of T1w, T2w", "the scan itself", "unreadable"], strict=True):
         assert words in reason
     assert model.predict(pd.DataFrame({"path": [source], "sequence": ["T1w"]}))["status"].tolist() == ["done"]
+
+
+@pytest.mark.parametrize("base", ["registered", "a folder with a space"])
+def test_pyfunc_of_a_target_finds_its_base_in_the_callers_store(trained: Trained, tmp_path: Path, base: str) -> None:
+    bundle, uri = load_bundle(trained.bundle), trained.model_uri
+    if base != "registered":
+        uri = Path(shutil.copytree(trained.bundle, tmp_path / "the base")).as_uri()
+    attach(bundle.model, "blank", 2)
+    knots = np.linspace(0, 1, 64)
+    style = SiteStyle(knots, knots**2, np.linspace(0, 1, 257), 0.02)
+    tuned = TunedAdapter(state_of(bundle.model, "blank"), {"loss": 1.0}, {"loss": 1.0}, 1)
+    config = replace(trained.config, target=TargetConfig(rank=2))
+    training = {"T1w": {"images": []}}
+    given = {"T1w": style}, {"T1w": tuned}, config, training
+    save_target(tmp_path / "north", "north", {"hash": bundle.hash, "uri": uri}, *given)
+    tracking.configure(trained.config.tracking)
+    run_id = tracking.start_run(config, "target-north", None, {})
+    tracking.register(run_id, tmp_path / "north", "mmh-target-north", config.tracking)
+    tracking.finish(run_id)
+    anatomy = simulate_anatomy(Person(1), 6.0)
+    scan = Volume((700 * canonical(anatomy, "T1w", 6.0) * anatomy.brain).astype(np.float32), anatomy.affine)
+    write_volume(scan, tmp_path / "T1w.nii.gz")
+    model = mlflow.pyfunc.load_model("models:/mmh-target-north@champion")
+    assert mlflow.get_tracking_uri() == trained.config.tracking.uri
+    found = model.predict(pd.DataFrame({"path": [str(tmp_path / "T1w.nii.gz")], "sequence": ["T1w"]}))
+    assert found["status"].tolist() == ["done"], found["reason"][0]
+    target = load_target(tmp_path / "north")
+    own = load_bundle(trained.bundle)
+    target.attach(own)
+    (expected,) = Harmonizer(own).run_targets(read_volume(tmp_path / "T1w.nii.gz"), "T1w", None, [target])
+    np.testing.assert_array_equal(read_volume(found["output"][0]).data, expected.volume.data)
 
 
 def test_the_store_is_the_settings_then_the_environments_then_here(

@@ -72,6 +72,16 @@ def figure_paths(image_path: str | Path) -> tuple[Path, Path]:
     return folder / f"{stem}_before.jpg", folder / f"{stem}_after.jpg"
 
 
+def derivative_files(image_path: str | Path) -> tuple[Path, ...]:
+    """All files of a derivative, the sidecar first: without it an image counts for nothing."""
+    return sidecar_path(image_path), Path(image_path), *figure_paths(image_path)
+
+
+def read_sidecar(image_path: str | Path) -> dict[str, Any]:
+    """Content of an image's sidecar; empty where there is none or it is damaged."""
+    return _read_json(sidecar_path(image_path))
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """Content of a JSON object; empty where the file is absent or damaged."""
     with contextlib.suppress(OSError, ValueError, RecursionError):

@@ -35,7 +35,7 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("flags", pa.list_(pa.string())),  # what a person should look at, in words
         pa.field("seconds", pa.float64()),
         pa.field("finished", pa.string()),  # UTC, ISO 8601
-        pa.field("input_sha256", pa.string()),
+        pa.field("input_sha256", pa.string()),  # of the scan; with a brain mask given, over the hashes of both
         pa.field("model_hash", pa.string()),
         pa.field("settings_hash", pa.string()),
     ],
@@ -65,8 +65,6 @@ def write_ledger(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     ordered = sorted(map(_checked, rows), key=lambda row: row["image_id"])
     with whole_file(path) as partial:
         pq.write_table(pa.Table.from_pylist(ordered, schema=LEDGER_SCHEMA), partial)
-        with open(partial, "rb") as stream:
-            os.fsync(stream.fileno())
 
 
 def current_rows(out: str | Path) -> list[Row]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import logging
 import math
 import os
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from mmh_ray.bids.entities import Entities, parse, split_name
-from mmh_ray.config import ManifestConfig
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.provenance import whole_file
 from mmh_ray.tables import read_table
@@ -83,7 +80,7 @@ def find_images(
     -------
     list[Row]
         Keys of :data:`SCHEMA`. What cannot be used (name, link out of the archive, no site, second file of an image)
-        has status `unusable` and its reason; `shape` to `sha256` and `split` are still None.
+        has status `unusable` and its reason, as has a folder that cannot be read; `shape` to `sha256` and `split` are still None.
 
     Raises
     ------
@@ -94,7 +91,7 @@ def find_images(
     """
     archive = _Archive(bids_root, site_pattern, require_site)
     rows: list[Row] = []
-    for row in (row for folder in _anat_folders(archive.root) for row in archive.rows(folder)):
+    for row in archive.all_rows():
         rows.append(row)
         advance(1)
     if not rows:
@@ -103,35 +100,6 @@ def find_images(
         raise DataError(f"{archive.root}: none of {len(rows)} images has a site", "a site per image", _SITE_HELP)
     _mark_duplicates(rows, archive.root)
     return sorted(rows, key=lambda row: row["image_id"])
-
-
-def assign_splits(rows: Iterable[Mapping[str, Any]], config: ManifestConfig) -> list[Row]:
-    """Copies of the rows with `split` set by subject: the same for every order of the rows.
-
-    Subjects seen at more than one site are `test`. The others that have a usable image are ranked within their site by
-    a hash of seed and subject; val and test take their shares of all, spread over sites in proportion. From three such
-    subjects on neither train nor (unless its share is 0) val is empty.
-    """
-    copies = [dict(row) for row in rows]
-    sites: dict[str, set[str]] = defaultdict(set)
-    usable: set[str] = set()
-    for row in copies:
-        if row["subject"] and row["site"]:
-            sites[row["subject"]].add(row["site"])
-            if row["status"] == "ok":
-                usable.add(row["subject"])
-    splits = {subject: "test" for subject in usable if len(sites[subject]) > 1}
-    pools: dict[str, list[str]] = defaultdict(list)
-    for subject in sorted(usable - splits.keys(), key=lambda label: _draw(config.seed, label)):
-        pools[min(sites[subject])].append(subject)
-    val, test = _split_counts(sum(map(len, pools.values())), config)
-    for split, count in (("val", val), ("test", test)):
-        for site, share in _shares(pools, count, config.seed).items():
-            splits |= dict.fromkeys(pools[site][:share], split)
-            pools[site] = pools[site][share:]
-    for row in copies:
-        row["split"] = splits.get(row["subject"], "train") if row["subject"] in usable else None
-    return copies
 
 
 def to_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
@@ -183,6 +151,30 @@ class _Archive:
         self.masks = _brain_masks(self.root)
         self.sidecars = _sidecars(self.root, self.root)
 
+    def all_rows(self) -> Iterator[Row]:
+        """A row per image of the archive, and one per folder that hides its images."""
+        for subject in _folders(self.root, lambda name: name.startswith("sub-")):
+            yield from self.rows_below(subject)
+
+    def rows_below(self, folder: Path) -> Iterator[Row]:
+        """Rows of a subject, a session or an anat folder; one that cannot be read is a row itself."""
+        sessions = folder.parent == self.root
+        try:
+            rows = list(self.rows(folder)) if folder.name == "anat" else []
+            inner = _folders(folder, lambda name: name == "anat" or (sessions and name.startswith("ses-")))
+        except (DataError, OSError) as error:
+            rows, inner = [self.lost(folder, error)], []
+        yield from rows
+        for path in inner if folder.name != "anat" else ():
+            yield from self.rows_below(path)
+
+    def lost(self, folder: Path, error: Exception) -> Row:
+        """The row that stands for all images of a folder that cannot be read."""
+        relative = folder.relative_to(self.root)
+        row = dict.fromkeys(SCHEMA.names) | {"image_id": _printable(relative), "uri": _printable(folder)}
+        subject = _printable(relative.parts[0]).removeprefix("sub-")
+        return row | {"subject": subject, "status": "unusable", "reason": str(error)}
+
     def rows(self, anat: Path) -> Iterator[Row]:
         """A row per image of one anat folder; its tables and sidecars are read once."""
         depth = len(anat.relative_to(self.root).parts)
@@ -224,11 +216,12 @@ class _Archive:
     def facts(self, entities: Entities, relative: str, table: Row, sidecar: Row) -> Row:
         """Site, mask, person and scanner; tables before sidecars before the pattern."""
         found = self.pattern.search(relative) if self.pattern else None
+        of_image = frozenset(entities.without("desc").tags.items())
         sites = [table.get("site"), table.get("site_id"), sidecar.get("Site"), sidecar.get("InstitutionName")]
         sites += [found["site"]] if found else []
         return {
             "site": next((text for text in map(_text, sites) if text), None),
-            "mask_uri": self.masks.get(entities.without("desc").image_id.removesuffix(entities.suffix)),
+            "mask_uri": self.masks.get(of_image | {("mod", entities.suffix)}, self.masks.get(of_image)),
             "age": _number(str(table.get("age", "")).rstrip("+")),
             "sex": _SEXES.get(str(table.get("sex", "")).lower()),
             "manufacturer": _text(sidecar.get("Manufacturer", table.get("manufacturer"))),
@@ -244,18 +237,26 @@ class _Archive:
             raise DataError(f"{relative}: {kind}", "a regular file", "Fetch its content (datalad get) or remove it.")
 
 
-def _anat_folders(root: Path) -> Iterator[Path]:
-    for subject in _listing(root):
-        if subject.name.startswith("sub-") and subject.is_dir():
-            sessions = [path for path in _listing(subject) if path.name.startswith("ses-") and path.is_dir()]
-            yield from (folder / "anat" for folder in (subject, *sessions) if (folder / "anat").is_dir())
+def _folders(folder: Path, wanted: Callable[[str], bool]) -> list[Path]:
+    """Folders of these names inside one, and links of these names that lead to none: they are missed, not passed over."""
+
+    def is_one(path: Path) -> bool:
+        try:
+            return path.is_dir() or (path.is_symlink() and not path.exists())
+        except OSError:  # it says why when it is read
+            return True
+
+    return [path for path in _listing(folder) if wanted(path.name) and is_one(path)]
 
 
 def _listing(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise DataError(f"{folder}: {error.strerror}", "a readable folder", "Check its permissions.") from error
+        broken = folder.is_symlink() and isinstance(error, FileNotFoundError)
+        problem = "a broken link" if broken else error.strerror
+        remedy = "Restore it or check its permissions."
+        raise DataError(f"{folder}: {problem}", "a readable folder", remedy) from error
 
 
 def _inside(path: Path, root: Path) -> bool:
@@ -330,16 +331,16 @@ def _inherited(sidecars: list[tuple[dict[str, str], str, Row]], entities: Entiti
     return merged
 
 
-def _brain_masks(root: Path) -> dict[str, str]:
-    """Paths of `*_desc-brain_mask.nii[.gz]` under derivatives/, by what the name says besides that."""
-    masks: dict[str, str] = {}
+def _brain_masks(root: Path) -> dict[frozenset, str]:
+    """Paths of `*_desc-brain_mask.nii[.gz]` under derivatives/, by their entities besides that; `mod-T1w` ties one to a sequence."""
+    masks: dict[frozenset, str] = {}
     for folder, subfolders, names in os.walk(root / "derivatives"):
         subfolders.sort()
         endings = ("_desc-brain_mask.nii.gz", "_desc-brain_mask.nii")
         for path in (Path(folder, name) for name in sorted(names) if name.endswith(endings)):
             if _inside(path, root):
                 try:
-                    masks.setdefault(parse(path).without("desc").image_id.removesuffix("mask"), str(path))
+                    masks.setdefault(frozenset(parse(path).without("desc").tags.items()), str(path))
                 except DataError as error:
                     log.warning("%s is left out: %s", _printable(path), error)
     return masks
@@ -376,26 +377,3 @@ def _number(value: Any) -> float | None:
 
 def _printable(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
-
-
-def _draw(seed: int, label: str) -> str:
-    return hashlib.sha256(f"{seed}/{label}".encode()).hexdigest()
-
-
-def _split_counts(subjects: int, config: ManifestConfig) -> tuple[int, int]:
-    """Subjects in val and test, leaving at least one for train."""
-    val, test = round(subjects * config.val_fraction), round(subjects * config.test_fraction)
-    val = max(val, 1) if subjects >= 3 and config.val_fraction > 0 else val
-    val = min(val, max(subjects - 1, 0))
-    return val, min(test, max(subjects - 1 - val, 0))
-
-
-def _shares(pools: Mapping[str, list[str]], count: int, seed: int) -> dict[str, int]:
-    """``count`` spread over sites in proportion to their subjects; largest remainders get what rounding leaves."""
-    total = sum(map(len, pools.values()))
-    exact = {site: count * len(pool) / total if total else 0.0 for site, pool in pools.items()}
-    shares = {site: int(value) for site, value in exact.items()}
-    by_remainder = sorted(exact, key=lambda site: (shares[site] - exact[site], _draw(seed, site)))
-    for site in by_remainder[: count - sum(shares.values())]:
-        shares[site] += 1
-    return shares

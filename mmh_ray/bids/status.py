@@ -83,9 +83,9 @@ class RunStatus:
     done:
         Images that the latest run has finished, in whichever way.
     per_second:
-        Images per second of the latest run; None before its first.
+        Images per second that the latest run worked on, those left out that it skipped; None before its first.
     seconds_left:
-        At that rate; None unless it is running.
+        At that rate, so at most; None unless it is running.
     """
 
     record: RunRecord
@@ -127,7 +127,8 @@ def run_status(out: str | Path, now: datetime | None = None) -> RunStatus:
     recent = [row for row in rows if row["finished"] and row["finished"] >= record.started]
     end = record.finished or (now or utc_now()).isoformat() if running or record.finished else _last(recent, record)
     seconds = (datetime.fromisoformat(end) - datetime.fromisoformat(record.started)).total_seconds()
-    rate = len(recent) / seconds if recent and seconds > 0 else None
+    worked = sum(row["status"] != "skipped" for row in recent)
+    rate = worked / seconds if worked and seconds > 0 else None
     return RunStatus(
         record,
         _state(record, running),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmh_ray.bids.derivatives import figure_paths, sidecar_path
+from mmh_ray.bids.derivatives import figure_paths, read_sidecar
 from mmh_ray.bids.entities import parse
 from mmh_ray.bids.status import RunRecord
 from mmh_ray.config import QualityConfig
@@ -46,7 +45,7 @@ def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[Row],
 
 def _image(out: Path, row: Row) -> ImageRecord:
     """What ledger and sidecar know of an image."""
-    sidecar = _sidecar(out, row)
+    sidecar = read_sidecar(out / row["output"]) if row["output"] else {}
     curves = sidecar.get("BrainHistogram", {})
     before, after = _figures(out, row)
     subject, session = _person(row)
@@ -66,17 +65,6 @@ def _image(out: Path, row: Row) -> ImageRecord:
         histogram_before=curves.get("Before"),
         histogram_after=curves.get("After"),
     )
-
-
-def _sidecar(out: Path, row: Row) -> dict[str, Any]:
-    """Content of an image's sidecar; empty where there is none or it is damaged."""
-    if row["output"] is None:
-        return {}
-    try:
-        content = json.loads(sidecar_path(out / row["output"]).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _figures(out: Path, row: Row) -> tuple[str | None, str | None]:

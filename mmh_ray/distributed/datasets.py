@@ -27,6 +27,8 @@ from mmh_ray.models.global_harmonizer import SlabBatch
 from mmh_ray.models.groups import training_group
 from mmh_ray.models.restyle import restyle
 
+VALIDATION_PEOPLE, CALIBRATION_PEOPLE = 10**9, 2 * 10**9
+"""Numbers of simulated examples that training never reaches."""
 GROUPS_PER_BLOCK = 8
 GROUPS_PER_EXECUTION = 32768
 """Groups of one Ray Data execution and worker: hours of training, yet a plan that the driver can hold."""
@@ -144,10 +146,18 @@ class GroupMaker:
 
     def _simulated(self, ordinal: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
         sequence = self.simulable[(ordinal // 2 + ordinal // 16) % len(self.simulable)]  # two scanners, one person
+        scan, truth, mask = self._example(sequence, ordinal)
+        return sequence, truth, scan, mask
+
+    def examples(self, sequence: str, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Scan, truth in the unified domain and mask of simulated people that neither training nor validation shows."""
+        return (self._example(sequence, CALIBRATION_PEOPLE + 2 * number) for number in range(count))
+
+    def _example(self, sequence: str, ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         settings, seed = self.config.prepare, self.config.train.seed
         scan, truth, mask = simulated_pair(ordinal, sequence, self.config.grid, seed, settings.upper_percentile)
         unify = unifying_map(self.domain.canonical[sequence], self.domain.quantiles[sequence])
-        return sequence, unify.apply_inside(truth, mask), scan, mask
+        return scan, unify.apply_inside(truth, mask), mask
 
 
 def training_stream(
@@ -209,7 +219,7 @@ def validation_batches(store_uri: str, config: Config, domain: UnifiedDomain) ->
             "volumes to validate on",
             "Raise manifest.val_fraction, or train.simulated_share above 0.",
         )
-    numbers = 10**9 + np.arange(config.train.validation_groups)  # simulated people that training never reaches
+    numbers = VALIDATION_PEOPLE + np.arange(config.train.validation_groups)
     return [SlabBatch.of_groups(maker({"id": pair})) for pair in np.split(numbers, range(2, len(numbers), 2))]
 
 

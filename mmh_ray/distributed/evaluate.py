@@ -15,8 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 
+from mmh_ray.bids.lesions import add_lesions
 from mmh_ray.bids.status import utc_now
 from mmh_ray.config import Config
 from mmh_ray.distributed.cases import (
@@ -30,12 +32,13 @@ from mmh_ray.distributed.cases import (
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.cohort_figures import Cohort, measure_cohort, summarise
 from mmh_ray.distributed.evaluation_files import Pictures, write_all
+from mmh_ray.distributed.style_vectors import style_vectors
 from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.evaluation.baselines import BASELINES, Baseline, Unfitted
 from mmh_ray.evaluation.catalogue import AGAIN, BEST_KNOWN, RAW, ordered
 from mmh_ray.evaluation.conditions import conditions
 from mmh_ray.evaluation.method import Kept
-from mmh_ray.evaluation.scans import Case, Row, Settings
+from mmh_ray.evaluation.scans import Case, Row, Settings, common_masks, scan_mask
 from mmh_ray.evaluation.subject import Score, Training, score, training_facts
 from mmh_ray.provenance import code_version
 
@@ -56,7 +59,7 @@ def evaluate(
         Folder by name. `raw` is the BIDS archive (or its manifest), `ours` what differences are taken from; any other
         folder of volumes in BIDS naming is a method, NAME_twice the archive NAME harmonized once more.
     config:
-        Uses ``evaluate``, ``manifest``, ``model.sequences`` and ``prepare.n4_iterations``.
+        Uses ``evaluate``, ``style``, ``manifest``, ``model.sequences`` and ``prepare.n4_iterations``.
     truth:
         Folder `derivatives/truth` of a simulated archive, for the measures that need it.
     model:
@@ -79,6 +82,7 @@ def evaluate(
     start, started, total = time.monotonic(), utc_now().isoformat(timespec="seconds"), Score()
     connect()
     rows = usable_rows(archives, out, config, total.notes, total.problems)
+    add_lesions(rows)
     cases = choose_cases(rows, config, total.notes)
     scored = {row["image_id"] for case in cases for row in case.rows}
     total.problems = [row for row in total.problems if row["method"] == RAW or row["image_id"] in scored]
@@ -88,7 +92,9 @@ def evaluate(
     baselines = {case.sequence: _fit(trained.get(case.sequence, [])) for case in cases}
     _note_unfitted(baselines, total)
     methods = tuple(ordered([*BASELINES, *(name for name in archives if not name.endswith(AGAIN))]))
-    settings = Settings(methods, baselines, truth, config.prepare.n4_iterations, _sliced(methods, config))
+    sliced, common = _sliced(methods, config), _common(cases, total)
+    style = style_vectors(config.style, total.notes) if sliced else None
+    settings = Settings(methods, baselines, truth, config.prepare.n4_iterations, sliced, common, style)
     scores = _score_all(cases, settings, total)
     measured, shown = measure_cohort(Cohort(scores.methods, scores.kept, trained, config.evaluate), total)
     summary = summarise(measured, config.evaluate)
@@ -103,6 +109,7 @@ def evaluate(
         "problems": problems,
         "notes": sorted({*total.notes, *total.clock.said()}),
         "processor_seconds": _times(total),
+        "probe_trainings": dict(sorted(total.clock.trainings.items())),
         "seconds": round(time.monotonic() - start, 1),
         "code_version": code_version(),
     }
@@ -118,6 +125,21 @@ def _sliced(methods: Sequence[str], config: Config) -> frozenset[str]:
     """Methods whose images the convolutional probes judge."""
     some = [name for name in methods if name in (RAW, BEST_KNOWN) or name not in BASELINES]
     return frozenset({"all": methods, "some": some, "none": ()}[config.evaluate.cnn])
+
+
+def _common(cases: Sequence[Case], total: Score) -> dict[tuple[str, tuple[int, ...]], np.ndarray]:
+    """What is brain in everybody, of sequences with people who have several images."""
+    several = {case.sequence for case in cases if len(case.rows) > 1}
+    rows = [row for case in cases for row in case.rows if case.sequence in several]
+    tasks = run_tasks(_mask, rows, None, "Reading masks", "images")
+    common = common_masks((done.item, done.result) for done in tasks if not isinstance(done.result, Exception))
+    if several - {sequence for sequence, _ in common}:
+        total.notes.append("no part of the grid is brain in everybody: people cannot be looked for")
+    return common
+
+
+def _mask(row: Row, _shared: None) -> np.ndarray:
+    return scan_mask(row)
 
 
 def _train(rows: Sequence[Row], iterations: tuple[int, ...], total: Score) -> Trained:

@@ -2,40 +2,64 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from mmh_ray import tracking
+from mmh_ray.bids.derivatives import sidecar_path
 from mmh_ray.bids.entities import desc_of, output_path, parse
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
-from mmh_ray.distributed.tasks import run_tasks
+from mmh_ray.distributed.style_encoder import StyleDescriber
+from mmh_ray.distributed.tasks import Done, run_tasks
 from mmh_ray.errors import DataError
-from mmh_ray.evaluation.baselines import HistogramMatching, Nyul
+from mmh_ray.evaluation.figures import before_after
 from mmh_ray.evaluation.metrics import truth_error
+from mmh_ray.evaluation.probes import cnn_site_probe, site_probe
 from mmh_ray.evaluation.target import (
+    GLOBAL,
     METHODS,
+    OURS,
+    RAW,
+    CohortImage,
     Row,
     TargetCase,
     TargetCohort,
     TargetSettings,
-    cohort_quantiles,
+    cohort_image,
+    middle_slices,
     score_target,
 )
+from mmh_ray.models.style import check_same_encoder, make_style_encoder
+from mmh_ray.models.style_backbones import EMBEDDED
+from mmh_ray.models.target_bundle import load_target
 
 log = logging.getLogger(__name__)
 
 MEASURES = ("psnr", "ssim", "w1", "gradient_correlation")
+MORE = ("dice", "style_distance", "truth_nrmse_direct")
+"""Means over scans, too."""
+PROBED = (RAW, GLOBAL, OURS)
 
 Results = dict[str, dict[str, dict[str, float | None]]]
 
 
 def evaluate_target(
-    manifest: str, site: str, unified: str, moved: str, config: Config, truth: str | None = None
+    manifest: str,
+    site: str,
+    unified: str,
+    moved: str,
+    config: Config,
+    truth: str | None = None,
+    methods: Sequence[str] = METHODS,
 ) -> Results:
     """Score how near the traveling subjects' scans come to their own scans at the target site.
 
@@ -46,17 +70,59 @@ def evaluate_target(
     unified, moved:
         Folders of the derivatives of the global harmonizer and of the target.
     truth:
-        Folder ``derivatives/truth`` of a simulated archive; without it ``truth_nrmse`` is None.
+        Folder ``derivatives/truth`` of a simulated archive; without it what needs it is None.
+    methods:
+        Those of :data:`METHODS` to score.
 
     Returns
     -------
-    Sequence, method, measure to the mean over source scans (``truth_nrmse``: over the cohort).
+    Sequence, method, measure to the mean over source scans (``truth_nrmse``: over the cohort); ``w1_of_raw`` is the share of raw's W1,
+    ``site_probe_style`` and ``site_probe_cnn`` the balanced accuracy of a probe trained anew that asks which site a scan came from
+    (``site_probe_chance`` by guessing), ``scans`` and ``failed`` how many could be scored and not. What cannot be had is None. Scans
+    that cannot be scored are logged with their reasons.
 
     Raises
     ------
     DataError
-        If nobody was scanned at the target site and elsewhere, or a scan or output cannot be read.
+        If nobody was scanned at the target site and elsewhere, or nothing can be scored.
+    ModelError
+        If the target was trained with another style encoder than the configured one.
     """
+    cases, others = _cases_and_others(manifest, site, unified, moved, config)
+    connect()
+    iterations, slices = config.prepare.n4_iterations, config.evaluate.cnn != "none"
+    settings = TargetSettings(iterations, _describer(cases, config), truth, slices, tuple(methods))
+    settings = replace(settings, cohorts=_cohorts(others, settings))
+    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for done in run_tasks(score_target, cases, settings, "Evaluating the target", "subjects"):
+        for row in _rows(done, methods):
+            if "reason" in row:
+                log.warning("%s of %s is not scored: %s", row["image_id"], row["method"], row["reason"])
+            found[row["sequence"], row["method"]].append(row)
+    if not any("psnr" in row for rows in found.values() for row in rows):
+        raise DataError(f"{moved}: no scan could be scored", "outputs of `mmh harmonize --target`", "See the log.")
+    return {name: _summaries(found, name, methods) for name in sorted({case.sequence for case in cases})}
+
+
+def draw(manifest: str, site: str, unified: str, moved: str, config: Config, truth: str | None, out: Path) -> None:
+    """A picture per sequence of the first traveling subject, ``target_SEQUENCE.png``: scans, outputs, answer and truth by source site.
+
+    Raises
+    ------
+    DataError
+        As :func:`evaluate_target`, and if a scan or output of that subject cannot be read.
+    """
+    cases, _ = _cases_and_others(manifest, site, unified, moved, config)
+    for case in {case.sequence: case for case in reversed(cases)}.values():
+        rows = middle_slices(case, config.prepare.n4_iterations, truth)
+        sites = [row["site"] for row in case.sources]
+        before_after(out / f"target_{case.sequence}.png", rows, sites, f"{case.sequence} of {case.subject} to {site}")
+
+
+def _cases_and_others(
+    manifest: str, site: str, unified: str, moved: str, config: Config
+) -> tuple[list[TargetCase], list[Row]]:
+    """Traveling subjects' scans, and the target's scans of everyone else."""
     columns = ["image_id", "uri", "subject", "session", "site", "sequence", "mask_uri", "status"]
     rows = [row for row in read_manifest(manifest).select(columns).to_pylist() if row["status"] == "ok"]
     rows = [row for row in rows if row["sequence"] in config.model.sequences]
@@ -65,15 +131,23 @@ def evaluate_target(
         raise DataError(
             f"{manifest}: nobody scanned at {site} and elsewhere", "traveling subjects", "Name another site."
         )
-    connect()
     travelers = {case.subject for case in cases}
-    others = [row for row in rows if row["site"] == site and row["subject"] not in travelers]
-    settings = TargetSettings(_cohorts(others, config.prepare.n4_iterations), config.prepare.n4_iterations, truth)
-    found = defaultdict(list)
-    for done in run_tasks(score_target, cases, settings, "Evaluating the target", "subjects"):
-        for row in _result(done):
-            found[row["sequence"], row["method"]].append(row)
-    return {name: {method: _summary(found[name, method]) for method in METHODS} for name in settings.cohorts}
+    return cases, [row for row in rows if row["site"] == site and row["subject"] not in travelers]
+
+
+def _describer(cases: Sequence[TargetCase], config: Config) -> StyleDescriber:
+    """The configured style encoder, which must be the one of the target that made the outputs, as their sidecars tell."""
+    paths = (sidecar_path(Path(row["target"])) for case in cases for row in case.sources)
+    known = next((path for path in paths if path.is_file()), None)
+    if known is None:
+        return StyleDescriber(config.style)
+    made = json.loads(known.read_bytes())["TargetModel"]
+    recorded = made.get("style_encoder") or made["training"]["style_encoder"]
+    aggregator: Mapping[str, Tensor] = {}
+    if config.style.backbone != EMBEDDED and "training" in made:
+        aggregator = load_target(*tracking.resolve_target(made["URI"], "", config.tracking)).aggregator
+    check_same_encoder(recorded, make_style_encoder(config.style, 1.0, aggregator).describe())
+    return StyleDescriber(config.style, aggregator)
 
 
 def _cases(rows: list[Row], site: str, unified: str, moved: str) -> list[TargetCase]:
@@ -97,27 +171,60 @@ def _outputs(row: Row, site: str, unified: str, moved: str) -> dict[str, str]:
     }
 
 
-def _cohorts(rows: list[Row], iterations: tuple[int, ...]) -> dict[str, TargetCohort]:
-    found: dict[str, list[tuple[str, Any]]] = defaultdict(list)
-    for done in run_tasks(cohort_quantiles, rows, iterations, "Fitting baselines", "images"):
-        found[done.item["sequence"]].append((done.item["image_id"], _result(done)))
-    cohorts = {}
-    for sequence, images in found.items():
-        before, after, scaled = zip(*(quantiles for _, quantiles in sorted(images)), strict=True)
-        cohorts[sequence] = TargetCohort(
-            HistogramMatching.from_quantiles(after), Nyul.from_quantiles(before), np.concatenate(scaled)
-        )
-    return cohorts
+def _cohorts(rows: list[Row], settings: TargetSettings) -> dict[str, TargetCohort]:
+    found: dict[str, dict[str, CohortImage]] = defaultdict(dict)
+    for done in run_tasks(cohort_image, rows, settings, "Fitting baselines", "images"):
+        if isinstance(done.result, Exception):
+            log.warning("%s takes no part in the target's cohort: %s", done.item["image_id"], done.result)
+        else:
+            found[done.item["sequence"]][done.item["image_id"]] = done.result
+    return {sequence: TargetCohort.of([own[name] for name in sorted(own)]) for sequence, own in found.items()}
 
 
-def _result(done: Any) -> Any:
-    if isinstance(done.result, Exception):
-        raise done.result
-    return done.result
+def _rows(done: Done, methods: Sequence[str]) -> list[Row]:
+    """A case's rows; those of one whose answer or truth cannot be read have the reason."""
+    if not isinstance(done.result, Exception):
+        return done.result
+    case: TargetCase = done.item
+    names = ("image_id", "subject", "site", "sequence")
+    about = [{name: source[name] for name in names} | {"reason": str(done.result)} for source in case.sources]
+    return [row | {"method": method} for row in about for method in methods]
 
 
-def _summary(rows: list[Row]) -> dict[str, float | None]:
-    values: dict[str, float | None] = {name: float(np.mean([row[name] for row in rows])) for name in MEASURES}
-    joints = [row["joint"] for row in rows if row["joint"] is not None]
+def _summaries(
+    found: Mapping[tuple[str, str], list[Row]], sequence: str, methods: Sequence[str] = METHODS
+) -> dict[str, dict[str, float | None]]:
+    summaries = {method: _summary(found.get((sequence, method), []), method) for method in methods}
+    raw = summaries[RAW]["w1"] if RAW in summaries else None
+    for summary in summaries.values():
+        own = summary["w1"]
+        summary["w1_of_raw"] = own / raw if raw and own is not None else None
+    return summaries
+
+
+def _summary(rows: list[Row], method: str) -> dict[str, float | None]:
+    rows = sorted(rows, key=lambda row: row["image_id"])
+    scored = [row for row in rows if "reason" not in row]
+    values: dict[str, float | None] = {}
+    for name in (*MEASURES, *MORE):
+        own = [row[name] for row in scored if name in row]
+        values[name] = float(np.mean(own)) if own else None
+    joints = [row["joint"] for row in scored if "joint" in row]
     values["truth_nrmse"] = truth_error(joints).cohort if joints else None
-    return values
+    values |= {"scans": len(scored), "failed": len(rows) - len(scored)}
+    return values | (_probes(scored) if method in PROBED else {})
+
+
+def _probes(rows: list[Row]) -> dict[str, float | None]:
+    """Can the site that a scan came from still be told? By probes trained anew, with folds by subject."""
+    labels = [row["site"] for row in rows], [row["subject"] for row in rows]
+    found: dict[str, float | None] = dict.fromkeys(("site_probe_style", "site_probe_cnn", "site_probe_chance"))
+    try:
+        result = site_probe(np.array([row["style"] for row in rows]), *labels)
+        found |= {"site_probe_style": result.balanced_accuracy, "site_probe_chance": result.chance}
+        if rows[0]["slices"] is not None:
+            slices = np.stack([row["slices"] for row in rows])
+            found["site_probe_cnn"] = cnn_site_probe(slices, *labels).balanced_accuracy
+    except DataError as error:
+        log.info("no site probes: %s", error)
+    return found

@@ -94,12 +94,13 @@ def _write_pictures(folder: Path, pictures: Pictures) -> dict[str, dict[str, Pat
 
 def _drawn(folder: Path, sequence: str, cases: Sequence[Score], shown: Mapping[str, Shown]) -> dict[Path, bool]:
     """Every picture of a sequence, and whether there was something to draw."""
-    kinds = ("before_after", "differences", "histograms", "map", "umap", "map_people")
+    kinds = ("before_after", "differences", "dissimilarity", "histograms", "map", "umap", "map_people")
     paths = {kind: folder / f"{sequence}_{kind}.png" for kind in kinds}
     title = f"{sequence}: images by their features"
     return {
         paths["before_after"]: _before_after(paths["before_after"], sequence, cases),
         paths["differences"]: _differences(paths["differences"], sequence, cases),
+        paths["dissimilarity"]: _unlike(paths["dissimilarity"], sequence, cases),
         paths["histograms"]: _histograms(paths["histograms"], sequence, shown),
         paths["map"]: _map(paths["map"], f"{title} (t-SNE)", shown, "map"),
         paths["umap"]: _map(paths["umap"], f"{title} (UMAP)", shown, "umap"),
@@ -137,6 +138,16 @@ def _differences(path: Path, sequence: str, cases: Sequence[Score]) -> bool:
     slices = cases[0].slices
     draw.differences(path, slices[RAW], slices[OURS], cases[0].sites, f"{sequence}: differences")
     return True
+
+
+def _unlike(path: Path, sequence: str, cases: Sequence[Score]) -> bool:
+    """Where the structure of a method's image is not the scan's."""
+    whole = set.intersection(*({*case.maps} for case in cases)) if cases else set()
+    chosen = [name for name in ordered(whole) if name != RAW and is_pictured(name)]
+    if chosen:
+        lines = {shown_name(name): [image for case in cases for image in case.maps[name]] for name in chosen}
+        draw.before_after(path, lines, [site for case in cases for site in case.sites], f"{sequence}: unlike the scan")
+    return bool(chosen)
 
 
 def _map(path: Path, title: str, shown: Mapping[str, Shown], kind: str) -> bool:

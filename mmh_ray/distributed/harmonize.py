@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
-from collections import Counter, deque
+import signal
+import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.exceptions
 
 from mmh_ray import tracking
 from mmh_ray.bids.derivatives import write_dataset_description
@@ -23,12 +25,22 @@ from mmh_ray.bids.status import RunRecord, utc_now
 from mmh_ray.config import HarmonizeConfig, PrepareConfig, to_dict
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.cohort_report import write_cohort_report
+from mmh_ray.distributed.crew import Crew
 from mmh_ray.distributed.job import Job
+from mmh_ray.distributed.look import (
+    Look,
+    Row,
+    input_hash,
+    is_current,
+    ledger_row,
+    remove_stale,
+    unknown_sequence,
+)
 from mmh_ray.distributed.manifest import probe_all
-from mmh_ray.distributed.worker import HarmonizeWorker, Look, Row, is_current, ledger_row, unknown_sequence
+from mmh_ray.distributed.worker import HarmonizeWorker
 from mmh_ray.errors import ConfigError
 from mmh_ray.harmonizer import Harmonizer
-from mmh_ray.imaging.volume import read_volume
+from mmh_ray.imaging.volume import BYTES_PER_VOXEL, read_volume
 from mmh_ray.models.bundle import Bundle, bundle_hash, load_bundle
 from mmh_ray.models.target_bundle import Target, load_target
 from mmh_ray.progress import progress
@@ -37,11 +49,11 @@ from mmh_ray.reference_target import target_of_scan
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 2
-"""Times an image is tried when the worker that had it died."""
-
 MOST_ABREAST = 4
 """Images that an actor has at a time at most: each takes memory on the host."""
+
+NO_RESULT = ("failed", "refused")
+"""States of an image that has no derivative."""
 
 VERSIONS = ("ray", "torch", "diffusers", "SimpleITK", "nibabel", "numpy")
 """Packages whose version the record of a run holds."""
@@ -65,7 +77,7 @@ def harmonize(job: Job) -> dict[str, int]:
     rows, folder, facts, looks = _prepare(job)
     connect()
     _make_folder(job)
-    with Journal(job.out) as journal:
+    with stoppable(), Journal(job.out) as journal:
         remove_partial(job.out)
         tasks = _tasks(job, rows, journal.rows(), looks)
         record = _record(job, len(tasks) * len(looks), facts)
@@ -82,14 +94,35 @@ def harmonize(job: Job) -> dict[str, int]:
             write_cohort_report(job.out, record, journal.rows().values(), job.config.quality)
 
 
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Make of SIGTERM, a batch system's word that the time is up, a KeyboardInterrupt; a second one is ignored while all is put in order.
+
+    Only the main thread may say what becomes of a signal; elsewhere nothing changes.
+    """
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt("stopped by SIGTERM; run again to go on")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def plan(job: Job) -> list[Row]:
     """What :func:`harmonize` would do, per image: ``image_id``, ``source``, ``action`` (harmonize, skip, refuse, fail) and ``reason``.
 
-    Every file is read; nothing is written. What only harmonizing shows (memory, the quality checks) is not foreseen.
+    Every file is read; nothing is written. What only harmonizing shows (the quality checks) is not foreseen.
     """
     rows, folder, facts, looks = _prepare(job)
     tasks = _tasks(job, rows, {row["image_id"]: row for row in current_rows(job.out)}, looks)
-    probe_all([task for task in tasks if task["status"] == "ok"])
+    probe_all([task for task in tasks if task["status"] == "ok"], BYTES_PER_VOXEL)
     known = load_bundle(folder).config.model.sequences
     return [_planned(task, look, job, known, facts) for task in tasks for look in looks]
 
@@ -100,8 +133,14 @@ def _planned(task: Row, look: Look, job: Job, known: tuple[str, ...], facts: Row
         action, reason = "fail", task["reason"]
     elif reason:
         action = "refuse"
-    elif is_current(task["earlier"].get(look.name), Path(job.out), task["sha256"], facts["model_hash"], look):
-        action = "skip"
+    else:
+        try:
+            digest = input_hash(task)
+        except OSError as error:
+            action, reason = "fail", f"{task['uri']}: {type(error).__name__}: {error}"
+        else:
+            earlier = task["earlier"].get(look.name)
+            action = "skip" if is_current(earlier, Path(job.out), digest, facts["model_hash"], look) else action
     return {"image_id": look.image_id(task), "source": task["uri"], "action": action, "reason": reason}
 
 
@@ -117,6 +156,7 @@ def _prepare(job: Job) -> tuple[list[Row], Path, Row, list[Look]]:
 def _looks(job: Job, folder: Path) -> list[Look]:
     """The unified domain, or the targets that the job names."""
     settings = to_dict(job.config.harmonize) | _INERT | {"prepare": _geometry(job.config.prepare)}
+    settings["quality"] = to_dict(job.config.quality)  # decides what is refused and flagged
     if not job.targets and job.target_image is None:
         return [Look(None, hash_of(settings))]
     bundle = load_bundle(folder)
@@ -133,14 +173,24 @@ def _looks(job: Job, folder: Path) -> list[Look]:
 
 
 def _target_of_image(path: str, bundle: Bundle, job: Job) -> Target:
-    entities = parse(path)
-    config = job.config
+    entities, config = parse(path), job.config
     harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
-    return target_of_scan(harmonizer, read_volume(path), entities.suffix, entities.image_id, sha256_file(path))
+    found = _mask_of(Path(path).resolve(), (*entities.folders, "anat"))
+    mask = read_volume(found).data > 0.5 if found else None
+    about = entities.suffix, entities.image_id, sha256_file(path)
+    return target_of_scan(harmonizer, read_volume(path), *about, mask, config.style)
+
+
+def _mask_of(scan: Path, folders: tuple[str, ...]) -> str | None:
+    """The brain mask that the scan's own archive has of it; None too where the scan lies in no archive."""
+    if scan.parts[-len(folders) - 1 : -1] != folders:
+        return None
+    rows = find_images(scan.parents[len(folders)], require_site=False)
+    return next((row["mask_uri"] for row in rows if row["uri"] == str(scan)), None)
 
 
 _INERT = {"slots": 0, "timeout_s": 0, "batch_slabs": 0}
-"""Settings that do not change a voxel, left out of the settings hash."""
+"""Settings that change neither a voxel nor the outcome, left out of the settings hash."""
 
 
 def _geometry(prepare: PrepareConfig) -> Row:
@@ -194,8 +244,7 @@ def _tasks(job: Job, rows: list[Row], known: dict[str, Row], looks: Sequence[Loo
     tasks = [{**row, "earlier": earlier(row)} for row in rows]
     if not job.retry_failed:
         return tasks
-    again = ("failed", "refused")
-    return [task for task in tasks if any(found["status"] in again for found in task["earlier"].values())]
+    return [task for task in tasks if any(found["status"] in NO_RESULT for found in task["earlier"].values())]
 
 
 def _record(job: Job, images: int, facts: Row) -> RunRecord:
@@ -232,6 +281,9 @@ def _work_through(
     with progress(len(tasks), "Harmonizing", "images") as advance:
         for rows in _run(tasks, job, folder, facts, looks):
             for row in rows:
+                if row["status"] in NO_RESULT:
+                    look = next(look for look in looks if look.name == row["target"])
+                    remove_stale(row, look, Path(job.out), job.config.harmonize, facts["model_hash"])
                 journal.append(row | {"model_hash": facts["model_hash"]})
                 counts[row["status"]] += 1
             advance(1)
@@ -239,60 +291,19 @@ def _work_through(
 
 
 def _run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: Sequence[Look]) -> Iterator[list[Row]]:
-    """Ledger rows of the images as they finish. A worker that dies costs the images it had one attempt each; the others go on."""
-    settings, waiting = job.config.harmonize, deque(rows)
-    options, slots = _slots(settings, len(rows))
+    """Ledger rows of the images as they finish."""
+    options, slots = _slots(job.config.harmonize, len(rows))
     files = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
     shared = ray.put(list(looks))
-    attempts: Counter[str] = Counter()
-    busy: dict[ray.ObjectRef, tuple[Any, Row]] = {}
+    worker = ray.remote(HarmonizeWorker).options(**options)
 
     def hire() -> Any:
-        worker = ray.remote(HarmonizeWorker).options(**options)
         return worker.remote(files, job.config, os.path.abspath(job.out), facts, shared)
 
-    def may_start(worker: Any) -> bool:
-        """An image whose worker died works alone: if that one dies too, no other image is to blame, nor to pay."""
-        held = [row for other, row in busy.values() if other is worker]
-        suspects = [row for row in (*held, waiting[0]) if attempts[row["image_id"]]]
-        return len(held) < (1 if suspects else options["max_concurrency"])
+    def failed(row: Row, reason: str) -> list[Row]:
+        return [ledger_row(row, look, "failed", reason) for look in looks]
 
-    crew = [hire() for _ in range(slots)]
-    while waiting or busy:
-        for worker in crew * options["max_concurrency"]:
-            if waiting and may_start(worker):
-                row = waiting.popleft()
-                busy[worker.harmonize.remote(row)] = (worker, row)
-        finished, _ = ray.wait(list(busy), timeout=settings.timeout_s)
-        if not finished:
-            yield from _give_up(busy, waiting, settings.timeout_s, looks)
-            return
-        worker, row = busy.pop(finished[0])
-        try:
-            yield ray.get(finished[0])
-        except ray.exceptions.RayActorError as error:
-            crew = [hire() if member is worker else member for member in crew]
-            attempts[row["image_id"]] += 1
-            if attempts[row["image_id"]] < ATTEMPTS:
-                waiting.appendleft(row)
-            else:
-                reason = f"the worker died {ATTEMPTS} times on this image ({error})"
-                yield [ledger_row(row, look, "failed", reason) for look in looks]
-
-
-def _give_up(
-    busy: dict[ray.ObjectRef, tuple[Any, Row]], waiting: Iterable[Row], seconds: float, looks: Sequence[Look]
-) -> Iterator[list[Row]]:
-    resources = ray.available_resources()
-    reason = (
-        f"nothing finished for {seconds:g} s with {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs free; "
-        "run again when the cluster has recovered, or raise harmonize.timeout_s"
-    )
-    for worker, row in busy.values():
-        ray.kill(worker)
-        yield [ledger_row(row, look, "failed", reason) for look in looks]
-    for row in waiting:
-        yield [ledger_row(row, look, "failed", reason) for look in looks]
+    return Crew(hire, slots, options["max_concurrency"], job.config.harmonize.timeout_s, failed).run(rows)
 
 
 def _slots(settings: HarmonizeConfig, images: int) -> tuple[dict[str, Any], int]:

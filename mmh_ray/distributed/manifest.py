@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from mmh_ray.bids.manifest import assign_splits, find_images, to_table, write_manifest
+from mmh_ray.bids.manifest import find_images, to_table, write_manifest
+from mmh_ray.bids.splits import assign_splits
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.errors import ConfigError, MMHError
-from mmh_ray.imaging.volume import read_volume
+from mmh_ray.imaging.volume import READING_BYTES_PER_VOXEL, check_memory, read_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import sha256_file
 
@@ -56,8 +57,10 @@ def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
     return table
 
 
-def probe(uri: str) -> dict[str, Any]:
+def probe(uri: str, bytes_per_voxel: int = READING_BYTES_PER_VOXEL) -> dict[str, Any]:
     """What only opening the file shows: columns `shape` to `sha256`, and `status` with its `reason`.
+
+    A file that takes more memory than is free, at so many bytes a voxel, is not read.
 
     Never raises an Exception: whatever goes wrong with a file is its reason. What the header says is kept even then.
     """
@@ -65,6 +68,7 @@ def probe(uri: str) -> dict[str, Any]:
     try:
         facts |= {"bytes": os.path.getsize(uri), "sha256": sha256_file(uri)}
         facts |= _header(uri)
+        check_memory(uri, bytes_per_voxel=bytes_per_voxel)
         read_volume(uri)
     except MMHError as error:
         facts |= {"status": "unusable", "reason": str(error)}
@@ -91,15 +95,16 @@ def _header(uri: str) -> dict[str, Any]:
 
 def _probe_row(item: dict[str, Any]) -> dict[str, Any]:
     """As JSON, because columns that are empty in one block and full in another have no common Arrow type."""
-    return {"index": item["index"], "facts": json.dumps(probe(item["uri"]))}
+    return {"index": item["index"], "facts": json.dumps(probe(item["uri"], item["bytes_per_voxel"]))}
 
 
-def probe_all(rows: list[dict[str, Any]]) -> None:
-    """Open the files of ``rows`` (keys of the manifest) and fill the rows in place; Ray streams back the facts, never voxels."""
+def probe_all(rows: list[dict[str, Any]], bytes_per_voxel: int = READING_BYTES_PER_VOXEL) -> None:
+    """:func:`probe` the files of ``rows`` (keys of the manifest) and fill the rows in place; Ray streams back the facts, never voxels."""
     if not rows:
         return
     connect()
-    items = [{"index": index, "uri": row["uri"]} for index, row in enumerate(rows)]
+    common = {"bytes_per_voxel": bytes_per_voxel}
+    items = [{"index": index, "uri": row["uri"], **common} for index, row in enumerate(rows)]
     cpus = int(ray.cluster_resources().get("CPU", 1))
     blocks = min(len(items), max(4 * cpus, len(items) // BLOCK_ROWS))
     with progress(len(items), "Reading", unit="images") as advance:

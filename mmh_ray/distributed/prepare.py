@@ -20,18 +20,19 @@ import SimpleITK
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from mmh_ray.bids.manifest import read_manifest
-from mmh_ray.config import Config, GridConfig, PrepareConfig
+from mmh_ray.config import Config, GridConfig, PrepareConfig, QualityConfig
 from mmh_ray.distributed import shards
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.errors import DataError
+from mmh_ray.evaluation.quality import check_scan, describe_scan
 from mmh_ray.imaging.preprocess import prepare_volume
-from mmh_ray.imaging.volume import read_volume
+from mmh_ray.imaging.volume import check_memory, read_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of, sha256_file
 
 log = logging.getLogger(__name__)
 
-METHOD_VERSION = 2
+METHOD_VERSION = 3
 """Part of every provenance: raise it when the same inputs and settings come to give other voxels."""
 
 LEAST_VOLUMES = 4
@@ -63,7 +64,7 @@ def prepare(manifest: str, out: str, config: Config) -> Outcome:
     out:
         Folder or URI of the store.
     config:
-        Uses ``grid``, ``prepare`` and ``model.sequences``.
+        Uses ``grid``, ``prepare``, ``model.sequences``, and of ``quality`` what is refused.
 
     Raises
     ------
@@ -112,6 +113,8 @@ def _with_provenance(rows: list[Row], config: Config) -> list[Row]:
     settings = dataclasses.asdict(config.prepare)
     del settings["shard_volumes"]  # how volumes are packed changes none of them
     common = {"grid": dataclasses.asdict(config.grid), "prepare": settings}
+    bounds = config.quality.least_fit, config.quality.least_contrast
+    common["refused"] = bounds if config.prepare.register else None  # without a registration nothing is refused
     common["version"] = {"method": METHOD_VERSION, "format": shards.VERSION.decode()}
     for row in rows:
         mask = masks.get(row["mask_uri"])
@@ -155,7 +158,7 @@ def _prepare_all(rows: list[Row], out: str, config: Config) -> list[Row]:
         while waiting or pending:
             while waiting and len(pending) < 2 * cpus:
                 part = waiting.popleft()
-                pending[task.remote(part, out, config.grid, config.prepare)] = part
+                pending[task.remote(part, out, config.grid, config.prepare, config.quality)] = part
             (ready,), _ = ray.wait(list(pending), num_returns=1)
             part = pending.pop(ready)
             try:
@@ -176,7 +179,9 @@ def _prepare_all(rows: list[Row], out: str, config: Config) -> list[Row]:
     return entries
 
 
-def prepare_shard(rows: Sequence[Row], out: str, grid: GridConfig, settings: PrepareConfig) -> list[Row]:
+def prepare_shard(
+    rows: Sequence[Row], out: str, grid: GridConfig, settings: PrepareConfig, quality: QualityConfig
+) -> list[Row]:
     """Prepare some images one after the other into one shard; an exception belongs to its image.
 
     Returns
@@ -190,7 +195,7 @@ def prepare_shard(rows: Sequence[Row], out: str, grid: GridConfig, settings: Pre
     def prepared() -> Iterator[Row]:
         for row in rows:
             try:
-                yield prepare_row(row, grid, settings)
+                yield prepare_row(row, grid, settings, quality)
             except Exception as error:
                 failed.append(_failed(row, error))
 
@@ -198,19 +203,23 @@ def prepare_shard(rows: Sequence[Row], out: str, grid: GridConfig, settings: Pre
     return failed + (shards.shard_entries(out, name) if name else [])
 
 
-def prepare_row(row: Row, grid: GridConfig, settings: PrepareConfig) -> Row:
+def prepare_row(row: Row, grid: GridConfig, settings: PrepareConfig, quality: QualityConfig) -> Row:
     """Read one image with its mask and bring it to the working grid, as a row for :func:`shards.write_shard`.
 
     Raises
     ------
     DataError
         If the file is no longer the manifest's, or the image or its mask cannot be used.
+    RefusedError
+        If `mmh harmonize` would refuse the scan: no model is to learn from what is no adult's head of this sequence.
     """
     if sha256_file(row["uri"]) != row["sha256"]:
         raise DataError(f"{row['uri']}: changed since the manifest", "the same bytes", "Build the manifest again.")
+    check_memory(row["uri"])
     volume = read_volume(row["uri"])
-    mask = read_volume(row["mask_uri"]).data > 0.5 if row["mask_uri"] else None
+    mask = read_volume(row["mask_uri"]) if row["mask_uri"] else None
     result = prepare_volume(volume, mask, grid, settings)
+    check_scan(row["sequence"], describe_scan(volume, result.brain, result.registration), quality)
     return _facts(row) | {
         "provenance": row["provenance"],
         "image": result.image,

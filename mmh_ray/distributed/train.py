@@ -28,14 +28,14 @@ from mmh_ray import tracking
 from mmh_ray.config import Config, from_dict, to_dict
 from mmh_ray.distributed.board import Board, Row
 from mmh_ray.distributed.cluster import connect, training_resources
-from mmh_ray.distributed.datasets import UnifiedDomain, training_stream, usable, validation_batches
+from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain, training_stream, usable, validation_batches
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.figures import before_after, middle_slice
 from mmh_ray.models.bundle import save_bundle
+from mmh_ray.models.calibration import fit_calibration, harmonize_volume
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.learner import Learner, best_weights
-from mmh_ray.models.sampling import harmonize_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of
 
@@ -46,6 +46,8 @@ RECORD = "run.json"
 """File beside a run's checkpoints: which MLflow run it is and which settings and data it was started with."""
 RETRIES = 3
 """Times that Ray Train restarts the workers after one died."""
+CALIBRATION_SCANS = 8
+"""Simulated scans per sequence that the last curve into the unified domain is fitted on."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +271,7 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
     quantiles = run.domain.as_tensor(config.model.sequences)
     model = GlobalHarmonizer(config.model, config.train, quantiles)
     model.load_state_dict(best_weights(state))
+    _calibrate(model.eval(), run)
     batches = validation_batches(store.uri, config, run.domain)
     validation = Learner(model, config.train).validate(batches)
     counts: dict[str, Counter[str]] = {}
@@ -286,6 +289,17 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
             tracking.log_figure(run.run_id, picture)
     tracking.finish(run.run_id)
     return TrainedModel(target, uri, run.run_id, validation)
+
+
+def _calibrate(model: GlobalHarmonizer, run: _Run) -> None:
+    """Set the curve of every sequence that can be simulated, from simulated people that neither training nor validation shows."""
+    config = run.config
+    maker = GroupMaker(run.store.uri, config, run.domain)
+    for label, sequence in enumerate(config.model.sequences):
+        if sequence in maker.simulable:
+            examples = maker.examples(sequence, CALIBRATION_SCANS)
+            curve = fit_calibration(model, label, examples, config.harmonize)
+            model.calibration[label] = torch.from_numpy(curve)
 
 
 def _sample_figures(model: GlobalHarmonizer, store: PreparedStore, config: Config, folder: Path) -> Iterator[Path]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,21 @@ import numpy as np
 import pyarrow.fs
 import ray
 import torch
+from torch import Tensor
 
 from mmh_ray import tracking
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.datasets import usable
 from mmh_ray.distributed.shards import PreparedStore
+from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for
 from mmh_ray.distributed.train import open_storage
-from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.models.adapter import SiteStyle
 from mmh_ray.models.bundle import Bundle, bundle_hash, load_bundle
 from mmh_ray.models.restyle import restyle
 from mmh_ray.models.style import make_style_encoder
-from mmh_ray.models.target_bundle import save_target
+from mmh_ray.models.target_bundle import FACTS, save_target
 from mmh_ray.models.target_harmonizer import (
     TargetBatch,
     TargetFineTuner,
@@ -41,7 +44,7 @@ log = logging.getLogger(__name__)
 LEAST_IMAGES = 3
 """Target images below which no adapter is trained."""
 
-VALIDATION_BATCHES = 2
+VALIDATION_BATCHES = 4
 
 Row = Mapping[str, Any]
 
@@ -63,17 +66,19 @@ class TrainedTarget:
 
 @dataclass(frozen=True)
 class TargetTask:
-    """What one adapter is trained from: index rows of the site's images, of those held back, and of source images."""
+    """What one adapter is trained from: index rows of the site's images and of source images, and of those of both that are held back."""
 
     site: str
     sequence: str
     training: tuple[Row, ...]
     validation: tuple[Row, ...]
     sources: tuple[Row, ...]
+    validation_sources: tuple[Row, ...]
 
     def as_facts(self) -> dict[str, list[str]]:
         """Image ids, for the target bundle."""
-        names = {"images": self.training, "validation_images": self.validation, "sources": self.sources}
+        names = {"images": self.training, "validation_images": self.validation}
+        names |= {"sources": self.sources, "validation_sources": self.validation_sources}
         return {key: [row["image_id"] for row in rows] for key, rows in names.items()}
 
 
@@ -104,32 +109,76 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
     DataError
         If the store has no such site, or fewer than three of its images of every sequence.
     ModelError
-        If the global model cannot be loaded.
+        If the global model cannot be loaded, or a target could not be trained; the other targets are registered then.
     """
     if not config.target.site:
         raise ConfigError(
             "no target site", "target.site=NAME or a list of names", "Name the site whose look is wanted."
         )
+    _check_places(config)
     connect()
     store = PreparedStore(prepared if "://" in prepared else str(Path(prepared).absolute()))
     folder, uri = tracking.resolve_model(model, config.tracking)
-    base = {"hash": bundle_hash(folder), "uri": uri}
-    tasks = [task for site in config.target.site for task in plan_site(store, site, load_bundle(folder), config)]
+    base, bundle = {"hash": bundle_hash(folder), "uri": uri}, load_bundle(folder)
+    tasks = [task for site in config.target.site for task in plan_site(store, site, bundle, config)]
+    aggregator = aggregator_for(store, usable(store, "train"), config, bundle.config.grid.spacing_mm)
     tracking.configure(config.tracking)
     facts = {"data_hash": store.data_hash, "base_hash": base["hash"], "base_uri": base["uri"]}
     runs = {site: tracking.start_run(config, f"target-{site}", None, facts) for site in config.target.site}
     finished: dict[str, TrainedTarget] = {}
+    failed: dict[str, Exception] = {}
     try:
         outcomes: dict[str, dict[str, tuple[TargetTask, TaskOutcome]]] = {}
-        for task, outcome in _run(tasks, store.uri, folder, config):
+        for task, outcome in _run(tasks, store.uri, folder, config, aggregator):
+            if isinstance(outcome, Exception):
+                failed[task.site] = outcome
+                continue
             own = outcomes.setdefault(task.site, {})
             own[task.sequence] = (task, outcome)
             if len(own) == sum(other.site == task.site for other in tasks):
-                finished[task.site] = _publish(task.site, own, base, runs[task.site], config)
-        return [finished[site] for site in config.target.site]
+                finished[task.site] = _publish(task.site, own, base, runs[task.site], config, aggregator)
     finally:
         for site in set(runs) - set(finished):
             tracking.finish(runs[site], "FAILED")
+    _raise_for(failed, finished)
+    return [finished[site] for site in config.target.site]
+
+
+def _raise_for(failed: Mapping[str, Exception], finished: Mapping[str, TrainedTarget]) -> None:
+    if failed and not finished:
+        raise next(iter(failed.values()))
+    if failed:
+        received = "; ".join(f"target {site}: {error}" for site, error in failed.items())
+        published = ", ".join(target.model_uri for target in finished.values())
+        remedy = f"Those are registered; train again with target.site=[{', '.join(failed)}]."
+        raise ModelError(received, f"an adapter of every target, as of {published}", remedy) from next(
+            iter(failed.values())
+        )
+
+
+def _check_places(config: Config) -> None:
+    """Two sites whose names become one model's must not overwrite each other, nor a target any other folder."""
+    places: dict[str, str] = {}
+    storage, root = open_storage(config.target.storage)
+    for site in config.target.site:
+        name, remedy = tracking.target_model_name(site), "Rename one of them in the archive and prepare it again."
+        if places.setdefault(name, site) != site:
+            raise ConfigError(f"sites {places[name]!r} and {site!r}, both {name}", "names that stay apart", remedy)
+        place = _place(root, site)
+        if not storage.get_file_info(pyarrow.fs.FileSelector(place, allow_not_found=True)):
+            continue
+        if storage.get_file_info(f"{place}/{FACTS}").type == pyarrow.fs.FileType.NotFound:
+            raise ConfigError(
+                f"{place}: no target", "a new folder or an earlier target", "Empty it or change target.storage."
+            )
+        with storage.open_input_stream(f"{place}/{FACTS}") as stream:
+            earlier = json.loads(stream.read())["site"]
+        if earlier != site:
+            raise ConfigError(f"{place}: target of site {earlier!r}", f"one of {site!r}", remedy)
+
+
+def _place(root: str, site: str) -> str:
+    return f"{root}/targets/{tracking.target_model_name(site).removeprefix('mmh-target-')}"
 
 
 def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -> list[TargetTask]:
@@ -148,18 +197,29 @@ def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -
         own = [entry for entry in entries if entry["sequence"] == sequence]
         images = sorted((entry for entry in own if entry["site"] == site), key=lambda entry: entry["image_id"])
         counts[sequence] = len(images)
-        images = images[: config.target.images or None]
+        images = _drawn(images, config.target.images, config.target.seed)
         if len(images) < LEAST_IMAGES:
             continue
         held = max(1, len(images) // 5)
         sources = _spread([entry for entry in own if entry["site"] != site], config.target.sources)
-        if not sources:
-            raise DataError(f"no {sequence} image but the target's", "images of other sites", "Prepare those, too.")
-        tasks.append(TargetTask(site, sequence, tuple(images[:-held]), tuple(images[-held:]), tuple(sources)))
+        if len(sources) < 2:
+            received = f"{len(sources)} {sequence} images but the target's"
+            raise DataError(received, "two of other sites", "Prepare those, too.")
+        kept = max(1, len(sources) // 4)
+        parts = images[:-held], images[-held:], sources[:-kept], sources[-kept:]
+        tasks.append(TargetTask(site, sequence, *map(tuple, parts)))
     if not tasks:
         received = f"site {site} with {', '.join(f'{count} {name}' for name, count in counts.items())}"
         raise DataError(received, f"{LEAST_IMAGES} images of a sequence outside split test", "Add images of the site.")
     return tasks
+
+
+def _drawn(images: list[Row], count: int, seed: int) -> list[Row]:
+    """Images drawn by the seed, in their order; for a count of 0, or where there are no more, all."""
+    if not 0 < count < len(images):
+        return images
+    chosen = np.random.default_rng(seed).choice(len(images), count, replace=False)
+    return [images[index] for index in sorted(chosen)]
 
 
 def _spread(entries: list[Row], count: int) -> list[Row]:
@@ -171,13 +231,15 @@ def _spread(entries: list[Row], count: int) -> list[Row]:
     return [by_site[site][index] for index, site in ranked[:count]]
 
 
-def train_adapter(task: TargetTask, store_uri: str, bundle: Bundle, config: Config) -> TaskOutcome:
-    """Train one adapter; the work of one Ray task, but it needs no Ray."""
+def train_adapter(
+    task: TargetTask, store_uri: str, bundle: Bundle, config: Config, aggregator: Mapping[str, Tensor] | None = None
+) -> TaskOutcome:
+    """Train one adapter; the work of one Ray task, but it needs no Ray. ``aggregator`` as in :func:`make_style_encoder`."""
     store, model, target = PreparedStore(store_uri), bundle.model, config.target
     label, settings = bundle.sequence_index(task.sequence), bundle.config.harmonize
     spacing = bundle.config.grid.spacing_mm
     generator, noises = torch.Generator().manual_seed(target.seed), np.random.default_rng(target.seed)
-    encoder = make_style_encoder(config.style, spacing).to(next(model.parameters()).device)
+    encoder = make_style_encoder(config.style, spacing, aggregator).to(next(model.parameters()).device)
 
     def of_site(rows: Sequence[Row], styles: int) -> list[UnifiedVolume]:
         """Volumes of the site, each as it is and under random styles."""
@@ -193,8 +255,12 @@ def train_adapter(task: TargetTask, store_uri: str, bundle: Bundle, config: Conf
                 found.append(UnifiedVolume.of_target(model, scan, mask, label, settings, styled, noises))
         return found
 
+    def of_sources(rows: Sequence[Row]) -> list[UnifiedVolume]:
+        scans = (store.read(row) for row in rows)
+        return [UnifiedVolume.of_source(model, scan, mask, label, settings) for scan, mask in scans]
+
     images, held = of_site(task.training, target.restyles), of_site(task.validation, 1)
-    sources = [UnifiedVolume.of_source(model, *store.read(row), label, settings) for row in task.sources]
+    sources, held_sources = of_sources(task.sources), of_sources(task.validation_sources)
     plain = images[:: target.restyles + 1]
     style = SiteStyle.fit(*([getattr(volume, name) for volume in plain] for name in ("unified", "scan", "mask")))
 
@@ -209,33 +275,43 @@ def train_adapter(task: TargetTask, store_uri: str, bundle: Bundle, config: Conf
 
     tuner = TargetFineTuner(model, style, encoder, target, settings)
     history: list[tuple[int, dict[str, float]]] = []
-    validation = [draw_from(held, sources, 10**9 + index) for index in range(VALIDATION_BATCHES)]
+    validation = [draw_from(held, held_sources, 10**9 + index) for index in range(VALIDATION_BATCHES)]
     tuned = tune(tuner, lambda step: draw_from(images, sources, step), validation, lambda *row: history.append(row))
     return TaskOutcome(tuned, style, encoder.describe(), history)
 
 
-def _task(task: TargetTask, store_uri: str, files: dict[str, bytes], config: Config) -> TaskOutcome:
+def _task(
+    task: TargetTask, store_uri: str, files: dict[str, bytes], config: Config, aggregator: TrainedAggregator
+) -> TaskOutcome:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             Path(folder, name).write_bytes(content)
         bundle = load_bundle(folder, "cuda" if torch.cuda.is_available() else "cpu")
-    return train_adapter(task, store_uri, bundle, config)
+    return train_adapter(task, store_uri, bundle, config, aggregator.state)
 
 
-def _run(tasks: list[TargetTask], store_uri: str, folder: Path, config: Config):
-    """Tasks and their outcomes as they finish; the first that fails stops all."""
+def _run(
+    tasks: list[TargetTask], store_uri: str, folder: Path, config: Config, aggregator: TrainedAggregator
+) -> Iterator[tuple[TargetTask, TaskOutcome | Exception]]:
+    """Tasks and their outcomes as they finish. One that fails takes the site's others with it, as a site is published whole; the other
+    sites go on."""
     files = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
     remote = ray.remote(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU", 0) else 0, max_retries=2)(_task)
-    pending = {remote.remote(task, store_uri, files, config): task for task in tasks}
+    pending = {remote.remote(task, store_uri, files, config, aggregator): task for task in tasks}
     with progress(len(tasks), "Training targets", "adapters") as advance:
         while pending:
             (ready,), _ = ray.wait(list(pending), num_returns=1)
             task = pending.pop(ready)
             try:
                 outcome = ray.get(ready)
-            except ray.exceptions.RayTaskError as error:
-                raise getattr(error, "cause", None) or error from error
+            except ray.exceptions.RayError as error:
+                for other in [ref for ref, found in pending.items() if found.site == task.site]:
+                    ray.cancel(other)
+                    del pending[other]
+                log.error("target %s %s: %s", task.site, task.sequence, error)
+                yield task, getattr(error, "cause", None) or error
+                continue
             advance(1, f"{task.site} {task.sequence}: {outcome.tuned.steps} steps")
             yield task, outcome
 
@@ -246,6 +322,7 @@ def _publish(
     base: Mapping[str, str],
     run_id: str,
     config: Config,
+    aggregator: TrainedAggregator,
 ) -> TrainedTarget:
     """Bundle the adapters of a site, put the bundle into the storage and register it."""
     for sequence, (_, outcome) in outcomes.items():
@@ -253,15 +330,16 @@ def _publish(
             tracking.log_metrics(run_id, {f"{sequence}/{name}": value for name, value in losses.items()}, step)
     training: dict[str, Any] = {sequence: task.as_facts() for sequence, (task, _) in outcomes.items()}
     training["style_encoder"] = next(iter(outcomes.values()))[1].encoder
+    training["aggregator"] = aggregator.figures
     styles = {sequence: outcome.style for sequence, (_, outcome) in outcomes.items()}
     tuned = {sequence: outcome.tuned for sequence, (_, outcome) in outcomes.items()}
     storage, root = open_storage(config.target.storage)
-    name = tracking.target_model_name(site)
-    target = f"{root}/targets/{name.removeprefix('mmh-target-')}"
+    name, target = tracking.target_model_name(site), _place(root, site)
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch, name)
-        save_target(local, site, base, styles, tuned, config, training)
+        save_target(local, site, base, styles, tuned, config, training, aggregator.state)
         storage.create_dir(target)
+        storage.delete_dir_contents(target)  # an earlier target's: it may have had more sequences
         pyarrow.fs.copy_files(str(local), target, destination_filesystem=storage)
         uri = tracking.register(run_id, local, name, config.tracking)
     tracking.finish(run_id)

@@ -8,22 +8,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmh_ray.bids.derivatives import figure_paths, sidecar_path, write_sidecar
-from mmh_ray.bids.entities import desc_of, output_path, parse
-from mmh_ray.bids.status import utc_now
-from mmh_ray.config import Config, HarmonizeConfig, to_dict
+from mmh_ray.bids.derivatives import derivative_files, figure_paths, write_sidecar
+from mmh_ray.config import Config, to_dict
+from mmh_ray.distributed.look import Look, input_hash, is_current, ledger_row, provenance, unknown_sequence
 from mmh_ray.errors import MMHError, RefusedError
 from mmh_ray.evaluation.curves import histogram
 from mmh_ray.evaluation.mosaic import write_mosaic
 from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, InferredImage, ReadyScan, with_smaller_batches
 from mmh_ray.imaging.template import SPACE
-from mmh_ray.imaging.volume import check_memory, read_volume, write_volume
+from mmh_ray.imaging.volume import Room, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.models.target_bundle import Target
 from mmh_ray.provenance import code_version, sha256_file
@@ -31,35 +29,6 @@ from mmh_ray.provenance import code_version, sha256_file
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Look:
-    """What an image is to look like: the unified domain, or a target.
-
-    Attributes
-    ----------
-    target:
-        None for the unified domain.
-    settings_hash:
-        Over every setting that decides a voxel, and the target.
-    """
-
-    target: Target | None
-    settings_hash: str
-
-    @property
-    def name(self) -> str | None:
-        """The target's name."""
-        return self.target.site if self.target else None
-
-    def image_id(self, row: Row) -> str:
-        """Key of the image's row in the ledger."""
-        return f"{row['image_id']}@{self.name}" if self.target else row["image_id"]
-
-    def output(self, row: Row, settings: HarmonizeConfig) -> PurePosixPath:
-        """Path of the derivative, relative to the derivatives' root."""
-        return output_path(parse(row["uri"]), template_space(settings), desc_of(self.name))
 
 
 class HarmonizeWorker:
@@ -93,47 +62,48 @@ class HarmonizeWorker:
                 look.target.attach(bundle)
         self.harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
         self.out, self.facts, self.looks = Path(out), facts, looks
-        self._model_lock = threading.Lock()
+        self._model_lock, self._device, self._room = threading.Lock(), _device_of(bundle.model), Room()
 
     def harmonize(self, row: Row) -> list[Row]:
         """The ledger rows of one image, one a look, whose derivatives and sidecars are then on disk; an exception belongs to its rows."""
         start, rows = time.perf_counter(), list[Row]()
+        digest: str | None = None
+        status, reason = "failed", row["reason"]
         try:
-            self._harmonize(row, rows)
+            if row["status"] == "ok":
+                row = row | {"sha256": sha256_file(row["uri"])}
+                digest = input_hash(row)
+                self._harmonize(row, digest, rows)
         except RefusedError as error:
-            rows += self._rest(row, rows, "refused", str(error))
+            status, reason = "refused", str(error)
         except MMHError as error:
-            rows += self._rest(row, rows, "failed", str(error))
+            reason = str(error)
         except Exception as error:
             log.debug("%s", row["uri"], exc_info=True)
-            rows += self._rest(row, rows, "failed", f"{row['uri']}: {type(error).__name__}: {error}")
+            reason = f"{row['uri']}: {type(error).__name__}: {error}"
+        have = {found["target"] for found in rows}
+        rest = [look for look in self.looks if look.name not in have]
+        rows += [ledger_row(row, look, status, reason, input_sha256=digest) for look in rest]
         seconds = (time.perf_counter() - start) / len(rows)
         return [found | {"seconds": seconds} for found in rows]
 
-    def _rest(self, row: Row, known: Sequence[Row], status: str, reason: str | None) -> list[Row]:
-        """Rows of one status for the looks that have none yet."""
-        have = {found["target"] for found in known}
-        return [ledger_row(row, look, status, reason) for look in self.looks if look.name not in have]
-
-    def _harmonize(self, row: Row, rows: list[Row]) -> None:
+    def _harmonize(self, row: Row, digest: str, rows: list[Row]) -> None:
         """Append a row for every look as it is finished."""
-        if row["status"] != "ok":
-            rows += self._rest(row, rows, "failed", row["reason"])
-            return
-        pending = self._pending(row, sha256_file(row["uri"]), rows)
+        pending = self._pending(row, digest, rows)
         if not pending:
             return
-        ready = self._ready(row)
-        with self._model_lock:
-            images = self._with_less_memory(ready, row["image_id"], [look.target for look, _ in pending])
-        for (look, facts), image in zip(pending, images, strict=True):
-            scan, target = self.harmonizer.finish(ready, image), self.out / facts["output"]
-            with _all_or_none(target, *figure_paths(target)):
-                write_volume(scan.volume, target)
-                for path, shown in zip(figure_paths(target), (scan.source, scan.harmonized), strict=True):
-                    write_mosaic(path, shown.data, scan.prepared.brain, shown.affine)
-                write_sidecar(target, self._sidecar(row, scan, facts["input_sha256"], look))
-            rows.append(ledger_row(row, look, "done", None, **facts, flags=list(scan.flags)))
+        with self._room.taken_by(row["uri"]):
+            ready = self._ready(row)
+            with self._model_lock:
+                images = self._with_less_memory(ready, row["image_id"], [look.target for look, _ in pending])
+            for (look, facts), image in zip(pending, images, strict=True):
+                scan, target = self.harmonizer.finish(ready, image), self.out / facts["output"]
+                with _all_or_none(*derivative_files(target)):
+                    write_volume(scan.volume, target)
+                    for path, shown in zip(figure_paths(target), (scan.source, scan.harmonized), strict=True):
+                        write_mosaic(path, shown.data, scan.prepared.brain, shown.affine)
+                    write_sidecar(target, self._sidecar(row, scan, digest, look))
+                rows.append(ledger_row(row, look, "done", None, **facts, flags=list(scan.flags)))
 
     def _pending(self, row: Row, digest: str, rows: list[Row]) -> list[tuple[Look, Row]]:
         """The looks that are to be made, with what their ledger rows hold; a row is appended for every other."""
@@ -142,7 +112,7 @@ class HarmonizeWorker:
             reason = unknown_sequence(row, self.harmonizer.bundle.config.model.sequences, look)
             facts = {"output": str(look.output(row, self.harmonizer.settings)), "input_sha256": digest}
             if reason:
-                rows.append(ledger_row(row, look, "refused", reason))
+                rows.append(ledger_row(row, look, "refused", reason, input_sha256=digest))
             elif is_current(row["earlier"].get(look.name), self.out, digest, self.facts["model_hash"], look):
                 rows.append(ledger_row(row, look, "skipped", None, **facts, flags=row["earlier"][look.name]["flags"]))
             else:
@@ -151,44 +121,59 @@ class HarmonizeWorker:
 
     def _ready(self, row: Row) -> ReadyScan:
         """Read and prepare, on the CPU."""
-        check_memory(row["uri"])
         volume = read_volume(row["uri"])
-        mask = read_volume(row["mask_uri"]).data > 0.5 if row["mask_uri"] else None
+        mask = read_volume(row["mask_uri"]) if row["mask_uri"] else None
         return self.harmonizer.ready(volume, row["sequence"], mask)
 
     def _with_less_memory(
         self, ready: ReadyScan, image_id: str, targets: Sequence[Target | None]
     ) -> list[InferredImage]:
-        """Infer; where memory runs out, with half the batch, again and again, then on the CPU. Later images keep the smaller batch."""
+        """Infer; where memory runs out, with half the batch, again and again, then on the CPU.
+
+        Later images keep the smaller batch, and go back to the GPU where it has room for the model again.
+        """
         harmonizer, model = self.harmonizer, self.harmonizer.bundle.model
-        device = next(model.parameters()).device
+        self._move_back()
+        while True:
+            try:
+                return harmonizer.infer(ready, targets)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if harmonizer.settings.batch_slabs > 1:
+                    harmonizer.settings = with_smaller_batches(harmonizer.settings)
+                elif _device_of(model).type != "cpu":
+                    model.to("cpu")
+                else:
+                    raise MemoryError(f"not even one slab at a time fits on the CPU: {error}") from error
+            torch.cuda.empty_cache()
+            slabs, device = harmonizer.settings.batch_slabs, _device_of(model)
+            log.warning("%s: out of memory; from now on %d slabs a batch, this image on %s", image_id, slabs, device)
+
+    def _move_back(self) -> None:
+        """The model to its own device, if an image before sent it to the CPU; where there is no room yet it stays whole on the CPU."""
+        model = self.harmonizer.bundle.model
+        if _device_of(model) == self._device:
+            return
         try:
-            while True:
-                try:
-                    return harmonizer.infer(ready, targets)
-                except torch.OutOfMemoryError as error:
-                    torch.cuda.empty_cache()
-                    if harmonizer.settings.batch_slabs > 1:
-                        harmonizer.settings = with_smaller_batches(harmonizer.settings)
-                    elif next(model.parameters()).device != torch.device("cpu"):
-                        model.to("cpu")
-                    else:
-                        raise MemoryError(f"not even one slab at a time fits on the CPU: {error}") from error
-                    log.warning("%s: out of memory, %d slabs a batch", image_id, harmonizer.settings.batch_slabs)
-        finally:
-            model.to(device)
+            model.to(self._device)
+        except (RuntimeError, MemoryError) as error:
+            model.to("cpu")
+            log.warning("the model stays on the CPU: %s", error)
 
     def _sidecar(self, row: Row, scan: HarmonizedScan, digest: str, look: Look) -> Row:
         """What was done to the image, for whoever finds it."""
         scaling, bundle, settings = scan.prepared.scaling, self.harmonizer.bundle, self.harmonizer.settings
         return {
             "Sources": [row["uri"]],
-            "SourceSHA256": digest,
+            "SourceSHA256": row["sha256"],
+            "BrainMask": row["mask_uri"],
+            "Provenance": provenance(digest, self.facts["model_hash"], look),
             "Model": {"URI": self.facts["model"], "Hash": bundle.hash, "CodeVersion": bundle.facts["code_version"]},
             "TargetSite": look.name,
             "TargetModel": look.target and {"URI": look.target.uri, "Hash": look.target.hash, **look.target.facts},
             "SkullStripped": scan.stripped,
-            "Units": _UNITS[settings.intensity],
+            "Units": _UNITS[settings.intensity, look.target is not None],
             "SourceSite": row["site"],
             "SourceSiteSeenInTraining": row["site"] in bundle.facts["training"].get("counts", {}),
             "Preparation": list(scan.prepared.steps),
@@ -211,8 +196,10 @@ class HarmonizeWorker:
 
 @contextlib.contextmanager
 def _all_or_none(*paths: Path) -> Iterator[None]:
-    """An image without its sidecar is no result: what an exception leaves incomplete is removed."""
+    """An image without its sidecar is no result: an earlier one's files go first, what an exception leaves incomplete goes too."""
     try:
+        for path in paths:
+            path.unlink(missing_ok=True)
         yield
     except BaseException:
         for path in paths:
@@ -221,9 +208,15 @@ def _all_or_none(*paths: Path) -> Iterator[None]:
 
 
 _UNITS = {
-    "unit": "unit intensity of the unified domain (0 background, about 1 bright tissue)",
-    "source": "the scan's own: unit intensity of the unified domain * (High - Low) + Low",
+    ("unit", False): "unit intensity of the unified domain (0 background, about 1 bright tissue)",
+    ("source", False): "the scan's own: unit intensity of the unified domain * (High - Low) + Low",
+    ("unit", True): "unit intensity of the target site (0 background, 1 bright tissue of its scans)",
+    (
+        "source",
+        True,
+    ): "the scan's own range, in the target's contrast: unit intensity of the target site * (High - Low) + Low",
 }
+"""By ``harmonize.intensity``, and whether there is a target. What a target's scans measure in their own units is not recorded."""
 
 
 def _registration(scan: HarmonizedScan) -> Row | None:
@@ -239,33 +232,11 @@ def _registration(scan: HarmonizedScan) -> Row | None:
     }
 
 
-def template_space(settings: HarmonizeConfig) -> str | None:
-    """Label of the template's space where the images are to lie in it."""
-    return SPACE if settings.space == "template" else None
+def _device_of(model: torch.nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
-def unknown_sequence(row: Row, known: tuple[str, ...], look: Look) -> str | None:
-    """Why the model, or the look's target, cannot take an image of this BIDS suffix."""
-    if row["sequence"] not in known:
-        return f"sequence {row['sequence']}; this model harmonizes {', '.join(known)}"
-    if look.target is not None and row["sequence"] not in look.target.styles:
-        return f"sequence {row['sequence']}; target {look.name} knows {', '.join(look.target.styles)}"
-    return None
-
-
-def is_current(earlier: Row | None, out: Path, digest: str, model_hash: str, look: Look) -> bool:
-    """Whether an image was done before from the same bytes by the same model and settings, and is still there whole."""
-    if earlier is None or earlier["status"] not in ("done", "skipped"):
-        return False
-    target = out / earlier["output"]
-    if not (target.is_file() and sidecar_path(target).is_file()):
-        return False
-    wanted = {"input_sha256": digest, "model_hash": model_hash, "settings_hash": look.settings_hash}
-    return all(earlier[key] == value for key, value in wanted.items())
-
-
-def ledger_row(row: Row, look: Look, status: str, reason: str | None, **more: Any) -> Row:
-    """Row of the ledger for one look of an image of the archive; the model's hash is added by the driver."""
-    fixed = {"image_id": look.image_id(row), "target": look.name, "site": row["site"], "sequence": row["sequence"]}
-    outcome = {"source": row["uri"], "status": status, "reason": reason, "seconds": 0.0}
-    return fixed | outcome | {"settings_hash": look.settings_hash, "finished": utc_now().isoformat()} | more
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the host had no room; torch has no class of its own for the latter."""
+    known = "DefaultCPUAllocator", "not enough memory"
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in known)

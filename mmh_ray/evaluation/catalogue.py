@@ -54,6 +54,14 @@ MEASURES: dict[str, Kind] = {
     "site_probe_cnn_frozen": Kind(
         "frozen CNN", "lower", "site", f"Convolutional probe trained on raw scans: {_PROBE}. Easily fooled."
     ),
+    "site_probe_pattern": Kind(
+        "site pattern",
+        "lower",
+        "site",
+        f"Matched filter for a fixed pattern of the site's images, trained anew: {_PROBE}.",
+    ),
+    "site_probe_style": Kind("style probe", "lower", "site", f"Linear probe on style vectors, trained anew: {_PROBE}."),
+    "site_silhouette_style": Kind("style silhouette", "lower", "site", "How tightly style vectors gather by site."),
     "site_silhouette": Kind("site silhouette", "lower", "site", "How tightly features gather by site, -1 to 1."),
     "site_adjusted_rand": Kind("site ARI", "lower", "site", "Agreement of k-means clusters with sites, 0 by chance."),
     "site_lisi": Kind("site mixing", "higher", "site", "LISI of sites around an image, 0 (one site) to 1 (all)."),
@@ -86,6 +94,22 @@ MEASURES: dict[str, Kind] = {
     ),
     "idempotence": Kind("change if repeated", "lower", "kept", "Mean change when the output is harmonized again."),
     "lesion_preservation": Kind("lesion contrast kept", "one", "kept", "Lesion contrast over the scan's; 1 is best."),
+    "contrast_raw": Kind(
+        "GM-WM contrast (raw's tissues)",
+        "neither",
+        "kept",
+        "Contrast where the raw scan's segmentation has GM and WM.",
+        2,
+    ),
+    "dice_raw": Kind(
+        "Dice to raw",
+        "neither",
+        "kept",
+        "Agreement with the raw scan's own segmentation: no accuracy, raw may be wrong.",
+    ),
+    "volume_change_raw": Kind(
+        "volume change", "neither", "kept", "Change of GM and WM volume from the raw scan's own segmentation."
+    ),
     "tissue_contrast": Kind("GM-WM contrast", "higher", "kept", "Contrast of true GM and WM. Denoising raises it.", 2),
     "noise": Kind("noise", "neither", "kept", "Noise as a share of the brain's 1st to 99th percentile."),
     "smoothness_mm": Kind("smoothness mm", "neither", "kept", "Width of the image's autocorrelation in mm: blur.", 2),

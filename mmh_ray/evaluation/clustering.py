@@ -6,12 +6,14 @@ must not: a method that returns one picture for everybody mixes sites perfectly 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import entr
 from scipy.stats import chi2
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_samples
 from sklearn.neighbors import NearestNeighbors
@@ -76,7 +78,9 @@ def _pairs(codes: np.ndarray) -> float:
 
 def gathered(features: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """``(n,)`` cluster of each image by k-means, numbered from 0."""
-    return KMeans(count, n_init=10, random_state=seed).fit_predict(features)
+    with warnings.catch_warnings():  # a method that gives everybody one picture leaves fewer places than clusters
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(count, n_init=10, random_state=seed).fit_predict(features)
 
 
 def lisi(features: np.ndarray, labels: Labels, perplexity: int = PERPLEXITY) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ def conditions(rows: Iterable[Mapping[str, Any]], truth: str | None, config: Con
     files = [path for folder in folders for path in sorted(folder.rglob("*.nii*"))]
     return {
         "facts": hash_of([[row[name] for name in FACTS] for row in rows]),
-        "masks": _sizes(Path(row["mask_uri"]) for row in rows if row["mask_uri"] is not None),
+        "masks": _sizes(Path(row[kind]) for row in rows for kind in ("mask_uri", "lesion_uri") if row.get(kind)),
         "truth": None if truth is None else _sizes(files),
         "cnn": config.evaluate.cnn != "none",
+        "style": asdict(config.style) if config.evaluate.cnn != "none" else None,
         "seed": config.evaluate.seed,
         "measures": measures_version(),
     }

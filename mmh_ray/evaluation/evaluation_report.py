@@ -17,6 +17,7 @@ PROBLEMS = 200
 CAPTIONS = {
     "before_after": "Axial slices, each scaled by its own percentiles; one window for all.",
     "differences": "What harmonizing changed, and what is left between sites.",
+    "dissimilarity": "Where the structure differs from the scan's: black 0 (the same), grey one half (unrelated), white 1 (inverted).",
     "histograms": "Brain intensities by site, each image scaled by its own percentiles.",
     "umap": "The same images, placed by UMAP.",
     "map_people": "Persons who were scanned several times, each in a colour: their images should lie together.",

@@ -20,6 +20,9 @@ _BANDS = (0.5, 1.0, 2.0, 4.0)
 _TEXTURE_SLICES = 5
 _TINY = 1e-9
 
+DETAIL = 32
+"""Voxels a side of the block that :func:`fine_detail` looks at."""
+
 
 def image_features(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> dict[str, float]:
     """Named features of a brain, the same names in the same order for every image, all finite.
@@ -82,6 +85,26 @@ def probe_slices(image: np.ndarray, mask: np.ndarray, affine: np.ndarray, size: 
     for axis in (1, 2):
         chosen = _centred(chosen, axis, size)
     return chosen.astype(np.float16)
+
+
+def fine_detail(image: np.ndarray, mask: np.ndarray, size: int = DETAIL) -> np.ndarray:
+    """``(≤ size,) * 3`` float16: the scaled image less the mean of its 3³ neighbourhood, in the middle of the grid.
+
+    What a scanner or a method prints on every image at the same voxels stays in it when images are averaged. The mask's outermost voxels
+    and what lies outside are 0; places are those of the voxel grid, whatever the affine.
+    """
+    starts = [max(0, n - size) // 2 for n in image.shape]
+    box = tuple(slice(start, start + size) for start in starts)
+    wide = tuple(
+        slice(max(0, start - 1), start + size + 1) for start in starts
+    )  # the block's border has neighbours, too
+    scaled = scale_by_percentiles(image, mask)
+    around = ndimage.uniform_filter(scaled[wide], 3)
+    trimmed = tuple(
+        slice(own.start - more.start, own.start - more.start + size) for own, more in zip(box, wide, strict=True)
+    )
+    inner = ndimage.binary_erosion(mask, np.ones((3, 3, 3)))[box]
+    return np.where(inner, scaled[box] - around[trimmed], 0).astype(np.float16)
 
 
 def _histogram(values: np.ndarray) -> dict[str, float]:

@@ -14,6 +14,7 @@ import numpy as np
 from mmh_ray.errors import DataError
 from mmh_ray.evaluation import harm
 from mmh_ray.evaluation.catalogue import AGAIN, RAW
+from mmh_ray.evaluation.features import fine_detail, image_features, probe_slices
 from mmh_ray.evaluation.metrics import (
     Joint,
     gradient_correlation,
@@ -24,8 +25,7 @@ from mmh_ray.evaluation.metrics import (
     tissue_contrast,
     w1,
 )
-from mmh_ray.evaluation.probes import image_features, probe_slices
-from mmh_ray.evaluation.scans import Row, Scan, Truth, on_one_grid, read_output
+from mmh_ray.evaluation.scans import Row, Scan, Settings, Truth, on_one_grid, read_lesion, read_output
 from mmh_ray.evaluation.segmentation import TISSUES, segment_tissues, tissue_dice, tissue_labels, volume_error
 
 FACTS = ("image_id", "subject", "site", "sequence", "age", "sex")
@@ -51,10 +51,18 @@ class Output:
         return float(np.mean(self.labels[self.scan.mask] == TISSUES.index(tissue) + 1))
 
 
+class Detail(NamedTuple):
+    """The shape of an image's grid, and :func:`mmh_ray.evaluation.features.fine_detail` of its middle."""
+
+    grid: tuple[int, ...]
+    values: np.ndarray
+
+
 class Bulk(NamedTuple):
     """What only measures of a whole cohort need of an image; it stays away from the driver.
 
-    256 quantiles of the scaled brain, the same of every tissue, the binned truth, named features, slices for the CNN.
+    256 quantiles of the scaled brain, the same of every tissue, the binned truth, named features, slices for the CNN; features of the part
+    of the grid that is brain in everybody (None where there is no such part), fine detail of the grid's middle, style vector.
     """
 
     quantiles: np.ndarray
@@ -62,15 +70,19 @@ class Bulk(NamedTuple):
     joint: Joint | None
     features: Mapping[str, float]
     slices: np.ndarray | None
+    person: Mapping[str, float] | None
+    detail: Detail
+    style: np.ndarray | None = None
 
 
 @dataclass
 class Clock:
-    """Processor seconds and calls by measure; what cannot be had is None and leaves a note, and whose it was."""
+    """Processor seconds and calls by measure; what cannot be had is None and leaves a note with its owner; how trainings ended."""
 
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     calls: Counter[str] = field(default_factory=Counter)
     notes: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self, name: str, whose: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """The function's result; None where it raises DataError or gives a number that is not finite."""
@@ -90,6 +102,7 @@ class Clock:
         for name, seconds in other.seconds.items():
             self.seconds[name] += seconds
         self.calls.update(other.calls)
+        self.trainings.update(other.trainings)
         for text, own in other.notes.items():
             self.notes[text] += own
 
@@ -122,9 +135,32 @@ def _of_truth(output: Output, truth: Truth) -> dict[str, Callable[[], float | No
         own, known = output.labels, truth.labels * mask
         made["dice_truth"] = lambda: _mean_dice(own, known)
         made["volume_error_truth"] = lambda: _mean_volume_error(own, known)
-    if truth.lesion is not None and (truth.lesion & mask).any():
-        lesion, source = truth.lesion & mask, output.scan.volume.data
-        made["lesion_preservation"] = lambda: harm.lesion_preservation(output.image, source, lesion, mask)
+    return made
+
+
+def _of_lesion(output: Output, truth: Truth | None) -> dict[str, Callable[[], float | None]]:
+    """Of the lesion that the truth knows, else of the one that lies in the archive's derivatives."""
+    known, drawn = None if truth is None else truth.lesion, output.scan.row.get("lesion_uri") or ""
+    if known is None and not drawn:
+        return {}
+
+    def preservation() -> float | None:
+        lesion = (known if known is not None else read_lesion(drawn, output.scan)) & output.scan.mask
+        image, source = output.image, output.scan.volume.data
+        return harm.lesion_preservation(image, source, lesion, output.scan.mask) if lesion.any() else None
+
+    return {"lesion_preservation": preservation}
+
+
+def _of_reference(output: Output, reference: np.ndarray | None) -> dict[str, Callable[[], float | None]]:
+    """Agreement with the tissues that the same segmenter finds in the raw scan: no accuracy, but to be had of any scan."""
+    if reference is None or output.labels is None:
+        return {}
+    own, grey, white = output.labels, reference == TISSUES.index("GM") + 1, reference == TISSUES.index("WM") + 1
+    made: dict[str, Callable[[], float | None]] = {"contrast_raw": lambda: tissue_contrast(output.image, grey, white)}
+    if output.method != RAW:
+        made["dice_raw"] = lambda: _mean_dice(own, reference)
+        made["volume_change_raw"] = lambda: _mean_volume_error(own, reference)
     return made
 
 
@@ -146,7 +182,7 @@ def _of_source(output: Output) -> dict[str, Callable[[], float | None]]:
 IMAGE_MEASURES = (
     *("psnr_truth", "ssim_truth", "gradient_correlation", "tissue_contrast", "dice_truth", "volume_error_truth"),
     *("lesion_preservation", "structural_dissimilarity", "hallucination", "noise", "smoothness_mm", "gm_share"),
-    "idempotence",
+    *("idempotence", "contrast_raw", "dice_raw", "volume_change_raw"),
 )
 """What an image has of itself, its source and its truth."""
 
@@ -157,11 +193,12 @@ RETEST = "retest_distance"
 """What two images of one person from one site have."""
 
 
-def measure_image(output: Output, truth: Truth | None, clock: Clock) -> Row:
-    """A row with every one of :data:`IMAGE_MEASURES`, None where it cannot be had."""
+def measure_image(output: Output, truth: Truth | None, clock: Clock, reference: np.ndarray | None = None) -> Row:
+    """A row with every one of :data:`IMAGE_MEASURES`, None where it cannot be had; ``reference`` holds the raw scan's labels."""
     row: Row = {name: output.scan.row[name] for name in FACTS}
     row |= {"method": output.method} | dict.fromkeys(IMAGE_MEASURES)
     functions = _of_source(output) | ({} if truth is None else _of_truth(output, truth))
+    functions |= _of_lesion(output, truth) | _of_reference(output, reference)
     return row | {name: clock.run(name, row["image_id"], function) for name, function in functions.items()}
 
 
@@ -203,26 +240,37 @@ def _between_sites(a: Output, b: Output, both: np.ndarray | None) -> dict[str, C
     return made
 
 
-def bulk_of(output: Output, truth: Truth | None, slices: bool, clock: Clock) -> Bulk:
+def bulk_of(output: Output, truth: Truth | None, settings: Settings, clock: Clock) -> Bulk:
     """What the measures of the cohort need of this image.
 
-    A scanner's gain means nothing: raw enters the truth error scaled by its percentiles, which can only help it.
+    The truth error compares image and truth each scaled by its own percentiles, whatever the method: the unit of an MR image is no one's
+    merit, and a method that hands on the scanner's gain is not charged for it.
     """
     scan, name = output.scan, output.scan.row["image_id"]
     middles = (np.arange(_HISTOGRAM_POINTS) + 0.5) / _HISTOGRAM_POINTS
-    image = output.scaled if output.method == RAW else output.image
     labels = output.labels
     tissues: Mapping[str, np.ndarray] = {}
     if labels is not None:
         tissues = clock.run("tissue_quantiles", name, lambda: harm.tissue_quantiles(output.scaled, labels)) or {}
+    style = settings.style if output.method in settings.slices else None
+    common = settings.common.get((scan.row["sequence"], scan.mask.shape))
     return Bulk(
         np.quantile(output.scaled[scan.mask], middles).astype(np.float32),
         tissues,
-        None if truth is None else joint_bins(image, truth.noisefree, scan.mask),
+        None
+        if truth is None
+        else joint_bins(output.scaled, scale_by_percentiles(truth.noisefree, scan.mask), scan.mask),
         clock.run("features", name, lambda: image_features(output.image, scan.mask, scan.volume.spacing)) or {},
         clock.run("slices", name, lambda: probe_slices(output.image, scan.mask, scan.volume.affine))
-        if slices
+        if output.method in settings.slices
         else None,
+        None
+        if common is None
+        else clock.run("person_features", name, lambda: image_features(output.image, common, scan.volume.spacing)),
+        Detail(scan.mask.shape, clock.run("fine_detail", name, lambda: fine_detail(output.image, scan.mask))),
+        None
+        if style is None
+        else clock.run("style_vector", name, lambda: style(output.scaled, scan.mask, scan.volume.affine)),
     )
 
 

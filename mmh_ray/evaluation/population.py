@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from mmh_ray.evaluation import clustering
+from mmh_ray.evaluation.catalogue import RAW
 from mmh_ray.evaluation.downstream import association, brain_age
 from mmh_ray.evaluation.measuring import Bulk, Clock
 from mmh_ray.evaluation.metrics import truth_error
-from mmh_ray.evaluation.probes import ProbeResult, cnn_site_probe, site_probe
+from mmh_ray.evaluation.probes import ProbeResult, cnn_site_probe, pattern_site_probe, site_probe
 from mmh_ray.evaluation.scans import Row
 from mmh_ray.evaluation.summary import Figure
 
@@ -61,6 +62,16 @@ class Population:
         """Whether any subject was scanned at more than one site."""
         return len({(row["subject"], row["site"]) for row in self.rows}) > len({row["subject"] for row in self.rows})
 
+    @property
+    def styles(self) -> np.ndarray | None:
+        """``(n, D)`` style vectors; None unless every image has one."""
+        known = [bulk.style for bulk in self.bulks if bulk.style is not None]
+        return np.stack(known) if known and len(known) == len(self.rows) else None
+
+    def only(self, chosen: Sequence[int]) -> Population:
+        """Rows and features of some images."""
+        return replace(self, rows=[self.rows[i] for i in chosen], features=self.features[chosen], bulks=())
+
     def figure(self, values: np.ndarray, **facts: Any) -> Figure:
         """A figure with a unit per row whose value is finite."""
         values = values if values.dtype == np.float32 else np.asarray(values, dtype=np.float64)
@@ -74,7 +85,7 @@ def population_figures(population: Population, seed: int, clock: Clock) -> Figur
     found: Figures = {}
     found |= _truth(population) | _pooled(population) | _associations(population)
     found |= _site_probes(population, seed, clock) | _clusters(population, seed, clock)
-    return found | _ages(population, seed, clock)
+    return found | _people(population, seed, clock) | _ages(population, seed, clock)
 
 
 def probes_make_sense(rows: Sequence[Row]) -> bool:
@@ -138,12 +149,27 @@ def _site_probes(population: Population, seed: int, clock: Clock) -> Figures:
     def probe(name: str, function: Callable, images: np.ndarray, raw: np.ndarray) -> None:
         found[name] = clock.run(name, method, function, images, sites, subjects, seed)
         frozen = f"{name}_frozen"
-        found[frozen] = clock.run(frozen, method, function, images, sites, subjects, seed, raw)
+        if method == RAW:  # it was trained on raw images
+            found[frozen] = found[name]
+        else:
+            found[frozen] = clock.run(frozen, method, function, images, sites, subjects, seed, raw)
 
     probe("site_probe", site_probe, population.features, population.raw)
     slices = [bulk.slices for bulk in population.bulks]
     if population.raw_slices is not None and slices and all(own is not None for own in slices):
         probe("site_probe_cnn", cnn_site_probe, np.stack(slices), population.raw_slices)  # type: ignore[arg-type]
+    details = [bulk.detail for bulk in population.bulks]
+    if details and len({detail.grid for detail in details}) == 1:
+        images = np.stack([detail.values for detail in details])
+        found["site_probe_pattern"] = clock.run(
+            "site_probe_pattern", method, pattern_site_probe, images, sites, subjects
+        )
+    elif details:
+        clock.notes["grids of several shapes: no site_probe_pattern"].append(method)
+    if (styles := population.styles) is not None:
+        found["site_probe_style"] = clock.run("site_probe_style", method, site_probe, styles, sites, subjects, seed)
+    for name, result in found.items():
+        _tell(population, name, result, clock)
     return {
         name: population.figure(
             result.correct, strata=sites, guessed={"chance": result.chance, "chance_high": result.chance_high}
@@ -153,38 +179,68 @@ def _site_probes(population: Population, seed: int, clock: Clock) -> Figures:
     }
 
 
+def _tell(population: Population, name: str, result: ProbeResult | None, clock: Clock) -> None:
+    """How a probe's training ended goes into the evaluation, and a sentence where it was not done."""
+    if result is None or not result.trainings:
+        return
+    whose = f"{population.rows[0].get('sequence')} {population.method}"
+    epochs, losses, accuracies, converged = zip(*result.trainings, strict=True)
+    facts = {"epochs": max(epochs), "loss": max(losses), "train_accuracy": min(accuracies), "converged": all(converged)}
+    clock.trainings[f"{whose} {name}"] = facts
+    if not all(converged):
+        clock.notes[f"{name} had not learnt its training images when it ended: it may miss a mark"].append(whose)
+
+
 def _clusters(population: Population, seed: int, clock: Clock) -> Figures:
-    """By site, and by person where persons have several images (scanned at several sites or times)."""
-    sites, subjects = population.column("site"), population.column("subject")
-    features, everybody = clustering.standardise(population.features), np.ones(len(sites), bool)
-    counts = Counter(subjects)
-    again = np.array([counts[name] > 1 for name in subjects])
-    found = Figures()
-    if len(set(sites)) > 1 and len(sites) >= 2 * len(set(sites)):
-        found |= _gathering("site", population, features, sites, everybody, clustering.PERPLEXITY, seed, clock)
-    if len({name for name, count in counts.items() if count > 1}) > 1:
-        few = max(2, round(float(np.median([count for count in counts.values() if count > 1]))) - 1)
-        found |= _gathering("subject", population, features, subjects, again, few, seed, clock)
-    if population.traveling:
-        nearest = clock.run(
-            "subject_nearest", population.method, clustering.same_subject_nearest, features, subjects, sites
+    """How images gather by site: features, and style vectors."""
+    sites, method = population.column("site"), population.method
+    if len(set(sites)) < 2 or len(sites) < 2 * len(set(sites)):
+        return {}
+    standard = replace(population, features=clustering.standardise(population.features))
+    found = _gathering("site", standard, sites, clustering.PERPLEXITY, seed, clock)
+    if (styles := population.styles) is not None:
+        apart = clock.run(
+            "site_silhouette_style", method, clustering.silhouettes, clustering.standardise(styles), sites
         )
-        found |= {} if nearest is None else {"subject_nearest": population.figure(nearest)}
+        found["site_silhouette_style"] = population.figure(apart)
     return found
 
 
+def _people(population: Population, seed: int, clock: Clock) -> Figures:
+    """How images gather by person, by what lies in the part of the grid that is brain in everybody."""
+    everybody = _in_common(population)
+    counts = Counter(everybody.column("subject"))
+    several = [count for count in counts.values() if count > 1]
+    if len(several) < 2:
+        return {}
+    again = everybody.only([i for i, name in enumerate(everybody.column("subject")) if counts[name] > 1])
+    found = _gathering(
+        "subject", again, again.column("subject"), max(2, round(float(np.median(several))) - 1), seed, clock
+    )
+    if everybody.traveling:
+        labels = everybody.column("subject"), everybody.column("site")
+        nearest = clock.run(
+            "subject_nearest", population.method, clustering.same_subject_nearest, everybody.features, *labels
+        )
+        found["subject_nearest"] = everybody.figure(nearest)
+    return found
+
+
+def _in_common(population: Population) -> Population:
+    """Images that have features of the common part, with those, standardised; none of a method on features alone."""
+    known = [i for i, bulk in enumerate(population.bulks) if bulk.person is not None]
+    if not known:
+        return replace(population, rows=(), bulks=())
+    persons = np.array([list((population.bulks[i].person or {}).values()) for i in known])
+    own = replace(population, rows=[population.rows[i] for i in known], bulks=())
+    return replace(own, features=clustering.standardise(persons))
+
+
 def _gathering(
-    prefix: str,
-    population: Population,
-    features: np.ndarray,
-    labels: Sequence[str],
-    chosen: np.ndarray,
-    perplexity: int,
-    seed: int,
-    clock: Clock,
+    prefix: str, population: Population, labels: tuple[str, ...], perplexity: int, seed: int, clock: Clock
 ) -> Figures:
-    """How the chosen images gather by their labels; measures are named ``PREFIX_silhouette`` and so on."""
-    own, names = features[chosen], np.asarray(labels)[chosen]
+    """How images gather by their labels, features being standardised; measures are named ``PREFIX_silhouette`` and so on."""
+    own, names = population.features, np.asarray(labels)
     functions: dict[str, Callable[[], np.ndarray]] = {
         "silhouette": lambda: clustering.silhouettes(own, names),
         "adjusted_rand": lambda: clustering.gathered(own, len(np.unique(names)), seed),
@@ -194,11 +250,9 @@ def _gathering(
     found = Figures()
     for ending, function in functions.items():
         name = f"{prefix}_{ending}"
-        made = clock.run(name, population.method, function)
-        if made is not None:
-            values = np.full(len(chosen), np.nan)
-            values[chosen] = made
-            facts = {"reduce": _adjusted_rand, "labels": tuple(labels)} if ending == "adjusted_rand" else {}
+        values = clock.run(name, population.method, function)
+        if values is not None:
+            facts = {"reduce": _adjusted_rand, "labels": labels} if ending == "adjusted_rand" else {}
             found[name] = population.figure(values, **facts)
     return found
 

@@ -12,6 +12,8 @@ from mmh_ray.evaluation.cohort import Measure
 from mmh_ray.evaluation.curves import UPPER
 from mmh_ray.evaluation.metrics import gradient_correlation
 from mmh_ray.imaging.grid import to_grid
+from mmh_ray.imaging.intensity import robust_scaling
+from mmh_ray.imaging.mask import border
 from mmh_ray.imaging.registration import Registration
 from mmh_ray.imaging.template import template
 from mmh_ray.imaging.volume import Volume
@@ -46,6 +48,13 @@ def measures(config: QualityConfig) -> list[Measure]:
             "Part of the template's brain, aligned, that lies inside the field of view; 1 is best.",
             config.least_coverage,
             None,
+        ),
+        Measure(
+            "background",
+            "air",
+            "Lower quartile of the voxels on the faces of the scan, unit intensity: 0 is dark air.",
+            None,
+            config.most_background,
         ),
         Measure("brain_ml", "brain, ml", "Volume of the brain mask in millilitres.", low_ml, high_ml),
         Measure(
@@ -96,14 +105,15 @@ def flags(figures: Mapping[str, float], config: QualityConfig) -> tuple[str, ...
 
 
 def describe_scan(volume: Volume, brain: np.ndarray, registration: Registration | None) -> dict[str, float]:
-    """What the scan alone shows: ``brain_ml``, and where it is registered ``registration``, ``coverage`` and the contrasts.
+    """What the scan alone shows: ``brain_ml``, ``background``, and where it is registered ``registration``, ``coverage`` and the contrasts.
 
     Parameters
     ----------
     brain:
         ``(I, J, K)`` bool mask at the scan's grid.
     """
-    figures = {"brain_ml": float(brain.sum() * np.prod(volume.spacing) / 1000)}
+    air = robust_scaling(volume.data, brain).apply(np.percentile(border(volume.data), 25))
+    figures = {"brain_ml": float(brain.sum() * np.prod(volume.spacing) / 1000), "background": float(air)}
     if registration is None:
         return figures
     fluid, white = tissue_contrasts(volume, brain, registration)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from mmh_ray.imaging.volume import Volume, read_volume
 Row = dict[str, Any]
 
 _SAME_AFFINE_MM = 1e-3
+LEAST_COMMON = 500
+"""Voxels of a common part below which its features say little."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class Settings:
         N4's iterations per level.
     slices:
         Methods of which slices for the convolutional probes are wanted.
+    style:
+        Style vector ``(D,)`` of an image scaled by its percentiles, its brain and affine; wanted of the same methods.
+    common:
+        By sequence and shape of the grid, the voxels that are brain in everybody (:func:`common_masks`).
     """
 
     methods: tuple[str, ...]
@@ -62,6 +68,8 @@ class Settings:
     truth: str | None
     iterations: tuple[int, ...]
     slices: frozenset[str] = frozenset()
+    common: Mapping[tuple[str, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
+    style: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +124,11 @@ def read_output(path: str, scan: Scan) -> np.ndarray:
     return output.data
 
 
+def read_lesion(path: str, scan: Scan) -> np.ndarray:
+    """A lesion mask on the scan's grid; DataError where it lies on another or cannot be read."""
+    return read_output(path, scan) > 0.5
+
+
 def read_truth(folder: str, subject: str, sequence: str) -> Truth:
     """The truth of a subject.
 
@@ -131,6 +144,34 @@ def read_truth(folder: str, subject: str, sequence: str) -> Truth:
     labels = tissue_labels(np.stack([tissues[name] for name in TISSUES])) if len(tissues) == len(TISSUES) else None
     lesion = Path(f"{stem}_label-lesion_mask.nii.gz")
     return Truth(noisefree, tissues, labels, read_volume(lesion).data > 0.5 if lesion.exists() else None)
+
+
+def scan_mask(row: Row) -> np.ndarray:
+    """The brain of a scan as :func:`read_scan` gives it.
+
+    Raises
+    ------
+    DataError
+        If scan or mask cannot be used.
+    """
+    return _read_mask(row, read_volume(row["uri"]))
+
+
+def common_masks(
+    masks: Iterable[tuple[Row, np.ndarray]],
+) -> dict[tuple[str, tuple[int, ...]], np.ndarray]:
+    """By sequence and shape, the voxels that are brain in every scan of that shape: a part that names no person.
+
+    Whoever looks at people inside their own brains finds them again by the outline, even where a method gave everybody one picture. A
+    shape of a single subject, or of which fewer than :data:`LEAST_COMMON` voxels are left, has no common part.
+    """
+    common: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+    people: dict[tuple[str, tuple[int, ...]], set[str]] = {}
+    for row, mask in masks:
+        key = (row["sequence"], mask.shape)
+        common[key] = common.get(key, mask) & mask
+        people.setdefault(key, set()).add(row["subject"])
+    return {key: own for key, own in common.items() if len(people[key]) > 1 and own.sum() >= LEAST_COMMON}
 
 
 def on_one_grid(a: Scan, b: Scan) -> bool:

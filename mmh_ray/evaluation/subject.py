@@ -11,10 +11,12 @@ import numpy as np
 
 from mmh_ray.errors import DataError
 from mmh_ray.evaluation.baselines import quantile_function
+from mmh_ray.evaluation.catalogue import RAW
+from mmh_ray.evaluation.features import image_features
 from mmh_ray.evaluation.figures import middle_slice
-from mmh_ray.evaluation.measuring import Bulk, Clock, bulk_of, make_output, measure_image, measure_pair
+from mmh_ray.evaluation.harm import dissimilarity_map
+from mmh_ray.evaluation.measuring import Bulk, Clock, Output, bulk_of, make_output, measure_image, measure_pair
 from mmh_ray.evaluation.metrics import scale_by_percentiles
-from mmh_ray.evaluation.probes import image_features
 from mmh_ray.evaluation.scans import Case, Row, Scan, Settings, Truth, read_output, read_scan, read_truth
 
 Bulks = dict[tuple[str, str], Bulk]
@@ -38,6 +40,8 @@ class Score:
         What else to know.
     clock:
         Processor seconds and calls by measure.
+    maps:
+        Of a pictured case: middle slices of :func:`~mmh_ray.evaluation.harm.dissimilarity_map` by method.
     slices, sites:
         Of a pictured case: middle slices by method and ``truth``, one per site; methods that lack a site are left out.
     """
@@ -48,6 +52,7 @@ class Score:
     notes: list[str] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
     slices: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    maps: dict[str, list[np.ndarray]] = field(default_factory=dict)
     sites: list[str] = field(default_factory=list)
 
     def fail(self, method: str, row: Row, reason: object) -> None:
@@ -77,14 +82,20 @@ def score(case: Case, settings: Settings) -> tuple[Score, Bulks]:
     truth = _truth(case, settings, found)
     scans = [scan for row in case.rows if (scan := _scan(row, settings, truth, found)) is not None]
     found.sites = [scan.row["site"] for scan in scans] if case.pictured else []
+    raw_labels: dict[str, np.ndarray | None] = {}
     for method in settings.methods:
         outputs = [make_output(method, *made, clock) for made in _apply(method, scans, settings, found)]
-        found.images += [measure_image(output, truth, clock) for output in outputs]
+        if method == RAW:
+            raw_labels = {output.scan.row["image_id"]: output.labels for output in outputs}
+        found.images += [
+            measure_image(output, truth, clock, raw_labels.get(output.scan.row["image_id"])) for output in outputs
+        ]
         found.pairs += [measure_pair(a, b, clock) for a, b in itertools.combinations(outputs, 2)]
         for output in outputs:
-            bulks[method, output.scan.row["image_id"]] = bulk_of(output, truth, method in settings.slices, clock)
+            bulks[method, output.scan.row["image_id"]] = bulk_of(output, truth, settings, clock)
         if case.pictured and len(outputs) == len(scans):
             found.slices[method] = [_slice(output.scan, output.scaled) for output in outputs]
+            found.maps[method] = [_slice(output.scan, _unlike(output)) for output in outputs]
     if truth is not None and case.pictured:
         found.slices["truth"] = [_slice(scan, scale_by_percentiles(truth.noisefree, scan.mask)) for scan in scans]
     return found, bulks
@@ -126,6 +137,10 @@ def _truth(case: Case, settings: Settings, found: Score) -> Truth | None:
     except DataError as error:
         found.notes.append(f"no truth for sub-{case.subject} {case.sequence}: {error}")
         return None
+
+
+def _unlike(output: Output) -> np.ndarray:
+    return dissimilarity_map(output.image, output.scan.volume.data, output.scan.mask)
 
 
 def _slice(scan: Scan, image: np.ndarray) -> np.ndarray:

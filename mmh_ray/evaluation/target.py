@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmh_ray.errors import DataError
+from mmh_ray.errors import DataError, MMHError
 from mmh_ray.evaluation.baselines import HistogramMatching, Nyul, quantile_function
+from mmh_ray.evaluation.features import probe_slices
+from mmh_ray.evaluation.figures import middle_slice
 from mmh_ray.evaluation.metrics import gradient_correlation, joint_bins, psnr, scale_by_percentiles, ssim, w1
-from mmh_ray.evaluation.scans import Scan, read_output, read_scan
+from mmh_ray.evaluation.scans import Scan, Truth, on_one_grid, read_output, read_scan, read_truth
+from mmh_ray.evaluation.segmentation import BY_BRIGHTNESS, segment_tissues, tissue_dice, tissue_labels
 from mmh_ray.imaging.volume import read_volume
 
 RAW, MATCHED, NYUL, GLOBAL, OURS = METHODS = (
@@ -59,81 +63,180 @@ class TargetCohort:
         Baselines fitted on them.
     intensities:
         Their brains' scaled intensities, pooled, every image with the same weight.
+    style:
+        ``(D,)`` their mean style vector.
     """
 
     matching: HistogramMatching
     nyul: Nyul
     intensities: np.ndarray
+    style: np.ndarray
+
+    @classmethod
+    def of(cls, images: Sequence[CohortImage]) -> TargetCohort:
+        """From the facts of the images."""
+        return cls(
+            HistogramMatching.from_quantiles(image.after for image in images),
+            Nyul.from_quantiles(image.before for image in images),
+            np.concatenate([image.scaled for image in images]),
+            np.mean([image.style for image in images], axis=0),
+        )
+
+
+class CohortImage(NamedTuple):
+    """Of one image of the target: quantile functions before and after N4 and of the scaled brain, and the style vector."""
+
+    before: np.ndarray
+    after: np.ndarray
+    scaled: np.ndarray
+    style: np.ndarray
 
 
 @dataclass(frozen=True)
 class TargetSettings:
-    """What scoring any case needs: the cohort by sequence, N4's iterations, and the folder of the truth, if there is one."""
+    """What scoring any case needs.
 
-    cohorts: Mapping[str, TargetCohort]
+    Attributes
+    ----------
+    iterations:
+        N4's iterations.
+    describe:
+        Gives the style vector ``(D,)``, of unit length, of an image, a mask ``(I, J, K)`` and their affine.
+    truth:
+        Folder of the truth, if there is one.
+    slices:
+        Whether slices for the convolutional probe are wanted.
+    methods:
+        Those to score.
+    cohorts:
+        By sequence; without one, what is fitted on it is left out.
+    """
+
     iterations: tuple[int, ...]
-    truth: str | None
+    describe: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    truth: str | None = None
+    slices: bool = False
+    methods: tuple[str, ...] = METHODS
+    cohorts: Mapping[str, TargetCohort] = field(default_factory=dict)
 
 
-def cohort_quantiles(row: Row, iterations: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of one image of the target: quantile functions before and after N4, and of the scaled brain."""
-    scan = read_scan(row, iterations)
+def cohort_image(row: Row, settings: TargetSettings) -> CohortImage:
+    """What the cohort needs of one image of the target."""
+    scan = read_scan(row, settings.iterations)
     raw = quantile_function(scan.volume.data, scan.mask)
     scaled = scale_by_percentiles(scan.volume.data, scan.mask)
-    return raw, quantile_function(scan.corrected, scan.mask), quantile_function(scaled, scan.mask)
+    style = settings.describe(scan.volume.data, scan.mask, scan.volume.affine)
+    return CohortImage(raw, quantile_function(scan.corrected, scan.mask), quantile_function(scaled, scan.mask), style)
 
 
 def score_target(case: TargetCase, settings: TargetSettings) -> list[Row]:
-    """A row per source scan and method: measures, and under ``joint`` what the truth error needs.
+    """A row per source scan and method: measures; under ``joint`` what the truth error needs, under ``style`` and ``slices`` what the
+    probes need. What cannot be scored has a ``reason`` instead.
 
     Raises
     ------
     DataError
-        If a scan, an output or the truth cannot be read, or a source scan is on another grid than the target's.
+        If the scan at the target or the truth cannot be read.
     """
-    cohort = settings.cohorts[case.sequence]
     answer = read_scan(case.target, settings.iterations)
     truth = _read_truth(settings.truth, case.target)
+    measurer = _Measurer(answer, truth, settings, settings.cohorts.get(case.sequence))
+    methods = [name for name in settings.methods if measurer.cohort or name not in (MATCHED, NYUL)]
     rows = []
     for source in case.sources:
-        scan = read_scan(source, settings.iterations)
-        if scan.mask.shape != answer.mask.shape or not np.allclose(scan.volume.affine, answer.volume.affine, atol=1e-3):
-            raise DataError(
-                f"{source['uri']}: another grid than {case.target['uri']}", "scans of one grid", "Resample."
-            )
-        for method in METHODS:
-            image = _output(method, scan, cohort)
-            rows.append({"method": method, **_measure(image, scan, answer, truth, cohort)})
+        about = {name: source[name] for name in ("image_id", "subject", "site", "sequence")}
+        try:
+            scan = read_scan(source, settings.iterations)
+            if not on_one_grid(scan, answer):
+                where = f"{source['uri']}: another grid than {case.target['uri']}"
+                raise DataError(where, "scans of one grid", "Resample one of them.")
+        except MMHError as error:
+            rows += [about | {"method": method, "reason": str(error)} for method in methods]
+            continue
+        for method in methods:
+            try:
+                rows.append(about | {"method": method} | measurer(_output(method, scan, measurer.cohort), scan))
+            except MMHError as error:
+                rows.append(about | {"method": method, "reason": str(error)})
     return rows
 
 
-def _output(method: str, scan: Scan, cohort: TargetCohort) -> np.ndarray:
+def middle_slices(case: TargetCase, iterations: tuple[int, ...], truth: str | None) -> dict[str, list[np.ndarray]]:
+    """Middle slices of one subject for a picture, a column per source scan: the scan, what was made of it, and what it should be."""
+    answer = read_scan(case.target, iterations)
+    wanted = {"the same person's\nscan at the target": answer.volume.data}
+    if found := _read_truth(truth, case.target):
+        wanted["noise-free truth\nof the target"] = found.noisefree
+    rows: dict[str, list[np.ndarray]] = defaultdict(list)
+    for source in case.sources:
+        scan = read_scan(source, iterations)
+        made = {"source": scan.volume.data, "global": read_output(source["global"], scan)}
+        made["moved to\nthe target"] = read_output(source["target"], scan)
+        for name, image in {**made, **wanted}.items():
+            mask = answer.mask if name in wanted else scan.mask
+            affine = answer.volume.affine if name in wanted else scan.volume.affine
+            rows[name].append(middle_slice(scale_by_percentiles(image, mask), mask, affine))
+    return dict(rows)
+
+
+def _output(method: str, scan: Scan, cohort: TargetCohort | None) -> np.ndarray:
     if method == RAW:
         return scan.volume.data
-    if method == MATCHED:
-        return cohort.matching.apply(scan.corrected, scan.mask)
-    if method == NYUL:
-        return cohort.nyul.apply(scan.volume.data, scan.mask)
+    if method in (MATCHED, NYUL):
+        assert cohort is not None
+        matched = method == MATCHED
+        return (cohort.matching if matched else cohort.nyul).apply(
+            scan.corrected if matched else scan.volume.data, scan.mask
+        )
     return read_output(scan.row["global" if method == GLOBAL else "target"], scan)
 
 
-def _measure(image: np.ndarray, scan: Scan, answer: Scan, truth: np.ndarray | None, cohort: TargetCohort) -> Row:
-    """Every image is scaled by nothing but itself before it is compared."""
-    both = scan.mask & answer.mask
-    scaled = scale_by_percentiles(image, scan.mask)
-    wanted = scale_by_percentiles(answer.volume.data, answer.mask)
-    row: Row = {name: scan.row[name] for name in ("image_id", "subject", "site", "sequence")}
-    row |= {"psnr": psnr(scaled, wanted, both), "ssim": ssim(scaled, wanted, both)}
-    row["w1"] = w1(scaled[scan.mask], cohort.intensities)
-    row["gradient_correlation"] = gradient_correlation(image, scan.volume.data, scan.mask)
-    row["joint"] = None if truth is None else joint_bins(scaled, truth, scan.mask)
-    return row
+class _Measurer:
+    """Measures of an image against the answer. Every image is scaled by nothing but itself before it is compared."""
+
+    def __init__(
+        self, answer: Scan, truth: Truth | None, settings: TargetSettings, cohort: TargetCohort | None
+    ) -> None:
+        self.answer, self.truth, self.settings, self.cohort = answer, truth, settings, cohort
+        self.wanted = scale_by_percentiles(answer.volume.data, answer.mask)
+
+    def __call__(self, image: np.ndarray, scan: Scan) -> Row:
+        both, scaled = scan.mask & self.answer.mask, scale_by_percentiles(image, scan.mask)
+        style = self.settings.describe(image, scan.mask, scan.volume.affine)
+        row: Row = {"psnr": psnr(scaled, self.wanted, both), "ssim": ssim(scaled, self.wanted, both)}
+        row["gradient_correlation"] = gradient_correlation(image, scan.volume.data, scan.mask)
+        if self.cohort is not None:
+            row["w1"] = w1(scaled[scan.mask], self.cohort.intensities)
+            row["style_distance"] = 1 - float(style @ self.cohort.style / np.linalg.norm(self.cohort.style))
+        if self.truth is not None:
+            row["joint"] = joint_bins(scaled, self.truth.noisefree, scan.mask)
+            row["truth_nrmse_direct"] = direct_error(scaled, self.truth.noisefree, scan.mask)
+            row |= self._dice(scaled, scan)
+        slices = probe_slices(image, scan.mask, scan.volume.affine) if self.settings.slices else None
+        return row | {"style": style, "slices": slices}
+
+    def _dice(self, scaled: np.ndarray, scan: Scan) -> Row:
+        labels, sequence = self.truth and self.truth.labels, scan.row["sequence"]
+        if labels is None or sequence not in BY_BRIGHTNESS:
+            return {}
+        found = tissue_labels(segment_tissues(scaled, scan.mask, sequence))
+        return {"dice": float(np.nanmean(list(tissue_dice(found, labels * scan.mask).values())))}
 
 
-def _read_truth(folder: str | None, row: Row) -> np.ndarray | None:
-    """Noise-free image of the subject as the target's scanner would show it."""
+def direct_error(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
+    """``√mean((output − truth)²) / sd(truth)`` over the brain, both scaled by their own percentiles.
+
+    No map is fitted, so that wrong contrast counts, which :func:`mmh_ray.evaluation.metrics.truth_nrmse` forgives. Range 0 to ∞; lower is
+    better; 0 for the truth itself under any gain and offset.
+    """
+    wanted = scale_by_percentiles(truth, mask)[mask]
+    return float(np.sqrt(np.mean((scaled[mask] - wanted) ** 2)) / wanted.std())
+
+
+def _read_truth(folder: str | None, row: Row) -> Truth | None:
+    """Noise-free image of the subject as the target's scanner would show it, and the subject's tissues."""
     if folder is None:
         return None
     parts = [f"sub-{row['subject']}", *([f"ses-{row['session']}"] if row["session"] else [])]
     path = Path(folder, *parts, "anat", f"{'_'.join(parts)}_desc-noisefree_{row['sequence']}.nii.gz")
-    return read_volume(path).data
+    return replace(read_truth(folder, row["subject"], row["sequence"]), noisefree=read_volume(path).data)

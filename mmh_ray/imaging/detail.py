@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
+from sklearn.isotonic import IsotonicRegression
+
+from mmh_ray.imaging.intensity import SMOOTHING
 
 REGULARISATION = 1e-4
-"""Added to the local variance of the scan (unit intensity squared): below it a window counts as flat."""
+"""Added to the local variance of the scan and to its covariance with the styled image (unit intensity squared): in a window that is
+flatter than that nothing can be learned, and the scan's own variation goes through as it is."""
 
 NOISE = 0.019
 """Standard deviation, in unit intensity, of the noise that is left in every scan of the unified domain: a part of its look, too."""
+
+
+DOUBT = 0.04
+"""Change of a place's unit intensity, beyond curve and field, from which on the model is not believed."""
+
+FIELD_MM = 24.0
+"""Standard deviation of the smoothing that tells a field from a structure."""
+
+CURVE_BINS = 512
 
 
 def local_affine(
@@ -21,10 +34,10 @@ def local_affine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slope and offset ``(X, Y, Z)`` of the affine maps source→styled, fitted in cubic windows inside the mask.
 
-    Each voxel's window gives the least-squares ``a, b`` with ``styled ~ a source + b``; the slope is kept from turning negative where the
-    scan is flat by regularisation. The coefficients are then averaged over the windows that cover a voxel, the offsets shifted so
-    that the windows' means are again those of ``styled``, and both continued outside the mask by their neighbours, so that there is no seam
-    at its border.
+    Each voxel's window gives the least-squares ``a, b`` with ``styled ~ a source + b``, with a slope of one where the scan is flat: an
+    image that is the scan itself has slope one and offset zero everywhere. The coefficients are then averaged over the windows that
+    cover a voxel, the offsets shifted so that the windows' means are again those of ``styled``, and both continued outside the mask by
+    their neighbours, so that there is no seam at its border.
     """
     weight = mask.astype(np.float32)
     count = np.maximum(_mean(weight, radius), 1e-6)
@@ -35,11 +48,40 @@ def local_affine(
     source_mean, styled_mean = mean(source), mean(styled)
     covariance = mean(source * styled) - source_mean * styled_mean
     variance = np.maximum(mean(source * source) - source_mean**2, 0)
-    slope = covariance / (variance + REGULARISATION)
+    slope = (covariance + REGULARISATION) / (variance + REGULARISATION)
     offset = styled_mean - slope * source_mean
     slope, offset = mean(slope), mean(offset)
     offset += mean(styled - slope * source - offset)
     return continued(slope, mask), continued(offset, mask)
+
+
+def keep_levels(styled: np.ndarray, scan: np.ndarray, mask: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """The styled image where it is believed: a new style is one intensity curve and a smooth field, and what else the model changes
+    over a few voxels by more than :data:`DOUBT` is taken back. So it can neither take a lesion away nor put one in.
+
+    The curve is the monotone one of the scan's (slightly smoothed) intensities that follows the styled image's medians (isotonic
+    regression, Barlow et al., 1972), on which a place that the model treats unlike the rest has little influence. Where the difference
+    from it, less its smooth part, is large in the mean over 3 x 3 x 3 voxels, which noise and sharper edges leave small, a Wiener weight
+    takes it back. (A cavity that holds most of a brain's fluid has the curve on its side.)
+
+    Parameters
+    ----------
+    styled, scan:
+        ``(X, Y, Z)`` unit intensity on the working grid, the scan without bias field.
+    mask:
+        ``(X, Y, Z)`` bool, the brain.
+    spacing_mm:
+        Voxel edge.
+    """
+    plain, wanted = _soft(scan, mask, SMOOTHING)[mask], _soft(styled, mask, SMOOTHING)[mask]
+    order = np.array_split(np.argsort(plain), min(CURVE_BINS, plain.size))
+    knots, heights = (np.array([np.median(values[part]) for part in order]) for values in (plain, wanted))
+    rising = bool(np.cov(knots, heights)[0, 1] >= 0)
+    heights = IsotonicRegression(increasing=rising).fit_transform(knots, heights)
+    left = np.where(mask, np.interp(scan, knots, heights) - styled, 0).astype(np.float32)
+    left -= _soft(left, mask, FIELD_MM / spacing_mm) * mask
+    power = _inside(_inside(left, mask) ** 2, mask)
+    return styled + np.where(mask, np.maximum(0, 1 - DOUBT**2 / np.maximum(power, 1e-12)) * left, 0).astype(np.float32)
 
 
 def add_detail(
@@ -62,7 +104,7 @@ def add_detail(
         Standard deviation of the noise to leave.
     """
     detail = projected - styled
-    power = _mean(detail**2 * mask, 1) / np.maximum(_mean(mask.astype(np.float32), 1), 1e-6)
+    power = _inside(detail**2, mask)
     least = np.minimum(1, left / np.maximum(noise, 1e-6))
     return styled + np.maximum(least, 1 - noise**2 / np.maximum(power, 1e-12)) * detail
 
@@ -71,6 +113,17 @@ def continued(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Values outside the mask replaced by those of the nearest voxel inside."""
     nearest = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
     return values[tuple(nearest)]
+
+
+def _inside(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mean over the mask's part of 3 x 3 x 3 voxels."""
+    return _mean(values * mask, 1) / np.maximum(_mean(mask.astype(np.float32), 1), 1e-6)
+
+
+def _soft(values: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian mean over the mask's part, ``sigma`` in voxels."""
+    weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma)
+    return ndimage.gaussian_filter(np.where(mask, values, 0).astype(np.float32), sigma) / np.maximum(weight, 1e-6)
 
 
 def _mean(values: np.ndarray, radius: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Brain masks for scans that come without one."""
+"""Brain masks: a given one on the scan's grid, or one for scans that come without."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from mmh_ray.errors import DataError
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.head import foreground, largest, without_neck
 from mmh_ray.imaging.registration import Registration, register_head
 from mmh_ray.imaging.template import template
 from mmh_ray.imaging.volume import Volume
 
+SAME_AFFINE_MM = 1e-3
+"""Difference of affines up to which two grids are the same."""
+
 _LARGEST_BRAIN_ML = 2100.0
+_LEAST_INSIDE = 0.5
+"""Part of a given mask that must lie in the scan's field of view; else the two do not belong together."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,12 @@ class Brain:
 def find_brain(volume: Volume, crop_neck: bool = True) -> Brain:
     """Where the scan shows brain.
 
-    The brain of a scan whose skull was removed is what is not zero; that takes no registration. On any other scan
+    The brain of a scan whose skull was removed is what is not background; that takes no registration. On any other scan
     the template is laid by registration to the head, without its neck if so asked, and its brain mask, a little widened, is
     kept where the scan is brighter than air and bone.
     """
     if is_stripped(volume):
-        return Brain(ndimage.binary_fill_holes(largest(volume.data > 0)), stripped=True)
+        return Brain(ndimage.binary_fill_holes(largest(volume.data != background(volume.data))), stripped=True)
     volume = volume.like(volume.data / np.percentile(np.abs(volume.data), 99))  # no result may hang on the units
     bright = foreground(volume)
     head = largest(ndimage.binary_fill_holes(bright))
@@ -64,6 +70,39 @@ def find_brain(volume: Volume, crop_neck: bool = True) -> Brain:
 
 
 def is_stripped(volume: Volume) -> bool:
-    """Whether the skull was removed: most voxels are exactly zero, and the others are no more than a brain."""
+    """Whether the skull was removed: most voxels are exactly the background, and the others are no more than a brain."""
     voxel_ml = float(np.prod(volume.spacing)) / 1000
-    return float((volume.data == 0).mean()) > 0.4 and float((volume.data != 0).sum()) * voxel_ml < _LARGEST_BRAIN_ML
+    shown = volume.data != background(volume.data)
+    return float(shown.mean()) < 0.6 and float(shown.sum()) * voxel_ml < _LARGEST_BRAIN_ML
+
+
+def background(data: np.ndarray) -> float:
+    """The most frequent value on the faces of a volume: 0 where a skull was removed, unless intensities were shifted since."""
+    values, counts = np.unique(border(data), return_counts=True)
+    return float(values[np.argmax(counts)])
+
+
+def border(data: np.ndarray) -> np.ndarray:
+    """All voxels of the six faces of a volume, ``(n,)``."""
+    return np.concatenate([np.take(data, end, axis).ravel() for axis in range(3) for end in (0, -1)])
+
+
+def on_grid_of(volume: Volume, mask: Volume) -> tuple[np.ndarray, bool]:
+    """A given brain mask on the scan's grid, ``(I, J, K)`` bool, and whether it had to be resampled through the affines.
+
+    Raises
+    ------
+    DataError
+        If less than half of the mask lies in the scan's field of view.
+    """
+    given, shape = mask.data > 0.5, volume.data.shape
+    if given.shape == shape and np.allclose(mask.affine, volume.affine, atol=SAME_AFFINE_MM):
+        return given, False
+    laid = to_grid(given, mask.affine, volume.affine, shape) > 0.5
+    inside = laid.sum() * np.prod(volume.spacing) / max(1.0, given.sum() * np.prod(mask.spacing))
+    if given.any() and inside < _LEAST_INSIDE:
+        received = f"a mask of which {inside:.0%} lies in the scan's field of view"
+        raise DataError(
+            received, f"{_LEAST_INSIDE:.0%} or more", "Check the affines of mask and scan, or leave it out."
+        )
+    return laid, True

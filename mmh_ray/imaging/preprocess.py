@@ -10,7 +10,7 @@ from mmh_ray.config import GridConfig, PrepareConfig
 from mmh_ray.errors import DataError
 from mmh_ray.imaging.grid import to_grid, working_affine
 from mmh_ray.imaging.intensity import Scaling, correct_bias, quantile_function, robust_scaling, tissue_quantiles
-from mmh_ray.imaging.mask import Brain, find_brain, is_stripped
+from mmh_ray.imaging.mask import Brain, find_brain, is_stripped, on_grid_of
 from mmh_ray.imaging.registration import Registration, register_brain
 from mmh_ray.imaging.resolution import describe
 from mmh_ray.imaging.volume import Volume
@@ -70,7 +70,9 @@ class Prepared:
         return tissue_quantiles(self.image, self.mask)
 
 
-def prepare_volume(volume: Volume, mask: np.ndarray | None, grid: GridConfig, settings: PrepareConfig) -> Prepared:
+def prepare_volume(
+    volume: Volume, mask: np.ndarray | Volume | None, grid: GridConfig, settings: PrepareConfig
+) -> Prepared:
     """Bring a scan to the working grid.
 
     Parameters
@@ -78,14 +80,16 @@ def prepare_volume(volume: Volume, mask: np.ndarray | None, grid: GridConfig, se
     volume:
         The scan at its native grid.
     mask:
-        ``(I, J, K)`` brain mask at the native grid; None estimates one.
+        ``(I, J, K)`` brain mask at the native grid; a volume on another grid is resampled through the affines; None estimates one.
 
     Raises
     ------
     DataError
         If the mask does not fit the scan, is empty, or leaves the scan without contrast.
     """
-    given = mask is not None
+    given, resampled = mask is not None, False
+    if isinstance(mask, Volume):
+        mask, resampled = on_grid_of(volume, mask)
     brain = _brain(volume, mask, settings)
     axes = _tilt(brain.registration)
     affine = working_affine(volume.affine, brain.mask, grid, axes)
@@ -98,7 +102,7 @@ def prepare_volume(volume: Volume, mask: np.ndarray | None, grid: GridConfig, se
     image = correct_bias(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations) if settings.n4 else source
     scaling = robust_scaling(image, inside, settings.upper_percentile)
     steps = (
-        "mask: given" if given else "mask: estimated",
+        f"mask: {'given, resampled' if resampled else 'given' if given else 'estimated'}",
         _neck_step(brain.neck_mm, given or brain.stripped, settings),
         f"skull: {'skipped, already removed' if brain.stripped else _SKULL[settings.skull]}",
         _registration_step(brain.registration),

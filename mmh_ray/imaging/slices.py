@@ -1,6 +1,6 @@
-"""Tri-planar slabs: volume to fixed square slabs and back.
+"""Tri-planar slabs: volume to slabs of one fixed shape and back.
 
-Shapes: ``X Y Z`` the working grid (R, A, S); ``N`` slices along a plane's normal; ``K`` slices of a slab; ``P`` the square's side.
+Shapes: ``X Y Z`` the working grid (R, A, S); ``N`` slices along a plane's normal; ``K`` slices of a slab; ``H W`` a padded slice.
 """
 
 from __future__ import annotations
@@ -16,47 +16,52 @@ NORMAL = {"axial": 2, "coronal": 1, "sagittal": 0}
 """Working-grid axis along which a plane's slices are stacked."""
 
 
-def square_side(shape: Sequence[int]) -> int:
-    """Side of the square that holds every plane's slices."""
-    return max(shape)
+AXES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 2, 1)}
+
+
+def slice_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Height and width of the rectangle that holds every plane's slices of a volume ``X Y Z``."""
+    heights, widths = zip(*([shape[axis] for axis in AXES[plane][1:]] for plane in PLANES), strict=True)
+    return max(heights), max(widths)
 
 
 def along(volume: np.ndarray, plane: str) -> np.ndarray:
-    """View of ``(X, Y, Z)`` as ``(N, height, width)`` slices of the plane."""
-    return np.moveaxis(volume, NORMAL[plane], 0)
+    """View of ``(X, Y, Z)`` as ``(N, height, width)`` slices of the plane; front to back, a brain's longest way, is never the height, so
+    that a rectangle holds all planes with little around them."""
+    return volume.transpose(AXES[plane])
 
 
-def take_slabs(volume: np.ndarray, plane: str, indices: Sequence[int], slab: int, side: int) -> np.ndarray:
-    """Slabs of ``slab`` neighbouring slices around ``indices``, ``(n, K, P, P)``; beyond the volume and the slice: zero."""
+def take_slabs(volume: np.ndarray, plane: str, indices: Sequence[int], slab: int, size: tuple[int, int]) -> np.ndarray:
+    """Slabs of ``slab`` neighbouring slices around ``indices``, ``(n, K, H, W)``; beyond the volume and the slice: zero."""
     slices = along(volume, plane)
     half = slab // 2
     wanted = np.asarray(indices)[:, None] + np.arange(-half, half + 1)
     inside = (wanted >= 0) & (wanted < len(slices))
     taken = slices[np.clip(wanted, 0, len(slices) - 1)] * inside[..., None, None]
-    return pad_square(taken, side)
+    return pad_slices(taken, size)
 
 
-def pad_square(images: np.ndarray, side: int) -> np.ndarray:
-    """Centre ``(..., height, width)`` in a square of zeros ``(..., P, P)``."""
-    before = [(side - size) // 2 for size in images.shape[-2:]]
-    after = [side - size - first for size, first in zip(images.shape[-2:], before, strict=True)]
+def pad_slices(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Centre ``(..., height, width)`` in a rectangle of zeros ``(..., H, W)``."""
+    before = [(whole - part) // 2 for whole, part in zip(size, images.shape[-2:], strict=True)]
+    after = [whole - part - first for whole, part, first in zip(size, images.shape[-2:], before, strict=True)]
     padding = [(0, 0)] * (images.ndim - 2) + list(zip(before, after, strict=True))
     return np.pad(images, padding)
 
 
-def crop_square(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Undo :func:`pad_square`."""
+def crop_slices(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Undo :func:`pad_slices`."""
     top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
     return images[..., top : top + height, left : left + width]
 
 
 def assemble(slabs: np.ndarray, plane: str, indices: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """Mean of overlapping slabs ``(n, K, P, P)`` as a volume ``(X, Y, Z)``; voxels that no slab covers are zero."""
+    """Mean of overlapping slabs ``(n, K, H, W)`` as a volume ``(X, Y, Z)``; voxels that no slab covers are zero."""
     total, count = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     total_slices, count_slices = along(total, plane), along(count, plane)
     height, width = total_slices.shape[1:]
     half = slabs.shape[1] // 2
-    for slab, index in zip(crop_square(slabs, height, width), indices, strict=True):
+    for slab, index in zip(crop_slices(slabs, height, width), indices, strict=True):
         for image, position in zip(slab, range(index - half, index + half + 1), strict=True):
             if 0 <= position < len(total_slices):
                 total_slices[position] += image

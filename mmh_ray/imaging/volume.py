@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
+import threading
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ SMALLEST_MM, LARGEST_MM = 0.02, 30.0
 """Voxel sizes beyond which a unit must be wrong."""
 BYTES_PER_VOXEL = 100
 """Generous bound on the memory that preparing and harmonizing a scan takes, per voxel of its own grid."""
+READING_BYTES_PER_VOXEL = 24
+"""The same for reading it only."""
 
 
 @dataclass(frozen=True)
@@ -115,24 +120,59 @@ def check_geometry(shape: tuple[int, ...], affine: np.ndarray, path: str | Path)
         raise DataError(received, f"{SMALLEST_MM:g} to {LARGEST_MM:g} mm", "Restore the voxel size: the unit is mm.")
 
 
-def check_memory(path: str | Path, free: int | None = None) -> None:
+def check_memory(path: str | Path, free: int | None = None, bytes_per_voxel: int = BYTES_PER_VOXEL) -> None:
     """Raise DataError if preparing and harmonizing a file's voxels needs more than the memory that is free (bytes; by default asked for).
 
     Files that cannot be opened pass: :func:`read_volume` says what is wrong with them.
     """
-    try:
-        image: Any = nib.load(path)
-        voxels = math.prod(image.shape[:3])
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error):
-        return
+    voxels, gib = _voxels(path), 2**30
     free = psutil.virtual_memory().available if free is None else free
-    if BYTES_PER_VOXEL * voxels > free:
-        gib = 2**30
+    if bytes_per_voxel * voxels > free:
         raise DataError(
-            f"{path}: {voxels / 1e6:.0f} million voxels, about {BYTES_PER_VOXEL * voxels / gib:.1f} GiB to work on",
+            f"{path}: {voxels / 1e6:.0f} million voxels, about {bytes_per_voxel * voxels / gib:.1f} GiB to work on",
             f"at most the {free / gib:.1f} GiB of memory that are free",
             "Crop or resample it, or use fewer harmonize.slots or a larger machine.",
         )
+
+
+def _voxels(path: str | Path) -> int:
+    """Voxels by the header; 0 where it cannot be read."""
+    try:
+        image: Any = nib.load(path)
+        return math.prod(image.shape[:3])
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error):
+        return 0
+
+
+class Room:
+    """The memory that the threads of a process share: an image waits until those beside it leave enough.
+
+    Each would find the same memory free otherwise, and all together would take it several times over.
+    """
+
+    def __init__(self) -> None:
+        self._changed, self._held = threading.Condition(), 0
+
+    @contextlib.contextmanager
+    def taken_by(self, path: str | Path) -> Iterator[None]:
+        """Hold what harmonizing a file takes.
+
+        Raises
+        ------
+        DataError
+            If that is more than is free although no other image is there: see :func:`check_memory`.
+        """
+        need = BYTES_PER_VOXEL * _voxels(path)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + need <= psutil.virtual_memory().available)
+            check_memory(path)
+            self._held += need
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= need
+                self._changed.notify_all()
 
 
 def check_voxels(data: np.ndarray, path: str | Path) -> None:

@@ -1,6 +1,6 @@
 """The denoiser: a diffusers U-Net that is told the anatomy (condition) and the context of each slab.
 
-Shapes: ``B`` slabs, ``K`` slices of a slab, ``C`` condition channels, ``P`` the square's side.
+Shapes: ``B`` slabs, ``K`` slices of a slab, ``C`` condition channels, ``H W`` a padded slice.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Denoiser(nn.Module):
         self.scalars = nn.Sequential(nn.Linear(7, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, noisy: Tensor, timestep: Tensor, condition: Tensor, context: Context) -> Tensor:
-        """x0 ``(B, K, P, P)`` in diffusion intensity (-1 is background) from ``noisy`` ``(B, K, P, P)``, ``timestep`` ``(B,)`` and
-        ``condition`` ``(B, C, P, P)``; ``P`` must be a multiple of ``patch * 2**(levels - 1)``.
+        """x0 ``(B, K, H, W)`` in diffusion intensity (-1 is background) from ``noisy`` ``(B, K, H, W)``, ``timestep`` ``(B,)`` and
+        ``condition`` ``(B, C, H, W)``; ``H`` and ``W`` must be multiples of ``patch * 2**(levels - 1)``.
 
         The U-Net predicts what to add to the smoothed histogram-matched slab (3 x 3 pixels, all slices); the matched slab is the
         condition's last ``K`` channels.

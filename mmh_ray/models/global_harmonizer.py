@@ -34,11 +34,11 @@ class SlabBatch:
     Attributes
     ----------
     image:
-        ``(B, K, P, P)`` the target slab in unit intensity, unified style.
+        ``(B, K, H, W)`` the target slab in unit intensity, unified style.
     condition:
-        ``(B, C, P, P)`` differences of the re-styled copy.
+        ``(B, C, H, W)`` differences of the re-styled copy.
     mask:
-        ``(B, K, P, P)`` 1 inside the brain.
+        ``(B, K, H, W)`` 1 inside the brain.
     sequence, plane, group:
         ``(B,)`` long; ``group`` counts the volumes of the batch from 0.
     position:
@@ -86,6 +86,8 @@ class GlobalHarmonizer(nn.Module):
     domain_quantiles: Tensor
     domain_cumulative: Tensor
     domain_moments: Tensor
+    calibration: Tensor
+    """``(S, 2, 253)``: intensities of the network's fused image, and those of the unified domain that they go to."""
 
     def __init__(self, model: ModelConfig, train: TrainConfig, quantiles: Tensor) -> None:
         super().__init__()
@@ -94,6 +96,7 @@ class GlobalHarmonizer(nn.Module):
         self.denoiser = Denoiser(model)
         self.scheduler = make_scheduler(model)
         self.register_buffer("domain_quantiles", quantiles.clone())
+        self.register_buffer("calibration", torch.linspace(0, 1, 253).expand(len(quantiles), 2, -1).clone())
         start = quantiles[:, 0]
         self.register_buffer("domain_cumulative", torch.stack([cumulative_from_quantiles(row) for row in start]))
         self.register_buffer("domain_moments", torch.stack([start.mean(1), start.std(1)], dim=1))

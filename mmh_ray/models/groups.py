@@ -9,7 +9,7 @@ import torch
 
 from mmh_ray.config import ModelConfig
 from mmh_ray.imaging.intensity import match_tissues
-from mmh_ray.imaging.slices import NORMAL, PLANES, along, pad_square, square_side, take_slabs
+from mmh_ray.imaging.slices import NORMAL, PLANES, along, pad_slices, slice_shape, take_slabs
 from mmh_ray.models.conditioning import condition_slices, difference_scales
 
 
@@ -30,22 +30,24 @@ class Conditioner:
     def __init__(self, volume: np.ndarray, mask: np.ndarray, domain: np.ndarray, model: ModelConfig) -> None:
         volume = match_tissues(volume, mask, *domain)
         self.slab = model.slab
-        self.distances, self.side = model.distances, padded_side(volume.shape, model)
+        self.distances, self.size = model.distances, padded_size(volume.shape, model)
         self.volume = torch.from_numpy(np.ascontiguousarray(volume, np.float32))
         self.scales = difference_scales(self.volume, torch.from_numpy(np.ascontiguousarray(mask)), self.distances)
 
     def slabs(self, plane: str, indices: Sequence[int]) -> np.ndarray:
-        """Condition ``(n, C, P, P)`` float32 of the slices at ``indices``: the differences, then the slab's own matched intensities."""
-        slices = self.volume.movedim(NORMAL[plane], 0)
+        """Condition ``(n, C, H, W)`` float32 of the slices at ``indices``: the differences, then the slab's own matched intensities."""
+        volume = self.volume.numpy()
+        slices = torch.from_numpy(along(volume, plane))
         found = condition_slices(slices, indices, self.scales, self.distances)
-        levels = take_slabs(self.volume.numpy(), plane, indices, self.slab, self.side)
-        return np.concatenate([pad_square(found.numpy(), self.side), levels], axis=1)
+        levels = take_slabs(volume, plane, indices, self.slab, self.size)
+        return np.concatenate([pad_slices(found.numpy(), self.size), levels], axis=1)
 
 
-def padded_side(shape: Sequence[int], model: ModelConfig) -> int:
-    """Side of the square slabs: holds every plane, and the U-Net can fold and halve it at every level."""
+def padded_size(shape: Sequence[int], model: ModelConfig) -> tuple[int, int]:
+    """Height and width of the slabs: hold every plane, and the U-Net can fold and halve them at every level."""
     multiple = model.patch * 2 ** (len(model.channels) - 1)
-    return -(-square_side(shape) // multiple) * multiple
+    height, width = (-(-size // multiple) * multiple for size in slice_shape(shape))
+    return height, width
 
 
 def brain_slices(mask: np.ndarray, plane: str) -> np.ndarray:
@@ -87,16 +89,16 @@ def slab_group(
     float16.
     """
     rng, places_rng = np.random.default_rng([seed, 3]), np.random.default_rng([twin, 4])
-    side = conditioner.side
+    size = conditioner.size
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*images, "condition", "mask", "plane", "position")}
     for number, plane in enumerate(PLANES):
         slices = brain_slices(mask, plane)
         places = (np.arange(slabs_per_plane) + places_rng.random(slabs_per_plane)) / slabs_per_plane
         indices = slices[np.minimum((places * len(slices)).astype(int), len(slices) - 1)]
         for name, image in images.items():
-            parts[name].append(take_slabs(image, plane, indices, model.slab, side).astype(np.float16))
+            parts[name].append(take_slabs(image, plane, indices, model.slab, size).astype(np.float16))
         parts["condition"].append(conditioner.slabs(plane, indices.tolist()).astype(np.float16))
-        parts["mask"].append(take_slabs(mask, plane, indices, model.slab, side).astype(np.uint8))
+        parts["mask"].append(take_slabs(mask, plane, indices, model.slab, size).astype(np.uint8))
         parts["plane"].append(np.full(slabs_per_plane, number, np.int64))
         parts["position"].append((indices / max(1, mask.shape[NORMAL[plane]] - 1)).astype(np.float32))
     group = {name: np.concatenate(arrays) for name, arrays in parts.items()}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmh_ray.config import HarmonizeConfig
 from mmh_ray.errors import ModelError
-from mmh_ray.imaging.slices import NORMAL, PLANES, assemble, take_slabs
+from mmh_ray.imaging.slices import AXES, NORMAL, PLANES, along, assemble, take_slabs
 from mmh_ray.models.denoiser import Context, to_diffusion, to_unit
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.groups import Conditioner, brain_slices
@@ -21,13 +21,6 @@ Denoise = Callable[[Tensor, int], Tensor]
 
 INVERSION_TOP = 0.95
 """Share of the schedule that inversion climbs: at its very end the noise level hides the source."""
-
-
-def harmonize_volume(
-    model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
-) -> np.ndarray:
-    """The volume in the unified domain, ``(X, Y, Z)`` float32 unit intensity: :func:`estimate_planes`, fused."""
-    return fuse(estimate_planes(model, image, mask, sequence, settings), mask, settings)
 
 
 @torch.inference_mode()
@@ -56,7 +49,7 @@ def estimate_planes(
     """
     domain = model.domain_quantiles[sequence].cpu().numpy()
     conditioner = Conditioner(image, mask, domain, model.model_config)
-    side = conditioner.side + model.model_config.slab - 1
+    side = max(conditioner.size) + model.model_config.slab - 1
     noise = np.random.default_rng(settings.seed).standard_normal((side,) * 3).astype(np.float32)
     estimates = np.stack(
         [_run_plane(model, image, mask, noise, conditioner, plane, sequence, settings) for plane in settings.planes]
@@ -93,21 +86,27 @@ def _run_plane(
             return model.denoiser(x, torch.full((len(x),), t, device=x.device), condition, context)
 
         if settings.inversion_depth:
-            origin = to_diffusion(torch.from_numpy(take_slabs(image, plane, chunk.tolist(), slab, conditioner.side)))
+            origin = to_diffusion(torch.from_numpy(take_slabs(image, plane, chunk.tolist(), slab, conditioner.size)))
             sampled = invert_and_sample(model, denoise, origin.to(device), settings.inversion_depth, settings.steps)
         else:
-            start = torch.from_numpy(noise_slabs(noise, plane, chunk, slab, image.shape))
+            start = torch.from_numpy(noise_slabs(noise, plane, chunk, slab, image.shape, conditioner.size))
             sampled = sample(model, denoise, start.to(device), settings.steps)
         results.append(to_unit(sampled).float().cpu().numpy())
     return assemble(np.concatenate(results), plane, indices.tolist(), image.shape)
 
 
-def noise_slabs(cube: np.ndarray, plane: str, indices: np.ndarray, slab: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Noise ``(n, K, P, P)`` of the slabs from a cube of side ``P + K - 1``: a voxel has the same noise in every plane and slab."""
-    side, axis = cube.shape[0] - slab + 1, NORMAL[plane]
-    slices = np.moveaxis(cube, axis, 0)[:, slab // 2 :, slab // 2 :][:, :side, :side]
-    first = np.asarray(indices) + (side - shape[axis]) // 2
-    return slices[first[:, None] + np.arange(slab)]
+def noise_slabs(
+    cube: np.ndarray, plane: str, indices: np.ndarray, slab: int, shape: tuple[int, ...], size: tuple[int, int]
+) -> np.ndarray:
+    """Noise ``(n, K, H, W)`` of the slabs from a cube of side ``max(H, W) + K - 1``: a voxel has the same noise in every plane and slab."""
+    side = cube.shape[0] - slab + 1
+    depth, *corner = ((side - shape[axis]) // 2 for axis in AXES[plane])  # of the volume in the cube, less half a slab
+    parts = (shape[axis] for axis in AXES[plane][1:])
+    top, left = (
+        start + slab // 2 - (whole - part) // 2 for start, whole, part in zip(corner, size, parts, strict=True)
+    )
+    slices = along(cube, plane)[:, top : top + size[0], left : left + size[1]]
+    return slices[depth + np.asarray(indices)[:, None] + np.arange(slab)]
 
 
 def make_context(

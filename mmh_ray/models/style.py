@@ -9,6 +9,7 @@ slices; a scan's planes can be left out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -197,10 +198,13 @@ class TriPlanarStyleEncoder(nn.Module):
         return stacked[:, :1], stacked[:, 1:]
 
 
-def make_style_encoder(config: StyleConfig, spacing_mm: float) -> TriPlanarStyleEncoder:
+def make_style_encoder(
+    config: StyleConfig, spacing_mm: float, aggregator: Mapping[str, Tensor] | None = None
+) -> TriPlanarStyleEncoder:
     """The configured encoder for volumes of a spacing, its backbone frozen.
 
-    The embedded backbone comes with its trained aggregator; another backbone's aggregator starts as a mean over slices and planes.
+    The embedded backbone comes with its trained aggregator. Another backbone's is ``aggregator``, the weights that
+    :func:`mmh_ray.models.style_training.train_aggregator` made; without, it starts as a mean over slices and planes.
 
     Raises
     ------
@@ -208,7 +212,9 @@ def make_style_encoder(config: StyleConfig, spacing_mm: float) -> TriPlanarStyle
         If the backbone cannot be had; see :func:`mmh_ray.models.style_backbones.load_backbone`.
     """
     encoder = TriPlanarStyleEncoder(load_backbone(config), config, spacing_mm)
-    if config.backbone == EMBEDDED:
+    if aggregator:
+        encoder.aggregator.load_state_dict(dict(aggregator))
+    elif config.backbone == EMBEDDED:
         state = embedded_weights()
         prefix = "aggregator."
         encoder.aggregator.load_state_dict(

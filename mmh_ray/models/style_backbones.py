@@ -21,6 +21,10 @@ EMBEDDED = "embedded"
 """Name of the backbone that ships inside the package."""
 
 
+QUANTILES = 24
+"""Quantiles of a slice's brain that the embedded backbone sees."""
+
+
 class SliceBackbone(nn.Module):
     """One slice to one vector: ``forward(images (N, 1, H, W) unit intensity, masks (N, 1, H, W) 0 or 1) -> (N, D)``.
 
@@ -42,7 +46,8 @@ class SliceBackbone(nn.Module):
 class EmbeddedBackbone(SliceBackbone):
     """A small convolutional net whose features are means and standard deviations over the brain, never places.
 
-    The grey levels' own pointwise features are a learned histogram; those of three resolutions tell noise, sharpness and contrast.
+    The brain's quantiles and the grey levels' own pointwise features, a learned histogram, tell contrast; features of three resolutions
+    tell noise and sharpness.
     """
 
     def __init__(self, dimensions: int = 96, width: int = 12) -> None:
@@ -51,7 +56,7 @@ class EmbeddedBackbone(SliceBackbone):
         self.histogram = nn.Sequential(nn.Conv2d(1, 2 * width, 1), nn.ReLU())
         sizes = (1, width, 2 * width, 4 * width)
         self.levels = nn.ModuleList(_level(before, after) for before, after in itertools.pairwise(sizes))
-        statistics = 2 * (2 * width + sum(sizes[1:]))
+        statistics = 2 * (2 * width + sum(sizes[1:])) + QUANTILES
         self.head = nn.Sequential(
             nn.LayerNorm(statistics),
             nn.Linear(statistics, 2 * dimensions),
@@ -64,9 +69,9 @@ class EmbeddedBackbone(SliceBackbone):
         return self.head(self.statistics(images, masks))
 
     def statistics(self, images: Tensor, masks: Tensor) -> Tensor:
-        """What the head sees: ``(N, S)`` means and standard deviations over the brain of all levels' features."""
+        """What the head sees: ``(N, S)`` quantiles over the brain, means and standard deviations of all levels' features."""
         features = images = (images - 0.5) / 0.25 * masks
-        statistics = [_statistics(self.histogram(images), masks)]
+        statistics = [_quantiles(images, masks), _statistics(self.histogram(images), masks)]
         for number, level in enumerate(self.levels):
             if number:
                 features, masks = F.avg_pool2d(features, 2, ceil_mode=True), F.avg_pool2d(masks, 2, ceil_mode=True)
@@ -78,6 +83,15 @@ class EmbeddedBackbone(SliceBackbone):
 def _level(before: int, after: int) -> nn.Module:
     first, second = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+
+
+def _quantiles(images: Tensor, masks: Tensor) -> Tensor:
+    """Quantiles ``(N, Q)``, evenly spaced, of the brain's pixels of ``(N, 1, H, W)`` images; zero where a slice shows no brain."""
+    inside = masks.flatten(1) > 0.5
+    ranked = images.flatten(1).masked_fill(~inside, torch.inf).sort(1).values
+    places = (torch.arange(QUANTILES, device=images.device) + 0.5) / QUANTILES
+    chosen = ranked.gather(1, (places * inside.sum(1, keepdim=True)).long())
+    return chosen.masked_fill(~inside.any(1, keepdim=True), 0)
 
 
 def _statistics(features: Tensor, masks: Tensor) -> Tensor:

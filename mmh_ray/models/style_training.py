@@ -59,9 +59,9 @@ def train_aggregator(
     Parameters
     ----------
     features:
-        ``(B, 3, K, D)`` of :meth:`TriPlanarStyleEncoder.features`, volumes of one sequence.
+        ``(B, 3, K, D)`` of :meth:`TriPlanarStyleEncoder.features`.
     labels:
-        ``(B,)`` long, the site of each volume; two sites at least, and one of them with two volumes.
+        ``(B,)`` long, the site of each volume, or whatever else makes its look; two at least, and one of them with two volumes.
 
     Returns
     -------

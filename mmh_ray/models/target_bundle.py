@@ -5,6 +5,7 @@
     alder/
       target.json            site, base model, styles, settings, provenance, checksums
       T1w.safetensors        low-rank updates, one file a sequence
+      style.safetensors      aggregator of the style encoder, where the backbone did not bring it
       MODEL_CARD.md          the same facts in words
 """
 
@@ -15,7 +16,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,17 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mmh_ray.config import Config, to_dict
+from mmh_ray.config import Config, StyleConfig, to_dict
 from mmh_ray.errors import ModelError
 from mmh_ray.models.adapter import SiteStyle, attach
 from mmh_ray.models.bundle import Bundle, put_folder
+from mmh_ray.models.style import TriPlanarStyleEncoder, check_same_encoder, make_style_encoder
 from mmh_ray.models.target_harmonizer import TunedAdapter
 from mmh_ray.provenance import code_version, hash_of, write_json
 
 FORMAT = 1
 KIND = "target"
-FACTS, CARD = "target.json", "MODEL_CARD.md"
+FACTS, CARD, AGGREGATOR = "target.json", "MODEL_CARD.md", "style.safetensors"
 
 _REBUILD = "Copy the adapter again or train it anew with `mmh train-target`."
 
@@ -58,6 +60,8 @@ class Target:
         Sequence to the adapter's weights; without an entry, the style's curve alone is used.
     rank:
         Of the adapters.
+    aggregator:
+        Weights of the style encoder's aggregator that described style in training; empty where the backbone brought it.
     """
 
     site: str
@@ -67,6 +71,7 @@ class Target:
     facts: Mapping[str, Any]
     weights: Mapping[str, Mapping[str, Tensor]]
     rank: int
+    aggregator: Mapping[str, Tensor] = field(default_factory=dict)
 
     def attach(self, bundle: Bundle) -> None:
         """Put the adapters on the bundle's model, switched off, as SITE-HASH/SEQUENCE.
@@ -86,6 +91,21 @@ class Target:
         for sequence, state in self.weights.items():
             attach(bundle.model, self.adapter(sequence), self.rank, dict(state))
 
+    def encoder(self, config: StyleConfig, spacing_mm: float) -> TriPlanarStyleEncoder:
+        """The style encoder that the target was trained with, for whoever goes on to describe styles with it.
+
+        Raises
+        ------
+        ModelError
+            If the configured one is another, or its backbone cannot be had.
+        """
+        recorded = self.facts["training"]["style_encoder"]
+        encoder = make_style_encoder(config, spacing_mm)
+        if self.aggregator and recorded["backbone_sha256"] == encoder.describe()["backbone_sha256"]:
+            encoder.aggregator.load_state_dict(dict(self.aggregator))
+        check_same_encoder(recorded, encoder.describe())
+        return encoder
+
     def adapter(self, sequence: str) -> str:
         """Name of the adapter of a sequence on the model."""
         return f"{self.hash[:12]}_{sequence}"
@@ -99,6 +119,7 @@ def save_target(
     tuned: Mapping[str, TunedAdapter],
     config: Config,
     training: Mapping[str, Any],
+    aggregator: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a target bundle, whole or not at all; an earlier one of the same path is replaced.
 
@@ -108,6 +129,8 @@ def save_target(
         ``hash`` and ``uri`` of the global model.
     training:
         JSON-able account per sequence: ``images``, ``validation_images``, ``sources``; and ``style_encoder``, which described style.
+    aggregator:
+        Weights of that encoder's aggregator, where its backbone did not bring it.
     """
     path = Path(path)
     if path.exists() and not (path / FACTS).is_file():
@@ -126,6 +149,8 @@ def save_target(
                 "untuned": adapter.untuned,
                 "steps": adapter.steps,
             }
+        if aggregator:
+            (partial / AGGREGATOR).write_bytes(safetensors.torch.save(dict(aggregator)))
         facts = {
             "format": FORMAT,
             "kind": KIND,
@@ -166,11 +191,13 @@ def load_target(path: str | Path, uri: str | None = None) -> Target:
             look: dict[str, Any] = found["style"]
             arrays = {key: np.array(look[key]) for key in ("unified", "site", "quantiles")}
             styles[sequence] = SiteStyle(**arrays, noise=float(look["noise"]), blur=float(look["blur"]))
+        learned = path / AGGREGATOR
+        aggregator = safetensors.torch.load(learned.read_bytes()) if learned.is_file() else {}
         site, rank = str(facts["site"]), int(facts["target"]["rank"])
         facts["base"]["hash"].strip()
     except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
         raise ModelError(f"{path}: {type(error).__name__}: {error}", "a whole target bundle", _REBUILD) from error
-    return Target(site, styles, hash_of(facts), uri or path.absolute().as_uri(), facts, weights, rank)
+    return Target(site, styles, hash_of(facts), uri or path.absolute().as_uri(), facts, weights, rank, aggregator)
 
 
 def target_hash(path: str | Path) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mmh_ray.config import HarmonizeConfig, TargetConfig
 from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.models.adapter import SiteStyle, attach, state_of, wear
+from mmh_ray.models.calibration import harmonize_volume
 from mmh_ray.models.denoiser import to_unit
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.groups import Conditioner, slab_group
@@ -28,7 +29,7 @@ from mmh_ray.models.losses import (
     style_displacement,
     style_distance,
 )
-from mmh_ray.models.sampling import estimate_planes, fuse, sample
+from mmh_ray.models.sampling import sample
 from mmh_ray.models.style import TriPlanarStyleEncoder
 
 NAME = "target"
@@ -44,9 +45,9 @@ class TargetBatch(SlabBatch):
     Attributes
     ----------
     unified:
-        ``(B, K, P, P)`` the slab in the unified domain, unit intensity.
+        ``(B, K, H, W)`` the slab in the unified domain, unit intensity.
     scan:
-        ``(B, K, P, P)`` the scan itself; of a source volume, whose look at the site nobody knows, it and ``image`` are the unified one.
+        ``(B, K, H, W)`` the scan itself; of a source volume, whose look at the site nobody knows, it and ``image`` are the unified one.
     """
 
     unified: Tensor
@@ -68,7 +69,7 @@ class UnifiedVolume:
         cls, model: GlobalHarmonizer, scan: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
     ) -> UnifiedVolume:
         """From a prepared scan of another site, ``(X, Y, Z)`` unit intensity."""
-        unified = fuse(estimate_planes(model, scan, mask, sequence, settings), mask, settings)
+        unified = harmonize_volume(model, scan, mask, sequence, settings)
         domain = model.domain_quantiles[sequence].cpu().numpy()
         return cls(unified, unified, unified, mask, Conditioner(unified, mask, domain, model.model_config))
 
@@ -152,7 +153,7 @@ class TargetFineTuner(nn.Module):
         }
         moved, made = moved + self.style.noise * other_noise, made + self.style.noise * noise
         parts["statistics"] = self._statistics(moved, source) + self._statistics(made, site)
-        loss = parts["reconstruction"] + config.gradient_weight * parts["gradient"]
+        loss = config.reconstruction_weight * parts["reconstruction"] + config.gradient_weight * parts["gradient"]
         loss = loss + config.statistics_weight * parts["statistics"]
         if config.displacement_weight:
             wanted = (self._describe(site.scan, site) - self._describe(site.unified, site)).mean(0).detach()
@@ -162,7 +163,7 @@ class TargetFineTuner(nn.Module):
         return {"loss": loss, **parts}
 
     def _generate(self, batch: TargetBatch) -> tuple[Tensor, Tensor]:
-        """What the adapter makes of a batch, ``(B, K, P, P)`` site unit intensity, and noise of unit variance to add to it.
+        """What the adapter makes of a batch, ``(B, K, H, W)`` site unit intensity, and noise of unit variance to add to it.
 
         The adapter corrects the unified image by what it changes in the network's answer, so that one that changes nothing is the curve.
         """
@@ -173,12 +174,20 @@ class TargetFineTuner(nn.Module):
             return self.model.denoiser(x, torch.full((len(x),), t, device=x.device), batch.condition, context)
 
         with torch.no_grad():
-            wear(self.model, None)
+            self.wear(None)
             before = sample(self.model, denoise, noise, self.settings.steps)
-        wear(self.model, NAME)
+        self.wear(NAME)
         after = sample(self.model, denoise, noise, self.settings.steps, self.config.last_steps)
         made = self.style.apply(batch.unified + to_unit(after) - to_unit(before))
         return made * batch.mask, noise.roll(1, 0) * batch.mask
+
+    def wear(self, name: str | None) -> None:
+        """Generate with the adapter of this name, or without any."""
+        wear(self.model, name)
+
+    def state(self) -> dict[str, Tensor]:
+        """What was trained, float32 on the CPU."""
+        return state_of(self.model, NAME)
 
     def _statistics(self, image: Tensor, batch: TargetBatch) -> Tensor:
         centre, groups = image.shape[1] // 2, int(batch.group.max()) + 1
@@ -238,7 +247,7 @@ def tune(
     weights = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, config.learning_rate, weight_decay=0.0)
     untuned = _validate(tuner, validation)
-    best = TunedAdapter(state_of(tuner.model, NAME), untuned, untuned, 0)
+    best = TunedAdapter(tuner.state(), untuned, untuned, 0)
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(step, config)
@@ -253,7 +262,7 @@ def tune(
             score = _validate(tuner, validation)
             found |= {f"val_{name}": value for name, value in score.items()}
             if score["loss"] < best.validation["loss"]:
-                best = TunedAdapter(state_of(tuner.model, NAME), score, untuned, step + 1)
+                best = TunedAdapter(tuner.state(), score, untuned, step + 1)
         advance(step + 1, found)
         if step + 1 - best.steps >= config.patience * config.validate_every:
             break

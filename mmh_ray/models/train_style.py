@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mmh_ray.config import GridConfig, RestyleConfig, StyleConfig
 from mmh_ray.imaging.anatomy import Anatomy
-from mmh_ray.imaging.intensity import robust_scaling
+from mmh_ray.imaging.intensity import correct_bias, robust_scaling
 from mmh_ray.imaging.phantom import CANONICAL, SEQUENCES, Scanner, random_scanner, render
 from mmh_ray.imaging.simulation import simulated_person
 from mmh_ray.models.restyle import restyle
@@ -140,11 +140,18 @@ def statistics_of_blocks(encoder: TriPlanarStyleEncoder, blocks: int, seed: int)
         for number in range(blocks):
             draw = np.random.default_rng([seed, number, 1])
             people = [pool[index] for index in draw.choice(REFINE_POOL, REFINE_PEOPLE, replace=False)]
+            masks = [one.brain for one in people] * REFINE_SCANNERS
             scans = block(people, SEQUENCES[number % 2], grid, REFINE_SCANNERS, [seed, number, 2], alike=True)
-            masks = torch.from_numpy(np.stack([one.brain for one in people])).repeat(REFINE_SCANNERS, 1, 1, 1)
-            found.append(seer.features(torch.from_numpy(np.stack(list(scans))), masks))
+            corrected = [_without_bias(scan, mask, grid) for scan, mask in zip(scans, masks, strict=True)]
+            found.append(seer.features(*(torch.from_numpy(np.stack(stack)) for stack in (corrected, masks))))
             advance()
     return torch.stack(found)
+
+
+def _without_bias(scan: np.ndarray, mask: np.ndarray, grid: GridConfig) -> np.ndarray:
+    """The scan after N4, as prepared volumes are."""
+    corrected = correct_bias(scan, mask, (grid.spacing_mm,) * 3)
+    return np.clip(robust_scaling(corrected, mask).apply(corrected), 0, 2) * mask
 
 
 def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed: int) -> dict[str, float]:
@@ -201,8 +208,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=160, help="of the whole encoder")
-    parser.add_argument("--blocks", type=int, default=30, help="seen while head and aggregator are refined")
-    parser.add_argument("--refine-steps", type=int, default=300)
+    parser.add_argument("--blocks", type=int, default=60, help="seen while head and aggregator are refined")
+    parser.add_argument("--refine-steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -31,7 +31,7 @@ class HarmonizerModel(PythonModel):
         folder, self.target = Path(context.artifacts["bundle"]), None
         if (folder / FACTS).is_file():
             self.target = load_target(folder)
-            folder, _ = resolve_model(self.target.facts["base"]["uri"].removeprefix("file://"), TrackingConfig())
+            folder, _ = resolve_model(self.target.facts["base"]["uri"], TrackingConfig(uri=mlflow.get_tracking_uri()))
         bundle = load_bundle(folder)
         if self.target is not None:
             self.target.attach(bundle)

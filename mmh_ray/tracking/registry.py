@@ -6,6 +6,8 @@ import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import yaml
 
@@ -109,6 +111,8 @@ def _is_uri(model: str) -> bool:
 
 def _resolve(model: str, tracking: TrackingConfig, facts: str) -> tuple[Path, str]:
     """Folder with the file ``facts``, and the URI to cite."""
+    if model.startswith("file:"):
+        model = url2pathname(urlsplit(model).path)
     if not _is_uri(model):
         folder = Path(model).absolute()
         if not (folder / facts).is_file():

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmh_ray.bids.manifest import SCHEMA, assign_splits, find_images, read_manifest, to_table, write_manifest
+from mmh_ray.bids.manifest import SCHEMA, find_images, read_manifest, to_table, write_manifest
+from mmh_ray.bids.splits import assign_splits
 from mmh_ray.config import ManifestConfig
 from mmh_ray.errors import ConfigError, DataError
 
@@ -304,3 +305,37 @@ def test_an_archive_without_any_site_is_refused_only_where_one_is_required(tmp_p
     with pytest.raises(DataError, match="none of 1 images has a site"):
         find_images(tmp_path)
     assert [row["status"] for row in find_images(tmp_path, require_site=False)] == ["ok"]
+
+
+def test_a_folder_that_cannot_be_read_is_a_row_and_the_others_are_found(tmp_path, monkeypatch):
+    """A subject that is a broken link, and one whose session the file system refuses to list."""
+    people(tmp_path, "sub-01 A 30 F", "sub-02 A 30 F")
+    for stem in ("sub-01_T1w", "sub-02_ses-1_T1w", "sub-02_ses-2_T1w"):
+        image(tmp_path, stem)
+    (tmp_path / "sub-04").symlink_to(".git/annex/absent")
+    iterdir = Path.iterdir
+
+    def refusing(folder: Path):
+        if folder.name == "ses-1":
+            raise PermissionError(13, "Permission denied")
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    rows = by_id(tmp_path)
+    usable = {key for key, row in rows.items() if row["status"] == "ok"}
+    assert usable == {"sub-01_T1w", "sub-02_ses-2_T1w"}
+    assert rows.keys() - usable == {"sub-02/ses-1", "sub-04"}
+    assert "Permission denied; expected a readable folder" in rows["sub-02/ses-1"]["reason"]
+    assert "a broken link; expected a readable folder" in rows["sub-04"]["reason"]
+    assert (rows["sub-04"]["subject"], rows["sub-02/ses-1"]["subject"]) == ("04", "02")
+    assert to_table(rows.values()).num_rows == 4
+
+
+def test_a_mask_of_the_same_sequence_goes_before_one_of_the_session(tmp_path):
+    people(tmp_path, "sub-01 A 30 F")
+    for stem in ("sub-01_T1w", "sub-01_T2w"):
+        image(tmp_path, stem)
+    common = image(tmp_path / "derivatives/pipe", "sub-01_desc-brain_mask")
+    own = image(tmp_path / "derivatives/pipe", "sub-01_mod-T2w_desc-brain_mask")
+    masks = {key: row["mask_uri"] for key, row in by_id(tmp_path).items()}
+    assert masks == {"sub-01_T1w": str(common), "sub-01_T2w": str(own)}

@@ -39,6 +39,18 @@ def test_a_running_one_knows_rate_and_time_left(tmp_path):
     assert "4 of 10 images, 3.0 a minute, 0:02:00 left" in status.as_text()
 
 
+def test_what_was_skipped_says_nothing_of_the_rate(tmp_path):
+    record().write(tmp_path)
+    with Journal(tmp_path) as journal:
+        for number in range(5):
+            journal.append(row(f"i{number}", "skipped", seconds=1))
+        assert run_status(tmp_path, now=START + timedelta(seconds=2)).seconds_left is None
+        journal.append(row("new", seconds=60))
+        status = run_status(tmp_path, now=START + timedelta(seconds=60))
+    assert (status.done, status.per_second) == (6, pytest.approx(1 / 60))
+    assert status.seconds_left == pytest.approx(4 * 60)
+
+
 @pytest.mark.parametrize(
     ("more", "state"),
     [

@@ -259,7 +259,7 @@ def test_a_block_stacks_its_groups(store: str, domain: UnifiedDomain) -> None:
             np.testing.assert_array_equal(block[name][place], array)
     batch = SlabBatch.of_groups(block)
     assert batch.group.tolist() == [0, 0, 0, 1, 1, 1]
-    assert batch.image.shape == (6, 3, 24, 24)
+    assert batch.image.shape == (6, 3, 16, 24)
     for name in ("image", "condition", "mask", "position"):
         assert getattr(batch, name).dtype == torch.float32
     for name in ("sequence", "plane", "key"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.phantom import canonical
 from mmh_ray.models.bundle import bundle_hash
-from mmh_ray.provenance import sha256_file
+from mmh_ray.provenance import hash_of, sha256_file
 
 pytestmark = pytest.mark.ray
 
@@ -169,7 +171,8 @@ def test_ledger_tells_the_truth_of_every_image(job: FirstRun) -> None:
     for name in GOOD:
         assert (rows[name]["status"], rows[name]["reason"]) == ("done", None)
         assert job.out / rows[name]["output"] == job.derivative(name)
-        assert rows[name]["input_sha256"] == sha256_file(job.scan(name))
+        digest, mask = sha256_file(job.scan(name)), job.bids / "derivatives/masks/sub-01_desc-brain_mask.nii.gz"
+        assert rows[name]["input_sha256"] == hash_of([digest, sha256_file(mask)])
     for name, reason in REASONS.items():
         assert rows[name]["status"] == ("refused" if name == "sub-02_FLAIR" else "failed")
         assert reason in rows[name]["reason"]
@@ -237,6 +240,8 @@ def test_a_mended_image_is_done_and_the_command_ends_with_0(job: FirstRun) -> No
     assert {path: stamp for path, stamp in stamps(job.out).items() if "sub-05" not in path} == before
     for name in ("sub-02_FLAIR", "sub-03_T1w", "sub-04_T1w"):
         assert after[name] == rows[name]
+    assert main(arguments(job, "--participant-label", "05")) == 1  # it is broken again
+    assert not list((job.out / "sub-05").rglob("*.*"))  # what was made of the mended one has gone
 
 
 def test_other_settings_are_done_again(job: FirstRun) -> None:
@@ -329,6 +334,23 @@ def test_what_a_killed_run_left_half_written_is_cleared(job: FirstRun) -> None:
     left.write_bytes(b"half")
     harmonize(job.again())
     assert not left.exists()
+
+
+def test_a_run_whose_time_is_up_leaves_ledger_record_and_report(job: FirstRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = Journal.append
+
+    def terminated(journal: Journal, row: dict[str, Any]) -> None:
+        append(journal, row)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Journal, "append", terminated)
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM"):
+        harmonize(job.again())
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert run_status(job.out).state == "failed"
+    assert not (job.out / ".ledger.jsonl").exists()
+    assert "stopped by SIGTERM" in (job.out / "report.html").read_text()
 
 
 def test_a_run_that_fails_says_so_in_record_and_report(job: FirstRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""How the driver hands out images: several to an actor at a time, and after a death one by one."""
+"""How the driver hands out images: several to an actor at a time, after a death one by one, none for longer than it may take."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from mmh_ray.config import Config
+from mmh_ray.distributed import crew
 from mmh_ray.distributed import harmonize as driver
 from mmh_ray.distributed.job import Job
-from mmh_ray.distributed.worker import Look, ledger_row
+from mmh_ray.distributed.look import Look, ledger_row
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -22,7 +24,8 @@ LOOK = Look(None, "a" * 64)
 
 
 def rows_of(monkeypatch: pytest.MonkeyPatch, config: Config, bundle: Path, folder: Path, *images: str) -> dict:
-    """Rows by image, from actors that do nothing but meet: `fatal` ends its process, the others wait for a second image beside them."""
+    """Rows by image, from actors that do nothing but meet: `fatal` ends its process, `greedy` is killed for its memory, `endless` never
+    ends; the others wait for a second image beside them."""
 
     class Meeting:
         def __init__(self, *_: Any) -> None: ...
@@ -34,12 +37,18 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, config: Config, bundle: Path, folde
                 time.sleep(0.01)
             if row["image_id"] == "fatal":
                 os._exit(1)
+            if row["image_id"] == "greedy":
+                raise ray.exceptions.OutOfMemoryError("the node ran low on memory")
+            if row["image_id"] == "endless":
+                time.sleep(600)
             status = "done" if len(list(folder.iterdir())) > 1 else "failed"
             return [ledger_row(row, LOOK, status, None)]
 
     monkeypatch.setattr(driver, "HarmonizeWorker", Meeting)
     monkeypatch.setattr(driver, "MOST_ABREAST", 2)
-    job = Job("bids", str(folder), str(bundle), replace(config, harmonize=replace(config.harmonize, slots=1)))
+    job = Job(
+        "bids", str(folder), str(bundle), replace(config, harmonize=replace(config.harmonize, slots=1, timeout_s=6.0))
+    )
     rows = [{"image_id": name, "uri": name, "site": None, "sequence": "T1w"} for name in images]
     return {row["image_id"]: row for found in driver._run(rows, job, bundle, {}, [LOOK]) for row in found}
 
@@ -62,3 +71,36 @@ def test_an_image_that_kills_its_actor_fails_alone(
         "last": "done",
     }
     assert "the worker died 2 times on this image" in rows["fatal"]["reason"]
+
+
+def test_an_image_that_takes_all_memory_and_one_that_never_ends_fail_alone(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: Config, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    rows = rows_of(monkeypatch, tiny_config, tiny_bundle, tmp_path, "greedy", "beside it", "endless", "last")
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "greedy": "failed",
+        "beside it": "done",
+        "endless": "failed",
+        "last": "done",
+    }
+    assert "the node ran low on memory" in rows["greedy"]["reason"]
+    assert "not done after 6 s; raise harmonize.timeout_s" in rows["endless"]["reason"]
+
+
+def test_where_no_worker_can_start_every_image_has_that_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unlucky:
+        def __init__(self) -> None:
+            raise RuntimeError("no model here")
+
+    actor = ray.remote(num_cpus=0)(Unlucky)
+    nowhere = ray.remote(num_cpus=0, resources={"of another world": 1})(Unlucky)
+
+    def failed(row: dict[str, Any], reason: str) -> list[dict[str, Any]]:
+        return [{**row, "reason": reason}]
+
+    for kind, words in ((actor, "no model here"), (nowhere, "no worker could be started within 2 s with")):
+        if kind is nowhere:
+            monkeypatch.setattr(crew, "STARTING_S", 2.0)
+        rows = [row for found in crew.Crew(kind.remote, 2, 1, 60, failed).run([{}, {}]) for row in found]
+        assert len(rows) == 2
+        assert all(words in row["reason"] for row in rows), rows

@@ -8,18 +8,22 @@ import nibabel as nib
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy import ndimage
 
 from mmh_ray.bids.manifest import read_manifest, to_table, write_manifest
-from mmh_ray.config import Config, GridConfig, ModelConfig, PrepareConfig
+from mmh_ray.config import Config, GridConfig, ModelConfig, PrepareConfig, QualityConfig
 from mmh_ray.distributed import shards
 from mmh_ray.distributed.prepare import Outcome, prepare, prepare_shard
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.imaging.phantom import SITES, render
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import read_volume
 from mmh_ray.provenance import sha256_file
 
-CONFIG = Config(grid=GridConfig(8.0, (24, 24, 24)), prepare=PrepareConfig(n4=False, shard_volumes=2))
+PLAIN = PrepareConfig(n4=False, register=False, shard_volumes=2)
+CONFIG = Config(grid=GridConfig(8.0, (24, 24, 24)), prepare=PLAIN)
 SUBJECTS = ("01", "02", "03")
 
 
@@ -102,7 +106,7 @@ def test_twice_with_the_same_does_nothing(rows, store, ray_cluster):
     run(rows, store)
     before = stamps(store)
     assert run(rows, store) == Outcome(done=0, skipped=6, failed=0)
-    packed = dataclasses.replace(CONFIG, prepare=PrepareConfig(n4=False, shard_volumes=1))
+    packed = dataclasses.replace(CONFIG, prepare=dataclasses.replace(PLAIN, shard_volumes=1))
     assert run(rows, store, packed) == Outcome(done=0, skipped=6, failed=0)
     assert stamps(store) == before
 
@@ -131,7 +135,7 @@ def test_what_changed_is_done_again_and_what_left_is_gone(rows, store, ray_clust
     changed = [rewritten(rows[0], 2.0), *rows[1:]]
     assert run(changed, store) == Outcome(done=1, skipped=5, failed=0)
     assert PreparedStore(store).data_hash != first.data_hash
-    sharper = dataclasses.replace(CONFIG, prepare=PrepareConfig(n4=False, upper_percentile=99.0, shard_volumes=2))
+    sharper = dataclasses.replace(CONFIG, prepare=dataclasses.replace(PLAIN, upper_percentile=99.0))
     assert run(changed, store, sharper) == Outcome(done=6, skipped=0, failed=0)
     kept = [row for row in changed if row["subject"] == "01"]
     assert run(kept, store, sharper) == Outcome(done=0, skipped=2, failed=0)
@@ -182,12 +186,45 @@ def test_a_task_gives_every_exception_to_its_image(rows, store):
     outside |= dict.fromkeys(("subject", "session", "site", "sequence", "split"))
     stale = rows[1] | {"sha256": "of other bytes"}
     given = [row | {"session": None, "provenance": "p"} for row in (rows[0], outside, stale)]
-    entries = {entry["image_id"]: entry for entry in prepare_shard(given, store, CONFIG.grid, CONFIG.prepare)}
+    found = prepare_shard(given, store, CONFIG.grid, CONFIG.prepare, CONFIG.quality)
+    entries = {entry["image_id"]: entry for entry in found}
     assert entries["sub-01_T1w"]["status"] == "ok"
     assert "FileNotFoundError" in entries["gone"]["reason"]
     assert "changed since the manifest" in entries["sub-01_T2w"]["reason"]
     shards.write_index(store, entries.values())
     assert [entry["status"] for entry in PreparedStore(store).index] == ["failed", "ok", "failed"]
+
+
+def head(seed: int, sequence: str) -> nib.Nifti1Image:
+    """A simulated head with its scalp, at 4 mm; as CT in Hounsfield units, the skull brightest and air at -1000."""
+    anatomy = simulate_anatomy(Person(seed, scalp=True), 4.0)
+    if sequence != "CT":
+        data = render(anatomy, SITES[0], sequence, np.random.default_rng(seed), 4.0)
+        return nib.Nifti1Image(data.astype(np.float32), anatomy.affine)
+    fluid, grey, white, lesion = anatomy.fractions
+    inside = ndimage.binary_fill_holes(anatomy.fractions.sum(0) + anatomy.scalp > 0.5)
+    bone = np.clip(inside - anatomy.fractions.sum(0) - anatomy.scalp, 0, 1)
+    data = 8 * fluid + 37 * grey + 28 * white + 30 * lesion + 60 * anatomy.scalp + 1000 * bone - 1000 * ~inside
+    data += np.random.default_rng(seed).normal(0, 4, inside.shape)
+    return nib.Nifti1Image(data.astype(np.float32), anatomy.affine)
+
+
+@pytest.mark.slow
+def test_what_is_no_adults_mri_is_no_training_volume(tmp_path, store):
+    """Registered for real: a CT, a head of an infant's size and a T2w under a T1w's name are rows with the reason they are refused for."""
+    infant, scans = head(5, "T1w"), {"01": head(5, "T1w"), "02": head(5, "CT"), "04": head(5, "T2w")}
+    scans["03"] = nib.Nifti1Image(infant.dataobj, np.diag([0.65, 0.65, 0.65, 1]) @ infant.affine)
+    rows = []
+    for subject, image in scans.items():
+        path = tmp_path / f"sub-{subject}_T1w.nii.gz"
+        nib.save(image, path)
+        rows.append(manifest_row(path, subject, "T1w", None) | {"session": None, "provenance": "p"})
+    found = prepare_shard(rows, store, CONFIG.grid, PrepareConfig(n4=False), QualityConfig())
+    reasons = {entry["subject"]: entry["reason"] for entry in found}
+    assert reasons.pop("01") is None
+    assert "expected a T1w: " in reasons["04"]
+    for subject in ("02", "03"):
+        assert "ICBM-152 template fits by" in reasons[subject] or "expected a T1w: " in reasons[subject], reasons
 
 
 @pytest.mark.fast

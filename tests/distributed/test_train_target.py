@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +15,8 @@ import pytest
 
 from mmh_ray import tracking
 from mmh_ray.bids.ledger import read_ledger
-from mmh_ray.config import Config, ManifestConfig, PhantomConfig, TargetConfig, TrackingConfig
-from mmh_ray.distributed.evaluate_target import evaluate_target
+from mmh_ray.config import Config, ManifestConfig, PhantomConfig, StyleConfig, TargetConfig, TrackingConfig
+from mmh_ray.distributed.evaluate_target import draw, evaluate_target
 from mmh_ray.distributed.harmonize import harmonize, plan
 from mmh_ray.distributed.job import Job
 from mmh_ray.distributed.manifest import build_manifest
@@ -55,7 +57,9 @@ def config(workshop: Path, tiny_config: Config) -> Config:
         tiny_config,
         phantom=PhantomConfig(sites=2, subjects_per_site=4, travelers=1, spacing_mm=6),
         manifest=ManifestConfig(val_fraction=0.25, test_fraction=0),
-        target=TargetConfig(SITES, steps=4, slabs_per_plane=1, restyles=1, validate_every=2, storage=str(workshop)),
+        target=TargetConfig(
+            SITES, images=3, steps=4, slabs_per_plane=1, restyles=1, validate_every=2, storage=str(workshop)
+        ),
         tracking=TrackingConfig(uri=f"sqlite:///{workshop / 'mlflow.db'}"),
     )
 
@@ -99,10 +103,12 @@ def test_nobody_of_the_test_split_is_looked_at(trained: list[TrainedTarget]) -> 
         training = load_target(target.bundle).facts["training"]
         for sequence in ("T1w", "T2w"):
             found = training[sequence]
-            assert len(found["images"]) == 3
-            assert len(found["validation_images"]) == 1
+            assert len(found["images"]) == 2
+            assert len(found["validation_images"]) == 1  # three in all
             assert all(name.startswith(f"sub-{target.site}") for name in found["images"] + found["validation_images"])
-            assert not [name for name in found["sources"] if "traveler" in name or target.site in name]
+            sources = found["sources"] + found["validation_sources"]
+            assert len(set(sources)) == len(sources) == 4
+            assert not [name for name in sources if "traveler" in name or target.site in name]
 
 
 def test_one_run_moves_an_archive_to_several_targets(
@@ -124,6 +130,23 @@ def test_one_run_moves_an_archive_to_several_targets(
     assert not np.allclose(one, two, atol=1e-3)
 
 
+def test_the_travelers_own_scan_at_the_target_is_no_input(
+    trained: list[TrainedTarget], workshop: Path, tiny_bundle: Path, config: Config
+) -> None:
+    name, moved = "anat/sub-traveler01_ses-{}{}_T1w.nii.gz", []
+    for power in (1, 2):
+        bids, out = workshop / f"power{power}", workshop / f"power{power}moved"
+        shutil.copytree(workshop / "bids", bids)
+        answer = bids / "sub-traveler01/ses-alder" / name.format("alder", "")
+        scan = nib.load(answer)
+        nib.save(nib.Nifti1Image((scan.get_fdata() ** power).astype(np.float32), scan.affine), answer)
+        job = Job(str(bids), str(out), str(tiny_bundle), config, ("traveler01",), ("T1w",), targets=("alder",))
+        assert sum(harmonize(job).values()) == 2
+        output = out / "sub-traveler01/ses-birch" / name.format("birch", "_desc-harmonizedAlder")
+        moved.append(nib.load(output).get_fdata())
+    assert np.array_equal(*moved)
+
+
 def test_a_scan_can_be_the_target(workshop: Path, store: str, tiny_bundle: Path, config: Config) -> None:
     reference = workshop / "bids/sub-birch01/anat/sub-birch01_T1w.nii.gz"
     out = workshop / "like"
@@ -131,6 +154,11 @@ def test_a_scan_can_be_the_target(workshop: Path, store: str, tiny_bundle: Path,
     assert harmonize(job) == {"done": 2, "refused": 2}  # a T1w says nothing of T2w
     reasons = {row["reason"] for row in read_ledger(out / "ledger.parquet") if row["status"] == "refused"}
     assert reasons == {"sequence T2w; target sub-birch01_T1w knows T1w"}
+    (sidecar, _) = sorted(out.glob("sub-traveler01/*/anat/*.json"))
+    facts = json.loads(sidecar.read_text())["TargetModel"]
+    assert 0 <= facts["style_distance"] < 2
+    assert facts["style_encoder"]["backbone"] == "embedded"
+    assert facts["reference_mask_sha256"] is not None  # the archive's
 
 
 def test_an_adapter_of_another_base_is_refused(
@@ -162,6 +190,14 @@ def test_the_evaluation_scores_every_method(
         assert methods["target_raw"]["gradient_correlation"] == pytest.approx(1)
         assert methods["target_nyul"]["w1"] < methods["target_raw"]["w1"]  # it matches the cohort's deciles
         assert methods["target_raw"]["truth_nrmse"] is not None
+        assert 0 < methods["target_harmonized"]["dice"] <= 1
+        assert methods["target_harmonized"]["site_probe_style"] is None  # one source site
+        assert {row["failed"] for row in methods.values()} == {0}
+    other = replace(config, style=StyleConfig(slices=5))
+    with pytest.raises(ModelError, match="style encoder"):
+        evaluate_target(manifest, "alder", unified, moved, other, truth)
+    draw(manifest, "alder", unified, moved, config, truth, workshop)
+    assert all((workshop / f"target_{name}.png").stat().st_size > 10_000 for name in ("T1w", "T2w"))
     with pytest.raises(DataError, match="nobody scanned at oak"):
         evaluate_target(manifest, "oak", unified, moved, config)
 

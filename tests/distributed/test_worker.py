@@ -17,12 +17,17 @@ import numpy as np
 import pytest
 import torch
 
+import mmh_ray.harmonizer
+from mmh_ray.bids.derivatives import derivative_files, sidecar_path
 from mmh_ray.config import Config
-from mmh_ray.distributed.worker import HarmonizeWorker, Look, is_current
+from mmh_ray.distributed import worker as worker_module
+from mmh_ray.distributed.look import Look, is_current, ledger_row, remove_stale
+from mmh_ray.distributed.worker import HarmonizeWorker
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
-from mmh_ray.models.adapter import SiteStyle
+from mmh_ray.models.adapter import SiteStyle, attach, state_of
+from mmh_ray.models.bundle import Bundle, load_bundle
 from mmh_ray.models.target_bundle import Target
 
 pytestmark = pytest.mark.fast
@@ -71,7 +76,37 @@ def test_a_row_tells_what_was_done_and_the_next_run_needs_not_do_it(
     assert (again["status"], again["flags"]) == ("skipped", done["flags"])
     assert is_current(earlier, tmp_path, done["input_sha256"], FACTS["model_hash"], UNIFIED)
     assert not is_current(earlier, tmp_path, "another file's digest", FACTS["model_hash"], UNIFIED)
-    assert not is_current(earlier, tmp_path, done["input_sha256"], FACTS["model_hash"], Look(None, "c" * 64))
+    other = Look(None, "c" * 64)
+    assert not is_current(earlier, tmp_path, done["input_sha256"], FACTS["model_hash"], other)
+    (masked,) = worker.harmonize(row_of(scan, earlier={None: earlier}, mask_uri=str(scan)))
+    assert (masked["status"], masked["input_sha256"] == done["input_sha256"]) == ("done", False), masked  # a mask came
+    (replaced,) = HarmonizeWorker(files, config, str(tmp_path), FACTS, [other]).harmonize(row_of(scan))
+    assert replaced["output"] == done["output"]
+    assert not is_current(earlier, tmp_path, done["input_sha256"], FACTS["model_hash"], UNIFIED)  # the sidecar tells
+
+
+@pytest.mark.parametrize(
+    ("digest", "model", "gone"),
+    [("d" * 64, "a" * 64, True), (None, "a" * 64, False), (None, "e" * 64, True)],
+    ids=["another scan", "the same as far as known", "another model"],
+)
+def test_what_was_made_of_an_image_that_fails_now_is_removed_where_it_is_out_of_date(
+    tmp_path: Path, config: Config, digest: str | None, model: str, gone: bool
+) -> None:
+    image = tmp_path / "sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz"
+    paths = derivative_files(image)
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    made = {"input_sha256": "f" * 64, "model_hash": "a" * 64, "settings_hash": UNIFIED.settings_hash}
+    sidecar_path(image).write_text(json.dumps({"Provenance": made}))
+    scan = tmp_path / "sub-01_T1w.nii.gz"
+    second = ledger_row(row_of(scan, image_id="sub-01/anat/sub-01_T1w.nii.gz"), UNIFIED, "failed", "second file")
+    remove_stale(second, UNIFIED, tmp_path, config.harmonize, model)
+    assert all(path.exists() for path in paths)  # they are the first file's
+    failed = ledger_row(row_of(scan), UNIFIED, "failed", "no more", input_sha256=digest)
+    remove_stale(failed, UNIFIED, tmp_path, config.harmonize, model)
+    assert [path.exists() for path in paths] == [not gone] * 4
 
 
 def test_all_looks_of_an_image_share_one_global_pass(
@@ -97,6 +132,39 @@ def test_all_looks_of_an_image_share_one_global_pass(
     sidecar = json.loads((tmp_path / rows["dim"]["output"].replace(".nii.gz", ".json")).read_text())
     assert (sidecar["TargetSite"], sidecar["TargetModel"]["URI"]) == ("dim", "models:/mmh-target-dim/1")
     assert sidecar["SourceSiteSeenInTraining"] is False
+    assert sidecar["Units"].startswith("unit intensity of the target site")
+    worker.harmonizer.bundle.facts["training"]["counts"] = {"north": {"T1w": 3}}
+    rows = worker.harmonize(row_of(scan))
+    sidecar = json.loads((tmp_path / rows[0]["output"].replace(".nii.gz", ".json")).read_text())
+    assert sidecar["SourceSiteSeenInTraining"] is True
+    assert sidecar["Units"].startswith("unit intensity of the unified domain")
+
+
+def test_targets_share_the_pass_without_an_adapter(
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle_of(files, tmp_path)
+    attach(bundle.model, "blank", 2)
+    blank, style = state_of(bundle.model, "blank"), SiteStyle(KNOTS, KNOTS, np.linspace(0, 1, 257), 0.0)
+    strong = [{key: level * torch.ones_like(value) for key, value in blank.items()} for level in (0.0, 0.1)]
+    targets = [Target(f"t{i}", {"T1w": style}, f"{i}" * 64, "", {}, {"T1w": w}, 2) for i, w in enumerate(strong)]
+    looks = [Look(target, target.hash) for target in targets]
+    worker = HarmonizeWorker(files, config, str(tmp_path / "out"), FACTS, looks)
+    passes: list[str] = []
+    run = mmh_ray.harmonizer.estimate_planes
+    monkeypatch.setattr(mmh_ray.harmonizer, "estimate_planes", lambda *given: (passes.append("pass"), run(*given))[1])
+    rows = worker.harmonize(row_of(scan))
+    assert [row["status"] for row in rows] == ["done", "done"]
+    assert len(passes) == len(looks) + 2
+    one, other = (nib.load(tmp_path / "out" / row["output"]).get_fdata() for row in rows)
+    assert not np.allclose(one, other, atol=1e-3)
+
+
+def load_bundle_of(files: dict[str, bytes], folder: Path) -> Bundle:
+    """The bundle of these files."""
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return load_bundle(folder)
 
 
 def test_another_sequence_under_this_name_is_refused(files: dict[str, bytes], config: Config, tmp_path: Path) -> None:
@@ -132,6 +200,48 @@ def test_where_memory_runs_out_batches_are_halved_then_the_row_fails(
     assert found["status"] == "failed"
     assert "not even one slab at a time" in found["reason"]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_last_resort_is_the_cpu_and_the_next_image_tries_the_gpu_again(
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that is only named: it is full for the first image, and has no room for the model after the first and the second."""
+    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS, [UNIFIED])
+    device, moves, infer = ["cuda"], list[str](), Harmonizer.infer
+    worker._device = torch.device("cuda")
+
+    def to(model: torch.nn.Module, where: str | torch.device) -> torch.nn.Module:
+        moves.append(str(where))
+        if str(where) == "cuda" and moves.count("cuda") == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        device[0] = str(where)
+        return model
+
+    def hungry(self: Harmonizer, *arguments: Any) -> Any:
+        if device[0] == "cuda":
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory")
+        return infer(self, *arguments)
+
+    monkeypatch.setattr(worker_module, "_device_of", lambda model: torch.device(device[0]))
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    monkeypatch.setattr(Harmonizer, "infer", hungry)
+    ready = worker._ready(row_of(scan))
+    for expected in (["cpu"], ["cuda", "cpu"], ["cuda", "cpu"]):
+        moves_before = len(moves)
+        assert len(worker._with_less_memory(ready, "sub-01_T1w", [None])) == 1
+        assert moves[moves_before:] == expected
+    assert worker.harmonizer.settings.batch_slabs == 1  # later images keep the smaller batch
+
+
+def test_an_error_that_is_not_of_memory_is_not_tried_again(
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Harmonizer, "infer", broken)
+    (found,) = HarmonizeWorker(files, config, str(tmp_path), FACTS, [UNIFIED]).harmonize(row_of(scan))
+    assert found["reason"] == f"{scan}: RuntimeError: shapes differ"
 
 
 def test_a_file_that_cannot_be_written_whole_fails_the_image_and_leaves_nothing(

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
+from skimage.exposure import match_histograms
 
 from mmh_ray.evaluation.baselines import (
     BASELINES,
@@ -174,3 +175,10 @@ def test_denoising_removes_noise_and_keeps_the_background_clear():
 
     assert disagreement(smooth.apply(noisy, MASK)) < 0.6 * disagreement(matching.apply(noisy, MASK))
     assert not smooth.apply(noisy, MASK)[~MASK].any()
+
+
+def test_histogram_matching_is_scikit_images():
+    image, matching = _image(9), HistogramMatching.fit(_training())
+    reference = np.interp(np.linspace(0, 1, 20_001), np.linspace(0, 1, LEVELS), matching.quantiles)
+    expected = match_histograms(image[MASK], reference)
+    assert np.abs(matching.apply(image, MASK)[MASK] - expected).mean() < 2e-3 * np.ptp(expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from mmh_ray.evaluation.clustering import (
@@ -89,3 +90,15 @@ def test_tsne_keeps_far_sites_apart_and_repeats_itself():
     assert found.shape == (30, 2)
     assert silhouette_score(found, SITE[::4]) > 0.5
     assert np.array_equal(found, tsne(x))
+
+
+def test_kbet_is_scipys_chi_square_of_each_images_nearest(rng):
+    features, labels = rng.normal(size=(40, 3)), np.repeat(list("abcd"), 10)
+    features[:15] += 1.5
+    expected = []
+    for row in features:
+        nearest = np.argsort(((features - row) ** 2).sum(axis=1))[1:6]  # the first is the image itself
+        counts = [(labels[nearest] == name).sum() for name in "abcd"]
+        expected.append(chisquare(counts, [1.25] * 4).pvalue < 0.05)
+    assert 0 < np.mean(expected) < 1
+    assert np.array_equal(kbet(features, labels), np.array(expected, float))

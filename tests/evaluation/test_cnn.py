@@ -24,5 +24,6 @@ def test_network_tells_an_invisible_pattern_and_repeats_itself(rng):
     subject = np.arange(len(site)).astype(str)
     found = cnn_site_probe(marked, site, subject)
     assert found.balanced_accuracy > 0.9
+    assert all(training.converged and training.accuracy == 1 and training.loss < 0.02 for training in found.trainings)
     assert np.array_equal(found.predicted, cnn_site_probe(marked, site, subject).predicted)
     assert cnn_site_probe(marked, site, subject, trained_on=plain).balanced_accuracy < 0.8

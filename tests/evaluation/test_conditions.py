@@ -28,9 +28,12 @@ def test_the_same_again_is_alike_and_each_change_is_named(truth: Path, tmp_path:
     found = conditions([ROW], str(truth), config)
     assert unlike(found, conditions([dict(ROW)], str(truth), config)) == []
     other = replace(config, evaluate=EvaluateConfig(cnn="none", seed=1))
-    assert unlike(found, conditions([ROW], str(truth), other)) == ["cnn", "seed"]
+    assert unlike(found, conditions([ROW], str(truth), other)) == ["cnn", "seed", "style"]
+    other = replace(config, style=replace(config.style, slices=3))
+    assert unlike(found, conditions([ROW], str(truth), other)) == ["style"]
     assert unlike(found, conditions([ROW | {"site": "b"}], str(truth), config)) == ["facts"]
-    assert unlike(found, conditions([ROW | {"mask_uri": str(mask)}], str(truth), config)) == ["masks"]
+    for kind in ("mask_uri", "lesion_uri"):
+        assert unlike(found, conditions([ROW | {kind: str(mask)}], str(truth), config)) == ["masks"]
     assert unlike(found, conditions([ROW], None, config)) == ["truth"]
     next(truth.rglob("*.nii.gz")).write_bytes(b"123")
     assert unlike(found, conditions([ROW], str(truth), config)) == ["truth"]

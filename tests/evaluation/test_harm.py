@@ -19,7 +19,8 @@ from mmh_ray.evaluation.harm import (
     structural_dissimilarity,
     tissue_quantiles,
 )
-from mmh_ray.evaluation.metrics import w1
+from mmh_ray.evaluation.metrics import scale_by_percentiles, w1
+from mmh_ray.imaging.intensity import noise_level
 
 pytestmark = pytest.mark.fast
 
@@ -126,3 +127,29 @@ def test_a_lesion_is_kept_faded_or_erased():
     assert lesion_preservation(around + 0.5 * lesion, source, lesion, MASK) == pytest.approx(0.5, abs=0.05)
     assert lesion_preservation(around, source, lesion, MASK) == pytest.approx(0, abs=0.05)
     assert np.isnan(lesion_contrast(source, lesion & ~lesion, MASK))
+
+
+def test_hallucination_is_what_least_squares_leaves_window_by_window():
+    shape = (10, 11, 9)
+    source, output = (ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1) for seed in (0, 1))
+    output, mask = output + source, np.ones(shape, bool)
+    x, y = scale_by_percentiles(source, mask).astype(float), scale_by_percentiles(output, mask).astype(float)
+    slope, residual, own = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for place in np.ndindex(*shape):
+        window = tuple(slice(max(0, i - 2), i + 3) for i in place)
+        fit = np.polyfit(x[window].ravel(), y[window].ravel(), 1)
+        slope[place], own[place] = fit[0], y[window].var()
+        residual[place] = (y[window] - np.polyval(fit, x[window])).var()
+    noise = noise_level((y - ndimage.uniform_filter(slope, 5) * x).astype(np.float32), mask) ** 2
+    expected = np.maximum(residual - noise, 0).sum() / own.sum()
+    assert expected > 0.05
+    assert hallucination(output, source, mask) == pytest.approx(expected, rel=1e-3)
+
+
+def test_noise_is_the_median_of_the_finest_haar_details_of_blocks():
+    image = np.random.default_rng(4).normal(0, 0.1, SHAPE)
+    span, sign = np.ptp(np.percentile(image, [1, 99])), np.array([1, -1]) / np.sqrt(2)
+    blocks = image.reshape(SHAPE[0] // 2, 2, SHAPE[1] // 2, 2, SHAPE[2] // 2, 2)
+    details = np.einsum("aibjck,i,j,k->abc", blocks, sign, sign, sign)
+    expected = np.median(np.abs(details)) / 0.6745 / span
+    assert noise_estimate(image, np.ones(SHAPE, bool)) == pytest.approx(expected, rel=0.05)

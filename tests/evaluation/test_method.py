@@ -7,11 +7,12 @@ import pytest
 
 from mmh_ray.evaluation import clustering
 from mmh_ray.evaluation.feature_baselines import traits
-from mmh_ray.evaluation.measuring import Bulk, Clock
+from mmh_ray.evaluation.measuring import Bulk, Clock, Detail
 from mmh_ray.evaluation.method import Kept, cohort_figures, gather
 
 pytestmark = pytest.mark.fast
 
+NO_DETAIL = Detail((1, 1, 1), np.zeros((1, 1, 1), np.float16))
 BY_PERSON = ("subject_silhouette", "subject_adjusted_rand", "subject_lisi", "subject_kbet", "subject_nearest")
 
 
@@ -27,7 +28,8 @@ def _cases(person: float, site: float, people: int = 10, visits: int = 3) -> lis
             rows[-1] |= {"age": None, "sex": "MF"[i % 2], "gm_share": None}
             values = own + places[j] + 0.3 * rng.normal(size=6)
             quantiles = np.linspace(0, 1 + j, 256)
-            bulks["raw", name] = Bulk(quantiles, {}, None, dict(zip("uvwxyz", values, strict=True)), None)
+            features = dict(zip("uvwxyz", values, strict=True))
+            bulks["raw", name] = Bulk(quantiles, {}, None, features, None, features, NO_DETAIL)
         cases.append(Kept(rows, [], bulks))
     return cases
 

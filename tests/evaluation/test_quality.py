@@ -79,8 +79,21 @@ def test_a_field_of_view_that_cuts_the_brain_shows(anatomy: Anatomy) -> None:
 
 def test_without_a_registration_only_the_volume_is_known(anatomy: Anatomy) -> None:
     found = describe_scan(Volume(canonical(anatomy, "T1w", 3.0), anatomy.affine), anatomy.brain, None)
-    assert found == {"brain_ml": pytest.approx(anatomy.brain.sum() * 27 / 1000)}
+    assert found == {
+        "brain_ml": pytest.approx(anatomy.brain.sum() * 27 / 1000),
+        "background": pytest.approx(0, abs=0.01),
+    }
     check_scan("T2w", found, CONFIG)
+
+
+@pytest.mark.parametrize(("air", "flagged"), [(0.02, False), (0.5, True)])
+def test_air_that_is_not_dark_is_flagged(anatomy: Anatomy, air: float, flagged: bool) -> None:
+    """A constant added to all intensities, and a z-scored scan whose background is the mean, look alike: tissue starts far above 0."""
+    tissue = canonical(anatomy, "T1w", 3.0)
+    scan = 900 * (tissue / np.percentile(tissue[anatomy.brain], 99.5) * (1 - air) + air)
+    figures = figures_of(anatomy, scan)
+    assert figures["background"] == pytest.approx(air, abs=0.001)
+    assert any(flag.startswith("air: ") for flag in flags(figures, CONFIG)) == flagged
 
 
 def test_an_image_that_is_its_source_is_kept_whole(anatomy: Anatomy) -> None:
@@ -97,6 +110,7 @@ def test_every_bound_has_its_flag() -> None:
         "registration": 0.6,
         "coverage": 1,
         "brain_ml": 1300,
+        "background": 0.02,
         "disagreement": 0.02,
         "bright": 0,
     }

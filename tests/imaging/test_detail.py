@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from mmh_ray.imaging.detail import NOISE, add_detail, continued, local_affine
+from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.imaging.detail import DOUBT, NOISE, add_detail, continued, keep_levels, local_affine
+from mmh_ray.imaging.phantom import canonical
 
 pytestmark = pytest.mark.fast
 
@@ -26,6 +29,15 @@ def test_global_affine_style_is_recovered(textured: np.ndarray, ball: np.ndarray
     np.testing.assert_allclose(found_offset, offset, atol=0.01 * abs(slope))
 
 
+@pytest.mark.parametrize("contrast", [0.0, 0.01, 1.0])
+def test_the_scan_itself_has_slope_one_everywhere(textured: np.ndarray, ball: np.ndarray, contrast: float) -> None:
+    """However flat it is."""
+    scan = 0.5 + contrast * (textured - 0.5)
+    slope, offset = local_affine(scan, scan, ball, RADIUS)
+    np.testing.assert_allclose(slope, 1, atol=1e-4)
+    np.testing.assert_allclose(offset, 0, atol=1e-4)
+
+
 def test_outside_the_mask_does_not_matter(textured: np.ndarray, ball: np.ndarray) -> None:
     spoiled = np.where(ball, textured, 100).astype(np.float32)
     for found, expected in zip(
@@ -41,10 +53,10 @@ def test_coefficients_are_continued_outside_the_mask(textured: np.ndarray, ball:
     assert offset[0, 0, 0] == pytest.approx(0.2, abs=0.01)
 
 
-def test_flat_scan_takes_the_style_as_an_offset(ball: np.ndarray, rng: np.random.Generator) -> None:
+def test_flat_scan_takes_the_style_as_an_offset(ball: np.ndarray) -> None:
     styled = np.full(ball.shape, 0.8, np.float32)
     slope, offset = local_affine(np.full(ball.shape, 0.3, np.float32), styled, ball, RADIUS)
-    np.testing.assert_allclose(slope, 0, atol=1e-3)
+    np.testing.assert_allclose(slope, 1, atol=1e-3)
     np.testing.assert_allclose(slope * 0.3 + offset, styled, atol=1e-4)
 
 
@@ -109,3 +121,45 @@ def test_continued_values_are_those_of_the_nearest_voxel_inside(ball: np.ndarray
     found = continued(np.where(ball, left, -9), ball)
     np.testing.assert_array_equal(found[[0, -1]], left[[0, -1]])
     np.testing.assert_array_equal(found[ball], left[ball])
+
+
+@pytest.fixture(scope="module")
+def person() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A noisy brain with a cavity and without, what has a lesion's place, and the brain."""
+    rng = np.random.default_rng(3)
+    whole, cyst = (simulate_anatomy(Person(11, age=75, ventricles=1, cavities=count), 4.0) for count in (0, 1))
+    noise = rng.normal(0, 0.03, whole.brain.shape)
+    plain, scan = (np.abs(canonical(one, "T2w", 4.0) / 2 + noise) * whole.brain for one in (whole, cyst))
+    place = (cyst.fractions[0] > 0.8) & (whole.fractions[0] < 0.2)
+    return plain.astype(np.float32), scan.astype(np.float32), place, whole.brain
+
+
+def shown(image: np.ndarray, place: np.ndarray, brain: np.ndarray) -> float:
+    """Contrast of a place with what lies around it."""
+    around = ndimage.binary_dilation(place, iterations=3) & ~ndimage.binary_dilation(place) & brain
+    return float(image[place].mean() - image[around].mean())
+
+
+def test_a_model_that_erases_a_cavity_is_not_believed(person: tuple[np.ndarray, ...]) -> None:
+    plain, scan, place, brain = person
+    styled = (plain**0.7 * brain).astype(np.float32)  # a new style, and no cavity
+    kept = keep_levels(styled, scan, brain, 4.0)
+    assert shown(scan**0.7, place, brain) > 0.3
+    assert abs(shown(styled, place, brain)) < 0.1
+    assert shown(kept, place, brain) == pytest.approx(shown(scan**0.7, place, brain), rel=0.1)
+
+
+def test_a_model_that_invents_a_cavity_is_not_believed(person: tuple[np.ndarray, ...]) -> None:
+    plain, scan, place, brain = person
+    styled = (scan**0.7 * brain).astype(np.float32)
+    kept = keep_levels(styled, plain, brain, 4.0)
+    assert shown(styled, place, brain) > 0.3
+    assert abs(shown(kept, place, brain) - shown(plain**0.7, place, brain)) < 0.03
+
+
+def test_a_curve_a_field_and_less_noise_are_believed(person: tuple[np.ndarray, ...]) -> None:
+    _, scan, _, brain = person
+    field = np.linspace(0.9, 1.1, brain.shape[1])[:, None]
+    styled = (ndimage.gaussian_filter(scan, 0.5) ** 0.7 * field * brain).astype(np.float32)
+    moved = np.abs(keep_levels(styled, scan, brain, 4.0) - styled)[brain]
+    assert moved.mean() < DOUBT / 10

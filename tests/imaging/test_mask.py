@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mmh_ray.errors import DataError
 from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
-from mmh_ray.imaging.mask import find_brain, is_stripped
+from mmh_ray.imaging.mask import find_brain, is_stripped, on_grid_of
 from mmh_ray.imaging.phantom import SEQUENCES, SITES, render
 from mmh_ray.imaging.volume import Volume
 
@@ -26,6 +27,42 @@ def test_stripped_scan_keeps_what_is_not_zero(anatomy: Anatomy, clean: np.ndarra
     mask = find_brain(volume).mask
     assert mask[anatomy.brain].mean() > 0.999
     assert not mask[~anatomy.brain].sum() > 0.01 * anatomy.brain.sum()
+
+
+@pytest.mark.parametrize(("gain", "offset"), [(1.0, -1.0), (1000.0, 1024.0), (1.0, -0.3)])
+def test_background_of_a_stripped_scan_need_not_be_zero(
+    anatomy: Anatomy, clean: np.ndarray, gain: float, offset: float
+) -> None:
+    volume = Volume((gain * clean * anatomy.brain + offset).astype(np.float32), anatomy.affine)
+    assert is_stripped(volume)
+    np.testing.assert_array_equal(
+        find_brain(volume).mask, find_brain(volume.like(volume.data - np.float32(offset))).mask
+    )
+
+
+def test_a_stripped_scan_of_zero_mean_keeps_its_dark_half(anatomy: Anatomy, clean: np.ndarray) -> None:
+    scores = (clean - clean[anatomy.brain].mean()) / clean[anatomy.brain].std()
+    volume = Volume((scores * anatomy.brain).astype(np.float32), anatomy.affine)
+    assert (volume.data < 0).any()
+    assert find_brain(volume).mask[anatomy.brain].mean() > 0.999
+
+
+def test_a_given_mask_is_laid_on_the_scan_by_the_affines(anatomy: Anatomy, clean: np.ndarray) -> None:
+    scan, brain = Volume(clean, anatomy.affine), anatomy.brain.astype(np.float32)
+    same, resampled = on_grid_of(scan, Volume(brain, anatomy.affine))
+    assert not resampled
+    np.testing.assert_array_equal(same, anatomy.brain)
+    mirrored = anatomy.affine @ np.diag([-1.0, 1, 1, 1])
+    mirrored[:3, 3] = (anatomy.affine @ [len(brain) - 1, 0, 0, 1])[:3]
+    found, resampled = on_grid_of(
+        scan, Volume(brain[::-1], mirrored)
+    )  # the same shape, and the same place in the world
+    assert resampled
+    np.testing.assert_array_equal(found, anatomy.brain)
+    far = anatomy.affine.copy()
+    far[0, 3] += 150
+    with pytest.raises(DataError, match=r"of which .* lies in the scan's field of view; expected 50% or more"):
+        on_grid_of(scan, Volume(brain, far))
 
 
 def test_holes_are_filled_and_specks_left_out(ball: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -211,6 +212,18 @@ def test_what_is_there_already_is_skipped_and_recorded(anatomy: Anatomy, clean: 
 def test_mask_of_another_shape_is_refused(anatomy: Anatomy, clean: np.ndarray) -> None:
     with pytest.raises(DataError, match=r"mask of shape \(2, 2, 2\)"):
         prepare_volume(Volume(clean, anatomy.affine), np.ones((2, 2, 2), bool), GRID, PLAIN)
+
+
+def test_a_mask_on_another_grid_is_resampled_and_recorded(anatomy: Anatomy, clean: np.ndarray) -> None:
+    """A finer grid whose first voxel lies elsewhere."""
+    fine = anatomy.affine @ np.diag([0.5, 0.5, 0.5, 1])
+    mask = np.kron(anatomy.brain, np.ones((2, 2, 2)))
+    fine[:3, 3] -= np.diag(fine)[:3] / 2
+    plain = replace(PLAIN, register=False)
+    found = prepare_volume(Volume(clean, anatomy.affine), Volume(mask, fine), GRID, plain)
+    known = prepare_volume(Volume(clean, anatomy.affine), Volume(anatomy.brain, anatomy.affine), GRID, plain)
+    assert (found.steps[0], known.steps[0]) == ("mask: given, resampled", "mask: given")
+    assert 2 * (found.brain & anatomy.brain).sum() > 0.97 * (found.brain.sum() + anatomy.brain.sum())
 
 
 def test_empty_mask_is_refused(anatomy: Anatomy, clean: np.ndarray) -> None:

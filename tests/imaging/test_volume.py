@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import gzip
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
 from mmh_ray.errors import DataError
-from mmh_ray.imaging.volume import Volume, check_geometry, check_memory, read_volume, write_volume
+from mmh_ray.imaging.volume import (
+    BYTES_PER_VOXEL,
+    Room,
+    Volume,
+    check_geometry,
+    check_memory,
+    read_volume,
+    write_volume,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -91,6 +102,28 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(tmp_path: Pa
     check_memory(path, free=64 * 2**30)
     with pytest.raises(DataError, match="unreadable"):
         read_volume(path)
+
+
+def test_images_side_by_side_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for one and a half: the second image starts when the first has left, and does not fail."""
+    path, room, order = save(tmp_path / "a.nii", ramp(20, 20, 20)), Room(), list[str]()
+    memory = SimpleNamespace(available=1.5 * BYTES_PER_VOXEL * 20**3)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+    def second() -> None:
+        with room.taken_by(path):
+            order.append("second")
+
+    with room.taken_by(path):
+        other = threading.Thread(target=second)
+        other.start()
+        other.join(0.2)
+        order.append("first")
+    other.join(10)
+    assert order == ["first", "second"]
+    memory.available /= 2
+    with pytest.raises(DataError, match="at most the"), room.taken_by(path):
+        pass
 
 
 def test_nifti2_is_read(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 
 from mmh_ray.config import ModelConfig
 from mmh_ray.imaging.intensity import quantile_function
-from mmh_ray.imaging.slices import NORMAL, PLANES, along, crop_square
+from mmh_ray.imaging.slices import NORMAL, PLANES, along, crop_slices
 from mmh_ray.models.denoiser import Context, Denoiser
-from mmh_ray.models.groups import Conditioner, brain_slices, padded_side, training_group
+from mmh_ray.models.groups import Conditioner, brain_slices, padded_size, training_group
 
 pytestmark = pytest.mark.fast
 
@@ -29,9 +29,9 @@ def group_of(
 def test_shapes_and_types(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> None:
     found = {name: (array.shape, array.dtype) for name, array in group_of(brain, mask, tiny).items()}
     assert found == {
-        "image": ((6, 3, 24, 24), np.float16),
-        "condition": ((6, 9, 24, 24), np.float16),  # 3 components at 2 distances, 3 matched slices
-        "mask": ((6, 3, 24, 24), np.uint8),
+        "image": ((6, 3, 16, 24), np.float16),
+        "condition": ((6, 9, 16, 24), np.float16),  # 3 components at 2 distances, 3 matched slices
+        "mask": ((6, 3, 16, 24), np.uint8),
         "plane": ((6,), np.int64),
         "position": ((6,), np.float32),
         "sequence": ((6,), np.int64),
@@ -69,8 +69,8 @@ def test_image_mask_and_condition_show_the_slice_at_the_position(
         plane = PLANES[number]
         index = round(float(group["position"][row]) * (mask.shape[NORMAL[plane]] - 1))
         size = along(brain, plane).shape[1:]
-        np.testing.assert_allclose(crop_square(group["image"][row, 1], *size), along(brain, plane)[index], atol=1e-3)
-        np.testing.assert_array_equal(crop_square(group["mask"][row, 1], *size), along(mask, plane)[index])
+        np.testing.assert_allclose(crop_slices(group["image"][row, 1], *size), along(brain, plane)[index], atol=1e-3)
+        np.testing.assert_array_equal(crop_slices(group["mask"][row, 1], *size), along(mask, plane)[index])
         np.testing.assert_allclose(group["condition"][row], conditioner.slabs(plane, [index])[0], atol=1e-3)
 
 
@@ -121,19 +121,19 @@ def test_no_brain_has_no_slices() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "patch", "levels", "side"),
+    ("shape", "patch", "levels", "size"),
     [
-        ((16, 24, 16), 2, 2, 24),
-        ((17, 9, 5), 2, 2, 20),
-        ((17, 9, 5), 1, 1, 17),
-        ((17, 9, 5), 4, 3, 32),
-        ((56, 72, 56), 2, 3, 72),
+        ((16, 24, 16), 2, 2, (16, 24)),
+        ((17, 9, 5), 2, 2, (20, 12)),
+        ((17, 9, 5), 1, 1, (17, 9)),
+        ((17, 9, 5), 4, 3, (32, 16)),
+        ((56, 72, 56), 2, 3, (56, 72)),
     ],
 )
-def test_side_holds_the_volume_and_can_be_halved(
-    shape: tuple[int, int, int], patch: int, levels: int, side: int
+def test_slabs_hold_the_volume_and_can_be_halved(
+    shape: tuple[int, int, int], patch: int, levels: int, size: tuple[int, int]
 ) -> None:
-    assert padded_side(shape, ModelConfig(channels=(8,) * levels, patch=patch)) == side
+    assert padded_size(shape, ModelConfig(channels=(8,) * levels, patch=patch)) == size
 
 
 @pytest.mark.parametrize("model", [ModelConfig(channels=(8, 16, 16, 16)), ModelConfig(channels=(8, 16), patch=4)])

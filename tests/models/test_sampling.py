@@ -13,9 +13,10 @@ from mmh_ray.config import HarmonizeConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.imaging.slices import NORMAL, PLANES, take_slabs
 from mmh_ray.models import sampling
+from mmh_ray.models.calibration import harmonize_volume
 from mmh_ray.models.denoiser import Context, to_diffusion
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
-from mmh_ray.models.sampling import _walk, harmonize_volume, invert_and_sample, make_context, noise_slabs, sample
+from mmh_ray.models.sampling import _walk, invert_and_sample, make_context, noise_slabs, sample
 
 pytestmark = pytest.mark.fast
 
@@ -34,7 +35,9 @@ class Oracle(nn.Module):
         depth = self.volume.shape[NORMAL[plane]]
         indices = torch.round(context.position * (depth - 1)).long().tolist()
         self.calls.append((int(timestep[0]), len(noisy)))
-        return to_diffusion(torch.from_numpy(take_slabs(self.volume, plane, indices, self.slab, noisy.shape[-1])))
+        return to_diffusion(
+            torch.from_numpy(take_slabs(self.volume, plane, indices, self.slab, tuple(noisy.shape[-2:])))
+        )
 
 
 @pytest.fixture
@@ -128,14 +131,14 @@ def test_one_step_keeps_the_noise_and_moves_it_to_the_other_level(
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("slab", [1, 3, 5])
 def test_a_voxel_has_the_same_noise_in_every_plane_and_slab(rng: np.random.Generator, plane: str, slab: int) -> None:
-    shape, side = (5, 8, 6), 11
+    shape, side, size = (5, 8, 6), 11, (7, 11)
     cube = rng.standard_normal((side + slab - 1,) * 3)
     voxels = cube[tuple(slice((side - n) // 2 + slab // 2, (side - n) // 2 + slab // 2 + n) for n in shape)]
     indices = np.arange(shape[NORMAL[plane]])
-    found = noise_slabs(cube, plane, indices, slab, shape)
-    assert found.shape == (len(indices), slab, side, side)
-    expected = take_slabs(voxels, plane, indices, slab, side)
-    inside = take_slabs(np.ones(shape, bool), plane, indices, slab, side)
+    found = noise_slabs(cube, plane, indices, slab, shape, size)
+    assert found.shape == (len(indices), slab, *size)
+    expected = take_slabs(voxels, plane, indices, slab, size)
+    inside = take_slabs(np.ones(shape, bool), plane, indices, slab, size)
     np.testing.assert_array_equal(found[inside], expected[inside])
     assert found[~inside].all()  # noise all around, as in training
 

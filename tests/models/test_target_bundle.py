@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmh_ray.config import Config, TargetConfig
+from mmh_ray.config import Config, StyleConfig, TargetConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.models.adapter import SiteStyle, attach, state_of
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.style import make_style_encoder
 from mmh_ray.models.target_bundle import FACTS, load_target, save_target, target_hash
 from mmh_ray.models.target_harmonizer import TunedAdapter
 
@@ -67,6 +68,22 @@ def test_an_adapter_on_the_wrong_base_is_refused(folder: Path, model: GlobalHarm
         target.attach(SimpleNamespace(hash="c" * 64, model=model))  # type: ignore[arg-type]
     target.attach(SimpleNamespace(hash=BASE["hash"], model=model))  # type: ignore[arg-type]
     assert state_of(model, target.adapter("T1w"))
+
+
+def test_a_target_goes_on_only_with_its_own_style_encoder(tuned: TunedAdapter, tmp_path: Path) -> None:
+    encoder = make_style_encoder(StyleConfig(), 3.0)
+    with torch.no_grad():
+        encoder.aggregator.query.add_(1)  # as if it had been trained for this target
+    training = {"T1w": {"images": ["a"]}, "style_encoder": encoder.describe()}
+    given = tmp_path / "alder", "alder", BASE, {"T1w": STYLE}, {"T1w": tuned}, CONFIG, training
+    save_target(*given, encoder.aggregator.state_dict())
+    found = load_target(tmp_path / "alder").encoder(StyleConfig(), 3.0)
+    assert torch.equal(found.aggregator.query, encoder.aggregator.query)
+    with pytest.raises(ModelError, match=r"slices 5 for 12.*train the adapter anew"):
+        load_target(tmp_path / "alder").encoder(StyleConfig(slices=5), 3.0)
+    save_target(*given)  # whose aggregator was lost
+    with pytest.raises(ModelError, match="aggregator_sha256"):
+        load_target(tmp_path / "alder").encoder(StyleConfig(), 3.0)
 
 
 @pytest.mark.parametrize("damage", ["missing", "weights", "truncated", "format", "style"])

@@ -70,6 +70,18 @@ def test_gradients_reach_the_whole_adapter_and_nothing_else(
         assert (value.grad is not None and bool(value.grad.abs().sum() > 0)) == ("lora_" in name), name
 
 
+@pytest.mark.parametrize("part", ["reconstruction", "gradient", "statistics", "displacement"])
+def test_every_loss_teaches_the_adapter(tuner: TargetFineTuner, volumes: list[UnifiedVolume], part: str) -> None:
+    tuner(*batches(volumes, tuner.model, 0))[part].backward()
+    found = [value.grad for name, value in tuner.named_parameters() if "lora_B" in name]
+    assert any(grad is not None and bool(grad.abs().sum() > 0) for grad in found)
+
+
+def test_training_can_stop_early_at_the_default_settings() -> None:
+    config = TargetConfig()
+    assert 2 * config.patience * config.validate_every < config.steps
+
+
 def test_every_loss_counts_and_equal_keys_give_equal_losses(
     tuner: TargetFineTuner, volumes: list[UnifiedVolume]
 ) -> None:

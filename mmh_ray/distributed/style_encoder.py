@@ -1,0 +1,117 @@
+"""Style encoders at work: the aggregator of a backbone that brings none, trained once a run, and style vectors of scans as they are."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import ray
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmh_ray.config import Config, StyleConfig
+from mmh_ray.distributed.shards import PreparedStore
+from mmh_ray.imaging.intensity import robust_scaling
+from mmh_ray.models.restyle import restyle
+from mmh_ray.models.style import TriPlanarStyleEncoder, make_style_encoder
+from mmh_ray.models.style_backbones import EMBEDDED
+from mmh_ray.models.style_training import train_aggregator
+
+log = logging.getLogger(__name__)
+
+VOLUMES, STYLES = 4, 3
+"""Volumes per site and sequence, and looks of each, the first of which is its own."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass
+class StyleDescriber:
+    """Style vectors of images on any grid, each scaled by itself; travels to other processes, where it makes its encoder once.
+
+    Attributes
+    ----------
+    config, aggregator:
+        As :func:`mmh_ray.models.style.make_style_encoder` takes them.
+    """
+
+    config: StyleConfig
+    aggregator: Mapping[str, Tensor] = field(default_factory=dict)
+    _encoders: dict[float, TriPlanarStyleEncoder] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+        """``(D,)`` of unit length, of an image ``(I, J, K)`` in any units; its axes are turned to RAS, its voxels taken for cubes."""
+        spacing = round(float(np.cbrt(abs(np.linalg.det(affine[:3, :3])))), 2)
+        if spacing not in self._encoders:
+            self._encoders[spacing] = make_style_encoder(self.config, spacing, self.aggregator)
+        unit, turn = robust_scaling(image, mask).apply(image) * mask, nib.orientations.io_orientation(affine)
+        turned = [np.ascontiguousarray(nib.orientations.apply_orientation(part, turn))[None] for part in (unit, mask)]
+        vector = self._encoders[spacing](*map(torch.from_numpy, turned))
+        return F.normalize(vector, dim=1)[0].numpy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_encoders": {}}
+
+
+@dataclass(frozen=True)
+class TrainedAggregator:
+    """Weights of the aggregator, none where the backbone brings a trained one, and what :func:`train_aggregator` says of them."""
+
+    state: dict[str, Tensor]
+    figures: dict[str, float]
+
+
+def aggregator_for(store: PreparedStore, rows: Sequence[Row], config: Config, spacing_mm: float) -> TrainedAggregator:
+    """The aggregator that goes with ``config.style``, learned from ``rows`` of the store in one Ray task.
+
+    Raises
+    ------
+    ModelError
+        If the backbone cannot be had, the volumes show no contrast, or the style vectors collapsed.
+    """
+    if config.style.backbone == EMBEDDED:
+        return TrainedAggregator({}, {})
+    log.info("training the aggregator of style.backbone=%s", config.style.backbone)
+    remote = ray.remote(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU", 0) else 0)(learn_aggregator)
+    try:
+        return ray.get(remote.remote(store.uri, chosen(rows), config, spacing_mm))
+    except ray.exceptions.RayTaskError as error:
+        raise getattr(error, "cause", None) or error from error
+
+
+def chosen(rows: Sequence[Row]) -> list[Row]:
+    """At most :data:`VOLUMES` rows of split train per site and sequence."""
+    ordered = sorted((row for row in rows if row["split"] == "train"), key=lambda row: (*_look(row), row["image_id"]))
+    return [row for _, own in itertools.groupby(ordered, _look) for row in list(own)[:VOLUMES]]
+
+
+def learn_aggregator(store_uri: str, rows: Sequence[Row], config: Config, spacing_mm: float) -> TrainedAggregator:
+    """The work of the task. Volumes of one site, sequence and random style are of one label: other people in the same style attract
+    each other, the same person in another style repels."""
+    store = PreparedStore(store_uri)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = make_style_encoder(config.style, spacing_mm).to(device)
+    features, labels = [], []
+    for row, style in itertools.product(rows, range(STYLES)):
+        image, mask = (torch.from_numpy(array) for array in store.read(row))
+        if style:  # the same draws, so the same style, for everyone
+            same = torch.Generator().manual_seed(style)
+            image = restyle(image, mask, spacing_mm, config.restyle, same)
+        with torch.no_grad():
+            features.append(encoder.features(image[None].to(device), mask[None].to(device)))
+        labels.append((*_look(row), style))
+    known = sorted(set(labels))
+    numbers = torch.tensor([known.index(label) for label in labels], device=device)
+    figures = train_aggregator(encoder, torch.cat(features), numbers, config.style)
+    return TrainedAggregator({k: v.cpu().contiguous() for k, v in encoder.aggregator.state_dict().items()}, figures)
+
+
+def _look(row: Row) -> tuple[str, str]:
+    return row["sequence"], row["site"]
