@@ -416,7 +416,14 @@ class PromoteConfig:
         "w1",
     )
     """Measures of which a loss must be excluded, in every sequence: the interval's worse end stays within the margin."""
-    watch: tuple[str, ...] = ("site_probe", "site_probe_cnn", "subject_nearest", "age_mae")
+    watch: tuple[str, ...] = (
+        "site_probe",
+        "site_probe_cnn",
+        "site_probe_pattern",
+        "site_probe_style",
+        "subject_nearest",
+        "age_mae",
+    )
     """Measures of which no loss may be shown: the interval does not lie wholly on the worse side. For figures that are yes or no for an
     image, or noisy: few people cannot exclude a loss of the margin even between a model and itself."""
     margin: float = 0.05

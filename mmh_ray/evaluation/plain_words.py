@@ -7,8 +7,8 @@ from typing import Any
 
 from mmh_ray.evaluation.catalogue import MEASURES, OURS, RAW, SIMPLE, ordered, shown_name
 
-PROBES = ("site_probe", "site_probe_cnn")
-"""The probes trained anew; the one that tells more counts."""
+PROBES = ("site_probe", "site_probe_cnn", "site_probe_pattern", "site_probe_style")
+"""The probes trained anew; the one that tells most counts."""
 JUDGED = ("truth_nrmse", *PROBES, "psnr", "w1", "gradient_correlation")
 """Measures by which the best simple method is chosen: mean rank over those that there are."""
 AGAINST_SOURCE = ("gradient_correlation", "structural_dissimilarity", "hallucination")
