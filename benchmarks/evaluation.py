@@ -1,9 +1,11 @@
-"""How long an evaluation takes, per volume and per measure, and whether the driver's memory stays flat as the cohort grows.
+"""How long an evaluation takes, per volume and per measure, and whether memory stays flat as the cohort grows.
 
     python benchmarks/evaluation.py --volumes 100 1000 --out /tmp/evaluation-benchmark
 
 Makes small phantoms of one sequence, writes them under a gamma curve as the archive `ours`, and runs `mmh evaluate` in a process
-of its own for every size, with all subjects scored. Memory is the peak resident set of that driver process, without Ray's workers.
+of its own for every size, with all subjects scored, on a cluster of its own. Memory is what a process holds that it does not share:
+of the driver, of the largest of Ray's workers, and of all together, each at its peak. Prints a page for this folder, and writes the
+same figures to `OUT/benchmark.json`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -24,23 +28,28 @@ from mmh_ray.config import Config, PhantomConfig
 from mmh_ray.distributed.manifest import build_manifest
 from mmh_ray.distributed.phantom import make_archive
 from mmh_ray.imaging.volume import read_volume, write_volume
+from mmh_ray.provenance import write_json
 
 SITES, SPACING_MM = 4, 8.0
 SETTINGS = ["evaluate.subjects=all", "model.sequences=[T1w]", "prepare.n4_iterations=[5]", "evaluate.draws=200"]
 
 
 def main() -> None:
-    """Make the largest archive once, evaluate its first subjects for every size, print a table."""
+    """Make an archive of every size, evaluate it, print and write what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volumes", type=int, nargs="+", default=[40, 80], help="sizes of the cohort")
     parser.add_argument("--out", type=Path, required=True, help="folder for archives and results")
     parser.add_argument("--cnn", default="none", choices=["none", "some", "all"], help="the setting evaluate.cnn")
     arguments = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+    runs = []
     for volumes in sorted(arguments.volumes):
-        archive, ours = _make(arguments.out / str(volumes), volumes)
-        seconds, megabytes = _evaluate(archive, ours, arguments.out / str(volumes) / "evaluation", arguments.cnn)
-        _show(arguments.out / str(volumes) / "evaluation" / "evaluation.json", seconds, megabytes)
+        root = arguments.out / str(volumes)
+        archive, ours = _make(root, volumes)
+        seconds, peaks = _evaluate(archive, ours, root / "evaluation", arguments.cnn)
+        runs.append(_account(root / "evaluation" / "evaluation.json", seconds, peaks))
+    write_json(arguments.out / "benchmark.json", {"machine": machine, "cnn": arguments.cnn, "runs": runs})
+    _print_page(machine, arguments.cnn, runs)
 
 
 def _make(root: Path, volumes: int) -> tuple[Path, Path]:
@@ -55,51 +64,70 @@ def _make(root: Path, volumes: int) -> tuple[Path, Path]:
     return manifest, ours
 
 
-def _evaluate(manifest: Path, ours: Path, out: Path, cnn: str) -> tuple[float, float]:
-    """Seconds of the command, and the driver's peak resident megabytes."""
-    archives = ["--archive", f"raw={manifest}", "--archive", f"ours={ours}"]
-    command = [
-        sys.executable,
-        "-m",
-        "mmh_ray.cli",
-        "evaluate",
-        *archives,
-        "--out",
-        str(out),
-        *SETTINGS,
-        f"evaluate.cnn={cnn}",
-    ]
+def _evaluate(manifest: Path, ours: Path, out: Path, cnn: str) -> tuple[float, dict[str, float]]:
+    """Seconds of the command, and peak megabytes of the driver, of the largest worker and of all processes."""
+    archives = ["--archive", f"raw={manifest}", "--archive", f"ours={ours}", "--out", str(out)]
+    command = [sys.executable, "-m", "mmh_ray.cli", "evaluate", *archives, *SETTINGS, f"evaluate.cnn={cnn}"]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    peak = [0.0]
-    watcher = threading.Thread(target=_watch, args=(process, peak))
+    peaks = {"driver_mb": 0.0, "worker_mb": 0.0, "all_mb": 0.0}
+    watcher = threading.Thread(target=_watch, args=(process, peaks))
     watcher.start()
     code = process.wait()
     watcher.join()
     if code:
         raise SystemExit(f"mmh evaluate ended with code {code}")
-    return time.perf_counter() - start, peak[0]
+    return time.perf_counter() - start, peaks
 
 
-def _watch(process: subprocess.Popen, peak: list[float]) -> None:
+def _watch(process: subprocess.Popen, peaks: dict[str, float]) -> None:
+    """Keep the largest of what is seen twice a second."""
     driver = psutil.Process(process.pid)
     while process.poll() is None:
         try:
-            peak[0] = max(peak[0], driver.memory_info().rss / 2**20)
+            children = driver.children(recursive=True)
+            workers = [_own_mb(child) for child in children if child.name().startswith("ray::")]
+            others = [_own_mb(child) for child in children if not child.name().startswith("ray::")]
+            seen = {"driver_mb": _own_mb(driver), "worker_mb": max(workers, default=0.0)}
+            seen["all_mb"] = seen["driver_mb"] + sum(workers) + sum(others)
+            peaks |= {name: max(peaks[name], megabytes) for name, megabytes in seen.items()}
         except psutil.NoSuchProcess:
-            return
-        time.sleep(0.2)
+            continue
+        time.sleep(0.5)
 
 
-def _show(path: Path, seconds: float, megabytes: float) -> None:
+def _own_mb(process: psutil.Process) -> float:
+    """Resident megabytes that no other process shares: Ray's object store is counted nowhere."""
+    memory = process.memory_info()
+    return (memory.rss - memory.shared) / 2**20
+
+
+def _account(path: Path, seconds: float, peaks: dict[str, float]) -> dict[str, Any]:
+    """What a run took: seconds in all, processor seconds by measure, peaks of memory."""
     about = json.loads(path.read_text())["about"]
-    images = sum(about["images"].values())
+    return {
+        "volumes": sum(about["images"].values()),
+        "seconds": seconds,
+        **peaks,
+        "processor_seconds": about["processor_seconds"],
+    }
+
+
+def _print_page(machine: str, cnn: str, runs: list[dict[str, Any]]) -> None:
+    print(f"# Seconds and memory of `mmh evaluate`, {date.today()}\n\n{machine}. `evaluate.cnn={cnn}`.\n")
     print(
-        f"\n{images} volumes: {seconds:.0f} s in all, {seconds / images:.2f} s a volume, driver {megabytes:.0f} MB at most"
+        "| volumes | seconds | seconds a volume | driver MiB | largest worker MiB | all MiB |\n|---|---|---|---|---|---|"
     )
-    print("| measure | processor seconds a volume | calls |\n|---|---|---|")
-    for name, own in sorted(about["processor_seconds"].items(), key=lambda item: -item[1]["seconds"]):
-        print(f"| {name} | {own['seconds'] / images:.4f} | {own['calls']} |")
+    for run in runs:
+        each = run["seconds"] / run["volumes"]
+        memory = " | ".join(f"{run[name]:.0f}" for name in ("driver_mb", "worker_mb", "all_mb"))
+        print(f"| {run['volumes']} | {run['seconds']:.0f} | {each:.2f} | {memory} |")
+    print("\nProcessor seconds a volume, all methods together:\n")
+    print(f"| measure, by volumes | {' | '.join(str(run['volumes']) for run in runs)} |\n|---|{'---|' * len(runs)}")
+    last = runs[-1]["processor_seconds"]
+    for name in sorted(last, key=lambda name: -last[name]["seconds"]):
+        found = [run["processor_seconds"].get(name, {"seconds": 0})["seconds"] / run["volumes"] for run in runs]
+        print(f"| {name} | {' | '.join(f'{seconds:.4f}' for seconds in found)} |")
 
 
 if __name__ == "__main__":

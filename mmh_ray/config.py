@@ -402,19 +402,32 @@ class EvaluateConfig:
 class PromoteConfig:
     """When a model takes another's alias (`mmh promote`): paired differences over the subjects that both were scored on."""
 
-    improve: tuple[str, ...] = ("site_probe", "site_probe_cnn", "truth_nrmse", "w1", "psnr")
-    """Measures of which at least one, in one sequence, must be better: the 95 % interval of the difference beyond 0, p at most .05."""
+    improve: tuple[str, ...] = ("site_probe", "site_probe_cnn", "truth_nrmse", "psnr")
+    """Measures of which at least one, in one sequence, must be better: the 95 % interval of the difference beyond 0, p at most .05. Not
+    `w1`: matching histograms makes it small by definition."""
     keep: tuple[str, ...] = (
-        "site_probe",
         "truth_nrmse",
+        "dice_truth",
         "gradient_correlation",
         "structural_dissimilarity",
+        "hallucination",
+        "lesion_preservation",
         "psnr",
         "w1",
     )
-    """Measures that must not be worse, in any sequence: the interval's worse end stays within the margin."""
+    """Measures of which a loss must be excluded, in every sequence: the interval's worse end stays within the margin."""
+    watch: tuple[str, ...] = (
+        "site_probe",
+        "site_probe_cnn",
+        "site_probe_pattern",
+        "site_probe_style",
+        "subject_nearest",
+        "age_mae",
+    )
+    """Measures of which no loss may be shown: the interval does not lie wholly on the worse side. For figures that are yes or no for an
+    image, or noisy: few people cannot exclude a loss of the margin even between a model and itself."""
     margin: float = 0.05
-    """How much worse still passes, as a share of the present holder's value."""
+    """How much worse still passes for `keep`, as a share of the present holder's value (of 1, where closer to 1 is better)."""
     least_subjects: int = 6
     """Subjects below which nothing is promoted; fewer than six cannot reach p of .05."""
 

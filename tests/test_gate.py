@@ -9,16 +9,27 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from mmh_ray import tracking
 from mmh_ray.bids.ledger import LEDGER, LEDGER_SCHEMA, write_ledger
-from mmh_ray.config import Config, GridConfig, ModelConfig, PromoteConfig, TrackingConfig
-from mmh_ray.distributed.evaluation_files import EVALUATION, PER_IMAGE, REPORT
+from mmh_ray.config import Config, EvaluateConfig, GridConfig, ModelConfig, PromoteConfig, TrackingConfig
+from mmh_ray.distributed.cases import data_hash
+from mmh_ray.distributed.cohort_figures import entries_of
+from mmh_ray.distributed.evaluation_files import EVALUATION, PER_IMAGE, REPORT, images_table
 from mmh_ray.distributed.gate import check_model, keep_with_model, promote
 from mmh_ray.errors import ConfigError, DataError, ModelError
+from mmh_ray.evaluation.baselines import Raw
 from mmh_ray.evaluation.catalogue import MEASURES
+from mmh_ray.evaluation.conditions import conditions
+from mmh_ray.evaluation.measuring import Clock
+from mmh_ray.evaluation.method import Kept, cohort_figures, gather, image_figures
+from mmh_ray.evaluation.scans import Case, Settings
+from mmh_ray.evaluation.subject import score
+from mmh_ray.imaging.volume import Volume, read_volume, write_volume
 from mmh_ray.models.bundle import bundle_hash, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.provenance import write_json
@@ -40,7 +51,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
     config = Config(
         model=ModelConfig(channels=(8, 16), slab=1, distances=(1, 2)),
         grid=GridConfig(spacing_mm=8.0, shape=(16, 16, 16)),
-        promote=PromoteConfig(improve=("truth_nrmse",), keep=("gradient_correlation",)),
+        promote=PromoteConfig(improve=("truth_nrmse",), keep=("gradient_correlation",), watch=()),
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/tracking.db", experiment="tests"),
     )
     quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
@@ -65,8 +76,9 @@ def _evaluation(out: Path, error: float, data: str = "same") -> str:
     ]
     out.mkdir()
     pd.DataFrame(rows).to_parquet(out / PER_IMAGE)
+    about = {"data_hash": data, "conditions": {"seed": 0}}
     values = {"truth_nrmse": {"value": error + 0.035, "low": None, "high": None, "n": 8}}
-    write_json(out / EVALUATION, {"ours": {"T1w": values}, "differences": {}, "about": {"data_hash": data}})
+    write_json(out / EVALUATION, {"ours": {"T1w": values}, "differences": {}, "about": about})
     (out / REPORT).write_text("<html></html>")
     return str(out)
 
@@ -127,6 +139,78 @@ def test_other_images_and_no_evaluation_are_refused(evaluated: Config, tmp_path:
     with pytest.raises(ModelError, match="an alias of mmh-global"):
         promote(SAME, "nobody", evaluated)
     assert _champion(evaluated) == CHAMPION
+
+
+def _scanned(root: Path) -> list[Case]:
+    """Seven people at two sites, who differ in shape and whose scans differ in gamma; the truth beside them."""
+    affine, mask, cases = np.diag([4.0, 4, 4, 1]), np.zeros((14, 15, 13), np.float32), []
+    mask[2:-2, 2:-2, 2:-2] = 1
+    write_volume(Volume(mask, affine), root / "mask.nii.gz")
+    for i in range(7):
+        truth = gaussian_filter(np.random.default_rng(i).normal(size=mask.shape), 1.2).argsort(axis=None).argsort()
+        truth = (0.2 + 0.8 * truth.reshape(mask.shape) / mask.size).astype(np.float32)
+        write_volume(Volume(truth, affine), root / f"truth/sub-{i}/anat/sub-{i}_desc-noisefree_T1w.nii.gz")
+        rows = []
+        for site, gamma in (("a", 0.7), ("b", 1.5)):
+            image_id = f"sub-{i}_ses-{site}_T1w"
+            write_volume(Volume(300 * truth**gamma, affine), root / f"{image_id}.nii.gz")
+            rows.append(
+                {"image_id": image_id, "uri": str(root / f"{image_id}.nii.gz"), "subject": str(i), "site": site}
+            )
+            rows[-1] |= {
+                "sequence": "T1w",
+                "age": None,
+                "sex": None,
+                "mask_uri": str(root / "mask.nii.gz"),
+                "sha256": "-",
+            }
+        cases.append(Case(str(i), "T1w", tuple(rows)))
+    return cases
+
+
+def _evaluated_for_real(root: Path, cases: list[Case], noise: float, config: Config, lost: int = 0) -> str:
+    """What `mmh evaluate` does, without a cluster, for outputs that are the truth with that much noise."""
+    out, truth = root / f"out{noise}{lost}", root / "truth"
+    config = replace(config, evaluate=EvaluateConfig(draws=100, cnn="none"))
+    for case in cases:
+        clean = read_volume(truth / f"sub-{case.subject}/anat/sub-{case.subject}_desc-noisefree_T1w.nii.gz")
+        for row in case.rows:
+            rng = np.random.default_rng(int(case.subject))
+            path = out / "images" / f"{row['image_id']}.nii.gz"
+            write_volume(clean.like((clean.data + rng.normal(0, noise, clean.data.shape)).astype(np.float32)), path)
+            row["outputs"] = {} if lost and row is cases[0].rows[0] else {"ours": str(path)}
+    settings = Settings(("raw", "ours"), {"T1w": {"raw": Raw()}}, str(truth), (2,))
+    scores = [score(case, settings) for case in cases]
+    kept = [Kept(found.images, found.pairs, bulks) for found, bulks in scores]
+    found = gather(kept, "ours")
+    more, _ = cohort_figures("ours", found, (), 0, Clock())
+    figures = image_figures(found) | more
+    pq.write_table(images_table(found.rows, figures), out / PER_IMAGE)
+    values, _ = entries_of(figures, {}, config.evaluate)
+    rows = [row for case in cases for row in case.rows]
+    about = {"data_hash": data_hash(cases), "conditions": conditions(rows, str(truth), config)}
+    write_json(out / EVALUATION, {"ours": {"T1w": values}, "differences": {}, "about": about})
+    (out / REPORT).write_text("<html></html>")
+    return str(out)
+
+
+def test_from_images_to_the_alias(store: tuple[Config, str], tmp_path: Path) -> None:
+    config, cases = replace(store[0], promote=replace(PromoteConfig(), improve=("truth_nrmse",))), _scanned(tmp_path)
+    tracking.move_alias(CHAMPION, "champion")
+    keep_with_model(CHAMPION, _evaluated_for_real(tmp_path, cases, 0.08, config), config)
+    keep_with_model(SAME, _evaluated_for_real(tmp_path, cases, 0.04, config, lost=1), config)
+    lacking = promote(SAME, "champion", config)
+    assert not lacking.passed
+    assert (
+        f"{SAME} was not scored on 1 of the 14 images that {CHAMPION} was scored on: sub-0_ses-a_T1w" in lacking.outcome
+    )
+    keep_with_model(CANDIDATE, _evaluated_for_real(tmp_path, cases, 0.04, config), config)
+    decision = promote(CANDIDATE, "champion", config)
+    assert decision.passed, (decision.outcome, decision.lines)
+    assert _champion(config) == CANDIDATE
+    back = promote(CHAMPION, "champion", config)
+    assert not back.passed
+    assert "none of truth_nrmse is shown to be better" in back.outcome
 
 
 def test_the_ledger_must_name_the_model(store: tuple[Config, str], tmp_path: Path) -> None:

@@ -29,7 +29,20 @@ PICTURED_SITES = 6
 RESERVED = (*NO_METHODS, *FEATURE_METHODS, *(name for name in BASELINES if name != RAW))
 """Names that no archive may have."""
 
-_COLUMNS = ["image_id", "uri", "subject", "site", "sequence", "split", "mask_uri", "age", "sex", "sha256", "status"]
+_COLUMNS = [
+    "image_id",
+    "uri",
+    "subject",
+    "site",
+    "sequence",
+    "split",
+    "mask_uri",
+    "age",
+    "sex",
+    "sha256",
+    "status",
+    "reason",
+]
 
 
 def check_archives(archives: Mapping[str, str]) -> None:
@@ -56,7 +69,7 @@ def usable_rows(
     archives:
         Folder by name; `raw` may also be the table made by `mmh manifest`, whose splits are then kept.
     notes, problems:
-        What is left out, and images that an archive has no volume of, are added here.
+        What is left out, scans that cannot be used, and images that an archive has no volume of, are added here.
 
     Raises
     ------
@@ -67,7 +80,18 @@ def usable_rows(
     if Path(raw).is_dir():
         raw = str(Path(out, "manifest.parquet"))
         build_manifest(archives[RAW], raw, config)
-    rows = [row for row in read_manifest(raw).select(_COLUMNS).to_pylist() if row["status"] == "ok"]
+    everything = read_manifest(raw).select(_COLUMNS).to_pylist()
+    problems += [
+        {
+            "method": RAW,
+            "image_id": row["image_id"],
+            "status": row["status"],
+            "reason": row["reason"] or "no reason given",
+        }
+        for row in everything
+        if row["status"] != "ok" and row["sequence"] in (None, *sequences)
+    ]
+    rows = [row for row in everything if row["status"] == "ok"]
     others = [row["sequence"] for row in rows if row["sequence"] not in sequences]
     notes += [f"{others.count(name)} images of {name} left out: not in model.sequences" for name in sorted(set(others))]
     rows = sorted((row for row in rows if row["sequence"] in sequences), key=lambda row: row["image_id"])
@@ -114,6 +138,22 @@ def training_rows(rows: Iterable[Row]) -> list[Row]:
         if row["split"] == "train":
             groups[row["sequence"], row["site"]].append(row)
     return [row for own in groups.values() for row in own[:TRAINING_IMAGES]]
+
+
+def note_untrained(training: Iterable[Row], cases: Iterable[Case], notes: list[str]) -> None:
+    """Say which scored sites baselines were fitted without; where there is no training image at all, nothing is fitted."""
+    fitted: dict[str, set[str]] = defaultdict(set)
+    scored: dict[str, set[str]] = defaultdict(set)
+    for row in training:
+        fitted[row["sequence"]].add(row["site"])
+    for case in cases:
+        scored[case.sequence] |= {row["site"] for row in case.rows}
+    for sequence, sites in sorted(scored.items()):
+        if fitted[sequence] and (lacking := sorted(sites - fitted[sequence])):
+            notes.append(
+                f"{sequence}: no image of split train of {', '.join(lacking)}; baselines were fitted without, and "
+                "ComBat and CovBat cannot be"
+            )
 
 
 def data_hash(cases: Sequence[Case]) -> str:

@@ -11,8 +11,9 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -20,14 +21,23 @@ import ray
 from mmh_ray.bids.lesions import add_lesions
 from mmh_ray.bids.status import utc_now
 from mmh_ray.config import Config
-from mmh_ray.distributed.cases import check_archives, choose_cases, data_hash, training_rows, usable_rows
+from mmh_ray.distributed.cases import (
+    check_archives,
+    choose_cases,
+    data_hash,
+    note_untrained,
+    training_rows,
+    usable_rows,
+)
 from mmh_ray.distributed.cluster import connect
-from mmh_ray.distributed.cohort_figures import Cohort, cohort_figures, summarise
+from mmh_ray.distributed.cohort_figures import Cohort, measure_cohort, summarise
 from mmh_ray.distributed.evaluation_files import Pictures, write_all
 from mmh_ray.distributed.style_vectors import style_vectors
 from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.evaluation.baselines import BASELINES, Baseline, Unfitted
 from mmh_ray.evaluation.catalogue import AGAIN, BEST_KNOWN, RAW, ordered
+from mmh_ray.evaluation.conditions import conditions
+from mmh_ray.evaluation.method import Kept
 from mmh_ray.evaluation.scans import Case, Row, Settings, common_masks, scan_mask
 from mmh_ray.evaluation.subject import Score, Training, score, training_facts
 from mmh_ray.provenance import code_version
@@ -75,24 +85,26 @@ def evaluate(
     add_lesions(rows)
     cases = choose_cases(rows, config, total.notes)
     scored = {row["image_id"] for case in cases for row in case.rows}
-    total.problems = [row for row in total.problems if row["image_id"] in scored]
-    trained = _train(training_rows(rows), config.prepare.n4_iterations, total)
+    total.problems = [row for row in total.problems if row["method"] == RAW or row["image_id"] in scored]
+    training = training_rows(rows)
+    note_untrained(training, cases, total.notes)
+    trained = _train(training, config.prepare.n4_iterations, total)
     baselines = {case.sequence: _fit(trained.get(case.sequence, [])) for case in cases}
     _note_unfitted(baselines, total)
     methods = tuple(ordered([*BASELINES, *(name for name in archives if not name.endswith(AGAIN))]))
     sliced, common = _sliced(methods, config), _common(cases, total)
     style = style_vectors(config.style, total.notes) if sliced else None
     settings = Settings(methods, baselines, truth, config.prepare.n4_iterations, sliced, common, style)
-    kept, pictured = _score_all(cases, settings, total)
-    cohort = Cohort(_facts(total), kept, trained, config.evaluate)
-    figures, places = cohort_figures(cohort, total)
-    values, differences = summarise(figures, config.evaluate)
+    scores = _score_all(cases, settings, total)
+    measured, shown = measure_cohort(Cohort(scores.methods, scores.kept, trained, config.evaluate), total)
+    summary = summarise(measured, config.evaluate)
     problems = sorted(total.problems, key=lambda row: (row["method"], row["image_id"]))
     about = {
         "archives": dict(archives),
         "model": model,
         "started": started,
         "data_hash": data_hash(cases),
+        "conditions": conditions((row for case in cases for row in case.rows), truth, config),
         **_counts(cases),
         "problems": problems,
         "notes": sorted({*total.notes, *total.clock.said()}),
@@ -103,8 +115,9 @@ def evaluate(
     }
     for problem in problems:
         log.warning("%s of %s is not scored: %s", problem["image_id"], problem["method"], problem["reason"])
-    evaluation = {**values, "differences": differences, "about": about}
-    write_all(Path(out), evaluation, figures, cohort.rows, Pictures(pictured, places, kept))
+    evaluation = {**summary.values, "differences": summary.differences, "about": about}
+    tables = (ray.get(summary.tables[key]) for key in sorted(summary.tables))
+    write_all(Path(out), evaluation, tables, Pictures(scores.pictured, shown))
     return evaluation
 
 
@@ -115,8 +128,8 @@ def _sliced(methods: Sequence[str], config: Config) -> frozenset[str]:
 
 
 def _common(cases: Sequence[Case], total: Score) -> dict[tuple[str, tuple[int, ...]], np.ndarray]:
-    """What is brain in everybody, of sequences with people seen at several sites."""
-    several = {case.sequence for case in cases if len({row["site"] for row in case.rows}) > 1}
+    """What is brain in everybody, of sequences with people who have several images."""
+    several = {case.sequence for case in cases if len(case.rows) > 1}
     rows = [row for case in cases for row in case.rows if case.sequence in several]
     tasks = run_tasks(_mask, rows, None, "Reading masks", "images")
     common = common_masks((done.item, done.result) for done in tasks if not isinstance(done.result, Exception))
@@ -159,39 +172,46 @@ def _note_unfitted(baselines: Mapping[str, Mapping[str, Baseline]], total: Score
             total.notes.append(f"{sequence}: no image of split train, so nothing to fit {', '.join(lacking)} on")
 
 
-def _score_all(
-    cases: Sequence[Case], settings: Settings, total: Score
-) -> tuple[dict[str, list[ray.ObjectRef]], dict[str, list[Score]]]:
-    """Gather every case's score in ``total``; give back references to what it kept, and the pictured ones, by sequence."""
+class _Scores(NamedTuple):
+    """By sequence: methods with any image, references to what every case kept, and the pictured cases."""
+
+    methods: dict[str, list[str]]
+    kept: dict[str, list[ray.ObjectRef]]
+    pictured: dict[str, list[Score]]
+
+
+def _score_case(case: Case, settings: Settings) -> tuple[tuple[Score, set[str]], Kept]:
+    """The rows of images and pairs stay in the object store; the rest of the score and the methods it is of come back."""
+    found, bulks = score(case, settings)
+    light = replace(found, images=[], pairs=[])
+    return (light, {row["method"] for row in found.images}), Kept(found.images, found.pairs, bulks)
+
+
+def _score_all(cases: Sequence[Case], settings: Settings, total: Score) -> _Scores:
+    """Score every case and gather notes, problems and seconds in ``total``."""
     kept: dict[str, dict[str, ray.ObjectRef]] = defaultdict(dict)
     pictured: dict[str, dict[str, Score]] = defaultdict(dict)
-    for done in run_tasks(score, cases, settings, "Evaluating", "subjects", keep=True):
+    methods: dict[str, set[str]] = defaultdict(set)
+    for done in run_tasks(_score_case, cases, settings, "Evaluating", "subjects", keep=True):
         case: Case = done.item
         if isinstance(done.result, Exception):
             for row in case.rows:
                 total.fail(RAW, row, done.result)
             continue
-        total.add(done.result)
+        found, own = done.result
+        total.add(found)
+        methods[case.sequence] |= own
         assert done.kept is not None
         kept[case.sequence][case.subject] = done.kept
         if case.pictured:
-            pictured[case.sequence][case.subject] = done.result
-    place = {method: i for i, method in enumerate(settings.methods)}
-    total.images.sort(key=lambda row: (row["sequence"], row["image_id"], place[row["method"]]))
-    total.pairs.sort(key=lambda row: (row["sequence"], row["images"], place[row["method"]]))
-    return _listed(kept), _listed(pictured)
+            pictured[case.sequence][case.subject] = found
+    names = {sequence: [name for name in settings.methods if name in own] for sequence, own in methods.items() if own}
+    return _Scores(names, _listed(kept), _listed(pictured))
 
 
 def _listed(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Values in the order of the subjects' names, whatever the order in which tasks ended."""
     return {sequence: [own[subject] for subject in sorted(own)] for sequence, own in groups.items()}
-
-
-def _facts(total: Score) -> dict[tuple[str, str], list[Row]]:
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in total.images:
-        groups[row["sequence"], row["method"]].append(row)
-    return dict(groups)
 
 
 def _counts(cases: Iterable[Case]) -> dict[str, dict[str, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,17 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from mmh_ray.evaluation import figures as draw
-from mmh_ray.evaluation.baselines import BASELINES
 from mmh_ray.evaluation.catalogue import BEST_KNOWN, MEASURES, OURS, RAW, ordered, shown_name
 from mmh_ray.evaluation.evaluation_report import write_evaluation_report
-from mmh_ray.evaluation.feature_baselines import FEATURE_METHODS
 from mmh_ray.evaluation.measuring import FACTS
+from mmh_ray.evaluation.method import Shown, is_pictured
 from mmh_ray.evaluation.population import Figures
 from mmh_ray.evaluation.scans import Row
-from mmh_ray.evaluation.subject import Bulks, Score
+from mmh_ray.evaluation.subject import Score
 from mmh_ray.provenance import whole_file, write_json
 
 Key = tuple[str, str]
@@ -29,43 +27,42 @@ Key = tuple[str, str]
 EVALUATION, PER_IMAGE, REPORT = "evaluation.json", "per_image.parquet", "report.html"
 
 
+PEOPLE_SHOWN = 8
+"""Most persons on a map that is coloured by person: as many as there are colours."""
+SCHEMA = pa.schema(
+    [
+        *((name, pa.float64() if name == "age" else pa.string()) for name in (*FACTS, "method")),
+        *((name, pa.float64()) for name in MEASURES),
+    ]
+)
+"""Columns of the table of images' figures."""
+
+
 class Pictures(NamedTuple):
-    """What pictures are made of: pictured cases and kept references by sequence, places of images on the maps."""
+    """What pictures are made of: pictured cases by sequence, and what a method shows by sequence and method."""
 
     cases: Mapping[str, Sequence[Score]]
-    places: Mapping[Key, np.ndarray]
-    kept: Mapping[str, Sequence[ray.ObjectRef]]
+    shown: Mapping[Key, Shown]
 
 
-def write_all(
-    out: Path,
-    evaluation: Mapping[str, Any],
-    figures: Mapping[Key, Figures],
-    rows: Mapping[Key, Sequence[Row]],
-    pictures: Pictures,
-) -> None:
-    """Write the Parquet table, the pictures, the report and, last of all, the JSON."""
-    table = per_image(figures, rows)
-    with whole_file(out / PER_IMAGE) as partial:
-        pq.write_table(table, partial)
-    names = _write_pictures(out / "figures", rows, pictures)
-    write_evaluation_report(out / REPORT, evaluation, _by_site(table), names)
+def write_all(out: Path, evaluation: Mapping[str, Any], tables: Iterable[pa.Table], pictures: Pictures) -> None:
+    """Write the Parquet table, one method's part at a time, the pictures, the report and, last of all, the JSON."""
+    by_site: list[Row] = []
+    with whole_file(out / PER_IMAGE) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
+        for table in tables:
+            writer.write_table(table)
+            by_site += _by_site(table)
+    names = _write_pictures(out / "figures", pictures)
+    write_evaluation_report(out / REPORT, evaluation, by_site, names)
     write_json(out / EVALUATION, evaluation)
 
 
-def per_image(figures: Mapping[Key, Figures], rows: Mapping[Key, Sequence[Row]]) -> pa.Table:
-    """A row per image and method; a measure of pairs is the mean over the pairs that the image is part of."""
-    lines = []
-    for key, own in sorted(rows.items()):
-        found = {name: _by_unit(figure) for name, figure in figures.get(key, {}).items()}
-        for row in own:
-            facts = {name: row[name] for name in (*FACTS, "method")}
-            lines.append(facts | {name: units.get(row["image_id"]) for name, units in found.items()})
-    texts = [name for name in (*FACTS, "method") if name != "age"]
-    schema = pa.schema(
-        [*((name, pa.string()) for name in texts), ("age", pa.float64()), *((name, pa.float64()) for name in MEASURES)]
-    )
-    return pa.Table.from_pylist(lines, schema=schema)
+def images_table(rows: Sequence[Row], figures: Figures) -> pa.Table:
+    """A row per image of one method; a measure of pairs is the mean over the pairs that the image is part of."""
+    found = {name: _by_unit(figure) for name, figure in figures.items()}
+    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in (*FACTS, "method")}
+    columns |= {name: [found.get(name, {}).get(row["image_id"]) for row in rows] for name in MEASURES}
+    return pa.table(columns, schema=SCHEMA)
 
 
 def _by_unit(figure: Any) -> dict[str, float]:
@@ -85,23 +82,38 @@ def _by_site(table: pa.Table) -> list[Row]:
     return means.astype(object).where(means.notna(), None).to_dict("records")
 
 
-def _write_pictures(folder: Path, rows: Mapping[Key, Sequence[Row]], pictures: Pictures) -> dict[str, dict[str, Path]]:
+def _write_pictures(folder: Path, pictures: Pictures) -> dict[str, dict[str, Path]]:
     """PNG files by sequence and kind."""
-    made: dict[str, dict[str, Path]] = defaultdict(dict)
-    for sequence in sorted({sequence for sequence, _ in rows}):
-        for kind, drawn in (("before_after", _before_after), ("differences", _differences), ("dissimilarity", _unlike)):
-            path = folder / f"{sequence}_{kind}.png"
-            if drawn(path, sequence, pictures.cases.get(sequence, ())):
-                made[sequence][kind] = path
-        if (sequence, OURS) in rows:
-            path = folder / f"{sequence}_histograms.png"
-            before, after = (_quantiles(pictures.kept[sequence], rows[sequence, name], name) for name in (RAW, OURS))
-            draw.histograms(path, before, after, f"{sequence}: brain intensities by site")
-            made[sequence]["histograms"] = path
-        path = folder / f"{sequence}_map.png"
-        if _map(path, sequence, rows, pictures.places):
-            made[sequence]["map"] = path
-    return dict(made)
+    made: dict[str, dict[str, Path]] = {}
+    for sequence in sorted({sequence for sequence, _ in pictures.shown}):
+        shown = {method: own for (name, method), own in pictures.shown.items() if name == sequence}
+        drawn = _drawn(folder, sequence, pictures.cases.get(sequence, ()), shown)
+        made[sequence] = {path.stem.removeprefix(f"{sequence}_"): path for path, is_drawn in drawn.items() if is_drawn}
+    return made
+
+
+def _drawn(folder: Path, sequence: str, cases: Sequence[Score], shown: Mapping[str, Shown]) -> dict[Path, bool]:
+    """Every picture of a sequence, and whether there was something to draw."""
+    kinds = ("before_after", "differences", "dissimilarity", "histograms", "map", "umap", "map_people")
+    paths = {kind: folder / f"{sequence}_{kind}.png" for kind in kinds}
+    title = f"{sequence}: images by their features"
+    return {
+        paths["before_after"]: _before_after(paths["before_after"], sequence, cases),
+        paths["differences"]: _differences(paths["differences"], sequence, cases),
+        paths["dissimilarity"]: _unlike(paths["dissimilarity"], sequence, cases),
+        paths["histograms"]: _histograms(paths["histograms"], sequence, shown),
+        paths["map"]: _map(paths["map"], f"{title} (t-SNE)", shown, "map"),
+        paths["umap"]: _map(paths["umap"], f"{title} (UMAP)", shown, "umap"),
+        paths["map_people"]: _people(paths["map_people"], f"{title} (t-SNE)", shown),
+    }
+
+
+def _histograms(path: Path, sequence: str, shown: Mapping[str, Shown]) -> bool:
+    if not {RAW, OURS} <= shown.keys():
+        return False
+    before, after = (shown[name].quantiles for name in (RAW, OURS))
+    draw.histograms(path, before, after, f"{sequence}: brain intensities by site")
+    return True
 
 
 def _before_after(path: Path, sequence: str, cases: Sequence[Score]) -> bool:
@@ -111,7 +123,7 @@ def _before_after(path: Path, sequence: str, cases: Sequence[Score]) -> bool:
     methods = [
         RAW,
         BEST_KNOWN,
-        *(name for name in ordered(whole) if name not in (RAW, BEST_KNOWN) and _is_archive(name)),
+        *(name for name in ordered(whole) if name not in (RAW, BEST_KNOWN) and is_pictured(name)),
     ]
     chosen = [name for name in methods if name in whole] + ["truth"] * ("truth" in whole)
     lines = {shown_name(name): [image for case in cases for image in case.slices[name]] for name in chosen}
@@ -131,39 +143,31 @@ def _differences(path: Path, sequence: str, cases: Sequence[Score]) -> bool:
 def _unlike(path: Path, sequence: str, cases: Sequence[Score]) -> bool:
     """Where the structure of a method's image is not the scan's."""
     whole = set.intersection(*({*case.maps} for case in cases)) if cases else set()
-    chosen = [name for name in ordered(whole) if name != RAW and (name == BEST_KNOWN or _is_archive(name))]
+    chosen = [name for name in ordered(whole) if name != RAW and is_pictured(name)]
     if chosen:
         lines = {shown_name(name): [image for case in cases for image in case.maps[name]] for name in chosen}
         draw.before_after(path, lines, [site for case in cases for site in case.sites], f"{sequence}: unlike the scan")
     return bool(chosen)
 
 
-def _map(path: Path, sequence: str, rows: Mapping[Key, Sequence[Row]], places: Mapping[Key, np.ndarray]) -> bool:
-    chosen = [
-        name
-        for name in ordered(method for own, method in places if own == sequence)
-        if name in (RAW, BEST_KNOWN) or _is_archive(name)
-    ]
-    if not chosen:
-        return False
-    panels = {
-        shown_name(name): (places[sequence, name], [row["site"] for row in rows[sequence, name]]) for name in chosen
-    }
-    draw.feature_map(path, panels, f"{sequence}: images by their features (t-SNE), coloured by site")
-    return True
+def _map(path: Path, title: str, shown: Mapping[str, Shown], kind: str) -> bool:
+    maps = {name: shown[name].maps[kind] for name in ordered(shown) if kind in shown[name].maps}
+    if maps:
+        panels = {shown_name(name): (own.places, own.sites) for name, own in maps.items()}
+        draw.feature_map(path, panels, f"{title}, coloured by site")
+    return bool(maps)
 
 
-def _is_archive(method: str) -> bool:
-    return method == OURS or method not in (*BASELINES, *FEATURE_METHODS, "truth")
-
-
-def _quantiles(kept: Iterable[ray.ObjectRef], rows: Iterable[Row], method: str) -> dict[str, np.ndarray]:
-    """Scaled brain intensities by site, every image with the same weight."""
-    sites = {row["image_id"]: row["site"] for row in rows}
-    groups: dict[str, list[np.ndarray]] = defaultdict(list)
-    for ref in kept:
-        case: Bulks = ray.get(ref)
-        for (own, image_id), bulk in case.items():
-            if own == method and image_id in sites:
-                groups[sites[image_id]].append(np.array(bulk.quantiles))
-    return {site: np.concatenate(parts) for site, parts in sorted(groups.items())}
+def _people(path: Path, title: str, shown: Mapping[str, Shown]) -> bool:
+    """The map of those who were scanned several times, each in a colour."""
+    panels = {}
+    for name in ordered(shown):
+        own = shown[name].maps.get("map")
+        counts = Counter(() if own is None else own.subjects)
+        people = sorted(who for who, count in counts.items() if count > 1)[:PEOPLE_SHOWN]
+        if own is not None and len(people) > 1:
+            rows = [i for i, who in enumerate(own.subjects) if who in people]
+            panels[shown_name(name)] = (own.places[rows], [own.subjects[i] for i in rows])
+    if panels:
+        draw.feature_map(path, panels, f"{title}, coloured by person")
+    return bool(panels)

@@ -13,7 +13,8 @@ from mmh_ray.bids.ledger import current_rows
 from mmh_ray.config import Config
 from mmh_ray.distributed.evaluation_files import EVALUATION, PER_IMAGE, REPORT
 from mmh_ray.errors import ConfigError, DataError
-from mmh_ray.evaluation.catalogue import OURS
+from mmh_ray.evaluation.catalogue import MEASURES, OURS
+from mmh_ray.evaluation.measuring import FACTS
 from mmh_ray.evaluation.promotion import Decision, Evaluated, decide
 from mmh_ray.tracking import cite, evaluation_of, move_alias, record_evaluation
 
@@ -77,7 +78,8 @@ def promote(model: str, alias: str, config: Config) -> Decision:
 def _evaluated(model: str, config: Config) -> Evaluated:
     uri, folder = evaluation_of(model, config.tracking)
     try:
-        about = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))["about"]
-        return Evaluated(uri, about, pd.read_parquet(folder / PER_IMAGE))
+        evaluation = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+        images = pd.read_parquet(folder / PER_IMAGE).reindex(columns=[*FACTS, "method", *MEASURES])
+        return Evaluated(uri, evaluation["about"], images, evaluation.get(OURS, {}))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"evaluation of {uri}: {error}", "the files of mmh evaluate", "Evaluate it again.") from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-Way = Literal["higher", "lower", "neither"]
+Way = Literal["higher", "lower", "one", "neither"]
 
 GROUPS = {
     "site": "Can the site be told?",
@@ -18,7 +19,7 @@ GROUPS = {
 
 
 class Kind(NamedTuple):
-    """What a measure is: its heading, better way, group, sentence, and decimals shown."""
+    """What a measure is: its heading, better way (``one``: the closer to 1), group, sentence, and decimals shown."""
 
     heading: str
     better: Way
@@ -28,13 +29,17 @@ class Kind(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 where higher is better, −1 where lower is, 0 where neither."""
-        return {"higher": 1, "lower": -1, "neither": 0}[self.better]
+        """1 where higher is better, −1 where lower is (of the distance to 1, where that is: :meth:`judged`), 0 where neither."""
+        return {"higher": 1, "lower": -1, "one": -1, "neither": 0}[self.better]
 
     @property
     def arrow(self) -> str:
         """The better way, to stand behind the heading."""
-        return {"higher": "↑", "lower": "↓", "neither": ""}[self.better]
+        return {"higher": "↑", "lower": "↓", "one": "→1", "neither": ""}[self.better]
+
+    def judged(self, values: Any) -> Any:
+        """What of a number or an array is compared: itself, or its distance to 1."""
+        return abs(values - 1) if self.better == "one" else values
 
 
 _PROBE = "balanced accuracy of telling the site, cross-validated by subject; chance is one over the sites"
@@ -88,9 +93,7 @@ MEASURES: dict[str, Kind] = {
         "hallucination", "lower", "kept", "Share of the output that no local map of the scan explains."
     ),
     "idempotence": Kind("change if repeated", "lower", "kept", "Mean change when the output is harmonized again."),
-    "lesion_preservation": Kind(
-        "lesion contrast kept", "neither", "kept", "Lesion contrast over the scan's; 1 is best."
-    ),
+    "lesion_preservation": Kind("lesion contrast kept", "one", "kept", "Lesion contrast over the scan's; 1 is best."),
     "contrast_raw": Kind(
         "GM-WM contrast (raw's tissues)",
         "neither",
@@ -114,6 +117,16 @@ MEASURES: dict[str, Kind] = {
         "person found", "higher", "people", "How often the nearest image of another site is the same person's."
     ),
     "subject_silhouette": Kind("person silhouette", "higher", "people", "How tightly features gather by person."),
+    "subject_adjusted_rand": Kind(
+        "person ARI", "higher", "people", "Agreement of k-means clusters with persons who have several images."
+    ),
+    "subject_lisi": Kind("person mixing", "lower", "people", "LISI of persons around an image, 0 (one) to 1 (all)."),
+    "subject_kbet": Kind(
+        "person kBET",
+        "higher",
+        "people",
+        "Share of neighbourhoods with an unusual mix of persons; coarse, as images a person are few.",
+    ),
     "age_mae": Kind("age MAE", "lower", "people", "Error of brain age in years, cross-validated by subject.", 1),
     "age_mae_across_sites": Kind("age MAE across", "lower", "people", "The same, the tested site left out.", 1),
     "age_association": Kind(
@@ -160,6 +173,16 @@ def ordered(methods: Iterable[str]) -> list[str]:
     methods = set(methods)
     known = [name for name in _NAMES if name in methods and name != OURS]
     return known + sorted(methods - _NAMES.keys()) + [OURS] * (OURS in methods)
+
+
+def floor_of(measure: str, sites: int) -> float:
+    """What chance reaches where less would be no better: comparisons take anything below for it; −∞ where there is no such value.
+
+    One over the sites for the probes, 0 for the silhouette and the adjusted Rand index, the level of its tests for kBET.
+    """
+    if measure.startswith("site_probe"):
+        return 1 / max(sites, 1)
+    return {"site_silhouette": 0.0, "site_adjusted_rand": 0.0, "site_kbet": 0.05}.get(measure, -math.inf)
 
 
 def text_of(measure: str, value: float) -> str:

@@ -6,14 +6,16 @@ must not: a method that returns one picture for everybody mixes sites perfectly 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import entr
 from scipy.stats import chi2
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.manifold import TSNE
-from sklearn.metrics import adjusted_rand_score, silhouette_samples
+from sklearn.metrics import silhouette_samples
 from sklearn.neighbors import NearestNeighbors
 
 PERPLEXITY = 30
@@ -51,28 +53,52 @@ def adjusted_rand(features: np.ndarray, labels: Labels, seed: int = 0) -> float:
     Hubert & Arabie 1985. Range −0.5 to 1, 0 by chance; by site, lower is better; by subject, higher. Cannot see: sites that k-means does
     not split because people differ more than sites do.
     """
-    return float(adjusted_rand_score(np.asarray(labels), gathered(features, len(np.unique(labels)), seed)))
+    return agreement(gathered(features, len(np.unique(labels)), seed), labels)
+
+
+def agreement(clusters: np.ndarray, labels: Labels) -> float:
+    """Adjusted Rand index of two groupings: pairs of images that are together in both, against what chance would give.
+
+    ``(Σ C(n_ij, 2) − e) / ((Σ C(a_i, 2) + Σ C(b_j, 2)) / 2 − e)``, n_ij images of cluster i and label j, a and b their sums,
+    ``e = Σ C(a_i, 2) Σ C(b_j, 2) / C(n, 2)``; 1 where both are one group, or all single. Quick enough for a thousand draws.
+    """
+    _, one = np.unique(clusters, return_inverse=True)
+    _, other = np.unique(np.asarray(labels), return_inverse=True)
+    together, a, b = (_pairs(codes) for codes in (one * (other.max() + 1) + other, one, other))
+    chance = a * b / max(len(one) * (len(one) - 1) / 2, 1)
+    most = (a + b) / 2
+    return 1.0 if most == chance else float((together - chance) / (most - chance))
+
+
+def _pairs(codes: np.ndarray) -> float:
+    """Pairs of images of one code."""
+    counts = np.bincount(codes).astype(np.float64)
+    return float((counts * (counts - 1)).sum() / 2)
 
 
 def gathered(features: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """``(n,)`` cluster of each image by k-means, numbered from 0."""
-    return KMeans(count, n_init=10, random_state=seed).fit_predict(features)
+    with warnings.catch_warnings():  # a method that gives everybody one picture leaves fewer places than clusters
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(count, n_init=10, random_state=seed).fit_predict(features)
 
 
-def lisi(features: np.ndarray, labels: Labels) -> np.ndarray:
+def lisi(features: np.ndarray, labels: Labels, perplexity: int = PERPLEXITY) -> np.ndarray:
     """``(n,)`` local inverse Simpson index: how many labels are effectively around an image, scaled to 0 … 1.
 
     ``(1 / Σ p² − 1) / (1 / Σ q² − 1)``: p the labels' shares among the neighbours (the image itself excluded), weighted by a Gaussian of
-    the distance whose perplexity is :data:`PERPLEXITY`; q their shares in the cohort. Korsunsky et al. 2019, there unscaled. 0: one
-    label around; 1: labels as mixed as in the cohort; labels dealt at random come somewhat below it, as neighbours are few. By site,
-    higher is better; by subject, lower. Cannot see: differences between sites that are smaller than those between neighbouring people.
-    NaN with a single label.
+    the distance whose perplexity is ``perplexity``, at most a third of the other images; q their shares in the cohort. Korsunsky et al.
+    2019, there unscaled. 0: one label around; 1: labels as mixed as in the cohort; labels dealt at random come somewhat below it, as
+    neighbours are few. By site, higher is better; by subject, lower. Cannot see: differences between sites that are smaller than those
+    between neighbouring people. NaN with a single label.
+
+    As many neighbours as a label has images see the most: the default suits sites, persons want fewer.
     """
     codes, shares = _codes(labels)
     effective = 1 / float((shares**2).sum())
     if effective <= 1:
         return np.full(len(features), np.nan)
-    perplexity = min(PERPLEXITY, max(2, (len(features) - 1) // 3))
+    perplexity = min(perplexity, max(2, (len(features) - 1) // 3))
     squared, neighbours = _nearest(features, min(len(features) - 1, 3 * perplexity))
     weights = _gaussian_weights(squared, perplexity)
     around = np.stack([(weights * (codes[neighbours] == code)).sum(axis=1) for code in range(len(shares))], axis=1)

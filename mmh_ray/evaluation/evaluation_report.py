@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mmh_ray.evaluation.catalogue import GROUPS, MEASURES, OURS, Kind, ordered, shown_name, text_of
 from mmh_ray.evaluation.page import data_uri, write_page
-from mmh_ray.evaluation.plain_words import sentences, verdicts
+from mmh_ray.evaluation.plain_words import sentences, verdicts, where_it_beats_ours
 from mmh_ray.evaluation.summary import by_sequence
 
 PROBLEMS = 200
@@ -19,6 +19,8 @@ CAPTIONS = {
     "differences": "What harmonizing changed, and what is left between sites.",
     "dissimilarity": "Where the structure differs from the scan's: black 0 (the same), grey one half (unrelated), white 1 (inverted).",
     "histograms": "Brain intensities by site, each image scaled by its own percentiles.",
+    "umap": "The same images, placed by UMAP.",
+    "map_people": "Persons who were scanned several times, each in a colour: their images should lie together.",
     "map": "Every dot is an image. Sites that lie apart can be told apart; a good method mixes them and keeps persons together.",
 }
 
@@ -35,12 +37,21 @@ class Cell(NamedTuple):
     title: str
 
 
+class Line(NamedTuple):
+    """One method: its name, whether it is ours, its cells, and the headings in which it is shown to beat ours."""
+
+    method: str
+    is_ours: bool
+    cells: list[Cell]
+    beats_ours_in: str
+
+
 class Block(NamedTuple):
     """One table: the measures of a group for every method of a sequence."""
 
     question: str
     kinds: list[Kind]
-    rows: list[tuple[str, bool, list[Cell]]]
+    rows: list[Line]
     chance: float | None
 
 
@@ -95,7 +106,8 @@ def blocks(evaluation: Mapping[str, Any], sequence: str) -> list[Block]:
         for method in methods:
             cells = [_cell(evaluation, method, sequence, name) for name in names]
             if any(cell.value is not None for cell in cells):
-                rows.append((shown_name(method), method == OURS, cells))
+                won = where_it_beats_ours(evaluation, sequence, method, names)
+                rows.append(Line(shown_name(method), method == OURS, cells, won))
         chances = {evaluation[method][sequence].get(name, {}).get("chance") for method in methods for name in names}
         chance = max(chances - {None}, default=None) if group == "site" else None
         found.append(Block(question, [MEASURES[name] for name in names], rows, chance))

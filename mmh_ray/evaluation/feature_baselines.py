@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,19 @@ FEATURE_METHODS = {"combat": "fortin", "covbat": "chen"}
 
 LEAST_IMAGES = 2
 """Training images that every site must have."""
+
+
+def traits(rows: Sequence[Mapping[str, Any]], train: np.ndarray) -> np.ndarray | None:
+    """``(n, C)`` age in years and sex as 0 and 1: those that every image has and that vary in training; None without any.
+
+    Without them ComBat takes for the scanner's what is the population's.
+    """
+    ages = [row["age"] if row["age"] is not None else np.nan for row in rows]
+    sexes = [{"M": 0.0, "F": 1.0}.get(row["sex"], np.nan) for row in rows]
+    found = [
+        own for own in (np.array(ages, float), np.array(sexes)) if np.isfinite(own).all() and np.ptp(own[train]) > 0
+    ]
+    return np.column_stack(found) if found else None
 
 
 def harmonize_features(

@@ -18,11 +18,11 @@ from mmh_ray.evaluation.features import fine_detail, image_features, probe_slice
 from mmh_ray.evaluation.metrics import (
     Joint,
     gradient_correlation,
-    joint_bins,
     psnr,
     scale_by_percentiles,
     ssim,
     tissue_contrast,
+    truth_bins,
     w1,
 )
 from mmh_ray.evaluation.scans import Row, Scan, Settings, Truth, on_one_grid, read_lesion, read_output
@@ -257,9 +257,7 @@ def bulk_of(output: Output, truth: Truth | None, settings: Settings, clock: Cloc
     return Bulk(
         np.quantile(output.scaled[scan.mask], middles).astype(np.float32),
         tissues,
-        None
-        if truth is None
-        else joint_bins(output.scaled, scale_by_percentiles(truth.noisefree, scan.mask), scan.mask),
+        None if truth is None else truth_bins(output.scaled, truth.noisefree, scan.mask),
         clock.run("features", name, lambda: image_features(output.image, scan.mask, scan.volume.spacing)) or {},
         clock.run("slices", name, lambda: probe_slices(output.image, scan.mask, scan.volume.affine))
         if output.method in settings.slices

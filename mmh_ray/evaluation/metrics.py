@@ -132,6 +132,14 @@ def joint_bins(output: np.ndarray, truth: np.ndarray, mask: np.ndarray, bins: in
     return Joint(x[order][(starts + ends - 1) // 2], (ends - starts).astype(np.float64), sums, squares)
 
 
+def truth_bins(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> Joint:
+    """:func:`joint_bins` of an image that is scaled by its percentiles and of the truth, scaled by its own.
+
+    One rule for every method and evaluation: the unit of an MR image is no one's merit.
+    """
+    return joint_bins(scaled, scale_by_percentiles(truth, mask), mask)
+
+
 def truth_error(joints: Sequence[Joint]) -> TruthError:
     """nRMSE to the truth from binned images; see :func:`truth_nrmse`."""
     output, count, truth, squared = (np.concatenate(parts) for parts in zip(*joints, strict=True))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmh_ray.evaluation.catalogue import MEASURES, OURS, RAW, SIMPLE, shown_name
+from mmh_ray.evaluation.catalogue import MEASURES, OURS, RAW, SIMPLE, ordered, shown_name
 
-PROBES = ("site_probe", "site_probe_cnn")
-"""The probes trained anew; the one that tells more counts."""
+PROBES = ("site_probe", "site_probe_cnn", "site_probe_pattern", "site_probe_style")
+"""The probes trained anew; the one that tells most counts."""
 JUDGED = ("truth_nrmse", *PROBES, "psnr", "w1", "gradient_correlation")
 """Measures by which the best simple method is chosen: mean rank over those that there are."""
 AGAINST_SOURCE = ("gradient_correlation", "structural_dissimilarity", "hallucination")
@@ -24,7 +24,8 @@ def sentences(evaluation: Mapping[str, Any], sequence: str) -> list[str]:
         return ["There is no archive named ours, so methods stand side by side and no differences are taken."]
     raw = evaluation[RAW].get(sequence, {})
     said = [_site(ours, raw), _kept(ours), _truth(ours, raw), _people(evaluation, sequence)]
-    return [text for text in [*said, _alternative(evaluation, sequence), _losses(evaluation, sequence)] if text]
+    said += [_alternative(evaluation, sequence), _losses(evaluation, sequence), _beaten(evaluation, sequence)]
+    return [text for text in said if text]
 
 
 def best_simple(evaluation: Mapping[str, Any], sequence: str) -> str | None:
@@ -34,12 +35,17 @@ def best_simple(evaluation: Mapping[str, Any], sequence: str) -> str | None:
         return None
     ranks = dict.fromkeys(rows, 0)
     for measure in JUDGED:
-        known = [name for name in rows if measure in rows[name]]
-        for rank, name in enumerate(
-            sorted(known, key=lambda name: -MEASURES[measure].sign * rows[name][measure]["value"])
-        ):
-            ranks[name] += rank
+        worth = {name: _worth(measure, own[measure]) for name, own in rows.items() if measure in own}
+        for name, value in worth.items():
+            ranks[name] += sum(other > value for other in worth.values())
     return min(ranks, key=lambda name: ranks[name])
+
+
+def _worth(measure: str, found: Mapping[str, Any]) -> float:
+    """A value whose more is better; a probe below chance is worth no more than one at it."""
+    kind = MEASURES[measure]
+    value = max(found["value"], found["chance"]) if measure in PROBES else found["value"]
+    return kind.sign * kind.judged(value)
 
 
 def verdicts(evaluation: Mapping[str, Any], sequence: str, method: str) -> dict[str, str]:
@@ -51,6 +57,12 @@ def verdicts(evaluation: Mapping[str, Any], sequence: str, method: str) -> dict[
             low, high = sorted((sign * difference["low"], sign * difference["high"]))
             found[name] = "better" if low > 0 else "worse" if high < 0 else "even"
     return found
+
+
+def where_it_beats_ours(evaluation: Mapping[str, Any], sequence: str, method: str, measures: Iterable[str]) -> str:
+    """Headings of those of the measures in which a method is shown to be better than ours."""
+    found = verdicts(evaluation, sequence, method)
+    return _headings(name for name in measures if found.get(name) == "worse")
 
 
 def strongest_probe(entries: Entries) -> str | None:
@@ -112,6 +124,15 @@ def _losses(evaluation: Mapping[str, Any], sequence: str) -> str:
     found = verdicts(evaluation, sequence, RAW)
     lost = [name for name, way in found.items() if way == "worse" and name not in AGAINST_SOURCE]
     return f"Against the raw scans ours loses in {_headings(lost)}." if lost else ""
+
+
+def _beaten(evaluation: Mapping[str, Any], sequence: str) -> str:
+    others = [name for name in ordered(evaluation["differences"]) if name != RAW]
+    lost = {name: where_it_beats_ours(evaluation, sequence, name, MEASURES) for name in others}
+    parts = [f"{shown_name(name)} (in {headings})" for name, headings in lost.items() if headings]
+    if parts:
+        return f"Ours is beaten by {'; by '.join(parts)}."
+    return "No other method is shown to beat ours in any measure." if others else ""
 
 
 def _headings(names: Iterable[str]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import adjusted_rand_score
 
 from mmh_ray.evaluation import clustering
 from mmh_ray.evaluation.catalogue import RAW
@@ -68,6 +68,10 @@ class Population:
         known = [bulk.style for bulk in self.bulks if bulk.style is not None]
         return np.stack(known) if known and len(known) == len(self.rows) else None
 
+    def only(self, chosen: Sequence[int]) -> Population:
+        """Rows and features of some images."""
+        return replace(self, rows=[self.rows[i] for i in chosen], features=self.features[chosen], bulks=())
+
     def figure(self, values: np.ndarray, **facts: Any) -> Figure:
         """A figure with a unit per row whose value is finite."""
         values = values if values.dtype == np.float32 else np.asarray(values, dtype=np.float64)
@@ -81,7 +85,7 @@ def population_figures(population: Population, seed: int, clock: Clock) -> Figur
     found: Figures = {}
     found |= _truth(population) | _pooled(population) | _associations(population)
     found |= _site_probes(population, seed, clock) | _clusters(population, seed, clock)
-    return found | _ages(population, seed, clock)
+    return found | _people(population, seed, clock) | _ages(population, seed, clock)
 
 
 def probes_make_sense(rows: Sequence[Row]) -> bool:
@@ -188,54 +192,74 @@ def _tell(population: Population, name: str, result: ProbeResult | None, clock: 
 
 
 def _clusters(population: Population, seed: int, clock: Clock) -> Figures:
+    """How images gather by site: features, and style vectors."""
     sites, method = population.column("site"), population.method
-    if len(set(sites)) < 2 or len(population.rows) < 2 * len(set(sites)):
+    if len(set(sites)) < 2 or len(sites) < 2 * len(set(sites)):
         return {}
-    features, found = clustering.standardise(population.features), Figures()
-
-    def add(name: str, function: Callable, *labels: Sequence[str], **facts: Any) -> None:
-        values = clock.run(name, method, function, features, *labels)
-        if values is not None:
-            found[name] = population.figure(values, **facts)
-
-    add("site_silhouette", clustering.silhouettes, sites)
-    add("site_lisi", clustering.lisi, sites)
-    add("site_kbet", clustering.kbet, sites)
+    standard = replace(population, features=clustering.standardise(population.features))
+    found = _gathering("site", standard, sites, clustering.PERPLEXITY, seed, clock)
     if (styles := population.styles) is not None:
         apart = clock.run(
             "site_silhouette_style", method, clustering.silhouettes, clustering.standardise(styles), sites
         )
         found["site_silhouette_style"] = population.figure(apart)
-    groups = clock.run("site_adjusted_rand", method, clustering.gathered, features, len(set(sites)), seed)
-    if groups is not None:
-        found["site_adjusted_rand"] = population.figure(groups, reduce=_adjusted_rand, labels=sites)
-    return found | _people(population, clock)
-
-
-def _people(population: Population, clock: Clock) -> Figures:
-    """Whether traveling people are found again by what lies in the part of the grid that is brain in everybody."""
-    found, method = Figures(), population.method
-    rows = population.rows if population.bulks else ()
-    known = [(row, bulk.person) for row, bulk in zip(rows, population.bulks, strict=True) if bulk.person is not None]
-    people, places = (tuple(row[name] for row, _ in known) for name in ("subject", "site"))
-    if not population.traveling or len(set(people)) < 2 or len(set(places)) < 2:
-        return found
-    features = clustering.standardise(np.array([list(person.values()) for _, person in known]))
-    units = tuple(row["image_id"] for row, _ in known)
-    measures: dict[str, tuple[Any, ...]] = {"subject_silhouette": (clustering.silhouettes, people)}
-    measures["subject_nearest"] = (clustering.same_subject_nearest, people, places)
-    for name, (function, *labels) in measures.items():
-        values = clock.run(name, method, function, features, *labels)
-        if values is not None and np.isfinite(values).any():
-            seen = np.isfinite(values)
-            figure = Figure(np.asarray(values, np.float64), units, people)
-            found[name] = figure.only(np.array(units)[seen].tolist())
     return found
 
 
-def _adjusted_rand(clusters: np.ndarray, sites: np.ndarray) -> float:
+def _people(population: Population, seed: int, clock: Clock) -> Figures:
+    """How images gather by person, by what lies in the part of the grid that is brain in everybody."""
+    everybody = _in_common(population)
+    counts = Counter(everybody.column("subject"))
+    several = [count for count in counts.values() if count > 1]
+    if len(several) < 2:
+        return {}
+    again = everybody.only([i for i, name in enumerate(everybody.column("subject")) if counts[name] > 1])
+    found = _gathering(
+        "subject", again, again.column("subject"), max(2, round(float(np.median(several))) - 1), seed, clock
+    )
+    if everybody.traveling:
+        labels = everybody.column("subject"), everybody.column("site")
+        nearest = clock.run(
+            "subject_nearest", population.method, clustering.same_subject_nearest, everybody.features, *labels
+        )
+        found["subject_nearest"] = everybody.figure(nearest)
+    return found
+
+
+def _in_common(population: Population) -> Population:
+    """Images that have features of the common part, with those, standardised; none of a method on features alone."""
+    known = [i for i, bulk in enumerate(population.bulks) if bulk.person is not None]
+    if not known:
+        return replace(population, rows=(), bulks=())
+    persons = np.array([list((population.bulks[i].person or {}).values()) for i in known])
+    own = replace(population, rows=[population.rows[i] for i in known], bulks=())
+    return replace(own, features=clustering.standardise(persons))
+
+
+def _gathering(
+    prefix: str, population: Population, labels: tuple[str, ...], perplexity: int, seed: int, clock: Clock
+) -> Figures:
+    """How images gather by their labels, features being standardised; measures are named ``PREFIX_silhouette`` and so on."""
+    own, names = population.features, np.asarray(labels)
+    functions: dict[str, Callable[[], np.ndarray]] = {
+        "silhouette": lambda: clustering.silhouettes(own, names),
+        "adjusted_rand": lambda: clustering.gathered(own, len(np.unique(names)), seed),
+        "lisi": lambda: clustering.lisi(own, names, perplexity),
+        "kbet": lambda: clustering.kbet(own, names),
+    }
+    found = Figures()
+    for ending, function in functions.items():
+        name = f"{prefix}_{ending}"
+        values = clock.run(name, population.method, function)
+        if values is not None:
+            facts = {"reduce": _adjusted_rand, "labels": labels} if ending == "adjusted_rand" else {}
+            found[name] = population.figure(values, **facts)
+    return found
+
+
+def _adjusted_rand(clusters: np.ndarray, labels: np.ndarray) -> float:
     """Of clusters found once in the whole cohort, so that only the subjects vary from draw to draw."""
-    return float(adjusted_rand_score(sites, clusters))
+    return clustering.agreement(clusters, labels)
 
 
 def _ages(population: Population, seed: int, clock: Clock) -> Figures:

@@ -88,8 +88,8 @@ def interval(figure: Figure, draws: int, seed: int = 0) -> Interval:
     return bootstrap(figure.values, figure.subjects, seed, draws, figure.strata)
 
 
-def difference(ours: Figure, other: Figure, draws: int, seed: int = 0) -> Difference | None:
-    """Ours minus the other over the units that both have; None where they share none.
+def difference(ours: Figure, other: Figure, draws: int, seed: int = 0, floor: float = -math.inf) -> Difference | None:
+    """Ours minus the other over the units that both have, what is below ``floor`` taken for it; None where they share none.
 
     The p value is that of the sign-flip test where the figure is a mean, NaN elsewhere.
     """
@@ -99,9 +99,11 @@ def difference(ours: Figure, other: Figure, draws: int, seed: int = 0) -> Differ
         return None
     a, b = ours.only(units), other.only(units)
     if a.reduce is None:
-        return paired_difference(a.values, b.values, a.subjects, seed, draws, a.strata)
+        return paired_difference(a.values, b.values, a.subjects, seed, draws, a.strata, floor)
     draws = min(draws, STATISTIC_DRAWS)
-    found = bootstrap_statistic(lambda rows: a.of(rows) - b.of(rows), a.subjects, seed, draws)
+    found = bootstrap_statistic(
+        lambda rows: _above(floor, a.of(rows)) - _above(floor, b.of(rows)), a.subjects, seed, draws
+    )
     return Difference(*found, math.nan)
 
 
@@ -121,6 +123,11 @@ def by_sequence(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, 
             for sequence, measures in sequences.items():
                 found.setdefault(sequence, {})[method] = {name: own["value"] for name, own in measures.items()}
     return {sequence: found[sequence] for sequence in sorted(found)}
+
+
+def _above(floor: float, value: float) -> float:
+    """The value or the floor; NaN stays NaN."""
+    return floor if value < floor else value
 
 
 def _plain(number: float | int) -> float | int | None:

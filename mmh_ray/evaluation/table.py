@@ -23,8 +23,8 @@ def best_baseline(methods: Mapping[str, Mapping[str, float | None]], measure: st
     known = {name: value for name, value in values.items() if value is not None}
     if not known:
         return None
-    sign = MEASURES[measure].sign
-    return max(known, key=lambda name: sign * known[name])
+    kind = MEASURES[measure]
+    return max(known, key=lambda name: kind.sign * kind.judged(known[name]))
 
 
 def as_table(results: Results, columns: Sequence[str] = COLUMNS) -> Group:
@@ -54,7 +54,7 @@ def _cell(methods: Mapping[str, Mapping[str, float | None]], name: str, measure:
     text = Text(text_of(measure, value))
     if name == best:
         return text.append(" *")
-    rival = methods[best].get(measure) if best else None
-    if name == OURS and rival is not None and MEASURES[measure].sign * (value - rival) > 0:
+    rival, kind = methods[best].get(measure) if best else None, MEASURES[measure]
+    if name == OURS and rival is not None and kind.sign * (kind.judged(value) - kind.judged(rival)) > 0:
         text.stylize("green")
     return text

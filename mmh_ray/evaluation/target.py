@@ -14,7 +14,7 @@ from mmh_ray.errors import DataError, MMHError
 from mmh_ray.evaluation.baselines import HistogramMatching, Nyul, quantile_function
 from mmh_ray.evaluation.features import probe_slices
 from mmh_ray.evaluation.figures import middle_slice
-from mmh_ray.evaluation.metrics import gradient_correlation, joint_bins, psnr, scale_by_percentiles, ssim, w1
+from mmh_ray.evaluation.metrics import gradient_correlation, psnr, scale_by_percentiles, ssim, truth_bins, w1
 from mmh_ray.evaluation.scans import Scan, Truth, on_one_grid, read_output, read_scan, read_truth
 from mmh_ray.evaluation.segmentation import BY_BRIGHTNESS, segment_tissues, tissue_dice, tissue_labels
 from mmh_ray.imaging.volume import read_volume
@@ -209,7 +209,7 @@ class _Measurer:
             row["w1"] = w1(scaled[scan.mask], self.cohort.intensities)
             row["style_distance"] = 1 - float(style @ self.cohort.style / np.linalg.norm(self.cohort.style))
         if self.truth is not None:
-            row["joint"] = joint_bins(scaled, self.truth.noisefree, scan.mask)
+            row["joint"] = truth_bins(scaled, self.truth.noisefree, scan.mask)
             row["truth_nrmse_direct"] = direct_error(scaled, self.truth.noisefree, scan.mask)
             row |= self._dice(scaled, scan)
         slices = probe_slices(image, scan.mask, scan.volume.affine) if self.settings.slices else None

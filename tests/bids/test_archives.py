@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmh_ray.bids.archives import match
+from mmh_ray.bids.entities import desc_of
 from mmh_ray.errors import DataError
 
 pytestmark = pytest.mark.fast
@@ -31,10 +32,12 @@ def _touch(root: Path, *names: str) -> Path:
         "sub-01/ses-a/anat/sub-01_ses-a_desc-harmonized_T1w.nii.gz",
         "sub-01_ses-a_space-MNI152NLin2009cAsym_res-2_desc-haca3_T1w.nii",
         "deep/er/sub-01_ses-a_T1w.nii.gz",
+        f"sub-01/ses-a/anat/sub-01_ses-a_desc-{desc_of('alder')}_T1w.nii.gz",
+        "sub-01/ses-a/anat/sub-01_ses-a_desc-alder_T1w.nii.gz",
     ],
 )
 def test_desc_space_and_folders_do_not_count(tmp_path: Path, name: str) -> None:
-    assert match("other", _touch(tmp_path, name), [_row()]).paths == {"sub-01_ses-a_T1w": str(tmp_path / name)}
+    assert match("ours_target", _touch(tmp_path, name), [_row()]).paths == {"sub-01_ses-a_T1w": str(tmp_path / name)}
 
 
 @pytest.mark.parametrize("name", ["sub-01_T1w.nii.gz", "sub-01_ses-b_T1w.nii.gz", "sub-01_ses-a_run-1_T1w.nii.gz"])

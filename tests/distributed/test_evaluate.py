@@ -146,7 +146,7 @@ def test_what_is_written_says_the_same(tmp_path):
     for measure in ("psnr", "ssim_truth", "gradient_correlation"):
         assert means.loc["nyul", measure] == pytest.approx(written["nyul"]["T1w"][measure]["value"])
     pictures = {path.name for path in (tmp_path / "out/figures").iterdir()}
-    kinds = ("before_after", "differences", "dissimilarity", "histograms", "map")
+    kinds = ("before_after", "differences", "dissimilarity", "histograms", "map", "map_people")
     assert pictures == {f"T1w_{kind}.png" for kind in kinds}
     assert "harmonized (ours)" in (tmp_path / "out/report.html").read_text()
 

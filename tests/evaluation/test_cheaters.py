@@ -12,12 +12,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from mmh_ray.distributed.cohort_figures import image_figures
 from mmh_ray.evaluation.measuring import Clock, Output, bulk_of, make_output, measure_image, measure_pair
+from mmh_ray.evaluation.method import Gathered, image_figures
 from mmh_ray.evaluation.metrics import psnr, w1
 from mmh_ray.evaluation.population import Figures, Population, population_figures
 from mmh_ray.evaluation.scans import Scan, Settings, Truth, common_masks
-from mmh_ray.evaluation.subject import Score
 from mmh_ray.evaluation.summary import difference, interval
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.phantom import SITES, canonical, render
@@ -74,8 +73,7 @@ def _figures(method: Method) -> Figures:
     features = np.array([list(bulk.features.values()) for bulk in bulks])
     raws = features if method is raw else _features_of_raw()
     population = Population(method.__name__, images, features, raws, bulks)
-    own = image_figures(Score(images=images, pairs=pairs))["T1w", method.__name__]
-    return own | population_figures(population, 0, clock)
+    return image_figures(Gathered(images, pairs, bulks, bulks)) | population_figures(population, 0, clock)
 
 
 @cache

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import chisquare
-from sklearn.metrics import silhouette_score
+from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from mmh_ray.evaluation.clustering import (
     adjusted_rand,
+    agreement,
     kbet,
     lisi,
     same_subject_nearest,
@@ -43,6 +44,13 @@ def test_silhouettes_are_scikit_learns_and_undefined_for_one_label():
 def test_adjusted_rand_is_1_for_sites_far_apart_and_0_for_labels_dealt_at_random(rng):
     assert adjusted_rand(_cohort(20), SITE) == 1
     assert abs(adjusted_rand(_cohort(20), rng.permutation(SITE))) < 0.05
+
+
+def test_agreement_is_scikit_learns(rng):
+    for groups in (1, 2, 3, 20):
+        clusters, labels = rng.integers(groups, size=20), rng.choice(["a", "b", "c"], size=20)
+        assert agreement(clusters, labels) == pytest.approx(adjusted_rand_score(labels, clusters))
+    assert agreement(np.arange(5), np.arange(5)) == adjusted_rand_score(range(5), range(5)) == 1
 
 
 def test_lisi_is_0_apart_and_that_of_labels_dealt_at_random_mixed(rng):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import GroupKFold
 
 from mmh_ray.errors import DataError
-from mmh_ray.evaluation.downstream import association, brain_age
+from mmh_ray.evaluation.downstream import association, brain_age, choose_penalty
 
 pytestmark = pytest.mark.fast
 
@@ -38,6 +40,17 @@ def test_a_person_is_never_in_training_and_test(rng):
     for site in (None, np.tile(["a", "b"], 30)):
         found = brain_age(features, age[who], who.astype(str), site)
         assert found.mae > 0.8 * found.baseline
+
+
+def test_the_penalty_is_scikit_learns_and_chosen_among_other_people(rng):
+    people, features = np.repeat(np.arange(30), 2), rng.normal(size=(60, 8))
+    target = 3 * features[:, 0] + rng.normal(size=60)
+    folds = list(GroupKFold(5).split(people, groups=people))
+    found = RidgeCV(np.logspace(-2, 4, 13), cv=folds, scoring="neg_mean_squared_error").fit(features, target)
+    assert choose_penalty(features, target, people) == found.alpha_
+    named = np.eye(30)[people]  # features that name the person: images of their own would want no penalty
+    ages = rng.normal(size=30)[people]
+    assert choose_penalty(named, ages, people) > 10 * choose_penalty(named, ages, np.arange(60))
 
 
 def test_an_offset_of_one_site_costs_years_only_when_the_site_is_left_out(rng):

@@ -112,6 +112,24 @@ def test_without_probes_or_ours_that_is_said(evaluation):
     ]
 
 
+def test_where_another_method_beats_ours_is_said_in_its_row_and_in_words(evaluation):
+    against = evaluation["differences"]
+    assert "No other method is shown to beat ours" in sentences(evaluation, "T1w")[-1]
+    against["zscore"] = {"T1w": {"truth_nrmse": _difference(0.02), "site_probe": _difference(-0.4)}}
+    assert sentences(evaluation, "T1w")[-1] == "Ours is beaten by z-score (in nRMSE to truth)."
+    won = {line.method: line.beats_ours_in for block in blocks(evaluation, "T1w")[1:2] for line in block.rows}
+    assert won == {"raw": "", "z-score": "nRMSE to truth", "Nyúl": "", "harmonized (ours)": ""}
+
+
+def test_a_simple_method_below_chance_is_no_better_than_one_at_it(evaluation):
+    evaluation["zscore"]["T1w"] = {
+        "site_probe": _entry(0.0, chance=0.25, chance_high=0.35),
+        "truth_nrmse": _entry(0.46),
+    }
+    evaluation["nyul"]["T1w"]["site_probe"] = _entry(0.25, chance=0.25, chance_high=0.35)
+    assert best_simple(evaluation, "T1w") == "nyul"  # equal probes, so the truth decides
+
+
 def test_the_best_simple_method_makes_images(evaluation):
     assert best_simple(evaluation, "T1w") == "nyul"  # ComBat's probe is better, but it makes no image
     assert best_simple({"raw": evaluation["raw"]}, "T1w") is None
@@ -131,11 +149,11 @@ def test_tables_hold_what_was_measured_and_nothing_else(evaluation):
     assert [block.question for block in found] == [GROUPS[name] for name in ("site", "truth", "kept", "people")]
     site = found[0]
     assert [kind.heading for kind in site.kinds] == ["site probe"]
-    assert [name for name, _, _ in site.rows] == ["raw", "z-score", "Nyúl", "ComBat (features)", "harmonized (ours)"]
-    assert [cells[0].verdict for _, _, cells in site.rows] == ["better", "", "better", "", ""]
-    assert "ours minus this: -0.500 (-0.510 to -0.490), p 0.03" in site.rows[0][2][0].title
+    assert [line.method for line in site.rows] == ["raw", "z-score", "Nyúl", "ComBat (features)", "harmonized (ours)"]
+    assert [line.cells[0].verdict for line in site.rows] == ["better", "", "better", "", ""]
+    assert "ours minus this: -0.500 (-0.510 to -0.490), p 0.03" in site.rows[0].cells[0].title
     assert site.chance == 0.25
-    assert [name for name, _, _ in found[1].rows] == ["raw", "z-score", "Nyúl", "harmonized (ours)"]
+    assert [line.method for line in found[1].rows] == ["raw", "z-score", "Nyúl", "harmonized (ours)"]
 
 
 def test_every_measure_belongs_to_a_question():

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
+from mmh_ray.evaluation.clustering import agreement
 from mmh_ray.evaluation.statistics import bootstrap, bootstrap_statistic, paired_difference
 
 pytestmark = pytest.mark.fast
@@ -78,3 +79,27 @@ def test_any_statistic_resamples_people_with_all_their_images(rng):
     values, subjects = rng.normal(size=30), np.repeat(np.arange(10).astype(str), 3)
     found = bootstrap_statistic(lambda rows: float(values[rows].mean()), subjects, draws=2000)
     assert found == pytest.approx(bootstrap(values, subjects), abs=0.05)
+
+
+def test_interval_of_agreement_between_images_covers_0_where_labels_are_dealt_at_random(rng):
+    """Copies of an image always agree: drawn with replacement, interval and chance would part."""
+    held, above = 0, 0
+    for seed in range(30):
+        sites, clusters = rng.integers(3, size=(2, 24))
+        found = bootstrap_statistic(
+            lambda rows, a=sites, b=clusters: agreement(a[rows], b[rows]), [*map(str, range(24))], seed, 60
+        )
+        held += found.low <= 0 <= found.high
+        above += (found.low + found.high) / 2 > 0
+    assert held >= 26
+    assert above <= 24
+
+
+def test_what_is_below_chance_is_no_better_than_chance(rng):
+    subjects, sites = [*map(str, range(20))], ["a", "b"] * 10
+    guessed, never, always = np.tile([0.0, 0.0, 1.0, 1.0], 5), np.zeros(20), np.ones(20)
+    plain = paired_difference(never, guessed, subjects, strata=sites)
+    assert (plain.value, plain.p < 0.01) == (-0.5, True)
+    floored = paired_difference(never, guessed, subjects, strata=sites, floor=0.5)
+    assert (floored.value, floored.high, floored.p) == (0, 0, 1)
+    assert paired_difference(never, always, subjects, strata=sites, floor=0.5)[:3] == (-0.5, -0.5, -0.5)
