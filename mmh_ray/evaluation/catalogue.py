@@ -178,11 +178,12 @@ def ordered(methods: Iterable[str]) -> list[str]:
 def floor_of(measure: str, sites: int) -> float:
     """What chance reaches where less would be no better: comparisons take anything below for it; −∞ where there is no such value.
 
-    One over the sites for the probes, 0 for the silhouette and the adjusted Rand index, the level of its tests for kBET.
+    One over the sites for the probes, 0 for the silhouettes and the adjusted Rand index, the level of its tests for kBET.
     """
     if measure.startswith("site_probe"):
         return 1 / max(sites, 1)
-    return {"site_silhouette": 0.0, "site_adjusted_rand": 0.0, "site_kbet": 0.05}.get(measure, -math.inf)
+    at_chance = {"site_silhouette": 0.0, "site_silhouette_style": 0.0, "site_adjusted_rand": 0.0, "site_kbet": 0.05}
+    return at_chance.get(measure, -math.inf)
 
 
 def text_of(measure: str, value: float) -> str:
