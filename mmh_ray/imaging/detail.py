@@ -16,7 +16,7 @@ REGULARISATION = 1e-4
 """Added to the local variance of the scan and to its covariance with the styled image (unit intensity squared): in a window that is
 flatter than that nothing can be learned, and the scan's own variation goes through as it is."""
 
-NOISE = 0.018
+NOISE = 0.019
 """Standard deviation, in unit intensity, of the noise that is left in every scan of the unified domain: a part of its look, too."""
 
 
