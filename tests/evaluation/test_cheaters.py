@@ -182,10 +182,11 @@ def _nearly_ideal(method: Method) -> bool:
     return min(psnr(output.image, other.image, other.scan.mask) for output, other in pairs) > 38
 
 
-def test_invisible_wave_fools_the_frozen_probe_and_is_caught_by_the_retrained_one():
+def test_invisible_wave_fools_the_frozen_probe_and_is_caught_by_the_retrained_ones():
     assert _nearly_ideal(waved)
     assert _value(waved, "site_probe_frozen") <= CHANCE + 0.15
-    assert _value(waved, "site_probe") > _chance_high(waved, "site_probe") + 0.2
+    assert _value(waved, "site_probe") > _chance_high(waved, "site_probe")
+    assert _value(waved, "site_probe_pattern") > 0.9
     assert _value(waved, "ssim") > _value(raw, "ssim")
 
 
