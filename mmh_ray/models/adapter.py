@@ -68,14 +68,6 @@ class SiteStyle:
         quantiles = mean(lambda volume, mask: quantile_function(volume[mask]), scans)
         return cls(knots, heights, quantiles, float(mean(noise_level, scans)))
 
-    def noise_left(self, unified: float) -> float:
-        """Standard deviation of the noise to leave in an image of the site's look, of the level left in unified ones.
-
-        The site's own at most, and no more than the curve makes of the unified level: nobody is served by noise put back.
-        """
-        slope = (self.site[-1] - self.site[0]) / (self.unified[-1] - self.unified[0])
-        return float(min(self.noise, slope * unified))
-
     def apply(self, unified: Tensor) -> Tensor:
         """Site intensity of unified intensity, any shape, differentiable; slope of the end pieces goes on beyond the end knots."""
         knots, heights = (

@@ -125,10 +125,3 @@ def test_the_point_spread_stays_inside_the_mask(brain: np.ndarray, mask: np.ndar
     assert not soft[~mask].any()
     assert np.array_equal(point_spread(brain, mask, 0), brain)
     assert np.allclose(point_spread(np.stack([brain, brain]), mask, 1.0)[1], soft)
-
-
-@pytest.mark.parametrize(("noise", "expected"), [(0.05, 0.01), (0.004, 0.004)])
-def test_no_more_noise_is_left_than_the_site_has_or_the_curve_makes(noise: float, expected: float) -> None:
-    knots = np.linspace(0, 1, 64)
-    style = SiteStyle(knots, 0.2 + 0.5 * knots, np.linspace(0.2, 0.7, 257), noise)
-    assert style.noise_left(0.02) == pytest.approx(expected)
