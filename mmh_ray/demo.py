@@ -28,10 +28,10 @@ EXPECTED = dict.fromkeys(
 
 
 def run(out: str, config: Config) -> None:
-    """Phantom, manifest, prepare, train-global (which registers), harmonize the travelers, evaluate; then the same for a target site.
+    """Phantom, manifest, prepare, train-global (which registers), harmonize the travelers; the same for a target site; evaluate.
 
     ``out`` then holds the archive, the store, the runs, MLflow's database, the derivatives, ``metrics.json`` and ``figures/``. An
-    earlier demo in the same folder is removed first. Without ``target.site`` the second half is left out.
+    earlier demo in the same folder is removed first. Without ``target.site`` no target is trained.
 
     Raises
     ------
@@ -56,17 +56,16 @@ def run(out: str, config: Config) -> None:
         "prepare": ["prepare", manifest, store],
         "train_global": ["train-global", store, tracking, f"train.storage={root / 'runs'}"],
         "harmonize": ["harmonize", str(bids), harmonized, *whose],
-        "evaluate": [
-            *("evaluate", "--archive", f"raw={manifest}", "--archive", f"ours={harmonized}", "--truth", truth),
-            *("--model", model, tracking, "--out", str(evaluation)),
-        ],
     }
+    scored = ["--archive", f"raw={manifest}", "--archive", f"ours={harmonized}"]
     for site in config.target.site[:1]:
         stages |= {
             "train_target": ["train-target", store, "--model", model, tracking, f"target.storage={root / 'runs'}"],
             "harmonize_target": ["harmonize", str(bids), moved, *whose, "--target", site],
             "evaluate_target": ["evaluate-target", manifest, site, harmonized, moved, scores, "--truth", truth],
         }
+        scored += ["--archive", f"target={moved}"]
+    stages["evaluate"] = ["evaluate", *scored, "--truth", truth, "--model", model, tracking, "--out", str(evaluation)]
     seconds = {}
     for name, arguments in stages.items():
         log.info("mmh %s", " ".join(arguments))

@@ -198,7 +198,8 @@ class Harmonizer:
             style = self._style(target, ready.sequence)
             if before is None and ready.sequence in target.weights:
                 before = self._again(unified, ready)
-            images.append(InferredImage(self._moved(unified, before, ready, target), style.noise, disagreement))
+            moved = self._moved(unified, before, ready, target)
+            images.append(InferredImage(moved, style.noise_left(NOISE), disagreement))
         return images
 
     def finish(self, ready: ReadyScan, image: InferredImage) -> HarmonizedScan:

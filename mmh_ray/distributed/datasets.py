@@ -96,7 +96,6 @@ class GroupMaker:
     """Makes the ``number``-th slice group; called by Ray Data on blocks of numbers, or by hand."""
 
     def __init__(self, store_uri: str, config: Config, domain: UnifiedDomain, split: str = "train") -> None:
-        torch.set_num_threads(1)
         self.store, self.config, self.domain = PreparedStore(store_uri), config, domain
         self.entries = [entry for entry in usable(self.store, split) if entry["sequence"] in config.model.sequences]
         self.simulable = [name for name in config.model.sequences if name in domain.canonical]

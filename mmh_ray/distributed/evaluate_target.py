@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from mmh_ray import tracking
 from mmh_ray.bids.derivatives import sidecar_path
@@ -45,7 +44,7 @@ from mmh_ray.models.target_bundle import load_target
 log = logging.getLogger(__name__)
 
 MEASURES = ("psnr", "ssim", "w1", "gradient_correlation")
-MORE = ("dice", "style_distance", "truth_nrmse_direct")
+MORE = ("psnr_n4", "ssim_n4", "w1_n4", "dice", "style_distance", "truth_nrmse_direct")
 """Means over scans, too."""
 PROBED = (RAW, GLOBAL, OURS)
 
@@ -76,10 +75,11 @@ def evaluate_target(
 
     Returns
     -------
-    Sequence, method, measure to the mean over source scans (``truth_nrmse``: over the cohort); ``w1_of_raw`` is the share of raw's W1,
+    Sequence, method, measure to the mean over source scans (``truth_nrmse``: over the cohort); ``psnr_n4``, ``ssim_n4`` and ``w1_n4``
+    compare with the target's scans without their bias fields; ``w1_of_raw`` is the share of raw's W1 (``w1_n4_of_raw``: of its w1_n4),
     ``site_probe_style`` and ``site_probe_cnn`` the balanced accuracy of a probe trained anew that asks which site a scan came from
-    (``site_probe_chance`` by guessing), ``scans`` and ``failed`` how many could be scored and not. What cannot be had is None. Scans
-    that cannot be scored are logged with their reasons.
+    (``site_probe_chance`` by guessing), ``identity`` the mean absolute change of the target's own scans, ``scans`` and ``failed`` how
+    many could be scored and not. What cannot be had is None. Scans that cannot be scored are logged with their reasons.
 
     Raises
     ------
@@ -142,12 +142,13 @@ def _describer(cases: Sequence[TargetCase], config: Config) -> StyleDescriber:
     if known is None:
         return StyleDescriber(config.style)
     made = json.loads(known.read_bytes())["TargetModel"]
+    if config.style.backbone != EMBEDDED and "training" in made:  # whose aggregator lies with the target
+        target = load_target(*tracking.resolve_target(made["URI"], "", config.tracking))
+        target.encoder(config.style, 1.0)
+        return StyleDescriber(config.style, target.aggregator)
     recorded = made.get("style_encoder") or made["training"]["style_encoder"]
-    aggregator: Mapping[str, Tensor] = {}
-    if config.style.backbone != EMBEDDED and "training" in made:
-        aggregator = load_target(*tracking.resolve_target(made["URI"], "", config.tracking)).aggregator
-    check_same_encoder(recorded, make_style_encoder(config.style, 1.0, aggregator).describe())
-    return StyleDescriber(config.style, aggregator)
+    check_same_encoder(recorded, make_style_encoder(config.style, 1.0).describe())
+    return StyleDescriber(config.style)
 
 
 def _cases(rows: list[Row], site: str, unified: str, moved: str) -> list[TargetCase]:
@@ -159,7 +160,8 @@ def _cases(rows: list[Row], site: str, unified: str, moved: str) -> list[TargetC
         targets = [row for row in own if row["site"] == site]
         sources = [row | _outputs(row, site, unified, moved) for row in own if row["site"] != site]
         if targets and sources:
-            cases.append(TargetCase(subject, sequence, targets[0], tuple(sources)))
+            answer = targets[0] | _outputs(targets[0], site, unified, moved)
+            cases.append(TargetCase(subject, sequence, answer, tuple(sources)))
     return cases
 
 
@@ -195,17 +197,19 @@ def _summaries(
     found: Mapping[tuple[str, str], list[Row]], sequence: str, methods: Sequence[str] = METHODS
 ) -> dict[str, dict[str, float | None]]:
     summaries = {method: _summary(found.get((sequence, method), []), method) for method in methods}
-    raw = summaries[RAW]["w1"] if RAW in summaries else None
-    for summary in summaries.values():
-        own = summary["w1"]
-        summary["w1_of_raw"] = own / raw if raw and own is not None else None
+    for name in ("w1", "w1_n4"):
+        raw = summaries[RAW][name] if RAW in summaries else None
+        for summary in summaries.values():
+            own = summary[name]
+            summary[f"{name}_of_raw"] = own / raw if raw and own is not None else None
     return summaries
 
 
 def _summary(rows: list[Row], method: str) -> dict[str, float | None]:
-    rows = sorted(rows, key=lambda row: row["image_id"])
+    moved = [row["identity"] for row in rows if "identity" in row]
+    rows = sorted((row for row in rows if "identity" not in row), key=lambda row: row["image_id"])
     scored = [row for row in rows if "reason" not in row]
-    values: dict[str, float | None] = {}
+    values: dict[str, float | None] = {"identity": float(np.mean(moved)) if moved else None}
     for name in (*MEASURES, *MORE):
         own = [row[name] for row in scored if name in row]
         values[name] = float(np.mean(own)) if own else None

@@ -77,6 +77,12 @@ MEASURES: dict[str, Kind] = {
     "tissue_volume_error": Kind(
         "volume error", "lower", "between", f"Relative difference of GM and WM volume {_OVER}."
     ),
+    "unet_dice": Kind(
+        "U-Net Dice", "higher", "between", "Tissue overlap of a U-Net that learned at one site, at the others."
+    ),
+    "unet_volume_error": Kind(
+        "U-Net volume error", "lower", "between", "The same network's error of GM and WM volume."
+    ),
     "retest_distance": Kind("retest distance", "lower", "between", "Mean difference of two scans of one scanner."),
     "truth_nrmse": Kind(
         "nRMSE to truth", "lower", "truth", "Error to the noise-free truth after one monotone map for all images."

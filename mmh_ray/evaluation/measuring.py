@@ -7,7 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from mmh_ray.evaluation.metrics import (
 )
 from mmh_ray.evaluation.scans import Row, Scan, Settings, Truth, on_one_grid, read_lesion, read_output
 from mmh_ray.evaluation.segmentation import TISSUES, segment_tissues, tissue_dice, tissue_labels, volume_error
+
+if TYPE_CHECKING:
+    from mmh_ray.evaluation.unet import TissueSlices
 
 FACTS = ("image_id", "subject", "site", "sequence", "age", "sex")
 """What a row of the manifest says of an image and its measures' rows repeat."""
@@ -62,7 +65,8 @@ class Bulk(NamedTuple):
     """What only measures of a whole cohort need of an image; it stays away from the driver.
 
     256 quantiles of the scaled brain, the same of every tissue, the binned truth, named features, slices for the CNN; features of the part
-    of the grid that is brain in everybody (None where there is no such part), fine detail of the grid's middle, style vector.
+    of the grid that is brain in everybody (None where there is no such part), fine detail of the grid's middle, style vector, slices with
+    tissues for the U-Net.
     """
 
     quantiles: np.ndarray
@@ -73,6 +77,7 @@ class Bulk(NamedTuple):
     person: Mapping[str, float] | None
     detail: Detail
     style: np.ndarray | None = None
+    tissue_slices: TissueSlices | None = None
 
 
 @dataclass
@@ -240,8 +245,10 @@ def _between_sites(a: Output, b: Output, both: np.ndarray | None) -> dict[str, C
     return made
 
 
-def bulk_of(output: Output, truth: Truth | None, settings: Settings, clock: Clock) -> Bulk:
-    """What the measures of the cohort need of this image.
+def bulk_of(
+    output: Output, truth: Truth | None, settings: Settings, clock: Clock, reference: np.ndarray | None = None
+) -> Bulk:
+    """What the measures of the cohort need of this image; ``reference`` as of :func:`measure_image`.
 
     The truth error compares image and truth each scaled by its own percentiles, whatever the method: the unit of an MR image is no one's
     merit, and a method that hands on the scanner's gain is not charged for it.
@@ -269,7 +276,21 @@ def bulk_of(output: Output, truth: Truth | None, settings: Settings, clock: Cloc
         None
         if style is None
         else clock.run("style_vector", name, lambda: style(output.scaled, scan.mask, scan.volume.affine)),
+        _tissue_slices(output, truth, reference, clock) if output.method in settings.slices else None,
     )
+
+
+def _tissue_slices(
+    output: Output, truth: Truth | None, reference: np.ndarray | None, clock: Clock
+) -> TissueSlices | None:
+    """With the true tissues, else those that are found in the raw scan: the same for every method."""
+    from mmh_ray.evaluation.unet import tissue_slices
+
+    scan, labels = output.scan, reference if truth is None or truth.labels is None else truth.labels
+    if labels is None:
+        return None
+    name, inside = scan.row["image_id"], labels * scan.mask
+    return clock.run("tissue_slices", name, lambda: tissue_slices(output.image, scan.mask, inside, scan.volume.affine))
 
 
 def _mean_dice(a: np.ndarray, b: np.ndarray) -> float:

@@ -85,6 +85,7 @@ def population_figures(population: Population, seed: int, clock: Clock) -> Figur
     found: Figures = {}
     found |= _truth(population) | _pooled(population) | _associations(population)
     found |= _site_probes(population, seed, clock) | _clusters(population, seed, clock)
+    found |= _unet(population, seed, clock)
     return found | _people(population, seed, clock) | _ages(population, seed, clock)
 
 
@@ -189,6 +190,20 @@ def _tell(population: Population, name: str, result: ProbeResult | None, clock: 
     clock.trainings[f"{whose} {name}"] = facts
     if not all(converged):
         clock.notes[f"{name} had not learnt its training images when it ended: it may miss a mark"].append(whose)
+
+
+def _unet(population: Population, seed: int, clock: Clock) -> Figures:
+    """How a network that learned tissues at one site does at the others."""
+    images = [bulk.tissue_slices for bulk in population.bulks if bulk.tissue_slices is not None]
+    if not images or len(images) < len(population.rows) or not probes_make_sense(population.rows):
+        return {}
+    from mmh_ray.evaluation.unet import unet_transfer
+
+    labels = population.column("site"), population.column("subject")
+    found = clock.run("unet", population.method, unet_transfer, images, *labels, seed)
+    if found is None:
+        return {}
+    return {f"unet_{name}": population.figure(found[:, i]) for i, name in enumerate(("dice", "volume_error"))}
 
 
 def _clusters(population: Population, seed: int, clock: Clock) -> Figures:

@@ -92,7 +92,8 @@ def score(case: Case, settings: Settings) -> tuple[Score, Bulks]:
         ]
         found.pairs += [measure_pair(a, b, clock) for a, b in itertools.combinations(outputs, 2)]
         for output in outputs:
-            bulks[method, output.scan.row["image_id"]] = bulk_of(output, truth, settings, clock)
+            name = output.scan.row["image_id"]
+            bulks[method, name] = bulk_of(output, truth, settings, clock, raw_labels.get(name))
         if case.pictured and len(outputs) == len(scans):
             found.slices[method] = [_slice(output.scan, output.scaled) for output in outputs]
             found.maps[method] = [_slice(output.scan, _unlike(output)) for output in outputs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,22 +15,32 @@ from mmh_ray.errors import DataError, MMHError
 from mmh_ray.evaluation.baselines import HistogramMatching, Nyul, quantile_function
 from mmh_ray.evaluation.features import probe_slices
 from mmh_ray.evaluation.figures import middle_slice
+from mmh_ray.evaluation.harm import distance
 from mmh_ray.evaluation.metrics import gradient_correlation, psnr, scale_by_percentiles, ssim, truth_bins, w1
 from mmh_ray.evaluation.scans import Scan, Truth, on_one_grid, read_output, read_scan, read_truth
 from mmh_ray.evaluation.segmentation import BY_BRIGHTNESS, segment_tissues, tissue_dice, tissue_labels
 from mmh_ray.imaging.volume import read_volume
 
-RAW, MATCHED, NYUL, GLOBAL, OURS = METHODS = (
+RAW, MATCHED, NYUL, GLOBAL, OURS, TRUTH = METHODS = (
     "target_raw",
     "target_n4_histogram_matching",
     "target_nyul",
     "target_global",
     "target_harmonized",
+    "target_truth",
 )
 """The source scan as it is; N4 and histogram matching to the target cohort's mean histogram; Nyúl fitted on the target cohort; the
-global harmonizer alone; the global harmonizer and the target's adapter."""
+global harmonizer alone; the global harmonizer and the target's adapter. And no method, but what the figures are worth: the noise-free
+truth at the target, which differs from the scan there by noise and bias field alone."""
 
-SHOWN = {RAW: "raw", MATCHED: "n4_histogram_matching", NYUL: "nyul", GLOBAL: "global harmonizer alone", OURS: "ours"}
+SHOWN = {
+    RAW: "raw",
+    MATCHED: "n4_histogram_matching",
+    NYUL: "nyul",
+    GLOBAL: "global harmonizer alone",
+    OURS: "ours",
+    TRUTH: "(noise-free truth)",
+}
 """Their names in tables."""
 
 Row = dict[str, Any]
@@ -44,7 +55,7 @@ class TargetCase:
     target:
         Manifest row of the scan at the target site.
     sources:
-        Rows of the scans elsewhere, each with the paths of its outputs under the keys ``global`` and ``target``.
+        Rows of the scans elsewhere. All have the paths of their outputs under the keys ``global`` and ``target``.
     """
 
     subject: str
@@ -70,6 +81,7 @@ class TargetCohort:
     matching: HistogramMatching
     nyul: Nyul
     intensities: np.ndarray
+    corrected: np.ndarray
     style: np.ndarray
 
     @classmethod
@@ -79,16 +91,18 @@ class TargetCohort:
             HistogramMatching.from_quantiles(image.after for image in images),
             Nyul.from_quantiles(image.before for image in images),
             np.concatenate([image.scaled for image in images]),
+            np.concatenate([image.corrected for image in images]),
             np.mean([image.style for image in images], axis=0),
         )
 
 
 class CohortImage(NamedTuple):
-    """Of one image of the target: quantile functions before and after N4 and of the scaled brain, and the style vector."""
+    """Of one image of the target: quantile functions of the brain before and after N4, of both scaled, and the style vector."""
 
     before: np.ndarray
     after: np.ndarray
     scaled: np.ndarray
+    corrected: np.ndarray
     style: np.ndarray
 
 
@@ -123,15 +137,16 @@ class TargetSettings:
 def cohort_image(row: Row, settings: TargetSettings) -> CohortImage:
     """What the cohort needs of one image of the target."""
     scan = read_scan(row, settings.iterations)
-    raw = quantile_function(scan.volume.data, scan.mask)
-    scaled = scale_by_percentiles(scan.volume.data, scan.mask)
-    style = settings.describe(scan.volume.data, scan.mask, scan.volume.affine)
-    return CohortImage(raw, quantile_function(scan.corrected, scan.mask), quantile_function(scaled, scan.mask), style)
+    images = scan.volume.data, scan.corrected
+    plain = (quantile_function(image, scan.mask) for image in images)
+    scaled = (quantile_function(scale_by_percentiles(image, scan.mask), scan.mask) for image in images)
+    return CohortImage(*plain, *scaled, settings.describe(scan.volume.data, scan.mask, scan.volume.affine))
 
 
 def score_target(case: TargetCase, settings: TargetSettings) -> list[Row]:
     """A row per source scan and method: measures; under ``joint`` what the truth error needs, under ``style`` and ``slices`` what the
-    probes need. What cannot be scored has a ``reason`` instead.
+    probes need. What cannot be scored has a ``reason`` instead. Of the scan at the target there is a row per method with ``identity``
+    alone: how far the method moves what looks as wanted already.
 
     Raises
     ------
@@ -142,7 +157,8 @@ def score_target(case: TargetCase, settings: TargetSettings) -> list[Row]:
     truth = _read_truth(settings.truth, case.target)
     measurer = _Measurer(answer, truth, settings, settings.cohorts.get(case.sequence))
     methods = [name for name in settings.methods if measurer.cohort or name not in (MATCHED, NYUL)]
-    rows = []
+    rows = _identity(answer, [name for name in methods if name != TRUTH], measurer.cohort)
+    methods = [name for name in methods if truth or name != TRUTH]
     for source in case.sources:
         about = {name: source[name] for name in ("image_id", "subject", "site", "sequence")}
         try:
@@ -155,9 +171,20 @@ def score_target(case: TargetCase, settings: TargetSettings) -> list[Row]:
             continue
         for method in methods:
             try:
-                rows.append(about | {"method": method} | measurer(_output(method, scan, measurer.cohort), scan))
+                made = truth.noisefree if truth and method == TRUTH else _output(method, scan, measurer.cohort)
+                rows.append(about | {"method": method} | measurer(made, scan))
             except MMHError as error:
                 rows.append(about | {"method": method, "reason": str(error)})
+    return rows
+
+
+def _identity(answer: Scan, methods: Sequence[str], cohort: TargetCohort | None) -> list[Row]:
+    """Rows of the methods that made something of the scan at the target."""
+    about, rows = {name: answer.row[name] for name in ("image_id", "subject", "site", "sequence")}, []
+    for method in methods:
+        with suppress(MMHError):  # a user need not have harmonized the target's own scans
+            moved = distance(_output(method, answer, cohort), answer.volume.data, answer.mask)
+            rows.append(about | {"method": method, "identity": moved})
     return rows
 
 
@@ -192,21 +219,25 @@ def _output(method: str, scan: Scan, cohort: TargetCohort | None) -> np.ndarray:
 
 
 class _Measurer:
-    """Measures of an image against the answer. Every image is scaled by nothing but itself before it is compared."""
+    """Measures of an image against the answer, as scanned and (``_n4``) without its bias field, which is drawn anew with every scan and
+    no site's look. Every image is scaled by nothing but itself before it is compared."""
 
     def __init__(
         self, answer: Scan, truth: Truth | None, settings: TargetSettings, cohort: TargetCohort | None
     ) -> None:
         self.answer, self.truth, self.settings, self.cohort = answer, truth, settings, cohort
         self.wanted = scale_by_percentiles(answer.volume.data, answer.mask)
+        self.corrected = scale_by_percentiles(answer.corrected, answer.mask)
 
     def __call__(self, image: np.ndarray, scan: Scan) -> Row:
         both, scaled = scan.mask & self.answer.mask, scale_by_percentiles(image, scan.mask)
         style = self.settings.describe(image, scan.mask, scan.volume.affine)
         row: Row = {"psnr": psnr(scaled, self.wanted, both), "ssim": ssim(scaled, self.wanted, both)}
+        row |= {"psnr_n4": psnr(scaled, self.corrected, both), "ssim_n4": ssim(scaled, self.corrected, both)}
         row["gradient_correlation"] = gradient_correlation(image, scan.volume.data, scan.mask)
         if self.cohort is not None:
             row["w1"] = w1(scaled[scan.mask], self.cohort.intensities)
+            row["w1_n4"] = w1(scaled[scan.mask], self.cohort.corrected)
             row["style_distance"] = 1 - float(style @ self.cohort.style / np.linalg.norm(self.cohort.style))
         if self.truth is not None:
             row["joint"] = truth_bins(scaled, self.truth.noisefree, scan.mask)

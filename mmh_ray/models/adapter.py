@@ -55,18 +55,30 @@ class SiteStyle:
         """From scans ``(X, Y, Z)`` in unit intensity and the same after the global model.
 
         The curve takes the mean quantile function of the slightly smoothed unified images to that of the scans, on which noise has little
-        influence: the people are the same, so their anatomies cancel out. (A regression of scan on unified intensity was tried: it is flat
-        within a tissue, where what varies in both is unrelated, and loses the tails of the histogram.)
+        influence: the people are the same, so their anatomies cancel out. What noise the scans have more is added to the unified images
+        first: it widens the peaks of a histogram, and the curve would else make contrast of it. (A regression of scan on unified
+        intensity was tried: it is flat within a tissue, where what varies in both is unrelated, and loses the tails of the histogram.)
         """
 
         def mean(function: Callable[[np.ndarray, np.ndarray], Any], volumes: Sequence[np.ndarray]) -> np.ndarray:
             return np.mean([function(volume, mask) for volume, mask in zip(volumes, masks, strict=True)], axis=0)
 
-        steps = np.arange(KNOTS)
-        knots, heights = mean(tissue_quantiles, unified)[_INNER], mean(tissue_quantiles, scans)[_INNER]
-        knots, heights = np.maximum.accumulate(knots) + 1e-5 * steps, np.maximum.accumulate(heights) + 1e-6 * steps
-        quantiles = mean(lambda volume, mask: quantile_function(volume[mask]), scans)
-        return cls(knots, heights, quantiles, float(mean(noise_level, scans)))
+        noise, own = float(mean(noise_level, scans)), float(mean(noise_level, unified))
+        heights = _rising(mean(tissue_quantiles, scans)[_INNER], 1e-6)
+        plain = _rising(mean(tissue_quantiles, unified)[_INNER], 1e-5)
+        wanted = noise * (plain[-1] - plain[0]) / (heights[-1] - heights[0])
+        grain = np.random.default_rng(0).standard_normal(unified[0].shape) * np.sqrt(max(0.0, wanted**2 - own**2))
+        noisy = [(volume + grain * mask).astype(np.float32) for volume, mask in zip(unified, masks, strict=True)]
+        knots = _rising(mean(tissue_quantiles, noisy)[_INNER], 1e-5)
+        return cls(knots, heights, mean(lambda volume, mask: quantile_function(volume[mask]), scans), noise)
+
+    def noise_left(self, unified: float) -> float:
+        """Standard deviation of the noise to leave in an image of the site's look, of the level left in unified ones.
+
+        The site's own at most, and no more than the curve makes of the unified level: nobody is served by noise put back.
+        """
+        slope = (self.site[-1] - self.site[0]) / (self.unified[-1] - self.unified[0])
+        return float(min(self.noise, slope * unified))
 
     def apply(self, unified: Tensor) -> Tensor:
         """Site intensity of unified intensity, any shape, differentiable; slope of the end pieces goes on beyond the end knots."""
@@ -81,6 +93,11 @@ class SiteStyle:
         """A unified volume ``(..., X, Y, Z)`` with the point spread and the curve, float32, zero outside the mask."""
         soft = point_spread(unified, mask, self.blur)
         return self.apply(torch.from_numpy(np.ascontiguousarray(soft, np.float32))).numpy() * mask
+
+
+def _rising(quantiles: np.ndarray, least: float) -> np.ndarray:
+    """Quantiles that increase by ``least`` or more from one to the next."""
+    return np.maximum.accumulate(quantiles) + least * np.arange(len(quantiles))
 
 
 def point_spread(volume: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:

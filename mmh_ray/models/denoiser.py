@@ -1,6 +1,8 @@
 """The denoiser: a diffusers U-Net that is told the anatomy (condition) and the context of each slab.
 
 Shapes: ``B`` slabs, ``K`` slices of a slab, ``C`` condition channels, ``H W`` a padded slice.
+
+diffusers takes seconds to import: only a process that makes a model pays for it.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from mmh_ray.config import ModelConfig
@@ -39,6 +40,8 @@ class Denoiser(nn.Module):
     """Predicts the clean slab x0 from a noisy one; context enters every residual block by scale and shift (FiLM)."""
 
     def __init__(self, config: ModelConfig) -> None:
+        from diffusers import UNet2DModel
+
         super().__init__()
         self.patch, self.slab = config.patch, config.slab
         area, width = config.patch**2, 4 * config.channels[0]
@@ -85,6 +88,8 @@ class Denoiser(nn.Module):
 def make_scheduler(config: ModelConfig) -> Any:
     """A ``diffusers.DDIMScheduler``: scaled-linear betas rescaled to zero terminal SNR (Lin et al., WACV 2024), so that training
     ends where sampling starts, at pure noise. The network predicts x0; the same schedule trains and samples."""
+    from diffusers import DDIMScheduler
+
     return DDIMScheduler(
         num_train_timesteps=config.train_timesteps,
         beta_start=config.beta_start,

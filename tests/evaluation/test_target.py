@@ -17,6 +17,7 @@ from mmh_ray.evaluation.target import (
     NYUL,
     OURS,
     RAW,
+    TRUTH,
     CohortImage,
     TargetCase,
     TargetCohort,
@@ -65,7 +66,12 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> TargetCase:
         return about | {"uri": str(folder / f"{name}.nii.gz"), "mask_uri": str(folder / "mask.nii.gz")}
 
     outputs = {"global": str(folder / "global.nii.gz"), "target": str(folder / "moved.nii.gz")}
-    return TargetCase("p", "T1w", row("b", "answer"), (row("a", "source") | outputs,))
+    return TargetCase("p", "T1w", row("b", "answer") | outputs, (row("a", "source") | outputs,))
+
+
+def scored(case: TargetCase, settings: TargetSettings) -> list[dict[str, Any]]:
+    """Rows of the scans of other sites."""
+    return [row for row in score_target(case, settings) if row["site"] != case.target["site"]]
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +84,10 @@ def settings(case: TargetCase) -> TargetSettings:
 def test_the_output_of_the_target_is_scored_as_ours_and_the_global_one_as_global(
     case: TargetCase, settings: TargetSettings
 ) -> None:
-    rows = {row["method"]: row for row in score_target(case, settings)}
+    rows = {row["method"]: row for row in scored(case, settings)}
     assert tuple(rows) == METHODS
+    assert rows[TRUTH]["truth_nrmse_direct"] == pytest.approx(0, abs=1e-6)
+    assert rows[TRUTH]["psnr"] > 60
     assert rows[OURS]["psnr"] > 60 > 30 > rows[GLOBAL]["psnr"] > rows[RAW]["psnr"]
     assert rows[OURS]["truth_nrmse_direct"] < 0.01 < rows[GLOBAL]["truth_nrmse_direct"]
     assert rows[OURS]["style_distance"] == pytest.approx(0, abs=1e-6)
@@ -90,11 +98,23 @@ def test_the_output_of_the_target_is_scored_as_ours_and_the_global_one_as_global
     assert all(row["slices"].shape == (6, 64, 64) for row in rows.values())
 
 
+def test_the_target_s_own_scan_is_left_alone_by_what_moves_to_the_target(
+    case: TargetCase, settings: TargetSettings
+) -> None:
+    own = [row for row in score_target(case, settings) if row["site"] == case.target["site"]]
+    moved = {row["method"]: row["identity"] for row in own}
+    assert moved[RAW] == 0
+    assert moved[OURS] < 1e-3 < 0.02 < moved[GLOBAL]
+    unharmonized = replace(case, target=case.target | {"target": "nowhere.nii.gz"})
+    others = [row for row in score_target(unharmonized, settings) if row["site"] == case.target["site"]]
+    assert {row["method"] for row in others} == set(METHODS) - {OURS, TRUTH}
+
+
 def test_one_bad_output_costs_one_row(case: TargetCase, settings: TargetSettings, tmp_path: Path) -> None:
     (tmp_path / "bad.nii.gz").write_bytes(b"no image")
     (source,) = case.sources
     broken = TargetCase("p", "T1w", case.target, (source | {"global": str(tmp_path / "bad.nii.gz")}, source))
-    rows = score_target(broken, settings)
+    rows = scored(broken, settings)
     bad = [row for row in rows if "reason" in row]
     assert len(rows) == 2 * len(METHODS)
     assert [row["method"] for row in bad] == [GLOBAL]
@@ -104,7 +124,7 @@ def test_one_bad_output_costs_one_row(case: TargetCase, settings: TargetSettings
 
 
 def test_without_a_cohort_what_needs_none_is_scored(case: TargetCase) -> None:
-    rows = score_target(case, TargetSettings((2,), by_mean))
+    rows = scored(case, TargetSettings((2,), by_mean))
     assert [row["method"] for row in rows] == [RAW, GLOBAL, OURS]
     assert not {MATCHED, NYUL} & {row["method"] for row in rows}
     assert all("psnr" in row and "w1" not in row and "dice" not in row for row in rows)
@@ -127,7 +147,7 @@ def test_contrast_counts_in_the_direct_error() -> None:
 
 
 def test_the_cohort_is_the_mean_of_its_images() -> None:
-    images = [CohortImage(*[np.linspace(0, level, 1001)] * 3, np.array([level, 0.0])) for level in (1.0, 3.0)]
+    images = [CohortImage(*[np.linspace(0, level, 1001)] * 4, np.array([level, 0.0])) for level in (1.0, 3.0)]
     cohort = TargetCohort.of(images)
     assert cohort.style.tolist() == [2.0, 0.0]
     assert cohort.intensities.size == 2002

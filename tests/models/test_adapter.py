@@ -125,3 +125,20 @@ def test_the_point_spread_stays_inside_the_mask(brain: np.ndarray, mask: np.ndar
     assert not soft[~mask].any()
     assert np.array_equal(point_spread(brain, mask, 0), brain)
     assert np.allclose(point_spread(np.stack([brain, brain]), mask, 1.0)[1], soft)
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.05, 0.01), (0.004, 0.004)])
+def test_no_more_noise_is_left_than_the_site_has_or_the_curve_makes(noise: float, expected: float) -> None:
+    knots = np.linspace(0, 1, 64)
+    style = SiteStyle(knots, 0.2 + 0.5 * knots, np.linspace(0.2, 0.7, 257), noise)
+    assert style.noise_left(0.02) == pytest.approx(expected)
+
+
+def test_noise_of_the_scans_is_not_taken_for_contrast() -> None:
+    rng = np.random.default_rng(1)
+    unified = np.where(np.arange(24**3).reshape(24, 24, 24) // (12 * 24 * 24) == 0, 0.4, 0.8).astype(np.float32)
+    mask = np.ones(unified.shape, bool)
+    scan = (0.3 + 0.5 * unified + rng.normal(0, 0.06, unified.shape)).astype(np.float32)
+    style = SiteStyle.fit([unified], [scan], [mask])
+    dark, bright = style.apply(torch.tensor([0.4, 0.8])).tolist()
+    assert bright - dark == pytest.approx(0.2, rel=0.1)
