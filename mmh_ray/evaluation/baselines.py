@@ -21,6 +21,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.signal import find_peaks
 from skimage.restoration import denoise_nl_means
 
+from mmh_ray.imaging.grid import box_of
 from mmh_ray.imaging.intensity import MonotoneMap, noise_level
 
 LEVELS = 1001
@@ -222,7 +223,7 @@ class DenoisedHistogramMatching:
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Patches of 3³ voxels, searched 2 voxels around, with the noise level estimated from the matched image."""
         matched = self.matching.apply(image, mask)
-        box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
+        box = box_of(mask)
         brain, output = matched[box], np.zeros_like(matched)
         sigma = noise_level(brain, mask[box])
         settings = {"patch_size": 3, "patch_distance": 2, "h": max(0.8 * sigma, 1e-6), "fast_mode": True}

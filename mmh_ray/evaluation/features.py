@@ -12,6 +12,7 @@ from scipy import ndimage, stats
 from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
 
 from mmh_ray.evaluation.metrics import scale_by_percentiles
+from mmh_ray.imaging.grid import box_of
 from mmh_ray.imaging.intensity import noise_level
 
 _LEVELS = 16
@@ -40,7 +41,7 @@ def image_features(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, fl
     spacing:
         Voxel size in mm.
     """
-    box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
+    box = box_of(mask)
     inside = mask[box]
     scaled = np.where(inside, scale_by_percentiles(image[box], inside), 0)
     found = {
@@ -77,7 +78,7 @@ def probe_slices(image: np.ndarray, mask: np.ndarray, affine: np.ndarray, size: 
     The axes are turned, not resampled, to the closest of right, anterior, superior; the square is centred on the brain and padded with
     zeros; intensities are scaled by the brain's own percentiles, clipped to −1 … 2, and zero outside the mask.
     """
-    box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
+    box = box_of(mask)
     scaled = np.where(mask[box], np.clip(scale_by_percentiles(image[box], mask[box]), -1, 2), 0)
     upright = nib.orientations.apply_orientation(scaled, nib.io_orientation(affine))
     heights = np.linspace(0.3, 0.7, count) * (upright.shape[2] - 1)

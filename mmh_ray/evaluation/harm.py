@@ -11,6 +11,7 @@ from scipy import ndimage
 from mmh_ray.evaluation.features import fwhm_mm
 from mmh_ray.evaluation.metrics import scale_by_percentiles
 from mmh_ray.evaluation.segmentation import TISSUES
+from mmh_ray.imaging.grid import box_of
 from mmh_ray.imaging.intensity import noise_level
 
 RADIUS = 2
@@ -33,6 +34,8 @@ def hallucination(output: np.ndarray, source: np.ndarray, mask: np.ndarray) -> f
     noise; it takes a local change of contrast between three tissues in one window for structure, a little (so compare with honest
     methods, not with 0).
     """
+    box = box_of(mask, RADIUS)
+    output, source, mask = output[box], source[box], mask[box]
     inside = mask.astype(np.float32)
     scaled, scan = scale_by_percentiles(output, mask), scale_by_percentiles(source, mask)
     own, other, shared = _local_moments(scaled, scan, inside)
@@ -60,7 +63,8 @@ def dissimilarity_map(output: np.ndarray, source: np.ndarray, mask: np.ndarray) 
 
 def structural_dissimilarity(output: np.ndarray, source: np.ndarray, mask: np.ndarray) -> float:
     """Mean of :func:`dissimilarity_map` inside the mask. Range 0 to 1; lower is better; denoising costs a little."""
-    return float(dissimilarity_map(output, source, mask)[mask].mean(dtype=np.float64))
+    box = box_of(mask)
+    return float(dissimilarity_map(output[box], source[box], mask[box])[mask[box]].mean(dtype=np.float64))
 
 
 def mae(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:

@@ -15,6 +15,8 @@ from scipy.ndimage import binary_erosion
 from skimage.metrics import structural_similarity
 from sklearn.isotonic import IsotonicRegression
 
+from mmh_ray.imaging.grid import box_of
+
 JOINT_BINS = 512
 PSNR_LIMIT = 100.0
 _SSIM_WINDOW = 7
@@ -65,7 +67,7 @@ def ssim(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
     Wang et al. 2004. Range −1 to 1; higher is better. Both images are set to 0 outside the mask first, so that
     a method that clears the background gains nothing at the border.
     """
-    box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
+    box = box_of(mask)
     inside, margin = mask[box], _SSIM_WINDOW // 2
     first, second = (np.pad(np.where(inside, x[box], 0).astype(np.float32), margin) for x in (a, b))
     _, full = structural_similarity(first, second, win_size=_SSIM_WINDOW, data_range=1.0, full=True)

@@ -7,6 +7,7 @@ from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 
 from mmh_ray.errors import DataError
+from mmh_ray.imaging.grid import box_of
 
 TISSUES = ("CSF", "GM", "WM")
 """Order of tissues in probabilities; label ``i + 1`` is tissue ``i``, label 0 the background."""
@@ -50,7 +51,7 @@ def segment_tissues(image: np.ndarray, mask: np.ndarray, sequence: str) -> np.nd
         known = ", ".join(BY_BRIGHTNESS)
         raise DataError(f"tissues of {sequence}", f"one of {known}", "Leave segmentation out for other sequences.")
     probabilities = np.zeros((3, *image.shape), np.float32)
-    box = (slice(None), *(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask)))
+    box = (slice(None), *box_of(mask))
     order = [BY_BRIGHTNESS[sequence].index(tissue) for tissue in TISSUES]
     probabilities[box] = _classify(image[box[1:]], mask[box[1:]])[order]
     return probabilities

@@ -52,3 +52,8 @@ def from_grid(data: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, s
     """Resample working-grid data to a native grid: linear, continued outside by its nearest voxel."""
     step = np.linalg.inv(affine) @ native_affine
     return ndimage.affine_transform(data.astype(np.float32), step, output_shape=tuple(shape), order=1, mode="nearest")
+
+
+def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
+    """The smallest box of an array that holds the mask and ``margin`` voxels more on every side, where there are some."""
+    return tuple(slice(max(0, int(i.min()) - margin), int(i.max()) + 1 + margin) for i in np.nonzero(mask))
