@@ -159,6 +159,14 @@ class GroupMaker:
         return scan, unify.apply_inside(truth, mask), mask
 
 
+class _Loader(GroupMaker):
+    """In a process of its own, beside the trainer."""
+
+    def __init__(self, *arguments: Any) -> None:
+        torch.set_num_threads(1)
+        super().__init__(*arguments)
+
+
 def training_stream(
     store_uri: str, config: Config, domain: UnifiedDomain, first_step: int, rank: int, world: int, loaders: int
 ) -> Iterator[SlabBatch]:
@@ -196,7 +204,7 @@ def _execute(
         globally, batch_size=None
     )
     groups = groups.map_batches(
-        GroupMaker,
+        _Loader,
         fn_constructor_args=(store_uri, config, domain),
         batch_size=GROUPS_PER_BLOCK,
         compute=ActorPoolStrategy(size=loaders),

@@ -141,7 +141,7 @@ def _work(spec: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     cores = (os.cpu_count() or 1) // context.get_local_world_size()
-    torch.set_num_threads(max(1, cores))
+    torch.set_num_threads(max(1, cores - spec["loaders"]))  # threads that share cores with a loader wait for each other
     torch.manual_seed(config.train.seed)
     model = GlobalHarmonizer(config.model, config.train, spec["domain"].as_tensor(config.model.sequences))
     model.to(get_device())
