@@ -64,7 +64,7 @@ def run(out: str, config: Config) -> None:
             "harmonize_target": ["harmonize", str(bids), moved, *whose, "--target", site],
             "evaluate_target": ["evaluate-target", manifest, site, harmonized, moved, scores, "--truth", truth],
         }
-        scored += ["--archive", f"target={moved}"]
+        scored += ["--archive", f"ours_target={moved}"]
     stages["evaluate"] = ["evaluate", *scored, "--truth", truth, "--model", model, tracking, "--out", str(evaluation)]
     seconds = {}
     for name, arguments in stages.items():

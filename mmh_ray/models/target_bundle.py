@@ -57,7 +57,7 @@ class Target:
     facts:
         What stands in sidecars.
     weights:
-        Sequence to the adapter's weights; without an entry, the style's curve alone is used.
+        Sequence to the adapter's weights; without an entry (no adapter was better in validation), the style's curve alone is used.
     rank:
         Of the adapters.
     aggregator:
@@ -187,7 +187,9 @@ def load_target(path: str | Path, uri: str | None = None) -> Target:
                 raise ModelError(
                     f"{path}: damaged weights of {sequence} (other checksum)", f"what {FACTS} describes", _REBUILD
                 )
-            weights[sequence] = safetensors.torch.load(content)
+            state = safetensors.torch.load(content)
+            if found["steps"] > 0:  # one that was never the better one changes nothing, and would cost two passes
+                weights[sequence] = state
             look: dict[str, Any] = found["style"]
             arrays = {key: np.array(look[key]) for key in ("unified", "site", "quantiles")}
             styles[sequence] = SiteStyle(**arrays, noise=float(look["noise"]), blur=float(look["blur"]))

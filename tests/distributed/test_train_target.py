@@ -93,7 +93,7 @@ def test_every_site_is_registered_with_the_exact_base(
         assert "T1w/reconstruction" in run.data.metrics
         loaded = load_target(target.bundle)
         assert loaded.facts["base"] == {"hash": bundle_hash(tiny_bundle), "uri": tiny_bundle.as_uri()}
-        assert set(loaded.weights) == {"T1w", "T2w"}
+        assert set(loaded.styles) == {"T1w", "T2w"}
         folder, cited = tracking.resolve_target(target.site, tiny_bundle, config.tracking)
         assert (load_target(folder).hash, cited) == (loaded.hash, target.model_uri)
 

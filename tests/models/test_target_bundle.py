@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +52,13 @@ def test_what_is_loaded_is_what_was_saved(folder: Path, tuned: TunedAdapter) -> 
     for key, value in vars(STYLE).items():
         assert np.allclose(getattr(target.styles["T1w"], key), value)
     assert "| T1w | 2 | 75 | 0.5000 | 0.2500 |" in (folder / "MODEL_CARD.md").read_text()
+
+
+def test_an_adapter_that_never_was_the_better_one_costs_no_passes(tuned: TunedAdapter, folder: Path) -> None:
+    save(replace(tuned, steps=0), folder)
+    target = load_target(folder)
+    assert not target.weights
+    assert set(target.styles) == {"T1w"}
 
 
 def test_the_same_training_has_the_same_hash_and_another_has_not(folder: Path, tuned: TunedAdapter) -> None:
