@@ -138,9 +138,10 @@ def cohort_image(row: Row, settings: TargetSettings) -> CohortImage:
     """What the cohort needs of one image of the target."""
     scan = read_scan(row, settings.iterations)
     images = scan.volume.data, scan.corrected
-    plain = (quantile_function(image, scan.mask) for image in images)
-    scaled = (quantile_function(scale_by_percentiles(image, scan.mask), scan.mask) for image in images)
-    return CohortImage(*plain, *scaled, settings.describe(scan.volume.data, scan.mask, scan.volume.affine))
+    before, after = (quantile_function(image, scan.mask) for image in images)
+    scaled, corrected = (quantile_function(scale_by_percentiles(image, scan.mask), scan.mask) for image in images)
+    style = settings.describe(scan.volume.data, scan.mask, scan.volume.affine)
+    return CohortImage(before, after, scaled, corrected, style)
 
 
 def score_target(case: TargetCase, settings: TargetSettings) -> list[Row]:

@@ -8,13 +8,16 @@ import nibabel as nib
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy import ndimage
 
 from mmh_ray.bids.manifest import read_manifest, to_table, write_manifest
-from mmh_ray.config import Config, GridConfig, ModelConfig, PrepareConfig
+from mmh_ray.config import Config, GridConfig, ModelConfig, PrepareConfig, QualityConfig
 from mmh_ray.distributed import shards
 from mmh_ray.distributed.prepare import Outcome, prepare, prepare_shard
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.imaging.phantom import SITES, render
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import read_volume
 from mmh_ray.provenance import sha256_file
@@ -201,6 +204,38 @@ def test_what_harmonize_would_refuse_is_no_training_volume(rows, store, monkeypa
     first, second = (prepare_shard([row], store, CONFIG.grid, CONFIG.prepare, CONFIG.quality)[0] for row in given)
     assert (first["status"], second["status"]) == ("failed", "ok")
     assert "ICBM-152 template fits by 0.10; expected 0.2 or more" in first["reason"]
+
+
+def head(seed: int, sequence: str) -> nib.Nifti1Image:
+    """A simulated head with its scalp, at 4 mm; as CT in Hounsfield units, the skull brightest and air at -1000."""
+    anatomy = simulate_anatomy(Person(seed, scalp=True), 4.0)
+    if sequence != "CT":
+        data = render(anatomy, SITES[0], sequence, np.random.default_rng(seed), 4.0)
+        return nib.Nifti1Image(data.astype(np.float32), anatomy.affine)
+    fluid, grey, white, lesion = anatomy.fractions
+    inside = ndimage.binary_fill_holes(anatomy.fractions.sum(0) + anatomy.scalp > 0.5)
+    bone = np.clip(inside - anatomy.fractions.sum(0) - anatomy.scalp, 0, 1)
+    data = 8 * fluid + 37 * grey + 28 * white + 30 * lesion + 60 * anatomy.scalp + 1000 * bone - 1000 * ~inside
+    data += np.random.default_rng(seed).normal(0, 4, inside.shape)
+    return nib.Nifti1Image(data.astype(np.float32), anatomy.affine)
+
+
+@pytest.mark.slow
+def test_what_is_no_adults_mri_is_no_training_volume(tmp_path):
+    """Registered for real: a CT, a head of an infant's size and a T2w under a T1w's name are rows with the reason they are refused for."""
+    infant, scans = head(5, "T1w"), {"01": head(5, "T1w"), "02": head(5, "CT"), "04": head(5, "T2w")}
+    scans["03"] = nib.Nifti1Image(infant.dataobj, np.diag([0.65, 0.65, 0.65, 1]) @ infant.affine)
+    rows = []
+    for subject, image in scans.items():
+        path = tmp_path / f"sub-{subject}_T1w.nii.gz"
+        nib.save(image, path)
+        rows.append(manifest_row(path, subject, "T1w", None) | {"session": None, "provenance": "p"})
+    found = prepare_shard(rows, str(tmp_path / "store"), CONFIG.grid, PrepareConfig(n4=False), QualityConfig())
+    reasons = {entry["subject"]: entry["reason"] for entry in found}
+    assert reasons.pop("01") is None
+    assert "expected a T1w: " in reasons["04"]
+    for subject in ("02", "03"):
+        assert "ICBM-152 template fits by" in reasons[subject] or "expected a T1w: " in reasons[subject], reasons
 
 
 @pytest.mark.fast
