@@ -389,8 +389,8 @@ class EvaluateConfig:
     draws: int = 1000
     """Bootstrap draws of subjects for an interval."""
     cnn: Literal["some", "all", "none"] = "some"
-    """Whose images networks judge, too (convolutional site probes, the tissue U-Net): `some`, raw, N4 + histogram matching and the archives;
-    each probe (trained anew, frozen) takes 1 to 3 CPU seconds per image, most of the time of an evaluation."""
+    """Whose images networks judge, too (site probes, the tissue U-Net): `some`, raw, N4 + histogram matching and the archives; each
+    probe (trained anew, frozen) takes 1 to 3 CPU seconds per image, most of the time of an evaluation."""
     seed: int = 0
     """Seed of folds, probes, clusterings and draws."""
 

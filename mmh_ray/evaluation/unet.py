@@ -78,10 +78,10 @@ def unet_transfer(
     half = np.array([order[name] for name in people])
     found = np.full((len(images), 2), np.nan)
     for teaching in (0, 1):
-        known = np.flatnonzero((sites == home) & (half == teaching))
-        tested = np.flatnonzero((sites != home) & (half != teaching))
-        if not (known.size and tested.size):
-            received = f"{known.size} images to learn from at {home}, {tested.size} of others elsewhere"
+        known = np.flatnonzero((sites == home) & (half == teaching)).tolist()
+        tested = np.flatnonzero((sites != home) & (half != teaching)).tolist()
+        if not (known and tested):
+            received = f"{len(known)} images to learn from at {home}, {len(tested)} of others elsewhere"
             raise DataError(received, "one or more of both", "Evaluate more subjects.")
         network = _train([images[i] for i in known], seed, steps)
         for index in tested:
