@@ -1,6 +1,6 @@
 """A small U-Net that learns tissues at one site and is tried at the others: what a user's own network would make of a method's output.
 
-Works on 16 axial slices of 4 mm pixels, 60 a side. Needs torch and diffusers.
+Works on 16 axial slices of 4 mm pixels, 64 a side. Needs torch and diffusers.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from mmh_ray.evaluation.segmentation import TISSUES, tissue_dice, volume_error
 from mmh_ray.imaging.grid import to_grid, working_affine
 
 SPACING_MM = 4.0
-SHAPE = (60, 60, 48)
-"""Grid of the network, right, anterior and superior: 240 by 240 by 192 mm."""
+SHAPE = (64, 64, 48)
+"""Grid of the network, right, anterior and superior: 256 by 256 by 192 mm."""
 EVERY = 3
 """Of the grid's axial slices every third is looked at."""
-STEPS = 120
+STEPS = 100
 
-_BATCH = 8
+_BATCH = 4
 _RATE = 3e-3
 _CHANNELS = (8, 16, 32)
 
 
 class TissueSlices(NamedTuple):
-    """Of one image: axial slices ``(16, 60, 60)`` float16, zero outside the brain, and their tissues int8: 0 outside, else 1 + the place in
+    """Of one image: axial slices ``(16, 64, 64)`` float16, zero outside the brain, and their tissues int8: 0 outside, else 1 + the place in
     :data:`mmh_ray.evaluation.segmentation.TISSUES`."""
 
     image: np.ndarray
