@@ -26,7 +26,7 @@ from mmh_ray.evaluation.metrics import (
     w1,
 )
 from mmh_ray.evaluation.scans import Row, Scan, Settings, Truth, on_one_grid, read_lesion, read_output
-from mmh_ray.evaluation.segmentation import TISSUES, segment_tissues, tissue_dice, tissue_labels, volume_error
+from mmh_ray.evaluation.segmentation import TISSUES, mean_dice, mean_volume_error, segment_tissues, tissue_labels
 
 if TYPE_CHECKING:
     from mmh_ray.evaluation.unet import TissueSlices
@@ -138,8 +138,8 @@ def _of_truth(output: Output, truth: Truth) -> dict[str, Callable[[], float | No
         made["tissue_contrast"] = lambda: tissue_contrast(output.image, grey, white)
     if truth.labels is not None and output.labels is not None:
         own, known = output.labels, truth.labels * mask
-        made["dice_truth"] = lambda: _mean_dice(own, known)
-        made["volume_error_truth"] = lambda: _mean_volume_error(own, known)
+        made["dice_truth"] = lambda: mean_dice(own, known)
+        made["volume_error_truth"] = lambda: mean_volume_error(own, known)
     return made
 
 
@@ -164,8 +164,8 @@ def _of_reference(output: Output, reference: np.ndarray | None) -> dict[str, Cal
     own, grey, white = output.labels, reference == TISSUES.index("GM") + 1, reference == TISSUES.index("WM") + 1
     made: dict[str, Callable[[], float | None]] = {"contrast_raw": lambda: tissue_contrast(output.image, grey, white)}
     if output.method != RAW:
-        made["dice_raw"] = lambda: _mean_dice(own, reference)
-        made["volume_change_raw"] = lambda: _mean_volume_error(own, reference)
+        made["dice_raw"] = lambda: mean_dice(own, reference)
+        made["volume_change_raw"] = lambda: mean_volume_error(own, reference)
     return made
 
 
@@ -240,8 +240,8 @@ def _between_sites(a: Output, b: Output, both: np.ndarray | None) -> dict[str, C
             if inside.size and elsewhere.size:
                 made[f"w1_{tissue.lower()}"] = lambda x=inside, y=elsewhere: w1(x, y)  # type: ignore[misc]
         if both is not None:
-            made["tissue_volume_error"] = lambda: _mean_volume_error(first, second)
-            made["tissue_dice"] = lambda: _mean_dice(first * both, second * both)
+            made["tissue_volume_error"] = lambda: mean_volume_error(first, second)
+            made["tissue_dice"] = lambda: mean_dice(first * both, second * both)
     return made
 
 
@@ -291,13 +291,3 @@ def _tissue_slices(
         return None
     name, inside = scan.row["image_id"], labels * scan.mask
     return clock.run("tissue_slices", name, lambda: tissue_slices(output.image, scan.mask, inside, scan.volume.affine))
-
-
-def _mean_dice(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.nanmean(list(tissue_dice(a, b).values())))
-
-
-def _mean_volume_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Of grey and white matter, where the reference has any."""
-    labels = (TISSUES.index("GM") + 1, TISSUES.index("WM") + 1)
-    return float(np.mean([volume_error(a == label, b == label) for label in labels]))

@@ -83,6 +83,11 @@ def tissue_dice(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     return {name: dice(a == label, b == label) for label, name in enumerate(TISSUES, start=1)}
 
 
+def mean_dice(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean of :func:`tissue_dice` over the tissues that either image has."""
+    return float(np.nanmean(list(tissue_dice(a, b).values())))
+
+
 def volume_error(a: np.ndarray, b: np.ndarray) -> float:
     """``|Σa − Σb| / Σb`` of two boolean arrays or probability maps on one grid, ``b`` the reference.
 
@@ -90,6 +95,12 @@ def volume_error(a: np.ndarray, b: np.ndarray) -> float:
     """
     reference = float(b.sum(dtype=np.float64))
     return abs(float(a.sum(dtype=np.float64)) - reference) / reference if reference > 0 else float("nan")
+
+
+def mean_volume_error(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean :func:`volume_error` of grey and white matter in two label images, ``b`` the reference."""
+    labels = (TISSUES.index("GM") + 1, TISSUES.index("WM") + 1)
+    return float(np.mean([volume_error(a == label, b == label) for label in labels]))
 
 
 def _classify(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from mmh_ray.evaluation.figures import middle_slice
 from mmh_ray.evaluation.harm import distance
 from mmh_ray.evaluation.metrics import gradient_correlation, psnr, scale_by_percentiles, ssim, truth_bins, w1
 from mmh_ray.evaluation.scans import Scan, Truth, on_one_grid, read_output, read_scan, read_truth
-from mmh_ray.evaluation.segmentation import BY_BRIGHTNESS, segment_tissues, tissue_dice, tissue_labels
+from mmh_ray.evaluation.segmentation import BY_BRIGHTNESS, mean_dice, segment_tissues, tissue_labels
 from mmh_ray.imaging.volume import read_volume
 
 RAW, MATCHED, NYUL, GLOBAL, OURS, TRUTH = METHODS = (
@@ -158,8 +158,8 @@ def score_target(case: TargetCase, settings: TargetSettings) -> list[Row]:
     truth = _read_truth(settings.truth, case.target)
     measurer = _Measurer(answer, truth, settings, settings.cohorts.get(case.sequence))
     methods = [name for name in settings.methods if measurer.cohort or name not in (MATCHED, NYUL)]
-    rows = _identity(answer, [name for name in methods if name != TRUTH], measurer.cohort)
     methods = [name for name in methods if truth or name != TRUTH]
+    rows = _identity(measurer, methods)
     for source in case.sources:
         about = {name: source[name] for name in ("image_id", "subject", "site", "sequence")}
         try:
@@ -171,22 +171,25 @@ def score_target(case: TargetCase, settings: TargetSettings) -> list[Row]:
             rows += [about | {"method": method, "reason": str(error)} for method in methods]
             continue
         for method in methods:
-            try:
-                made = truth.noisefree if truth and method == TRUTH else _output(method, scan, measurer.cohort)
-                rows.append(about | {"method": method} | measurer(made, scan))
-            except MMHError as error:
-                rows.append(about | {"method": method, "reason": str(error)})
+            rows.append(_row(about, method, partial(measurer, method, scan)))
     return rows
 
 
-def _identity(answer: Scan, methods: Sequence[str], cohort: TargetCohort | None) -> list[Row]:
-    """Rows of the methods that made something of the scan at the target."""
-    about, rows = {name: answer.row[name] for name in ("image_id", "subject", "site", "sequence")}, []
-    for method in methods:
-        with suppress(MMHError):  # a user need not have harmonized the target's own scans
-            moved = distance(_output(method, answer, cohort), answer.volume.data, answer.mask)
-            rows.append(about | {"method": method, "identity": moved})
-    return rows
+def _identity(measurer: _Measurer, methods: Sequence[str]) -> list[Row]:
+    """Rows of the scan at the target; none of a folder without an output of it, as nobody need harmonize the target's own scans."""
+    own = measurer.answer.row
+    about = {name: own[name] for name in ("image_id", "subject", "site", "sequence")}
+    outputs = {GLOBAL: own["global"], OURS: own["target"]}
+    made = [name for name in methods if name != TRUTH and (name not in outputs or Path(outputs[name]).is_file())]
+    return [_row(about, method, partial(measurer.identity, method)) for method in made]
+
+
+def _row(about: Row, method: str, measure: Callable[[], Row]) -> Row:
+    """What was measured, or the reason why it could not be."""
+    try:
+        return about | {"method": method} | measure()
+    except MMHError as error:
+        return about | {"method": method, "reason": str(error)}
 
 
 def middle_slices(case: TargetCase, iterations: tuple[int, ...], truth: str | None) -> dict[str, list[np.ndarray]]:
@@ -207,18 +210,6 @@ def middle_slices(case: TargetCase, iterations: tuple[int, ...], truth: str | No
     return dict(rows)
 
 
-def _output(method: str, scan: Scan, cohort: TargetCohort | None) -> np.ndarray:
-    if method == RAW:
-        return scan.volume.data
-    if method in (MATCHED, NYUL):
-        assert cohort is not None
-        matched = method == MATCHED
-        return (cohort.matching if matched else cohort.nyul).apply(
-            scan.corrected if matched else scan.volume.data, scan.mask
-        )
-    return read_output(scan.row["global" if method == GLOBAL else "target"], scan)
-
-
 class _Measurer:
     """Measures of an image against the answer, as scanned and (``_n4``) without its bias field, which is drawn anew with every scan and
     no site's look. Every image is scaled by nothing but itself before it is compared."""
@@ -230,7 +221,27 @@ class _Measurer:
         self.wanted = scale_by_percentiles(answer.volume.data, answer.mask)
         self.corrected = scale_by_percentiles(answer.corrected, answer.mask)
 
-    def __call__(self, image: np.ndarray, scan: Scan) -> Row:
+    def _output(self, method: str, scan: Scan) -> np.ndarray:
+        if method == RAW:
+            return scan.volume.data
+        if method == TRUTH:
+            assert self.truth is not None
+            return self.truth.noisefree
+        if method in (MATCHED, NYUL):
+            assert self.cohort is not None
+            matched = method == MATCHED
+            return (self.cohort.matching if matched else self.cohort.nyul).apply(
+                scan.corrected if matched else scan.volume.data, scan.mask
+            )
+        return read_output(scan.row["global" if method == GLOBAL else "target"], scan)
+
+    def identity(self, method: str) -> Row:
+        """How far the scan at the target is moved."""
+        answer = self.answer
+        return {"identity": distance(self._output(method, answer), answer.volume.data, answer.mask)}
+
+    def __call__(self, method: str, scan: Scan) -> Row:
+        image = self._output(method, scan)
         both, scaled = scan.mask & self.answer.mask, scale_by_percentiles(image, scan.mask)
         style = self.settings.describe(image, scan.mask, scan.volume.affine)
         row: Row = {"psnr": psnr(scaled, self.wanted, both), "ssim": ssim(scaled, self.wanted, both)}
@@ -252,7 +263,7 @@ class _Measurer:
         if labels is None or sequence not in BY_BRIGHTNESS:
             return {}
         found = tissue_labels(segment_tissues(scaled, scan.mask, sequence))
-        return {"dice": float(np.nanmean(list(tissue_dice(found, labels * scan.mask).values())))}
+        return {"dice": mean_dice(found, labels * scan.mask)}
 
 
 def direct_error(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:

@@ -110,6 +110,16 @@ def test_the_target_s_own_scan_is_left_alone_by_what_moves_to_the_target(
     assert {row["method"] for row in others} == set(METHODS) - {OURS, TRUTH}
 
 
+def test_a_bad_output_of_the_target_s_own_scan_is_told(
+    case: TargetCase, settings: TargetSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.nii.gz").write_bytes(b"no image")
+    broken = replace(case, target=case.target | {"target": str(tmp_path / "bad.nii.gz")})
+    (bad,) = [row for row in score_target(broken, settings) if "reason" in row]
+    assert (bad["method"], bad["site"]) == (OURS, "b")
+    assert "bad.nii.gz" in bad["reason"]
+
+
 def test_one_bad_output_costs_one_row(case: TargetCase, settings: TargetSettings, tmp_path: Path) -> None:
     (tmp_path / "bad.nii.gz").write_bytes(b"no image")
     (source,) = case.sources
