@@ -51,10 +51,10 @@ def test_slices_show_the_brain_and_its_tissues_and_do_not_hang_on_intensity_unit
 
 
 def test_it_carries_to_a_site_that_looks_alike_further_than_to_another_and_the_seed_decides():
-    alike, unlike = (unet_transfer(*_cohort(SITES[0], scanner), steps=60) for scanner in (SITES[0], SITES[3]))
+    alike, unlike = (unet_transfer(*_cohort(SITES[0], scanner)) for scanner in (SITES[0], SITES[3]))
     assert np.isnan(alike[:4]).all()
     (dice, error), (other, _) = np.mean(alike[4:], axis=0), np.mean(unlike[4:], axis=0)
-    assert dice > 0.5
+    assert dice > 0.7
     assert error < 0.5
     assert other < dice - 0.02
     short = [unet_transfer(*_cohort(SITES[0], SITES[0]), seed=seed, steps=3)[4:] for seed in (5, 5, 6)]
