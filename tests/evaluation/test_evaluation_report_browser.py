@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmh_ray.evaluation.catalogue import MEASURES
 from mmh_ray.evaluation.evaluation_report import write_evaluation_report
+from mmh_ray.evaluation.plain_words import PROBES
 
 pytestmark = pytest.mark.browser
 
@@ -27,8 +28,8 @@ def _evaluation(name: str) -> dict[str, Any]:
     evaluation: dict[str, Any] = {"differences": {}}
     for method, value in values.items():
         row = {measure: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 6} for measure in MEASURES if measure != "psnr"}
-        row["site_probe"] |= {"chance": 0.25, "chance_high": 0.4}
-        row["site_probe_cnn"] |= {"chance": 0.25, "chance_high": 0.4}
+        for probe in PROBES:
+            row[probe] |= {"chance": 0.25, "chance_high": 0.4}
         evaluation[method] = {
             "T1w": row | ({} if value is None else {"psnr": {"value": value, "low": None, "high": None, "n": 6}})
         }
