@@ -172,11 +172,13 @@ class TrainConfig:
     slabs_per_plane: int = 2
     """Slabs per plane in a group."""
     learning_rate: float = 3e-3
-    """Peak learning rate of AdamW; linear warm-up, cosine decay."""
+    """Peak learning rate of AdamW, which trains the first and last layer, embeddings, biases and norms; linear warm-up, cosine decay."""
+    matrix_learning_rate: float = 0.02
+    """Peak learning rate of Muon, which trains the weights between; the same warm-up and decay."""
     warmup_steps: int = 50
     """Steps of linear warm-up."""
     weight_decay: float = 1e-4
-    """AdamW weight decay."""
+    """Weight decay of both."""
     clip_norm: float = 1.0
     """Gradient norm limit."""
     ema_decay: float = 0.99

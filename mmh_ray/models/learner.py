@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmh_ray.config import TrainConfig
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
+from mmh_ray.models.muon import Muon
 
 
 class Learner:
@@ -27,24 +28,31 @@ class Learner:
         self.best = copy.deepcopy(self.average)
         self.best_loss = math.inf
         self.steps_done = 0
-        self.optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+        hidden = [weight for name, weight in model.named_parameters() if _is_hidden(name, weight)]
+        rest = [weight for name, weight in model.named_parameters() if not _is_hidden(name, weight)]
+        self.optimizers = (
+            Muon(hidden, config.matrix_learning_rate, config.weight_decay),
+            torch.optim.AdamW(rest, config.learning_rate, weight_decay=config.weight_decay),
+        )
 
     def step(self, batch: SlabBatch) -> dict[str, float]:
         """One optimiser step on this worker's groups; returns the losses, the learning rate and the gradient norm."""
-        rate = learning_rate(self.steps_done, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        share = schedule(self.steps_done, self.config)
+        rates = share * self.config.matrix_learning_rate, share * self.config.learning_rate
+        for optimizer, rate in zip(self.optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate
         self.wrapped.train()
         ramp = min(1.0, self.steps_done / max(1.0, 0.2 * self.config.steps))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             losses = self.wrapped(batch.to(self.device), ramp)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.steps_done += 1
         self._update_average()
-        return _over_workers(losses) | {"learning_rate": rate, "gradient_norm": float(norm)}
+        return _over_workers(losses) | {"learning_rate": rates[1], "gradient_norm": float(norm)}
 
     @torch.no_grad()
     def validate(self, batches: Sequence[SlabBatch]) -> dict[str, float]:
@@ -66,8 +74,9 @@ class Learner:
         }
         for part in ("model", "average", "best"):
             tensors |= {f"{part}/{name}": value for name, value in getattr(self, part).state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer/{number}/{index}/{name}": value for name, value in moments.items()}
         return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
@@ -75,12 +84,12 @@ class Learner:
         self.steps_done, self.best_loss = int(tensors["steps_done"]), float(tensors["best_loss"])
         for part in ("model", "average", "best"):
             getattr(self, part).load_state_dict(_below(tensors, f"{part}/"))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _below(tensors, "optimizer/").items():
-            index, _, key = name.partition("/")
-            moments.setdefault(int(index), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for number, optimizer in enumerate(self.optimizers):
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, value in _below(tensors, f"optimizer/{number}/").items():
+                index, _, key = name.partition("/")
+                moments.setdefault(int(index), {})[key] = value
+            optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -98,10 +107,15 @@ def _over_workers(losses: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(losses, values.tolist(), strict=True))
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then half a cosine down to 1 % of the peak."""
+def _is_hidden(name: str, weight: nn.Parameter) -> bool:
+    """Whether a weight of the model is a matrix or a convolution inside the U-Net, and neither its first nor its last."""
+    return "unet." in name and weight.ndim > 1 and "conv_in." not in name and "conv_out." not in name
+
+
+def schedule(step: int, config: TrainConfig) -> float:
+    """Share of the peak learning rates: linear warm-up, then half a cosine down to 1 %."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.steps))))
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.steps))))
 
 
 def best_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

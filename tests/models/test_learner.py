@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mmh_ray.config import ModelConfig, TrainConfig
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
-from mmh_ray.models.learner import Learner, best_weights, learning_rate
+from mmh_ray.models.learner import Learner, best_weights, schedule
 
 pytestmark = pytest.mark.fast
 
@@ -38,7 +39,7 @@ def test_steps_on_one_batch_lower_its_loss(tiny: ModelConfig, batch: SlabBatch) 
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
     assert learner.steps_done == 12
     assert all(math.isfinite(value) for row in rows for value in row.values())
-    assert [row["learning_rate"] for row in rows] == [learning_rate(step, CONFIG) for step in range(12)]
+    assert [row["learning_rate"] for row in rows] == [3e-3 * schedule(step, CONFIG) for step in range(12)]
 
 
 def test_restart_from_a_file_equals_no_interruption(tiny: ModelConfig, batch: SlabBatch, tmp_path: Path) -> None:
@@ -126,16 +127,25 @@ def test_average_follows_the_weights_slowly(tiny: ModelConfig, batch: SlabBatch)
     assert not any(value.requires_grad for value in learner.average.parameters())
 
 
-def test_learning_rate_has_its_known_values() -> None:
-    config = TrainConfig(steps=1000, warmup_steps=10, learning_rate=2e-3)
-    assert learning_rate(0, config) == pytest.approx(2e-4)  # a tenth of the peak
-    assert learning_rate(9, config) == pytest.approx(2e-3, rel=1e-3)  # the peak; the cosine has hardly begun
-    assert learning_rate(500, config) == pytest.approx(2e-3 * (0.01 + 0.99 / 2))
-    assert learning_rate(999, config) == pytest.approx(2e-5, rel=1e-3)
-    assert learning_rate(5000, config) == pytest.approx(2e-5)
-    rates = [learning_rate(step, config) for step in range(9, 1000)]
-    assert rates == sorted(rates, reverse=True)
-    assert learning_rate(0, replace(config, warmup_steps=0)) == pytest.approx(2e-3)
+def test_schedule_has_its_known_values() -> None:
+    config = TrainConfig(steps=1000, warmup_steps=10)
+    assert schedule(0, config) == pytest.approx(0.1)
+    assert schedule(9, config) == pytest.approx(1, rel=1e-3)  # the peak; the cosine has hardly begun
+    assert schedule(500, config) == pytest.approx(0.01 + 0.99 / 2)
+    assert schedule(999, config) == pytest.approx(0.01, rel=1e-3)
+    assert schedule(5000, config) == pytest.approx(0.01)
+    shares = [schedule(step, config) for step in range(9, 1000)]
+    assert all(before > after for before, after in pairwise(shares))
+    assert schedule(0, replace(config, warmup_steps=0)) == pytest.approx(1)
+
+
+def test_every_weight_is_trained_by_one_optimizer(tiny: ModelConfig) -> None:
+    learner = learner_of(tiny)
+    hidden, rest = ([id(p) for p in optimizer.param_groups[0]["params"]] for optimizer in learner.optimizers)
+    assert sorted(hidden + rest) == sorted(map(id, learner.model.parameters()))
+    unet = learner.model.denoiser.unet
+    assert id(unet.mid_block.resnets[0].conv1.weight) in hidden
+    assert {id(unet.conv_in.weight), id(unet.conv_out.weight), id(unet.conv_norm_out.weight)} <= set(rest)
 
 
 def test_style_comes_in_over_the_first_fifth(
