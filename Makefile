@@ -33,8 +33,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two files at a time, a thread each: most tests wait for processes to start.
 test: lint
-	$(BIN)/pytest -m "not gpu and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not browser" --numprocesses 2 --dist loadfile --durations 40
 
 fast: $(INSTALLED)
 	$(BIN)/pytest -m fast

@@ -31,7 +31,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(weights, {"lr": rate, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step on the gradients that are there."""
         for group in self.param_groups:
             for weight in group["params"]:
