@@ -38,4 +38,4 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not browser" --numprocesses 2 --dist loadfile --durations 40
 
 fast: $(INSTALLED)
-	$(BIN)/pytest -m fast
+	$(BIN)/pytest -m "fast and not slow"

@@ -202,6 +202,7 @@ def test_a_tilted_head_comes_back_to_its_own_grid(
     assert np.abs(found.volume.data - unit)[mask].mean() < 0.01
 
 
+@pytest.mark.slow
 def test_template_space_has_the_templates_grid(
     bundle: Bundle, tilted: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +231,7 @@ def test_intensity_of_the_source_is_the_scans_own_scale(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"intensity": "source"}, {"space": "template"}])
 def test_stripping_leaves_nothing_outside_the_mask(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]

@@ -64,6 +64,7 @@ def row_of(path: Path, **more: Any) -> dict[str, Any]:
     return fixed | {"status": "ok", "reason": None, "earlier": {}} | more
 
 
+@pytest.mark.slow
 def test_a_row_tells_what_was_done_and_the_next_run_needs_not_do_it(
     files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_what_was_made_of_an_image_that_fails_now_is_removed_where_it_is_out_of_
     assert [path.exists() for path in paths] == [not gone] * 4
 
 
+@pytest.mark.slow
 def test_all_looks_of_an_image_share_one_global_pass(
     files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +265,7 @@ def test_a_file_that_cannot_be_written_whole_fails_the_image_and_leaves_nothing(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_one_image_is_prepared_and_another_written_while_the_model_works(
     files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

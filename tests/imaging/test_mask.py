@@ -85,6 +85,7 @@ def test_mask_of_a_whole_head_contains_the_brain(
     assert mask.mean() < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain", [2.0**-10, 2.0**13])  # exact in floating point
 def test_unit_does_not_matter(headed: Anatomy, spacing: float, rng: np.random.Generator, gain: float) -> None:
     scan = render(headed, SITES[1], "T1w", rng, spacing)
@@ -92,6 +93,7 @@ def test_unit_does_not_matter(headed: Anatomy, spacing: float, rng: np.random.Ge
     np.testing.assert_array_equal(once, scaled)
 
 
+@pytest.mark.slow
 def test_neck_is_left_out_of_the_search(headed: Anatomy, spacing: float, rng: np.random.Generator) -> None:
     scan = render(headed, SITES[0], "T1w", rng, spacing)
     below = 20  # voxels of field of view below the head, with a neck as bright as the scalp

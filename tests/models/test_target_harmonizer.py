@@ -93,6 +93,7 @@ def test_every_loss_counts_and_equal_keys_give_equal_losses(
     assert all(value.item() > 0 for value in first.values())
 
 
+@pytest.mark.slow
 def test_a_look_is_learned_and_the_base_is_not_touched(
     model: GlobalHarmonizer, tuner: TargetFineTuner, volumes: list[UnifiedVolume]
 ) -> None:
