@@ -168,7 +168,9 @@ def test_gzip_with_one_wrong_bit_is_refused(tmp_path: Path, rng: np.random.Gener
         read_volume(path)
 
 
-@pytest.mark.parametrize("content", [b"not an image at all", gzip.compress(b"not an image at all")], ids=["plain", "gzip"])
+@pytest.mark.parametrize(
+    "content", [b"not an image at all", gzip.compress(b"not an image at all")], ids=["plain", "gzip"]
+)
 def test_what_is_not_nifti_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.nii.gz"
     path.write_bytes(content)
