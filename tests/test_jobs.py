@@ -20,7 +20,7 @@ from mmh_ray.cli import main
 
 pytestmark = [pytest.mark.slow]
 
-PATIENCE_S = 240
+PATIENCE_S = 900
 SMALL = [
     "phantom.sites=2",
     "phantom.subjects_per_site=3",
@@ -93,7 +93,7 @@ def head() -> Iterator[Head]:
                 yield Head(address, environment)
             finally:
                 os.killpg(process.pid, signal.SIGTERM)
-                process.wait(60)
+                process.wait(300)
 
 
 def wait_for(address: str, environment: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:

@@ -99,7 +99,11 @@ def multiscale_gradient_l1(
 
 def style_displacement(found: Tensor, wanted: Tensor) -> Tensor:
     """How far style vectors' displacements ``found`` ``(G, D)`` are from the displacement ``wanted`` ``(D,)`` in direction and
-    magnitude: ``1 - cos + 1.5 | |found| - |wanted| |`` (arXiv 2601.08193, stage 2), the mean over ``G``."""
+    magnitude: ``1 - cos + 1.5 | |found| / |wanted| - 1 |`` (arXiv 2601.08193, stage 2), the mean over ``G``.
+
+    The paper leaves the magnitudes as they are. Encoders differ in the length of their vectors, and with longer ones the same weight
+    would buy style with anatomy: so the wanted one is the unit.
+    """
     direction = 1 - F.cosine_similarity(found, wanted.expand_as(found), dim=1)
-    magnitude = (found.norm(dim=1) - wanted.norm()).abs()
+    magnitude = (found.norm(dim=1) / wanted.norm().clamp_min(1e-6) - 1).abs()
     return (direction + 1.5 * magnitude).mean()

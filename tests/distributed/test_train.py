@@ -49,7 +49,7 @@ pytestmark = [
 ]
 
 STEPS = 8
-PATIENCE_S = 240
+PATIENCE_S = 900
 
 DRIVER = """
 import json, sys

@@ -165,4 +165,4 @@ def test_style_displacement_by_hand() -> None:
     wanted = torch.tensor([2.0, 0.0])
     found = torch.tensor([[2.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])  # the same; across; the other way, half as far
     assert float(style_displacement(found[:1], wanted)) == pytest.approx(0, abs=1e-6)
-    assert float(style_displacement(found, wanted)) == pytest.approx((0 + 1 + (2 + 1.5)) / 3)
+    assert float(style_displacement(found, wanted)) == pytest.approx((0 + 1 + (2 + 1.5 / 2)) / 3)
