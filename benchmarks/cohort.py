@@ -3,7 +3,7 @@
     python benchmarks/cohort.py --model demo/runs/demo/bundle
     python benchmarks/cohort.py --model demo/runs/demo/bundle --scans 100 --json cohort.json
 
-Makes the archive (few anatomies, every file with intensities and bytes of its own), runs `mmh harmonize`, kills the driver with
+Makes the archive (few anatomies, eight scanners, every file with noise and bytes of its own), runs `mmh harmonize`, kills the driver with
 SIGKILL when 40 % are done, runs it again to the end, and checks the ledger against what was put in: every good scan
 harmonized, every bad one a row with its reason, no half-written file. Memory is the resident set size of the driver
 and of the largest Ray worker, for each tenth of the scans.
@@ -28,7 +28,7 @@ from memory import MIB, Peak
 
 from mmh_ray.bids.ledger import current_rows
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
-from mmh_ray.imaging.phantom import canonical, random_scanner, render
+from mmh_ray.imaging.phantom import SITES, canonical, render
 
 SPACING_MM, PEOPLE, KILLED_AT = 4.0, 12, 0.4
 Image = nib.Nifti1Image
@@ -71,7 +71,7 @@ def make_archive(folder: Path, scans: int) -> dict[str, str]:
     (folder / "bids").mkdir(parents=True)
     for number in range(scans):
         anatomy, sequence = people[number % PEOPLE], ("T1w", "T2w")[number // PEOPLE % 2]
-        scan = render(anatomy, random_scanner(rng), sequence, rng, SPACING_MM).astype(np.float32)
+        scan = render(anatomy, SITES[number % len(SITES)], sequence, rng, SPACING_MM).astype(np.float32)
         image_id = f"sub-{number:05d}_{sequence}"
         content = Image(scan, anatomy.affine).to_bytes()
         if number % 33 == 7:
