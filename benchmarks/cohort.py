@@ -44,6 +44,13 @@ def _not_a_number(data: np.ndarray, affine: np.ndarray) -> bytes:
     return _with(broken, affine)
 
 
+def _flat(data: np.ndarray, affine: np.ndarray) -> bytes:
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_sform(affine * [0, 1, 1, 1], code="scanner")  # an affine given to the image is refused on writing
+    return Image(data, None, header).to_bytes()
+
+
 def _colours(data: np.ndarray, affine: np.ndarray) -> bytes:
     return _with(np.zeros(data.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")]), affine)
 
@@ -57,7 +64,7 @@ BAD: dict[str, Callable[[np.ndarray, np.ndarray], bytes]] = {
     "4-D": lambda data, affine: _with(np.stack([data] * 3, -1), affine),
     "RGB": _colours,
     "single slice": lambda data, affine: _with(data[:, :, 20:21], affine),
-    "no matrix": lambda data, affine: _with(data, affine * [0, 1, 1, 1]),
+    "flat affine": _flat,
     "voxels of 0.001 mm": lambda data, affine: _with(data, affine * [1e-3, 1e-3, 1e-3, 1]),
     "noise": lambda data, affine: _with(np.random.default_rng(0).random(data.shape, np.float32), affine),
 }
