@@ -55,6 +55,7 @@ from mmh_ray.models.target_bundle import Target, load_target
 from mmh_ray.models.target_harmonizer import TargetFineTuner
 from mmh_ray.reference_target import target_of_scan
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SITE, OTHER, SUBJECTS, OTHERS, TRAVELERS = "alder", "birch", 40, 5, 4
 FULL, BIOMEDCLIP, CURVE, SINGLE, PARALLEL = "full fine-tuning", "biomedclip", "curve alone", "one scan", "parallel"
 TRAINED: dict[str, dict[str, Any]] = {
@@ -161,7 +162,7 @@ def train(bench: Bench, name: str, seed: int, settings: dict[str, Any], style: A
 
 def train_fully(bench: Bench, seed: int, settings: dict[str, Any]) -> tuple[Target, Harmonizer]:
     """All weights of a copy, in this process."""
-    bundle, store = load_bundle(bench.model), PreparedStore(bench.prepared)
+    bundle, store = load_bundle(bench.model, DEVICE), PreparedStore(bench.prepared)
     config = replace(bench.config, target=replace(bench.config.target, site=(SITE,), seed=seed, **settings))
     tasks, harmonizer = train_target.plan_site(store, SITE, bundle, config), FullHarmonizer(bundle)
     usual, train_target.TargetFineTuner = train_target.TargetFineTuner, FullFineTuner  # type: ignore[misc]
@@ -200,7 +201,7 @@ def move(bench: Bench, harmonizer: Harmonizer, target: Target | None, folder: Pa
 
 def one(bench: Bench, name: str, seed: int) -> tuple[Target, Harmonizer, float]:
     """A target, who moves scans to it, and the seconds that it took."""
-    harmonizer, start = Harmonizer(load_bundle(bench.model)), time.monotonic()
+    harmonizer, start = Harmonizer(load_bundle(bench.model, DEVICE)), time.monotonic()
     if name == SINGLE:
         target = from_scan(bench, harmonizer, seed)
     elif name == CURVE:
@@ -314,7 +315,7 @@ def main() -> None:
     bench.make()
     known = {(line["name"], line["seed"]) for line in done(out)}
     if ("baselines", 0) not in known:
-        move(bench, Harmonizer(load_bundle(bench.model)), None, bench.unified)
+        move(bench, Harmonizer(load_bundle(bench.model, DEVICE)), None, bench.unified)
         keep(bench, "baselines", 0, bench.unified, tuple(name for name in METHODS if name != OURS), 0)
     for name in (name for name in NAMES if name in arguments.only):
         for seed in range(1 if name == PARALLEL else arguments.seeds):

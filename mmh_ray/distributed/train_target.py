@@ -244,7 +244,8 @@ def train_adapter(
     label, settings = bundle.sequence_index(task.sequence), bundle.config.harmonize
     spacing = bundle.config.grid.spacing_mm
     generator, noises = torch.Generator().manual_seed(target.seed), np.random.default_rng(target.seed)
-    encoder = make_style_encoder(config.style, spacing, aggregator).to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    encoder = make_style_encoder(config.style, spacing, aggregator)
 
     def of_site(rows: Sequence[Row], styles: int) -> list[UnifiedVolume]:
         """Volumes of the site, each as it is and under random styles."""
@@ -278,7 +279,7 @@ def train_adapter(
         site = batch_of([volume.group(label, target, model, seed) for volume, seed in zip(chosen, seeds, strict=False)])
         return site, batch_of([others[rng.integers(len(others))].group(label, target, model, seeds[2])])
 
-    tuner = TargetFineTuner(model, style, encoder, target, settings)
+    tuner = TargetFineTuner(model, style, encoder, target, settings).to(device)
     history: list[tuple[int, dict[str, float]]] = []
     validation = [draw_from(held, held_sources, 10**9 + index) for index in range(VALIDATION_BATCHES)]
     tuned = tune(tuner, lambda step: draw_from(images, sources, step), validation, lambda *row: history.append(row))

@@ -146,7 +146,7 @@ def _walk(model: GlobalHarmonizer, denoise: Denoise, x: Tensor, labels: np.ndarr
 
     diffusers has this too, but its inversion and its sampling place their timesteps differently.
     """
-    alphas = torch.cat([model.scheduler.alphas_cumprod, torch.ones(1)]).tolist()  # [-1] is the clean image
+    alphas = [*model.scheduler.alphas_cumprod.tolist(), 1.0]  # [-1] is the clean image
     for here, there in pairwise(labels.round().astype(int).tolist()):
         clean = denoise(x, here)
         noise = (x - alphas[here] ** 0.5 * clean) / (1 - alphas[here]) ** 0.5
