@@ -362,8 +362,8 @@ class QualityConfig:
 
     least_fit: float = 0.2
     """Fit to the template, 0-1, below which a scan is refused: no adult's head, or not where its header says."""
-    least_contrast: float = 0.2
-    """Standard deviations of the brain by which fluid must differ from grey matter in the direction of its sequence, and white matter
+    least_contrast: float = 0.1
+    """Standard deviations of the deep brain by which fluid must differ from grey matter in the direction of its sequence, and white matter
     of T1w from grey; else refused."""
     least_preservation: float = 0.85
     """Correlation of gradient magnitudes with the scan below which an image is flagged."""

@@ -60,7 +60,7 @@ def measures(config: QualityConfig) -> list[Measure]:
         Measure(
             "fluid_contrast",
             "fluid - grey",
-            "Mean intensity of fluid less that of grey matter, where the template has them, in standard deviations of the brain.",
+            "Mean intensity of fluid less that of grey matter, where the template has them deep in the brain, in its standard deviations.",
             None,
             None,
         ),
@@ -137,11 +137,14 @@ def describe_outcome(source: Volume, harmonized: Volume, brain: np.ndarray) -> d
 
 
 def tissue_contrasts(volume: Volume, brain: np.ndarray, registration: Registration) -> tuple[float, float]:
-    """Fluid less grey and white less grey matter, in standard deviations of the brain; (0, 0) where template and brain do not meet."""
+    """Fluid less grey and white less grey matter, in standard deviations of the brain; (0, 0) where template and brain do not meet.
+
+    Deep in the brain alone: an estimated mask has dura and bone in its rim, where the template has fluid, and in a T2w those are black.
+    """
     known = template()
     grid, shape = registration.matrix @ known.affine, known.brain.shape
     image = to_grid(volume.data, volume.affine, grid, shape)
-    inside = to_grid(brain.astype(np.float32), volume.affine, grid, shape) > 0.5
+    inside = known.deep & (to_grid(brain.astype(np.float32), volume.affine, grid, shape) > 0.5)
     spread = float(image[inside].std()) if inside.any() else 0.0
     weights = [tissue**3 * inside for tissue in known.tissues]  # near 1 only where the tissue is alone
     if spread == 0 or not all(weight.any() for weight in weights):

@@ -23,8 +23,6 @@ _BRAIN_ALONE = (0,)
 """Margins that leave out all that surrounds the brain."""
 _BLUR = (2.0, 6.0)
 """Standard deviations, in template voxels, of the band of detail by which starts are compared."""
-_DEEP = 3
-"""Template voxels from the brain's surface that do not count for the quality: an outline that fits says little."""
 _LOCAL = 4.0
 """Standard deviation, in template voxels, of the window whose mean is taken away before contrast is compared."""
 
@@ -74,9 +72,8 @@ def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray) -> float:
     known = template()
     step = np.linalg.inv(affine) @ matrix @ known.affine
     seen = ndimage.affine_transform(np.ones_like(data), step, output_shape=known.image.shape, order=0)
-    deep = ndimage.binary_erosion(known.brain, iterations=_DEEP)
-    region = deep & (seen > 0)
-    if 2 * region.sum() < deep.sum():
+    region = known.deep & (seen > 0)
+    if 2 * region.sum() < known.deep.sum():
         return 0.0
     scan = ndimage.affine_transform(data, step, output_shape=known.image.shape, order=1)
     wanted, *tissues = (_local_contrast(image, region) for image in (scan, *known.tissues))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from nilearn import datasets
+from scipy import ndimage
 
 SPACE = "MNI152NLin2009aSym"
 """BIDS name of the template's space."""
@@ -41,6 +42,11 @@ class Template:
     brain: np.ndarray
     tissues: np.ndarray
     affine: np.ndarray
+
+    @cached_property
+    def deep(self) -> np.ndarray:
+        """``(I, J, K)`` bool, the brain without its outer 9 mm: an outline that fits says little, and a mask of it has bone in its rim."""
+        return ndimage.binary_erosion(self.brain, iterations=round(9 / GRID_MM))
 
     @property
     def middle(self) -> np.ndarray:

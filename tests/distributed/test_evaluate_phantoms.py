@@ -50,6 +50,7 @@ def test_the_truth_wins_and_keeps_the_person(evaluated: Path) -> None:
     probe = found["ours"]["T1w"]["site_probe"]
     assert probe["value"] <= probe["chance_high"] < found["raw"]["T1w"]["site_probe"]["value"]
     assert {"site_probe_cnn", "lesion_preservation", "site_silhouette"} <= found["ours"]["T1w"].keys()
+    assert found["ours"]["T1w"]["unet_dice"]["value"] > found["raw"]["T1w"]["unet_dice"]["value"]
     assert found["combat"]["T1w"].keys() >= {"site_probe", "site_lisi"}
     assert "psnr" not in found["combat"]["T1w"]
     assert found["differences"]["raw"]["T1w"]["truth_nrmse"]["high"] < 0

@@ -42,6 +42,14 @@ def test_steps_on_one_batch_lower_its_loss(tiny: ModelConfig, batch: SlabBatch) 
     assert [row["learning_rate"] for row in rows] == [3e-3 * schedule(step, CONFIG) for step in range(12)]
 
 
+def test_both_optimizers_follow_the_schedule(tiny: ModelConfig, batch: SlabBatch) -> None:
+    learner = learner_of(tiny)
+    for step in range(4):
+        learner.step(batch)
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in learner.optimizers]
+        assert rates == [rate * schedule(step, CONFIG) for rate in (CONFIG.matrix_learning_rate, CONFIG.learning_rate)]
+
+
 def test_restart_from_a_file_equals_no_interruption(tiny: ModelConfig, batch: SlabBatch, tmp_path: Path) -> None:
     def three(learner: Learner, start: int) -> None:
         for number in range(start, start + 3):
