@@ -23,6 +23,7 @@ from mmh_ray.config import Config
 from mmh_ray.errors import MMHError, RefusedError
 from mmh_ray.evaluation.quality import check_scan, describe_scan
 from mmh_ray.imaging.anatomy import TISSUES, Person, simulate_anatomy
+from mmh_ray.imaging.phantom import SITES, render
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import Volume, read_volume
 
@@ -58,6 +59,14 @@ def computed_tomography(seed: int) -> Volume:
     return Volume((data + noise).astype(np.float32), anatomy.affine)
 
 
+def coarse(seed: int, sequence: str) -> Volume:
+    """A simulated head with its scalp at 4 mm, from one of the named scanners."""
+    anatomy, scanner = simulate_anatomy(Person(seed, scalp=True), 4.0), SITES[seed % len(SITES)]
+    return Volume(
+        render(anatomy, scanner, sequence, np.random.default_rng(seed), 4.0).astype(np.float32), anatomy.affine
+    )
+
+
 def main() -> None:
     """Prepare every scan and its spoilt copies and print the ranges by group."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,12 +78,17 @@ def main() -> None:
         row for row in find_images(arguments.bids, require_site=False) if row["sequence"] in ("T1w", "T2w", "FLAIR")
     ]
     rows = defaultdict(list)
+    found.sort(key=lambda row: row["sequence"], reverse=True)  # some of every sequence
     for row in found[:: arguments.every]:
         for group, sequence, volume in spoilt(read_volume(row["uri"]), row["sequence"]):
             rows[group].append(measured(volume, sequence) | {"image_id": row["image_id"]})
     for seed in range(4):
         for sequence in ("T1w", "T2w"):
             rows[f"CT as {sequence}"].append(measured(computed_tomography(seed), sequence))
+    for seed in range(8):
+        for sequence, other in (("T1w", "T2w"), ("T2w", "T1w")):
+            for name in (sequence, other):
+                rows[f"4 mm {sequence} as {name}"].append(measured(coarse(seed, sequence), name))
     print(f"{'group':<26} {'n':>3} {'refused':>8}" + "".join(f"{name:>18}" for name in FIGURES))
     for group, figures in rows.items():
         cells = []
