@@ -255,7 +255,7 @@ class Harmonizer:
 
         With detail projection what the model changes beyond a style is taken back, and the local affine maps are resampled and applied
         to the scan's own voxels. Outside the brain they stand alone, and their offset fades out with the scan's intensity: it must not
-        light up the air around the head.
+        light up the air around the head, nor the working grid's coarser mask that around a stripped brain.
         """
         shape, image = volume.data.shape, inferred.values
 
@@ -266,8 +266,10 @@ class Harmonizer:
             return np.clip(bring(image), 0, None)
         image = keep_levels(image, prepared.image, prepared.mask, self.bundle.config.grid.spacing_mm)
         slope, offset = map(bring, local_affine(prepared.source, image, prepared.mask, self.settings.detail_radius))
-        source, inside = prepared.scaling.apply(volume.data), bring(prepared.mask.astype(np.float32))
-        projected = slope * source + offset * np.maximum(inside, np.clip(source / AIR_LEVEL, 0, 1) ** 2)
+        source = prepared.scaling.apply(volume.data)
+        tissue = np.clip(source / AIR_LEVEL, 0, 1) ** 2
+        inside = bring(prepared.mask.astype(np.float32)) * np.where(prepared.brain, 1, tissue)
+        projected = slope * source + offset * np.maximum(inside, tissue)
         brain = inside > 0.5
         level = noise_level(source, brain)
         kept = noise_level(image, prepared.mask) / max(noise_level(prepared.source, prepared.mask), 1e-6)

@@ -142,6 +142,15 @@ def test_air_stays_dark_under_a_style_that_lifts_the_brain(
     assert not silent[outside & (volume.data == 0)].any()
 
 
+def test_nothing_lights_up_around_a_stripped_brain(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The voxels of the working grid are coarser than the scan's and reach beyond its brain."""
+    anatomy = simulate_anatomy(Person(1), 2.0)
+    data = np.where(anatomy.brain, UNIT * canonical(anatomy, "T1w", 2.0), 0).astype(np.float32)
+    found = knowing(bundle, monkeypatch, 0.5, 0.4).run(Volume(data, anatomy.affine), "T1w", anatomy.brain)
+    assert found.volume.data[anatomy.brain].mean() > 0.6
+    assert not found.volume.data[~anatomy.brain].any()
+
+
 def test_projection_keeps_detail_that_the_models_own_image_lacks(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
