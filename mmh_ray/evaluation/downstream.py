@@ -47,7 +47,8 @@ def brain_age(
     """Age by ridge regression (Hoerl & Kennard 1970) on standardised features, the penalty chosen among other training people.
 
     Cross-validated by subject in 5 folds; with ``site``, the training images are those of other subjects *and* other sites (leave one site
-    out). Scaling, penalty and regression are fitted on training images alone.
+    out). Scaling, penalty and regression are fitted on training images alone. No answer lies beyond the youngest or the oldest of them: a
+    line drawn on to images unlike any of them may end at any age.
 
     Cannot see: whether a method learnt the cohort's ages by site (age and site confounded): compare both ways. A low error on few people of
     one age says little: compare with ``baseline``.
@@ -66,7 +67,8 @@ def brain_age(
         scale = StandardScaler().fit(features[known[training]])
         own, other = (scale.transform(features[known[rows]]) for rows in (training, tested))
         model = Ridge(choose_penalty(own, years[known[training]], people[training]))
-        predicted[known[tested]] = model.fit(own, years[known[training]]).predict(other)
+        seen = years[known[training]]
+        predicted[known[tested]] = model.fit(own, seen).predict(other).clip(seen.min(), seen.max())
         guessed[known[tested]] = years[known[training]].mean()
     errors = np.abs(predicted - years)
     return AgeResult(_finite_mean(errors), _finite_mean(np.abs(guessed - years)), predicted, errors)

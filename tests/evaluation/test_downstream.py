@@ -60,6 +60,13 @@ def test_an_offset_of_one_site_costs_years_only_when_the_site_is_left_out(rng):
     assert brain_age(features, age, subject).mae < 10
 
 
+def test_no_answer_lies_beyond_the_ages_of_training(rng):
+    features, age, subject, site = _cohort(rng)
+    features[site == "c"] *= 1000
+    predicted = brain_age(features, age, subject, site).predicted
+    assert age.min() <= predicted.min() < predicted.max() <= age.max()
+
+
 def test_unknown_ages_are_left_out_and_none_is_an_error(rng):
     features, age, subject, _ = _cohort(rng)
     age[::2] = np.nan
