@@ -175,7 +175,7 @@ def test_another_sequence_under_this_name_is_refused(files: dict[str, bytes], co
     nib.save(nib.Nifti1Image((700 * canonical(anatomy, "T2w", 6.0)).astype(np.float32), anatomy.affine), path)
     (found,) = HarmonizeWorker(files, config, str(tmp_path / "out"), FACTS, [UNIFIED]).harmonize(row_of(path))
     assert found["status"] == "refused"
-    assert "expected a T1w: fluid darker than grey by 0.2" in found["reason"]
+    assert "expected a T1w: fluid darker than grey by 0.1" in found["reason"]
     assert not (tmp_path / "out").exists()
 
 
