@@ -5,7 +5,7 @@
 
 Makes the archive (few anatomies, eight scanners, every file with noise and bytes of its own), runs `mmh harmonize`, kills the driver with
 SIGKILL when 40 % are done, runs it again to the end, and checks the ledger against what was put in: every good scan
-harmonized, every bad one a row with its reason, no half-written file. Memory is the resident set size of the driver
+harmonized or refused with its reason (they are counted), every bad one a row with its reason, no half-written file. Memory is the resident set size of the driver
 and of the largest Ray worker, for each tenth of the scans.
 """
 
@@ -120,10 +120,12 @@ def _rows(out: Path) -> int:
 
 def check(folder: Path, bad: dict[str, str]) -> dict[str, Any]:
     """Compare ledger and files with what was put in."""
-    out, good, reasons = folder / "out", 0, {}
+    out, good, reasons, refused = folder / "out", 0, {}, {}
     for row in current_rows(out):
         kind = bad.pop(row["image_id"], None)
-        if kind is None:
+        if kind is None and row["status"] == "refused":
+            refused[row["image_id"]] = row["reason"]
+        elif kind is None:
             assert row["status"] in ("done", "skipped"), row
             assert np.isfinite(nib.load(out / row["output"]).get_fdata()).all(), row
             good += 1
@@ -132,7 +134,7 @@ def check(folder: Path, bad: dict[str, str]) -> dict[str, Any]:
             reasons[kind] = row["reason"].removeprefix(f"{row['source']}: ")
     assert not bad, f"no row for {sorted(bad)}"
     assert not list(out.rglob(".partial-*"))
-    return {"harmonized": good, "reasons": reasons}
+    return {"harmonized": good, "refused": refused, "reasons": reasons}
 
 
 def main() -> None:
@@ -154,8 +156,10 @@ def main() -> None:
         )
         for peak in figures["peaks"]:
             print("  driver {driver} MiB, largest worker {worker} MiB".format(**peak))
-    print(f"{found['harmonized']} harmonized, {kinds} bad ones each with a reason:")
-    for kind, reason in found["reasons"].items():
+    print(
+        f"{found['harmonized']} harmonized, {len(found['refused'])} good ones refused, {kinds} bad ones each with a reason:"
+    )
+    for kind, reason in {**found["reasons"], **found["refused"]}.items():
         print(f"  {kind}: {reason}")
     if arguments.json:
         arguments.json.write_text(json.dumps({"runs": runs, **found}, indent=2) + "\n")
