@@ -5,8 +5,8 @@
 
 Makes the archive (few anatomies, eight scanners, every file with noise and bytes of its own), runs `mmh harmonize`, kills the driver with
 SIGKILL when 40 % are done, runs it again to the end, and checks the ledger against what was put in: every good scan
-harmonized or refused with its reason (they are counted), every bad one a row with its reason, no half-written file. Memory is the resident set size of the driver
-and of the largest Ray worker, for each tenth of the scans.
+harmonized or refused with its reason (they are counted), every bad one a row with its reason, no half-written file.
+Memory is the resident set size of the driver and of the largest Ray worker, for each tenth of the scans.
 """
 
 from __future__ import annotations
