@@ -86,9 +86,10 @@ def main() -> None:
         for sequence in ("T1w", "T2w"):
             rows[f"CT as {sequence}"].append(measured(computed_tomography(seed), sequence))
     for seed in range(8):
-        for sequence, other in (("T1w", "T2w"), ("T2w", "T1w")):
-            for name in (sequence, other):
-                rows[f"4 mm {sequence} as {name}"].append(measured(coarse(seed, sequence), name))
+        for sequence in ("T1w", "T2w"):
+            volume = coarse(seed, sequence)
+            for name in ("T1w", "T2w"):
+                rows[f"4 mm {sequence} as {name}"].append(measured(volume, name))
     print(f"{'group':<26} {'n':>3} {'refused':>8}" + "".join(f"{name:>18}" for name in FIGURES))
     for group, figures in rows.items():
         cells = []

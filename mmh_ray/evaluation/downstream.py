@@ -66,10 +66,10 @@ def brain_age(
     for training, tested in _splits(people, places, seed):
         scale = StandardScaler().fit(features[known[training]])
         own, other = (scale.transform(features[known[rows]]) for rows in (training, tested))
-        model = Ridge(choose_penalty(own, years[known[training]], people[training]))
         seen = years[known[training]]
+        model = Ridge(choose_penalty(own, seen, people[training]))
         predicted[known[tested]] = model.fit(own, seen).predict(other).clip(seen.min(), seen.max())
-        guessed[known[tested]] = years[known[training]].mean()
+        guessed[known[tested]] = seen.mean()
     errors = np.abs(predicted - years)
     return AgeResult(_finite_mean(errors), _finite_mean(np.abs(guessed - years)), predicted, errors)
 

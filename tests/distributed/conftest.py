@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,21 @@ def tiny_config() -> Config:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) -> Path:
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], Path]:
+    """Writes the bundle of an untrained model of some settings."""
+
+    def make(config: Config) -> Path:
+        folder = tmp_path_factory.mktemp("model") / "bundle"
+        torch.manual_seed(0)
+        quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
+        model = GlobalHarmonizer(config.model, config.train, quantiles)
+        save_bundle(folder, model, config, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(make_bundle: Callable[[Config], Path], tiny_config: Config) -> Path:
     """Its bundle."""
-    folder = tmp_path_factory.mktemp("model") / "bundle"
-    torch.manual_seed(0)
-    quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
-    model = GlobalHarmonizer(tiny_config.model, tiny_config.train, quantiles)
-    save_bundle(folder, model, tiny_config, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
-    return folder
+    return make_bundle(tiny_config)

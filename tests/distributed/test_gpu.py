@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +24,8 @@ from mmh_ray.distributed.train_target import train_targets
 from mmh_ray.distributed.worker import HarmonizeWorker
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
-from mmh_ray.models.bundle import load_bundle, save_bundle
+from mmh_ray.models.bundle import load_bundle
 from mmh_ray.models.calibration import harmonize_volume
-from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,18 +37,14 @@ SITE = "alder"
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) -> tuple[Path, Config]:
+def wide(make_bundle: Callable[[Config], Path], tiny_config: Config) -> tuple[Path, Config]:
     """Bundle and settings of an untrained network whose batches are most of its memory."""
     config = replace(
         tiny_config,
         model=ModelConfig(channels=(32, 64), slab=1, distances=(1, 2), patch=1),
         harmonize=replace(tiny_config.harmonize, batch_slabs=64),
     )
-    torch.manual_seed(0)
-    quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
-    model, folder = GlobalHarmonizer(config.model, config.train, quantiles), tmp_path_factory.mktemp("wide") / "bundle"
-    save_bundle(folder, model, config, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
-    return folder, config
+    return make_bundle(config), config
 
 
 @pytest.fixture
