@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from mmh_ray.imaging.template import Template, template
 
 _SIZES = (0.5, 1.3)
 """Volume of a brain, as a share of the template's, within which an alignment is believed."""
-_SURE, _DOUBTFUL = 0.5, 0.3
-"""Quality below which a second start is tried, and then more of them."""
+_SURE = 0.5
+"""Quality below which another start is tried."""
 _HOPELESS = 0.1
 """Quality of a similarity below which no affine follows."""
 _TRIED = 6
@@ -40,17 +41,15 @@ def align(
         ``(4, 4)`` each; the few most promising ones are followed.
     margins:
         Template voxels around its brain that count, in one affine pass after the other. Where the surroundings mislead (the template has
-        none; on a T2w, a bright scalp behind a dark skull draws the brain's outline outwards), the best start is tried without them.
+        none; on a T2w, a bright scalp behind a dark skull draws the brain's outline outwards), a start is tried without them.
     """
     best, quality = np.eye(4), 0.0
-    first, *others = _promising(data, affine, starts)
-    attempts = [(first, margins), (first, _BRAIN_ALONE), *((start, margins) for start in others)]
-    for number, (start, surroundings) in enumerate(attempts):
+    for start, surroundings in product(_promising(data, affine, starts), (margins, _BRAIN_ALONE)):
         matrix = _optimised(data, affine, start, surroundings)
         if matrix is not None:
             found = match(data, affine, matrix)
             best, quality = (matrix, found) if found > quality else (best, quality)
-        if quality >= (_DOUBTFUL if number else _SURE):
+        if quality >= _SURE:
             break
     return best, quality
 
