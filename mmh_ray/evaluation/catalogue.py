@@ -100,11 +100,11 @@ MEASURES: dict[str, Kind] = {
     ),
     "idempotence": Kind("change if repeated", "lower", "kept", "Mean change when the output is harmonized again."),
     "lesion_preservation": Kind("lesion contrast kept", "one", "kept", "Lesion contrast over the scan's; 1 is best."),
-    "contrast_raw": Kind(
-        "GM-WM contrast (raw's tissues)",
+    "contrast_kept": Kind(
+        "GM-WM contrast kept",
         "neither",
         "kept",
-        "Contrast where the raw scan's segmentation has GM and WM.",
+        "Contrast over the scan's, where both segmentations agree. Denoising and bias correction raise it.",
         2,
     ),
     "dice_raw": Kind(

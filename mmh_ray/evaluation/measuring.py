@@ -161,12 +161,21 @@ def _of_reference(output: Output, reference: np.ndarray | None) -> dict[str, Cal
     """Agreement with the tissues that the same segmenter finds in the raw scan: no accuracy, but to be had of any scan."""
     if reference is None or output.labels is None:
         return {}
-    own, grey, white = output.labels, reference == TISSUES.index("GM") + 1, reference == TISSUES.index("WM") + 1
-    made: dict[str, Callable[[], float | None]] = {"contrast_raw": lambda: tissue_contrast(output.image, grey, white)}
+    own = output.labels
+    made: dict[str, Callable[[], float | None]] = {
+        "contrast_kept": lambda: _contrast_kept(output.image, output.scan.volume.data, own * (own == reference))
+    }
     if output.method != RAW:
         made["dice_raw"] = lambda: mean_dice(own, reference)
         made["volume_change_raw"] = lambda: mean_volume_error(own, reference)
     return made
+
+
+def _contrast_kept(image: np.ndarray, source: np.ndarray, agreed: np.ndarray) -> float | None:
+    """Grey-white contrast over the scan's where both segmentations agree: whose labels were taken would decide, each image's favour it."""
+    grey, white = agreed == TISSUES.index("GM") + 1, agreed == TISSUES.index("WM") + 1
+    before = tissue_contrast(source, grey, white)
+    return tissue_contrast(image, grey, white) / before if before > 0 else None
 
 
 def _of_source(output: Output) -> dict[str, Callable[[], float | None]]:
@@ -187,7 +196,7 @@ def _of_source(output: Output) -> dict[str, Callable[[], float | None]]:
 IMAGE_MEASURES = (
     *("psnr_truth", "ssim_truth", "gradient_correlation", "tissue_contrast", "dice_truth", "volume_error_truth"),
     *("lesion_preservation", "structural_dissimilarity", "hallucination", "noise", "smoothness_mm", "gm_share"),
-    *("idempotence", "contrast_raw", "dice_raw", "volume_change_raw"),
+    *("idempotence", "contrast_kept", "dice_raw", "volume_change_raw"),
 )
 """What an image has of itself, its source and its truth."""
 

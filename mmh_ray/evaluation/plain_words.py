@@ -89,6 +89,8 @@ def _kept(ours: Entries) -> str:
         parts.append(f"edges follow the scan's with a correlation of {edges['value']:.3f}{_range(edges, 3)}")
     if made := ours.get("hallucination"):
         parts.append(f"{_percent(made['value'], 1)} of the output's structure is not explained by the scan")
+    if contrast := ours.get("contrast_kept"):
+        parts.append(f"grey and white matter keep {_percent(contrast['value'])}{_range(contrast)} of their contrast")
     if lesions := ours.get("lesion_preservation"):
         parts.append(f"lesions keep {_percent(lesions['value'])} of their contrast")
     return f"Anatomy kept: {', '.join(parts)}." if parts else ""

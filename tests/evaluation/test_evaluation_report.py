@@ -47,6 +47,7 @@ def evaluation() -> dict[str, Any]:
                 "truth_nrmse": _entry(0.36),
                 "gradient_correlation": _entry(0.97),
                 "hallucination": _entry(0.012),
+                "contrast_kept": _entry(0.9),
                 "subject_nearest": _entry(0.75),
             }
         },
@@ -87,6 +88,7 @@ def test_sentences_say_what_was_found(evaluation):
     )
     assert "the site can still be told" in text
     assert "correlation of 0.970 (0.920 to 1.020), 1.2 % of the output's structure is not explained by the scan" in text
+    assert "grey and white matter keep 90 % (85 to 95) of their contrast" in text
     assert "0.360 (0.310 to 0.410) of its spread, 0.480 before" in text
     assert "found across sites for 75 % of images, 50 % before" in text
     assert "Best simple alternative: Nyúl. Against it ours is better in site probe; 1 further measures" in text

@@ -82,7 +82,7 @@ def test_a_drawn_lesion_and_the_raw_scans_tissues_count_without_any_truth(tmp_pa
     raw = make_output("raw", scan, bright, Clock())
     plain = measure_image(raw, None, Clock(), raw.labels)
     assert plain["lesion_preservation"] == pytest.approx(1)
-    assert plain["contrast_raw"] > 1
+    assert plain["contrast_kept"] == 1
     assert plain["dice_raw"] is None
     erased = measure_image(make_output("other", scan, _scan(0).volume.data, Clock()), None, Clock(), raw.labels)
     assert erased["lesion_preservation"] < 0.5
@@ -92,3 +92,21 @@ def test_a_drawn_lesion_and_the_raw_scans_tissues_count_without_any_truth(tmp_pa
     clock = Clock()
     assert measure_image(raw, None, clock)["lesion_preservation"] is None
     assert "lesion_preservation" in " ".join(clock.said())  # another grid is said, and costs no other measure
+
+
+def test_contrast_is_not_lost_to_the_voxels_that_one_of_two_images_sorts_otherwise():
+    tissues, noise = _truth(0), np.random.default_rng(1).normal(0, 0.04, (2, *SHAPE))
+    scan = Scan(_scan(0).row, _scan(0).volume.like((tissues + noise[0]).astype(np.float32)), MASK, tissues)
+    raw = make_output("raw", scan, scan.volume.data, Clock())
+
+    def kept(image: np.ndarray) -> float:
+        return float(
+            measure_image(make_output("other", scan, image, Clock()), None, Clock(), raw.labels)["contrast_kept"]
+        )
+
+    assert kept(3 * scan.volume.data + 5) == pytest.approx(1, abs=1e-4)
+    assert kept(tissues + noise[1]) == pytest.approx(
+        1, abs=0.05
+    )  # of the same contrast, and other voxels sorted wrongly
+    grey = (tissues > 0.4) & (tissues < 0.6)
+    assert kept(tissues + 0.2 * grey + noise[1]) == pytest.approx(0.5, abs=0.05)
