@@ -100,13 +100,11 @@ def test_contrast_is_not_lost_to_the_voxels_that_one_of_two_images_sorts_otherwi
     raw = make_output("raw", scan, scan.volume.data, Clock())
 
     def kept(image: np.ndarray) -> float:
-        return float(
-            measure_image(make_output("other", scan, image, Clock()), None, Clock(), raw.labels)["contrast_kept"]
-        )
+        output = make_output("other", scan, image, Clock())
+        return float(measure_image(output, None, Clock(), raw.labels)["contrast_kept"])
 
     assert kept(3 * scan.volume.data + 5) == pytest.approx(1, abs=1e-4)
-    assert kept(tissues + noise[1]) == pytest.approx(
-        1, abs=0.05
-    )  # of the same contrast, and other voxels sorted wrongly
+    # of the same contrast, and other voxels sorted wrongly
+    assert kept(tissues + noise[1]) == pytest.approx(1, abs=0.05)
     grey = (tissues > 0.4) & (tissues < 0.6)
     assert kept(tissues + 0.2 * grey + noise[1]) == pytest.approx(0.5, abs=0.05)
