@@ -35,7 +35,7 @@ lint: $(INSTALLED)
 
 # Two files at a time, a thread each: most tests wait for processes to start.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not browser" --numprocesses 2 --dist loadfile --durations 40
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not browser" --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 40
 
 fast: $(INSTALLED)
 	$(BIN)/pytest -m "fast and not slow"
