@@ -109,7 +109,8 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
         return float(((values @ basis) ** 2).sum() / max(float(values @ values), 1e-12))
 
     best, *others = sorted(starts, key=fit, reverse=True)
-    return [best, *starts[:2], *others[: _TRIED - 3]]
+    ordered = {id(start): start for start in (best, *starts[:2], *others)}
+    return list(ordered.values())[:_TRIED]
 
 
 def _blurred_contrast(image: np.ndarray) -> np.ndarray:
