@@ -113,8 +113,7 @@ def _with_provenance(rows: list[Row], config: Config) -> list[Row]:
     settings = dataclasses.asdict(config.prepare)
     del settings["shard_volumes"]  # how volumes are packed changes none of them
     common: dict[str, Any] = {"grid": dataclasses.asdict(config.grid), "prepare": settings}
-    bounds = config.quality.least_fit, config.quality.least_contrast
-    common["refused"] = bounds if config.prepare.register else None  # without a registration nothing is refused
+    common["refused"] = config.quality.least_fit, config.quality.least_contrast
     common["version"] = {"method": METHOD_VERSION, "format": shards.VERSION.decode()}
     for row in rows:
         mask = masks.get(row["mask_uri"])
