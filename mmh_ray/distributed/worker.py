@@ -228,7 +228,10 @@ _UNITS = {
 
 
 def _registration(scan: HarmonizedScan) -> Row | None:
-    """How the template lies in the scan, by which everything can be undone."""
+    """How the template lies in the scan: an image in template space goes back to the scan by it, as intensities do by `IntensityMapping`.
+
+    Nothing else can be undone from the sidecar: N4's field and what the model changed are not kept.
+    """
     found = scan.prepared.registration
     if found is None:
         return None
