@@ -371,6 +371,8 @@ class QualityConfig:
     """Fit to the template, 0-1, below which an image is flagged."""
     least_coverage: float = 0.97
     """Part of the aligned template's brain inside the field of view below which an image is flagged."""
+    least_held: float = 0.97
+    """Part of the brain inside the working grid below which an image is flagged: the model saw only that part."""
     brain_ml: tuple[float, float] = (800.0, 2000.0)
     """Volumes of the brain mask, in ml, between which nothing is flagged: adults."""
     most_disagreement: float = 0.03

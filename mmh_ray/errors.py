@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class MMHError(Exception):
     """Base of every error a user can cause and mend.
@@ -38,3 +40,30 @@ class RefusedError(DataError):
 
 class ModelError(MMHError):
     """A model bundle that is missing, damaged or does not fit the data."""
+
+
+_PERMISSION = "the right to read and write it", "Change its permissions, or run as another user."
+_ROOM = "room for the whole of it", "Free some space or raise the quota, then run again."
+_OF_FILES = {
+    errno.ENOENT: ("the file that was found there before", "Put it back, or leave it out of the archive."),
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: _ROOM,
+}
+"""What is expected of a file, and what to do, by the number of the system's error."""
+_OF_ANY_FILE = "a file that can be read and written", "Check its disk, then run again."
+
+
+def data_error(error: Exception, path: str) -> MMHError:
+    """Whatever befell the image at ``path``, with what was expected and what to do; an error that says so already stays as it is."""
+    if isinstance(error, MMHError):
+        return error
+    if isinstance(error, OSError):
+        expected, remedy = _OF_FILES.get(error.errno or 0, _OF_ANY_FILE)
+        return DataError(f"{error.filename or path}: {error.strerror or error}", expected, remedy)
+    received = f"{path}: {type(error).__name__}: {error}"
+    if isinstance(error, MemoryError):
+        return DataError(received, "memory that suffices", "Use fewer harmonize.slots or a larger machine.")
+    return DataError(received, "no error", "Run again; if it comes back, report it with this line.")

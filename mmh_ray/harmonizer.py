@@ -72,7 +72,7 @@ class ReadyScan:
     prepared:
         The scan on the working grid.
     figures:
-        What :func:`mmh_ray.evaluation.quality.describe_scan` says of it.
+        What :func:`mmh_ray.evaluation.quality.describe_scan` says of it, and how much of its brain the working grid holds.
     """
 
     volume: Volume
@@ -92,12 +92,12 @@ class InferredImage:
     noise:
         Standard deviation of the noise that belongs to the look.
     disagreement:
-        Mean standard deviation of the planes' estimates in the unified domain.
+        Mean standard deviation of the planes' estimates in the unified domain; None of a single plane, which agrees with itself.
     """
 
     values: np.ndarray
     noise: float
-    disagreement: float
+    disagreement: float | None
 
 
 class Harmonizer:
@@ -180,7 +180,7 @@ class Harmonizer:
         """First step of :meth:`run`, which takes no model: prepare the scan and refuse what must not be harmonized."""
         self.bundle.sequence_index(sequence)
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
-        figures = describe_scan(volume, prepared.brain, prepared.registration)
+        figures = describe_scan(volume, prepared.brain, prepared.registration) | {"held": prepared.held}
         check_scan(sequence, figures, self.quality)
         return ReadyScan(volume, sequence, prepared, figures)
 
@@ -188,7 +188,7 @@ class Harmonizer:
         """Second step, the model's: the image of every look on the working grid; the global pass runs once."""
         label = self.bundle.sequence_index(ready.sequence)
         planes = self._sample(ready.prepared, label)
-        disagreement = float(planes[:, ready.prepared.mask].std(axis=0).mean())
+        disagreement = float(planes[:, ready.prepared.mask].std(axis=0).mean()) if len(planes) > 1 else None
         unified = unify(self.bundle.model, planes, ready.prepared.mask, label, self.settings)
         images, before = [], None
         for target in targets:
@@ -206,8 +206,9 @@ class Harmonizer:
         """Last step: an image back on the scan's own grid, with quality and flags."""
         volume, prepared = ready.volume, ready.prepared
         native = volume.like(self._to_native(volume, prepared, image))
-        figures = {**ready.figures, "disagreement": image.disagreement}
-        figures |= describe_outcome(volume, native, prepared.brain)
+        figures = ready.figures | describe_outcome(volume, native, prepared.brain)
+        if image.disagreement is not None:
+            figures["disagreement"] = image.disagreement
         finished, space, stripped = self._finished(native, prepared)
         source, flagged = volume.like(prepared.scaling.apply(volume.data)), flags(figures, self.quality)
         return HarmonizedScan(finished, space, stripped, prepared, image.values, source, native, figures, flagged)

@@ -11,12 +11,13 @@ import torch
 from scipy import ndimage
 
 from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig
-from mmh_ray.errors import ConfigError, DataError, ModelError
+from mmh_ray.errors import ConfigError, DataError, ModelError, RefusedError
+from mmh_ray.evaluation.quality import check_scan, measures
 from mmh_ray.harmonizer import AIR_LEVEL, Harmonizer, with_smaller_batches
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.intensity import noise_level
-from mmh_ray.imaging.phantom import canonical
+from mmh_ray.imaging.phantom import SITES, canonical, render
 from mmh_ray.imaging.preprocess import Prepared
 from mmh_ray.imaging.template import OUTPUT_AFFINE, OUTPUT_SHAPE, SPACE, template
 from mmh_ray.imaging.volume import Volume
@@ -262,6 +263,37 @@ def test_stripping_leaves_nothing_outside_the_mask(
 def test_template_space_without_registration_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match=r"prepare\.register=true"):
         Harmonizer(bundle, HarmonizeConfig(space="template"), PrepareConfig(register=False))
+
+
+@pytest.mark.slow
+def test_without_registration_a_head_is_checked_by_that_which_found_its_brain(bundle: Bundle) -> None:
+    head = simulate_anatomy(Person(4, scalp=True), 4.0)
+    nod = np.eye(4)
+    nod[:3, :3] = turn(10)
+    scan = Volume(render(head, SITES[0], "T2w", np.random.default_rng(0), 4.0).astype(np.float32), nod @ head.affine)
+    ready = Harmonizer(bundle, prepare=PrepareConfig(register=False)).ready(scan, "T2w")
+    assert ready.prepared.steps[3].startswith("registration: only to find the brain (affine, quality 0.")
+    np.testing.assert_array_equal(ready.prepared.affine[:3, :3], CONFIG.grid.spacing_mm * np.eye(3))  # left as it lies
+    with pytest.raises(RefusedError, match="a T1w: fluid darker than grey"):
+        check_scan("T1w", ready.figures, CONFIG.quality)
+
+
+def test_a_single_plane_has_no_doubt_and_several_have(bundle: Bundle, scan: tuple[Volume, np.ndarray]) -> None:
+    doubt = next(measure for measure in measures(CONFIG.quality) if measure.name == "disagreement")
+    for planes in (("axial",), ("axial", "coronal")):
+        found = Harmonizer(bundle, HarmonizeConfig(planes=planes)).run(scan[0], "T1w", scan[1])
+        assert (found.quality.get("disagreement", 0) > 0) == (len(planes) > 1)
+        assert ("disagreement" in found.quality) == (len(planes) > 1)
+        assert any(flag.startswith(doubt.label) for flag in found.flags) == (len(planes) > 1)
+
+
+def test_a_brain_larger_than_the_working_grid_is_flagged(bundle: Bundle, scan: tuple[Volume, np.ndarray]) -> None:
+    volume, mask = scan
+    for size, cut in ((1.0, False), (1.5, True)):
+        grown = Volume(volume.data, np.diag([size, size, size, 1]) @ volume.affine)
+        found = Harmonizer(bundle, prepare=PrepareConfig(register=False)).run(grown, "T1w", mask)
+        assert (found.quality["held"] < 0.97) == cut
+        assert any(flag.startswith("brain in grid: ") for flag in found.flags) == cut
 
 
 def test_label_of_the_sequence_reaches_the_model(

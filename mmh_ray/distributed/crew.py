@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import RayError
 
+from mmh_ray.errors import DataError
+
 Row = dict[str, Any]
 
 ATTEMPTS = 2
@@ -117,7 +119,9 @@ class Crew:
             rows = ray.get(ref)
         except RayError as error:  # the actor died, of a signal, of memory, with its node: it gave no row of its own
             self._replace(task.actor)
-            yield from self._again(task.row, f"the worker died {ATTEMPTS} times on this image ({error})")
+            received = f"the worker died {ATTEMPTS} times on this image ({error})"
+            remedy = "Use fewer harmonize.slots or a larger machine if memory ran out; else try the image alone."
+            yield from self._again(task.row, str(DataError(received, "a worker that finishes it", remedy)))
         else:
             yield rows
 
@@ -127,7 +131,8 @@ class Crew:
         del self._busy[ref]
         alone = all(other.actor is not task.actor for other in self._busy.values())
         self._replace(task.actor)
-        reason = f"not done after {self._timeout:g} s; raise harmonize.timeout_s if images may take longer"
+        remedy = "Raise harmonize.timeout_s if images may take longer."
+        reason = str(DataError(f"not done after {self._timeout:g} s", "an image done by then", remedy))
         if alone:
             yield self._failed(task.row, reason)
         else:
@@ -149,13 +154,13 @@ class Crew:
 
     def _give_up(self) -> Iterator[list[Row]]:
         resources = ray.available_resources()
-        reason = (
+        received = (
             f"no worker could be started within {STARTING_S:g} s with {resources.get('CPU', 0):g} CPUs and "
             f"{resources.get('GPU', 0):g} GPUs free"
         )
         if self._bad_starts:
-            reason = f"no worker could be started ({self._bad_starts[-1]})"
-        reason += "; run again when the cluster has recovered"
+            received = f"no worker could be started ({self._bad_starts[-1]})"
+        reason = str(DataError(received, "a place for one", "Run again when the cluster has recovered."))
         for actor, _ in self._starting.values():
             ray.kill(actor)
         while self._waiting:

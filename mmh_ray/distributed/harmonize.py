@@ -38,7 +38,7 @@ from mmh_ray.distributed.look import (
 )
 from mmh_ray.distributed.manifest import probe_all
 from mmh_ray.distributed.worker import HarmonizeWorker
-from mmh_ray.errors import ConfigError
+from mmh_ray.errors import ConfigError, data_error
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.volume import BYTES_PER_VOXEL, read_volume
 from mmh_ray.models.bundle import Bundle, bundle_hash, load_bundle
@@ -137,7 +137,7 @@ def _planned(task: Row, look: Look, job: Job, known: tuple[str, ...], facts: Row
         try:
             digest = input_hash(task)
         except OSError as error:
-            action, reason = "fail", f"{task['uri']}: {type(error).__name__}: {error}"
+            action, reason = "fail", str(data_error(error, task["uri"]))
         else:
             earlier = task["earlier"].get(look.name)
             action = "skip" if is_current(earlier, Path(job.out), digest, facts["model_hash"], look) else action
@@ -296,9 +296,10 @@ def _run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: Sequence[Lo
     files = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
     shared = ray.put(list(looks))
     worker = ray.remote(HarmonizeWorker).options(**options)
+    neighbours = -(-slots // sum(node["Alive"] for node in ray.nodes()))  # actors are spread
 
     def hire() -> Any:
-        return worker.remote(files, job.config, os.path.abspath(job.out), facts, shared)
+        return worker.remote(files, job.config, os.path.abspath(job.out), facts, shared, neighbours)
 
     def failed(row: Row, reason: str) -> list[Row]:
         return [ledger_row(row, look, "failed", reason) for look in looks]

@@ -11,7 +11,7 @@ from mmh_ray.bids.derivatives import derivative_files, read_sidecar
 from mmh_ray.bids.entities import desc_of, output_path, parse
 from mmh_ray.bids.status import utc_now
 from mmh_ray.config import HarmonizeConfig
-from mmh_ray.errors import DataError
+from mmh_ray.errors import DataError, RefusedError
 from mmh_ray.imaging.template import SPACE
 from mmh_ray.models.target_bundle import Target
 from mmh_ray.provenance import hash_of, sha256_file
@@ -58,10 +58,14 @@ def template_space(settings: HarmonizeConfig) -> str | None:
 def unknown_sequence(row: Row, known: tuple[str, ...], look: Look) -> str | None:
     """Why the model, or the look's target, cannot take an image of this BIDS suffix."""
     if row["sequence"] not in known:
-        return f"sequence {row['sequence']}; this model harmonizes {', '.join(known)}"
+        return _unknown(row["sequence"], f"one that this model harmonizes: {', '.join(known)}")
     if look.target is not None and row["sequence"] not in look.target.styles:
-        return f"sequence {row['sequence']}; target {look.name} knows {', '.join(look.target.styles)}"
+        return _unknown(row["sequence"], f"one that target {look.name} knows: {', '.join(look.target.styles)}")
     return None
+
+
+def _unknown(sequence: str, expected: str) -> str:
+    return str(RefusedError(f"sequence {sequence}", expected, "Leave it out by --sequence, or train a model on it."))
 
 
 def input_hash(row: Row) -> str:

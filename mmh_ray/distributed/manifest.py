@@ -17,7 +17,7 @@ from mmh_ray.bids.manifest import find_images, to_table, write_manifest
 from mmh_ray.bids.splits import assign_splits
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
-from mmh_ray.errors import ConfigError, MMHError
+from mmh_ray.errors import ConfigError, data_error
 from mmh_ray.imaging.volume import READING_BYTES_PER_VOXEL, check_memory, read_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import sha256_file
@@ -70,10 +70,8 @@ def probe(uri: str, bytes_per_voxel: int = READING_BYTES_PER_VOXEL) -> dict[str,
         facts |= _header(uri)
         check_memory(uri, bytes_per_voxel=bytes_per_voxel)
         read_volume(uri)
-    except MMHError as error:
-        facts |= {"status": "unusable", "reason": str(error)}
     except Exception as error:  # one strange file must not end the job
-        facts |= {"status": "unusable", "reason": f"{uri}: {type(error).__name__}: {error}"}
+        facts |= {"status": "unusable", "reason": str(data_error(error, uri))}
     return facts
 
 

@@ -23,7 +23,7 @@ from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config, GridConfig, PrepareConfig, QualityConfig
 from mmh_ray.distributed import shards
 from mmh_ray.distributed.cluster import connect
-from mmh_ray.errors import DataError
+from mmh_ray.errors import DataError, data_error
 from mmh_ray.evaluation.quality import check_scan, describe_scan
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import check_memory, read_volume
@@ -32,7 +32,7 @@ from mmh_ray.provenance import hash_of, sha256_file
 
 log = logging.getLogger(__name__)
 
-METHOD_VERSION = 3
+METHOD_VERSION = 4
 """Part of every provenance: raise it when the same inputs and settings come to give other voxels."""
 
 LEAST_VOLUMES = 4
@@ -113,8 +113,7 @@ def _with_provenance(rows: list[Row], config: Config) -> list[Row]:
     settings = dataclasses.asdict(config.prepare)
     del settings["shard_volumes"]  # how volumes are packed changes none of them
     common: dict[str, Any] = {"grid": dataclasses.asdict(config.grid), "prepare": settings}
-    bounds = config.quality.least_fit, config.quality.least_contrast
-    common["refused"] = bounds if config.prepare.register else None  # without a registration nothing is refused
+    common["refused"] = config.quality.least_fit, config.quality.least_contrast
     common["version"] = {"method": METHOD_VERSION, "format": shards.VERSION.decode()}
     for row in rows:
         mask = masks.get(row["mask_uri"])
@@ -236,5 +235,5 @@ def prepare_row(row: Row, grid: GridConfig, settings: PrepareConfig, quality: Qu
 
 
 def _failed(row: Row, error: Exception) -> Row:
-    reason = str(error) if isinstance(error, DataError) else f"{row['uri']}: {type(error).__name__}: {error}"
+    reason = str(data_error(error, row["uri"]))
     return _facts(row) | {"provenance": row["provenance"], "status": "failed", "reason": reason, "shard": None}

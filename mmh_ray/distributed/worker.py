@@ -16,7 +16,7 @@ import torch
 from mmh_ray.bids.derivatives import derivative_files, figure_paths, write_sidecar
 from mmh_ray.config import Config, to_dict
 from mmh_ray.distributed.look import Look, input_hash, is_current, ledger_row, provenance, unknown_sequence
-from mmh_ray.errors import MMHError, RefusedError
+from mmh_ray.errors import RefusedError, data_error
 from mmh_ray.evaluation.curves import histogram
 from mmh_ray.evaluation.mosaic import write_mosaic
 from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, InferredImage, ReadyScan, with_smaller_batches
@@ -48,9 +48,19 @@ class HarmonizeWorker:
         ``model`` (URI) and ``model_hash`` of the run.
     looks:
         What every image is to look like; all of them share the global pass.
+    neighbours:
+        Workers on this machine, with this one: they share its memory.
     """
 
-    def __init__(self, files: dict[str, bytes], config: Config, out: str, facts: Row, looks: Sequence[Look]) -> None:
+    def __init__(
+        self,
+        files: dict[str, bytes],
+        config: Config,
+        out: str,
+        facts: Row,
+        looks: Sequence[Look],
+        neighbours: int = 1,
+    ) -> None:
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +72,7 @@ class HarmonizeWorker:
                 look.target.attach(bundle)
         self.harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
         self.out, self.facts, self.looks = Path(out), facts, looks
-        self._model_lock, self._device, self._room = threading.Lock(), _device_of(bundle.model), Room()
+        self._model_lock, self._device, self._room = threading.Lock(), _device_of(bundle.model), Room(neighbours)
 
     def harmonize(self, row: Row) -> list[Row]:
         """The ledger rows of one image, one a look, whose derivatives and sidecars are then on disk; an exception belongs to its rows."""
@@ -76,11 +86,9 @@ class HarmonizeWorker:
                 self._harmonize(row, digest, rows)
         except RefusedError as error:
             status, reason = "refused", str(error)
-        except MMHError as error:
-            reason = str(error)
         except Exception as error:
             log.debug("%s", row["uri"], exc_info=True)
-            reason = f"{row['uri']}: {type(error).__name__}: {error}"
+            reason = str(data_error(error, row["uri"]))
         have = {found["target"] for found in rows}
         rest = [look for look in self.looks if look.name not in have]
         rows += [ledger_row(row, look, status, reason, input_sha256=digest) for look in rest]
@@ -220,7 +228,10 @@ _UNITS = {
 
 
 def _registration(scan: HarmonizedScan) -> Row | None:
-    """How the template lies in the scan, by which everything can be undone."""
+    """How the template lies in the scan: an image in template space goes back to the scan by it, as intensities do by `IntensityMapping`.
+
+    Nothing else can be undone from the sidecar: N4's field and what the model changed are not kept.
+    """
     found = scan.prepared.registration
     if found is None:
         return None

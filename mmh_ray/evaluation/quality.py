@@ -11,7 +11,7 @@ from mmh_ray.errors import RefusedError
 from mmh_ray.evaluation.cohort import Measure
 from mmh_ray.evaluation.curves import UPPER
 from mmh_ray.evaluation.metrics import gradient_correlation
-from mmh_ray.imaging.grid import to_grid
+from mmh_ray.imaging.grid import share_held, to_grid
 from mmh_ray.imaging.intensity import robust_scaling
 from mmh_ray.imaging.mask import border
 from mmh_ray.imaging.registration import Registration
@@ -56,6 +56,13 @@ def measures(config: QualityConfig) -> list[Measure]:
             None,
             config.most_background,
         ),
+        Measure(
+            "held",
+            "brain in grid",
+            "Part of the brain mask that lies inside the model's working grid; what lies outside the model never sees. 1 is best.",
+            config.least_held,
+            None,
+        ),
         Measure("brain_ml", "brain, ml", "Volume of the brain mask in millilitres.", low_ml, high_ml),
         Measure(
             "fluid_contrast",
@@ -74,8 +81,8 @@ def measures(config: QualityConfig) -> list[Measure]:
         Measure(
             "disagreement",
             "doubt",
-            "Mean standard deviation of the three planes' estimates of a voxel, unit intensity: how far from its training "
-            "the model is; lower is better.",
+            "Mean standard deviation of the planes' estimates of a voxel, unit intensity: how far from its training "
+            "the model is; lower is better. A single plane (harmonize.planes) has none.",
             None,
             config.most_disagreement,
         ),
@@ -90,8 +97,10 @@ def measures(config: QualityConfig) -> list[Measure]:
 
 
 def flags(figures: Mapping[str, float], config: QualityConfig) -> tuple[str, ...]:
-    """A sentence for every figure beyond its bounds."""
+    """A sentence for every figure beyond its bounds, and one where :func:`check_scan` had nothing to go by."""
     found = []
+    if "registration" not in figures:
+        found.append("not checked: without a registration nobody knows whether this is an adult's head of its sequence")
     for measure in measures(config):
         value = figures.get(measure.name)
         if value is not None and measure.is_outside(value):
@@ -156,10 +165,7 @@ def tissue_contrasts(volume: Volume, brain: np.ndarray, registration: Registrati
 def _coverage(volume: Volume, registration: Registration) -> float:
     """Part of the template's brain, laid into the scan, that the scan's field of view holds."""
     known = template()
-    places = np.argwhere(known.brain) @ known.affine[:3, :3].T + known.affine[:3, 3]
-    step = np.linalg.inv(volume.affine) @ registration.matrix
-    voxels = places @ step[:3, :3].T + step[:3, 3]
-    return float(((voxels > -0.5) & (voxels < np.array(volume.data.shape) - 0.5)).all(axis=1).mean())
+    return share_held(known.brain, registration.matrix @ known.affine, volume.affine, volume.data.shape)
 
 
 def check_scan(sequence: str, figures: Mapping[str, float], config: QualityConfig) -> None:

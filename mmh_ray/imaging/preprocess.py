@@ -8,7 +8,7 @@ import numpy as np
 
 from mmh_ray.config import GridConfig, PrepareConfig
 from mmh_ray.errors import DataError
-from mmh_ray.imaging.grid import to_grid, working_affine
+from mmh_ray.imaging.grid import share_held, to_grid, working_affine
 from mmh_ray.imaging.intensity import Scaling, correct_bias, quantile_function, robust_scaling, tissue_quantiles
 from mmh_ray.imaging.mask import Brain, find_brain, is_stripped, on_grid_of
 from mmh_ray.imaging.registration import Registration, register_brain
@@ -42,9 +42,11 @@ class Prepared:
     stripped:
         Whether the scan came without its skull.
     registration:
-        How the template lies in the scan; None where none was asked for.
+        How the template lies in the scan; None where none was asked for, nor needed to find the brain.
     scaling:
         From the scan's units to unit intensity, by which both images were made.
+    held:
+        Part of the brain that lies inside the grid.
     steps:
         What was done, in order, for the sidecar.
     """
@@ -57,6 +59,7 @@ class Prepared:
     stripped: bool
     registration: Registration | None
     scaling: Scaling
+    held: float
     steps: tuple[str, ...]
 
     @property
@@ -91,7 +94,7 @@ def prepare_volume(
     if isinstance(mask, Volume):
         mask, resampled = on_grid_of(volume, mask)
     brain = _brain(volume, mask, settings)
-    axes = _tilt(brain.registration)
+    axes = _tilt(brain.registration) if settings.register else None
     affine = working_affine(volume.affine, brain.mask, grid, axes)
     source = to_grid(volume.data, volume.affine, affine, grid.shape)
     inside = to_grid(brain.mask.astype(np.float32), volume.affine, affine, grid.shape) > 0.5
@@ -105,7 +108,7 @@ def prepare_volume(
         f"mask: {'given, resampled' if resampled else 'given' if given else 'estimated'}",
         _neck_step(brain.neck_mm, given or brain.stripped, settings),
         f"skull: {'skipped, already removed' if brain.stripped else _SKULL[settings.skull]}",
-        _registration_step(brain.registration),
+        _registration_step(brain.registration, settings),
         describe(volume, brain.mask),
         f"resampled: {grid.spacing_mm:g} mm {'RAS' if axes is None else 'template axes'} {tuple(grid.shape)}",
         f"bias field: {f'N4 {tuple(settings.n4_iterations)}' if settings.n4 else 'not asked for'}",
@@ -113,14 +116,15 @@ def prepare_volume(
     )
     image = np.clip(scaling.apply(image), 0, 2) * inside
     unit = scaling.apply(source)
-    return Prepared(image, unit, inside, affine, brain.mask, brain.stripped, brain.registration, scaling, steps)
+    held = share_held(brain.mask, volume.affine, affine, grid.shape)
+    return Prepared(image, unit, inside, affine, brain.mask, brain.stripped, brain.registration, scaling, held, steps)
 
 
 _SKULL = {"keep": "kept in the output, masked from the model", "strip": "removed"}
 
 
 def _brain(volume: Volume, mask: np.ndarray | None, settings: PrepareConfig) -> Brain:
-    """The mask, given or estimated, with the one registration of the scan if it is asked for."""
+    """The mask, given or estimated, with the one registration of the scan if it is asked for or was made to find the brain."""
     if mask is not None and mask.shape != volume.data.shape:
         raise DataError(
             f"mask of shape {mask.shape}", f"the scan's shape {volume.data.shape}", "Resample the mask to its scan."
@@ -131,7 +135,7 @@ def _brain(volume: Volume, mask: np.ndarray | None, settings: PrepareConfig) -> 
             "an empty mask", "a mask that covers the brain", "Check the mask or leave it out to have one estimated."
         )
     if not settings.register:
-        return replace(brain, registration=None)
+        return brain
     return replace(brain, registration=brain.registration or register_brain(volume, brain.mask))
 
 
@@ -147,9 +151,11 @@ def _neck_step(neck_mm: float, needless: bool, settings: PrepareConfig) -> str:
     return f"neck: {f'{neck_mm:.0f} mm left out' if neck_mm else 'skipped, the field of view ends with the head'}"
 
 
-def _registration_step(registration: Registration | None) -> str:
+def _registration_step(registration: Registration | None, settings: PrepareConfig) -> str:
     if registration is None:
         return "registration: not asked for"
+    if not settings.register:
+        return f"registration: only to find the brain ({registration.method}, quality {registration.quality:.2f})"
     if registration.method == "given space":
         return f"registration: skipped, already in the template's space (quality {registration.quality:.2f})"
     turned = (

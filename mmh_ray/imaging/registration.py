@@ -41,7 +41,7 @@ air around a brain without its skull shows its size."""
 _MARGIN_MM = 15.0
 """Air left around a brain without its skull."""
 
-Method = Literal["affine", "centre of mass", "given space"]
+Method = Literal["affine", "translation", "given space"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Registration:
         See :func:`mmh_ray.imaging.alignment.match`, 0 to 1. Well aligned T1w, T2w and FLAIR scans reach 0.35 to 0.7; scans upside down,
         the wrong way round or of noise stay below 0.15, but for noise cut out along a brain's outline, which shows at least the place.
     method:
-        `affine`; `centre of mass` where that was poor: a translation only; `given space`: the scan lies in the template's space already.
+        `affine`; `translation` where that was poor: the template upright and of its own size, a brain's centre on the brain's, a head's
+        below the top of the head; `given space`: the scan lies in the template's space already.
     """
 
     matrix: np.ndarray
@@ -75,7 +76,7 @@ class Registration:
 
 
 def register_head(volume: Volume, head: np.ndarray) -> Registration:
-    """Register the template to a scan with its skull.
+    """Register the template to a scan with its skull; one in the template's space stays there unless another place fits better.
 
     Parameters
     ----------
@@ -91,7 +92,10 @@ def register_head(volume: Volume, head: np.ndarray) -> Registration:
         _placed(target + np.array([0, ahead, up]), size, turn)
         for turn, ahead, up, size in product(_TURNS, (0, -15, 15), (0, -20, -10, 10), _STARTS)
     ]
-    return _registered(data, affine, starts, _HEAD_MARGINS)
+    found, agreement = _registered(data, affine, starts, _HEAD_MARGINS), match(data, affine, np.eye(4))
+    if agreement >= max(POOR, found.quality):
+        return Registration(np.eye(4), agreement, "given space")
+    return found
 
 
 def register_brain(volume: Volume, brain: np.ndarray) -> Registration:
@@ -140,7 +144,7 @@ def _registered(
 def _shifted(data: np.ndarray, affine: np.ndarray, target: np.ndarray) -> Registration:
     """The template, its own size and upright, with its middle at the target, mm."""
     shift = _placed(target, 1.0, np.eye(3))
-    return Registration(shift, match(data, affine, shift), "centre of mass")
+    return Registration(shift, match(data, affine, shift), "translation")
 
 
 def _placed(target: np.ndarray, size: float, turn: np.ndarray) -> np.ndarray:

@@ -14,10 +14,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import psutil
 from nibabel.filebasedimages import ImageFileError
 
 from mmh_ray.errors import DataError
+from mmh_ray.imaging.memory import free_memory
 from mmh_ray.provenance import whole_file
 
 SMALLEST_MM, LARGEST_MM = 0.02, 30.0
@@ -126,7 +126,7 @@ def check_memory(path: str | Path, free: int | None = None, bytes_per_voxel: int
     Files that cannot be opened pass: :func:`read_volume` says what is wrong with them.
     """
     voxels, gib = _voxels(path), 2**30
-    free = psutil.virtual_memory().available if free is None else free
+    free = free_memory() if free is None else free
     if bytes_per_voxel * voxels > free:
         raise DataError(
             f"{path}: {voxels / 1e6:.0f} million voxels, about {bytes_per_voxel * voxels / gib:.1f} GiB to work on",
@@ -148,10 +148,15 @@ class Room:
     """The memory that the threads of a process share: an image waits until those beside it leave enough.
 
     Each would find the same memory free otherwise, and all together would take it several times over.
+
+    Parameters
+    ----------
+    processes:
+        Processes like this one on the machine. Each may always have one image that fits; further ones share an equal part of what is free.
     """
 
-    def __init__(self) -> None:
-        self._changed, self._held = threading.Condition(), 0
+    def __init__(self, processes: int = 1) -> None:
+        self._changed, self._held, self._processes = threading.Condition(), 0, processes
 
     @contextlib.contextmanager
     def taken_by(self, path: str | Path) -> Iterator[None]:
@@ -164,7 +169,7 @@ class Room:
         """
         need = BYTES_PER_VOXEL * _voxels(path)
         with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + need <= psutil.virtual_memory().available)
+            self._changed.wait_for(lambda: not self._held or self._held + need <= free_memory() / self._processes)
             check_memory(path)
             self._held += need
         try:

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.ray
 
 GOOD = ("sub-01_T1w", "sub-01_T2w")
 REASONS = {
-    "sub-02_FLAIR": "sequence FLAIR; this model harmonizes T1w, T2w",
+    "sub-02_FLAIR": "sequence FLAIR; expected one that this model harmonizes: T1w, T2w. Leave it out",
     "sub-03_T1w": "7 NaN or infinite voxels",
     "sub-04_T1w": "4-D image",
     "sub-05_T1w": "unreadable",

@@ -36,7 +36,7 @@ REASONS = {
     "sub-07_T1w": r"voxels of type .*; expected one number per voxel",
     "sub-08_T1w": "expected at least 2 voxels along each axis. Leave single slices out",
     "sub-09_T1w": "singular affine; expected an invertible voxel-to-world matrix. Restore",
-    "sub-10_T1w": "Permission denied",
+    "sub-10_T1w": "Permission denied; expected the right to read and write it. Change",
     "sub-11_T1w": r"1 NaN or infinite voxels; expected finite intensities",
     "sub-12_T1w": r"constant image \(every voxel 7\)",
     "sub-13_T1w": r"unreadable .*; expected a complete NIfTI file",
@@ -109,6 +109,7 @@ def test_every_bad_file_is_a_row_with_its_reason_and_the_good_one_is_done(job: J
     assert rows.keys() == REASONS.keys()
     for name, row in rows.items():
         assert re.search(REASONS[name], row["reason"]), (name, row["reason"])
+        assert re.search(r".; expected .+\. [A-Z].+\.$", row["reason"]), (name, row["reason"])
     written = [name for name in files(Path(job.out)) if name.startswith("sub-")]
     assert len(written) == 4  # image, sidecar, two pictures
     assert all(name.startswith("sub-01/") for name in written)
@@ -145,5 +146,5 @@ def test_a_disk_that_fills_up_fails_the_image_and_leaves_nothing_half_written(jo
         harmonize(replace(job, out=str(small_disk), participants=("01",)))
     row = {row["image_id"]: row for row in current_rows(small_disk)}[GOOD]
     assert row["status"] == "failed"
-    assert "No space left on device" in row["reason"]
+    assert "No space left on device; expected room for the whole of it. Free some" in row["reason"]
     assert not [name for name in files(small_disk) if name.startswith("sub-")]

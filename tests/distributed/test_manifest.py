@@ -112,7 +112,7 @@ def test_probe_returns_what_json_can_hold(tmp_path):
 def test_probe_never_raises(tmp_path, monkeypatch):
     gone = probe(str(tmp_path / "gone.nii"))
     assert gone["status"] == "unusable"
-    assert "FileNotFoundError" in gone["reason"]
+    assert "No such file or directory; expected the file that was found there before" in gone["reason"]
 
     def strange(path):
         raise RuntimeError("a surprise")

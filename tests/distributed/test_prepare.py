@@ -189,7 +189,10 @@ def test_a_task_gives_every_exception_to_its_image(rows, store):
     found = prepare_shard(given, store, CONFIG.grid, CONFIG.prepare, CONFIG.quality)
     entries = {entry["image_id"]: entry for entry in found}
     assert entries["sub-01_T1w"]["status"] == "ok"
-    assert "FileNotFoundError" in entries["gone"]["reason"]
+    assert (
+        "gone.nii: No such file or directory; expected the file that was found there before. Put"
+        in entries["gone"]["reason"]
+    )
     assert "changed since the manifest" in entries["sub-01_T2w"]["reason"]
     shards.write_index(store, entries.values())
     assert [entry["status"] for entry in PreparedStore(store).index] == ["failed", "ok", "failed"]

@@ -95,6 +95,7 @@ def test_without_a_registration_only_the_volume_is_known(anatomy: Anatomy) -> No
         "background": pytest.approx(0, abs=0.01),
     }
     check_scan("T2w", found, CONFIG)
+    assert any(flag.startswith("not checked: ") for flag in flags(found, CONFIG))
 
 
 @pytest.mark.parametrize(("air", "flagged"), [(0.02, False), (0.5, True)])
@@ -120,6 +121,7 @@ def test_every_bound_has_its_flag() -> None:
         "preservation": 0.97,
         "registration": 0.6,
         "coverage": 1,
+        "held": 1,
         "brain_ml": 1300,
         "background": 0.02,
         "disagreement": 0.02,

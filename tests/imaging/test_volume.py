@@ -105,9 +105,9 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(tmp_path: Pa
 
 
 def test_images_side_by_side_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for one and a half: the second image starts when the first has left, and does not fail."""
-    path, room, order = save(tmp_path / "a.nii", ramp(20, 20, 20)), Room(), list[str]()
-    memory = SimpleNamespace(available=1.5 * BYTES_PER_VOXEL * 20**3)
+    """Room for four, for two processes: the second image starts when the first has left, and does not fail."""
+    path, room, order = save(tmp_path / "a.nii", ramp(20, 20, 20)), Room(processes=2), list[str]()
+    memory = SimpleNamespace(available=3.9 * BYTES_PER_VOXEL * 20**3)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
 
     def second() -> None:
@@ -121,7 +121,7 @@ def test_images_side_by_side_wait_for_room(tmp_path: Path, monkeypatch: pytest.M
         order.append("first")
     other.join(10)
     assert order == ["first", "second"]
-    memory.available /= 2
+    memory.available /= 4
     with pytest.raises(DataError, match="at most the"), room.taken_by(path):
         pass
 

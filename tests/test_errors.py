@@ -1,0 +1,40 @@
+"""Whatever befalls an image, its reason says what was received, what was expected and what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from mmh_ray.errors import RefusedError, data_error
+
+pytestmark = pytest.mark.fast
+
+SCAN = "/data/sub-01_T1w.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("error", "start"),
+    [
+        (
+            PermissionError(errno.EACCES, os.strerror(errno.EACCES), SCAN),
+            f"{SCAN}: Permission denied; expected the right",
+        ),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), f"{SCAN}: No space left on device; expected room for"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file", "/mask.nii"),
+            "/mask.nii: No such file; expected the file that",
+        ),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), f"{SCAN}: Input/output error; expected a file that can be read"),
+        (OSError("a strange one"), f"{SCAN}: a strange one; expected a file that can be read"),
+        (MemoryError("not even one slab"), f"{SCAN}: MemoryError: not even one slab; expected memory that suffices"),
+        (ValueError("shapes differ"), f"{SCAN}: ValueError: shapes differ; expected no error"),
+        (RefusedError("noise", "a head", "Look at it."), "noise; expected a head. Look at it."),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_every_exception_has_all_three(error: Exception, start: str) -> None:
+    found = data_error(error, SCAN)
+    assert str(found).startswith(start)
+    assert all((found.received, found.expected, found.remedy))
