@@ -69,8 +69,8 @@ def harmonize(job: Job) -> dict[str, int]:
     Raises
     ------
     ConfigError
-        If ``out`` is the archive itself, lies inside one of its subjects or cannot be written to, another run is writing there, or no
-        image remains to be looked at.
+        If ``out`` holds the archive or lies in it elsewhere than below ``derivatives/``, holds what was made of another archive or cannot be
+        written to, another run is writing there, or no image remains to be looked at.
     ModelError
         If the model cannot be loaded.
     """
@@ -203,10 +203,10 @@ def _check_output(bids: str, out: str) -> None:
         raise ConfigError(f"{bids} -> {out}", "folders on a local or mounted disk", "Mount or copy the archive.")
     archive, target = Path(bids).resolve(), Path(out).resolve()
     inside = target.relative_to(archive).parts if target.is_relative_to(archive) else None
-    if inside is not None and (not inside or inside[0] != "derivatives"):
+    if (inside is not None and (len(inside) < 2 or inside[0] != "derivatives")) or archive.is_relative_to(target):
         raise ConfigError(
-            f"output {out} in archive {bids}",
-            "a folder outside the archive or below its derivatives/",
+            f"output {out} and archive {bids}, one in the other",
+            "a folder of its own outside the archive or below its derivatives/",
             "Name another one.",
         )
 
