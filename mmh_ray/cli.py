@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmh_ray import __version__
-from mmh_ray.config import Config, load_config
+from mmh_ray.config import Config, QualityConfig, from_dict, load_config
 from mmh_ray.errors import ConfigError, MMHError
 
 if TYPE_CHECKING:
@@ -299,13 +299,22 @@ def _show_plan(rows: list[dict]) -> int:
 def _add_status(commands: Commands) -> None:
     parser = _add_command(commands, "status", _status, "how far a run of `mmh harmonize` has come")
     parser.add_argument("out", metavar="OUT", type=_existing, help="folder of the derivatives")
+    text = "write OUT/report.html anew, as after a run that was killed"
+    parser.add_argument("--report", action="store_true", help=text)
 
 
 def _status(arguments: argparse.Namespace, _config: Config) -> int:
     from mmh_ray.bids.status import run_status
 
-    print(run_status(arguments.out).as_text())
-    return 0
+    status = run_status(arguments.out)
+    print(status.as_text())
+    if not arguments.report:
+        return 0
+    from mmh_ray.bids.ledger import current_rows
+    from mmh_ray.distributed.cohort_report import write_cohort_report
+
+    quality = from_dict(QualityConfig, status.record.settings.get("quality", {}), "quality.")
+    return 0 if write_cohort_report(arguments.out, status.record, current_rows(arguments.out), quality) else 1
 
 
 def _add_evaluate(commands: Commands) -> None:

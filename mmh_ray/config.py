@@ -351,6 +351,9 @@ class HarmonizeConfig:
         _require(0 <= self.inversion_depth <= 500, "harmonize.inversion_depth", self.inversion_depth, "0 to 500")
         for key in ("batch_slabs", "detail_radius"):
             _require(getattr(self, key) > 0, f"harmonize.{key}", getattr(self, key), "1 or more")
+        for key in ("slots", "seed"):
+            _require(getattr(self, key) >= 0, f"harmonize.{key}", getattr(self, key), "0 or more")
+        _require(self.timeout_s > 0, "harmonize.timeout_s", self.timeout_s, "a positive number of seconds")
         known = {"axial", "coronal", "sagittal"}
         fits = bool(self.planes) and set(self.planes) <= known
         _require(fits, "harmonize.planes", self.planes, f"some of {sorted(known)}")
@@ -381,6 +384,14 @@ class QualityConfig:
     """Part of the brain above unit intensity 1.25 above which an image is flagged."""
     most_background: float = 0.2
     """Intensity of the air around the head, unit intensity, above which an image is flagged: something was added to its intensities."""
+
+    def __post_init__(self) -> None:
+        for key in ("least_fit", "least_registration", "least_coverage", "least_preservation"):
+            _require(0 <= getattr(self, key) <= 1, f"quality.{key}", getattr(self, key), "0 to 1")
+        low, high = self.brain_ml
+        _require(0 <= low < high, "quality.brain_ml", self.brain_ml, "two volumes in ml, the smaller first")
+        for key in ("most_disagreement", "most_bright", "most_background"):
+            _require(getattr(self, key) >= 0, f"quality.{key}", getattr(self, key), "0 or more")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import tempfile
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mmh_ray import __version__
+
+log = logging.getLogger(__name__)
 
 PARTIAL = ".partial-"
 """How the names of files that are still being written begin."""
@@ -63,9 +66,16 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def remove_partial(folder: str | Path) -> None:
-    """Remove what killed processes left half-written below a folder; only for who knows that no other is writing there."""
+    """Remove the files that killed processes left half-written below a folder; only for who knows that no other is writing there.
+
+    One that cannot be removed costs a warning: it is nobody's result.
+    """
     for left in Path(folder).rglob(f"{PARTIAL}*"):
-        left.unlink(missing_ok=True)
+        if not left.is_dir():
+            try:
+                left.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("%s: half-written, and cannot be removed (%s)", left, error)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -101,6 +101,13 @@ def test_wrong_types_are_refused_by_dotted_key(override: str, expected: str) -> 
         "train.workers=3",
         "train.precision=bf16",
         "harmonize.planes=[oblique]",
+        "harmonize.slots=-1",
+        "harmonize.seed=-1",
+        "harmonize.timeout_s=0",
+        "harmonize.timeout_s=.nan",
+        "quality.brain_ml=[2000, 800]",
+        "quality.least_fit=7",
+        "quality.most_bright=-0.1",
         "manifest.val_fraction=0.95",
     ],
 )

@@ -15,6 +15,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from mmh_ray import tracking
+from mmh_ray.bids.derivatives import write_sidecar
 from mmh_ray.bids.ledger import LEDGER, LEDGER_SCHEMA, write_ledger
 from mmh_ray.config import Config, EvaluateConfig, GridConfig, ModelConfig, PromoteConfig, TrackingConfig
 from mmh_ray.distributed.cases import data_hash
@@ -220,6 +221,13 @@ def test_the_ledger_must_name_the_model(store: tuple[Config, str], tmp_path: Pat
     write_ledger(tmp_path / LEDGER, [row])
     assert check_model("models:/mmh-global@candidate", archives, config) == CANDIDATE
     write_ledger(tmp_path / LEDGER, [row, row | {"image_id": "b", "model_hash": "other"}])
+    with pytest.raises(ConfigError, match="made by another model"):
+        check_model(CANDIDATE, archives, config)
+    left = row | {"image_id": "b", "status": "failed", "output": "sub-b_T1w.nii.gz"}  # of an earlier run
+    write_ledger(tmp_path / LEDGER, [row, left])
+    write_sidecar(tmp_path / left["output"], {"Provenance": {"model_hash": bundle}})
+    assert check_model(CANDIDATE, archives, config) == CANDIDATE
+    write_sidecar(tmp_path / left["output"], {"Provenance": {"model_hash": "other"}})
     with pytest.raises(ConfigError, match="made by another model"):
         check_model(CANDIDATE, archives, config)
     write_ledger(tmp_path / LEDGER, [])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmh_ray import __version__
-from mmh_ray.provenance import code_version, hash_of, sha256_file, whole_file, write_json
+from mmh_ray.provenance import code_version, hash_of, remove_partial, sha256_file, whole_file, write_json
 
 pytestmark = pytest.mark.fast
 
@@ -46,6 +46,15 @@ def test_whole_file_keeps_the_old_file_on_error(tmp_path: Path) -> None:
         write_json(path, {"version": float("nan")})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_half_written_files_are_removed(tmp_path: Path) -> None:
+    folder, whole = tmp_path / ".partial-x", tmp_path / "sub-01/image.nii.gz"
+    for path in (folder / "kept", whole, whole.with_name(".partial-abc.nii.gz")):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    remove_partial(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == [folder / "kept", whole]
 
 
 def test_hash_of_ignores_the_order_of_keys_only() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,29 +19,47 @@ BIDS_VERSION = "1.10.0"
 GENERATOR = "mmh_ray"
 
 
+def check_dataset(out: str | Path, source: str | Path) -> None:
+    """Whether OUT is free for what is made of that source: new, or of an earlier run over the same.
+
+    Raises
+    ------
+    ConfigError
+        If OUT already holds a dataset that was not made by this software, such as the raw archive itself, or was made of another source.
+    """
+    path = Path(out) / "dataset_description.json"
+    if not os.path.exists(path):  # or in a folder that cannot be looked into, which who writes there finds out
+        return
+    found, url = _read_json(path), _url(source)
+    if GENERATOR not in _values(found, "GeneratedBy", "Name"):
+        received = f"{out}: holds another dataset ({path.name} without GeneratedBy {GENERATOR})"
+        raise ConfigError(received, "a new folder or one of an earlier run", "Name another output folder.")
+    others = _values(found, "SourceDatasets", "URL")
+    if others and url not in others:
+        remedy = (
+            f"Name another output folder; if the archive has moved, put the new URL under SourceDatasets in {path}."
+        )
+        raise ConfigError(f"{out}: holds what was made of {others[0]}", f"what was made of {url}", remedy)
+
+
 def write_dataset_description(out: str | Path, source: str | Path, code_version: str) -> None:
     """Write OUT/dataset_description.json: a derivative dataset made by this version from that source.
 
     Raises
     ------
     ConfigError
-        If OUT already holds a dataset that was not made by this software, such as the raw archive itself.
+        If OUT is not free for it (:func:`check_dataset`).
     """
+    check_dataset(out, source)
     path = Path(out) / "dataset_description.json"
-    if path.exists():
-        makers = _read_json(path).get("GeneratedBy")
-        if not any(isinstance(maker, dict) and maker.get("Name") == GENERATOR for maker in makers or ()):
-            received = f"{out}: holds another dataset ({path.name} without GeneratedBy {GENERATOR})"
-            raise ConfigError(received, "a new folder or one of an earlier run", "Name another output folder.")
     raw = {} if "://" in str(source) else _read_json(Path(source) / path.name)
-    url = str(source) if "://" in str(source) else Path(source).resolve().as_uri()
     doi = {"DOI": raw["DatasetDOI"]} if isinstance(raw.get("DatasetDOI"), str) else {}
     description = {
         "Name": f"{raw.get('Name', 'MRI')}, harmonized",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": GENERATOR, "Version": code_version}],
-        "SourceDatasets": [{"URL": url} | doi],
+        "SourceDatasets": [{"URL": _url(source)} | doi],
     }
     write_json(path, description)
 
@@ -80,6 +99,20 @@ def derivative_files(image_path: str | Path) -> tuple[Path, ...]:
 def read_sidecar(image_path: str | Path) -> dict[str, Any]:
     """Content of an image's sidecar; empty where there is none or it is damaged."""
     return _read_json(sidecar_path(image_path))
+
+
+def _url(source: str | Path) -> str:
+    return str(source) if "://" in str(source) else Path(source).resolve().as_uri()
+
+
+def _values(description: dict[str, Any], section: str, key: str) -> list[Any]:
+    """Values of a key in the objects of a list; none where it is something else."""
+    entries = description.get(section)
+    return (
+        [entry[key] for entry in entries if isinstance(entry, dict) and key in entry]
+        if isinstance(entries, list)
+        else []
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -107,10 +107,10 @@ def split_name(name: str) -> tuple[dict[str, str], str]:
 
 
 def output_path(entities: Entities, space: str | None = None, desc: str = "harmonized") -> PurePosixPath:
-    """Path of a derivative, relative to the derivatives' root; different images never share one.
+    """Path of a derivative, relative to the derivatives' root; different images never share one, but for those that `space` makes alike.
 
     An input that carries a `desc` of its own keeps it in front: `desc-preproc` becomes `desc-preprocHarmonized`. `space` names
-    a template's space.
+    a template's space, and stands in place of the input's own: of images that differ in that alone a run fails all but the first.
 
     >>> str(output_path(parse("sub-01_ses-1_run-2_T1w.nii.gz")))
     'sub-01/ses-1/anat/sub-01_ses-1_run-2_desc-harmonized_T1w.nii.gz'

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 LEDGER, JOURNAL = "ledger.parquet", ".ledger.jsonl"
 STATUSES = ("done", "skipped", "failed", "refused")
+MADE = STATUSES[:2]
+"""States of an image whose output is what was asked for."""
 LEDGER_VERSION = b"3"
 LEDGER_SCHEMA = pa.schema(
     [
@@ -29,7 +31,7 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("site", pa.string()),
         pa.field("sequence", pa.string()),  # BIDS suffix
         pa.field("source", pa.string()),  # path or URI of the input
-        pa.field("output", pa.string()),  # relative to the derivatives' root; none unless one was written
+        pa.field("output", pa.string()),  # relative to the derivatives' root; of a failed image, what was left there
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),  # of a failed or refused image
         pa.field("flags", pa.list_(pa.string())),  # what a person should look at, in words

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmh_ray.bids.derivatives import figure_paths, read_sidecar
 from mmh_ray.bids.entities import parse
+from mmh_ray.bids.ledger import MADE
 from mmh_ray.bids.status import RunRecord
 from mmh_ray.config import QualityConfig
 from mmh_ray.errors import DataError
@@ -21,8 +22,8 @@ log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 
 
-def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[Row], quality: QualityConfig) -> None:
-    """Write the report; a report that cannot be written costs no image, only a warning."""
+def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[Row], quality: QualityConfig) -> bool:
+    """Write the report, and return whether it was: one that cannot be costs no image and hides no other error, only a warning."""
     facts = RunFacts(
         title="Harmonized cohort",
         source=record.source,
@@ -39,12 +40,17 @@ def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[Row],
     try:
         images = [_image(Path(out), row) for row in rows]
         write_report(Path(out) / "report.html", facts, images, measures(quality))
-    except (OSError, ValueError, DataError) as error:
-        log.warning("%s: no report (%s)", out, error)
+    except Exception as error:
+        log.debug("raised here:", exc_info=True)
+        log.warning("%s: no report (%s: %s)", out, type(error).__name__, error)
+        return False
+    return True
 
 
 def _image(out: Path, row: Row) -> ImageRecord:
-    """What ledger and sidecar know of an image."""
+    """What ledger and sidecar know of an image; of one that failed, what an earlier run made is not shown as its result."""
+    if row["status"] not in MADE:
+        row = {**row, "output": None}
     sidecar = read_sidecar(out / row["output"]) if row["output"] else {}
     curves = sidecar.get("BrainHistogram", {})
     before, after = _figures(out, row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import ray
@@ -59,23 +59,27 @@ class Crew:
         self._attempts: Counter[str] = Counter()
         self._bad_starts: list[RayError] = []
 
-    def run(self, rows: Iterable[Row]) -> Iterator[list[Row]]:
-        """Ledger rows of the images as they finish."""
+    def run(self, rows: Iterable[Row]) -> Generator[list[Row]]:
+        """Ledger rows of the images as they finish; whoever stops before the last of them closes this, which ends the actors."""
         self._waiting.extend(rows)
-        for _ in range(self._size):
-            self._start()
-        while self._waiting or self._busy:
-            self._hand_out()
-            watched = [*self._busy, *self._starting]
-            finished = ray.wait(watched, timeout=self._patience())[0] if watched else []
-            if not finished and not self._busy:
-                yield from self._give_up()
-            elif not finished:
-                yield from self._overdue()
-            elif finished[0] in self._starting:
-                self._started(finished[0])
-            else:
-                yield from self._finished(finished[0])
+        try:
+            for _ in range(self._size):
+                self._start()
+            while self._waiting or self._busy:
+                self._hand_out()
+                watched = [*self._busy, *self._starting]
+                finished = ray.wait(watched, timeout=self._patience())[0] if watched else []
+                if not finished and not self._busy:
+                    yield from self._give_up()
+                elif not finished:
+                    yield from self._overdue()
+                elif finished[0] in self._starting:
+                    self._started(finished[0])
+                else:
+                    yield from self._finished(finished[0])
+        finally:
+            for actor in (*self._ready, *(actor for actor, _ in self._starting.values())):
+                ray.kill(actor)  # else it would go on writing, on a cluster that stands, where another run may be by then
 
     def _start(self) -> None:
         actor = self._hire()
@@ -161,7 +165,5 @@ class Crew:
         if self._bad_starts:
             received = f"no worker could be started ({self._bad_starts[-1]})"
         reason = str(DataError(received, "a place for one", "Run again when the cluster has recovered."))
-        for actor, _ in self._starting.values():
-            ray.kill(actor)
         while self._waiting:
             yield self._failed(self._waiting.popleft(), reason)

@@ -6,10 +6,12 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from mmh_ray.bids.ledger import current_rows
+from mmh_ray.bids.derivatives import read_sidecar
+from mmh_ray.bids.ledger import MADE, current_rows
 from mmh_ray.config import Config
 from mmh_ray.distributed.evaluation_files import EVALUATION, PER_IMAGE, REPORT
 from mmh_ray.errors import ConfigError, DataError
@@ -32,12 +34,21 @@ def check_model(model: str, archives: Mapping[str, str], config: Config) -> str:
     uri, bundle = cite(model, config.tracking)
     if OURS not in archives:
         raise ConfigError(f"--model {model} without --archive ours=OUT", "the images it made", "Add the archive.")
-    made = {row["model_hash"] for row in current_rows(archives[OURS]) if row["status"] in ("done", "skipped")}
+    made = {
+        _maker(archives[OURS], row) for row in current_rows(archives[OURS]) if row["output"] or row["status"] in MADE
+    }
     if made != {bundle}:
         received = f"ours={archives[OURS]}, made by {'another model' if made else 'a model that no ledger names'}"
         remedy = "Name the model that made it, or harmonize again with this one."
         raise ConfigError(received, f"the images that mmh harmonize made with {uri}", remedy)
     return uri
+
+
+def _maker(out: str, row: Mapping[str, Any]) -> str | None:
+    """Hash of the model that made an image; of one that failed, that of what an earlier run left there."""
+    if row["status"] in MADE:
+        return row["model_hash"]
+    return (read_sidecar(Path(out, row["output"])).get("Provenance") or {}).get("model_hash")
 
 
 def keep_with_model(model: str, out: str, config: Config) -> str:

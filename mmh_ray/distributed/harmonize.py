@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import ray
 
 from mmh_ray import tracking
-from mmh_ray.bids.derivatives import write_dataset_description
+from mmh_ray.bids.derivatives import check_dataset, write_dataset_description
 from mmh_ray.bids.entities import desc_of, parse
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.manifest import find_images
@@ -33,6 +33,7 @@ from mmh_ray.distributed.look import (
     input_hash,
     is_current,
     ledger_row,
+    mark_shared_outputs,
     remove_stale,
     unknown_sequence,
 )
@@ -69,21 +70,20 @@ def harmonize(job: Job) -> dict[str, int]:
     Raises
     ------
     ConfigError
-        If ``out`` is the archive itself, lies inside one of its subjects or cannot be written to, another run is writing there, or no
-        image remains to be looked at.
+        If ``out`` holds the archive or lies in it elsewhere than below ``derivatives/``, holds what was made of another archive or
+        cannot be written to, another run is writing there, or no image remains to be looked at.
     ModelError
         If the model cannot be loaded.
     """
     rows, folder, facts, looks = _prepare(job)
-    connect()
-    _make_folder(job)
-    with stoppable(), Journal(job.out) as journal:
-        remove_partial(job.out)
+    with stoppable(), _journal(job) as journal:
         tasks = _tasks(job, rows, journal.rows(), looks)
         record = _record(job, len(tasks) * len(looks), facts)
         _write_record(record, job.out)
         failure: str | None = None
         try:
+            connect()
+            remove_partial(job.out)
             return _work_through(job, tasks, folder, facts, looks, journal)
         except BaseException as error:
             failure = f"{type(error).__name__}: {error}"
@@ -92,6 +92,7 @@ def harmonize(job: Job) -> dict[str, int]:
             record = dataclasses.replace(record, finished=utc_now().isoformat(), failure=failure)
             _write_record(record, job.out)
             write_cohort_report(job.out, record, journal.rows().values(), job.config.quality)
+            remove_partial(job.out)  # of actors that were ended or died
 
 
 @contextlib.contextmanager
@@ -147,10 +148,13 @@ def _planned(task: Row, look: Look, job: Job, known: tuple[str, ...], facts: Row
 def _prepare(job: Job) -> tuple[list[Row], Path, Row, list[Look]]:
     """The images to look at, the model's folder, the facts that stand in each row, and what the images are to look like."""
     _check_output(job.bids, job.out)
+    check_dataset(job.out, job.bids)
     folder, uri = tracking.resolve_model(job.model, job.config.tracking)
     found = find_images(job.bids, job.config.manifest.site_pattern, require_site=False)
     facts = {"model": uri, "model_hash": bundle_hash(folder)}
-    return _select(found, job.participants, job.sequences), folder, facts, _looks(job, folder)
+    rows, looks = _select(found, job.participants, job.sequences), _looks(job, folder)
+    mark_shared_outputs(rows, looks, job.config.harmonize)
+    return rows, folder, facts, looks
 
 
 def _looks(job: Job, folder: Path) -> list[Look]:
@@ -203,19 +207,26 @@ def _check_output(bids: str, out: str) -> None:
         raise ConfigError(f"{bids} -> {out}", "folders on a local or mounted disk", "Mount or copy the archive.")
     archive, target = Path(bids).resolve(), Path(out).resolve()
     inside = target.relative_to(archive).parts if target.is_relative_to(archive) else None
-    if inside is not None and (not inside or inside[0] != "derivatives"):
+    if (inside is not None and (len(inside) < 2 or inside[0] != "derivatives")) or archive.is_relative_to(target):
         raise ConfigError(
-            f"output {out} in archive {bids}",
-            "a folder outside the archive or below its derivatives/",
+            f"output {out} and archive {bids}, one in the other",
+            "a folder of its own outside the archive or below its derivatives/",
             "Name another one.",
         )
 
 
-def _make_folder(job: Job) -> None:
-    try:
-        write_dataset_description(job.out, job.bids, code_version())
-    except OSError as error:
-        raise ConfigError(f"output {job.out}: {error}", "a folder that can be written to", "Name another.") from error
+@contextlib.contextmanager
+def _journal(job: Job) -> Iterator[Journal]:
+    """The folder's ledger, ours alone, in a folder that says what it is made of."""
+    with contextlib.ExitStack() as stack:
+        try:
+            journal = stack.enter_context(Journal(job.out))
+            write_dataset_description(job.out, job.bids, code_version())
+        except OSError as error:
+            raise ConfigError(
+                f"output {job.out}: {error}", "a folder that can be written to", "Name another."
+            ) from error
+        yield journal
 
 
 def _select(rows: list[Row], participants: Iterable[str], sequences: Iterable[str]) -> list[Row]:
@@ -278,19 +289,20 @@ def _work_through(
     job: Job, tasks: list[Row], folder: Path, facts: Row, looks: Sequence[Look], journal: Journal
 ) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    with progress(len(tasks), "Harmonizing", "images") as advance:
-        for rows in _run(tasks, job, folder, facts, looks):
+    found = _run(tasks, job, folder, facts, looks)
+    with contextlib.closing(found), progress(len(tasks), "Harmonizing", "images") as advance:
+        for rows in found:
             for row in rows:
                 if row["status"] in NO_RESULT:
                     look = next(look for look in looks if look.name == row["target"])
-                    remove_stale(row, look, Path(job.out), job.config.harmonize, facts["model_hash"])
+                    row = remove_stale(row, look, Path(job.out), job.config.harmonize)
                 journal.append(row | {"model_hash": facts["model_hash"]})
                 counts[row["status"]] += 1
             advance(1)
     return dict(counts)
 
 
-def _run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: Sequence[Look]) -> Iterator[list[Row]]:
+def _run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: Sequence[Look]) -> Generator[list[Row]]:
     """Ledger rows of the images as they finish."""
     options, slots = _slots(job.config.harmonize, len(rows))
     files = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmh_ray.bids.derivatives import derivative_files, read_sidecar
 from mmh_ray.bids.entities import desc_of, output_path, parse
+from mmh_ray.bids.ledger import MADE
 from mmh_ray.bids.status import utc_now
 from mmh_ray.config import HarmonizeConfig
 from mmh_ray.errors import DataError, RefusedError
@@ -19,6 +21,9 @@ from mmh_ray.provenance import hash_of, sha256_file
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+
+LEFT = "(what an earlier run made of it was left in its place)"
+"""Stands after the reason of an image that was not looked at."""
 
 
 @dataclass(frozen=True)
@@ -89,33 +94,55 @@ def is_current(earlier: Row | None, out: Path, digest: str, model_hash: str, loo
 
     The row tells what was done, the sidecar what lies there: a run that was killed may have replaced the one and not the other.
     """
-    if earlier is None or earlier["status"] not in ("done", "skipped"):
+    if earlier is None or earlier["status"] not in MADE:
         return False
     wanted, target = provenance(digest, model_hash, look), out / earlier["output"]
     return target.is_file() and wanted.items() <= earlier.items() and read_sidecar(target).get("Provenance") == wanted
 
 
-def remove_stale(found: Row, look: Look, out: Path, settings: HarmonizeConfig, model_hash: str) -> None:
+def mark_shared_outputs(rows: list[Row], looks: Sequence[Look], settings: HarmonizeConfig) -> None:
+    """Fail, in place, every usable image whose derivative would have the path of an earlier image's.
+
+    On the template's grid that is one that differs from another in `space` alone.
+    """
+    taken: dict[PurePosixPath, str] = {}
+    for row in rows:
+        outputs = [look.output(row, settings) for look in looks] if row["status"] == "ok" else []
+        first = next((taken[path] for path in outputs if path in taken), None)
+        if first:
+            received = f"its output would have the name of that of {first}"
+            error = DataError(received, "a name of its own", "Rename one of them, or harmonize it into another folder.")
+            row |= {"status": "unusable", "reason": str(error)}
+        else:
+            taken |= {path: row["image_id"] for path in outputs}
+
+
+def remove_stale(found: Row, look: Look, out: Path, settings: HarmonizeConfig) -> Row:
     """Remove what an earlier run made of an image that failed or was refused now, so that nobody takes it for the answer.
 
-    It stays where the scan could not be looked at now, and this model and these settings made it.
+    Where the scan itself was not looked at now (no ``input_sha256``) that stays: nothing says that it is wrong.
+
+    Returns
+    -------
+    The row; where something of the scan's own stays, ``output`` and ``reason`` say so.
     """
     try:
         entities = parse(found["source"])
         target = out / look.output({"uri": found["source"]}, settings)
     except DataError:
-        return  # of such a name nothing was ever made
+        return found  # of such a name nothing was ever made
     if found["image_id"] != look.image_id({"image_id": entities.image_id}):
-        return  # a second file of an image: the derivative is that of the first
-    made = read_sidecar(target).get("Provenance") or {}
-    wanted = provenance(found["input_sha256"], model_hash, look)
-    if found["input_sha256"] is None and made == wanted | {"input_sha256": made.get("input_sha256")}:
-        return
+        return found  # a second file of an image: the derivative is that of the first
+    if found["input_sha256"] is None:
+        own = read_sidecar(target).get("Sources") == [found["source"]]
+        left = {"output": target.relative_to(out).as_posix(), "reason": f"{found['reason']} {LEFT}"}
+        return found | left if own else found
     for path in derivative_files(target):
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s: out of date, and cannot be removed (%s)", path, error)
+    return found
 
 
 def ledger_row(row: Row, look: Look, status: str, reason: str | None, **more: Any) -> Row:

@@ -106,10 +106,12 @@ class HarmonizeWorker:
                 images = self._with_less_memory(ready, row["image_id"], [look.target for look, _ in pending])
             for (look, facts), image in zip(pending, images, strict=True):
                 scan, target = self.harmonizer.finish(ready, image), self.out / facts["output"]
-                with _all_or_none(*derivative_files(target)):
+                with _all_or_none(*derivative_files(target)) as written:
                     write_volume(scan.volume, target)
+                    written.append(target)
                     for path, shown in zip(figure_paths(target), (scan.source, scan.harmonized), strict=True):
                         write_mosaic(path, shown.data, scan.prepared.brain, shown.affine)
+                        written.append(path)
                     write_sidecar(target, self._sidecar(row, scan, digest, look))
                 rows.append(ledger_row(row, look, "done", None, **facts, flags=list(scan.flags)))
 
@@ -203,14 +205,18 @@ class HarmonizeWorker:
 
 
 @contextlib.contextmanager
-def _all_or_none(*paths: Path) -> Iterator[None]:
-    """An image without its sidecar is no result: an earlier one's files go first, what an exception leaves incomplete goes too."""
+def _all_or_none(*paths: Path) -> Iterator[list[Path]]:
+    """An image without its sidecar is no result: an earlier one's files go first, what an exception leaves incomplete goes too.
+
+    The block lists what it has written; whatever else lies there by then is another run's.
+    """
+    for path in paths:
+        path.unlink(missing_ok=True)
+    written: list[Path] = []
     try:
-        for path in paths:
-            path.unlink(missing_ok=True)
-        yield
+        yield written
     except BaseException:
-        for path in paths:
+        for path in written:
             path.unlink(missing_ok=True)
         raise
 

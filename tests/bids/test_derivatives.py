@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmh_ray.bids.derivatives import write_dataset_description, write_sidecar
+from mmh_ray.bids.derivatives import check_dataset, write_dataset_description, write_sidecar
 from mmh_ray.errors import ConfigError
 
 pytestmark = pytest.mark.fast
@@ -21,9 +21,25 @@ def test_description_names_its_source_and_its_maker(tmp_path):
     assert found["Name"] == "Study, harmonized"
     assert found["GeneratedBy"] == [{"Name": "mmh_ray", "Version": "0.1.0+gabc"}]
     assert found["SourceDatasets"] == [{"URL": source.as_uri(), "DOI": "10.1/x"}]
-    write_dataset_description(out, "s3://bucket/raw", "0.2.0")  # a later run may replace its own
+    write_dataset_description(out, source, "0.2.0")  # a later run may replace its own
     found = json.loads((out / "dataset_description.json").read_text())
-    assert found["SourceDatasets"] == [{"URL": "s3://bucket/raw"}]
+    assert found["GeneratedBy"] == [{"Name": "mmh_ray", "Version": "0.2.0"}]
+
+
+def test_description_of_another_archives_derivatives_is_not_overwritten(tmp_path):
+    path, moved = tmp_path / "dataset_description.json", tmp_path / "moved"
+    write_dataset_description(tmp_path, tmp_path / "raw", "1")
+    before = path.read_text()
+    with pytest.raises(
+        ConfigError, match=r"made of file://.*raw; expected what was made of .*if the archive has moved"
+    ):
+        write_dataset_description(tmp_path, moved, "1")
+    assert path.read_text() == before
+    path.write_text(before.replace((tmp_path / "raw").as_uri(), moved.as_uri()))  # as the error says
+    write_dataset_description(tmp_path, moved, "2")
+    for nothing in ("null", "3", "[3]"):
+        path.write_text(f'{{"GeneratedBy": [3, {{"Name": "mmh_ray"}}], "SourceDatasets": {nothing}}}')
+        check_dataset(tmp_path, moved)  # whose they are is not said
 
 
 @pytest.mark.parametrize("content", ['{"Name": "raw", "DatasetType": "raw"}', '{"GeneratedBy": [{"Name": "x"}]}', "{"])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -104,3 +105,22 @@ def test_where_no_worker_can_start_every_image_has_that_reason(monkeypatch: pyte
         rows = [row for found in crew.Crew(kind.remote, 2, 1, 60, failed).run([{}, {}]) for row in found]
         assert len(rows) == 2
         assert all(words in row["reason"] for row in rows), rows
+
+
+def test_no_actor_outlives_a_run_that_stops(tmp_path: Path) -> None:
+    class Writing:
+        def harmonize(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+            while row["image_id"] == "endless":
+                (tmp_path / str(os.getpid())).touch()
+                time.sleep(0.01)
+            return [row]
+
+    hire = ray.remote(num_cpus=0, max_concurrency=2)(Writing).remote
+    run = crew.Crew(hire, 1, 2, 60, lambda row, reason: []).run([{"image_id": "endless"}, {"image_id": "first"}])
+    assert next(run) == [{"image_id": "first"}]
+    run.close()
+    (written,) = tmp_path.iterdir()
+    deadline = time.monotonic() + 60
+    while psutil.pid_exists(int(written.name)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not psutil.pid_exists(int(written.name))

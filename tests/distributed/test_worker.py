@@ -22,7 +22,7 @@ import mmh_ray.harmonizer
 from mmh_ray.bids.derivatives import derivative_files, sidecar_path
 from mmh_ray.config import Config
 from mmh_ray.distributed import worker as worker_module
-from mmh_ray.distributed.look import Look, is_current, ledger_row, remove_stale
+from mmh_ray.distributed.look import LEFT, Look, is_current, ledger_row, remove_stale
 from mmh_ray.distributed.worker import HarmonizeWorker
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
@@ -88,28 +88,42 @@ def test_a_row_tells_what_was_done_and_the_next_run_needs_not_do_it(
     assert not is_current(earlier, tmp_path, done["input_sha256"], FACTS["model_hash"], UNIFIED)  # the sidecar tells
 
 
-@pytest.mark.parametrize(
-    ("digest", "model", "gone"),
-    [("d" * 64, "a" * 64, True), (None, "a" * 64, False), (None, "e" * 64, True)],
-    ids=["another scan", "the same as far as known", "another model"],
-)
-def test_what_was_made_of_an_image_that_fails_now_is_removed_where_it_is_out_of_date(
-    tmp_path: Path, config: Config, digest: str | None, model: str, gone: bool
+@pytest.mark.parametrize(("digest", "gone"), [("d" * 64, True), (None, False)], ids=["looked at", "not even looked at"])
+def test_what_was_made_of_an_image_that_fails_now_is_removed_where_the_scan_was_looked_at(
+    tmp_path: Path, config: Config, digest: str | None, gone: bool
 ) -> None:
     image = tmp_path / "sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz"
     paths = derivative_files(image)
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    made = {"input_sha256": "f" * 64, "model_hash": "a" * 64, "settings_hash": UNIFIED.settings_hash}
-    sidecar_path(image).write_text(json.dumps({"Provenance": made}))
     scan = tmp_path / "sub-01_T1w.nii.gz"
+    sidecar_path(image).write_text(json.dumps({"Sources": [str(scan)], "Provenance": {"model_hash": "of another"}}))
     second = ledger_row(row_of(scan, image_id="sub-01/anat/sub-01_T1w.nii.gz"), UNIFIED, "failed", "second file")
-    remove_stale(second, UNIFIED, tmp_path, config.harmonize, model)
+    assert remove_stale(second, UNIFIED, tmp_path, config.harmonize) == second
     assert all(path.exists() for path in paths)  # they are the first file's
     failed = ledger_row(row_of(scan), UNIFIED, "failed", "no more", input_sha256=digest)
-    remove_stale(failed, UNIFIED, tmp_path, config.harmonize, model)
+    told = remove_stale(failed, UNIFIED, tmp_path, config.harmonize)
     assert [path.exists() for path in paths] == [not gone] * 4
+    assert told == failed if gone else (told["reason"], tmp_path / told["output"]) == (f"no more {LEFT}", image)
+    assert not is_current(told, tmp_path, "f" * 64, "of another", UNIFIED)
+
+
+def test_a_file_that_another_run_put_in_its_place_is_not_removed_after_an_error(tmp_path: Path) -> None:
+    sidecar, image, picture = (tmp_path / name for name in ("image.json", "image.nii.gz", "image.jpg"))
+    sidecar.touch()
+
+    def write() -> None:
+        with worker_module._all_or_none(sidecar, image, picture) as written:
+            assert not sidecar.exists()  # an earlier one's
+            image.touch()
+            written.append(image)
+            picture.touch()  # by another
+            raise OSError("renamed away")
+
+    with pytest.raises(OSError, match="renamed away"):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["image.jpg"]
 
 
 @pytest.mark.slow

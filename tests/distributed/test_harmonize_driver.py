@@ -1,0 +1,193 @@
+"""What the driver of the batch job does around its actors, without any: who owns the folder, what is removed, what a run leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmh_ray.bids.derivatives import derivative_files, sidecar_path
+from mmh_ray.bids.ledger import Journal, current_rows
+from mmh_ray.bids.status import RunRecord, run_status
+from mmh_ray.cli import parse
+from mmh_ray.config import Config
+from mmh_ray.distributed import harmonize as driver
+from mmh_ray.distributed.harmonize import harmonize, plan
+from mmh_ray.distributed.job import Job
+from mmh_ray.distributed.look import LEFT, Row, ledger_row
+from mmh_ray.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_bundle: Path, tiny_config: Config) -> Job:
+    """An archive of two images that differ in `space` alone, to be brought into the template's."""
+    for name in ("sub-01_T1w", "sub-01_space-orig_T1w"):
+        path = tmp_path / f"bids/sub-01/anat/{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    config = replace(tiny_config, harmonize=replace(tiny_config.harmonize, space="template"))
+    return Job(str(tmp_path / "bids"), str(tmp_path / "out"), str(tiny_bundle), config)
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What stands in for the actors: `does` gives the fields of an image's row, and `closed` tells whether the run let go of them."""
+    told: dict[str, Any] = {"does": lambda row: {}, "closed": False}
+
+    def run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: list) -> Iterator[list[Row]]:
+        try:
+            for row in rows:
+                failed = {"status": "failed", "reason": row["reason"]} if row["status"] != "ok" else {}
+                told_of = {"status": "done", "reason": None} | told["does"](row) | failed
+                yield [ledger_row(row, look, **told_of) for look in looks]
+        finally:
+            told["closed"] = True
+
+    monkeypatch.setattr(driver, "connect", lambda: None)
+    monkeypatch.setattr(driver, "probe_all", lambda *_: None)
+    monkeypatch.setattr(driver, "_run", run)
+    return told
+
+
+def made(job: Job, source: str, **provenance: str) -> list[Path]:
+    """The files of a derivative in the template's space, its sidecar naming its source."""
+    space = "sub-01_space-MNI152NLin2009aSym_desc-harmonized_T1w"
+    files = derivative_files(Path(job.out, f"sub-01/anat/{space}.nii.gz"))
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    sidecar_path(files[1]).write_text(json.dumps({"Sources": [source], "Provenance": provenance}))
+    return list(files)
+
+
+def test_two_images_never_get_one_output(job: Job, work: dict[str, Any]) -> None:
+    assert {row["image_id"]: row["action"] for row in plan(job)} == {
+        "sub-01_T1w": "harmonize",
+        "sub-01_space-orig_T1w": "fail",
+    }
+    assert harmonize(job) == {"done": 1, "failed": 1}
+    (failed,) = (row for row in current_rows(job.out) if row["status"] == "failed")
+    assert failed["reason"].startswith("its output would have the name of that of sub-01_T1w; expected a name of its")
+    native = replace(job, config=replace(job.config, harmonize=replace(job.config.harmonize, space="native")))
+    assert harmonize(native) == {"done": 2}
+
+
+def test_what_was_made_of_an_image_that_is_not_looked_at_now_is_left_and_its_row_says_so(
+    job: Job, work: dict[str, Any]
+) -> None:
+    first, second = (str(Path(job.bids, f"sub-01/anat/sub-01{name}_T1w.nii.gz")) for name in ("", "_space-orig"))
+    files = made(job, first, model_hash="e" * 64)
+    work["does"] = lambda row: {"status": "failed", "reason": "no worker could be started"}
+    harmonize(job)
+    assert all(path.exists() for path in files)
+    rows = {row["source"]: row for row in current_rows(job.out)}
+    assert rows[first]["reason"] == f"no worker could be started {LEFT}"
+    assert Path(job.out, rows[first]["output"]) == files[1]
+    assert (LEFT in rows[second]["reason"], rows[second]["output"]) == (False, None)  # it is the other's
+    work["does"] = lambda row: {"status": "refused", "reason": "no brain", "input_sha256": "d" * 64}
+    harmonize(job)
+    assert not any(path.exists() for path in files)
+
+
+def test_a_run_that_stops_lets_go_of_its_actors_before_it_lets_go_of_the_folder(
+    job: Job, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = Journal.close
+    closed_first: list[bool] = []
+
+    def full(*_: object) -> None:
+        raise DataError("the ledger's disk", "space", "Free some.")
+
+    monkeypatch.setattr(Journal, "append", full)
+    monkeypatch.setattr(Journal, "close", lambda journal: (closed_first.append(work["closed"]), close(journal))[1])
+    with pytest.raises(DataError, match="the ledger's disk"):
+        harmonize(job)
+    assert closed_first == [True]
+
+
+def test_what_an_actor_that_died_left_half_written_is_cleared_at_the_end(job: Job, work: dict[str, Any]) -> None:
+    left = Path(job.out, "sub-01/anat/.partial-abc.nii.gz")
+
+    def dies(row: Row) -> Row:
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.touch()
+        return {}
+
+    work["does"] = dies
+    harmonize(job)
+    assert run_status(job.out).state == "finished"
+    assert not left.exists()
+
+
+def test_the_folder_of_another_archive_is_left_alone(job: Job, work: dict[str, Any], tmp_path: Path) -> None:
+    harmonize(job)
+    description = Path(job.out, "dataset_description.json")
+    before, rows = description.read_text(), current_rows(job.out)
+    moved = replace(job, bids=str(Path(job.bids).rename(tmp_path / "moved")))
+    for act in (harmonize, plan):
+        with pytest.raises(ConfigError, match=r"holds what was made of .*bids; expected what was made of .*moved"):
+            act(moved)
+    assert (description.read_text(), current_rows(job.out)) == (before, rows)
+    description.write_text(before.replace(Path(job.bids).as_uri(), Path(moved.bids).as_uri()))
+    assert harmonize(moved) == {"done": 1, "failed": 1}
+
+
+def test_a_run_that_is_refused_the_folder_writes_nothing_there(job: Job, work: dict[str, Any]) -> None:
+    with Journal(job.out), pytest.raises(ConfigError, match="another run is writing there"):
+        harmonize(job)
+    assert [path.name for path in Path(job.out).iterdir()] == ["ledger.parquet"]
+
+
+@pytest.mark.parametrize("inside", ["", "sub-01", "harmonized", "code/../sub-01/anat", "derivatives", "..", "../.."])
+def test_an_output_in_the_archive_or_around_it_is_refused(job: Job, inside: str) -> None:
+    before = sorted(Path(job.bids).rglob("*"))
+    with pytest.raises(ConfigError, match=r"a folder of its own outside the archive or below its derivatives/"):
+        harmonize(replace(job, out=str(Path(job.bids, inside))))
+    assert sorted(Path(job.bids).rglob("*")) == before
+
+
+def test_where_ray_does_not_start_record_and_report_say_so(
+    job: Job, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent() -> None:
+        raise ConnectionError("no cluster at this address")
+
+    monkeypatch.setattr(driver, "connect", absent)
+    with pytest.raises(ConnectionError):
+        harmonize(job)
+    assert "no cluster at this address" in run_status(job.out).as_text()
+    assert "no cluster at this address" in Path(job.out, "report.html").read_text()
+
+
+def test_a_report_that_fails_hides_no_other_error(
+    job: Job, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a key that is not there")
+
+    monkeypatch.setattr("mmh_ray.distributed.cohort_report.write_report", broken)
+    monkeypatch.setattr(Journal, "append", lambda *_: (_ for _ in ()).throw(DataError("a full disk", "space", "Free.")))
+    with pytest.raises(DataError, match="a full disk"):
+        harmonize(job)
+    assert "no report (KeyError: 'a key that is not there')" in caplog.text
+
+
+def test_the_report_of_a_killed_run_is_written_when_asked_for(job: Job, work: dict[str, Any]) -> None:
+    harmonize(job)
+    page = Path(job.out, "report.html")
+    page.unlink()
+    replace(RunRecord.read(job.out), finished=None).write(job.out)
+    arguments, _ = parse(["status", job.out, "--report"])
+    with Journal(job.out) as journal:  # as a run goes on
+        journal.append({"image_id": "sub-99_T1w", "status": "failed", "reason": "killed", "source": "sub-99_T1w.nii"})
+        assert arguments.handler(arguments, Config()) == 0
+    assert all(name in page.read_text() for name in ("sub-01_T1w", "sub-99_T1w"))
+    page.unlink()
+    page.mkdir()
+    assert arguments.handler(arguments, Config()) == 1
