@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmh_ray.config import StyleConfig
 from mmh_ray.errors import DataError, ModelError
-from mmh_ray.imaging.slices import NORMAL, PLANES
+from mmh_ray.imaging.slices import AXES, NORMAL, PLANES
 from mmh_ray.models.style_backbones import EMBEDDED, SliceBackbone, embedded_weights, load_backbone, weights_hash
 
 HEADS = 8
@@ -131,13 +131,20 @@ class TriPlanarStyleEncoder(nn.Module):
         return self.aggregator(self.features(volume, mask), planes)
 
     def of_slices(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Style vectors ``(B, D)`` of slices ``(B, 3, K, H, W)`` that were chosen already, in the volumes' own voxels; masks alike."""
-        size = [round(n * self.spacing_mm / self.backbone.pixel_mm) for n in images.shape[-2:]]
-        stacked = torch.stack([images * masks, masks], dim=3).flatten(0, 2)
-        if size != list(images.shape[-2:]):
-            stacked = F.interpolate(stacked, size=size, mode="bilinear", align_corners=False, antialias=True)
-        vectors = self.backbone(stacked[:, :1], stacked[:, 1:])
-        return self.aggregator(vectors.unflatten(0, images.shape[:3]))
+        """Style vectors ``(B, D)`` of slices that were chosen already.
+
+        ``images`` and ``masks`` ``(B, 3, K, H, W)``, in the volumes' own voxels, lie as :func:`mmh_ray.imaging.slices.along` gives them.
+        """
+        found, ratio = [], self.spacing_mm / self.backbone.pixel_mm
+        for index, plane in enumerate(PLANES):
+            stacked = torch.stack([images[:, index] * masks[:, index], masks[:, index]], dim=2).flatten(0, 1)
+            if AXES[plane][1] > AXES[plane][2]:  # a volume's own slices have their axes in the volume's order
+                stacked = stacked.mT
+            size = [round(n * ratio) for n in stacked.shape[-2:]]
+            if size != list(stacked.shape[-2:]):
+                stacked = F.interpolate(stacked, size=size, mode="bilinear", align_corners=False, antialias=True)
+            found.append(self._encode(stacked[:, :1], stacked[:, 1:]).unflatten(0, (len(images), -1)))
+        return self.aggregator(torch.stack(found, dim=1))
 
     def features(self, volume: Tensor, mask: Tensor) -> Tensor:
         """The backbone's vectors ``(B, 3, K, D)`` of the chosen slices, which a frozen backbone need make only once."""
@@ -145,12 +152,15 @@ class TriPlanarStyleEncoder(nn.Module):
         volume, mask = self._to_pixels(volume * mask, mask.to(volume))
         found = []
         for plane in PLANES:
-            images, masks = self._slices(volume, mask, NORMAL[plane])
-            if self.config.checkpoint and torch.is_grad_enabled():
-                found.append(checkpoint(self.backbone, images, masks, use_reentrant=False))
-            else:
-                found.append(self.backbone(images, masks))
-        return torch.stack([part.unflatten(0, (len(volume), -1)) for part in found], dim=1)
+            vectors = self._encode(*self._slices(volume, mask, NORMAL[plane]))
+            found.append(vectors.unflatten(0, (len(volume), -1)))
+        return torch.stack(found, dim=1)
+
+    def _encode(self, images: Tensor, masks: Tensor) -> Tensor:
+        """The backbone's vectors ``(N, D)`` of one plane's slices; with checkpointing its activations are not kept."""
+        if self.config.checkpoint and torch.is_grad_enabled():
+            return checkpoint(self.backbone, images, masks, use_reentrant=False)
+        return self.backbone(images, masks)
 
     def train(self, mode: bool = True) -> TriPlanarStyleEncoder:
         """As usual, but a frozen backbone stays in evaluation mode."""

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.factory import load_state_dict
 from open_clip.model import _build_vision_tower
+from open_clip.utils import to_2tuple
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -51,7 +52,9 @@ class OpenClipBackbone(SliceBackbone):
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         """Vectors ``(N, D)`` of slices; masks do not count here, as everything outside the brain is zero."""
-        missing = [wanted - had for wanted, had in zip(self.tower.image_size, images.shape[-2:], strict=True)]
+        missing = [
+            wanted - had for wanted, had in zip(to_2tuple(self.tower.image_size), images.shape[-2:], strict=True)
+        ]
         top, left = missing[0] // 2, missing[1] // 2  # negative: cut off
         images = F.pad(images, (left, missing[1] - left, top, missing[0] - top))
         return self.tower((images.expand(-1, 3, -1, -1) - self.mean) / self.std)
