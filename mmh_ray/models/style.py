@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmh_ray.config import StyleConfig
 from mmh_ray.errors import DataError, ModelError
+from mmh_ray.imaging.resolution import sharp_planes
 from mmh_ray.imaging.slices import AXES, NORMAL, PLANES
 from mmh_ray.models.style_backbones import EMBEDDED, SliceBackbone, embedded_weights, load_backbone, weights_hash
 
@@ -121,7 +123,7 @@ class TriPlanarStyleEncoder(nn.Module):
         mask:
             ``(B, X, Y, Z)`` bool, the brain.
         planes:
-            ``(B, 3)`` bool, planes that count: for a scan with thick slices those that do not cross them. Default all.
+            ``(B, 3)`` bool, planes that count: for a scan with thick slices those of :meth:`planes_of`. Default all.
 
         Raises
         ------
@@ -129,6 +131,11 @@ class TriPlanarStyleEncoder(nn.Module):
             Shapes that do not fit, an empty mask, a volume without any plane that counts.
         """
         return self.aggregator(self.features(volume, mask), planes)
+
+    def planes_of(self, affine: np.ndarray) -> Tensor:
+        """Planes ``(1, 3)`` bool that do not cross thick slices of a scan, by its own affine ``(4, 4)``: only these are as sharp as it is."""
+        pixel_mm = max(self.spacing_mm, self.backbone.pixel_mm)
+        return torch.from_numpy(sharp_planes(affine, pixel_mm))[None]
 
     def of_slices(self, images: Tensor, masks: Tensor) -> Tensor:
         """Style vectors ``(B, D)`` of slices that were chosen already.
