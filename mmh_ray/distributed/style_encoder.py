@@ -108,8 +108,8 @@ def learn_aggregator(store_uri: str, rows: Sequence[Row], config: Config, spacin
         with torch.no_grad():
             features.append(encoder.features(image[None].to(device), mask[None].to(device)))
         labels.append((*_look(row), style))
-    numbers = [_numbers(names).to(device) for names in (labels, [sequence for sequence, *_ in labels])]
-    figures = train_aggregator(encoder, torch.cat(features), *numbers, config.style)
+    looks, sequences = _numbers(labels).to(device), _numbers([sequence for sequence, *_ in labels]).to(device)
+    figures = train_aggregator(encoder, torch.cat(features), looks, sequences, config.style)
     return TrainedAggregator({k: v.cpu().contiguous() for k, v in encoder.aggregator.state_dict().items()}, figures)
 
 

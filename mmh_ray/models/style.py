@@ -37,6 +37,13 @@ class StyleAggregator(nn.Module):
 
     Position and plane embedding; L2 normalisation; per plane, attention pooling by a learned query and LayerNorm;
     ``mean + alpha MLP(concatenation)``, where the MLP starts as the mean.
+
+    Parameters
+    ----------
+    dimensions:
+        ``D``, a multiple of :data:`HEADS`.
+    alpha:
+        Weight of the MLP.
     """
 
     def __init__(self, dimensions: int, alpha: float) -> None:
@@ -133,7 +140,7 @@ class TriPlanarStyleEncoder(nn.Module):
         return self.aggregator(self.features(volume, mask), planes)
 
     def planes_of(self, affine: np.ndarray) -> Tensor:
-        """Planes ``(1, 3)`` bool that do not cross thick slices of a scan, by its own affine ``(4, 4)``: only these are as sharp as it is."""
+        """Planes ``(1, 3)`` bool that do not cross a scan's thick slices, by its own affine ``(4, 4)``."""
         pixel_mm = max(self.spacing_mm, self.backbone.pixel_mm)
         return torch.from_numpy(sharp_planes(affine, pixel_mm))[None]
 
@@ -177,7 +184,11 @@ class TriPlanarStyleEncoder(nn.Module):
         return self
 
     def describe(self) -> dict[str, Any]:
-        """What a model bundle records of its style encoder; :func:`check_same_encoder` compares two of them."""
+        """What a model bundle records of its style encoder; :func:`check_same_encoder` compares two of them.
+
+        ``slices`` are those of whole volumes. :meth:`of_slices` takes as many as it is given: stage 2 gives ``target.slabs_per_plane``,
+        which the bundle records among the settings of its training.
+        """
         return {
             "backbone": self.backbone.name,
             "backbone_sha256": weights_hash(self.backbone),

@@ -127,8 +127,11 @@ def test_residual_tower_takes_slices_of_any_size(folder: Path) -> None:
         assert image.grad.any()
 
 
-def test_checksum_is_checked(folder: Path) -> None:
+def test_checksum_is_checked_and_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     right = sha256_file(folder / "open_clip_model.safetensors")
+    with caplog.at_level("INFO", "mmh_ray"):
+        load_backbone(StyleConfig(backbone=str(folder)))
+    assert f"open_clip_model.safetensors: SHA-256 {right}" in caplog.text
     load_backbone(StyleConfig(backbone=str(folder), sha256=right))
     with pytest.raises(ModelError, match=f"SHA-256 {right}; expected style.sha256=0000"):
         load_backbone(StyleConfig(backbone=str(folder), sha256="0000"))
