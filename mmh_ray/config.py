@@ -290,9 +290,9 @@ class StyleConfig:
     weights: str | None = None
     """For an open_clip name: a pretrained tag, a file, or `random` (fixed seed). The other backbones bring their own."""
     sha256: str | None = None
-    """SHA-256 that the weights file of an open_clip backbone must have; none takes any file."""
+    """SHA-256 that the weights file of an open_clip backbone must have, as it is logged; none takes any file."""
     slices: int = 12
-    """Slices per plane, spread over the brain."""
+    """Slices per plane, spread over the brain, of whole volumes; stage 2 compares slice groups (`target.slabs_per_plane`)."""
     alpha: float = 0.2
     """Weight of the fusion network beside the mean over planes."""
     checkpoint: bool = False

@@ -73,7 +73,9 @@ def target_of_scan(
     left = np.array([float(((one - (image - noise))[inside] ** 2).mean()) for one in moved])
     grain = (rng.standard_normal(image.shape) * inside).astype(np.float32)
     near = [index for index in range(len(looks)) if left[index] <= (1 + TIE) * left.min()]
-    distances = {index: _distance(encoder, moved[index] + looks[index].noise * grain, image, inside) for index in near}
+    planes = encoder.planes_of(reference.affine)
+    styled = {index: moved[index] + looks[index].noise * grain for index in near}
+    distances = {index: _distance(encoder, styled[index], image, inside, planes) for index in near}
     best = min(near, key=lambda index: distances[index])
     facts = {
         "reference": name,
@@ -93,8 +95,10 @@ def _look(unified: np.ndarray, image: np.ndarray, mask: np.ndarray, sigma: float
 
 
 @torch.inference_mode()
-def _distance(encoder: TriPlanarStyleEncoder, image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> float:
-    """1 - cosine of the style vectors of two volumes ``(X, Y, Z)`` of one mask."""
+def _distance(
+    encoder: TriPlanarStyleEncoder, image: np.ndarray, reference: np.ndarray, mask: np.ndarray, planes: torch.Tensor
+) -> float:
+    """1 - cosine of the style vectors of two volumes ``(X, Y, Z)`` of one mask, by the planes ``(1, 3)`` that count."""
     volumes = torch.from_numpy(np.stack([image, reference]).astype(np.float32))
-    one, other = encoder(volumes, torch.from_numpy(np.stack([mask, mask])))
+    one, other = encoder(volumes, torch.from_numpy(np.stack([mask, mask])), planes.expand(2, -1))
     return 1 - float(torch.cosine_similarity(one, other, dim=0))

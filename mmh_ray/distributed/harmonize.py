@@ -73,7 +73,7 @@ def harmonize(job: Job) -> dict[str, int]:
         If ``out`` holds the archive or lies in it elsewhere than below ``derivatives/``, holds what was made of another archive or
         cannot be written to, another run is writing there, or no image remains to be looked at.
     ModelError
-        If the model cannot be loaded.
+        If the model or a target cannot be loaded, or a target was trained with another style backbone than the configured one.
     """
     rows, folder, facts, looks = _prepare(job)
     with stoppable(), _journal(job) as journal:
@@ -164,7 +164,8 @@ def _looks(job: Job, folder: Path) -> list[Look]:
     if not job.targets and job.target_image is None:
         return [Look(None, hash_of(settings))]
     bundle = load_bundle(folder)
-    targets = [load_target(*tracking.resolve_target(name, folder, job.config.tracking)) for name in job.targets]
+    found = (tracking.resolve_target(name, folder, job.config.tracking) for name in job.targets)
+    targets = [load_target(*place, job.config.style) for place in found]
     if job.target_image is not None:
         targets.append(_target_of_image(job.target_image, bundle, job))
     for target in targets:

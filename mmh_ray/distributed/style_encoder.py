@@ -53,7 +53,8 @@ class StyleDescriber:
             self._encoders[spacing] = make_style_encoder(self.config, spacing, self.aggregator)
         unit, turn = robust_scaling(image, mask).apply(image) * mask, nib.orientations.io_orientation(affine)
         turned = [np.ascontiguousarray(nib.orientations.apply_orientation(part, turn))[None] for part in (unit, mask)]
-        vector = self._encoders[spacing](*map(torch.from_numpy, turned))
+        encoder = self._encoders[spacing]
+        vector = encoder(*map(torch.from_numpy, turned), encoder.planes_of(affine))
         return F.normalize(vector, dim=1)[0].numpy()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,10 +108,14 @@ def learn_aggregator(store_uri: str, rows: Sequence[Row], config: Config, spacin
         with torch.no_grad():
             features.append(encoder.features(image[None].to(device), mask[None].to(device)))
         labels.append((*_look(row), style))
-    known = sorted(set(labels))
-    numbers = torch.tensor([known.index(label) for label in labels], device=device)
-    figures = train_aggregator(encoder, torch.cat(features), numbers, config.style)
+    looks, sequences = _numbers(labels).to(device), _numbers([sequence for sequence, *_ in labels]).to(device)
+    figures = train_aggregator(encoder, torch.cat(features), looks, sequences, config.style)
     return TrainedAggregator({k: v.cpu().contiguous() for k, v in encoder.aggregator.state_dict().items()}, figures)
+
+
+def _numbers(names: Sequence[Any]) -> Tensor:
+    known = sorted(set(names))
+    return torch.tensor([known.index(name) for name in names])
 
 
 def _look(row: Row) -> tuple[str, str]:

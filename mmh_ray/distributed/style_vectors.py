@@ -29,8 +29,8 @@ class StyleVectors:
         grid = working_affine(affine, mask, GRID)
         image, inside = (to_grid(own, affine, grid, GRID.shape) for own in (np.where(mask, scaled, 0), mask))
         with torch.inference_mode():
-            volume = torch.from_numpy(np.ascontiguousarray(image, np.float32))
-            found = _encoder(self.config)(volume[None], torch.from_numpy(inside > 0.5)[None])
+            encoder, volume = _encoder(self.config), torch.from_numpy(np.ascontiguousarray(image, np.float32))
+            found = encoder(volume[None], torch.from_numpy(inside > 0.5)[None], encoder.planes_of(affine))
         return found[0].numpy()
 
 

@@ -121,7 +121,8 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
     folder, uri = tracking.resolve_model(model, config.tracking)
     base, bundle = {"hash": bundle_hash(folder), "uri": uri}, load_bundle(folder)
     tasks = [task for site in config.target.site for task in plan_site(store, site, bundle, config)]
-    aggregator = aggregator_for(store, usable(store, "train"), config, bundle.config.grid.spacing_mm)
+    known = [row for row in usable(store, "train") if row["sequence"] in bundle.config.model.sequences]
+    aggregator = aggregator_for(store, known, config, bundle.config.grid.spacing_mm)
     tracking.configure(config.tracking)
     facts = {"data_hash": store.data_hash, "base_hash": base["hash"], "base_uri": base["uri"]}
     runs = {site: tracking.start_run(config, f"target-{site}", None, facts) for site in config.target.site}

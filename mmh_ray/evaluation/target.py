@@ -73,7 +73,9 @@ class TargetCohort:
     matching, nyul:
         Baselines fitted on them.
     intensities:
-        Their brains' scaled intensities, pooled, every image with the same weight.
+        ``(257 n,)`` quantile functions of their ``n`` brains' scaled intensities, pooled: every image has the same weight.
+    corrected:
+        ``(257 n,)`` the same after N4.
     style:
         ``(D,)`` their mean style vector.
     """
@@ -97,7 +99,8 @@ class TargetCohort:
 
 
 class CohortImage(NamedTuple):
-    """Of one image of the target: quantile functions of the brain before and after N4, of both scaled, and the style vector."""
+    """Of one image of the target: quantile functions ``(257,)`` of the brain before and after N4 and of both scaled by their percentiles
+    (``scaled``, ``corrected``), and the style vector ``(D,)``."""
 
     before: np.ndarray
     after: np.ndarray

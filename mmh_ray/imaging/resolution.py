@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 
+from mmh_ray.imaging.slices import NORMAL, PLANES
 from mmh_ray.imaging.volume import Volume
 
 COARSE = 1.3
 """Ratio of the coarsest axis to the finest from which a scan counts as thick-sliced, stored on thin voxels or not."""
+
+
+def sharp_planes(affine: np.ndarray, pixel_mm: float) -> np.ndarray:
+    """Planes ``(3,)`` bool, in the order of :data:`PLANES`, in which slices of a scan are as sharp as its voxels allow.
+
+    All, unless its own slices are thick (their distance :data:`COARSE` times the next coarser voxel edge or more): then the one plane that
+    lies along them. Edges below ``pixel_mm``, at which it is looked at, count as that.
+    """
+    sizes = np.maximum(np.linalg.norm(affine[:3, :3], axis=0), pixel_mm)
+    _, middle, coarsest = np.sort(sizes)
+    if coarsest < COARSE * middle:
+        return np.ones(len(PLANES), bool)
+    normal = nib.orientations.io_orientation(affine)[np.argmax(sizes), 0]
+    return np.array([NORMAL[plane] == normal for plane in PLANES])
 
 
 def smoothness(volume: Volume, mask: np.ndarray) -> np.ndarray:

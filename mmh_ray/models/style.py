@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mmh_ray.config import StyleConfig
 from mmh_ray.errors import DataError, ModelError
-from mmh_ray.imaging.slices import NORMAL, PLANES
+from mmh_ray.imaging.resolution import sharp_planes
+from mmh_ray.imaging.slices import AXES, NORMAL, PLANES
 from mmh_ray.models.style_backbones import EMBEDDED, SliceBackbone, embedded_weights, load_backbone, weights_hash
 
 HEADS = 8
@@ -35,6 +37,13 @@ class StyleAggregator(nn.Module):
 
     Position and plane embedding; L2 normalisation; per plane, attention pooling by a learned query and LayerNorm;
     ``mean + alpha MLP(concatenation)``, where the MLP starts as the mean.
+
+    Parameters
+    ----------
+    dimensions:
+        ``D``, a multiple of :data:`HEADS`.
+    alpha:
+        Weight of the MLP.
     """
 
     def __init__(self, dimensions: int, alpha: float) -> None:
@@ -121,7 +130,7 @@ class TriPlanarStyleEncoder(nn.Module):
         mask:
             ``(B, X, Y, Z)`` bool, the brain.
         planes:
-            ``(B, 3)`` bool, planes that count: for a scan with thick slices those that do not cross them. Default all.
+            ``(B, 3)`` bool, planes that count: for a scan with thick slices those of :meth:`planes_of`. Default all.
 
         Raises
         ------
@@ -130,14 +139,26 @@ class TriPlanarStyleEncoder(nn.Module):
         """
         return self.aggregator(self.features(volume, mask), planes)
 
+    def planes_of(self, affine: np.ndarray) -> Tensor:
+        """Planes ``(1, 3)`` bool that do not cross a scan's thick slices, by its own affine ``(4, 4)``."""
+        pixel_mm = max(self.spacing_mm, self.backbone.pixel_mm)
+        return torch.from_numpy(sharp_planes(affine, pixel_mm))[None]
+
     def of_slices(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Style vectors ``(B, D)`` of slices ``(B, 3, K, H, W)`` that were chosen already, in the volumes' own voxels; masks alike."""
-        size = [round(n * self.spacing_mm / self.backbone.pixel_mm) for n in images.shape[-2:]]
-        stacked = torch.stack([images * masks, masks], dim=3).flatten(0, 2)
-        if size != list(images.shape[-2:]):
-            stacked = F.interpolate(stacked, size=size, mode="bilinear", align_corners=False, antialias=True)
-        vectors = self.backbone(stacked[:, :1], stacked[:, 1:])
-        return self.aggregator(vectors.unflatten(0, images.shape[:3]))
+        """Style vectors ``(B, D)`` of slices that were chosen already.
+
+        ``images`` and ``masks`` ``(B, 3, K, H, W)``, in the volumes' own voxels, lie as :func:`mmh_ray.imaging.slices.along` gives them.
+        """
+        found, ratio = [], self.spacing_mm / self.backbone.pixel_mm
+        for index, plane in enumerate(PLANES):
+            stacked = torch.stack([images[:, index] * masks[:, index], masks[:, index]], dim=2).flatten(0, 1)
+            if AXES[plane][1] > AXES[plane][2]:  # a volume's own slices have their axes in the volume's order
+                stacked = stacked.mT
+            size = [round(n * ratio) for n in stacked.shape[-2:]]
+            if size != list(stacked.shape[-2:]):
+                stacked = F.interpolate(stacked, size=size, mode="bilinear", align_corners=False, antialias=True)
+            found.append(self._encode(stacked[:, :1], stacked[:, 1:]).unflatten(0, (len(images), -1)))
+        return self.aggregator(torch.stack(found, dim=1))
 
     def features(self, volume: Tensor, mask: Tensor) -> Tensor:
         """The backbone's vectors ``(B, 3, K, D)`` of the chosen slices, which a frozen backbone need make only once."""
@@ -145,12 +166,15 @@ class TriPlanarStyleEncoder(nn.Module):
         volume, mask = self._to_pixels(volume * mask, mask.to(volume))
         found = []
         for plane in PLANES:
-            images, masks = self._slices(volume, mask, NORMAL[plane])
-            if self.config.checkpoint and torch.is_grad_enabled():
-                found.append(checkpoint(self.backbone, images, masks, use_reentrant=False))
-            else:
-                found.append(self.backbone(images, masks))
-        return torch.stack([part.unflatten(0, (len(volume), -1)) for part in found], dim=1)
+            vectors = self._encode(*self._slices(volume, mask, NORMAL[plane]))
+            found.append(vectors.unflatten(0, (len(volume), -1)))
+        return torch.stack(found, dim=1)
+
+    def _encode(self, images: Tensor, masks: Tensor) -> Tensor:
+        """The backbone's vectors ``(N, D)`` of one plane's slices; with checkpointing its activations are not kept."""
+        if self.config.checkpoint and torch.is_grad_enabled():
+            return checkpoint(self.backbone, images, masks, use_reentrant=False)
+        return self.backbone(images, masks)
 
     def train(self, mode: bool = True) -> TriPlanarStyleEncoder:
         """As usual, but a frozen backbone stays in evaluation mode."""
@@ -160,7 +184,11 @@ class TriPlanarStyleEncoder(nn.Module):
         return self
 
     def describe(self) -> dict[str, Any]:
-        """What a model bundle records of its style encoder; :func:`check_same_encoder` compares two of them."""
+        """What a model bundle records of its style encoder; :func:`check_same_encoder` compares two of them.
+
+        ``slices`` are those of whole volumes. :meth:`of_slices` takes as many as it is given: stage 2 gives ``target.slabs_per_plane``,
+        which the bundle records among the settings of its training.
+        """
         return {
             "backbone": self.backbone.name,
             "backbone_sha256": weights_hash(self.backbone),

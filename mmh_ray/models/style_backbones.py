@@ -48,6 +48,13 @@ class EmbeddedBackbone(SliceBackbone):
 
     The brain's quantiles and the grey levels' own pointwise features, a learned histogram, tell contrast; features of three resolutions
     tell noise and sharpness.
+
+    Parameters
+    ----------
+    dimensions:
+        ``D``.
+    width:
+        Channels of the first level; the next two have twice and four times as many, the histogram twice.
     """
 
     def __init__(self, dimensions: int = 96, width: int = 12) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.factory import load_state_dict
 from open_clip.model import _build_vision_tower
+from open_clip.utils import to_2tuple
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -21,6 +23,8 @@ from mmh_ray.config import StyleConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.models.style_backbones import SliceBackbone
 from mmh_ray.provenance import sha256_file
+
+log = logging.getLogger(__name__)
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -51,7 +55,9 @@ class OpenClipBackbone(SliceBackbone):
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         """Vectors ``(N, D)`` of slices; masks do not count here, as everything outside the brain is zero."""
-        missing = [wanted - had for wanted, had in zip(self.tower.image_size, images.shape[-2:], strict=True)]
+        missing = [
+            wanted - had for wanted, had in zip(to_2tuple(self.tower.image_size), images.shape[-2:], strict=True)
+        ]
         top, left = missing[0] // 2, missing[1] // 2  # negative: cut off
         images = F.pad(images, (left, missing[1] - left, top, missing[0] - top))
         return self.tower((images.expand(-1, 3, -1, -1) - self.mean) / self.std)
@@ -149,8 +155,10 @@ def _build(source: _Source, name: str) -> nn.Module:
 
 
 def _check_hash(file: Path, wanted: str | None) -> None:
-    found = sha256_file(file) if wanted is not None else None
-    if found != wanted:
+    """Log the file's hash, so that it can be pinned, and refuse another than the wanted one."""
+    found = sha256_file(file)
+    log.info("%s: SHA-256 %s", file, found)
+    if wanted not in (None, found):
         remedy = "Copy the weights again, or correct style.sha256."
         raise ModelError(f"{file}: SHA-256 {found}", f"style.sha256={wanted}", remedy)
 

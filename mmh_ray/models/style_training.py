@@ -52,34 +52,46 @@ def spread(styles: Tensor) -> float:
 
 
 def train_aggregator(
-    encoder: TriPlanarStyleEncoder, features: Tensor, labels: Tensor, config: StyleConfig, seed: int = 0
+    encoder: TriPlanarStyleEncoder,
+    features: Tensor,
+    labels: Tensor,
+    sequences: Tensor,
+    config: StyleConfig,
+    seed: int = 0,
 ) -> dict[str, float]:
-    """Train attention and fusion, in place, to tell sites apart; the backbone is not touched.
+    """Train attention and fusion, in place, to tell sites apart within every sequence; the backbone is not touched.
+
+    A step shows volumes of one sequence, all sequences in turn: any encoder tells T1w from T2w, and nothing would be learned from that.
 
     Parameters
     ----------
     features:
         ``(B, 3, K, D)`` of :meth:`TriPlanarStyleEncoder.features`.
     labels:
-        ``(B,)`` long, the site of each volume, or whatever else makes its look; two at least, and one of them with two volumes.
+        ``(B,)`` long, the site of each volume, or whatever else makes its look. A sequence of fewer than two, or of which none has two
+        volumes, is left out.
+    sequences:
+        ``(B,)`` long, the sequence of each volume.
 
     Returns
     -------
-    ``contrast`` and ``spread`` of all volumes before (``_before``) and after.
+    ``contrast``, the mean over sequences, and ``spread``, of the sequence with the least, before (``_before``) and after.
 
     Raises
     ------
     ModelError
-        Labels without a contrast, a loss that is not finite, or style vectors that collapsed: then the aggregator is as it was before.
+        No sequence with a contrast, a loss that is not finite, or style vectors of a sequence that collapsed: then the aggregator is as it
+        was before.
     """
-    _check_labels(labels)
+    parts = _contrasted(labels, sequences)
     aggregator, generator = encoder.aggregator, torch.Generator().manual_seed(seed)
     start = {name: tensor.clone() for name, tensor in aggregator.state_dict().items()}
-    before = _figures(aggregator, features, labels, config)
+    before = _figures(aggregator, features, labels, parts, config)
     optimizer = torch.optim.AdamW(aggregator.parameters(), config.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    for _ in range(config.steps):
-        rows = torch.randperm(len(labels), generator=generator)[:_VOLUMES_PER_STEP].to(labels.device)
+    for step in range(config.steps):
+        own = parts[step % len(parts)]
+        rows = own[torch.randperm(len(own), generator=generator)[:_VOLUMES_PER_STEP].to(own.device)]
         styles = aggregator(features[rows])
         loss = style_contrast(styles, labels[rows], config.temperature) + config.spread_weight * spread_shortfall(
             styles
@@ -89,7 +101,7 @@ def train_aggregator(
         nn.utils.clip_grad_norm_(aggregator.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    after = _figures(aggregator, features, labels, config)
+    after = _figures(aggregator, features, labels, parts, config)
     try:
         _check_spread(after)
     except ModelError:
@@ -99,20 +111,28 @@ def train_aggregator(
 
 
 @torch.no_grad()
-def _figures(aggregator: nn.Module, features: Tensor, labels: Tensor, config: StyleConfig) -> dict[str, float]:
+def _figures(
+    aggregator: nn.Module, features: Tensor, labels: Tensor, parts: list[Tensor], config: StyleConfig
+) -> dict[str, float]:
     styles = aggregator(features)
-    return {"contrast": float(style_contrast(styles, labels, config.temperature)), "spread": spread(styles)}
+    contrasts = [float(style_contrast(styles[rows], labels[rows], config.temperature)) for rows in parts]
+    return {"contrast": sum(contrasts) / len(parts), "spread": min(spread(styles[rows]) for rows in parts)}
 
 
-def _check_labels(labels: Tensor) -> None:
-    counts = labels.unique(return_counts=True)[1].tolist()
-    if len(counts) < 2 or max(counts) < 2:
+def _contrasted(labels: Tensor, sequences: Tensor) -> list[Tensor]:
+    """Indices of the volumes of each sequence that shows a contrast."""
+    parts = [(sequences == one).nonzero()[:, 0] for one in sequences.unique()]
+    counts = [labels[rows].unique(return_counts=True)[1].tolist() for rows in parts]
+    kept = [rows for rows, own in zip(parts, counts, strict=True) if len(own) > 1 and max(own) > 1]
+    if not kept:
+        received = f"sequences with {', '.join(map(str, counts))} volumes of each site"
         remedy = "Give volumes of two sites or more, several of each."
-        raise ModelError(f"{counts} volumes of {len(counts)} sites", "two sites, one of them with two volumes", remedy)
+        raise ModelError(received, "a sequence of two sites, one of them with two volumes", remedy)
+    return kept
 
 
 def _check_spread(figures: dict[str, float]) -> None:
     if not (math.isfinite(figures["contrast"]) and figures["spread"] >= LEAST_SPREAD):
-        received = f"collapsed style vectors (mean cosine distance {figures['spread']:.3g})"
+        received = f"collapsed style vectors (mean cosine distance {figures['spread']:.3g} within a sequence)"
         remedy = "Lower style.learning_rate or raise style.spread_weight; the aggregator is as it was before."
         raise ModelError(received, f"{LEAST_SPREAD} or more", remedy)

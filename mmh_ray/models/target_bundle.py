@@ -30,6 +30,7 @@ from mmh_ray.errors import ModelError
 from mmh_ray.models.adapter import SiteStyle, attach
 from mmh_ray.models.bundle import Bundle, put_folder
 from mmh_ray.models.style import TriPlanarStyleEncoder, check_same_encoder, make_style_encoder
+from mmh_ray.models.style_backbones import EMBEDDED
 from mmh_ray.models.target_harmonizer import TunedAdapter
 from mmh_ray.provenance import code_version, hash_of, write_json
 
@@ -169,16 +170,24 @@ def save_target(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load_target(path: str | Path, uri: str | None = None) -> Target:
+def load_target(path: str | Path, uri: str | None = None, style: StyleConfig | None = None) -> Target:
     """Read a target bundle; ``uri`` is how to cite it.
+
+    Parameters
+    ----------
+    style:
+        Settings of whoever loads it. Its backbone must be the default, which asks for none, or of the name that the bundle records: no
+        weights are loaded to compare them. :meth:`Target.encoder` does that.
 
     Raises
     ------
     ModelError
-        Missing folder or file, unknown format, damaged weights.
+        Missing folder or file, unknown format, damaged weights, another style backbone.
     """
     path = Path(path)
     facts = _read_facts(path)
+    if style is not None:
+        _check_backbone(path, facts, style)
     weights, styles = {}, {}
     try:
         for sequence, found in facts["sequences"].items():
@@ -200,6 +209,13 @@ def load_target(path: str | Path, uri: str | None = None) -> Target:
     except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
         raise ModelError(f"{path}: {type(error).__name__}: {error}", "a whole target bundle", _REBUILD) from error
     return Target(site, styles, hash_of(facts), uri or path.absolute().as_uri(), facts, weights, rank, aggregator)
+
+
+def _check_backbone(path: Path, facts: Mapping[str, Any], style: StyleConfig) -> None:
+    recorded = facts.get("training", {}).get("style_encoder", {}).get("backbone")
+    if recorded is not None and style.backbone not in (EMBEDDED, recorded):
+        remedy = "Leave style.backbone out (a trained target needs none), or train the target with it."
+        raise ModelError(f"style.backbone={style.backbone!r} for {path}", f"the recorded {recorded!r}", remedy)
 
 
 def target_hash(path: str | Path) -> str:

@@ -56,7 +56,17 @@ class TargetBatch(SlabBatch):
 
 @dataclass(frozen=True)
 class UnifiedVolume:
-    """A volume after the global model, ready to give slice groups; fields as in :class:`TargetBatch`."""
+    """A volume after the global model, ready to give slice groups.
+
+    Attributes
+    ----------
+    image, unified, scan:
+        ``(X, Y, Z)`` unit intensity, what :class:`TargetBatch` has slabs of.
+    mask:
+        ``(X, Y, Z)`` bool, the brain.
+    conditioner:
+        Makes the condition of the unified volume's slabs.
+    """
 
     image: np.ndarray
     unified: np.ndarray

@@ -155,7 +155,11 @@ def _without_bias(scan: np.ndarray, mask: np.ndarray, grid: GridConfig) -> np.nd
 
 
 def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed: int) -> dict[str, float]:
-    """Train head and aggregator further, in place, on blocks of scanners that are alike; figures of blocks kept aside (a fifth)."""
+    """Train head and aggregator further, in place, on blocks of scanners that are alike.
+
+    ``statistics`` as :func:`statistics_of_blocks` gives them. Returns figures of the blocks kept aside (a fifth): ``contrast`` after and
+    before (``contrast_before``), ``spread`` after.
+    """
     backbone: Any = encoder.backbone
     head, aggregator = backbone.head, encoder.aggregator
     parameters = [*head.parameters(), *aggregator.parameters()]

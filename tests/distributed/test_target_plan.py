@@ -100,11 +100,15 @@ def test_a_site_that_fails_fails_alone(monkeypatch: pytest.MonkeyPatch, tmp_path
         finish=lambda run, status="FINISHED": ended.setdefault(run, status),
         target_model_name=lambda site: f"mmh-target-{site}",
     )
+    aggregated: list[Any] = []
+    store_of = store()
+    store_of.index.append(entry("west", 9) | {"sequence": "FLAIR"})
     published = lambda site, *_: TrainedTarget(site, "", f"models:/mmh-target-{site}/1", "", {})  # noqa: E731
     stand_ins = {
         "tracking": tracking,
         "connect": lambda: None,
-        "PreparedStore": lambda _: SimpleNamespace(**vars(store()), data_hash="d"),
+        "PreparedStore": lambda _: SimpleNamespace(**vars(store_of), data_hash="d"),
+        "aggregator_for": lambda _store, rows, *_: aggregated.extend(rows),
         "bundle_hash": lambda _: "b",
         "load_bundle": lambda _: bundle,
         "_publish": published,
@@ -116,6 +120,7 @@ def test_a_site_that_fails_fails_alone(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(ModelError, match=r"target south: burst.*models:/mmh-target-north/1.*target.site=\[south\]"):
         train_targets("store", "model", config)
     assert ended == {"target-south": "FAILED"}  # _publish ends the other's
+    assert {row["sequence"] for row in aggregated} == {"T1w"}  # FLAIR is none of the model's
     with pytest.raises(ValueError, match="burst"):
         train_targets("store", "model", replace(config, target=replace(config.target, site=("south",))))
 

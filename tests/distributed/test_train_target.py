@@ -171,6 +171,9 @@ def test_an_adapter_of_another_base_is_refused(
     job = Job(str(workshop / "bids"), str(workshop / "out"), str(other), config, targets=("alder",))
     with pytest.raises(ModelError, match="train the target on this one"):
         harmonize(job)
+    foreign = replace(job, model=str(tiny_bundle), config=replace(config, style=StyleConfig(backbone="RN50")))
+    with pytest.raises(ModelError, match=r"style\.backbone='RN50'.*recorded 'embedded'"):
+        harmonize(foreign)
     assert not (workshop / "out").exists()
 
 

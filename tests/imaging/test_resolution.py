@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmh_ray.imaging.grid import to_grid
-from mmh_ray.imaging.resolution import COARSE, describe, smoothness
+from mmh_ray.imaging.resolution import COARSE, describe, sharp_planes, smoothness
 from mmh_ray.imaging.volume import Volume
 
 pytestmark = pytest.mark.fast
@@ -39,6 +39,23 @@ def test_thick_slices_are_told_even_on_thin_voxels(even: Volume, axis: int) -> N
         assert np.argmax(widths) == axis
         assert widths.max() / widths.min() > COARSE
         assert f"coarser along axis {'ijk'[axis]}" in describe(scan, np.ones(scan.data.shape, bool))
+
+
+@pytest.mark.parametrize(
+    ("affine", "pixel_mm", "planes"),
+    [
+        (np.diag([1.0, 1, 1, 1]), 1.0, [True, True, True]),
+        (np.diag([1.0, 1, 5, 1]), 1.0, [True, False, False]),
+        (np.diag([1.0, 1, 5, 1]), 3.0, [True, False, False]),
+        (np.diag([1.0, 1, 2, 1]), 3.0, [True, True, True]),  # less than a pixel
+        (np.diag([1.0, 5, 5, 1]), 1.0, [True, True, True]),  # bars, which every plane crosses
+        (np.diag([1.0, -5, 1, 1]), 1.0, [False, True, False]),
+        (np.diag([1.0, 1, 5, 1])[:, [2, 0, 1, 3]], 1.0, [True, False, False]),  # stored slice first
+        (np.array([[0.0, 0, 5, 0], [-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]), 1.0, [False, False, True]),
+    ],
+)
+def test_only_the_plane_along_thick_slices_is_sharp(affine: np.ndarray, pixel_mm: float, planes: list[bool]) -> None:
+    assert sharp_planes(affine, pixel_mm).tolist() == planes
 
 
 def test_smoothness_is_in_millimetres_and_free_of_units(even: Volume) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmh_ray.config import StyleConfig
 from mmh_ray.errors import DataError, ModelError
+from mmh_ray.imaging.slices import PLANES, along
 from mmh_ray.models.style import (
     StyleAggregator,
     TriPlanarStyleEncoder,
@@ -108,25 +109,49 @@ def test_fusion_starts_as_the_mean_of_the_planes() -> None:
     torch.testing.assert_close(fused(features), 1.2 * plain(features), rtol=1e-5, atol=1e-6)
 
 
-def test_checkpointing_changes_no_gradient(encoder, volumes) -> None:
+WAYS = pytest.mark.parametrize("way", ["forward", "of_slices"])
+
+
+def given(way: str, volumes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Images and masks that a method takes: volumes, or for every plane the same slices of them."""
+    if way == "forward":
+        return volumes
+    images, masks = (part[:, None].expand(-1, 3, -1, -1, -1) for part in volumes)
+    return images, masks
+
+
+@WAYS
+def test_checkpointing_changes_no_gradient(encoder, volumes, way: str) -> None:
+    images, masks = given(way, volumes)
     found = []
     for recompute in (False, True):
         encoder.config = replace(CONFIG, checkpoint=recompute)
         encoder.zero_grad()
-        volume = volumes[0].clone().requires_grad_()
-        encoder(volume, volumes[1]).square().sum().backward()
-        found.append([volume.grad, *(parameter.grad.clone() for parameter in encoder.parameters())])
+        seen = images.clone().requires_grad_()
+        getattr(encoder, way)(seen, masks).square().sum().backward()
+        found.append([seen.grad, *(parameter.grad.clone() for parameter in encoder.parameters())])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_checkpointing_keeps_fewer_activations(encoder, volumes) -> None:
+@WAYS
+def test_checkpointing_keeps_fewer_activations(encoder, volumes, way: str) -> None:
+    images, masks = given(way, volumes)
     kept = []
     for recompute in (False, True):
         encoder.config, sizes = replace(CONFIG, checkpoint=recompute), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
-            encoder(volumes[0].clone().requires_grad_(), volumes[1])
+            getattr(encoder, way)(images.clone().requires_grad_(), masks)
         kept.append(sum(sizes))
     assert kept[1] < kept[0] / 3
+
+
+@torch.no_grad()
+def test_chosen_slices_have_the_style_of_their_volume(encoder) -> None:
+    volume = torch.rand(24, 24, 24, generator=torch.Generator().manual_seed(5))
+    numbers = ((0.1 + 0.8 * (np.arange(3) + 0.5) / 3) * 24).astype(int)
+    slices = torch.from_numpy(np.stack([along(volume.numpy(), plane)[numbers] for plane in PLANES]))[None]
+    whole = encoder(volume[None], torch.ones(1, 24, 24, 24))
+    torch.testing.assert_close(encoder.of_slices(slices, torch.ones(slices.shape)), whole)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from open_clip.model import _build_vision_tower
 
 from mmh_ray.config import StyleConfig
 from mmh_ray.errors import ModelError
@@ -29,8 +30,6 @@ SETTINGS = {"model_cfg": {"embed_dim": 8, "vision_cfg": VISION, "text_cfg": {"hf
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A one-layer image tower with random weights, as a hub's folder holds them: the text tower's weights beside it."""
-    from open_clip.model import _build_vision_tower
-
     path = tmp_path / "tiny-clip"
     path.mkdir()
     (path / "open_clip_config.json").write_text(json.dumps(SETTINGS))
@@ -114,8 +113,25 @@ def test_folder_encodes_volumes_differentiably(folder: Path) -> None:
     assert volume.grad.flatten(1).any(1).all()
 
 
-def test_checksum_is_checked(folder: Path) -> None:
+def test_residual_tower_takes_slices_of_any_size(folder: Path) -> None:
+    settings = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None, "image_size": 64}
+    (folder / "open_clip_config.json").write_text(json.dumps({"embed_dim": 8, "vision_cfg": settings}))
+    state = {f"visual.{name}": value for name, value in _build_vision_tower(8, settings).state_dict().items()}
+    safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
+    backbone = load_backbone(StyleConfig(backbone=str(folder)))
+    for size in ((40, 48), (80, 72)):
+        image = torch.rand(2, 1, *size, requires_grad=True)
+        vectors = backbone(image, torch.ones(2, 1, *size))
+        vectors.square().sum().backward()
+        assert vectors.shape == (2, 8)
+        assert image.grad.any()
+
+
+def test_checksum_is_checked_and_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     right = sha256_file(folder / "open_clip_model.safetensors")
+    with caplog.at_level("INFO", "mmh_ray"):
+        load_backbone(StyleConfig(backbone=str(folder)))
+    assert f"open_clip_model.safetensors: SHA-256 {right}" in caplog.text
     load_backbone(StyleConfig(backbone=str(folder), sha256=right))
     with pytest.raises(ModelError, match=f"SHA-256 {right}; expected style.sha256=0000"):
         load_backbone(StyleConfig(backbone=str(folder), sha256="0000"))

@@ -29,15 +29,16 @@ def encoder() -> TriPlanarStyleEncoder:
     return TriPlanarStyleEncoder(EmbeddedBackbone(SIZE, width=4), CONFIG, 3.0)
 
 
-def cohort(people: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Slice features of everyone at every site: a person's large part, a site's small one, a little noise."""
+def cohort(people: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Slice features of everyone at every site: a person's large part, a site's small one, a little noise; sites, and one sequence."""
     fixed, draw = torch.Generator().manual_seed(99), torch.Generator().manual_seed(seed)
     sites = torch.randn(SITES, 1, 3, 1, SIZE, generator=fixed)
     persons = torch.randn(1, people, 3, 1, SIZE, generator=draw)
     mixing = torch.randn(SIZE // 2, SIZE, generator=fixed) / math.sqrt(SIZE / 2)  # people differ in half of the space
     noise = torch.randn(SITES, people, 3, 3, SIZE, generator=draw)
     features = 0.5 * sites + persons[..., : SIZE // 2] @ mixing + 0.1 * noise
-    return features.flatten(0, 1), torch.arange(SITES).repeat_interleave(people)
+    labels = torch.arange(SITES).repeat_interleave(people)
+    return features.flatten(0, 1), labels, torch.zeros_like(labels)
 
 
 def separation(styles: Tensor, labels: Tensor) -> float:
@@ -89,7 +90,7 @@ def test_shortfall_is_one_where_all_are_alike_and_falls_with_variety() -> None:
 
 
 def test_training_separates_sites_of_people_never_seen_and_does_not_collapse(encoder) -> None:
-    unseen, unseen_labels = cohort(6, seed=2)
+    unseen, unseen_labels, _ = cohort(6, seed=2)
     with torch.no_grad():
         before = separation(encoder.aggregator(unseen), unseen_labels)
     figures = train_aggregator(encoder, *cohort(8, seed=1), CONFIG)
@@ -115,11 +116,31 @@ def test_collapse_is_refused_and_undone(encoder) -> None:
     """Features of everyone and everywhere alike leave nothing but one answer."""
     start = {name: value.clone() for name, value in encoder.aggregator.state_dict().items()}
     with pytest.raises(ModelError, match=r"collapsed style vectors \(mean cosine distance .* expected 0.05 or more"):
-        train_aggregator(encoder, torch.ones(8, 3, 3, SIZE), torch.arange(2).repeat(4), CONFIG)
+        train_aggregator(encoder, torch.ones(8, 3, 3, SIZE), torch.arange(2).repeat(4), torch.zeros(8).long(), CONFIG)
     assert all(torch.equal(value, start[name]) for name, value in encoder.aggregator.state_dict().items())
+
+
+def test_sequences_that_are_told_apart_hide_no_collapse(encoder) -> None:
+    """Two answers, one for each sequence, lie far apart and say nothing of any site."""
+    sequences, looks = torch.arange(2).repeat_interleave(8), torch.randn(2, 1, 1, SIZE)
+    features = looks[sequences].expand(-1, 3, 3, -1)
+    with torch.no_grad():
+        assert spread(encoder.aggregator(features)) > LEAST_SPREAD
+    with pytest.raises(ModelError, match="collapsed style vectors"):
+        train_aggregator(encoder, features, torch.arange(4).repeat(4) + 4 * sequences, sequences, CONFIG)
+
+
+def test_a_sequence_without_a_contrast_is_left_out(encoder) -> None:
+    features, labels, sequences = cohort(4, seed=1)
+    more = torch.cat([features, torch.ones(2, 3, 3, SIZE)]), torch.cat([labels, torch.tensor([0, 1])])
+    start = {name: value.clone() for name, value in encoder.aggregator.state_dict().items()}
+    few = replace(CONFIG, steps=3)
+    found = train_aggregator(encoder, *more, torch.cat([sequences, torch.ones(2).long()]), few)
+    encoder.aggregator.load_state_dict(start)
+    assert found == train_aggregator(encoder, features, labels, sequences, few)
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2]])
 def test_labels_without_a_contrast_are_refused(encoder, labels: list[int]) -> None:
-    with pytest.raises(ModelError, match="expected two sites, one of them with two volumes"):
-        train_aggregator(encoder, torch.randn(3, 3, 3, SIZE), torch.tensor(labels), CONFIG)
+    with pytest.raises(ModelError, match="expected a sequence of two sites, one of them with two volumes"):
+        train_aggregator(encoder, torch.randn(3, 3, 3, SIZE), torch.tensor(labels), torch.zeros(3).long(), CONFIG)

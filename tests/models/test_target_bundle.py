@@ -14,6 +14,7 @@ import torch
 from mmh_ray.config import Config, StyleConfig, TargetConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.models.adapter import SiteStyle, attach, state_of
+from mmh_ray.models.bundle import save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.style import make_style_encoder
 from mmh_ray.models.target_bundle import FACTS, load_target, save_target, target_hash
@@ -92,6 +93,27 @@ def test_a_target_goes_on_only_with_its_own_style_encoder(tuned: TunedAdapter, t
     save_target(*given)  # whose aggregator was lost
     with pytest.raises(ModelError, match="aggregator_sha256"):
         load_target(tmp_path / "alder").encoder(StyleConfig(), 3.0)
+
+
+def test_another_backbone_is_refused_by_name_alone(folder: Path, tuned: TunedAdapter, tmp_path: Path) -> None:
+    training = {"T1w": {"images": ["a"]}, "style_encoder": {"backbone": "hf-hub:a/tower"}}
+    given = "alder", BASE, {"T1w": STYLE}, {"T1w": tuned}, CONFIG, training
+    save_target(tmp_path / "towers", *given)
+    for backbone in ("hf-hub:a/tower", StyleConfig().backbone):  # the default asks for none
+        assert load_target(tmp_path / "towers", style=StyleConfig(backbone=backbone)).styles
+    with pytest.raises(ModelError, match=r"backbone='no/such'.*expected the recorded 'hf-hub:a/tower'.*Leave style"):
+        load_target(tmp_path / "towers", style=StyleConfig(backbone="no/such"))
+    assert load_target(folder, style=StyleConfig(backbone="no/such")).styles  # which records none
+
+
+def test_an_adapter_is_small(tmp_path: Path) -> None:
+    config, quantiles = Config(), torch.linspace(0, 1, 257).repeat(2, 2, 1)
+    model = GlobalHarmonizer(config.model, config.train, quantiles)
+    save_bundle(tmp_path / "base", model, config, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
+    attach(model, "one", config.target.rank)
+    save(TunedAdapter(state_of(model, "one"), {"loss": 0.25}, {"loss": 0.5}, 75), tmp_path / "alder")
+    target, base = (sum(path.stat().st_size for path in (tmp_path / name).iterdir()) for name in ("alder", "base"))
+    assert target <= 0.05 * base
 
 
 @pytest.mark.parametrize("damage", ["missing", "weights", "truncated", "format", "style"])
