@@ -8,8 +8,10 @@
 Makes a simulated archive whose first site has 40 subjects, trains targets on 3, 8 and 32 of its images with several seeds (each draws
 its own images), moves the travelers' scans of the other sites there, and scores them as `mmh evaluate-target` does. Ablations at 8
 images: without the style displacement, without reconstruction, without the adapter (the curve alone), without adapters but all weights
-of a copy trained, BiomedCLIP's image tower with random weights in place of the embedded style encoder (fewer slices and steps: it is
-slow), and a target from a single scan without training. `parallel` times one adapter, and two of two sites, on two CPUs.
+of a copy trained (at a tenth of the learning rate: low-rank updates, of which one factor starts at zero, want about ten times that of
+whole weights), BiomedCLIP's image tower with random weights in place of the embedded style encoder (fewer slices and steps: it is
+slow) beside the embedded one with the same slices and steps, and a target from a single scan without training. `parallel` times
+`mmh train-target` for one site and for two, all sequences, 8 images each, on two CPUs.
 
 Every score is appended to OUT/scores.jsonl as soon as it is known; what stands there is not done again, so the same command goes on
 where it was, and a run in parts ends in the same table. A cell is the mean over seeds and, after the sign, half the range.
@@ -39,13 +41,11 @@ from mmh_ray.bids.entities import desc_of, output_path, parse
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config, load_config
 from mmh_ray.distributed import train_target
-from mmh_ray.distributed.datasets import usable
 from mmh_ray.distributed.evaluate_target import evaluate_target
 from mmh_ray.distributed.manifest import build_manifest
 from mmh_ray.distributed.phantom import make_archive
 from mmh_ray.distributed.prepare import prepare
 from mmh_ray.distributed.shards import PreparedStore
-from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for
 from mmh_ray.evaluation.target import METHODS, OURS, RAW
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.volume import read_volume, write_volume
@@ -56,16 +56,19 @@ from mmh_ray.models.target_harmonizer import TargetFineTuner
 from mmh_ray.reference_target import target_of_scan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SITE, OTHER, SUBJECTS, OTHERS, TRAVELERS = "alder", "birch", 40, 5, 4
-FULL, BIOMEDCLIP, CURVE, SINGLE, PARALLEL = "full fine-tuning", "biomedclip", "curve alone", "one scan", "parallel"
+SITE, OTHER, SUBJECTS, OTHERS, TRAVELERS = "alder", "birch", 40, 12, 4
+FULL, BIOMEDCLIP, EMBEDDED = "full fine-tuning", "biomedclip", "embedded, as biomedclip"
+CURVE, SINGLE, PARALLEL = "curve alone", "one scan", "parallel"
 TRAINED: dict[str, dict[str, Any]] = {
     **{f"{images} images": {"images": images} for images in (3, 8, 32)},
     "without displacement": {"images": 8, "displacement_weight": 0.0},
     "without reconstruction": {"images": 8, "reconstruction_weight": 0.0},
     FULL: {"images": 8, "learning_rate": 2e-4},
-    BIOMEDCLIP: {"images": 8, "slabs_per_plane": 1, "steps": 30},
+    **{name: {"images": 8, "slabs_per_plane": 1, "steps": 30} for name in (BIOMEDCLIP, EMBEDDED)},
 }
 """Settings of `target` by name; the curve alone is that of 8 images."""
+SLICES = 2
+"""Of the style encoder, where it is BiomedCLIP's or is to be compared with it."""
 NAMES = (*TRAINED, CURVE, SINGLE, PARALLEL)
 MEASURES = ("psnr", "ssim", "truth_nrmse", "truth_nrmse_direct", "w1", "gradient_correlation", "dice", "style_distance")
 SHOWN = (*MEASURES, "w1 % of raw", "site_probe_style", "site_probe_cnn", "seconds")
@@ -164,7 +167,8 @@ def train_fully(bench: Bench, seed: int, settings: dict[str, Any]) -> tuple[Targ
     """All weights of a copy, in this process."""
     bundle, store = load_bundle(bench.model, DEVICE), PreparedStore(bench.prepared)
     config = replace(bench.config, target=replace(bench.config.target, site=(SITE,), seed=seed, **settings))
-    tasks, harmonizer = train_target.plan_site(store, SITE, bundle, config), FullHarmonizer(bundle)
+    tasks = train_target.plan_site(store, SITE, bundle, config)
+    harmonizer = FullHarmonizer(bundle, config.harmonize)
     usual, train_target.TargetFineTuner = train_target.TargetFineTuner, FullFineTuner  # type: ignore[misc]
     try:
         found = {task.sequence: train_target.train_adapter(task, store.uri, bundle, config) for task in tasks}
@@ -201,7 +205,7 @@ def move(bench: Bench, harmonizer: Harmonizer, target: Target | None, folder: Pa
 
 def one(bench: Bench, name: str, seed: int) -> tuple[Target, Harmonizer, float]:
     """A target, who moves scans to it, and the seconds that it took."""
-    harmonizer, start = Harmonizer(load_bundle(bench.model, DEVICE)), time.monotonic()
+    harmonizer, start = Harmonizer(load_bundle(bench.model, DEVICE), bench.config.harmonize), time.monotonic()
     if name == SINGLE:
         target = from_scan(bench, harmonizer, seed)
     elif name == CURVE:
@@ -210,10 +214,11 @@ def one(bench: Bench, name: str, seed: int) -> tuple[Target, Harmonizer, float]:
         target, harmonizer = train_fully(bench, seed, TRAINED[name])
     elif name == BIOMEDCLIP:
         with tempfile.TemporaryDirectory() as folder:
-            style = replace(bench.config.style, backbone=str(untrained_biomedclip(Path(folder))), slices=2)
+            style = replace(bench.config.style, backbone=str(untrained_biomedclip(Path(folder))), slices=SLICES)
             target = train(bench, name, seed, TRAINED[name], style)
     else:
-        target = train(bench, name, seed, TRAINED[name], bench.config.style)
+        style = replace(bench.config.style, slices=SLICES) if name == EMBEDDED else bench.config.style
+        target = train(bench, name, seed, TRAINED[name], style)
     return target, harmonizer, time.monotonic() - start
 
 
@@ -236,16 +241,12 @@ def keep(bench: Bench, name: str, seed: int, folder: Path, methods: tuple[str, .
 
 
 def in_parallel(bench: Bench) -> None:
-    """Seconds of one adapter alone and of two of two sites side by side, on two CPUs."""
+    """Seconds of `mmh train-target` for one site and for two side by side, on two CPUs."""
     import ray
 
-    bundle, store = load_bundle(bench.model), PreparedStore(bench.prepared)
-    config = replace(bench.config, target=replace(bench.config.target, images=4))
-    tasks = [train_target.plan_site(store, site, bundle, config)[0] for site in (SITE, OTHER)]
-    aggregator = aggregator_for(store, usable(store, "train"), config, bundle.config.grid.spacing_mm)
     with two_cpus(ray):
-        timed(tasks[:1], bench, replace(config, target=replace(config.target, steps=1)), aggregator)  # starts workers
-        alone, both = (timed(some, bench, config, aggregator) for some in (tasks[:1], tasks))
+        timed(bench, (SITE,), steps=1)  # starts workers
+        alone, both = timed(bench, (SITE,)), timed(bench, (SITE, OTHER))
     line = {"name": PARALLEL, "seed": 0, "one_s": alone, "two_s": both, "ratio": both / alone, "scores": {}}
     with (bench.out / "scores.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
@@ -261,12 +262,11 @@ def two_cpus(ray: Any) -> Iterator[None]:
     ray.shutdown()
 
 
-def timed(tasks: list[Any], bench: Bench, config: Config, aggregator: TrainedAggregator) -> float:
-    """Seconds until all are done."""
-    start = time.monotonic()
-    for _, outcome in train_target._run(tasks, bench.prepared, Path(bench.model), config, aggregator):
-        if isinstance(outcome, Exception):
-            raise outcome
+def timed(bench: Bench, sites: tuple[str, ...], **settings: Any) -> float:
+    """Seconds until all adapters of the sites are registered."""
+    storage, start = str(bench.out / "runs" / PARALLEL), time.monotonic()
+    target = replace(bench.config.target, site=sites, images=8, storage=storage, **settings)
+    train_target.train_targets(bench.prepared, bench.model, replace(bench.config, target=target))
     return time.monotonic() - start
 
 

@@ -370,8 +370,10 @@ def _add_evaluate_target(commands: Commands) -> None:
     parser.add_argument("manifest", metavar="MANIFEST", type=_existing, help="table made by `mmh manifest`")
     parser.add_argument("site", metavar="SITE", help="target site")
     parser.add_argument("unified", metavar="GLOBAL", type=_existing, help="derivatives without --target")
-    parser.add_argument("moved", metavar="MOVED", type=_existing, help="derivatives with --target SITE")
+    parser.add_argument("moved", metavar="MOVED", type=_existing, help="derivatives with --target or --target-image")
     parser.add_argument("out", metavar="OUT.json", help="file for the measures")
+    text = "name of the target, if it is not SITE: of a --target-image its file name without .nii.gz"
+    parser.add_argument("--target", metavar="NAME", help=text)
     truth = "derivatives/truth of a simulated archive"
     parser.add_argument("--truth", metavar="FOLDER", type=_existing, help=truth)
 
@@ -381,11 +383,12 @@ def _evaluate_target(arguments: argparse.Namespace, config: Config) -> int:
 
     from mmh_ray.distributed.evaluate_target import MEASURES, evaluate_target
     from mmh_ray.evaluation.table import as_table
-    from mmh_ray.evaluation.target import SHOWN
+    from mmh_ray.evaluation.target import METHODS, SHOWN
     from mmh_ray.provenance import write_json
 
     folders = arguments.unified, arguments.moved
-    results = evaluate_target(arguments.manifest, arguments.site, *folders, config, arguments.truth)
+    given = arguments.manifest, arguments.site, *folders, config
+    results = evaluate_target(*given, arguments.truth, METHODS, arguments.target)
     write_json(Path(arguments.out), results)
     shown = {sequence: {SHOWN[name]: row for name, row in methods.items()} for sequence, methods in results.items()}
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)

@@ -276,6 +276,7 @@ class TargetConfig:
             "patience",
         ):
             _require(getattr(self, key) > 0, f"target.{key}", getattr(self, key), "1 or more")
+        _require(len(set(self.site)) == len(self.site), "target.site", self.site, "each site once")
         _require(self.sources >= 2, "target.sources", self.sources, "2 or more")
         _require(self.images == 0 or self.images >= 3, "target.images", self.images, "3 or more, or 0 for all")
 

@@ -140,7 +140,7 @@ class Harmonizer:
                 "harmonize.space=template with prepare.register=false", "a registration", "Set prepare.register=true."
             )
 
-    def run(self, volume: Volume, sequence: str, mask: np.ndarray | None = None) -> HarmonizedScan:
+    def run(self, volume: Volume, sequence: str, mask: np.ndarray | Volume | None = None) -> HarmonizedScan:
         """Harmonize a scan into the unified domain.
 
         Parameters
@@ -150,7 +150,7 @@ class Harmonizer:
         sequence:
             BIDS suffix, one of the model's sequences.
         mask:
-            ``(I, J, K)`` bool brain mask at the scan's grid; None estimates one.
+            ``(I, J, K)`` bool brain mask at the scan's grid, or a volume on any grid; None estimates one.
 
         Raises
         ------
@@ -164,7 +164,11 @@ class Harmonizer:
         return self.run_targets(volume, sequence, mask, [None])[0]
 
     def run_targets(
-        self, volume: Volume, sequence: str, mask: np.ndarray | None, targets: Sequence[Target | None]
+        self,
+        volume: Volume,
+        sequence: str,
+        mask: np.ndarray | Volume | None,
+        targets: Sequence[Target | None],
     ) -> list[HarmonizedScan]:
         """Harmonize a scan to several looks in one global pass; None is the unified domain. Otherwise as :meth:`run`.
 

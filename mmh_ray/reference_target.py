@@ -30,7 +30,7 @@ def target_of_scan(
     sequence: str,
     name: str,
     digest: str,
-    mask: np.ndarray | None = None,
+    mask: np.ndarray | Volume | None = None,
     style: StyleConfig | None = None,
 ) -> Target:
     """The look of one scan: contrast, sharpness and noise.
@@ -44,7 +44,7 @@ def target_of_scan(
     Parameters
     ----------
     reference:
-        The scan; ``mask`` ``(I, J, K)`` bool its brain, else estimated.
+        The scan; ``mask`` its brain, ``(I, J, K)`` bool or a volume on any grid, else estimated.
     sequence:
         BIDS suffix.
     name:
@@ -77,10 +77,11 @@ def target_of_scan(
     styled = {index: moved[index] + looks[index].noise * grain for index in near}
     distances = {index: _distance(encoder, styled[index], image, inside, planes) for index in near}
     best = min(near, key=lambda index: distances[index])
+    brain = np.packbits(ready.prepared.brain).tobytes()
     facts = {
         "reference": name,
         "reference_sha256": digest,
-        "reference_mask_sha256": None if mask is None else hashlib.sha256(np.packbits(mask).tobytes()).hexdigest(),
+        "reference_mask_sha256": None if mask is None else hashlib.sha256(brain).hexdigest(),
         "point_spread_sigma_voxels": looks[best].blur,
         "style_distance": round(distances[best], 4),  # the target's hash must not hang on the last digits
         "style_encoder": encoder.describe(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmh_ray.config import Config, EvaluateConfig, load_config
 from mmh_ray.distributed.job import Job
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.evaluation.promotion import Decision
+from mmh_ray.evaluation.target import METHODS
 
 pytestmark = pytest.mark.fast
 
@@ -241,13 +243,38 @@ def test_train_target_prints_every_target(stand_in, tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out == "target north: bundle runs/targets/north, model models:/mmh-target-north/2\n"
 
 
+@pytest.mark.parametrize("name", ["build_manifest", "prepare", "train_global", "train_target", "harmonize", "evaluate"])
+def test_a_job_is_its_command(
+    name: str, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = repository / "jobs" / f"{name}.py"
+    monkeypatch.setattr(sys, "argv", [str(job), "--colour", "target.steps=7"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(job), run_name="__main__")
+    assert caught.value.code == 2
+    assert f"usage: mmh {name.removeprefix('build_').replace('_', '-')} " in capsys.readouterr().err
+
+
+def test_the_job_of_a_target_says_what_is_wrong(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = repository / "jobs" / "train_target.py"
+    monkeypatch.setattr(sys, "argv", [str(job), str(repository), "model=m", "target.stepz=7"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(job), run_name="__main__")
+    assert caught.value.code == 2
+    assert "unknown key target.stepz" in capsys.readouterr().err
+
+
 def test_evaluate_target_writes_the_measures(stand_in, tmp_path: Path) -> None:
     found = {"T1w": {"target_raw": {"psnr": 20.0}}}
     calls = stand_in("mmh_ray.distributed.evaluate_target", "evaluate_target", found)
     sys.modules["mmh_ray.distributed.evaluate_target"].MEASURES = ("psnr",)  # type: ignore[attr-defined]
     folder, out = str(tmp_path), tmp_path / "found.json"
     assert main(["evaluate-target", folder, "north", folder, folder, str(out), "--truth", folder]) == 0
-    assert calls == [(folder, "north", folder, folder, Config(), folder)]
+    assert main(["evaluate-target", folder, "north", folder, folder, str(out), "--target", "sub-1_T1w"]) == 0
+    common = folder, "north", folder, folder, Config()
+    assert calls == [(*common, folder, METHODS, None), (*common, None, METHODS, "sub-1_T1w")]
     assert json.loads(out.read_text()) == found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scipy import ndimage
@@ -58,3 +59,19 @@ def test_contrast_and_sharpness_of_the_reference_are_found(
     assert torch.allclose(style.apply(levels), levels**1.6, atol=0.1)
     assert target.site == "ref"
     assert not target.weights
+
+
+def test_a_mask_on_another_grid_is_laid_on_the_scan(harmonizer: Harmonizer, anatomy: Anatomy) -> None:
+    scan, brain = Volume(canonical(anatomy, "T1w", 4.0) ** 1.6, anatomy.affine), anatomy.brain.astype(np.float32)
+    moved = anatomy.affine.copy()
+    moved[:3, 3] -= 2 * moved[:3, 0]
+    masks = (
+        anatomy.brain,
+        Volume(np.roll(brain, 2, axis=0), moved),
+        Volume(np.pad(brain, ((2, 0), (0, 0), (0, 0))), moved),
+    )
+    targets = [target_of_scan(harmonizer, scan, "T1w", "ref", "s" * 64, mask) for mask in masks]
+    assert len({target.hash for target in targets}) == 1
+    assert targets[0].facts["reference_mask_sha256"] is not None
+    other = target_of_scan(harmonizer, scan, "T1w", "ref", "s" * 64, np.roll(anatomy.brain, 2, axis=0))
+    assert other.facts["reference_mask_sha256"] != targets[0].facts["reference_mask_sha256"]

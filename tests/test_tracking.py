@@ -240,7 +240,9 @@ def test_pyfunc_harmonizes_a_table_as_the_harmonizer_does(trained: Trained, tmp_
     brain = anatomy.brain
     for name, scan in scans.items():
         write_volume(scan, tmp_path / f"{name}.nii.gz")
-    write_volume(scans["T1w"].like(brain.astype(np.float32)), tmp_path / "mask.nii.gz")
+    moved = anatomy.affine.copy()  # the mask of this archive lies on a grid of its own
+    moved[:3, 3] -= 2 * moved[:3, 0]
+    write_volume(Volume(np.pad(brain, ((2, 0), (0, 0), (0, 0))).astype(np.float32), moved), tmp_path / "mask.nii.gz")
     source, other, mask, out = (
         str(tmp_path / name) for name in ("T1w.nii.gz", "T2w.nii.gz", "mask.nii.gz", "out.nii.gz")
     )

@@ -59,6 +59,7 @@ def evaluate_target(
     config: Config,
     truth: str | None = None,
     methods: Sequence[str] = METHODS,
+    target: str | None = None,
 ) -> Results:
     """Score how near the traveling subjects' scans come to their own scans at the target site.
 
@@ -72,6 +73,8 @@ def evaluate_target(
         Folder ``derivatives/truth`` of a simulated archive; without it what needs it is None.
     methods:
         Those of :data:`METHODS` to score.
+    target:
+        Name of the target in the outputs' names, where it is not the site's: of a scan its image id.
 
     Returns
     -------
@@ -84,11 +87,13 @@ def evaluate_target(
     Raises
     ------
     DataError
-        If nobody was scanned at the target site and elsewhere, or nothing can be scored.
+        If nobody was scanned at the target site and elsewhere, the target was made from a scan that is an answer, or nothing can be
+        scored.
     ModelError
         If the target was trained with another style encoder than the configured one.
     """
-    cases, others = _cases_and_others(manifest, site, unified, moved, config)
+    cases, others = _cases_and_others(manifest, site, unified, moved, config, target)
+    _check_answers(cases)
     connect()
     iterations, slices = config.prepare.n4_iterations, config.evaluate.cnn != "none"
     settings = TargetSettings(iterations, _describer(cases, config), truth, slices, tuple(methods))
@@ -100,7 +105,8 @@ def evaluate_target(
                 log.warning("%s of %s is not scored: %s", row["image_id"], row["method"], row["reason"])
             found[row["sequence"], row["method"]].append(row)
     if not any("psnr" in row for rows in found.values() for row in rows):
-        raise DataError(f"{moved}: no scan could be scored", "outputs of `mmh harmonize --target`", "See the log.")
+        remedy = "See the log; --target names a target that is not the site's."
+        raise DataError(f"{moved}: no scan could be scored", "outputs of `mmh harmonize --target`", remedy)
     return {name: _summaries(found, name, methods) for name in sorted({case.sequence for case in cases})}
 
 
@@ -120,13 +126,13 @@ def draw(manifest: str, site: str, unified: str, moved: str, config: Config, tru
 
 
 def _cases_and_others(
-    manifest: str, site: str, unified: str, moved: str, config: Config
+    manifest: str, site: str, unified: str, moved: str, config: Config, target: str | None = None
 ) -> tuple[list[TargetCase], list[Row]]:
     """Traveling subjects' scans, and the target's scans of everyone else."""
     columns = ["image_id", "uri", "subject", "session", "site", "sequence", "mask_uri", "status"]
     rows = [row for row in read_manifest(manifest).select(columns).to_pylist() if row["status"] == "ok"]
     rows = [row for row in rows if row["sequence"] in config.model.sequences]
-    cases = _cases(rows, site, unified, moved)
+    cases = _cases(rows, site, unified, moved, target or site)
     if not cases:
         raise DataError(
             f"{manifest}: nobody scanned at {site} and elsewhere", "traveling subjects", "Name another site."
@@ -137,11 +143,9 @@ def _cases_and_others(
 
 def _describer(cases: Sequence[TargetCase], config: Config) -> StyleDescriber:
     """The configured style encoder, which must be the one of the target that made the outputs, as their sidecars tell."""
-    paths = (sidecar_path(Path(row["target"])) for case in cases for row in case.sources)
-    known = next((path for path in paths if path.is_file()), None)
-    if known is None:
+    made = next(filter(None, map(_made_by, cases)), None)
+    if made is None:
         return StyleDescriber(config.style)
-    made = json.loads(known.read_bytes())["TargetModel"]
     if config.style.backbone != EMBEDDED and "training" in made:  # whose aggregator lies with the target
         target = load_target(*tracking.resolve_target(made["URI"], "", config.tracking))
         target.encoder(config.style, 1.0)
@@ -151,25 +155,44 @@ def _describer(cases: Sequence[TargetCase], config: Config) -> StyleDescriber:
     return StyleDescriber(config.style)
 
 
-def _cases(rows: list[Row], site: str, unified: str, moved: str) -> list[TargetCase]:
+def _made_by(case: TargetCase) -> Row | None:
+    """The target that made the outputs of a case, as the first sidecar tells; None where there is none."""
+    paths = (sidecar_path(Path(row["target"])) for row in case.sources)
+    known = next((path for path in paths if path.is_file()), None)
+    return json.loads(known.read_bytes())["TargetModel"] if known else None
+
+
+def _check_answers(cases: Sequence[TargetCase]) -> None:
+    """DataError where the scan to compare with is one that the target was made from."""
+    for case in cases:
+        made, answer = _made_by(case) or {}, case.target["image_id"]
+        training = made.get("training", {}).get(case.sequence, {})
+        known = [made.get("reference"), *training.get("images", []), *training.get("validation_images", [])]
+        if answer in known:
+            received = f"{answer}, which the target {made.get('site', made.get('reference'))} was made from"
+            remedy = "Make the target from scans of other people (travelers are of split test)."
+            raise DataError(received, "a scan at the target site that it has never seen", remedy)
+
+
+def _cases(rows: list[Row], site: str, unified: str, moved: str, target: str) -> list[TargetCase]:
     people: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         people[row["subject"], row["sequence"]].append(row)
     cases = []
     for (subject, sequence), own in sorted(people.items()):
         targets = [row for row in own if row["site"] == site]
-        sources = [row | _outputs(row, site, unified, moved) for row in own if row["site"] != site]
+        sources = [row | _outputs(row, target, unified, moved) for row in own if row["site"] != site]
         if targets and sources:
-            answer = targets[0] | _outputs(targets[0], site, unified, moved)
+            answer = targets[0] | _outputs(targets[0], target, unified, moved)
             cases.append(TargetCase(subject, sequence, answer, tuple(sources)))
     return cases
 
 
-def _outputs(row: Row, site: str, unified: str, moved: str) -> dict[str, str]:
+def _outputs(row: Row, target: str, unified: str, moved: str) -> dict[str, str]:
     entities = parse(row["uri"])
     return {
         "global": str(Path(unified, output_path(entities))),
-        "target": str(Path(moved, output_path(entities, desc=desc_of(site)))),
+        "target": str(Path(moved, output_path(entities, desc=desc_of(target)))),
     }
 
 

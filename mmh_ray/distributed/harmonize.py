@@ -43,7 +43,7 @@ from mmh_ray.errors import ConfigError, data_error
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.volume import BYTES_PER_VOXEL, read_volume
 from mmh_ray.models.bundle import Bundle, bundle_hash, load_bundle
-from mmh_ray.models.target_bundle import Target, load_target
+from mmh_ray.models.target_bundle import SAMPLING, Target, load_target
 from mmh_ray.progress import progress
 from mmh_ray.provenance import code_version, hash_of, remove_partial, sha256_file
 from mmh_ray.reference_target import target_of_scan
@@ -170,6 +170,7 @@ def _looks(job: Job, folder: Path) -> list[Look]:
         targets.append(_target_of_image(job.target_image, bundle, job))
     for target in targets:
         target.attach(bundle)
+        _warn_of_other_sampling(target, job.config.harmonize)
     looks = [Look(target, hash_of(settings | {"target": target.hash})) for target in targets]
     if len({desc_of(look.name) for look in looks}) < len(looks):
         received = f"targets {', '.join(str(look.name) for look in looks)}"
@@ -177,11 +178,20 @@ def _looks(job: Job, folder: Path) -> list[Look]:
     return looks
 
 
+def _warn_of_other_sampling(target: Target, settings: HarmonizeConfig) -> None:
+    """A target that was trained under other sampling goes on; it is only no longer what was validated."""
+    trained = target.sampling(settings)
+    for name in SAMPLING:
+        if getattr(trained, name) != getattr(settings, name):
+            given = f"trained with harmonize.{name}={getattr(trained, name)}, used with {getattr(settings, name)}"
+            log.warning("target %s: %s", target.site, given)
+
+
 def _target_of_image(path: str, bundle: Bundle, job: Job) -> Target:
     entities, config = parse(path), job.config
     harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
     found = _mask_of(Path(path).resolve(), (*entities.folders, "anat"))
-    mask = read_volume(found).data > 0.5 if found else None
+    mask = read_volume(found) if found else None
     about = entities.suffix, entities.image_id, sha256_file(path)
     return target_of_scan(harmonizer, read_volume(path), *about, mask, config.style)
 

@@ -114,7 +114,7 @@ def mark_shared_outputs(rows: list[Row], looks: Sequence[Look], settings: Harmon
             error = DataError(received, "a name of its own", "Rename one of them, or harmonize it into another folder.")
             row |= {"status": "unusable", "reason": str(error)}
         else:
-            taken |= {path: row["image_id"] for path in outputs}
+            taken |= dict.fromkeys(outputs, row["image_id"])
 
 
 def remove_stale(found: Row, look: Look, out: Path, settings: HarmonizeConfig) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for
 from mmh_ray.distributed.train import open_storage
 from mmh_ray.errors import ConfigError, DataError, ModelError
+from mmh_ray.imaging.preprocess import bias_step
 from mmh_ray.models.adapter import SiteStyle
 from mmh_ray.models.bundle import Bundle, bundle_hash, load_bundle
 from mmh_ray.models.restyle import restyle
@@ -41,8 +43,8 @@ from mmh_ray.progress import progress
 
 log = logging.getLogger(__name__)
 
-LEAST_IMAGES = 3
-"""Target images below which no adapter is trained."""
+LEAST_IMAGES, LEAST_SOURCES = 3, 2
+"""Images of the target, and of other sites, below which no adapter is trained."""
 
 VALIDATION_BATCHES = 4
 
@@ -105,29 +107,35 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
     Raises
     ------
     ConfigError
-        If no site is named.
+        If no site is named, or ``harmonize.inversion_depth`` is not 0.
     DataError
-        If the store has no such site, or fewer than three of its images of every sequence.
+        As :func:`plan_site`, if that is so of every site.
     ModelError
-        If the global model cannot be loaded, or a target could not be trained; the other targets are registered then.
+        If the global model cannot be loaded, or a target could not be planned, trained or published; the other targets are registered
+        then.
     """
     if not config.target.site:
         raise ConfigError(
             "no target site", "target.site=NAME or a list of names", "Name the site whose look is wanted."
         )
+    if depth := config.harmonize.inversion_depth:
+        remedy = "Train without it: an adapter learns on sampling that starts from noise."
+        raise ConfigError(f"harmonize.inversion_depth={depth}", "0", remedy)
     _check_places(config)
     connect()
     store = PreparedStore(prepared if "://" in prepared else str(Path(prepared).absolute()))
     folder, uri = tracking.resolve_model(model, config.tracking)
     base, bundle = {"hash": bundle_hash(folder), "uri": uri}, load_bundle(folder)
-    tasks = [task for site in config.target.site for task in plan_site(store, site, bundle, config)]
+    tasks, failed = _plan(store, bundle, config)
+    if not tasks:
+        _raise_for(failed, {})
     known = [row for row in usable(store, "train") if row["sequence"] in bundle.config.model.sequences]
     aggregator = aggregator_for(store, known, config, bundle.config.grid.spacing_mm)
     tracking.configure(config.tracking)
     facts = {"data_hash": store.data_hash, "base_hash": base["hash"], "base_uri": base["uri"]}
-    runs = {site: tracking.start_run(config, f"target-{site}", None, facts) for site in config.target.site}
+    planned = dict.fromkeys(task.site for task in tasks)
+    runs = {site: tracking.start_run(config, f"target-{site}", None, facts) for site in planned}
     finished: dict[str, TrainedTarget] = {}
-    failed: dict[str, Exception] = {}
     try:
         outcomes: dict[str, dict[str, tuple[TargetTask, TaskOutcome]]] = {}
         for task, outcome in _run(tasks, store.uri, folder, config, aggregator):
@@ -137,12 +145,28 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
             own = outcomes.setdefault(task.site, {})
             own[task.sequence] = (task, outcome)
             if len(own) == sum(other.site == task.site for other in tasks):
-                finished[task.site] = _publish(task.site, own, base, runs[task.site], config, aggregator)
+                try:
+                    finished[task.site] = _publish(task.site, own, base, runs[task.site], config, aggregator)
+                except Exception as error:
+                    log.error("target %s cannot be published: %s", task.site, error)
+                    failed[task.site] = error
     finally:
         for site in set(runs) - set(finished):
             tracking.finish(runs[site], "FAILED")
     _raise_for(failed, finished)
     return [finished[site] for site in config.target.site]
+
+
+def _plan(store: PreparedStore, bundle: Bundle, config: Config) -> tuple[list[TargetTask], dict[str, Exception]]:
+    """Tasks of every site that can be trained, and why the others cannot."""
+    tasks, failed = list[TargetTask](), dict[str, Exception]()
+    for site in config.target.site:
+        try:
+            tasks += plan_site(store, site, bundle, config)
+        except DataError as error:
+            log.error("target %s: %s", site, error)
+            failed[site] = error
+    return tasks, failed
 
 
 def _raise_for(failed: Mapping[str, Exception], finished: Mapping[str, TrainedTarget]) -> None:
@@ -183,41 +207,64 @@ def _place(root: str, site: str) -> str:
 
 
 def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -> list[TargetTask]:
-    """A task per sequence of which the site has images enough: some to train on, about a fifth to validate on, sources of other sites."""
-    grid = bundle.config.grid
+    """A task per sequence of which there are images enough: some of the site to train on, about a fifth to validate on, sources of other
+    sites. A sequence that is left out is logged with the reason.
+
+    Raises
+    ------
+    DataError
+        If the store was not prepared as the model's own data, has no such site, or too few images of every sequence.
+    """
     entries = [entry for split in ("train", "val") for entry in usable(store, split)]
-    wrong = next((entry for entry in entries if tuple(entry["shape"]) != tuple(grid.shape)), None)
-    if wrong:
-        received = f"{store.uri}: volumes of shape {tuple(wrong['shape'])}"
-        raise DataError(received, f"the model's grid {grid.shape}", "Prepare with the model's grid settings.")
+    _check_preparation(store, entries, bundle.config)
     sites = sorted({entry["site"] for entry in entries})
     if site not in sites:
         raise DataError(f"target.site={site}", f"a site of the store: {', '.join(sites)}", "Check the name.")
-    tasks, counts = [], {}
+    tasks, short = list[TargetTask](), list[str]()
     for sequence in bundle.config.model.sequences:
         own = [entry for entry in entries if entry["sequence"] == sequence]
         everyone = sorted((entry for entry in own if entry["site"] == site), key=lambda entry: entry["image_id"])
-        counts[sequence] = len(everyone)
         images = _drawn(everyone, config.target.images, config.target.seed)
-        if len(images) < LEAST_IMAGES:
-            continue
-        held = max(1, len(images) // 5)
         sources = _spread([entry for entry in own if entry["site"] != site], config.target.sources)
-        if len(sources) < 2:
-            received = f"{len(sources)} {sequence} images but the target's"
-            raise DataError(received, "two of other sites", "Prepare those, too.")
-        kept = max(1, len(sources) // 4)
-        site_parts, source_parts = _parted(images, held), _parted(sources, kept)
-        tasks.append(TargetTask(site, sequence, *site_parts, *source_parts))
+        if len(images) < LEAST_IMAGES or len(sources) < LEAST_SOURCES:
+            short.append(f"{len(everyone)} {sequence} images, and {len(sources)} of other sites")
+            continue
+        held, kept = max(1, len(images) // 5), max(1, len(sources) // 4)
+        tasks.append(TargetTask(site, sequence, *_parted(images, held), *_parted(sources, kept)))
+    needed = f"{LEAST_IMAGES} images of a sequence outside split test, and {LEAST_SOURCES} of other sites"
     if not tasks:
-        received = f"site {site} with {', '.join(f'{count} {name}' for name, count in counts.items())}"
-        raise DataError(received, f"{LEAST_IMAGES} images of a sequence outside split test", "Add images of the site.")
+        raise DataError(f"site {site} with {'; '.join(short)}", needed, "Prepare more images.")
+    for reason in short:
+        log.warning("target %s has %s; no adapter is trained below %s", site, reason, needed)
     return tasks
 
 
+def _check_preparation(store: PreparedStore, entries: Sequence[Row], config: Config) -> None:
+    """DataError where a volume lies on another grid than the model's, or its bias field was treated in another way."""
+    spacing, shape, bias = config.grid.spacing_mm, tuple(config.grid.shape), bias_step(config.prepare)
+    for entry in entries:
+        found = np.linalg.norm(entry["affine"][:3, :3], axis=0)
+        own_bias = next((step for step in entry["steps"] or () if step.startswith("bias field:")), bias)
+        if tuple(entry["shape"]) != shape or not np.allclose(found, spacing, rtol=1e-3) or own_bias != bias:
+            edges = " x ".join(f"{edge:.3g}" for edge in found)
+            received = f"{store.uri}: volumes of shape {tuple(entry['shape'])}, {edges} mm, {own_bias}"
+            remedy = "Prepare with the model's grid and prepare settings."
+            raise DataError(received, f"the model's grid {shape}, {spacing:g} mm, {bias}", remedy)
+
+
 def _parted(rows: Sequence[Row], held: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """All rows but the last ``held``, and those."""
-    return tuple(rows[:-held]), tuple(rows[-held:])
+    """Rows to train on, and about ``held`` of the last to validate on: whole subjects, or of a single subject images."""
+    people = Counter(row["subject"] for row in rows)
+    if len(people) == 1:
+        return tuple(rows[:-held]), tuple(rows[-held:])
+    chosen, room = set(), held
+    for person, count in reversed(people.items()):
+        if count <= room:
+            chosen.add(person)
+            room -= count
+    chosen = chosen or {min(people, key=people.__getitem__)}
+    kept, out = ([row for row in rows if (row["subject"] in chosen) == wanted] for wanted in (False, True))
+    return tuple(kept), tuple(out)
 
 
 def _drawn(images: Sequence[Row], count: int, seed: int) -> Sequence[Row]:
@@ -242,7 +289,7 @@ def train_adapter(
 ) -> TaskOutcome:
     """Train one adapter; the work of one Ray task, but it needs no Ray. ``aggregator`` as in :func:`make_style_encoder`."""
     store, model, target = PreparedStore(store_uri), bundle.model, config.target
-    label, settings = bundle.sequence_index(task.sequence), bundle.config.harmonize
+    label, settings = bundle.sequence_index(task.sequence), config.harmonize
     spacing = bundle.config.grid.spacing_mm
     generator, noises = torch.Generator().manual_seed(target.seed), np.random.default_rng(target.seed)
     device = next(model.parameters()).device
@@ -345,9 +392,20 @@ def _publish(
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch, name)
         save_target(local, site, base, styles, tuned, config, training, aggregator.state)
-        storage.create_dir(target)
-        storage.delete_dir_contents(target)  # an earlier target's: it may have had more sequences
-        pyarrow.fs.copy_files(str(local), target, destination_filesystem=storage)
+        _put(storage, local, target)
         uri = tracking.register(run_id, local, name, config.tracking)
     tracking.finish(run_id)
     return TrainedTarget(site, target, uri, run_id, {name: found.validation for name, found in tuned.items()})
+
+
+def _put(storage: pyarrow.fs.FileSystem, local: Path, target: str) -> None:
+    """Copy a bundle beside its place, then swap: an earlier target is whole until the new one has arrived."""
+    partial = f"{target}.partial"
+    for folder in (partial, target):
+        storage.create_dir(folder)
+    storage.delete_dir_contents(partial)
+    pyarrow.fs.copy_files(str(local), partial, destination_filesystem=storage)
+    storage.delete_dir_contents(target)  # it may have had more sequences
+    for found in storage.get_file_info(pyarrow.fs.FileSelector(partial)):
+        storage.move(found.path, f"{target}/{found.base_name}")  # file by file: object stores move no folders
+    storage.delete_dir(partial)

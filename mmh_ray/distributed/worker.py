@@ -185,7 +185,8 @@ class HarmonizeWorker:
             "SkullStripped": scan.stripped,
             "Units": _UNITS[settings.intensity, look.target is not None],
             "SourceSite": row["site"],
-            "SourceSiteSeenInTraining": row["site"] in bundle.facts["training"].get("counts", {}),
+            "SourceSiteSeenInTraining": row["sequence"]
+            in bundle.facts["training"].get("counts", {}).get(row["site"], {}),
             "Preparation": list(scan.prepared.steps),
             "IntensityMapping": {
                 "Low": scaling.low,

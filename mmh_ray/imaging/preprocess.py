@@ -111,7 +111,7 @@ def prepare_volume(
         _registration_step(brain.registration, settings),
         describe(volume, brain.mask),
         f"resampled: {grid.spacing_mm:g} mm {'RAS' if axes is None else 'template axes'} {tuple(grid.shape)}",
-        f"bias field: {f'N4 {tuple(settings.n4_iterations)}' if settings.n4 else 'not asked for'}",
+        bias_step(settings),
         f"unit intensity: ({scaling.low:g}, {scaling.high:g}) -> (0, 1)",
     )
     image = np.clip(scaling.apply(image), 0, 2) * inside
@@ -149,6 +149,11 @@ def _neck_step(neck_mm: float, needless: bool, settings: PrepareConfig) -> str:
     if needless or not settings.crop_neck:
         return f"neck: {'skipped, the mask leaves it out' if needless else 'not asked for'}"
     return f"neck: {f'{neck_mm:.0f} mm left out' if neck_mm else 'skipped, the field of view ends with the head'}"
+
+
+def bias_step(settings: PrepareConfig) -> str:
+    """How the bias field is treated, as in :attr:`Prepared.steps`."""
+    return f"bias field: {f'N4 {tuple(settings.n4_iterations)}' if settings.n4 else 'not asked for'}"
 
 
 def _registration_step(registration: Registration | None, settings: PrepareConfig) -> str:

@@ -25,7 +25,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mmh_ray.config import Config, StyleConfig, to_dict
+from mmh_ray.config import Config, HarmonizeConfig, StyleConfig, from_dict, to_dict
 from mmh_ray.errors import ModelError
 from mmh_ray.models.adapter import SiteStyle, attach
 from mmh_ray.models.bundle import Bundle, put_folder
@@ -37,6 +37,8 @@ from mmh_ray.provenance import code_version, hash_of, write_json
 FORMAT = 1
 KIND = "target"
 FACTS, CARD, AGGREGATOR = "target.json", "MODEL_CARD.md", "style.safetensors"
+SAMPLING = ("steps", "inversion_depth", "fusion", "planes")
+"""Settings of `harmonize` under which a target is trained, and which it is made for."""
 
 _REBUILD = "Copy the adapter again or train it anew with `mmh train-target`."
 
@@ -52,7 +54,7 @@ class Target:
     styles:
         Sequence to the site's look.
     hash:
-        SHA-256 over all that decides voxels.
+        SHA-256 over all that decides voxels, and the site's name.
     uri:
         Where it came from.
     facts:
@@ -91,6 +93,10 @@ class Target:
             )
         for sequence, state in self.weights.items():
             attach(bundle.model, self.adapter(sequence), self.rank, dict(state))
+
+    def sampling(self, settings: HarmonizeConfig) -> HarmonizeConfig:
+        """The settings with :data:`SAMPLING` as the target was trained; as they are where that is not recorded."""
+        return from_dict(HarmonizeConfig, to_dict(settings) | self.facts.get("harmonize", {}))
 
     def encoder(self, config: StyleConfig, spacing_mm: float) -> TriPlanarStyleEncoder:
         """The style encoder that the target was trained with, for whoever goes on to describe styles with it.
@@ -159,6 +165,8 @@ def save_target(
             "code_version": code_version(),
             "base": dict(base),
             "target": to_dict(config.target) | {"site": [site]},
+            "harmonize": {key: to_dict(config.harmonize)[key] for key in SAMPLING},
+            "restyle": to_dict(config.restyle),
             "training": dict(training),
             "sequences": sequences,
         }
@@ -205,10 +213,10 @@ def load_target(path: str | Path, uri: str | None = None, style: StyleConfig | N
         learned = path / AGGREGATOR
         aggregator = safetensors.torch.load(learned.read_bytes()) if learned.is_file() else {}
         site, rank = str(facts["site"]), int(facts["target"]["rank"])
-        facts["base"]["hash"].strip()
+        digest = _hash(facts)
     except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
         raise ModelError(f"{path}: {type(error).__name__}: {error}", "a whole target bundle", _REBUILD) from error
-    return Target(site, styles, hash_of(facts), uri or path.absolute().as_uri(), facts, weights, rank, aggregator)
+    return Target(site, styles, digest, uri or path.absolute().as_uri(), facts, weights, rank, aggregator)
 
 
 def _check_backbone(path: Path, facts: Mapping[str, Any], style: StyleConfig) -> None:
@@ -220,7 +228,16 @@ def _check_backbone(path: Path, facts: Mapping[str, Any], style: StyleConfig) ->
 
 def target_hash(path: str | Path) -> str:
     """The hash of a target bundle without loading its weights."""
-    return hash_of(_read_facts(Path(path)))
+    return _hash(_read_facts(Path(path)))
+
+
+def _hash(facts: Mapping[str, Any]) -> str:
+    """Over all that decides voxels, and the site's name; not over where, when and from what it was trained."""
+    used = {
+        sequence: [found["style"], found["weights_sha256"] if found["steps"] > 0 else None]
+        for sequence, found in facts["sequences"].items()
+    }
+    return hash_of([facts["site"], facts["base"]["hash"], facts["target"]["rank"], used])
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

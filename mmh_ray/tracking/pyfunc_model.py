@@ -32,10 +32,11 @@ class HarmonizerModel(PythonModel):
         if (folder / FACTS).is_file():
             self.target = load_target(folder)
             folder, _ = resolve_model(self.target.facts["base"]["uri"], TrackingConfig(uri=mlflow.get_tracking_uri()))
-        bundle = load_bundle(folder)
+        bundle, settings = load_bundle(folder), None
         if self.target is not None:
             self.target.attach(bundle)
-        self.harmonizer = Harmonizer(bundle)
+            settings = self.target.sampling(bundle.config.harmonize)
+        self.harmonizer = Harmonizer(bundle, settings)
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None):
         """Harmonize each row and write the result.
@@ -67,7 +68,7 @@ class HarmonizerModel(PythonModel):
 
         if Path(path).resolve() == Path(output).resolve():
             raise DataError(f"output {output}, which is the scan itself", "another file", "Harmonize into a new file.")
-        inside = read_volume(mask).data > 0.5 if mask else None
+        inside = read_volume(mask) if mask else None
         (scan,) = self.harmonizer.run_targets(read_volume(path), sequence, inside, [self.target])
         write_volume(scan.volume, output)
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.fs
 import pytest
 import torch
 
-from mmh_ray.config import Config, StyleConfig, TargetConfig
+from mmh_ray.config import Config, HarmonizeConfig, StyleConfig, TargetConfig
 from mmh_ray.distributed import style_encoder, train_target
 from mmh_ray.distributed.evaluate_target import _summaries
 from mmh_ray.distributed.style_encoder import StyleDescriber, chosen, learn_aggregator
-from mmh_ray.distributed.train_target import TrainedTarget, plan_site, train_targets
+from mmh_ray.distributed.train_target import TargetTask, TrainedTarget, _put, plan_site, train_targets
 from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.evaluation.target import METHODS, RAW
 from mmh_ray.models.style import make_style_encoder
@@ -25,10 +27,20 @@ pytestmark = pytest.mark.fast
 SHAPE = (16, 16, 16)
 
 
-def entry(site: str, number: int, split: str = "train") -> dict[str, Any]:
+AFFINE = np.diag([3.0, 3, -3, 1])
+STEPS = ["mask: given", "bias field: N4 (30, 20, 10)"]
+
+
+def entry(site: str, number: int, split: str = "train", sequence: str = "T1w", session: str = "") -> dict[str, Any]:
     """Index row of a store."""
-    about = {"image_id": f"sub-{site}{number}_T1w", "site": site, "sequence": "T1w", "split": split}
-    return about | {"status": "ok", "shape": SHAPE}
+    subject = f"{site}{number}"
+    about = {"image_id": f"sub-{subject}{session and f'_ses-{session}'}_{sequence}", "subject": subject, "site": site}
+    return about | {"sequence": sequence, "split": split, "status": "ok"} | geometry()
+
+
+def geometry() -> dict[str, Any]:
+    """What the model of these tests wants."""
+    return {"shape": SHAPE, "affine": AFFINE, "steps": STEPS}
 
 
 @pytest.fixture
@@ -39,18 +51,54 @@ def bundle() -> Any:
 
 
 def store(travelers: int = 2) -> Any:
-    """Three images of the target, which is all there is of it, and four of each of two other sites."""
-    rows = [entry("north", number) for number in range(3)]
-    rows += [entry(site, number) for site in ("south", "west") for number in range(4)]
-    return SimpleNamespace(uri="store", index=rows + [entry("north", 100 + n, "test") for n in range(travelers)])
+    """Three people of the target, which is all there is of it, and four of each of two other sites; T1w and T2w of everybody."""
+    people = [("north", number, "train") for number in range(3)]
+    people += [(site, number, "train") for site in ("south", "west") for number in range(4)]
+    people += [("north", 100 + number, "test") for number in range(travelers)]
+    return SimpleNamespace(
+        uri="store", index=[entry(*person, sequence) for person in people for sequence in ("T1w", "T2w")]
+    )
+
+
+def rows_of(task: TargetTask) -> list[tuple[Any, ...]]:
+    """Training and validation rows of the site, and of the sources."""
+    return [task.training, task.validation, task.sources, task.validation_sources]
 
 
 def test_nobody_is_trained_and_validated_on(bundle: Any) -> None:
-    (task,) = plan_site(store(), "north", bundle, Config())
-    parts = task.as_facts()
-    assert [len(parts[name]) for name in parts] == [2, 1, 6, 2]
-    names = [name for part in parts.values() for name in part]
-    assert len(set(names)) == len(names)
+    tasks = plan_site(store(), "north", bundle, Config())
+    for task in tasks:
+        assert [len(part) for part in rows_of(task)] == [2, 1, 6, 2]
+        people = [{row["subject"] for row in part} for part in rows_of(task)]
+        assert len(set().union(*people)) == sum(map(len, people))
+
+
+def test_sequences_stay_apart(bundle: Any) -> None:
+    tasks = plan_site(store(), "north", bundle, Config())
+    assert [task.sequence for task in tasks] == ["T1w", "T2w"]
+    for task in tasks:
+        assert {row["sequence"] for part in rows_of(task) for row in part} == {task.sequence}
+
+
+@pytest.mark.parametrize(
+    ("sessions", "expected"),
+    [
+        ((1, 1, 1, 1, 1), [4, 1]),
+        ((1, 4), [4, 1]),  # of few images for validation and one for training, the former
+        ((3, 3, 3), [6, 3]),
+        ((2, 1, 2, 1), [5, 1]),
+        ((5,), [4, 1]),  # nobody else is there: images are held back
+    ],
+)
+def test_whole_subjects_are_held_back(bundle: Any, sessions: tuple[int, ...], expected: list[int]) -> None:
+    many = store()
+    many.index = [row for row in many.index if row["site"] != "north" and row["sequence"] == "T1w"]
+    for number, count in enumerate(sessions):
+        many.index += [entry("north", number, session=f"{session}") for session in range(count)]
+    (task,) = plan_site(many, "north", bundle, Config())
+    assert [len(task.training), len(task.validation)] == expected
+    shared = {row["subject"] for row in task.training} & {row["subject"] for row in task.validation}
+    assert bool(shared) == (len(sessions) == 1)
 
 
 def test_travelers_decide_nothing(bundle: Any) -> None:
@@ -62,7 +110,7 @@ def test_the_seed_draws_the_images(bundle: Any) -> None:
     many.index += [entry("north", 10 + number) for number in range(20)]
 
     def drawn(seed: int) -> list[str]:
-        (task,) = plan_site(many, "north", bundle, Config(target=TargetConfig(images=5, seed=seed)))
+        task, _ = plan_site(many, "north", bundle, Config(target=TargetConfig(images=5, seed=seed)))
         return [row["image_id"] for row in (*task.training, *task.validation)]
 
     assert [len(drawn(seed)) for seed in range(3)] == [5, 5, 5]
@@ -72,8 +120,38 @@ def test_the_seed_draws_the_images(bundle: Any) -> None:
 def test_one_source_image_does_not_do(bundle: Any) -> None:
     few = store()
     few.index = [row for row in few.index if row["site"] == "north" or row["image_id"] == "sub-south0_T1w"]
-    with pytest.raises(DataError, match="two of other sites"):
+    with pytest.raises(DataError, match=r"3 T1w images, and 1 of other sites; 3 T2w.*and 2 of other sites"):
         plan_site(few, "north", bundle, Config())
+
+
+def test_a_sequence_that_is_short_is_left_out_and_named(bundle: Any, caplog: pytest.LogCaptureFixture) -> None:
+    few = store()
+    few.index = [row for row in few.index if row["sequence"] == "T1w" or row["site"] in ("north", "west")]
+    few.index = [row for row in few.index if row["image_id"] != "sub-north0_T2w"]
+    for site, shortage in (("north", "2 T2w images, and 4 of other sites"), ("south", "0 T2w images, and 6 of other")):
+        (task,) = plan_site(few, site, bundle, Config())
+        assert task.sequence == "T1w"
+        assert f"target {site} has {shortage}" in caplog.text
+    few.index = [row for row in few.index if row["site"] != "north" or row["sequence"] == "T1w"]
+    (task,) = plan_site(few, "west", bundle, Config())  # which has T2w enough, but nobody to move
+    assert task.sequence == "T1w"
+    assert "target west has 4 T2w images, and 0 of other sites" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "received"),
+    [
+        ({"shape": (16, 16, 24)}, r"shape \(16, 16, 24\)"),
+        ({"affine": np.diag([4.0, 4, 4, 1])}, "4 x 4 x 4 mm"),
+        ({"steps": ["bias field: not asked for"]}, "bias field: not asked for; expected.*N4"),
+    ],
+    ids=["shape", "spacing", "bias field"],
+)
+def test_a_store_that_was_prepared_otherwise_is_refused(bundle: Any, change: dict[str, Any], received: str) -> None:
+    other = store()
+    other.index = [row | change for row in other.index]
+    with pytest.raises(DataError, match=received):
+        plan_site(other, "north", bundle, Config())
 
 
 def test_sites_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -91,38 +169,98 @@ def test_sites_of_one_name_are_refused(tmp_path: Path) -> None:
         train_targets("store", "model", config)
 
 
-def test_a_site_that_fails_fails_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Any) -> None:
-    ended: dict[str, str] = {}
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Any) -> SimpleNamespace:
+    """What :func:`train_targets` calls, stood in: ``outcome`` of a task, ``publish`` of a site, ``ended`` runs, ``aggregated`` rows."""
+    found = SimpleNamespace(index=store().index, outcome=lambda task: None, ended={}, aggregated=[])
+    found.index.append(entry("west", 9, sequence="FLAIR"))
+    found.publish = lambda site, *_: TrainedTarget(site, "", f"models:/mmh-target-{site}/1", "", {})
     tracking = SimpleNamespace(
         resolve_model=lambda *_: (tmp_path, "models:/mmh-global/1"),
         configure=lambda *_: None,
         start_run=lambda _config, name, *_: name,
-        finish=lambda run, status="FINISHED": ended.setdefault(run, status),
+        finish=lambda run, status="FINISHED": found.ended.setdefault(run, status),
         target_model_name=lambda site: f"mmh-target-{site}",
     )
-    aggregated: list[Any] = []
-    store_of = store()
-    store_of.index.append(entry("west", 9) | {"sequence": "FLAIR"})
-    published = lambda site, *_: TrainedTarget(site, "", f"models:/mmh-target-{site}/1", "", {})  # noqa: E731
     stand_ins = {
         "tracking": tracking,
         "connect": lambda: None,
-        "PreparedStore": lambda _: SimpleNamespace(**vars(store_of), data_hash="d"),
-        "aggregator_for": lambda _store, rows, *_: aggregated.extend(rows),
+        "aggregator_for": lambda _store, rows, *_: found.aggregated.extend(rows),
+        "PreparedStore": lambda _: SimpleNamespace(uri="store", index=found.index, data_hash="d"),
         "bundle_hash": lambda _: "b",
         "load_bundle": lambda _: bundle,
-        "_publish": published,
-        "_run": lambda tasks, *_: [(task, ValueError("burst") if task.site == "south" else None) for task in tasks],
+        "_publish": lambda *given: found.publish(*given),
+        "_run": lambda tasks, *_: [(task, found.outcome(task)) for task in tasks],
     }
     for name, value in stand_ins.items():
         monkeypatch.setattr(train_target, name, value)
-    config = Config(target=TargetConfig(("south", "north"), storage=str(tmp_path)))
+    return found
+
+
+@pytest.fixture
+def of_sites(tmp_path: Path) -> Callable[..., Config]:
+    """Settings for some sites."""
+    return lambda *sites: Config(target=TargetConfig(sites, storage=str(tmp_path)))
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise ValueError("burst")
+
+
+@pytest.mark.parametrize("part", ["training", "publishing"])
+def test_a_site_that_fails_fails_alone(driver: SimpleNamespace, of_sites: Callable[..., Config], part: str) -> None:
+    if part == "training":
+        driver.outcome = lambda task: ValueError("burst") if task.site == "south" else None
+    else:
+        publish = driver.publish
+        driver.publish = lambda site, *given: fail() if site == "south" else publish(site, *given)
     with pytest.raises(ModelError, match=r"target south: burst.*models:/mmh-target-north/1.*target.site=\[south\]"):
-        train_targets("store", "model", config)
-    assert ended == {"target-south": "FAILED"}  # _publish ends the other's
-    assert {row["sequence"] for row in aggregated} == {"T1w"}  # FLAIR is none of the model's
+        train_targets("store", "model", of_sites("south", "north"))
+    assert {row["sequence"] for row in driver.aggregated} == {"T1w", "T2w"}  # FLAIR is none of the model's
+    assert driver.ended == {"target-south": "FAILED"}  # _publish ends the other's
     with pytest.raises(ValueError, match="burst"):
-        train_targets("store", "model", replace(config, target=replace(config.target, site=("south",))))
+        train_targets("store", "model", of_sites("south"))
+
+
+def test_a_site_that_cannot_be_planned_fails_alone(driver: SimpleNamespace, of_sites: Callable[..., Config]) -> None:
+    driver.index = [row for row in driver.index if row["image_id"] not in ("sub-north0_T1w", "sub-north0_T2w")]
+    with pytest.raises(ModelError, match=r"north with 2 T1w images.*mmh-target-south/1.*target.site=\[north, oak\]"):
+        train_targets("store", "model", of_sites("north", "south", "oak"))
+    with pytest.raises(DataError, match="site north with 2 T1w images"):
+        train_targets("store", "model", of_sites("north"))
+    assert not driver.ended  # no run of theirs was started
+
+
+def test_a_site_is_named_once() -> None:
+    with pytest.raises(ConfigError, match=r"target.site=\('north', 'north'\); expected each site once"):
+        TargetConfig(("north", "north"))
+
+
+def test_adapters_do_not_learn_on_inversion(of_sites: Callable[..., Config]) -> None:
+    config = replace(of_sites("north"), harmonize=HarmonizeConfig(inversion_depth=5))
+    with pytest.raises(ConfigError, match=r"harmonize\.inversion_depth=5"):
+        train_targets("store", "model", config)
+
+
+def test_an_earlier_target_stays_until_the_new_one_has_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, place = tmp_path / "new", tmp_path / "runs" / "targets" / "north"
+    for folder, names in ((new, ("target.json", "T1w.safetensors")), (place, ("target.json", "T2w.safetensors"))):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).write_text(folder.name)
+    storage = pyarrow.fs.LocalFileSystem()
+    with monkeypatch.context() as patch:
+        patch.setattr(pyarrow.fs, "copy_files", fail)
+        with pytest.raises(ValueError, match="burst"):
+            _put(storage, new, str(place))
+    assert {path.name: path.read_text() for path in place.iterdir()} == dict.fromkeys(
+        ("target.json", "T2w.safetensors"), "north"
+    )
+    _put(storage, new, str(place))
+    assert {path.name: path.read_text() for path in place.iterdir()} == dict.fromkeys(
+        ("target.json", "T1w.safetensors"), "new"
+    )
+    assert [path.name for path in place.parent.iterdir()] == ["north"]
 
 
 def test_the_aggregator_learns_from_styles_and_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +270,7 @@ def test_the_aggregator_learns_from_styles_and_training_images(monkeypatch: pyte
         return image ** (2 if row["site"] == "south" else 1), np.ones(SHAPE, bool)
 
     monkeypatch.setattr(style_encoder, "PreparedStore", lambda _: SimpleNamespace(read=read))
-    rows = chosen(store().index)
+    rows = chosen([row for row in store().index if row["sequence"] == "T1w"])
     assert {row["split"] for row in rows} == {"train"}
     assert len(rows) == 11
     config = Config(style=StyleConfig(slices=2, steps=20))

@@ -159,6 +159,10 @@ def test_a_scan_can_be_the_target(workshop: Path, store: str, tiny_bundle: Path,
     assert 0 <= facts["style_distance"] < 2
     assert facts["style_encoder"]["backbone"] == "embedded"
     assert facts["reference_mask_sha256"] is not None  # the archive's
+    manifest, whose = str(workshop / "manifest.parquet"), "sub-birch01_T1w"
+    ours = ("target_harmonized",)
+    found = evaluate_target(manifest, "birch", str(out), str(out), config, methods=ours, target=whose)
+    assert found["T1w"]["target_harmonized"]["scans"] == 1
 
 
 def test_an_adapter_of_another_base_is_refused(

@@ -139,6 +139,7 @@ def test_all_looks_of_an_image_share_one_global_pass(
     monkeypatch.setattr(Harmonizer, "_sample", lambda *given: (passes.append("pass"), sample(*given))[1])
     looks = [UNIFIED, look("dim", "T1w", 0.5), look("blind", "T2w", 1.0)]
     worker = HarmonizeWorker(files, config, str(tmp_path), FACTS, looks)
+    worker.harmonizer.bundle.facts["training"]["counts"] = {"north": {"T2w": 3}, "south": {"T1w": 3}}
     rows = {row["target"]: row for row in worker.harmonize(row_of(scan))}
     assert passes == ["pass"]
     assert {name: row["status"] for name, row in rows.items()} == {None: "done", "dim": "done", "blind": "refused"}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmh_ray.config import Config, StyleConfig, TargetConfig
+from mmh_ray.config import Config, HarmonizeConfig, RestyleConfig, StyleConfig, TargetConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.models.adapter import SiteStyle, attach, state_of
 from mmh_ray.models.bundle import save_bundle
@@ -39,9 +39,9 @@ def folder(tuned: TunedAdapter, tmp_path: Path) -> Path:
     return tmp_path / "alder"
 
 
-def save(tuned: TunedAdapter, path: Path) -> None:
+def save(tuned: TunedAdapter, path: Path, config: Config = CONFIG, base: dict[str, str] = BASE) -> None:
     training = {"T1w": {"images": ["a", "b"], "validation_images": ["c"], "sources": ["d"]}, "style_encoder": {}}
-    save_target(path, "alder", BASE, {"T1w": STYLE}, {"T1w": tuned}, CONFIG, training)
+    save_target(path, "alder", base, {"T1w": STYLE}, {"T1w": tuned}, config, training)
 
 
 def test_what_is_loaded_is_what_was_saved(folder: Path, tuned: TunedAdapter) -> None:
@@ -64,11 +64,23 @@ def test_an_adapter_that_never_was_the_better_one_costs_no_passes(tuned: TunedAd
 
 def test_the_same_training_has_the_same_hash_and_another_has_not(folder: Path, tuned: TunedAdapter) -> None:
     before = target_hash(folder)
-    save(tuned, folder)
-    assert target_hash(folder) == before
+    elsewhere = replace(CONFIG, target=replace(CONFIG.target, storage="s3://bucket"))
+    save(replace(tuned, validation={"loss": 0.1}), folder, elsewhere, BASE | {"uri": "file:///models/global"})
+    assert target_hash(folder) == load_target(folder).hash == before
     next(iter(tuned.state.values())).add_(1)
     save(tuned, folder)
     assert target_hash(folder) != before
+
+
+def test_how_it_was_trained_is_recorded(folder: Path, tuned: TunedAdapter) -> None:
+    few, many = HarmonizeConfig(batch_slabs=3), HarmonizeConfig(steps=25, fusion="median", planes=("axial",))
+    assert load_target(folder).sampling(few) == few
+    save(tuned, folder, replace(CONFIG, harmonize=many, restyle=RestyleConfig(gamma=0.3)))
+    target = load_target(folder)
+    assert target.sampling(few) == replace(many, batch_slabs=3)
+    assert target.facts["restyle"]["gamma"] == 0.3
+    zero_shot = replace(target, facts={"reference": "sub-1_T1w"})
+    assert zero_shot.sampling(few) == few
 
 
 def test_an_adapter_on_the_wrong_base_is_refused(folder: Path, model: GlobalHarmonizer) -> None:

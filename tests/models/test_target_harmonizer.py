@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -43,9 +45,11 @@ def volumes(brain: np.ndarray, mask: np.ndarray, uniform: np.ndarray, tiny: Mode
     return [volume(one, mask, uniform, tiny, 1.7) for one in turned] + [volume(brain, mask, uniform, tiny, 1)]
 
 
-def batches(volumes: list[UnifiedVolume], model: GlobalHarmonizer, key: int) -> tuple[TargetBatch, TargetBatch]:
-    """Two of the site's groups and one of the source's."""
-    site = [volumes[(key + index) % 2].group(0, CONFIG, model, key + index) for index in range(2)]
+def batches(
+    volumes: list[UnifiedVolume], model: GlobalHarmonizer, key: int, own: tuple[int, int] = (0, 1)
+) -> tuple[TargetBatch, TargetBatch]:
+    """Two groups of the site, of its volumes ``own``, and one of the source's."""
+    site = [volumes[own[(key + index) % 2]].group(0, CONFIG, model, key + index) for index in range(2)]
     return batch_of(site), batch_of([volumes[3].group(0, CONFIG, model, key)])
 
 
@@ -68,6 +72,18 @@ def test_gradients_reach_the_whole_adapter_and_nothing_else(
     tuner(*batches(volumes, tuner.model, 0))["loss"].backward()
     for name, value in tuner.named_parameters():
         assert (value.grad is not None and bool(value.grad.abs().sum() > 0)) == ("lora_" in name), name
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_gradients_flow_through_the_last_steps_alone(
+    tuner: TargetFineTuner, volumes: list[UnifiedVolume], last: int
+) -> None:
+    tuner.settings, tuner.config = HarmonizeConfig(steps=4), replace(CONFIG, last_steps=last)
+    recorded: list[bool] = []
+    tuner.model.denoiser.register_forward_pre_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
+    tuner(*batches(volumes, tuner.model, 0))["loss"].backward()
+    before, after = [False] * 4, [False] * (4 - last) + [True] * last
+    assert recorded == 2 * (before + after)  # of the site's groups, then of the source's
 
 
 @pytest.mark.parametrize("part", ["reconstruction", "gradient", "statistics", "displacement"])
@@ -99,7 +115,7 @@ def test_a_look_is_learned_and_the_base_is_not_touched(
 ) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     steps: list[int] = []
-    validation = [batches(volumes, tuner.model, 10**6)]
+    validation = [batches(volumes, tuner.model, 10**6, own=(2, 2))]
     tuned = tune(
         tuner, lambda step: batches(volumes, tuner.model, step), validation, lambda step, _: steps.append(step)
     )
@@ -118,7 +134,7 @@ def test_training_stops_when_the_score_no_longer_falls(
     tuned = tune(
         tuner,
         lambda step: batches(volumes, tuner.model, step),
-        [batches(volumes, tuner.model, 10**6)],
+        [batches(volumes, tuner.model, 10**6, own=(2, 2))],
         lambda step, _: steps.append(step),
     )
     assert len(steps) <= 10

@@ -1,0 +1,54 @@
+"""Targets that a batch job is to move its images to, without Ray."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmh_ray.config import Config
+from mmh_ray.distributed import harmonize
+from mmh_ray.distributed.harmonize import _looks
+from mmh_ray.distributed.job import Job
+from mmh_ray.imaging.volume import Volume, write_volume
+from mmh_ray.models.adapter import SiteStyle
+from mmh_ray.models.bundle import load_bundle
+from mmh_ray.models.target_bundle import save_target
+from mmh_ray.models.target_harmonizer import TunedAdapter
+
+pytestmark = pytest.mark.fast
+
+
+def test_sampling_that_a_target_was_not_trained_for_is_named(
+    tiny_bundle: Path, tiny_config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    style = SiteStyle(np.linspace(0, 1, 64), np.linspace(0, 1, 64), np.linspace(0, 1, 257), 0.0)
+    curve_alone = TunedAdapter({}, {"loss": 1.0}, {"loss": 1.0}, 0)
+    base, training = {"hash": load_bundle(tiny_bundle).hash, "uri": ""}, {"T1w": {"images": []}}
+    save_target(tmp_path / "north", "north", base, {"T1w": style}, {"T1w": curve_alone}, tiny_config, training)
+    job = Job("bids", "out", str(tiny_bundle), tiny_config, targets=(str(tmp_path / "north"),))
+    _looks(job, tiny_bundle)
+    assert not caplog.messages
+    other = replace(tiny_config, harmonize=replace(tiny_config.harmonize, steps=25, batch_slabs=1))
+    _looks(replace(job, config=other), tiny_bundle)
+    assert caplog.messages == ["target north: trained with harmonize.steps=1, used with 25"]
+
+
+def test_the_mask_of_a_reference_scan_comes_with_its_grid(
+    tiny_bundle: Path, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, mask = tmp_path / "sub-1_T1w.nii.gz", tmp_path / "mask.nii.gz"
+    for path, size, spacing in ((scan, 4, 1.0), (mask, 2, 2.0)):
+        data = np.arange(size**3, dtype=np.float32).reshape((size,) * 3)
+        write_volume(Volume(data, np.diag([spacing] * 3 + [1])), path)
+    given: list[Any] = []
+    target = SimpleNamespace(site="ref", hash="h", attach=lambda _: None, sampling=lambda settings: settings)
+    monkeypatch.setattr(harmonize, "_mask_of", lambda *_: str(mask))
+    monkeypatch.setattr(harmonize, "target_of_scan", lambda *found: given.extend(found) or target)
+    _looks(Job("bids", "out", str(tiny_bundle), tiny_config, target_image=str(scan)), tiny_bundle)
+    (laid,) = (part for part in given[2:] if isinstance(part, Volume))
+    assert np.allclose(laid.affine, np.diag([2.0, 2, 2, 1]))

@@ -1,0 +1,89 @@
+"""The demo without its minutes: which commands it gives, and what of their outcome it keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmh_ray import demo
+from mmh_ray.config import Config, PhantomConfig, TargetConfig
+from mmh_ray.distributed import evaluate_target
+from mmh_ray.errors import ConfigError
+from mmh_ray.evaluation.target import METHODS
+
+pytestmark = pytest.mark.fast
+
+CONFIG = Config(phantom=PhantomConfig(travelers=2), target=TargetConfig(("alder",)))
+SCORED = {"psnr": 20.0, "ssim": 0.9, "truth_nrmse": 0.1, "w1": 0.02, "gradient_correlation": 0.99}
+SEQUENCES = ("T1w", "T2w")
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Command lines that a stand-in for `mmh` received, which writes what the two evaluations would."""
+    lines: list[list[str]] = []
+
+    def main(line: Sequence[str]) -> int:
+        lines.append(list(line))
+        if line[0] == "evaluate-target":
+            target = {name: dict.fromkeys(METHODS, SCORED) for name in SEQUENCES}
+            Path(line[5]).write_text(json.dumps(target))
+        if line[0] == "evaluate":
+            folder = Path(line[line.index("--out") + 1])
+            (folder / "figures").mkdir(parents=True)
+            about = {"problems": [], "notes": [], "subjects": 2, "code_version": "1"}
+            measures = {name: {"psnr": {"value": 30.0}} for name in SEQUENCES}
+            evaluation = {"about": about, "differences": {}, "raw": measures, "ours": measures}
+            (folder / "evaluation.json").write_text(json.dumps(evaluation))
+        return 0
+
+    monkeypatch.setattr("mmh_ray.cli.main", main)
+    return lines
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Pictures that were asked for."""
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(evaluate_target, "draw", lambda *given: calls.append(given))
+    return calls
+
+
+def test_the_target_is_moved_to_scored_and_drawn(
+    commands: list[list[str]], drawn: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    demo.run(str(tmp_path / "out"), CONFIG)
+    root = tmp_path / "out"
+    names = ["phantom", "manifest", "prepare", "train-global", "harmonize"]
+    assert [line[0] for line in commands] == [*names, "train-target", "harmonize", "evaluate-target", "evaluate"]
+    unified, moved, scores = str(root / "harmonized"), str(root / "target"), str(root / "target.json")
+    assert commands[6][1:3] == [str(root / "bids"), moved]
+    assert commands[6][commands[6].index("--target") + 1] == "alder"
+    assert commands[7][1:6] == [str(root / "manifest.parquet"), "alder", unified, moved, scores]
+    assert f"ours_target={moved}" in commands[8]
+    metrics = json.loads((root / "metrics.json").read_text())
+    for sequence in SEQUENCES:
+        assert metrics[sequence]["harmonized"]["psnr"] == 30.0
+        for method in ("target_raw", "target_n4_histogram_matching", "target_global", "target_harmonized"):
+            assert SCORED.items() <= metrics[sequence][method].items()
+    truth = str(root / "bids" / "derivatives" / "truth")
+    assert drawn == [(str(root / "manifest.parquet"), "alder", unified, moved, CONFIG, truth, root / "figures")]
+
+
+def test_without_a_target_there_is_no_target_stage(
+    commands: list[list[str]], drawn: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    demo.run(str(tmp_path), Config())
+    assert not {"train-target", "evaluate-target"} & {line[0] for line in commands}
+    assert "target_raw" not in json.loads((tmp_path / "metrics.json").read_text())["T1w"]
+    assert not drawn
+
+
+def test_a_command_that_fails_ends_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("mmh_ray.cli.main", lambda line: int(line[0] == "prepare"))
+    with pytest.raises(ConfigError, match="mmh prepare ended with code 1"):
+        demo.run(str(tmp_path), CONFIG)
