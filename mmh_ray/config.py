@@ -89,7 +89,8 @@ class GridConfig:
 class PrepareConfig:
     """From any scan to the working grid (`mmh prepare`; `mmh harmonize` runs the same steps).
 
-    `mmh harmonize` takes `crop_neck`, `register` and `skull` from its own configuration, what decides intensities from the model's.
+    `mmh harmonize` takes `crop_neck`, `register` and `skull` from its own configuration, what decides intensities from the model's;
+    other values of those are refused.
     """
 
     crop_neck: bool = True

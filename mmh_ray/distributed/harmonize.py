@@ -22,7 +22,7 @@ from mmh_ray.bids.entities import desc_of, parse
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.status import RunRecord, utc_now
-from mmh_ray.config import HarmonizeConfig, PrepareConfig, to_dict
+from mmh_ray.config import Config, HarmonizeConfig, PrepareConfig, flatten, to_dict
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.cohort_report import write_cohort_report
 from mmh_ray.distributed.crew import Crew
@@ -38,8 +38,10 @@ from mmh_ray.distributed.look import (
     unknown_sequence,
 )
 from mmh_ray.distributed.manifest import probe_all
+from mmh_ray.distributed.prepare import check_row
+from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.distributed.worker import HarmonizeWorker
-from mmh_ray.errors import ConfigError, data_error
+from mmh_ray.errors import ConfigError, RefusedError, data_error
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.volume import BYTES_PER_VOXEL, read_volume
 from mmh_ray.models.bundle import Bundle, bundle_hash, load_bundle
@@ -119,13 +121,30 @@ def stoppable() -> Iterator[None]:
 def plan(job: Job) -> list[Row]:
     """What :func:`harmonize` would do, per image: ``image_id``, ``source``, ``action`` (harmonize, skip, refuse, fail) and ``reason``.
 
-    Every file is read; nothing is written. What only harmonizing shows (the quality checks) is not foreseen.
+    Every file is read, and what is to be harmonized is prepared and checked; nothing is written. What only the model's result shows (its
+    flags) is not foreseen. Raises as :func:`harmonize` does.
     """
     rows, folder, facts, looks = _prepare(job)
+    _check_writable(job.out)
     tasks = _tasks(job, rows, {row["image_id"]: row for row in current_rows(job.out)}, looks)
     probe_all([task for task in tasks if task["status"] == "ok"], BYTES_PER_VOXEL)
-    known = load_bundle(folder).config.model.sequences
-    return [_planned(task, look, job, known, facts) for task in tasks for look in looks]
+    bundle = load_bundle(folder)
+    known = bundle.config.model.sequences
+    planned = [(task, _planned(task, look, job, known, facts)) for task in tasks for look in looks]
+    wanted = {task["image_id"]: task for task, row in planned if row["action"] == "harmonize"}
+    amiss = _amiss(list(wanted.values()), bundle, job.config) if wanted else {}
+    return [row | (amiss.get(task["image_id"], {}) if row["action"] == "harmonize" else {}) for task, row in planned]
+
+
+def _amiss(tasks: list[Row], bundle: Bundle, config: Config) -> dict[str, Row]:
+    """``action`` and ``reason`` of the images that cannot be prepared or must not be harmonized, by id."""
+    harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
+    settings, found = (bundle.config.grid, harmonizer.prepare, harmonizer.quality), dict[str, Row]()
+    for image, error, _ in run_tasks(check_row, tasks, settings, "Checking", "images"):
+        if error is not None:
+            action = "refuse" if isinstance(error, RefusedError) else "fail"
+            found[image["image_id"]] = {"action": action, "reason": str(data_error(error, image["uri"]))}
+    return found
 
 
 def _planned(task: Row, look: Look, job: Job, known: tuple[str, ...], facts: Row) -> Row:
@@ -151,6 +170,7 @@ def _prepare(job: Job) -> tuple[list[Row], Path, Row, list[Look]]:
     check_dataset(job.out, job.bids)
     folder, uri = tracking.resolve_model(job.model, job.config.tracking)
     found = find_images(job.bids, job.config.manifest.site_pattern, require_site=False)
+    _check_preparation(job.config, load_bundle(folder).config)
     facts = {"model": uri, "model_hash": bundle_hash(folder)}
     rows, looks = _select(found, job.participants, job.sequences), _looks(job, folder)
     mark_shared_outputs(rows, looks, job.config.harmonize)
@@ -213,6 +233,16 @@ def _geometry(prepare: PrepareConfig) -> Row:
     return {"crop_neck": prepare.crop_neck, "register": prepare.register, "skull": prepare.skull}
 
 
+def _check_preparation(config: Config, known: Config) -> None:
+    """Refuse what would have no effect: but for :func:`_geometry` the preparation is the model's. A default counts as not given."""
+    given, usual, used = map(flatten, (config, Config(), known))
+    free = {f"prepare.{name}" for name in (*_geometry(config.prepare), "shard_volumes")}
+    for key, value in given.items():
+        if key.startswith(("grid.", "prepare.")) and key not in free and value not in (usual[key], used[key]):
+            remedy = "Leave it out, or train a model on scans prepared so."
+            raise ConfigError(f"{key}={value}", f"{used[key]}, with which the model was trained", remedy)
+
+
 def _check_output(bids: str, out: str) -> None:
     if "://" in bids or "://" in out:
         raise ConfigError(f"{bids} -> {out}", "folders on a local or mounted disk", "Mount or copy the archive.")
@@ -238,6 +268,14 @@ def _journal(job: Job) -> Iterator[Journal]:
                 f"output {job.out}: {error}", "a folder that can be written to", "Name another."
             ) from error
         yield journal
+
+
+def _check_writable(out: str) -> None:
+    """What :func:`_journal` would find out, without writing: at the folder, or at the nearest above it that is there."""
+    there = next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if os.path.lexists(path))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        problem = "no right to write" if there.is_dir() else "not a folder"
+        raise ConfigError(f"output {out}: {there}: {problem}", "a folder that can be written to", "Name another.")
 
 
 def _select(rows: list[Row], participants: Iterable[str], sequences: Iterable[str]) -> list[Row]:

@@ -25,7 +25,7 @@ from mmh_ray.distributed import shards
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.errors import DataError, data_error
 from mmh_ray.evaluation.quality import check_scan, describe_scan
-from mmh_ray.imaging.preprocess import prepare_volume
+from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.volume import check_memory, read_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of, sha256_file
@@ -214,11 +214,7 @@ def prepare_row(row: Row, grid: GridConfig, settings: PrepareConfig, quality: Qu
     """
     if sha256_file(row["uri"]) != row["sha256"]:
         raise DataError(f"{row['uri']}: changed since the manifest", "the same bytes", "Build the manifest again.")
-    check_memory(row["uri"])
-    volume = read_volume(row["uri"])
-    mask = read_volume(row["mask_uri"]) if row["mask_uri"] else None
-    result = prepare_volume(volume, mask, grid, settings)
-    check_scan(row["sequence"], describe_scan(volume, result.brain, result.registration), quality)
+    result = _prepared(row, grid, settings, quality)
     return _facts(row) | {
         "provenance": row["provenance"],
         "image": result.image,
@@ -232,6 +228,20 @@ def prepare_row(row: Row, grid: GridConfig, settings: PrepareConfig, quality: Qu
         "tissues": result.tissues,
         "steps": list(result.steps),
     }
+
+
+def check_row(row: Row, settings: tuple[GridConfig, PrepareConfig, QualityConfig]) -> None:
+    """Prepare one image and keep nothing: what it raises is why it could not be harmonized, or would be refused."""
+    _prepared(row, *settings)
+
+
+def _prepared(row: Row, grid: GridConfig, settings: PrepareConfig, quality: QualityConfig) -> Prepared:
+    check_memory(row["uri"])
+    volume = read_volume(row["uri"])
+    mask = read_volume(row["mask_uri"]) if row["mask_uri"] else None
+    result = prepare_volume(volume, mask, grid, settings)
+    check_scan(row["sequence"], describe_scan(volume, result.brain, result.registration), quality)
+    return result
 
 
 def _failed(row: Row, error: Exception) -> Row:

@@ -19,7 +19,7 @@ import pytest
 from mmh_ray.bids.ledger import Journal, read_ledger
 from mmh_ray.bids.status import run_status
 from mmh_ray.cli import main
-from mmh_ray.config import Config
+from mmh_ray.config import Config, GridConfig
 from mmh_ray.distributed.harmonize import harmonize, plan
 from mmh_ray.distributed.job import Job
 from mmh_ray.errors import ConfigError, DataError, ModelError
@@ -262,6 +262,9 @@ def test_unusable_arguments_leave_nothing_behind(job: FirstRun, tmp_path: Path) 
         harmonize(replace(elsewhere, participants=("02",), sequences=("T1w",)))
     with pytest.raises(ModelError):
         harmonize(replace(elsewhere, model=str(tmp_path / "nowhere")))
+    with pytest.raises(ConfigError, match=r"grid\.spacing_mm=5\.0; expected 6\.0, with which the model was trained"):
+        harmonize(replace(elsewhere, config=replace(job.config, grid=GridConfig(5.0, (32, 40, 32)))))
+    assert main([*arguments(job), "prepare.n4_iterations=[3]"]) == 2
     assert not list(tmp_path.iterdir())
     assert main(["harmonize", str(job.bids), str(job.bids / "sub-01"), "--model", str(job.bundle)]) == 2
     (tmp_path / "file").touch()
@@ -281,13 +284,40 @@ def snapshot(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+def check_foreseen(job: FirstRun, folder: Path) -> None:
+    """What only preparing a scan shows: noise within a brain's outline, a T2w named T1w, and a damaged mask."""
+    scan, mask = (nib.load(job.scan(GOOD[1])), nib.load(job.bids / "derivatives/masks/sub-01_desc-brain_mask.nii.gz"))
+    inside = mask.get_fdata() > 0.5
+    noise = np.random.default_rng(0).rayleigh(300, inside.shape) * inside
+    for subject, data in (("06", noise), ("07", scan.get_fdata()), ("08", scan.get_fdata())):
+        save(folder / f"odd/sub-{subject}/anat/sub-{subject}_T1w.nii.gz", data, scan.affine)
+        save(folder / f"odd/derivatives/masks/sub-{subject}_desc-brain_mask.nii.gz", inside, scan.affine)
+    damaged = folder / "odd/derivatives/masks/sub-08_desc-brain_mask.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    (folder / "odd/dataset_description.json").write_text(json.dumps({"Name": "Odd", "BIDSVersion": "1.10.0"}))
+    before = snapshot(folder)
+    found = {row["image_id"]: row for row in plan(job.again(bids=str(folder / "odd"), out=str(folder / "new")))}
+    assert {name: row["action"] for name, row in found.items()} == {
+        "sub-06_T1w": "refuse",
+        "sub-07_T1w": "refuse",
+        "sub-08_T1w": "fail",
+    }, found
+    assert "expected" in found["sub-06_T1w"]["reason"]
+    assert "expected a T1w: fluid darker than grey" in found["sub-07_T1w"]["reason"]
+    assert f"{damaged}: unreadable" in found["sub-08_T1w"]["reason"]
+    assert snapshot(folder) == before
+
+
 def test_a_dry_run_tells_what_would_happen_and_writes_nothing(job: FirstRun, tmp_path: Path, capsys) -> None:
     expected = {name: "refuse" if name == "sub-02_FLAIR" else "fail" for name in REASONS}
     elsewhere = plan(job.again(out=str(tmp_path / "new")))
     assert {row["image_id"]: row["action"] for row in elsewhere} == expected | dict.fromkeys(GOOD, "harmonize")
     for row in elsewhere:
         assert REASONS.get(row["image_id"], "") in (row["reason"] or "")
+    check_foreseen(job, tmp_path)
     assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match="not a folder; expected a folder that can be written to"):
+        plan(job.again(out=str(job.bundle / "config.json/out")))
     harmonize(job.again())
     before = snapshot(job.out)
     assert main(arguments(job, "--dry-run")) == 1
