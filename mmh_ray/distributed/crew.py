@@ -58,7 +58,10 @@ class Crew:
         self._bad_starts: list[RayError] = []
 
     def run(self, rows: Iterable[Row]) -> Generator[list[Row]]:
-        """Ledger rows of the images as they finish; whoever stops before the last of them closes this, which ends the actors."""
+        """Ledger rows of the images as they finish; whoever stops before the last of them closes this, which ends the actors.
+
+        On a cluster that stands they would go on writing to a folder that is another run's by then.
+        """
         self._waiting.extend(rows)
         try:
             for _ in range(self._size):
@@ -77,9 +80,7 @@ class Crew:
                     yield from self._finished(finished[0])
         finally:
             for actor in (*self._ready, *(actor for actor, _ in self._starting.values())):
-                ray.kill(
-                    actor
-                )  # on a cluster that stands it would go on writing to a folder that is another run's by then
+                ray.kill(actor)
 
     def _start(self) -> None:
         actor = self._hire()
