@@ -108,11 +108,8 @@ def _url(source: str | Path) -> str:
 def _values(description: dict[str, Any], section: str, key: str) -> list[Any]:
     """Values of a key in the objects of a list; none where it is something else."""
     entries = description.get(section)
-    return (
-        [entry[key] for entry in entries if isinstance(entry, dict) and key in entry]
-        if isinstance(entries, list)
-        else []
-    )
+    objects = entries if isinstance(entries, list) else []
+    return [entry[key] for entry in objects if isinstance(entry, dict) and key in entry]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

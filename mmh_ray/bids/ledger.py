@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +25,8 @@ LEDGER, JOURNAL = "ledger.parquet", ".ledger.jsonl"
 STATUSES = ("done", "skipped", "failed", "refused")
 MADE = STATUSES[:2]
 """States of an image whose output is what was asked for."""
+LOCKING_S = 2.0
+"""Seconds for which a run tries to get its folder: who only looks whether one is going on (:func:`is_locked`) has it for a moment too."""
 LEDGER_VERSION = b"3"
 LEDGER_SCHEMA = pa.schema(
     [
@@ -150,7 +154,8 @@ class Journal:
         except OSError as error:  # the journal stays, and the next run takes it over
             raise _full(self._ledger, error) from error
         finally:
-            self._stream.close()
+            with contextlib.suppress(OSError):  # what could not be written was said by append
+                self._stream.close()
 
     def __enter__(self) -> Journal:
         return self
@@ -160,12 +165,16 @@ class Journal:
 
     def _locked(self, out: str | Path) -> IO[bytes]:
         """The journal, opened and ours alone; another run may remove the one we opened before we have its lock."""
+        deadline = time.monotonic() + LOCKING_S
         while True:
             stream = open(self._path, "ab")  # noqa: SIM115 - closed by close()
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 stream.close()
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
                 received = f"{out}: another run is writing there"
                 raise ConfigError(received, "one run a folder", "Wait for it or stop it.") from error
             except OSError as error:  # some network file systems have no locks

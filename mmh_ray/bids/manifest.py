@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ none (a subject without a usable image); `sex` M, F or O; `orientation` the ends
 
 Row = dict[str, Any]
 
+NAMED = 5
+"""Names in a warning that stands for many."""
 _SITE_HELP = (
     "Give a `site` column in participants.tsv, sub-X_sessions.tsv or the scans.tsv, a `Site` key in the JSON sidecar, "
     "or manifest.site_pattern, a regular expression on the relative path such as '(?P<site>[a-z]+)-'."
@@ -153,8 +156,12 @@ class _Archive:
 
     def all_rows(self) -> Iterator[Row]:
         """A row per image of the archive, and one per folder that hides its images."""
+        empty: list[str] = []
         for subject in _folders(self.root, lambda name: name.startswith("sub-")):
-            yield from self.rows_below(subject)
+            rows = list(self.rows_below(subject))
+            empty += [] if rows else [subject.name]
+            yield from rows
+        _warn_of(empty, "no image in sub-*/[ses-*/]anat/ of a subject")
 
     def rows_below(self, folder: Path) -> Iterator[Row]:
         """Rows of a subject, a session or an anat folder; one that cannot be read is a row itself."""
@@ -173,7 +180,7 @@ class _Archive:
         relative = folder.relative_to(self.root)
         row = dict.fromkeys(SCHEMA.names) | {"image_id": _printable(relative), "uri": _printable(folder)}
         subject = _printable(relative.parts[0]).removeprefix("sub-")
-        return row | {"subject": subject, "status": "unusable", "reason": str(error)}
+        return row | {"subject": subject, "status": "unusable", "reason": _printable(str(error))}
 
     def rows(self, anat: Path) -> Iterator[Row]:
         """A row per image of one anat folder; its tables and sidecars are read once."""
@@ -210,7 +217,7 @@ class _Archive:
             if self.require_site and row["site"] is None:
                 raise DataError(f"{relative}: no site", "a site per image", _SITE_HELP)
         except DataError as error:
-            row |= {"status": "unusable", "reason": str(error)}
+            row |= {"status": "unusable", "reason": _printable(str(error))}
         return row
 
     def facts(self, entities: Entities, relative: str, table: Row, sidecar: Row) -> Row:
@@ -332,18 +339,40 @@ def _inherited(sidecars: list[tuple[dict[str, str], str, Row]], entities: Entiti
 
 
 def _brain_masks(root: Path) -> dict[frozenset, str]:
-    """Paths of `*_desc-brain_mask.nii[.gz]` under derivatives/, by their entities besides that; `mod-T1w` ties one to a sequence."""
+    """Paths of `*_desc-brain_mask.nii[.gz]` under derivatives/, by their entities besides that; `mod-T1w` ties one to a sequence.
+
+    What is left out is warned of, by its kind.
+    """
     masks: dict[frozenset, str] = {}
-    for folder, subfolders, names in os.walk(root / "derivatives"):
+    unread: list[str] = []
+    left_out: defaultdict[str, list[str]] = defaultdict(list)
+    top = root / "derivatives"
+    for folder, subfolders, names in os.walk(top, onerror=lambda error: unread.append(error.filename)):
         subfolders.sort()
         endings = ("_desc-brain_mask.nii.gz", "_desc-brain_mask.nii")
         for path in (Path(folder, name) for name in sorted(names) if name.endswith(endings)):
-            if _inside(path, root):
-                try:
-                    masks.setdefault(frozenset(parse(path).without("desc").tags.items()), str(path))
-                except DataError as error:
-                    log.warning("%s is left out: %s", _printable(path), error)
+            try:
+                tags = frozenset(parse(path).without("desc").tags.items())
+            except DataError as error:
+                log.warning("%s is left out: %s", _printable(path), error)
+                continue
+            if not _inside(path, root):
+                left_out["a link out of the archive"].append(str(path))
+            elif _printable(path) != str(path):
+                left_out["its path is not UTF-8"].append(str(path))
+            elif masks.setdefault(tags, str(path)) != str(path):
+                left_out["the second of its entities"].append(str(path))
+    _warn_of(unread if top.exists() else [], "a folder of derivatives that cannot be read")
+    for why, paths in left_out.items():
+        _warn_of(paths, f"a brain mask left out, {why}")
     return masks
+
+
+def _warn_of(paths: list[str], what: str) -> None:
+    """One line, whatever the number."""
+    if paths:
+        more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+        log.warning("%d x %s: %s%s", len(paths), what, _printable(", ".join(paths[:NAMED])), more)
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:
@@ -375,5 +404,6 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) and number >= 0 else None
 
 
-def _printable(path: str | Path) -> str:
-    return os.fsencode(path).decode("utf-8", "replace")
+def _printable(text: str | Path) -> str:
+    """Bytes of a name that are not UTF-8 as `\\xff`, so that different names stay different."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")

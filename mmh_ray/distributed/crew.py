@@ -60,7 +60,10 @@ class Crew:
         self._bad_starts: list[RayError] = []
 
     def run(self, rows: Iterable[Row]) -> Generator[list[Row]]:
-        """Ledger rows of the images as they finish; whoever stops before the last of them closes this, which ends the actors."""
+        """Ledger rows of the images as they finish; whoever stops before the last of them closes this, which ends the actors.
+
+        On a cluster that stands they would go on writing to a folder that is another run's by then.
+        """
         self._waiting.extend(rows)
         try:
             for _ in range(self._size):

@@ -105,13 +105,13 @@ def mark_shared_outputs(rows: list[Row], looks: Sequence[Look], settings: Harmon
 
     On the template's grid that is one that differs from another in `space` alone.
     """
-    taken: dict[PurePosixPath, str] = {}
+    taken: dict[PurePosixPath, Any] = {}
     for row in rows:
         outputs = [look.output(row, settings) for look in looks] if row["status"] == "ok" else []
         first = next((taken[path] for path in outputs if path in taken), None)
         if first:
             received = f"its output would have the name of that of {first}"
-            error = DataError(received, "a name of its own", "Rename one of them, or harmonize it into another folder.")
+            error = DataError(received, "a name of its own", "Rename one of them, or leave both on their own grid.")
             row |= {"status": "unusable", "reason": str(error)}
         else:
             taken |= dict.fromkeys(outputs, row["image_id"])

@@ -1,5 +1,6 @@
 """The ledger survives a killed driver, and two runs never share one."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mmh_ray.bids import ledger
 from mmh_ray.bids.ledger import LEDGER_SCHEMA, Journal, current_rows, is_locked, read_ledger, write_ledger
 from mmh_ray.errors import ConfigError, DataError
 
@@ -116,7 +118,28 @@ def test_a_refused_row_leaves_the_journal_whole(tmp_path):
         assert os.path.getsize(tmp_path / ".ledger.jsonl") == 0
 
 
-def test_two_runs_in_one_folder_are_refused(tmp_path):
+def test_a_disk_that_is_full_is_named_whatever_is_still_to_be_written(tmp_path):
+    script = (
+        "import resource, sys\nfrom mmh_ray.bids.ledger import Journal\nwith Journal(sys.argv[1]) as journal:\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "    journal.append({'image_id': 'a', 'status': 'failed', 'reason': 5000 * 'x'})"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ended.stderr.splitlines()[-1].startswith("mmh_ray.errors.DataError: "), ended.stderr
+    assert "expected a disk that takes the ledger" in ended.stderr.splitlines()[-1]
+
+
+def test_who_only_looks_makes_no_run_fail(tmp_path):
+    with open(tmp_path / ".ledger.jsonl", "ab") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.3, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with Journal(tmp_path) as journal:
+            journal.append(row("a"))
+    assert len(read_ledger(tmp_path / "ledger.parquet")) == 1
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "LOCKING_S", 0.1)
     with Journal(tmp_path) as journal:
         journal.append(row("a"))
         with pytest.raises(ConfigError, match="another run"):
@@ -138,9 +161,10 @@ def test_the_rows_of_a_run_can_be_read_while_it_goes_on(tmp_path):
     assert len(current_rows(tmp_path)) == 3
 
 
-def test_runs_that_follow_each_other_closely_lose_no_row(tmp_path):
+def test_runs_that_follow_each_other_closely_lose_no_row(tmp_path, monkeypatch):
     """Each thread takes the folder as often as it can; a lock on a removed journal would lose rows."""
     written: list[str] = []
+    monkeypatch.setattr(ledger, "LOCKING_S", 0.0)
 
     def take(name: str) -> None:
         for number in range(40):

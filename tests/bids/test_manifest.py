@@ -165,6 +165,35 @@ def test_bad_names_keep_their_row(tmp_path):
     assert to_table(rows.values()).num_rows == 8  # every name can be stored
 
 
+def test_names_that_are_not_utf_8_are_told_apart_and_can_be_stored(tmp_path):
+    people(tmp_path, "sub-01 A 30 F")
+    good = image(tmp_path, "sub-01_T1w")
+    for name in (b"sub-01_acq-\xff_T1w.nii", b"sub-01_acq-\xfe_T1w.nii"):
+        os.close(os.open(os.fsencode(good.parent) + b"/" + name, os.O_CREAT))
+    os.symlink("absent", os.fsencode(tmp_path) + b"/sub-\xff")
+    rows = find_images(tmp_path)
+    assert [row["image_id"] for row in rows] == [
+        r"sub-01/anat/sub-01_acq-\xfe_T1w.nii",
+        r"sub-01/anat/sub-01_acq-\xff_T1w.nii",
+        "sub-01_T1w",
+        r"sub-\xff",
+    ]
+    assert r"sub-\xff: a broken link" in rows[-1]["reason"]
+    assert to_table(rows).num_rows == 4
+
+
+def test_what_has_no_row_is_warned_of(tmp_path, caplog):
+    people(tmp_path, "sub-01 A 30 F")
+    image(tmp_path, "sub-01_T1w")
+    put(tmp_path / "sub-02/sub-02_T1w.nii.gz")
+    put(tmp_path / "sub-03/Anat/sub-03_T1w.nii.gz")
+    for number in range(4, 9):
+        put(tmp_path / f"sub-0{number}/ses-1/func/sub-0{number}_ses-1_bold.nii.gz")
+    assert list(by_id(tmp_path)) == ["sub-01_T1w"]
+    named = "sub-02, sub-03, sub-04, sub-05, sub-06 and 2 more"
+    assert caplog.messages == [f"7 x no image in sub-*/[ses-*/]anat/ of a subject: {named}"]
+
+
 def test_duplicates_links_and_odd_files(tmp_path):
     root, outside = tmp_path / "bids", put(tmp_path / "outside.nii.gz")
     people(root, *(f"sub-{number:02d} A 30 F" for number in range(1, 7)))
@@ -209,6 +238,39 @@ def test_masks_are_matched_by_entities_and_derivatives_are_no_images(tmp_path):
     image(derived, "sub-01_ses-1_desc-harmonized_T1w")
     masks = {key: row["mask_uri"] for key, row in by_id(tmp_path).items()}
     assert masks == {"sub-01_ses-1_T1w": str(mask), "sub-01_ses-1_run-2_T1w": None, "sub-01_ses-2_T1w": None}
+
+
+def test_masks_that_are_left_out_are_warned_of(tmp_path, caplog, monkeypatch):
+    root, outside = tmp_path / "bids", put(tmp_path / "outside.nii.gz")
+    people(root, "sub-01 A 30 F", "sub-02 A 30 F")
+    for stem in ("sub-01_T1w", "sub-02_T1w"):
+        image(root, stem)
+    first = image(root / "derivatives/a", "sub-01_desc-brain_mask")
+    second = image(root / "derivatives/b", "sub-01_desc-brain_mask")
+    link = root / "derivatives/a/sub-02_desc-brain_mask.nii.gz"
+    link.symlink_to(outside)
+    os.close(os.open(os.fsencode(link.parent) + b"/sub-02_acq-\xff_desc-brain_mask.nii", os.O_CREAT))
+    os.mkdir(os.fsencode(root) + b"/derivatives/\xff")
+    os.close(os.open(os.fsencode(root) + b"/derivatives/\xff/sub-02_desc-brain_mask.nii", os.O_CREAT))
+    closed = root / "derivatives/closed"
+    closed.mkdir()
+    scandir = os.scandir
+
+    def refusing(folder):
+        if Path(folder) == closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    masks = {key: row["mask_uri"] for key, row in by_id(root).items()}
+    assert masks == {"sub-01_T1w": str(first), "sub-02_T1w": None}
+    assert "sub-02_acq-\\xff_desc-brain_mask.nii is left out" in caplog.messages[0]
+    assert caplog.messages[1:] == [
+        f"1 x a folder of derivatives that cannot be read: {closed}",
+        f"1 x a brain mask left out, a link out of the archive: {link}",
+        f"1 x a brain mask left out, the second of its entities: {second}",
+        rf"1 x a brain mask left out, its path is not UTF-8: {root}/derivatives/\xff/sub-02_desc-brain_mask.nii",
+    ]
 
 
 def scan(subject: str, site: str | None = "A", status: str = "ok") -> dict:

@@ -138,7 +138,10 @@ def test_the_folder_of_another_archive_is_left_alone(job: Job, work: dict[str, A
     assert harmonize(moved) == {"done": 1, "failed": 1}
 
 
-def test_a_run_that_is_refused_the_folder_writes_nothing_there(job: Job, work: dict[str, Any]) -> None:
+def test_a_run_that_is_refused_the_folder_writes_nothing_there(
+    job: Job, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmh_ray.bids.ledger.LOCKING_S", 0.1)
     with Journal(job.out), pytest.raises(ConfigError, match="another run is writing there"):
         harmonize(job)
     assert [path.name for path in Path(job.out).iterdir()] == ["ledger.parquet"]

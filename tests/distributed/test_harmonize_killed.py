@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -51,18 +52,26 @@ def start(inputs: Path, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def wait_until_working(driver: subprocess.Popen[bytes], out: Path) -> None:
-    """Until the journal is there, so that a kill hits the run and not its start."""
-    while driver.poll() is None and not (out / ".ledger.jsonl").exists():
-        time.sleep(0.02)
+def wait_until_working(driver: subprocess.Popen[bytes]) -> None:
+    """Until there are actors, so that a kill hits the run and not its start."""
+    while driver.poll() is None and not actors(driver):
+        time.sleep(0.1)
+
+
+def actors(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The run's actors at this moment."""
+    found = []
+    with contextlib.suppress(psutil.Error):  # a process may end while it is looked at
+        for child in psutil.Process(driver.pid).children(recursive=True):
+            found += [child] if "HarmonizeWorker" in child.name() + " ".join(child.cmdline()) else []
+    return found
 
 
 def kill_an_actor(driver: subprocess.Popen[bytes]) -> bool:
     """Whether one was there to be killed."""
-    for child in psutil.Process(driver.pid).children(recursive=True):
-        if "HarmonizeWorker" in child.name() + " ".join(child.cmdline()):
-            child.kill()
-            return True
+    for child in actors(driver)[:1]:
+        child.kill()
+        return True
     return False
 
 
@@ -78,7 +87,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(inputs: Path, tmp
     killed = 0
     for _ in range(3):
         driver = start(inputs, out)
-        wait_until_working(driver, out)
+        wait_until_working(driver)
         time.sleep(random.uniform(2, 9))
         for path in out.rglob("*_desc-harmonized_*.nii.gz"):  # whatever is there at this moment is whole
             assert np.isfinite(nib.load(path).get_fdata()).all()
@@ -88,7 +97,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(inputs: Path, tmp
         driver.wait()
     assert killed
     last = start(inputs, out)
-    wait_until_working(last, out)
+    wait_until_working(last)
     time.sleep(3)
     kill_an_actor(last)
     assert last.wait(timeout=PATIENCE_S) == 0
@@ -107,7 +116,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(inputs: Path, tmp
 def test_two_runs_at_once_do_every_image_once(inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = start(inputs, out)
-    wait_until_working(first, out)
+    wait_until_working(first)
     second = start(inputs, out)
     assert second.wait(timeout=PATIENCE_S) == 2  # refused: another run is writing there
     assert first.wait(timeout=PATIENCE_S) == 0
@@ -118,7 +127,7 @@ def test_two_runs_at_once_do_every_image_once(inputs: Path, tmp_path: Path) -> N
 
 def test_an_actor_that_is_killed_costs_nothing(inputs: Path, tmp_path: Path) -> None:
     driver = start(inputs, tmp_path)
-    wait_until_working(driver, tmp_path)
+    wait_until_working(driver)
     hit = False
     while driver.poll() is None and not hit:
         hit = kill_an_actor(driver)
