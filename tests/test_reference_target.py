@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from mmh_ray import reference_target
 from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
@@ -17,7 +18,7 @@ from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.bundle import load_bundle, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
-from mmh_ray.reference_target import target_of_scan
+from mmh_ray.reference_target import SHARPNESS, target_of_scan
 
 pytestmark = pytest.mark.fast
 
@@ -75,3 +76,38 @@ def test_a_mask_on_another_grid_is_laid_on_the_scan(harmonizer: Harmonizer, anat
     assert targets[0].facts["reference_mask_sha256"] is not None
     other = target_of_scan(harmonizer, scan, "T1w", "ref", "s" * 64, np.roll(anatomy.brain, 2, axis=0))
     assert other.facts["reference_mask_sha256"] != targets[0].facts["reference_mask_sha256"]
+
+
+class Preference:
+    """A style encoder that finds the first, or the last, of the images that it compares with the reference the nearest to it."""
+
+    def __init__(self, last: bool) -> None:
+        self.last, self.asked, self.affine, self.planes = last, 0, np.eye(4), torch.zeros(0)
+
+    def planes_of(self, affine: np.ndarray) -> torch.Tensor:
+        self.affine = affine
+        return torch.tensor([[True, False, False]])
+
+    def describe(self) -> dict[str, str]:
+        return {"backbone": "preference"}
+
+    def __call__(self, volumes: torch.Tensor, masks: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
+        self.planes, self.asked = planes, self.asked + 1
+        angle = torch.tensor([1 / (1 + self.asked) if self.last else 0.1 * self.asked, 0.0])
+        return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+@pytest.mark.parametrize(("last", "blur"), [(False, SHARPNESS[0]), (True, SHARPNESS[1])])
+def test_style_decides_between_point_spreads_that_explain_the_scan_alike(
+    harmonizer: Harmonizer, anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch, last: bool, blur: float
+) -> None:
+    encoder = Preference(last)
+    monkeypatch.setattr(reference_target, "make_style_encoder", lambda *_: encoder)
+    soft = ndimage.gaussian_filter(Harmonizer._sample(harmonizer, None, 0), (0, 4, 4, 4))
+    monkeypatch.setattr(Harmonizer, "_sample", lambda *_: soft)
+    scan = Volume(canonical(anatomy, "T1w", 4.0) ** 1.6, anatomy.affine)
+    found = target_of_scan(harmonizer, scan, "T1w", "ref", "s" * 64, anatomy.brain)
+    assert encoder.asked == 2  # the other four leave more than the best two
+    assert found.styles["T1w"].blur == blur
+    assert np.array_equal(encoder.affine, anatomy.affine)
+    assert encoder.planes.tolist() == [[True, False, False]] * 2
