@@ -12,6 +12,7 @@ Memory is the resident set size of the driver and of the largest Ray worker, for
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import signal
 import subprocess
@@ -38,10 +39,15 @@ def _with(data: np.ndarray, affine: np.ndarray, **header: Any) -> bytes:
     return Image(data, affine, **header).to_bytes()
 
 
-def _not_a_number(data: np.ndarray, affine: np.ndarray) -> bytes:
-    broken = data.copy()
-    broken[3, 4, :7] = np.nan
-    return _with(broken, affine)
+def _spoilt(value: float) -> Callable[[np.ndarray, np.ndarray], bytes]:
+    """A few voxels of that value."""
+
+    def spoil(data: np.ndarray, affine: np.ndarray) -> bytes:
+        broken = data.copy()
+        broken[3, 4, :7] = value
+        return _with(broken, affine)
+
+    return spoil
 
 
 def _flat(data: np.ndarray, affine: np.ndarray) -> bytes:
@@ -58,8 +64,10 @@ def _colours(data: np.ndarray, affine: np.ndarray) -> bytes:
 BAD: dict[str, Callable[[np.ndarray, np.ndarray], bytes]] = {
     "empty": lambda data, affine: b"",
     "cut short": lambda data, affine: _with(data, affine)[:20000],
+    "gzip cut short": lambda data, affine: gzip.compress(_with(data, affine), 1)[:20000],
     "not NIfTI": lambda data, affine: b"not an image" * 1000,
-    "NaN": _not_a_number,
+    "NaN": _spoilt(np.nan),
+    "infinite": _spoilt(np.inf),
     "constant": lambda data, affine: _with(np.full_like(data, 7), affine),
     "4-D": lambda data, affine: _with(np.stack([data] * 3, -1), affine),
     "RGB": _colours,
@@ -67,8 +75,11 @@ BAD: dict[str, Callable[[np.ndarray, np.ndarray], bytes]] = {
     "flat affine": _flat,
     "voxels of 0.001 mm": lambda data, affine: _with(data, affine * [1e-3, 1e-3, 1e-3, 1]),
     "noise": lambda data, affine: _with(np.random.default_rng(0).random(data.shape, np.float32), affine),
+    "name with a space": _with,
+    "second file": _with,
+    "link out of the archive": _with,
 }
-"""What can be wrong with a file: its content, made from a good scan."""
+"""What can be wrong with a file: its content, made from a good scan. Of the last three only name and place are wrong."""
 
 
 def make_archive(folder: Path, scans: int) -> dict[str, str]:
@@ -79,19 +90,38 @@ def make_archive(folder: Path, scans: int) -> dict[str, str]:
     for number in range(scans):
         anatomy, sequence = people[number % PEOPLE], ("T1w", "T2w")[number // PEOPLE % 2]
         scan = render(anatomy, SITES[number % len(SITES)], sequence, rng, SPACING_MM).astype(np.float32)
-        image_id = f"sub-{number:05d}_{sequence}"
-        content = Image(scan, anatomy.affine).to_bytes()
+        content, kind = Image(scan, anatomy.affine).to_bytes(), None
         if number % 33 == 7:
             kind = list(BAD)[len(bad) % len(BAD)]
-            content, bad[image_id] = BAD[kind](scan, anatomy.affine), kind
+            content = BAD[kind](scan, anatomy.affine)
         elif number % 99 == 50:  # the other sequence under a wrong name
-            other = "T1w" if sequence == "T2w" else "T2w"
+            kind, other = "another sequence", "T1w" if sequence == "T2w" else "T2w"
             content = Image(canonical(anatomy, other, SPACING_MM).astype(np.float32), anatomy.affine).to_bytes()
-            bad[image_id] = "another sequence"
-        path = folder / f"bids/sub-{number:05d}/anat/{image_id}.nii"
+        path = folder / f"bids/sub-{number:05d}/anat/sub-{number:05d}_{sequence}.nii"
         path.parent.mkdir(parents=True)
-        path.write_bytes(content)
+        image_id = _put(path, content, kind)
+        if kind:
+            bad[image_id] = kind
     return bad
+
+
+def _put(path: Path, content: bytes, kind: str | None) -> str:
+    """Write a file where its kind wants it; returns the key of its row, which is its path where it cannot be the image's name."""
+    image_id = path.stem
+    if kind == "link out of the archive":
+        outside = path.parents[3] / path.name
+        outside.write_bytes(content)
+        path.symlink_to(outside)
+        return image_id
+    if kind == "second file":
+        path.write_bytes(content)
+        path, content = path.with_suffix(".nii.gz"), gzip.compress(content, 1)
+    elif kind == "gzip cut short":
+        path = path.with_suffix(".nii.gz")
+    elif kind == "name with a space":
+        path = path.with_stem(f"{image_id} copy")
+    path.write_bytes(content)
+    return "/".join(path.parts[-3:]) if kind in ("second file", "name with a space") else image_id
 
 
 def run(folder: Path, model: str, kill_at: int | None) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""Do lesions and anatomies unlike anything in training survive the model?
+"""Do lesions, cavities, wide ventricles and a tumour survive the model?
 
     make demo
     python benchmarks/lesions.py --model demo/runs/demo/bundle
 
-People with lesions, a resection cavity, ventricles three times their size, or a tumour with a dark core (which training never shows) are
-scanned by random scanners and harmonized. Contrast is the mean intensity of the place less that of its surroundings (two voxels
-around), volume what lies beyond the middle between the two; both are given as a share of the same figure of the noise-free truth in the
+People whom training does not know are scanned by random scanners and harmonized: with lesions, a resection cavity or wide ventricles
+(`ventricles=3`, about twice the fluid), of which training draws others, or a tumour with a fluid core, which it never shows. Contrast is
+the mean intensity of the place less that of its surroundings (two voxels around), volume what lies beyond the middle between the two;
+both are given as a share of the same figure of the noise-free truth in the
 unified domain. Below it the same of the scan after N4 and histogram matching, and of the scan after N4 under the best of all increasing
 maps of its intensities (isotonic regression of the truth on it): that is how much of the place the scan shows, as scanners blur and order
 tissues differently. `of shown` is the contrast as a share of that: what the method itself took or added. `elsewhere` is the largest
@@ -61,7 +62,7 @@ def people(seed: int, spacing: float) -> dict[str, tuple[Anatomy, np.ndarray]]:
     return {
         "lesions": (lesions, lesions.fractions[LESION] > 0.5),
         "cavity": (cavity, (cavity.fractions[CSF] > 0.8) & (plain.fractions[CSF] < 0.2)),
-        "ventricles x3": (wide, (wide.fractions[CSF] > 0.8) & (plain.fractions[CSF] < 0.2)),
+        "wide ventricles": (wide, (wide.fractions[CSF] > 0.8) & (plain.fractions[CSF] < 0.2)),
         "tumour": tumour(plain, seed),
     }
 
@@ -119,11 +120,11 @@ def main() -> None:
                     shown = figures["contrast"] / found["N4 + best map"]["contrast"]
                     rows[kind, sequence, method].append(figures | {"of shown": shown})
     print("Medians (smallest to largest)")
-    print(f"{'kind':<14} {'':<4} {'method':<24}" + "".join(f" {name:>22}" for name in next(iter(rows.values()))[0]))
+    print(f"{'kind':<15} {'':<4} {'method':<24}" + "".join(f" {name:>22}" for name in next(iter(rows.values()))[0]))
     for (kind, sequence, method), found in rows.items():
         values = {name: np.array([row[name] for row in found]) for name in found[0]}
         cells = [f"{np.median(v):.2f} ({v.min():.2f} to {v.max():.2f})" for v in values.values()]
-        print(f"{kind:<14} {sequence:<4} {method:<24}" + "".join(f" {cell:>22}" for cell in cells))
+        print(f"{kind:<15} {sequence:<4} {method:<24}" + "".join(f" {cell:>22}" for cell in cells))
     if arguments.json:
         arguments.json.write_text(json.dumps([[*key, value] for key, value in rows.items()], indent=2) + "\n")
 

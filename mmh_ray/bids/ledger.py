@@ -67,7 +67,7 @@ def read_ledger(path: str | Path) -> list[Row]:
 
 
 def write_ledger(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a ledger ordered by `image_id`, whole or not at all, safe on disk when this returns."""
+    """Write a ledger ordered by `image_id`, whole or not at all; a power cut at once afterwards may leave the one before."""
     ordered = sorted(map(_checked, rows), key=lambda row: row["image_id"])
     with whole_file(path) as partial:
         pq.write_table(pa.Table.from_pylist(ordered, schema=LEDGER_SCHEMA), partial)

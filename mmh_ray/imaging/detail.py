@@ -57,12 +57,12 @@ def local_affine(
 
 def keep_levels(styled: np.ndarray, scan: np.ndarray, mask: np.ndarray, spacing_mm: float) -> np.ndarray:
     """The styled image where it is believed: a new style is one intensity curve and a smooth field, and what else the model changes
-    over a few voxels by more than :data:`DOUBT` is taken back. So it can neither take a lesion away nor put one in.
+    over a few voxels by more than :data:`DOUBT` is taken back. So it can put no lesion in and not take one away whole.
 
     The curve is the monotone one of the scan's (slightly smoothed) intensities that follows the styled image's medians (isotonic
     regression, Barlow et al., 1972), on which a place that the model treats unlike the rest has little influence. Where the difference
     from it, less its smooth part, is large in the mean over 3 x 3 x 3 voxels, which noise and sharper edges leave small, a Wiener weight
-    takes it back. (A cavity that holds most of a brain's fluid has the curve on its side.)
+    takes it back. (A model that erases a cavity that holds much of a brain's fluid has the curve on its side.)
 
     Parameters
     ----------
