@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,18 @@ import numpy as np
 import pyarrow.fs
 import pytest
 import torch
+from open_clip.model import _build_vision_tower
+from safetensors.torch import save_file
 
 from mmh_ray.config import Config, HarmonizeConfig, StyleConfig, TargetConfig
 from mmh_ray.distributed import style_encoder, train_target
-from mmh_ray.distributed.evaluate_target import _summaries
+from mmh_ray.distributed.evaluate_target import _describer, _summaries
 from mmh_ray.distributed.style_encoder import StyleDescriber, chosen, learn_aggregator
 from mmh_ray.distributed.train_target import TargetTask, TrainedTarget, _put, plan_site, train_targets
 from mmh_ray.errors import ConfigError, DataError, ModelError
-from mmh_ray.evaluation.target import METHODS, RAW
+from mmh_ray.evaluation.target import METHODS, RAW, TargetCase
 from mmh_ray.models.style import make_style_encoder
+from mmh_ray.models.target_bundle import save_target
 
 pytestmark = pytest.mark.fast
 
@@ -284,6 +288,35 @@ def test_the_aggregator_learns_from_styles_and_training_images(monkeypatch: pyte
     one, other = (StyleDescriber(config.style, state)(image, image > 0, affine) for state in ({}, trained.state))
     assert np.linalg.norm(one) == pytest.approx(1, abs=1e-5)
     assert not np.allclose(one, other, atol=1e-3)
+
+
+def test_a_target_of_another_tower_is_evaluated_with_its_own_aggregator(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    vision = {"layers": 1, "width": 16, "head_width": 8, "patch_size": 16, "image_size": 32}
+    one, other = (tmp_path / name for name in ("one", "other"))
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / "open_clip_config.json").write_text(json.dumps({"embed_dim": 8, "vision_cfg": vision}))
+        save_file(_build_vision_tower(8, vision).state_dict(), folder / "open_clip_model.safetensors")
+    config = Config(style=StyleConfig(backbone=str(one), slices=2))
+    encoder = make_style_encoder(config.style, 3.0)
+    torch.nn.init.normal_(encoder.aggregator.plane)  # as if it had been trained
+    training, base = {"style_encoder": encoder.describe()}, {"hash": "b" * 64, "uri": "models:/mmh-global/1"}
+    save_target(tmp_path / "north", "north", base, {}, {}, config, training, encoder.aggregator.state_dict())
+    made = {"URI": (tmp_path / "north").as_uri(), "training": training}
+    (tmp_path / "sub-1_T1w.json").write_text(json.dumps({"TargetModel": made}))
+    case = TargetCase("1", "T1w", {}, ({"target": str(tmp_path / "sub-1_T1w.nii.gz")},))
+    image, affine = rng.uniform(0.2, 1, SHAPE).astype(np.float32), np.diag([3.0, 3, 3, 1])
+    found, plain = (
+        describe(image, image > 0, affine) for describe in (_describer([case], config), StyleDescriber(config.style))
+    )
+    wanted = StyleDescriber(config.style, encoder.aggregator.state_dict())(image, image > 0, affine)
+    assert np.array_equal(found, wanted)
+    assert not np.allclose(found, plain, atol=1e-3)
+    for backbone in (str(other), "embedded"):
+        with pytest.raises(ModelError, match=r"style encoder .*backbone_sha256.* for "):
+            _describer([case], Config(style=StyleConfig(backbone=backbone, slices=2)))
 
 
 def test_what_cannot_be_had_is_none_and_the_rest_is_the_mean() -> None:
