@@ -320,7 +320,7 @@ class StyleConfig:
 
 @dataclass(frozen=True)
 class HarmonizeConfig:
-    """Batch inference (`mmh harmonize`)."""
+    """Batch inference (`mmh harmonize`); `mmh train-target` trains adapters on the same sampling."""
 
     steps: int = 1
     """Sampling steps from noise (DDIM)."""

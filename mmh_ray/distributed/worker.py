@@ -174,6 +174,7 @@ class HarmonizeWorker:
     def _sidecar(self, row: Row, scan: HarmonizedScan, digest: str, look: Look) -> Row:
         """What was done to the image, for whoever finds it."""
         scaling, bundle, settings = scan.prepared.scaling, self.harmonizer.bundle, self.harmonizer.settings
+        seen = bundle.facts["training"].get("counts", {}).get(row["site"], {})
         return {
             "Sources": [row["uri"]],
             "SourceSHA256": row["sha256"],
@@ -185,8 +186,7 @@ class HarmonizeWorker:
             "SkullStripped": scan.stripped,
             "Units": _UNITS[settings.intensity, look.target is not None],
             "SourceSite": row["site"],
-            "SourceSiteSeenInTraining": row["sequence"]
-            in bundle.facts["training"].get("counts", {}).get(row["site"], {}),
+            "SourceSiteSeenInTraining": row["sequence"] in seen,
             "Preparation": list(scan.prepared.steps),
             "IntensityMapping": {
                 "Low": scaling.low,
