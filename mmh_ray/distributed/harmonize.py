@@ -84,7 +84,9 @@ def harmonize(job: Job) -> dict[str, int]:
         _write_record(record, job.out)
         failure: str | None = None
         try:
-            return _work_through(job, tasks, folder, facts, looks, journal)
+            counts = _work_through(job, tasks, folder, facts, looks, journal)
+            remove_partial(job.out)  # of an actor that was killed while it wrote
+            return counts
         except BaseException as error:
             failure = f"{type(error).__name__}: {error}"
             raise
