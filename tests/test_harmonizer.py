@@ -369,6 +369,22 @@ def test_intensity_of_the_source_is_the_scans_own_scale(
     )
 
 
+def test_a_scan_below_zero_comes_back_in_its_own_units_and_as_no_negative_image(
+    bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, mask = scan
+    shifted = volume.like(volume.data - 300)
+    unit, source = (
+        knowing(bundle, monkeypatch, intensity=kind).run(shifted, "T1w", mask) for kind in ("unit", "source")
+    )
+    scaling = source.prepared.scaling
+    assert scaling.low < -100
+    assert unit.volume.data.min() >= 0
+    np.testing.assert_allclose(unit.volume.data[mask], np.maximum(scaling.apply(shifted.data), 0)[mask], atol=0.01)
+    np.testing.assert_allclose(source.volume.data, scaling.undo(unit.volume.data), atol=0.1)
+    assert source.volume.data.min() >= scaling.low - 0.1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"intensity": "source"}, {"space": "template"}])
 def test_stripping_leaves_nothing_outside_the_mask(

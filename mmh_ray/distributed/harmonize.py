@@ -43,7 +43,7 @@ from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.distributed.worker import HarmonizeWorker
 from mmh_ray.errors import ConfigError, RefusedError, data_error
 from mmh_ray.harmonizer import Harmonizer
-from mmh_ray.imaging.volume import BYTES_PER_VOXEL, read_volume
+from mmh_ray.imaging.volume import BYTES_PER_VOXEL, read_mask, read_volume
 from mmh_ray.models.bundle import Bundle, bundle_hash, load_bundle
 from mmh_ray.models.target_bundle import SAMPLING, Target, load_target
 from mmh_ray.progress import progress
@@ -211,7 +211,7 @@ def _target_of_image(path: str, bundle: Bundle, job: Job) -> Target:
     entities, config = parse(path), job.config
     harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
     found = _mask_of(Path(path).resolve(), (*entities.folders, "anat"))
-    mask = read_volume(found) if found else None
+    mask = read_mask(found) if found else None
     about = entities.suffix, entities.image_id, sha256_file(path)
     return target_of_scan(harmonizer, read_volume(path), *about, mask, config.style)
 

@@ -26,7 +26,7 @@ from mmh_ray.distributed.cluster import connect
 from mmh_ray.errors import DataError, data_error
 from mmh_ray.evaluation.quality import check_scan, describe_scan
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
-from mmh_ray.imaging.volume import check_memory, read_volume
+from mmh_ray.imaging.volume import check_memory, read_mask, read_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of, sha256_file
 
@@ -238,7 +238,7 @@ def check_row(row: Row, settings: tuple[GridConfig, PrepareConfig, QualityConfig
 def _prepared(row: Row, grid: GridConfig, settings: PrepareConfig, quality: QualityConfig) -> Prepared:
     check_memory(row["uri"])
     volume = read_volume(row["uri"])
-    mask = read_volume(row["mask_uri"]) if row["mask_uri"] else None
+    mask = read_mask(row["mask_uri"]) if row["mask_uri"] else None
     result = prepare_volume(volume, mask, grid, settings)
     check_scan(row["sequence"], describe_scan(volume, result.brain, result.registration), quality)
     return result

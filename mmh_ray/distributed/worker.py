@@ -21,7 +21,7 @@ from mmh_ray.evaluation.curves import histogram
 from mmh_ray.evaluation.mosaic import write_mosaic
 from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, InferredImage, ReadyScan, with_smaller_batches
 from mmh_ray.imaging.template import SPACE
-from mmh_ray.imaging.volume import Room, read_volume, write_volume
+from mmh_ray.imaging.volume import Room, read_mask, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.models.target_bundle import Target
 from mmh_ray.provenance import code_version, sha256_file
@@ -132,7 +132,7 @@ class HarmonizeWorker:
     def _ready(self, row: Row) -> ReadyScan:
         """Read and prepare, on the CPU."""
         volume = read_volume(row["uri"])
-        mask = read_volume(row["mask_uri"]) if row["mask_uri"] else None
+        mask = read_mask(row["mask_uri"]) if row["mask_uri"] else None
         return self.harmonizer.ready(volume, row["sequence"], mask)
 
     def _with_less_memory(

@@ -66,6 +66,30 @@ def read_volume(path: str | Path) -> Volume:
         Unreadable or truncated file, not NIfTI, RGB or complex voxels, not 3-D (singleton trailing axes are dropped), fewer than 2 voxels
         along an axis, NaN or infinite voxels, a constant image, an affine that cannot be inverted, or voxels of no possible size.
     """
+    volume = _read(path)
+    check_voxels(volume.data, path)
+    return volume
+
+
+def read_mask(path: str | Path) -> Volume:
+    """Read a brain mask, in which what is above 0.5 is brain.
+
+    Raises
+    ------
+    DataError
+        As :func:`read_volume`; if no voxel or every voxel is brain.
+    """
+    volume = _read(path)
+    share = float((volume.data > 0.5).mean())
+    if share in (0, 1):
+        received = f"{path}: a brain mask with {'every' if share else 'no'} voxel inside"
+        raise DataError(received, "the brain and nothing else", "Make it again, or leave it out to have one estimated.")
+    check_voxels(volume.data, path)
+    return volume
+
+
+def _read(path: str | Path) -> Volume:
+    """A volume whatever its voxels are."""
     try:
         image = _load(path)
         if not isinstance(image, nib.Nifti1Image):
@@ -85,7 +109,6 @@ def read_volume(path: str | Path) -> Volume:
         raise DataError(
             f"{path}: unreadable ({error})", "a complete NIfTI file", "Copy or convert it again."
         ) from error
-    check_voxels(data, path)
     return Volume(data, np.asarray(image.affine, np.float64), image.header.copy())
 
 

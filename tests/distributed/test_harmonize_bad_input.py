@@ -41,6 +41,11 @@ REASONS = {
     "sub-12_T1w": r"constant image \(every voxel 7\)",
     "sub-13_T1w": r"unreadable .*; expected a complete NIfTI file",
     "sub-14": "a broken link; expected a readable folder",
+    "sub-01/anat/sub-01_T1w copy.nii.gz": r"'T1w copy' .*suffix such as T1w",
+    "sub-é/anat/sub-é_T1w.nii": "'sub-é' in file name .* expected key-label of letters and digits",
+    "sub-15_T1w": r"sub-15_desc-brain_mask\.nii: unreadable",
+    "sub-16_T1w": "a brain mask with no voxel inside; expected the brain and nothing else",
+    "sub-17_T1w": "a brain mask with every voxel inside; expected the brain and nothing else",
 }
 """What is wrong with the others: received, expected, remedy."""
 if os.geteuid() == 0:
@@ -83,6 +88,15 @@ def write_archive(bids: Path) -> None:
     nib.save(nib.Nifti1Image(np.full(infinite.shape, 7, np.float32), anatomy.affine), put("12"))
     put("13").write_text("not an image")
     (bids / "sub-14").symlink_to(".git/annex/absent")
+    nib.save(scan, put("01").with_name("sub-01_T1w copy.nii.gz"))
+    nib.save(scan, put("é"))
+    for subject, level in (("15", None), ("16", 0), ("17", 1)):
+        nib.save(scan, put(subject))
+        mask = bids / f"derivatives/masks/sub-{subject}/anat/sub-{subject}_desc-brain_mask.nii"
+        mask.parent.mkdir(parents=True)
+        mask.write_bytes(b"no image") if level is None else nib.save(
+            nib.Nifti1Image(np.full(scan.shape, level, np.uint8), anatomy.affine), mask
+        )
     if "sub-10_T1w" in REASONS:
         nib.save(scan, put("10"))
         put("10").chmod(0)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,19 +20,19 @@ import pytest
 import yaml
 
 from mmh_ray.bids.derivatives import sidecar_path
-from mmh_ray.bids.ledger import read_ledger
+from mmh_ray.bids.ledger import current_rows, read_ledger
 from mmh_ray.config import Config, to_dict
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-SCANS, PATIENCE_S = 8, 900
+SCANS, KILLS, PATIENCE_S = 10, 2, 900
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config, tiny_bundle: Path) -> Path:
-    """A folder with an archive, a model and settings."""
+    """A folder with an archive, a model and settings: one actor, so that whoever kills it hits the one at work."""
     root = tmp_path_factory.mktemp("killed")
     for number in range(SCANS):
         anatomy = simulate_anatomy(Person(number % 3), 6.0)
@@ -40,7 +41,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config, tiny_b
         scan = (500 + number) * canonical(anatomy, "T1w", 6.0)
         nib.save(nib.Nifti1Image(scan.astype(np.float32), anatomy.affine), path)
     shutil.copytree(tiny_bundle, root / "bundle")
-    config = replace(tiny_config, harmonize=replace(tiny_config.harmonize, slots=2))
+    config = replace(tiny_config, harmonize=replace(tiny_config.harmonize, slots=1))
     (root / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     return root
 
@@ -52,19 +53,11 @@ def start(inputs: Path, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def wait_until_working(driver: subprocess.Popen[bytes]) -> None:
-    """Until there are actors, so that a kill hits the run and not its start."""
-    while driver.poll() is None and not actors(driver):
-        time.sleep(0.1)
-
-
-def actors(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The run's actors at this moment."""
-    found = []
-    with contextlib.suppress(psutil.Error):  # a process may end while it is looked at
-        for child in psutil.Process(driver.pid).children(recursive=True):
-            found += [child] if "HarmonizeWorker" in child.name() + " ".join(child.cmdline()) else []
-    return found
+def wait_until(reached: Callable[[], object], driver: subprocess.Popen[bytes]) -> None:
+    """Until something is there while the run still goes on."""
+    while not reached():
+        assert driver.poll() is None, "the run ended before"
+        time.sleep(0.01)
 
 
 def kill_an_actor(driver: subprocess.Popen[bytes]) -> bool:
@@ -75,63 +68,64 @@ def kill_an_actor(driver: subprocess.Popen[bytes]) -> bool:
     return False
 
 
+def recorded(out: Path) -> set[str]:
+    """Images that have a row."""
+    return {row["image_id"] for row in current_rows(out)} if out.exists() else set()
+
+
+def half_written(out: Path) -> set[Path]:
+    """Derivatives that are being written, or were left so."""
+    return set(out.glob("sub-*/anat/.partial-*"))
+
+
 def voxels(out: Path) -> dict[str, np.ndarray]:
     """Every harmonized image by its path."""
     return {str(path.relative_to(out)): nib.load(path).get_fdata() for path in out.rglob("*_desc-harmonized_*.nii.gz")}
 
 
-def test_a_run_killed_again_and_again_ends_as_one_that_was_not(inputs: Path, tmp_path: Path) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    assert start(inputs, whole).wait(timeout=PATIENCE_S) == 0
-    random = np.random.default_rng(0)
-    killed = 0
-    for _ in range(3):
+@pytest.fixture(scope="module")
+def undisturbed(inputs: Path) -> Path:
+    """What a run makes that nothing befell but a second one into the same folder, which is refused."""
+    out = inputs / "whole"
+    first = start(inputs, out)
+    wait_until((out / ".ledger.jsonl").exists, first)
+    assert start(inputs, out).wait(timeout=PATIENCE_S) == 2
+    assert first.wait(timeout=PATIENCE_S) == 0
+    return out
+
+
+def test_two_runs_at_once_do_every_image_once(undisturbed: Path) -> None:
+    rows = read_ledger(undisturbed / "ledger.parquet")
+    assert [row["status"] for row in rows] == ["done"] * SCANS
+    assert len(voxels(undisturbed)) == SCANS
+
+
+def test_a_run_killed_again_and_again_ends_as_one_that_was_not(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The driver is killed at random moments between the images, the actor of the last run while it writes or has just written one."""
+    out, seed, done = tmp_path / "out", time.time_ns() % 2**32, set[str]()
+    print(f"seed {seed}")  # shown when the test fails
+    random = np.random.default_rng(seed)
+    for _ in range(KILLS):
         driver = start(inputs, out)
-        wait_until_working(driver)
-        time.sleep(random.uniform(2, 9))
-        for path in out.rglob("*_desc-harmonized_*.nii.gz"):  # whatever is there at this moment is whole
-            assert np.isfinite(nib.load(path).get_fdata()).all()
-        if driver.poll() is None:
-            killed += 1
+        wait_until(lambda known=done: recorded(out) - known, driver)
+        time.sleep(random.uniform(0, 0.2))  # less than an image takes: of four at a time, two are left after two kills
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
-    assert killed
+        done = recorded(out)
+        assert 0 < len(done) < SCANS
+        assert all(np.isfinite(image).all() for image in voxels(out).values())  # what is there now is whole
+    left = half_written(out)
     last = start(inputs, out)
-    wait_until_working(last)
-    time.sleep(3)
-    kill_an_actor(last)
+    wait_until(lambda: half_written(out) - left or recorded(out) - done, last)
+    assert kill_an_actor(last)
     assert last.wait(timeout=PATIENCE_S) == 0
     rows = read_ledger(out / "ledger.parquet")
     assert len(rows) == SCANS
-    assert {row["status"] for row in rows} <= {"done", "skipped"}
-    expected, found = voxels(whole), voxels(out)
+    assert {row["image_id"] for row in rows if row["status"] == "skipped"} == done  # nothing is made twice
+    assert {row["image_id"] for row in rows if row["status"] == "done"} == {row["image_id"] for row in rows} - done
+    expected, found = voxels(undisturbed), voxels(out)
     assert found.keys() == expected.keys()
-    assert len(found) == SCANS
     for name, image in found.items():
         np.testing.assert_array_equal(image, expected[name], err_msg=name)
         assert sidecar_path(out / name).is_file()
     assert not list(out.rglob(".*"))
-
-
-def test_two_runs_at_once_do_every_image_once(inputs: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    first = start(inputs, out)
-    wait_until_working(first)
-    second = start(inputs, out)
-    assert second.wait(timeout=PATIENCE_S) == 2  # refused: another run is writing there
-    assert first.wait(timeout=PATIENCE_S) == 0
-    rows = read_ledger(out / "ledger.parquet")
-    assert [row["status"] for row in rows] == ["done"] * SCANS
-    assert len(voxels(out)) == SCANS
-
-
-def test_an_actor_that_is_killed_costs_nothing(inputs: Path, tmp_path: Path) -> None:
-    driver = start(inputs, tmp_path)
-    wait_until_working(driver)
-    hit = False
-    while driver.poll() is None and not hit:
-        hit = kill_an_actor(driver)
-        time.sleep(0.05)
-    assert hit
-    assert driver.wait(timeout=PATIENCE_S) == 0
-    assert [row["status"] for row in read_ledger(tmp_path / "ledger.parquet")] == ["done"] * SCANS

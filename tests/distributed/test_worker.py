@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
 import resource
 import shutil
+import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +20,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 import mmh_ray.harmonizer
@@ -28,6 +33,7 @@ from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.phantom import canonical
+from mmh_ray.imaging.volume import Volume, read_volume, write_volume
 from mmh_ray.models.adapter import SiteStyle, attach, state_of
 from mmh_ray.models.bundle import Bundle, load_bundle
 from mmh_ray.models.target_bundle import Target
@@ -223,6 +229,37 @@ def test_another_sequence_under_this_name_is_refused(files: dict[str, bytes], co
     assert not (tmp_path / "out").exists()
 
 
+def computed_tomography(spacing_mm: float) -> Volume:
+    """A head in Hounsfield units: tissues nearly alike, fluid dark, a skull brighter than all, air at -1000."""
+    anatomy = simulate_anatomy(Person(1, scalp=True), spacing_mm)
+    brain, scalp = anatomy.fractions.sum(0), anatomy.scalp
+    inside = ndimage.binary_fill_holes(brain + scalp > 0.5)
+    units = np.einsum("t,txyz->xyz", np.array([8, 37, 28, 30]), anatomy.fractions) + 60 * scalp
+    units += 1000 * np.clip(inside - brain - scalp, 0, 1) - 1000 * (1.0 - inside)
+    noise = np.random.default_rng(0).normal(0, 4, brain.shape)
+    return Volume((units + noise).astype(np.float32), anatomy.affine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["noise", "CT", "upside down", "an infant's size"])
+def test_what_is_no_adults_mri_is_refused(
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, kind: str
+) -> None:
+    head = read_volume(scan)
+    shown = {
+        "noise": head.like(np.random.default_rng(0).rayleigh(1, head.data.shape).astype(np.float32)),
+        "CT": computed_tomography(6.0),
+        "upside down": Volume(head.data, np.diag([1, 1, -1, 1]) @ head.affine),
+        "an infant's size": Volume(head.data, np.diag([0.65, 0.65, 0.65, 1]) @ head.affine),
+    }[kind]
+    path = tmp_path / "sub-01_T1w.nii.gz"
+    write_volume(shown, path)
+    (found,) = HarmonizeWorker(files, config, str(tmp_path / "out"), FACTS, [UNIFIED]).harmonize(row_of(path))
+    assert found["status"] == "refused", found["reason"]
+    assert "expected 0.2 or more. Check that it is an MRI of an adult's head" in found["reason"]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("fits", [2, 1, 0])
 def test_where_memory_runs_out_batches_are_halved_then_the_row_fails(
     files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int
@@ -307,6 +344,56 @@ def test_a_file_that_cannot_be_written_whole_fails_the_image_and_leaves_nothing(
     assert found["status"] == "failed"
     assert "File too large" in found["reason"]
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without root's right to read and write everything, whoever runs the tests."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.fixture
+def shared_folder(scan: Path) -> Iterator[tuple[Path, Path]]:
+    """A folder that everybody may enter, and the scan in it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        copy = Path(shutil.copy(scan, folder))
+        copy.chmod(0o644)
+        yield folder, copy
+        folder.chmod(0o755)
+
+
+def test_a_scan_that_may_not_be_read_fails_alone(
+    files: dict[str, bytes], config: Config, shared_folder: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, scan = shared_folder
+    scan.chmod(0)
+    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS, [UNIFIED])
+    with as_nobody():
+        (found,) = worker.harmonize(row_of(scan))
+    assert found["status"] == "failed"
+    assert found["reason"].startswith(f"{scan}: PermissionError")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_became_read_only_fails_the_image(
+    files: dict[str, bytes], config: Config, shared_folder: tuple[Path, Path]
+) -> None:
+    folder, scan = shared_folder
+    worker = HarmonizeWorker(files, config, str(folder), FACTS, [UNIFIED])
+    folder.chmod(0o555)
+    with as_nobody():
+        (found,) = worker.harmonize(row_of(scan))
+    assert found["status"] == "failed"
+    assert "PermissionError" in found["reason"]
+    assert [path.name for path in folder.iterdir()] == [scan.name]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from mmh_ray.imaging.volume import (
     Volume,
     check_geometry,
     check_memory,
+    read_mask,
     read_volume,
     write_volume,
 )
@@ -136,6 +137,20 @@ def test_empty_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     with pytest.raises(DataError, match="unreadable"):
         read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize(("level", "word"), [(0, "no"), (1, "every")])
+def test_a_mask_of_nothing_or_everything_is_refused_as_such(tmp_path: Path, level: int, word: str) -> None:
+    path = save(tmp_path / "mask.nii", np.full((3, 4, 5), level, np.uint8))
+    with pytest.raises(DataError, match=f"a brain mask with {word} voxel inside; expected the brain and nothing else"):
+        read_mask(path)
+
+
+def test_a_mask_is_read_as_any_volume(tmp_path: Path) -> None:
+    path = save(tmp_path / "mask.nii", (ramp(3, 4, 5) > 30).astype(np.uint8))
+    np.testing.assert_array_equal(read_mask(path).data, read_volume(path).data)
+    with pytest.raises(DataError, match="NaN or infinite"):
+        read_mask(save(tmp_path / "nan.nii", np.where(ramp(3, 4, 5) > 30, 1, np.nan)))
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
