@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -62,9 +61,10 @@ def wait_until(reached: Callable[[], object], driver: subprocess.Popen[bytes]) -
 
 def kill_an_actor(driver: subprocess.Popen[bytes]) -> bool:
     """Whether one was there to be killed."""
-    for child in actors(driver)[:1]:
-        child.kill()
-        return True
+    for child in psutil.Process(driver.pid).children(recursive=True):
+        if "HarmonizeWorker" in child.name() + " ".join(child.cmdline()):
+            child.kill()
+            return True
     return False
 
 
