@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py                     # prepare and the training stream, 20 and 200 volumes
     python benchmarks/memory.py --volumes 20 50 --json memory.json
+    python benchmarks/memory.py --scan 192 256      # one scan of so many voxels an axis through the worker of `mmh harmonize`
 
 Every measurement is a process of its own with its own Ray. The cohort is a few phantom files under many ids, so that
 only the number of volumes differs. Figures are resident set sizes, sampled every 50 ms; pages that processes share are
@@ -120,16 +121,61 @@ def measure(stage: str, volumes: int, folder: Path) -> dict[str, Any]:
     return {"stage": stage, "volumes": volumes, **figures, "seconds": round(seconds, 1)}
 
 
+def measure_scan(edge: int, folder: Path) -> str:
+    """Peak memory of one head of ``edge`` voxels an axis through the batch job's worker, untrained network, over what it had before."""
+    import nibabel as nib
+    import numpy as np
+    import torch
+    from scipy import ndimage
+
+    from mmh_ray.distributed.look import Look
+    from mmh_ray.distributed.worker import HarmonizeWorker
+    from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+    from mmh_ray.imaging.phantom import canonical
+    from mmh_ray.imaging.template import template
+    from mmh_ray.models.bundle import save_bundle
+    from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+
+    head, quantiles = simulate_anatomy(Person(4, scalp=True), 4.0), torch.linspace(0, 1, 257).repeat(2, 2, 1)
+    zoom = edge / np.array(head.brain.shape)
+    data = 1000 * ndimage.zoom(canonical(head, "T1w", 4.0), zoom, order=1)
+    path = folder / "sub-01_T1w.nii.gz"
+    nib.save(nib.Nifti1Image(data.astype(np.int16), head.affine @ np.diag([*(1 / zoom), 1])), path)
+    model = GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles)
+    save_bundle(folder / "model", model, CONFIG, quantiles=quantiles, data_hash="0" * 64, training={"steps": 0})
+    files = {file.name: file.read_bytes() for file in (folder / "model").iterdir()}
+    facts = {"model": "untrained", "model_hash": "0" * 64}
+    worker = HarmonizeWorker(files, CONFIG, str(folder / "out"), facts, [Look(None, "0" * 64)])
+    row = {"image_id": path.name, "uri": str(path), "site": None, "sequence": "T1w", "mask_uri": None}
+    template()
+    before = psutil.Process().memory_info().rss
+    with Peak() as peak:
+        [found] = worker.harmonize(row | {"status": "ok", "reason": None, "earlier": {}})
+    taken = peak.driver - before
+    return f"{edge:>4} voxels an axis: {found['status']}, {taken / MIB:.0f} MiB, {taken / edge**3:.0f} bytes a voxel"
+
+
 def main() -> None:
     """Measure each stage and size in a fresh process and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volumes", nargs="+", type=int, default=[20, 200])
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--here", nargs=2, metavar=("STAGE", "FOLDER"), help="one stage, in this process")
+    parser.add_argument(
+        "--scan", nargs="+", type=int, metavar="EDGE", help="one scan instead, of so many voxels an axis"
+    )
     arguments = parser.parse_args()
     if arguments.here:
         stage, folder = arguments.here
+        if stage == "scan":
+            print(json.dumps(measure_scan(arguments.volumes[0], Path(folder))))
+            return
         print(json.dumps(measure(stage, arguments.volumes[0], Path(folder))))
+        return
+    for edge in arguments.scan or ():
+        with tempfile.TemporaryDirectory() as folder:
+            print(_in_own_process("scan", edge, folder), flush=True)
+    if arguments.scan:
         return
     rows = []
     for volumes in arguments.volumes:
@@ -144,7 +190,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
 
 
-def _in_own_process(stage: str, volumes: int, folder: str) -> dict[str, Any]:
+def _in_own_process(stage: str, volumes: int, folder: str) -> Any:
     command = [sys.executable, __file__, "--here", stage, folder, "--volumes", str(volumes)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -23,7 +23,10 @@ from mmh_ray.provenance import whole_file
 SMALLEST_MM, LARGEST_MM = 0.02, 30.0
 """Voxel sizes beyond which a unit must be wrong."""
 BYTES_PER_VOXEL = 100
-"""Generous bound on the memory that preparing and harmonizing a scan takes, per voxel of its own grid."""
+"""Generous bound on the memory that preparing and harmonizing a scan takes, per voxel of its own grid.
+
+About 60 were seen at 192 voxels an axis, a fixed part of some 150 MiB among them (`python benchmarks/memory.py --scan 64 192`).
+"""
 READING_BYTES_PER_VOXEL = 24
 """The same for reading it only."""
 
