@@ -73,9 +73,9 @@ class TargetCohort:
     matching, nyul:
         Baselines fitted on them.
     intensities:
-        ``(257 n,)`` quantile functions of their ``n`` brains' scaled intensities, pooled: every image has the same weight.
+        ``(1001 n,)`` quantile functions of their ``n`` brains' scaled intensities, pooled: every image has the same weight.
     corrected:
-        ``(257 n,)`` the same after N4.
+        ``(1001 n,)`` the same after N4.
     style:
         ``(D,)`` their mean style vector.
     """
@@ -99,7 +99,7 @@ class TargetCohort:
 
 
 class CohortImage(NamedTuple):
-    """Of one image of the target: quantile functions ``(257,)`` of the brain before and after N4 and of both scaled by their percentiles
+    """Of one image of the target: quantile functions ``(1001,)`` of the brain before and after N4 and of both scaled by their percentiles
     (``scaled``, ``corrected``), and the style vector ``(D,)``."""
 
     before: np.ndarray
