@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -62,9 +63,10 @@ def wait_until(reached: Callable[[], object], driver: subprocess.Popen[bytes]) -
 def kill_an_actor(driver: subprocess.Popen[bytes]) -> bool:
     """Whether one was there to be killed."""
     for child in psutil.Process(driver.pid).children(recursive=True):
-        if "HarmonizeWorker" in child.name() + " ".join(child.cmdline()):
-            child.kill()
-            return True
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ended while it was looked at
+            if "HarmonizeWorker" in child.name() + " ".join(child.cmdline()):
+                child.kill()
+                return True
     return False
 
 
