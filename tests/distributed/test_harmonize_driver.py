@@ -51,6 +51,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(driver, "connect", lambda: None)
     monkeypatch.setattr(driver, "probe_all", lambda *_: None)
+    monkeypatch.setattr(driver, "_amiss", lambda *_: {})
     monkeypatch.setattr(driver, "_run", run)
     return told
 
