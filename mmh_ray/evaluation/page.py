@@ -30,7 +30,7 @@ def write_page(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters["moment"] = lambda iso: iso.replace("T", " ").replace("+00:00", " UTC")
+    environment.filters["moment"] = lambda iso: iso.replace("T", " ")[:19] + " UTC"
     environment.filters["thousands"] = lambda number: f"{number:,}"
     style, script = ("".join(loader.get_source(environment, name)[0] for name in names) for names in (styles, scripts))
     own = {

@@ -78,7 +78,9 @@ def test_the_page_tells_the_run(page, many):
 def test_a_run_that_stopped_says_so_first(page, many):
     written = page(many(4), finished=None, failure="the head node went away")
     assert written.text.index("The run did not finish the head node went away") < written.text.index("Counts")
-    assert "It was interrupted." in page(many(4), finished=None).text
+    interrupted = page(many(4), finished=None).text
+    assert "It was interrupted." in interrupted
+    assert "not finished" in interrupted
 
 
 def test_rows_come_worst_first_with_nan_as_nothing(page, image):
