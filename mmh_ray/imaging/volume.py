@@ -25,7 +25,7 @@ SMALLEST_MM, LARGEST_MM = 0.02, 30.0
 BYTES_PER_VOXEL = 100
 """Generous bound on the memory that preparing and harmonizing a scan takes, per voxel of its own grid.
 
-About 60 were seen at 192 voxels an axis, a fixed part of some 150 MiB among them (`python benchmarks/memory.py --scan 64 192`).
+77 were seen at 192 voxels an axis (521 MiB, of which 159 MiB are taken at 64 already: `python benchmarks/memory.py --scan 64 192`).
 """
 READING_BYTES_PER_VOXEL = 24
 """The same for reading it only."""
