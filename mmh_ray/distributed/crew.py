@@ -81,7 +81,6 @@ class Crew:
                 else:
                     yield from self._finished(finished[0])
         finally:
-            # On a cluster that stands they would go on writing where another run may be by then.
             for actor in (*self._ready, *(actor for actor, _ in self._starting.values())):
                 ray.kill(actor)
 

@@ -44,7 +44,7 @@ from mmh_ray.distributed.worker import HarmonizeWorker
 from mmh_ray.errors import ConfigError, RefusedError, data_error
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.volume import BYTES_PER_VOXEL, read_mask, read_volume
-from mmh_ray.models.bundle import Bundle, bundle_hash, load_bundle
+from mmh_ray.models.bundle import Bundle, bundle_config, bundle_hash, load_bundle
 from mmh_ray.models.target_bundle import SAMPLING, Target, load_target
 from mmh_ray.progress import progress
 from mmh_ray.provenance import code_version, hash_of, remove_partial, sha256_file
@@ -170,7 +170,7 @@ def _prepare(job: Job) -> tuple[list[Row], Path, Row, list[Look]]:
     check_dataset(job.out, job.bids)
     folder, uri = tracking.resolve_model(job.model, job.config.tracking)
     found = find_images(job.bids, job.config.manifest.site_pattern, require_site=False)
-    _check_preparation(job.config, load_bundle(folder).config)
+    _check_preparation(job.config, bundle_config(folder))
     facts = {"model": uri, "model_hash": bundle_hash(folder)}
     rows, looks = _select(found, job.participants, job.sequences), _looks(job, folder)
     mark_shared_outputs(rows, looks, job.config.harmonize)

@@ -156,6 +156,11 @@ def bundle_hash(path: str | Path) -> str:
     return hash_of(_read_facts(Path(path)))
 
 
+def bundle_config(path: str | Path) -> Config:
+    """The settings of a bundle without loading its weights; raises as :func:`load_bundle` where they cannot be read."""
+    return _read_settings(Path(path), _read_facts(Path(path)))[0]
+
+
 def _facts(
     model: GlobalHarmonizer,
     config: Config,
