@@ -214,7 +214,7 @@ def contrast_and_volume(image: np.ndarray, place: np.ndarray, brain: np.ndarray)
 
 
 @pytest.mark.parametrize("model", ["style", "invents", "erases"])
-@pytest.mark.parametrize(("kind", "kept"), [("tumour", 0.78), ("cavity", 0.63), ("ventricles", 0.5)])
+@pytest.mark.parametrize(("kind", "kept"), [("tumour", 0.82), ("cavity", 0.68), ("ventricles", 0.62)])
 def test_a_structure_survives_the_projection_and_none_appears(
     bundle: Bundle,
     monkeypatch: pytest.MonkeyPatch,
@@ -226,9 +226,9 @@ def test_a_structure_survives_the_projection_and_none_appears(
     """A tumour, a cavity of 13 ml and wide ventricles of a noisy T2w, relative to the scan itself under the style.
 
     A model that treats the structure as the rest leaves contrast and volume, also where it invents a tumour elsewhere, of which less
-    than 0.06 of 0.25 to 0.3 is left. A model that erases it altogether is not fully put right: volumes stay within a tenth, but half of
-    the ventricles' contrast goes and a third of the cavity's, as most of the brain's fluid takes part in the curve, and a fifth of the
-    tumour's, in part taken for a field. (With a cavity of 56 ml, three quarters go.)
+    than 0.06 of 0.25 to 0.3 is left. A model that erases it altogether is not fully put right: volumes stay within a tenth, but a
+    third of the ventricles' and the cavity's contrast goes, as most of the brain's fluid takes part in the curve, and a sixth of the
+    tumour's, in part taken for a field.
     """
     plain = simulate_anatomy(Person(2, age=60), 4.0)
     if kind == "tumour":

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 from sklearn.isotonic import IsotonicRegression
 
-from mmh_ray.imaging.intensity import SMOOTHING
+from mmh_ray.imaging.intensity import SMOOTHING, noise_level
 
 REGULARISATION = 1e-4
 """Added to the local variance of the scan and to its covariance with the styled image (unit intensity squared): in a window that is
@@ -61,8 +61,9 @@ def keep_levels(styled: np.ndarray, scan: np.ndarray, mask: np.ndarray, spacing_
 
     The curve is the monotone one of the scan's (slightly smoothed) intensities that follows the styled image's medians (isotonic
     regression, Barlow et al., 1972), on which a place that the model treats unlike the rest has little influence. Where the difference
-    from it, less its smooth part, is large in the mean over 3 x 3 x 3 voxels, which noise and sharper edges leave small, a Wiener weight
-    takes it back. (A model that erases a cavity that holds much of a brain's fluid has the curve on its side.)
+    from it, less its smooth part, has more power over 3 x 3 x 3 voxels than the scan's noise under that curve, a Wiener weight takes it
+    back: a lesion of a few voxels that the model only blurs has no mean difference, but power. (A model that erases a cavity that holds
+    much of a brain's fluid has the curve on its side.)
 
     Parameters
     ----------
@@ -78,9 +79,12 @@ def keep_levels(styled: np.ndarray, scan: np.ndarray, mask: np.ndarray, spacing_
     knots, heights = (np.array([np.median(values[part]) for part in order]) for values in (plain, wanted))
     rising = bool(np.cov(knots, heights)[0, 1] >= 0)
     heights = IsotonicRegression(increasing=rising).fit_transform(knots, heights)
-    left = np.where(mask, np.interp(scan, knots, heights) - styled, 0).astype(np.float32)
+    beyond = scan - np.clip(scan, knots[0], knots[-1])  # of the ends, where the curve goes on with its mean slope
+    mean_slope = (heights[-1] - heights[0]) / max(knots[-1] - knots[0], 1e-6)
+    curved = np.where(mask, np.interp(scan, knots, heights) + mean_slope * beyond, 0).astype(np.float32)
+    left = np.where(mask, curved - styled, 0)
     left -= _soft(left, mask, FIELD_MM / spacing_mm) * mask
-    power = _inside(_inside(left, mask) ** 2, mask)
+    power = _inside(left**2, mask) - noise_level(curved, mask) ** 2
     return styled + np.where(mask, np.maximum(0, 1 - DOUBT**2 / np.maximum(power, 1e-12)) * left, 0).astype(np.float32)
 
 
