@@ -4,7 +4,8 @@
     python benchmarks/lesions.py --model demo/runs/demo/bundle
 
 People whom training does not know are scanned by random scanners and harmonized: with lesions, a resection cavity or wide ventricles
-(`ventricles=3`, about twice the fluid), of which training draws others, or a tumour with a fluid core, which it never shows. Contrast is
+(`ventricles=3`, about twice the fluid), of which training draws others, or a tumour with a fluid core or ventricles of three times their
+size, which it never shows. Contrast is
 the mean intensity of the place less that of its surroundings (two voxels around), volume what lies beyond the middle between the two;
 both are given as a share of the same figure of the noise-free truth in the
 unified domain. Below it the same of the scan after N4 and histogram matching, and of the scan after N4 under the best of all increasing
@@ -39,17 +40,30 @@ FIRST_SEED = 5000
 CSF, GM, WM, LESION = range(4)
 
 
-def tumour(anatomy: Anatomy, seed: int) -> tuple[Anatomy, np.ndarray]:
+def tumour(anatomy: Anatomy, seed: int, far_from: np.ndarray | None = None) -> tuple[Anatomy, np.ndarray]:
     """A ball of 16 mm radius of lesion tissue with a fluid core of 6 mm in the white matter, and its place."""
     rng, spacing = np.random.default_rng(seed), abs(anatomy.affine[0, 0])
-    deep = ndimage.binary_erosion(anatomy.brain, iterations=round(18 / spacing))
-    centre = rng.choice(np.argwhere(deep & (anatomy.fractions[WM] > 0.8)))
+    deep = ndimage.binary_erosion(anatomy.brain, iterations=round(18 / spacing)) & (anatomy.fractions[WM] > 0.8)
+    if far_from is not None:
+        deep &= ~ndimage.binary_dilation(far_from, iterations=6)
+    centre = rng.choice(np.argwhere(deep))
     distance = np.linalg.norm(np.moveaxis(np.indices(anatomy.brain.shape), 0, -1) - centre, axis=-1) * spacing
     fractions = anatomy.fractions.copy()
     for tissue, place in ((LESION, distance < 16), (CSF, distance < 6)):
         fractions[:, place] = 0
         fractions[tissue, place] = 1
     return replace(anatomy, fractions=fractions), (distance < 16) & (distance >= 6)
+
+
+def hydrocephalus(anatomy: Anatomy) -> tuple[Anatomy, np.ndarray]:
+    """Ventricles of three times their size, with fluid in place of the brain nearest to them, and the place of what is new."""
+    depth = ndimage.distance_transform_edt(anatomy.brain) * abs(anatomy.affine[0, 0])
+    ventricles = (anatomy.fractions[CSF] > 0.8) & (depth > 25)
+    distance = ndimage.distance_transform_edt(~ventricles)
+    wide = distance <= np.sort(distance, axis=None)[3 * ventricles.sum()]
+    fractions = anatomy.fractions.copy()
+    fractions[:, wide] = np.eye(len(fractions))[CSF][:, None]
+    return replace(anatomy, fractions=fractions), wide & (anatomy.fractions[CSF] < 0.2)
 
 
 def people(seed: int, spacing: float) -> dict[str, tuple[Anatomy, np.ndarray]]:
@@ -63,24 +77,25 @@ def people(seed: int, spacing: float) -> dict[str, tuple[Anatomy, np.ndarray]]:
         "lesions": (lesions, lesions.fractions[LESION] > 0.5),
         "cavity": (cavity, (cavity.fractions[CSF] > 0.8) & (plain.fractions[CSF] < 0.2)),
         "wide ventricles": (wide, (wide.fractions[CSF] > 0.8) & (plain.fractions[CSF] < 0.2)),
+        "ventricles x 3": hydrocephalus(plain),
         "tumour": tumour(plain, seed),
     }
 
 
+def contrast_and_volume(image: np.ndarray, place: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Mean of a place less that of what lies two voxels around it, and voxels there beyond the middle between the two."""
+    around = ndimage.binary_dilation(place, iterations=3) & ~ndimage.binary_dilation(place) & brain
+    inside, outside = image[place].mean(), image[around].mean()
+    beyond = (image - (inside + outside) / 2) * np.sign(inside - outside) > 0
+    return np.array([inside - outside, (beyond & (place | around)).sum()])
+
+
 def survival(image: np.ndarray, truth: np.ndarray, place: np.ndarray, brain: np.ndarray) -> dict[str, float]:
     """Contrast and volume as shares of the truth's, and the largest difference elsewhere."""
-    around = ndimage.binary_dilation(place, iterations=3) & ~ndimage.binary_dilation(place) & brain
-
-    def found(values: np.ndarray) -> tuple[float, float]:
-        inside, outside = float(values[place].mean()), float(values[around].mean())
-        near = place | around
-        beyond = (values - (inside + outside) / 2) * np.sign(inside - outside) > 0
-        return inside - outside, float((beyond & near).sum())
-
-    (contrast, volume), (true_contrast, true_volume) = found(image), found(truth)
+    contrast, volume = contrast_and_volume(image, place, brain) / contrast_and_volume(truth, place, brain)
     elsewhere = brain & ~ndimage.binary_dilation(place, iterations=3)
     worst = float(np.percentile(np.abs(image - truth)[elsewhere], 99.9))
-    return {"contrast": contrast / true_contrast, "volume": volume / true_volume, "elsewhere": worst}
+    return {"contrast": float(contrast), "volume": float(volume), "elsewhere": worst}
 
 
 def best_map(scan: np.ndarray, truth: np.ndarray, brain: np.ndarray) -> np.ndarray:
