@@ -14,7 +14,7 @@ from mmh_ray.evaluation.baselines import Baseline
 from mmh_ray.evaluation.segmentation import TISSUES, tissue_labels
 from mmh_ray.imaging.intensity import correct_bias
 from mmh_ray.imaging.mask import find_brain, on_grid_of
-from mmh_ray.imaging.volume import Volume, read_volume
+from mmh_ray.imaging.volume import Volume, read_mask, read_volume
 
 Row = dict[str, Any]
 
@@ -183,7 +183,7 @@ def on_one_grid(a: Scan, b: Scan) -> bool:
 def _read_mask(row: Row, volume: Volume) -> np.ndarray:
     if row["mask_uri"] is None:
         return find_brain(volume).mask
-    mask, _ = on_grid_of(volume, read_volume(row["mask_uri"]))
+    mask, _ = on_grid_of(volume, read_mask(row["mask_uri"]))
     if not mask.any():
         raise DataError(f"{row['mask_uri']}: empty mask", "voxels of 1 in the brain", "Make the mask again.")
     return mask
