@@ -3,7 +3,8 @@
     python benchmarks/cohort.py --model demo/runs/demo/bundle
     python benchmarks/cohort.py --model demo/runs/demo/bundle --scans 100 --json cohort.json
 
-Makes the archive (few anatomies, eight scanners, every file with noise and bytes of its own), runs `mmh harmonize`, kills the driver with
+Makes the archive (few anatomies, eight scanners, every file with noise and bytes of its own; of 34 scans or more each kind of bad file at
+least one), runs `mmh harmonize`, kills the driver with
 SIGKILL when 40 % are done, runs it again to the end, and checks the ledger against what was put in: every good scan
 harmonized or refused with its reason (they are counted), every bad one a row with its reason, no half-written file.
 Memory is the resident set size of the driver and of the largest Ray worker, for each tenth of the scans.
@@ -87,14 +88,15 @@ def make_archive(folder: Path, scans: int) -> dict[str, str]:
     people = [simulate_anatomy(Person(900 + number, scalp=True), SPACING_MM) for number in range(PEOPLE)]
     rng, bad = np.random.default_rng(0), {}
     (folder / "bids").mkdir(parents=True)
+    period = max(2, min(33, scans // (len(BAD) + 1)))
     for number in range(scans):
         anatomy, sequence = people[number % PEOPLE], ("T1w", "T2w")[number // PEOPLE % 2]
         scan = render(anatomy, SITES[number % len(SITES)], sequence, rng, SPACING_MM).astype(np.float32)
         content, kind = Image(scan, anatomy.affine).to_bytes(), None
-        if number % 33 == 7:
-            kind = list(BAD)[len(bad) % len(BAD)]
+        if number % period == 0:
+            kind = list(BAD)[number // period % len(BAD)]
             content = BAD[kind](scan, anatomy.affine)
-        elif number % 99 == 50:  # the other sequence under a wrong name
+        elif number % 99 == 49:  # the other sequence under a wrong name
             kind, other = "another sequence", "T1w" if sequence == "T2w" else "T2w"
             content = Image(canonical(anatomy, other, SPACING_MM).astype(np.float32), anatomy.affine).to_bytes()
         path = folder / f"bids/sub-{number:05d}/anat/sub-{number:05d}_{sequence}.nii"
