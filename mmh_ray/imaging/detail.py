@@ -21,7 +21,7 @@ NOISE = 0.019
 
 
 DOUBT = 0.04
-"""Change of unit intensity beyond curve, field and noise, root mean square over 3 x 3 x 3 voxels, from which on the model is not believed."""
+"""Change of unit intensity beyond curve, field and noise, root mean square over 3 x 3 x 3 voxels, above which the model is not believed."""
 
 FIELD_MM = 24.0
 """Standard deviation of the smoothing that tells a field from a structure."""
