@@ -233,7 +233,6 @@ def test_a_structure_survives_the_projection_and_none_appears(
     found = Harmonizer(fine, prepare=PrepareConfig(register=False)).run(Volume(scan, anatomy.affine), "T2w", brain)
     unit, image = found.prepared.scaling.apply(scan), found.volume.data
     contrast, volume = contrast_and_volume(image, place, brain) / contrast_and_volume(style(unit), place, brain)
-    print("KEPT", kind, model, contrast, volume)
     assert volume == pytest.approx(1, abs=0.1)
     assert (kept if model == "erases" else 0.97) < contrast < 1.03
     apart = brain & ~ndimage.binary_dilation(place, iterations=3)
