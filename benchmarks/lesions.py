@@ -48,11 +48,8 @@ def tumour(anatomy: Anatomy, seed: int, far_from: np.ndarray | None = None) -> t
         deep &= ~ndimage.binary_dilation(far_from, iterations=6)
     centre = rng.choice(np.argwhere(deep))
     distance = np.linalg.norm(np.moveaxis(np.indices(anatomy.brain.shape), 0, -1) - centre, axis=-1) * spacing
-    fractions = anatomy.fractions.copy()
-    for tissue, place in ((LESION, distance < 16), (CSF, distance < 6)):
-        fractions[:, place] = 0
-        fractions[tissue, place] = 1
-    return replace(anatomy, fractions=fractions), (distance < 16) & (distance >= 6)
+    filled = _filled(_filled(anatomy, distance < 16, LESION), distance < 6, CSF)
+    return filled, (distance < 16) & (distance >= 6)
 
 
 def hydrocephalus(anatomy: Anatomy) -> tuple[Anatomy, np.ndarray]:
@@ -61,9 +58,15 @@ def hydrocephalus(anatomy: Anatomy) -> tuple[Anatomy, np.ndarray]:
     ventricles = (anatomy.fractions[CSF] > 0.8) & (depth > 25)
     distance = ndimage.distance_transform_edt(~ventricles)
     wide = distance <= np.sort(distance, axis=None)[3 * ventricles.sum()]
+    return _filled(anatomy, wide, CSF), wide & (anatomy.fractions[CSF] < 0.2)
+
+
+def _filled(anatomy: Anatomy, place: np.ndarray, tissue: int) -> Anatomy:
+    """The anatomy with nothing but one tissue in a place."""
     fractions = anatomy.fractions.copy()
-    fractions[:, wide] = np.eye(len(fractions))[CSF][:, None]
-    return replace(anatomy, fractions=fractions), wide & (anatomy.fractions[CSF] < 0.2)
+    fractions[:, place] = 0
+    fractions[tissue, place] = 1
+    return replace(anatomy, fractions=fractions)
 
 
 def people(seed: int, spacing: float) -> dict[str, tuple[Anatomy, np.ndarray]]:

@@ -74,6 +74,15 @@ def keep_levels(styled: np.ndarray, scan: np.ndarray, mask: np.ndarray, spacing_
     spacing_mm:
         Voxel edge.
     """
+    curved = _under_curve(styled, scan, mask)
+    left = np.where(mask, curved - styled, 0)
+    left -= _soft(left, mask, FIELD_MM / spacing_mm) * mask
+    power = _inside(left**2, mask) - noise_level(curved, mask) ** 2
+    return styled + np.where(mask, np.maximum(0, 1 - DOUBT**2 / np.maximum(power, 1e-12)) * left, 0).astype(np.float32)
+
+
+def _under_curve(styled: np.ndarray, scan: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The scan under the monotone curve that leads to the styled image, zero outside the mask."""
     plain, wanted = _soft(scan, mask, SMOOTHING)[mask], _soft(styled, mask, SMOOTHING)[mask]
     order = np.array_split(np.argsort(plain), min(CURVE_BINS, plain.size))
     knots, heights = (np.array([np.median(values[part]) for part in order]) for values in (plain, wanted))
@@ -81,11 +90,7 @@ def keep_levels(styled: np.ndarray, scan: np.ndarray, mask: np.ndarray, spacing_
     heights = IsotonicRegression(increasing=rising).fit_transform(knots, heights)
     beyond = scan - np.clip(scan, knots[0], knots[-1])  # of the ends, where the curve goes on with its mean slope
     mean_slope = (heights[-1] - heights[0]) / max(knots[-1] - knots[0], 1e-6)
-    curved = np.where(mask, np.interp(scan, knots, heights) + mean_slope * beyond, 0).astype(np.float32)
-    left = np.where(mask, curved - styled, 0)
-    left -= _soft(left, mask, FIELD_MM / spacing_mm) * mask
-    power = _inside(left**2, mask) - noise_level(curved, mask) ** 2
-    return styled + np.where(mask, np.maximum(0, 1 - DOUBT**2 / np.maximum(power, 1e-12)) * left, 0).astype(np.float32)
+    return np.where(mask, np.interp(scan, knots, heights) + mean_slope * beyond, 0).astype(np.float32)
 
 
 def add_detail(
