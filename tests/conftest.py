@@ -80,3 +80,18 @@ def browser() -> Iterator[Any]:
         browser = driver.chromium.launch(executable_path=path, args=arguments)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def quiet_page(browser: Any) -> Iterator[tuple[Any, list[str]]]:
+    """A page and what was complained of on it, to which a test may add; nothing may be left there in the end."""
+    complaints: list[str] = []
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(5000)
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+    page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url[:200]}"))
+    yield page, complaints
+    page.close()
+    assert complaints == []

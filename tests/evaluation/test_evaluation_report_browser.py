@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +48,9 @@ def _evaluation(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def page(browser, tmp_path: Path) -> Iterator[Any]:
+def page(quiet_page, tmp_path: Path) -> Any:
     """The page, whose names are hostile; nothing may be complained of and nothing asked for."""
-    complaints: list[str] = []
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+    page, complaints = quiet_page
     own = (tmp_path / "report.html").as_uri()
     page.on("request", lambda request: request.url.startswith((own, "data:")) or complaints.append(request.url))
     picture = tmp_path / "map.png"
@@ -64,9 +59,7 @@ def page(browser, tmp_path: Path) -> Iterator[Any]:
     hostile = "<img src=x onerror=alert(1)>"
     write_evaluation_report(tmp_path / "report.html", _evaluation(hostile), by_site, {"T1w": {"map": picture}})
     page.goto(own)
-    yield page
-    page.close()
-    assert complaints == []
+    return page
 
 
 def test_a_column_sorts_by_figure_both_ways_with_the_missing_last(page) -> None:
