@@ -16,7 +16,7 @@ import torch
 from mmh_ray.bids.derivatives import derivative_files, figure_paths, write_sidecar
 from mmh_ray.config import Config, to_dict
 from mmh_ray.distributed.look import Look, input_hash, is_current, ledger_row, provenance, unknown_sequence
-from mmh_ray.errors import RefusedError, data_error
+from mmh_ray.errors import DataError, RefusedError, data_error
 from mmh_ray.evaluation.curves import histogram
 from mmh_ray.evaluation.mosaic import write_mosaic
 from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, InferredImage, ReadyScan, with_smaller_batches
@@ -101,7 +101,7 @@ class HarmonizeWorker:
         if not pending:
             return
         with self._room.taken_by(row["uri"]):
-            ready = self._ready(row)
+            ready = self._ready(row, digest)
             with self._model_lock:
                 images = self._with_less_memory(ready, row["image_id"], [look.target for look, _ in pending])
             for (look, facts), image in zip(pending, images, strict=True):
@@ -129,10 +129,13 @@ class HarmonizeWorker:
                 pending.append((look, facts))
         return pending
 
-    def _ready(self, row: Row) -> ReadyScan:
-        """Read and prepare, on the CPU."""
+    def _ready(self, row: Row, digest: str) -> ReadyScan:
+        """Read and prepare, on the CPU. A file that was replaced after it was hashed fails: its row would name other bytes."""
         volume = read_volume(row["uri"])
         mask = read_mask(row["mask_uri"]) if row["mask_uri"] else None
+        if input_hash(row | {"sha256": sha256_file(row["uri"])}) != digest:
+            what = "a scan or brain mask that was written to while it was read"
+            raise DataError(f"{row['uri']}: {what}", "files that stay as they are", "Run again with --retry-failed.")
         return self.harmonizer.ready(volume, row["sequence"], mask)
 
     def _with_less_memory(

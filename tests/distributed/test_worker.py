@@ -37,6 +37,7 @@ from mmh_ray.imaging.volume import Volume, read_volume, write_volume
 from mmh_ray.models.adapter import SiteStyle, attach, state_of
 from mmh_ray.models.bundle import Bundle, load_bundle
 from mmh_ray.models.target_bundle import Target
+from mmh_ray.provenance import sha256_file
 
 pytestmark = pytest.mark.fast
 
@@ -92,6 +93,28 @@ def test_a_row_tells_what_was_done_and_the_next_run_needs_not_do_it(
     (replaced,) = HarmonizeWorker(files, config, str(tmp_path), FACTS, [other]).harmonize(row_of(scan))
     assert replaced["output"] == done["output"]
     assert not is_current(earlier, tmp_path, done["input_sha256"], FACTS["model_hash"], UNIFIED)  # the sidecar tells
+
+
+@pytest.mark.parametrize("what", ["uri", "mask_uri"])
+def test_a_file_that_is_replaced_between_hash_and_reading_fails_and_leaves_nothing(
+    files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    paths = {"uri": tmp_path / "sub-01_T1w.nii.gz", "mask_uri": tmp_path / "mask.nii.gz"}
+    for path in paths.values():
+        shutil.copy(scan, path)
+    read = worker_module.read_volume
+
+    def replace_and_read(path: str) -> Volume:
+        volume = read(path)
+        write_volume(volume.like(2 * volume.data), paths[what])
+        return volume
+
+    monkeypatch.setattr(worker_module, "read_volume", replace_and_read)
+    out = tmp_path / "out"
+    worker = HarmonizeWorker(files, config, str(out), FACTS, [UNIFIED])
+    (row,) = worker.harmonize(row_of(paths["uri"], mask_uri=str(paths["mask_uri"])))
+    assert (row["status"], "written to while it was read" in row["reason"]) == ("failed", True), row["reason"]
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(("digest", "gone"), [("d" * 64, True), (None, False)], ids=["looked at", "not even looked at"])
@@ -314,7 +337,7 @@ def test_the_last_resort_is_the_cpu_and_the_next_image_tries_the_gpu_again(
     monkeypatch.setattr(worker_module, "_device_of", lambda model: torch.device(device[0]))
     monkeypatch.setattr(torch.nn.Module, "to", to)
     monkeypatch.setattr(Harmonizer, "infer", hungry)
-    ready = worker._ready(row_of(scan))
+    ready = worker._ready(row_of(scan), sha256_file(scan))
     for expected in (["cpu"], ["cuda", "cpu"], ["cuda", "cpu"]):
         moves_before = len(moves)
         assert len(worker._with_less_memory(ready, "sub-01_T1w", [None])) == 1
