@@ -48,9 +48,8 @@ def test_the_penalty_is_scikit_learns_and_chosen_among_other_people(rng):
     folds = list(GroupKFold(5).split(people, groups=people))
     found = RidgeCV(np.logspace(-2, 4, 13), cv=folds, scoring="neg_mean_squared_error").fit(features, target)
     assert choose_penalty(features, target, people) == found.alpha_
-    named = rng.normal(size=(30, 30))[
-        people
-    ]  # the person's own, whatever the age: other images of them want no penalty
+    # features that name the person: images of their own would want no penalty
+    named = rng.normal(size=(30, 30))[people]
     ages = rng.normal(size=30)[people]
     assert choose_penalty(named, ages, people) > 10 * choose_penalty(named, ages, np.arange(60))
 
