@@ -110,8 +110,8 @@ def test_where_no_worker_can_start_every_image_has_that_reason(monkeypatch: pyte
 def test_no_actor_outlives_a_run_that_stops(tmp_path: Path) -> None:
     class Writing:
         def harmonize(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+            (tmp_path / str(os.getpid())).touch()
             while row["image_id"] == "endless":
-                (tmp_path / str(os.getpid())).touch()
                 time.sleep(0.01)
             return [row]
 
