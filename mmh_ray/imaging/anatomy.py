@@ -139,11 +139,16 @@ def _shape(rng: np.random.Generator, shape: tuple[int, ...], spacing_mm: float) 
 
 
 def _ventricle_push(person: Person, csf: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """Displacement that draws the samples around the ventricles towards them, so that they grow."""
+    """``(3, I, J, K)`` displacement in voxels that draws the samples around the ventricles towards them, so that they grow."""
     deep = ndimage.gaussian_filter(np.where(_deep(csf.shape), csf, 0), 6.0 / spacing_mm)
     strength = person.ventricles + max(0.0, person.age - 20) / 60
     pull = np.stack(np.gradient(deep))
-    return (pull / max(float(np.abs(pull).max()), 1e-6) * strength * 5.0 / spacing_mm).astype(np.float32)
+    steps = max(1, int(np.ceil(strength)))
+    pull *= strength / steps * 5.0 / spacing_mm / max(float(np.abs(pull).max()), 1e-6)
+    push = pull
+    for _ in range(steps - 1):  # in one long step samples would pass the ventricle and find tissue behind it
+        push = push + np.stack([_warp(part, push) for part in pull])
+    return push.astype(np.float32)
 
 
 def _deep(shape: tuple[int, ...]) -> np.ndarray:

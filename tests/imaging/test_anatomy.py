@@ -80,6 +80,12 @@ def test_ventricles_grow_on_request(spacing: float) -> None:
     assert fluid[0] < fluid[1] < fluid[2]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_grown_ventricles_hold_nothing_but_fluid(spacing: float, size: int) -> None:
+    usual, grown = (simulate_anatomy(Person(3, ventricles=count), spacing).fractions[CSF] for count in (0, size))
+    assert (grown[usual > 0.9] > 0.8).mean() > 0.9
+
+
 def test_lesions_appear_only_on_request_and_replace_white_matter(spacing: float) -> None:
     without, with_lesions = amounts(spacing), amounts(spacing, lesions=6)
     assert without[LESION] == 0
