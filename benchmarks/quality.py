@@ -47,9 +47,9 @@ def spoilt(volume: Volume, sequence: str) -> Iterator[tuple[str, str, Volume]]:
     yield f"noise as {sequence}", sequence, volume.like(noise)
 
 
-def computed_tomography(seed: int) -> Volume:
-    """A head in Hounsfield units above air: grey matter a little brighter than white, fluid dark, a skull brighter than all."""
-    anatomy = simulate_anatomy(Person(seed, scalp=True), 2.0)
+def computed_tomography(seed: int, spacing_mm: float = 2.0) -> Volume:
+    """A simulated head in Hounsfield units above air: grey matter a little brighter than white, fluid dark, a skull brighter than all."""
+    anatomy = simulate_anatomy(Person(seed, scalp=True), spacing_mm)
     brain, scalp = anatomy.fractions.sum(0), anatomy.scalp
     inside = ndimage.binary_fill_holes(brain + scalp > 0.5)
     bone = np.clip(inside - brain - scalp, 0, 1)

@@ -20,10 +20,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 import mmh_ray.harmonizer
+from benchmarks.quality import computed_tomography
 from mmh_ray.bids.derivatives import derivative_files, sidecar_path
 from mmh_ray.config import Config
 from mmh_ray.distributed import worker as worker_module
@@ -252,17 +252,6 @@ def test_another_sequence_under_this_name_is_refused(files: dict[str, bytes], co
     assert not (tmp_path / "out").exists()
 
 
-def computed_tomography(spacing_mm: float) -> Volume:
-    """A head in Hounsfield units: tissues nearly alike, fluid dark, a skull brighter than all, air at -1000."""
-    anatomy = simulate_anatomy(Person(1, scalp=True), spacing_mm)
-    brain, scalp = anatomy.fractions.sum(0), anatomy.scalp
-    inside = ndimage.binary_fill_holes(brain + scalp > 0.5)
-    units = np.einsum("t,txyz->xyz", np.array([8, 37, 28, 30]), anatomy.fractions) + 60 * scalp
-    units += 1000 * np.clip(inside - brain - scalp, 0, 1) - 1000 * (1.0 - inside)
-    noise = np.random.default_rng(0).normal(0, 4, brain.shape)
-    return Volume((units + noise).astype(np.float32), anatomy.affine)
-
-
 HEAD = "expected 0.2 or more. Check that it is an MRI of an adult's head"
 
 
@@ -277,7 +266,7 @@ def test_what_is_no_adults_mri_is_refused(
     head = read_volume(scan)
     shown = {
         "noise": head.like(np.random.default_rng(0).rayleigh(1, head.data.shape).astype(np.float32)),
-        "CT": computed_tomography(6.0),
+        "CT": computed_tomography(1, 6.0),
         "upside down": Volume(head.data, np.diag([1, 1, -1, 1]) @ head.affine),
         "an infant's size": Volume(head.data, np.diag([0.65, 0.65, 0.65, 1]) @ head.affine),
     }[kind]
