@@ -91,12 +91,15 @@ class InferredImage:
         ``(X, Y, Z)`` on the working grid, unit intensity.
     noise:
         Standard deviation of the noise that belongs to the look.
+    fluid:
+        What pure fluid is in the look; NaN where nobody knows.
     disagreement:
         Mean standard deviation of the planes' estimates in the unified domain; None of a single plane, which agrees with itself.
     """
 
     values: np.ndarray
     noise: float
+    fluid: float
     disagreement: float | None
 
 
@@ -194,16 +197,17 @@ class Harmonizer:
         planes = self._sample(ready.prepared, label)
         disagreement = float(planes[:, ready.prepared.mask].std(axis=0).mean()) if len(planes) > 1 else None
         unified = unify(self.bundle.model, planes, ready.prepared.mask, label, self.settings)
+        fluid = self.bundle.model.fluid[label].cpu()
         images, before = [], None
         for target in targets:
             if target is None:
-                images.append(InferredImage(unified, NOISE, disagreement))
+                images.append(InferredImage(unified, NOISE, float(fluid), disagreement))
                 continue
             style = self._style(target, ready.sequence)
             if before is None and ready.sequence in target.weights:
                 before = self._again(unified, ready)
             moved = self._moved(unified, before, ready, target)
-            images.append(InferredImage(moved, style.noise_left(NOISE), disagreement))
+            images.append(InferredImage(moved, style.noise_left(NOISE), float(style.apply(fluid)), disagreement))
         return images
 
     def finish(self, ready: ReadyScan, image: InferredImage) -> HarmonizedScan:
@@ -269,7 +273,8 @@ class Harmonizer:
 
         if self.settings.detail == "model":
             return np.clip(bring(image), 0, None)
-        image = keep_levels(image, prepared.image, prepared.mask, self.bundle.config.grid.spacing_mm)
+        spacing = self.bundle.config.grid.spacing_mm
+        image = keep_levels(image, prepared.image, prepared.mask, spacing, inferred.fluid)
         slope, offset = map(bring, local_affine(prepared.source, image, prepared.mask, self.settings.detail_radius))
         source = prepared.scaling.apply(volume.data)
         tissue = np.clip(source / AIR_LEVEL, 0, 1) ** 2

@@ -19,8 +19,8 @@ from mmh_ray.harmonizer import AIR_LEVEL, Harmonizer, with_smaller_batches
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.detail import continued
 from mmh_ray.imaging.grid import from_grid, to_grid
-from mmh_ray.imaging.intensity import noise_level
-from mmh_ray.imaging.phantom import SITES, canonical, render
+from mmh_ray.imaging.intensity import noise_level, robust_scaling
+from mmh_ray.imaging.phantom import SITES, canonical, canonical_fluid, render
 from mmh_ray.imaging.preprocess import Prepared
 from mmh_ray.imaging.template import OUTPUT_AFFINE, OUTPUT_SHAPE, SPACE, template
 from mmh_ray.imaging.volume import Volume
@@ -192,7 +192,7 @@ def test_projection_keeps_detail_that_the_models_own_image_lacks(
 
 
 @pytest.mark.parametrize("model", ["style", "invents", "erases"])
-@pytest.mark.parametrize(("kind", "kept"), [("tumour", 0.82), ("cavity", 0.68), ("ventricles", 0.78)])
+@pytest.mark.parametrize(("kind", "kept"), [("tumour", 0.82), ("cavity", 0.92), ("ventricles", 0.85)])
 def test_a_structure_survives_the_projection_and_none_appears(
     bundle: Bundle,
     monkeypatch: pytest.MonkeyPatch,
@@ -204,9 +204,8 @@ def test_a_structure_survives_the_projection_and_none_appears(
     """A tumour, a cavity of 13 ml and ventricles of three times their size in a noisy T2w, relative to the scan itself under the style.
 
     A model that treats the structure as the rest leaves contrast and volume, also where it invents a tumour elsewhere, of which less
-    than 0.06 of 0.25 to 0.3 is left. A model that erases it altogether is not fully put right: volumes stay within a tenth, but a
-    third of the cavity's contrast goes and a fifth of the ventricles', as much of the brain's fluid takes part in the curve, and a sixth
-    of the tumour's, in part taken for a field.
+    than 0.06 of 0.25 to 0.3 is left. A model that erases it altogether is not fully put right: volumes stay within a tenth, but of the
+    tumour's contrast a sixth goes and of the ventricles' an eighth, in part taken for a field, and of the cavity's a fifteenth.
     """
     plain = simulate_anatomy(Person(2, age=60), 4.0)
     if kind == "cavity":
@@ -230,6 +229,8 @@ def test_a_structure_survives_the_projection_and_none_appears(
 
     monkeypatch.setattr(Harmonizer, "_sample", sample)
     fine = replace(bundle, config=replace(CONFIG, grid=GridConfig(4.0, (48, 64, 48))))
+    fluid = robust_scaling(scan, brain).apply(np.array(UNIT * canonical_fluid("T2w")))
+    monkeypatch.setitem(bundle.model._buffers, "fluid", torch.tensor([np.nan, style(fluid)], dtype=torch.float32))
     found = Harmonizer(fine, prepare=PrepareConfig(register=False)).run(Volume(scan, anatomy.affine), "T2w", brain)
     unit, image = found.prepared.scaling.apply(scan), found.volume.data
     contrast, volume = contrast_and_volume(image, place, brain) / contrast_and_volume(style(unit), place, brain)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.fs
 import ray
 import ray.exceptions
@@ -32,6 +33,8 @@ from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain, training_str
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.figures import before_after, middle_slice
+from mmh_ray.imaging.phantom import canonical_fluid
+from mmh_ray.imaging.simulation import unifying_map
 from mmh_ray.models.bundle import save_bundle
 from mmh_ray.models.calibration import fit_calibration, harmonize_volume
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
@@ -292,7 +295,8 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
 
 
 def _calibrate(model: GlobalHarmonizer, run: _Run) -> None:
-    """Set the curve of every sequence that can be simulated, from simulated people that neither training nor validation shows."""
+    """Set the curve of every sequence that can be simulated, from simulated people that neither training nor validation shows, and the
+    level of its fluid."""
     config = run.config
     maker = GroupMaker(run.store.uri, config, run.domain)
     for label, sequence in enumerate(config.model.sequences):
@@ -300,6 +304,8 @@ def _calibrate(model: GlobalHarmonizer, run: _Run) -> None:
             examples = maker.examples(sequence, CALIBRATION_SCANS)
             curve = fit_calibration(model, label, examples, config.harmonize)
             model.calibration[label] = torch.from_numpy(curve)
+            unified = unifying_map(run.domain.canonical[sequence], run.domain.quantiles[sequence])
+            model.fluid[label] = float(unified.apply(np.array(canonical_fluid(sequence))))
 
 
 def _sample_figures(model: GlobalHarmonizer, store: PreparedStore, config: Config, folder: Path) -> Iterator[Path]:

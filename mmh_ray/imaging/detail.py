@@ -28,6 +28,15 @@ FIELD_MM = 24.0
 
 CURVE_BINS = 512
 
+FLUID_ML = 0.8
+"""Pure fluid that a scan must show for its level to be known."""
+
+FLUID_MM = 9.0
+"""Edge of the cubes that must hold nothing but fluid, and their least distance from the mask's border."""
+
+FLAT = 2.0
+"""Standard deviation in such a cube, as a multiple of the scan's noise, up to which it holds nothing but fluid."""
+
 
 def local_affine(
     source: np.ndarray, styled: np.ndarray, mask: np.ndarray, radius: int
@@ -55,15 +64,17 @@ def local_affine(
     return continued(slope, mask), continued(offset, mask)
 
 
-def keep_levels(styled: np.ndarray, scan: np.ndarray, mask: np.ndarray, spacing_mm: float) -> np.ndarray:
+def keep_levels(
+    styled: np.ndarray, scan: np.ndarray, mask: np.ndarray, spacing_mm: float, fluid: float = np.nan
+) -> np.ndarray:
     """The styled image where it is believed: a new style is one intensity curve and a smooth field, and what else the model changes
     over a few voxels by more than :data:`DOUBT` is taken back. So it can put no lesion in and not take one away whole.
 
     The curve is the monotone one of the scan's (slightly smoothed) intensities that follows the styled image's medians (isotonic
     regression, Barlow et al., 1972), on which a place that the model treats unlike the rest has little influence. Where the difference
     from it, less its smooth part, has more power over 3 x 3 x 3 voxels than the scan's noise under that curve, a Wiener weight takes it
-    back: a lesion of a few voxels that the model only blurs has no mean difference, but power. (A model that erases a cavity that holds
-    much of a brain's fluid has the curve on its side.)
+    back: a lesion of a few voxels that the model only blurs has no mean difference, but power. A model that pales or erases a cavity that
+    holds much of a brain's fluid has the medians on its side: where the scan shows pure fluid, the curve therefore ends at its level.
 
     Parameters
     ----------
@@ -73,8 +84,10 @@ def keep_levels(styled: np.ndarray, scan: np.ndarray, mask: np.ndarray, spacing_
         ``(X, Y, Z)`` bool, the brain.
     spacing_mm:
         Voxel edge.
+    fluid:
+        What pure fluid is in the look of ``styled``; NaN where nobody knows.
     """
-    curved = _under_curve(styled, scan, mask)
+    curved = _fluid_kept(_under_curve(styled, scan, mask), scan, mask, spacing_mm, fluid)
     left = np.where(mask, curved - styled, 0)
     left -= _soft(left, mask, FIELD_MM / spacing_mm) * mask
     power = _inside(left**2, mask) - noise_level(curved, mask) ** 2
@@ -91,6 +104,34 @@ def _under_curve(styled: np.ndarray, scan: np.ndarray, mask: np.ndarray) -> np.n
     beyond = scan - np.clip(scan, knots[0], knots[-1])  # of the ends, where the curve goes on with its mean slope
     mean_slope = (heights[-1] - heights[0]) / max(knots[-1] - knots[0], 1e-6)
     return np.where(mask, np.interp(scan, knots, heights) + mean_slope * beyond, 0).astype(np.float32)
+
+
+def _fluid_kept(curved: np.ndarray, scan: np.ndarray, mask: np.ndarray, spacing_mm: float, fluid: float) -> np.ndarray:
+    """The scan under a curve, whose end is drawn to the level of fluid where it is paler; grey and white matter stay as they are."""
+    inside, middle = scan[mask], float(np.median(curved[mask]))
+    rising = curved[mask][inside.argmax()] >= curved[mask][inside.argmin()]
+    core = _pure_fluid(scan, mask, spacing_mm, dark=(fluid < middle) == rising)
+    missing = fluid - float(np.median(curved.flat[core])) if len(core) else 0.0
+    if not missing * (fluid - middle) > 0:
+        return curved
+    start, end = np.median(inside), np.median(scan.flat[core])
+    moved = curved + missing * np.where(mask, np.clip((scan - start) / (end - start), 0, 1) ** 3, 0)
+    beyond = np.minimum(curved, fluid) if missing < 0 else np.maximum(curved, fluid)  # nothing is moved past fluid
+    return (np.maximum(moved, beyond) if missing < 0 else np.minimum(moved, beyond)).astype(np.float32)
+
+
+def _pure_fluid(scan: np.ndarray, mask: np.ndarray, spacing_mm: float, dark: bool) -> np.ndarray:
+    """Flat indices of :data:`FLUID_ML` millilitres of pure fluid: the extreme, :data:`FLUID_MM` or more inside the brain, of the scan's
+    means over cubes of that edge, if the cubes vary by no more than noise. None where ventricles are narrower."""
+    width, brain = max(1, round(FLUID_MM / 3 / spacing_mm)), np.where(mask, scan, 0).astype(np.float64)
+    mean = _mean(brain, width)
+    deep = np.flatnonzero(ndimage.distance_transform_edt(mask) * spacing_mm >= FLUID_MM)
+    count = int(np.ceil(1000 * FLUID_ML / spacing_mm**3))
+    if len(deep) < count:
+        return deep[:0]
+    core = deep[np.argsort(mean.flat[deep] if dark else -mean.flat[deep])[:count]]
+    variance = np.median((_mean(brain**2, width) - mean**2).flat[core])
+    return core if variance <= (FLAT * noise_level(scan, mask)) ** 2 else core[:0]
 
 
 def add_detail(

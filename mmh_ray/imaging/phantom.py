@@ -78,6 +78,12 @@ def tissue_signal(scanner: Scanner, sequence: str) -> np.ndarray:
     raise ValueError(f"sequence {sequence!r}; expected one of {SEQUENCES}. Phantoms know no other signal equation.")
 
 
+def tissue_levels(scanner: Scanner, sequence: str) -> np.ndarray:
+    """:func:`tissue_signal` relative to the signal of white matter in T1w, of grey matter in T2w."""
+    signal = tissue_signal(scanner, sequence)
+    return signal / float(signal[2] if sequence == "T1w" else signal[1])
+
+
 def render(
     anatomy: Anatomy, scanner: Scanner, sequence: str, rng: np.random.Generator, spacing_mm: float
 ) -> np.ndarray:
@@ -85,16 +91,15 @@ def render(
 
     Signal → gamma → point spread → receive field → Rician noise → grey levels.
     """
-    signal = tissue_signal(scanner, sequence)
-    peak = float(signal[2] if sequence == "T1w" else signal[1])
-    image = np.einsum("t,txyz->xyz", signal / peak, anatomy.fractions) + _scalp_signal(anatomy, rng)
+    levels = tissue_levels(scanner, sequence)
+    image = np.einsum("t,txyz->xyz", levels, anatomy.fractions) + _scalp_signal(anatomy, rng)
     image = np.maximum(image, 0) ** scanner.gamma
     if scanner.blur_mm > 0:
         image = ndimage.gaussian_filter(image, scanner.blur_mm / _FWHM_PER_SIGMA / spacing_mm)
     if scanner.bias > 0:
         image = image * np.exp(scanner.bias * smooth_noise(rng, image.shape, 80 / spacing_mm))
     if scanner.noise > 0:
-        brightest = float(signal[:3].max() / peak) ** scanner.gamma
+        brightest = float(levels[:3].max()) ** scanner.gamma
         real, imaginary = rng.normal(0, scanner.noise * brightest, (2, *image.shape)).astype(np.float32)
         image = np.hypot(image + real, imaginary)
     if scanner.levels:
@@ -106,6 +111,11 @@ def render(
 def canonical(anatomy: Anatomy, sequence: str, spacing_mm: float) -> np.ndarray:
     """The noise-free rendering in the canonical style, ``(I, J, K)`` float32."""
     return render(anatomy, CANONICAL, sequence, np.random.default_rng(0), spacing_mm)
+
+
+def canonical_fluid(sequence: str) -> float:
+    """What a voxel of nothing but fluid is in canonical images."""
+    return float(tissue_levels(CANONICAL, sequence)[0])
 
 
 def noise_free(scanner: Scanner) -> Scanner:

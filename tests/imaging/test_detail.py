@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.detail import DOUBT, NOISE, add_detail, continued, keep_levels, local_affine
-from mmh_ray.imaging.phantom import canonical
+from mmh_ray.imaging.phantom import canonical, canonical_fluid
 
 pytestmark = pytest.mark.fast
 
@@ -177,3 +177,31 @@ def test_a_curve_a_field_and_less_noise_are_believed(person: tuple[np.ndarray, .
     styled = (ndimage.gaussian_filter(scan, 0.5) ** 0.7 * field * brain).astype(np.float32)
     moved = np.abs(keep_levels(styled, scan, brain, 4.0) - styled)[brain]
     assert moved.mean() < DOUBT / 10
+
+
+@pytest.mark.parametrize("sequence", ["T1w", "T2w"])
+def test_fluid_that_the_model_pales_comes_back(rng: np.random.Generator, sequence: str) -> None:
+    """In ventricles that hold most of the brain's fluid, so that the curve's medians go with them; other tissue stays as it is."""
+    wide = simulate_anatomy(Person(11, ventricles=3), 4.0)
+    brain, fluid = wide.brain, canonical_fluid(sequence)
+    scan = np.abs(canonical(wide, sequence, 4.0) + rng.normal(0, 0.02, brain.shape)).astype(np.float32) * brain
+    ventricles = ndimage.binary_erosion(wide.fractions[0] > 0.95)
+    tissue = brain & (wide.fractions[0] < 0.1)
+    pale = np.where(wide.fractions[0] > 0.8, scan + 0.3 * (np.median(scan[brain]) - fluid), scan).astype(np.float32)
+    left, kept = (keep_levels(pale, scan, brain, 4.0, level) for level in (np.nan, fluid))
+    lost, still = (abs(image[ventricles].mean() - fluid) for image in (left, kept))
+    assert lost > 0.8 * abs(pale[ventricles].mean() - fluid)
+    assert still < 0.5 * lost  # the rest is too little to be doubted, or taken for a field
+    assert np.abs(kept - left)[tissue].mean() < 0.002
+    beyond = fluid - 0.5 * (
+        fluid - np.median(scan[brain])
+    )  # a look whose fluid is paler than the model's: nothing is taken away
+    np.testing.assert_array_equal(keep_levels(pale, scan, brain, 4.0, beyond), left)
+
+
+def test_ventricles_that_show_no_pure_fluid_decide_nothing(rng: np.random.Generator) -> None:
+    narrow = simulate_anatomy(Person(11, age=20), 4.0)
+    brain = narrow.brain
+    scan = np.abs(canonical(narrow, "T2w", 4.0) + rng.normal(0, 0.01, brain.shape)).astype(np.float32) * brain
+    left, kept = (keep_levels(0.9 * scan, scan, brain, 4.0, level) for level in (np.nan, canonical_fluid("T2w")))
+    np.testing.assert_array_equal(kept, left)

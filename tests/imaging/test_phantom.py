@@ -15,6 +15,7 @@ from mmh_ray.imaging.phantom import (
     SITES,
     Scanner,
     canonical,
+    canonical_fluid,
     random_scanner,
     render,
     tissue_signal,
@@ -49,6 +50,14 @@ def test_contrast_of_every_site(scanner: Scanner) -> None:
     fluid, grey, white, lesion = tissue_signal(scanner, "T2w")
     assert fluid > grey > white > 0
     assert lesion > white
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_a_voxel_of_nothing_but_fluid_has_its_canonical_level(sequence: str) -> None:
+    fluid = np.zeros((4, 3, 3, 3), np.float32)
+    fluid[0] = 1
+    found = canonical(Anatomy(fluid, np.zeros((3, 3, 3), np.float32), np.eye(4)), sequence, 4.0)
+    np.testing.assert_allclose(found, canonical_fluid(sequence), rtol=1e-6)
 
 
 def test_sites_differ_and_are_not_the_canonical_one() -> None:
