@@ -4,8 +4,8 @@
     python benchmarks/lesions.py --model demo/runs/demo/bundle
 
 People whom training does not know are scanned by random scanners and harmonized: with lesions, a resection cavity or wide ventricles
-(`ventricles=3`, about twice the fluid), of which training draws others, or a tumour with a fluid core or ventricles of three times their
-size, which it never shows. Contrast is
+(`ventricles=3`), of which training draws others, or a tumour with a fluid core, which it never shows, or ventricles of three times their
+size that take the place of the brain around them, where those of training push it aside. Contrast is
 the mean intensity of the place less that of its surroundings (two voxels around), volume what lies beyond the middle between the two;
 both are given as a share of the same figure of the noise-free truth in the
 unified domain. Below it the same of the scan after N4 and histogram matching, and of the scan after N4 under the best of all increasing

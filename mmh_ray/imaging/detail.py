@@ -108,6 +108,8 @@ def _under_curve(styled: np.ndarray, scan: np.ndarray, mask: np.ndarray) -> np.n
 
 def _fluid_kept(curved: np.ndarray, scan: np.ndarray, mask: np.ndarray, spacing_mm: float, fluid: float) -> np.ndarray:
     """The scan under a curve, whose end is drawn to the level of fluid where it is paler; grey and white matter stay as they are."""
+    if np.isnan(fluid):
+        return curved
     inside, middle = scan[mask], float(np.median(curved[mask]))
     rising = curved[mask][inside.argmax()] >= curved[mask][inside.argmin()]
     core = _pure_fluid(scan, mask, spacing_mm, dark=(fluid < middle) == rising)
@@ -123,7 +125,7 @@ def _fluid_kept(curved: np.ndarray, scan: np.ndarray, mask: np.ndarray, spacing_
 def _pure_fluid(scan: np.ndarray, mask: np.ndarray, spacing_mm: float, dark: bool) -> np.ndarray:
     """Flat indices of :data:`FLUID_ML` millilitres of pure fluid: the extreme, :data:`FLUID_MM` or more inside the brain, of the scan's
     means over cubes of that edge, if the cubes vary by no more than noise. None where ventricles are narrower."""
-    width, brain = max(1, round(FLUID_MM / 3 / spacing_mm)), np.where(mask, scan, 0).astype(np.float64)
+    width, brain = max(1, round(FLUID_MM / 3 / spacing_mm)), np.where(mask, scan, 0).astype(np.float32)
     mean = _mean(brain, width)
     deep = np.flatnonzero(ndimage.distance_transform_edt(mask) * spacing_mm >= FLUID_MM)
     count = int(np.ceil(1000 * FLUID_ML / spacing_mm**3))
