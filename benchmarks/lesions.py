@@ -10,8 +10,9 @@ the mean intensity of the place less that of its surroundings (two voxels around
 both are given as a share of the same figure of the noise-free truth in the
 unified domain. Below it the same of the scan after N4 and histogram matching, and of the scan after N4 under the best of all increasing
 maps of its intensities (isotonic regression of the truth on it): that is how much of the place the scan shows, as scanners blur and order
-tissues differently. `of shown` is the contrast as a share of that: what the method itself took or added. `elsewhere` is the largest
-difference from the truth (99.9th percentile) away from the place, by which an invented structure would show.
+tissues differently. `of shown` is the contrast as a share of that. `of curve` is it as a share of the contrast of the scan after N4 under
+the increasing map that comes nearest to the image itself: a new look is such a map, and what differs from it the method took or added.
+`elsewhere` is the largest difference from the truth (99.9th percentile) away from the place, by which an invented structure would show.
 """
 
 from __future__ import annotations
@@ -101,10 +102,10 @@ def survival(image: np.ndarray, truth: np.ndarray, place: np.ndarray, brain: np.
     return {"contrast": float(contrast), "volume": float(volume), "elsewhere": worst}
 
 
-def best_map(scan: np.ndarray, truth: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """The scan under the increasing map of its intensities that comes nearest to the truth, which only a simulation knows."""
+def best_map(scan: np.ndarray, wanted: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """The scan under the increasing map of its intensities that comes nearest to another image."""
     found = np.zeros_like(scan)
-    found[brain] = IsotonicRegression().fit_transform(scan[brain], truth[brain])
+    found[brain] = IsotonicRegression().fit_transform(scan[brain], wanted[brain])
     return found
 
 
@@ -135,8 +136,10 @@ def main() -> None:
                 }
                 found = {method: survival(image, truth, place, anatomy.brain) for method, image in images.items()}
                 for method, figures in found.items():
-                    shown = figures["contrast"] / found["N4 + best map"]["contrast"]
-                    rows[kind, sequence, method].append(figures | {"of shown": shown})
+                    curve = survival(best_map(corrected, images[method], anatomy.brain), truth, place, anatomy.brain)
+                    figures["of shown"] = figures["contrast"] / found["N4 + best map"]["contrast"]
+                    figures["of curve"] = figures["contrast"] / curve["contrast"]
+                    rows[kind, sequence, method].append(figures)
     print("Medians (smallest to largest)")
     print(f"{'kind':<15} {'':<4} {'method':<24}" + "".join(f" {name:>22}" for name in next(iter(rows.values()))[0]))
     for (kind, sequence, method), found in rows.items():
