@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import ConfigError, RefusedError
@@ -198,6 +199,7 @@ class Harmonizer:
         disagreement = float(planes[:, ready.prepared.mask].std(axis=0).mean()) if len(planes) > 1 else None
         unified = unify(self.bundle.model, planes, ready.prepared.mask, label, self.settings)
         fluid = self.bundle.model.fluid[label].cpu()
+        fluid = torch.where(fluid < 0, torch.nan, fluid)
         images, before = [], None
         for target in targets:
             if target is None:

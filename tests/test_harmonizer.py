@@ -230,7 +230,7 @@ def test_a_structure_survives_the_projection_and_none_appears(
     monkeypatch.setattr(Harmonizer, "_sample", sample)
     fine = replace(bundle, config=replace(CONFIG, grid=GridConfig(4.0, (48, 64, 48))))
     fluid = robust_scaling(scan, brain).apply(np.array(UNIT * canonical_fluid("T2w")))
-    monkeypatch.setitem(bundle.model._buffers, "fluid", torch.tensor([np.nan, style(fluid)], dtype=torch.float32))
+    monkeypatch.setitem(bundle.model._buffers, "fluid", torch.tensor([-1, style(fluid)], dtype=torch.float32))
     found = Harmonizer(fine, prepare=PrepareConfig(register=False)).run(Volume(scan, anatomy.affine), "T2w", brain)
     unit, image = found.prepared.scaling.apply(scan), found.volume.data
     contrast, volume = contrast_and_volume(image, place, brain) / contrast_and_volume(style(unit), place, brain)

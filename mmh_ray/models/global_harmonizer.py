@@ -89,7 +89,7 @@ class GlobalHarmonizer(nn.Module):
     calibration: Tensor
     """``(S, 2, 253)``: intensities of the network's fused image, and those of the unified domain that they go to."""
     fluid: Tensor
-    """``(S,)``: what pure fluid is in the unified domain; NaN for a sequence that cannot be simulated."""
+    """``(S,)``: what pure fluid is in the unified domain; -1 for a sequence that cannot be simulated (NaN equals no copy of itself)."""
 
     def __init__(self, model: ModelConfig, train: TrainConfig, quantiles: Tensor) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class GlobalHarmonizer(nn.Module):
         self.scheduler = make_scheduler(model)
         self.register_buffer("domain_quantiles", quantiles.clone())
         self.register_buffer("calibration", torch.linspace(0, 1, 253).expand(len(quantiles), 2, -1).clone())
-        self.register_buffer("fluid", torch.full((len(quantiles),), torch.nan))
+        self.register_buffer("fluid", torch.full((len(quantiles),), -1.0))
         start = quantiles[:, 0]
         self.register_buffer("domain_cumulative", torch.stack([cumulative_from_quantiles(row) for row in start]))
         self.register_buffer("domain_moments", torch.stack([start.mean(1), start.std(1)], dim=1))
