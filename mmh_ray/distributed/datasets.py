@@ -87,6 +87,10 @@ class UnifiedDomain:
         """``(2, 257)`` quantile function and tissue quantiles of a sequence."""
         return np.stack([self.quantiles[name], self.tissues[name]])
 
+    def of_canonical(self, name: str) -> MonotoneMap:
+        """From canonical to unified intensity of a sequence that can be simulated."""
+        return unifying_map(self.canonical[name], self.quantiles[name])
+
 
 def _mean_over_sites(by_site: dict[str, list[dict[str, Any]]], function: Callable[..., np.ndarray]) -> np.ndarray:
     return mean_quantile_function(mean_quantile_function(map(function, found)) for found in by_site.values())
@@ -155,8 +159,7 @@ class GroupMaker:
     def _example(self, sequence: str, ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         settings, seed = self.config.prepare, self.config.train.seed
         scan, truth, mask = simulated_pair(ordinal, sequence, self.config.grid, seed, settings.upper_percentile)
-        unify = unifying_map(self.domain.canonical[sequence], self.domain.quantiles[sequence])
-        return scan, unify.apply_inside(truth, mask), mask
+        return scan, self.domain.of_canonical(sequence).apply_inside(truth, mask), mask
 
 
 class _Loader(GroupMaker):

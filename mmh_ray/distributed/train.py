@@ -34,7 +34,6 @@ from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.figures import before_after, middle_slice
 from mmh_ray.imaging.phantom import canonical_fluid
-from mmh_ray.imaging.simulation import unifying_map
 from mmh_ray.models.bundle import save_bundle
 from mmh_ray.models.calibration import fit_calibration, harmonize_volume
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
@@ -304,8 +303,7 @@ def _calibrate(model: GlobalHarmonizer, run: _Run) -> None:
             examples = maker.examples(sequence, CALIBRATION_SCANS)
             curve = fit_calibration(model, label, examples, config.harmonize)
             model.calibration[label] = torch.from_numpy(curve)
-            unified = unifying_map(run.domain.canonical[sequence], run.domain.quantiles[sequence])
-            model.fluid[label] = float(unified.apply(np.array(canonical_fluid(sequence))))
+            model.fluid[label] = float(run.domain.of_canonical(sequence).apply(np.array(canonical_fluid(sequence))))
 
 
 def _sample_figures(model: GlobalHarmonizer, store: PreparedStore, config: Config, folder: Path) -> Iterator[Path]:

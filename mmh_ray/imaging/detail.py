@@ -118,8 +118,7 @@ def _fluid_kept(curved: np.ndarray, scan: np.ndarray, mask: np.ndarray, spacing_
         return curved
     start, end = np.median(inside), np.median(scan.flat[core])
     moved = curved + missing * np.where(mask, np.clip((scan - start) / (end - start), 0, 1) ** 3, 0)
-    beyond = np.minimum(curved, fluid) if missing < 0 else np.maximum(curved, fluid)  # nothing is moved past fluid
-    return (np.maximum(moved, beyond) if missing < 0 else np.minimum(moved, beyond)).astype(np.float32)
+    return np.clip(moved, np.minimum(curved, fluid), np.maximum(curved, fluid)).astype(np.float32)  # none past fluid
 
 
 def _pure_fluid(scan: np.ndarray, mask: np.ndarray, spacing_mm: float, dark: bool) -> np.ndarray:

@@ -193,10 +193,8 @@ def test_fluid_that_the_model_pales_comes_back(rng: np.random.Generator, sequenc
     assert lost > 0.8 * abs(pale[ventricles].mean() - fluid)
     assert still < 0.5 * lost  # the rest is too little to be doubted, or taken for a field
     assert np.abs(kept - left)[tissue].mean() < 0.002
-    beyond = fluid - 0.5 * (
-        fluid - np.median(scan[brain])
-    )  # a look whose fluid is paler than the model's: nothing is taken away
-    np.testing.assert_array_equal(keep_levels(pale, scan, brain, 4.0, beyond), left)
+    paler = (fluid + np.median(scan[brain])) / 2  # than the model's: nothing is taken away
+    np.testing.assert_array_equal(keep_levels(pale, scan, brain, 4.0, paler), left)
 
 
 def test_ventricles_that_show_no_pure_fluid_decide_nothing(rng: np.random.Generator) -> None:
