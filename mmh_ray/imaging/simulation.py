@@ -70,13 +70,13 @@ def unifying_map(canonical: np.ndarray, quantiles: np.ndarray) -> MonotoneMap:
 
 @lru_cache(maxsize=2 * _TOGETHER)
 def simulated_person(seed: int, number: int, grid: GridConfig) -> Anatomy:
-    """A person of any adult age, many with lesions, large ventricles, a cavity or oddities, on the working grid."""
+    """A person of any adult age, many with lesions, some with large ventricles, a cavity or oddities, on the working grid."""
     rng = np.random.default_rng([seed, number, 11])
     person = Person(
         seed=FIRST_SEED + seed * 1_000_000 + number,
         age=rng.uniform(18, 90),
         lesions=int(rng.integers(1, 6)) if rng.random() < 0.4 else 0,
-        ventricles=float(rng.choice([0, 0, 0, 1, 2, 3])),
+        ventricles=float(rng.choice([0] * 8 + [1, 1, 2, 3])),
         cavities=int(rng.random() < 0.15),
         oddities=int(rng.integers(0, 7)),
     )
