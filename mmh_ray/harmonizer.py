@@ -14,6 +14,7 @@ from mmh_ray.evaluation.quality import check_scan, describe_outcome, describe_sc
 from mmh_ray.imaging.detail import NOISE, add_detail, continued, keep_levels, local_affine
 from mmh_ray.imaging.grid import from_grid
 from mmh_ray.imaging.intensity import noise_level
+from mmh_ray.imaging.mask import background, on_dark_ground
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.registration import in_template_space
 from mmh_ray.imaging.template import SPACE
@@ -188,7 +189,8 @@ class Harmonizer:
         """First step of :meth:`run`, which takes no model: prepare the scan and refuse what must not be harmonized."""
         self.bundle.sequence_index(sequence)
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
-        figures = describe_scan(volume, prepared.brain, prepared.registration) | {"held": prepared.held}
+        seen, _ = on_dark_ground(volume)
+        figures = describe_scan(seen, prepared.brain, prepared.registration) | {"held": prepared.held}
         check_scan(sequence, figures, self.quality)
         return ReadyScan(volume, sequence, prepared, figures)
 
@@ -214,12 +216,12 @@ class Harmonizer:
 
     def finish(self, ready: ReadyScan, image: InferredImage) -> HarmonizedScan:
         """Last step: an image back on the scan's own grid, with quality and flags."""
-        volume, prepared = ready.volume, ready.prepared
+        prepared, (volume, _) = ready.prepared, on_dark_ground(ready.volume)
         native = volume.like(self._to_native(volume, prepared, image))
         figures = ready.figures | describe_outcome(volume, native, prepared.brain)
         if image.disagreement is not None:
             figures["disagreement"] = image.disagreement
-        finished, space, stripped = self._finished(native, prepared)
+        finished, space, stripped = self._finished(native, ready)
         source, flagged = volume.like(prepared.scaling.apply(volume.data)), flags(figures, self.quality)
         return HarmonizedScan(finished, space, stripped, prepared, image.values, source, native, figures, flagged)
 
@@ -244,8 +246,9 @@ class Harmonizer:
             raise RefusedError(f"{sequence} for target {target.site}", f"one of {known}", "Train the target on it.")
         return target.styles[sequence]
 
-    def _finished(self, native: Volume, prepared: Prepared) -> tuple[Volume, str | None, bool]:
+    def _finished(self, native: Volume, ready: ReadyScan) -> tuple[Volume, str | None, bool]:
         """The image in the space and the intensities that were asked for, with or without what surrounds the brain."""
+        prepared = ready.prepared
         found, brain, space = native, native.like(prepared.brain), None
         if self.settings.space == "template" and prepared.registration is not None:
             found = in_template_space(native, prepared.registration, order=3)
@@ -253,6 +256,9 @@ class Harmonizer:
         data = np.clip(found.data, 0, None)
         if self.settings.intensity == "source":
             data = prepared.scaling.undo(data)
+            if prepared.stripped and space is None:
+                empty = background(ready.volume.data)
+                data[(ready.volume.data == empty) & ~prepared.brain] = empty
         if self.prepare.skull == "strip":
             data = data * (brain.data > 0.5)
         stripped = prepared.stripped or self.prepare.skull == "strip"

@@ -364,6 +364,23 @@ def test_a_scan_below_zero_comes_back_in_its_own_units_and_as_no_negative_image(
     assert source.volume.data.min() >= scaling.low - 0.1
 
 
+@pytest.mark.parametrize(("kind", "ground"), [("unit", 0.0), ("source", 0.25)])
+def test_what_surrounds_a_stripped_brain_in_standard_scores_stays_empty(
+    bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch, kind: str, ground: float
+) -> None:
+    """Though it lies in the middle of the brain's intensities."""
+    volume, mask = scan
+    inside = volume.data[mask]
+    scored = volume.like(np.where(mask, (volume.data - inside.mean()) / inside.std(), 0.25).astype(np.float32))
+    found = knowing(bundle, monkeypatch, 0.5, 0.4, intensity=kind).run(scored, "T1w")
+    assert found.stripped
+    assert not any("air" in flag for flag in found.flags)
+    empty = ~mask & ~found.prepared.brain
+    assert empty.sum() > 0.99 * (~mask).sum()
+    assert (found.volume.data[empty] == np.float32(ground)).all()
+    assert found.volume.data[mask].std() > 0.05
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"intensity": "source"}, {"space": "template"}])
 def test_stripping_leaves_nothing_outside_the_mask(

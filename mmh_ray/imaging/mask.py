@@ -18,6 +18,7 @@ SAME_AFFINE_MM = 1e-3
 """Difference of affines up to which two grids are the same."""
 
 _LARGEST_BRAIN_ML = 2100.0
+_FLOOR_PERCENT = 0.1
 _LEAST_INSIDE = 0.5
 """Part of a given mask that must lie in the scan's field of view; else the two do not belong together."""
 
@@ -53,7 +54,9 @@ def find_brain(volume: Volume, crop_neck: bool = True) -> Brain:
     """
     if is_stripped(volume):
         return Brain(ndimage.binary_fill_holes(largest(volume.data != background(volume.data))), stripped=True)
-    volume = volume.like(volume.data / np.percentile(np.abs(volume.data), 99))  # no result may hang on the units
+    volume, floor = on_dark_ground(volume)
+    signal = volume.data - floor
+    volume = volume.like(signal / np.percentile(signal, 99))  # no result may hang on the units
     bright = foreground(volume)
     head = largest(ndimage.binary_fill_holes(bright))
     head, neck_mm = without_neck(volume, head) if crop_neck else (head, 0.0)
@@ -80,6 +83,19 @@ def background(data: np.ndarray) -> float:
     """The most frequent value on the faces of a volume: 0 where a skull was removed, unless intensities were shifted since."""
     values, counts = np.unique(border(data), return_counts=True)
     return float(values[np.argmax(counts)])
+
+
+def on_dark_ground(volume: Volume) -> tuple[Volume, float]:
+    """The scan with no voxel darker than its floor, and the floor: where the signal is zero, in the scan's units. At most 0.
+
+    Scans that were shifted or are given in standard scores go below zero. Their floor is the darkest thousandth of what they show, and
+    where the skull was removed the background, often 0 among standard scores, becomes the floor.
+    """
+    if volume.data.min() >= 0:
+        return volume, 0.0
+    shown = volume.data != background(volume.data) if is_stripped(volume) else np.ones(volume.data.shape, bool)
+    floor = min(0.0, float(np.percentile(volume.data[shown], _FLOOR_PERCENT))) if shown.any() else 0.0
+    return volume.like(np.where(shown, np.maximum(volume.data, floor), np.float32(floor))), floor
 
 
 def border(data: np.ndarray) -> np.ndarray:

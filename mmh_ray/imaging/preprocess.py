@@ -10,7 +10,7 @@ from mmh_ray.config import GridConfig, PrepareConfig
 from mmh_ray.errors import DataError
 from mmh_ray.imaging.grid import share_held, to_grid, working_affine
 from mmh_ray.imaging.intensity import Scaling, correct_bias, quantile_function, robust_scaling, tissue_quantiles
-from mmh_ray.imaging.mask import Brain, find_brain, is_stripped, on_grid_of
+from mmh_ray.imaging.mask import Brain, find_brain, is_stripped, on_dark_ground, on_grid_of
 from mmh_ray.imaging.registration import Registration, register_brain
 from mmh_ray.imaging.resolution import describe
 from mmh_ray.imaging.volume import Volume
@@ -91,19 +91,21 @@ def prepare_volume(
         If the mask does not fit the scan, is empty, or leaves the scan without contrast.
     """
     given, resampled = mask is not None, False
+    volume, floor = on_dark_ground(volume)
     if isinstance(mask, Volume):
         mask, resampled = on_grid_of(volume, mask)
     brain = _brain(volume, mask, settings)
     axes = _tilt(brain.registration) if settings.register else None
     affine = working_affine(volume.affine, brain.mask, grid, axes)
-    source = to_grid(volume.data, volume.affine, affine, grid.shape)
+    source = to_grid(volume.data - floor, volume.affine, affine, grid.shape)
     inside = to_grid(brain.mask.astype(np.float32), volume.affine, affine, grid.shape) > 0.5
     if not inside.any():
         raise DataError(
             "a mask without a working voxel", "a brain larger than a few voxels", "Check the mask and the affine."
         )
     image = correct_bias(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations) if settings.n4 else source
-    scaling = robust_scaling(image, inside, settings.upper_percentile)
+    unit = robust_scaling(image, inside, settings.upper_percentile)
+    scaling = Scaling(unit.low + floor, unit.high + floor)
     steps = (
         f"mask: {'given, resampled' if resampled else 'given' if given else 'estimated'}",
         _neck_step(brain.neck_mm, given or brain.stripped, settings),
@@ -114,10 +116,11 @@ def prepare_volume(
         bias_step(settings),
         f"unit intensity: ({scaling.low:g}, {scaling.high:g}) -> (0, 1)",
     )
-    image = np.clip(scaling.apply(image), 0, 2) * inside
-    unit = scaling.apply(source)
+    image = np.clip(unit.apply(image), 0, 2) * inside
     held = share_held(brain.mask, volume.affine, affine, grid.shape)
-    return Prepared(image, unit, inside, affine, brain.mask, brain.stripped, brain.registration, scaling, held, steps)
+    return Prepared(
+        image, unit.apply(source), inside, affine, brain.mask, brain.stripped, brain.registration, scaling, held, steps
+    )
 
 
 _SKULL = {"keep": "kept in the output, masked from the model", "strip": "removed"}

@@ -150,6 +150,41 @@ def test_unit_of_the_scan_does_not_matter(
     assert scaled.scaling.high == pytest.approx(factor * once.scaling.high, rel=1e-4)
 
 
+@pytest.mark.parametrize("settings", [PLAIN, PrepareConfig(n4_iterations=(5,))], ids=["plain", "n4"])
+@pytest.mark.parametrize("floor", [-300.0, -5.0])
+def test_zero_of_the_scan_does_not_matter(
+    anatomy: Anatomy, clean: np.ndarray, settings: PrepareConfig, floor: float, rng: np.random.Generator
+) -> None:
+    """A field multiplies what lies above the floor, and the brain is looked for there."""
+    head = np.abs(500 * clean + rng.normal(0, 10, clean.shape))
+    once, shifted = (
+        prepare_volume(Volume((head + by).astype(np.float32), anatomy.affine), None, GRID, settings)
+        for by in (0.0, floor)
+    )
+    assert not once.stripped
+    assert (shifted.brain != once.brain).sum() < 0.02 * once.brain.sum()  # registration hangs on every digit
+    both = shifted.mask & once.mask
+    np.testing.assert_allclose(shifted.image[both], once.image[both], atol=2e-3)
+    assert shifted.scaling.low == pytest.approx(floor, abs=0.1)
+
+
+@pytest.mark.parametrize("empty", [0.0, -5.0], ids=["mean", "darkest"])
+def test_standard_scores_of_a_stripped_scan_are_shown_above_their_darkest(
+    anatomy: Anatomy, clean: np.ndarray, empty: float
+) -> None:
+    brain = anatomy.brain
+    scores = (clean - clean[brain].mean()) / clean[brain].std()
+    above = np.maximum(clean - np.percentile(clean[brain], 0.1), 1e-4)
+    plain, scored = (
+        prepare_volume(Volume(np.where(brain, data, ground).astype(np.float32), anatomy.affine), None, GRID, PLAIN)
+        for data, ground in ((above, 0.0), (scores, empty))
+    )
+    assert scored.stripped
+    assert (scored.brain != plain.brain).sum() < 0.002 * brain.sum()
+    both = plain.mask & scored.mask
+    np.testing.assert_allclose(scored.image[both], plain.image[both], atol=0.01)
+
+
 def test_source_keeps_the_scan_and_the_scaling_undoes_it(anatomy: Anatomy, clean: np.ndarray) -> None:
     prepared = prepare_volume(Volume(500 * clean, anatomy.affine), anatomy.brain, GRID, PLAIN)
     expected = to_grid(500 * clean, anatomy.affine, prepared.affine, GRID.shape)
