@@ -189,8 +189,7 @@ class Harmonizer:
         """First step of :meth:`run`, which takes no model: prepare the scan and refuse what must not be harmonized."""
         self.bundle.sequence_index(sequence)
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
-        seen, _ = on_dark_ground(volume)
-        figures = describe_scan(seen, prepared.brain, prepared.registration) | {"held": prepared.held}
+        figures = describe_scan(volume, prepared.brain, prepared.registration) | {"held": prepared.held}
         check_scan(sequence, figures, self.quality)
         return ReadyScan(volume, sequence, prepared, figures)
 

@@ -13,7 +13,7 @@ from mmh_ray.evaluation.curves import UPPER
 from mmh_ray.evaluation.metrics import gradient_correlation
 from mmh_ray.imaging.grid import share_held, to_grid
 from mmh_ray.imaging.intensity import robust_scaling
-from mmh_ray.imaging.mask import border
+from mmh_ray.imaging.mask import border, on_dark_ground
 from mmh_ray.imaging.registration import Registration
 from mmh_ray.imaging.template import template
 from mmh_ray.imaging.volume import Volume
@@ -121,6 +121,7 @@ def describe_scan(volume: Volume, brain: np.ndarray, registration: Registration 
     brain:
         ``(I, J, K)`` bool mask at the scan's grid.
     """
+    volume, _ = on_dark_ground(volume)
     air = robust_scaling(volume.data, brain).apply(np.percentile(border(volume.data), 25))
     figures = {"brain_ml": float(brain.sum() * np.prod(volume.spacing) / 1000), "background": float(air)}
     if registration is None:
