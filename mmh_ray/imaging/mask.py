@@ -88,14 +88,18 @@ def background(data: np.ndarray) -> float:
 def on_dark_ground(volume: Volume) -> tuple[Volume, float]:
     """The scan with no voxel darker than its floor, and the floor: where the signal is zero, in the scan's units. At most 0.
 
-    Scans that were shifted or are given in standard scores go below zero. Their floor is the darkest thousandth of what they show, and
-    where the skull was removed the background, often 0 among standard scores, becomes the floor.
+    Scans that were shifted or are given in standard scores go below zero. Their floor is the darkest thousandth of all but the
+    background, which may be padding far below; where the skull was removed, the background, often 0 among standard scores, becomes
+    the floor.
     """
     if volume.data.min() >= 0:
         return volume, 0.0
-    shown = volume.data != background(volume.data) if is_stripped(volume) else np.ones(volume.data.shape, bool)
+    shown = volume.data != background(volume.data)
     floor = min(0.0, float(np.percentile(volume.data[shown], _FLOOR_PERCENT))) if shown.any() else 0.0
-    return volume.like(np.where(shown, np.maximum(volume.data, floor), np.float32(floor))), floor
+    data = np.maximum(volume.data, np.float32(floor))
+    if is_stripped(volume):
+        data[~shown] = floor
+    return volume.like(data), floor
 
 
 def border(data: np.ndarray) -> np.ndarray:

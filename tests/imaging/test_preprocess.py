@@ -168,6 +168,16 @@ def test_zero_of_the_scan_does_not_matter(
     assert shifted.scaling.low == pytest.approx(floor, abs=0.1)
 
 
+def test_padding_far_below_zero_is_no_signal(anatomy: Anatomy, clean: np.ndarray, rng: np.random.Generator) -> None:
+    head = np.abs(500 * clean + rng.normal(0, 10, clean.shape)).astype(np.float32)
+    padded = head.copy()
+    padded[:2] = -1024
+    once, again = (prepare_volume(Volume(data, anatomy.affine), anatomy.brain, GRID, PLAIN) for data in (head, padded))
+    assert again.scaling.low == pytest.approx(0, abs=0.1)
+    both = once.mask & (to_grid((padded >= 0) * 1.0, anatomy.affine, once.affine, GRID.shape) > 0.99)
+    np.testing.assert_allclose(again.image[both], once.image[both], atol=2e-3)
+
+
 @pytest.mark.parametrize("empty", [0.0, -5.0], ids=["mean", "darkest"])
 def test_standard_scores_of_a_stripped_scan_are_shown_above_their_darkest(
     anatomy: Anatomy, clean: np.ndarray, empty: float
