@@ -253,13 +253,13 @@ class Harmonizer:
             found = in_template_space(native, prepared.registration, order=3)
             brain, space = in_template_space(brain, prepared.registration, order=1), SPACE
         data = np.clip(found.data, 0, None)
+        if self.prepare.skull == "strip":
+            data = data * (brain.data > 0.5)
         if self.settings.intensity == "source":
             data = prepared.scaling.undo(data)
             if prepared.stripped and space is None:
                 empty = background(ready.volume.data)
                 data[(ready.volume.data == empty) & ~prepared.brain] = empty
-        if self.prepare.skull == "strip":
-            data = data * (brain.data > 0.5)
         stripped = prepared.stripped or self.prepare.skull == "strip"
         return found.like(data), space, stripped
 

@@ -55,16 +55,16 @@ def find_brain(volume: Volume, crop_neck: bool = True) -> Brain:
     if is_stripped(volume):
         return Brain(ndimage.binary_fill_holes(largest(volume.data != background(volume.data))), stripped=True)
     volume, floor = on_dark_ground(volume)
-    signal = volume.data - floor
-    volume = volume.like(signal / np.percentile(signal, 99))  # no result may hang on the units
-    bright = foreground(volume)
-    head = largest(ndimage.binary_fill_holes(bright))
+    bright = float(np.percentile(volume.data, 99)) - floor
+    volume = volume.like((volume.data - floor) / bright)  # no result may hang on the units
+    tissue = foreground(volume)
+    head = largest(ndimage.binary_fill_holes(tissue))
     head, neck_mm = without_neck(volume, head) if crop_neck else (head, 0.0)
     registration = register_head(volume, head)
     known = template()
     affine = registration.matrix @ known.affine
     near = to_grid(known.brain, affine, volume.affine, volume.data.shape) > 0.3
-    inside = near & bright
+    inside = near & tissue
     radius = [max(1, round(2.0 / size)) for size in volume.spacing]
     opened = ndimage.binary_opening(inside, np.ones([2 * r + 1 for r in radius]))  # cuts the bridges to the scalp
     core = largest(opened if opened.any() else inside)

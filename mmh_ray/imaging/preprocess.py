@@ -97,7 +97,8 @@ def prepare_volume(
     brain = _brain(volume, mask, settings)
     axes = _tilt(brain.registration) if settings.register else None
     affine = working_affine(volume.affine, brain.mask, grid, axes)
-    source = to_grid(volume.data - floor, volume.affine, affine, grid.shape)
+    signal = volume.data - floor if floor else volume.data
+    source = to_grid(signal, volume.affine, affine, grid.shape)
     inside = to_grid(brain.mask.astype(np.float32), volume.affine, affine, grid.shape) > 0.5
     if not inside.any():
         raise DataError(
