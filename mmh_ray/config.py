@@ -169,7 +169,7 @@ class TrainConfig:
     steps: int = 400
     """Optimiser steps."""
     volumes_per_step: int = 2
-    """Slice groups, each of one volume, over all workers in a step."""
+    """Slice groups, each of one volume, over all workers in a step; a multiple of twice the workers."""
     slabs_per_plane: int = 2
     """Slabs per plane in a group."""
     learning_rate: float = 3e-3
@@ -224,6 +224,9 @@ class TrainConfig:
         _require(0 < self.terminal_share <= 1, "train.terminal_share", self.terminal_share, "a share in (0, 1]")
         divides = self.workers > 0 and self.volumes_per_step % self.workers == 0
         _require(divides, "train.volumes_per_step", self.volumes_per_step, "a multiple of train.workers")
+        together = self.volumes_per_step % (2 * self.workers) == 0 or not self.consistency_weight
+        expected = "a multiple of 2 x train.workers, as two scans of one person go to one worker, or train.consistency_weight=0"
+        _require(together, "train.volumes_per_step", self.volumes_per_step, expected)
         _require(self.precision == "fp32" or self.use_gpu, "train.precision", self.precision, "fp32 without a GPU")
 
 

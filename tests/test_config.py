@@ -99,6 +99,7 @@ def test_wrong_types_are_refused_by_dotted_key(override: str, expected: str) -> 
         "model.sequences=[]",
         "train.steps=0",
         "train.workers=3",
+        "train.volumes_per_step=3",
         "train.precision=bf16",
         "harmonize.planes=[oblique]",
         "harmonize.slots=-1",

@@ -258,7 +258,7 @@ HEAD = "expected 0.2 or more. Check that it is an MRI of an adult's head"
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("noise", HEAD), ("CT", "expected a T1w: fluid darker"), ("upside down", HEAD), ("an infant's size", HEAD)],
+    [("noise", HEAD), ("CT", HEAD), ("upside down", HEAD), ("an infant's size", HEAD)],
 )
 def test_what_is_no_adults_mri_is_refused(
     files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, kind: str, expected: str
