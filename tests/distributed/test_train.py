@@ -210,8 +210,8 @@ def test_the_name_of_a_run_with_other_settings_is_refused(store: str, whole: Tra
 
 def test_two_workers_log_the_loss_that_one_worker_logs(whole: Trained, pair: Trained) -> None:
     for name in ("mse", "gradient", "style", "consistency", "loss"):
-        assert pair.history[name][1] == pytest.approx(whole.history[name][1], rel=1e-3), name
-    assert pair.history["gradient_norm"][1] == pytest.approx(whole.history["gradient_norm"][1], rel=1e-3)
+        assert pair.history[name][1] == pytest.approx(whole.history[name][1], rel=1e-4), name
+    assert pair.history["gradient_norm"][1] == pytest.approx(whole.history["gradient_norm"][1], rel=1e-4)
     assert whole.history["consistency"][1] > 0.01
 
 
@@ -219,7 +219,7 @@ def test_two_workers_come_to_where_one_comes(whole: Trained, pair: Trained) -> N
     """Same groups, noise and order; sums are rounded in another order."""
     assert sorted(pair.history["loss"]) == list(range(1, STEPS + 1))
     assert pair.history["learning_rate"] == pytest.approx(whole.history["learning_rate"])
-    assert pair.model.validation["val_loss"] == pytest.approx(whole.model.validation["val_loss"], rel=0.01)
+    assert pair.model.validation["val_loss"] == pytest.approx(whole.model.validation["val_loss"], rel=1e-4)
     assert load_bundle(pair.model.bundle).facts["training"]["steps"] == STEPS
 
 
