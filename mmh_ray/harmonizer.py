@@ -21,8 +21,7 @@ from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.adapter import SiteStyle, wearing
 from mmh_ray.models.bundle import Bundle
-from mmh_ray.models.calibration import unify
-from mmh_ray.models.sampling import estimate_planes, fuse
+from mmh_ray.models.sampling import estimate_planes, fuse, unify
 from mmh_ray.models.target_bundle import Target
 
 

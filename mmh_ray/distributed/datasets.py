@@ -22,7 +22,7 @@ from mmh_ray.distributed.cluster import LOADER_CPUS
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import DataError
 from mmh_ray.imaging.intensity import MonotoneMap, mean_quantile_function
-from mmh_ray.imaging.simulation import canonical_quantiles, simulated_pair, unifying_map
+from mmh_ray.imaging.simulation import INDICES_PER_PEOPLE, canonical_quantiles, simulated_pair, unifying_map
 from mmh_ray.models.global_harmonizer import SlabBatch
 from mmh_ray.models.groups import training_group
 from mmh_ray.models.restyle import restyle
@@ -152,9 +152,9 @@ class GroupMaker:
         scan, truth, mask = self._example(sequence, ordinal)
         return sequence, truth, scan, mask
 
-    def examples(self, sequence: str, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Scan, truth in the unified domain and mask of simulated people that neither training nor validation shows."""
-        return (self._example(sequence, CALIBRATION_PEOPLE + 2 * number) for number in range(count))
+    def example_apart(self, sequence: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scan, truth in the unified domain and mask of the ``number``-th simulated person that neither training nor validation shows."""
+        return self._example(sequence, CALIBRATION_PEOPLE + INDICES_PER_PEOPLE * number)
 
     def _example(self, sequence: str, ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         settings, seed = self.config.prepare, self.config.train.seed

@@ -31,13 +31,15 @@ from mmh_ray.distributed.board import Board, Row
 from mmh_ray.distributed.cluster import connect, training_resources
 from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain, training_stream, usable, validation_batches
 from mmh_ray.distributed.shards import PreparedStore
+from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.figures import before_after, middle_slice
 from mmh_ray.imaging.phantom import canonical_fluid
 from mmh_ray.models.bundle import save_bundle
-from mmh_ray.models.calibration import fit_calibration, harmonize_volume
+from mmh_ray.models.calibration import observed
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.learner import Learner, best_weights
+from mmh_ray.models.sampling import estimate_planes, fuse, harmonize_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of
 
@@ -48,8 +50,8 @@ RECORD = "run.json"
 """File beside a run's checkpoints: which MLflow run it is and which settings and data it was started with."""
 RETRIES = 3
 """Times that Ray Train restarts the workers after one died."""
-CALIBRATION_SCANS = 8
-"""Simulated scans per sequence that the last curve into the unified domain is fitted on."""
+CALIBRATION_SCANS = 48
+"""Simulated people per sequence, seen by a scanner each, that the last curves into the unified domain are fitted on."""
 
 
 @dataclass(frozen=True)
@@ -294,16 +296,28 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
 
 
 def _calibrate(model: GlobalHarmonizer, run: _Run) -> None:
-    """Set the curve of every sequence that can be simulated, from simulated people that neither training nor validation shows, and the
-    level of its fluid."""
-    config = run.config
-    maker = GroupMaker(run.store.uri, config, run.domain)
-    for label, sequence in enumerate(config.model.sequences):
-        if sequence in maker.simulable:
-            examples = maker.examples(sequence, CALIBRATION_SCANS)
-            curve = fit_calibration(model, label, examples, config.harmonize)
-            model.calibration[label] = torch.from_numpy(curve)
-            model.fluid[label] = float(run.domain.of_canonical(sequence).apply(np.array(canonical_fluid(sequence))))
+    """Set the curves of every sequence that can be simulated, and the level of its fluid."""
+    config, found = run.config, dict[tuple[int, int], np.ndarray]()
+    simulable = [label for label, name in enumerate(config.model.sequences) if name in run.domain.canonical]
+    items = [(label, number) for label in simulable for number in range(CALIBRATION_SCANS)]
+    for done in run_tasks(_observe, items, (model, run.store.uri, config, run.domain), "Calibrating", "scans"):
+        if isinstance(done.result, Exception):
+            raise done.result
+        found[done.item] = done.result
+    for label in simulable:
+        model.calibration.fit(label, np.stack([found[label, number] for number in range(CALIBRATION_SCANS)]))
+        canonical = run.domain.of_canonical(config.model.sequences[label])
+        model.fluid[label] = float(canonical.apply(np.array(canonical_fluid(config.model.sequences[label]))))
+
+
+def _observe(item: tuple[int, int], shared: tuple[GlobalHarmonizer, str, Config, UnifiedDomain]) -> np.ndarray:
+    """What the model makes of one simulated scan of a sequence, and what it should; one Ray task."""
+    (label, number), (model, store, config, domain) = item, shared
+    torch.set_num_threads(1)
+    sequence = config.model.sequences[label]
+    scan, truth, mask = GroupMaker(store, config, domain).example_apart(sequence, number)
+    estimates = estimate_planes(model, scan, mask, label, config.harmonize)
+    return observed(fuse(estimates, mask, config.harmonize), truth, mask, domain.quantiles[sequence])
 
 
 def _sample_figures(model: GlobalHarmonizer, store: PreparedStore, config: Config, folder: Path) -> Iterator[Path]:

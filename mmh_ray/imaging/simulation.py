@@ -18,6 +18,8 @@ FIRST_SEED = 1_000_000
 
 _TOGETHER = 8
 _REUSES = 8
+INDICES_PER_PEOPLE = _TOGETHER * _REUSES
+"""Indices so far apart are of different people."""
 _DECIMALS = 2
 _NOISY_ENDS = 2  # of 257 quantiles
 
@@ -34,7 +36,7 @@ def simulated_pair(
     ``(X, Y, Z)`` float32 scan in unit intensity, zero outside the brain; ``(X, Y, Z)`` float32 canonical image in its own
     units (white matter of T1w, grey matter of T2w at 1); ``(X, Y, Z)`` bool brain.
     """
-    number = index // (_TOGETHER * _REUSES) * _TOGETHER + index // 2 % _TOGETHER
+    number = index // INDICES_PER_PEOPLE * _TOGETHER + index // 2 % _TOGETHER
     anatomy = simulated_person(seed, number, grid)
     rng = np.random.default_rng([seed, index, SEQUENCES.index(sequence)])
     mask = anatomy.brain

@@ -30,7 +30,7 @@ from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.provenance import code_version, hash_of, write_json
 
-FORMAT = 4
+FORMAT = 5
 """Version of the bundle's layout that this code writes and reads."""
 KIND = "global"
 """Kind of model that this code writes and reads."""

@@ -1,59 +1,92 @@
-"""The last step into the unified domain: one increasing curve per sequence, the same for every scan.
+"""The last step into the unified domain: an increasing curve, told from the image itself.
 
-A network trained with squared error draws what it is unsure of towards the middle: fluid comes out too near to tissue, and a cyst pales.
-How far it does so on average is seen on simulated people kept aside, whose truth is known; the curve undoes it. Being the cohort's and
-no scan's own, it cannot erase anybody's anatomy as matching each scan's histogram would.
+A network trained with squared error draws what it is unsure of towards the middle: fluid comes out too near to tissue, grey matter
+too near to one of its neighbours. How far hangs on what the scan shows, on its contrast, blur and noise, and so on its site. On simulated
+people kept aside, whose truth is known, a ridge regression (Hoerl & Kennard, 1970) learns which curve undoes it, from the tissue
+quantiles of what the network made. A person's own share of tissues is among what it saw vary there: unlike matching a scan's
+histogram, it does not take an atrophied brain for a badly unified one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
+import torch
+from sklearn.linear_model import RidgeCV
+from torch import Tensor, nn
 
-from mmh_ray.config import HarmonizeConfig
-from mmh_ray.imaging.intensity import MonotoneMap, mean_quantile_function, tissue_quantiles
-from mmh_ray.models.global_harmonizer import GlobalHarmonizer
-from mmh_ray.models.sampling import estimate_planes, fuse
+from mmh_ray.imaging.intensity import MonotoneMap, tissue_quantiles
 
-_NOISY_ENDS = 2  # of 257 quantiles
+KNOTS = 9
+_PLACES = slice(4, -4, 8)  # of 257 quantiles
+_LEVELS = len(range(257)[_PLACES])
+_ENDS = 3  # of 257 quantiles are left out of the knots at either end
+_STEADY = 1e-3  # share of voxels that a knot must have for its own, else it is drawn to no change
+_PENALTIES = np.logspace(-1, 4, 12)
 
 
-def fit_calibration(
-    model: GlobalHarmonizer,
-    sequence: int,
-    examples: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    settings: HarmonizeConfig,
-) -> np.ndarray:
-    """Mean tissue quantiles ``(2, 253)`` of what the model makes of scans, and of the truth.
+class Calibration(nn.Module):
+    """Curves of all sequences; one that was never fitted changes nothing.
 
     Parameters
     ----------
-    sequence:
-        Index into the model's sequences.
-    examples:
-        Scan, truth in the unified domain and mask ``(X, Y, Z)``, of people that the model was not trained on.
+    sequences:
+        Their number ``S``.
     """
-    made, wanted = [], []
-    for scan, truth, mask in examples:
-        fused = fuse(estimate_planes(model, scan, mask, sequence, settings), mask, settings)
-        made.append(tissue_quantiles(fused, mask))
-        wanted.append(tissue_quantiles(truth, mask))
-    inner = slice(_NOISY_ENDS, -_NOISY_ENDS)
-    return np.stack([mean_quantile_function(made)[inner], mean_quantile_function(wanted)[inner]])
+
+    knots: Tensor
+    """``(S, 2, K)``: intensities of the network's fused image, and those of the unified domain that they go to on average."""
+    slopes: Tensor
+    """``(S, 2 K, L)``: how the knots change with the levels, that is, tissue quantiles of the fused image."""
+    seen: Tensor
+    """``(S, 3, L)``: least, mean and greatest level in fitting; what lies beyond counts as the end."""
+
+    def __init__(self, sequences: int) -> None:
+        super().__init__()
+        self.register_buffer("knots", torch.linspace(0, 1, KNOTS).expand(sequences, 2, -1).clone())
+        self.register_buffer("slopes", torch.zeros(sequences, 2 * KNOTS, _LEVELS))
+        self.register_buffer("seen", torch.zeros(sequences, 3, _LEVELS))
+
+    def curve(self, sequence: int, fused: np.ndarray, mask: np.ndarray) -> MonotoneMap:
+        """The curve of one image ``(X, Y, Z)``, which goes on with slope one beyond its ends."""
+        least, mean, greatest = self.seen[sequence].cpu().numpy()
+        change = self.slopes[sequence].cpu().numpy() @ (np.clip(_levels(fused, mask), least, greatest) - mean)
+        made, unified = np.maximum.accumulate(self.knots[sequence].cpu().numpy() + change.reshape(2, -1), axis=1)
+        return MonotoneMap.between(made, unified)
+
+    def fit(self, sequence: int, examples: np.ndarray) -> None:
+        """Set the curves of a sequence from rows of :func:`observed`, ``(n, L + 2 K)``."""
+        levels, curves = examples[:, :_LEVELS], examples[:, _LEVELS:]
+        mean, spread = levels.mean(0), np.maximum(levels.std(0), 1e-6)
+        ridge = RidgeCV(_PENALTIES).fit((levels - mean) / spread, curves)
+        seen = np.stack([levels.min(0), mean, levels.max(0)])
+        for buffer, found in (
+            (self.knots, ridge.intercept_.reshape(2, -1)),
+            (self.slopes, ridge.coef_ / spread),
+            (self.seen, seen),
+        ):
+            buffer[sequence] = torch.from_numpy(found)
 
 
-def unify(
-    model: GlobalHarmonizer, estimates: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
-) -> np.ndarray:
-    """One volume ``(X, Y, Z)`` in the unified domain of the planes' estimates ``(planes, X, Y, Z)``: fused, then calibrated."""
-    curve = MonotoneMap.between(*model.calibration[sequence].cpu().numpy())
-    return np.clip(curve.apply_inside(fuse(estimates, mask, settings), mask), 0, None)
+def observed(fused: np.ndarray, truth: np.ndarray, mask: np.ndarray, domain: np.ndarray) -> np.ndarray:
+    """Levels of an image, then the curve that leads it to the truth: knots in the image, and in the unified domain; ``(L + 2 K,)``.
+
+    The curve is piecewise linear in the mean of image and truth, least squares of their difference (Bland & Altman, 1986): what the two do
+    not share does not flatten it as it would a regression of one on the other.
+
+    Parameters
+    ----------
+    fused, truth:
+        ``(X, Y, Z)`` what the network made of a scan, and what it should be, unit intensity.
+    domain:
+        ``(257,)`` quantile function of the unified domain; the knots lie evenly between its ends.
+    """
+    made, wanted = (image[mask].astype(np.float64) for image in (fused, truth))
+    places = np.linspace(domain[_ENDS], domain[-1 - _ENDS], KNOTS)
+    hats = np.stack([np.interp((made + wanted) / 2, places, hat) for hat in np.eye(KNOTS)], axis=1)
+    weights = hats.T @ hats + _STEADY * len(made) * np.eye(KNOTS)
+    gap = np.linalg.solve(weights, hats.T @ (wanted - made))
+    return np.concatenate([_levels(fused, mask), places - gap / 2, places + gap / 2])
 
 
-def harmonize_volume(
-    model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
-) -> np.ndarray:
-    """A prepared volume in the unified domain, ``(X, Y, Z)`` float32 unit intensity; arguments as of
-    :func:`mmh_ray.models.sampling.estimate_planes`."""
-    return unify(model, estimate_planes(model, image, mask, sequence, settings), mask, sequence, settings)
+def _levels(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return tissue_quantiles(image, mask)[_PLACES]

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmh_ray.config import ModelConfig, TrainConfig
+from mmh_ray.models.calibration import Calibration
 from mmh_ray.models.denoiser import Context, Denoiser, make_scheduler, to_diffusion, to_unit
 from mmh_ray.models.losses import (
     cumulative_from_quantiles,
@@ -86,8 +87,6 @@ class GlobalHarmonizer(nn.Module):
     domain_quantiles: Tensor
     domain_cumulative: Tensor
     domain_moments: Tensor
-    calibration: Tensor
-    """``(S, 2, 253)``: intensities of the network's fused image, and those of the unified domain that they go to."""
     fluid: Tensor
     """``(S,)``: what pure fluid is in the unified domain; -1 for a sequence that cannot be simulated (NaN equals no copy of itself)."""
 
@@ -98,7 +97,7 @@ class GlobalHarmonizer(nn.Module):
         self.denoiser = Denoiser(model).to(memory_format=torch.channels_last)  # a tenth faster on a CPU
         self.scheduler = make_scheduler(model)
         self.register_buffer("domain_quantiles", quantiles.clone())
-        self.register_buffer("calibration", torch.linspace(0, 1, 253).expand(len(quantiles), 2, -1).clone())
+        self.calibration = Calibration(len(quantiles))
         self.register_buffer("fluid", torch.full((len(quantiles),), -1.0))
         start = quantiles[:, 0]
         self.register_buffer("domain_cumulative", torch.stack([cumulative_from_quantiles(row) for row in start]))

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from mmh_ray.config import HarmonizeConfig, TargetConfig
 from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.models.adapter import SiteStyle, attach, state_of, wear
-from mmh_ray.models.calibration import harmonize_volume
 from mmh_ray.models.denoiser import to_unit
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.groups import Conditioner, slab_group
@@ -29,7 +28,7 @@ from mmh_ray.models.losses import (
     style_displacement,
     style_distance,
 )
-from mmh_ray.models.sampling import sample
+from mmh_ray.models.sampling import harmonize_volume, sample
 from mmh_ray.models.style import TriPlanarStyleEncoder
 
 NAME = "target"

@@ -25,7 +25,7 @@ from mmh_ray.distributed.worker import HarmonizeWorker
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
 from mmh_ray.models.bundle import load_bundle
-from mmh_ray.models.calibration import harmonize_volume
+from mmh_ray.models.sampling import harmonize_volume
 
 pytestmark = [
     pytest.mark.gpu,

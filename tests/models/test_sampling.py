@@ -13,10 +13,16 @@ from mmh_ray.config import HarmonizeConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.imaging.slices import NORMAL, PLANES, take_slabs
 from mmh_ray.models import sampling
-from mmh_ray.models.calibration import harmonize_volume
 from mmh_ray.models.denoiser import Context, to_diffusion
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
-from mmh_ray.models.sampling import _walk, invert_and_sample, make_context, noise_slabs, sample
+from mmh_ray.models.sampling import (
+    _walk,
+    harmonize_volume,
+    invert_and_sample,
+    make_context,
+    noise_slabs,
+    sample,
+)
 
 pytestmark = pytest.mark.fast
 
