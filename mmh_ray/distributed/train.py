@@ -305,9 +305,11 @@ def _calibrate(model: GlobalHarmonizer, run: _Run) -> None:
             raise done.result
         found[done.item] = done.result
     for label in simulable:
-        model.calibration.fit(label, np.stack([found[label, number] for number in range(CALIBRATION_SCANS)]))
-        canonical = run.domain.of_canonical(config.model.sequences[label])
-        model.fluid[label] = float(canonical.apply(np.array(canonical_fluid(config.model.sequences[label]))))
+        sequence = config.model.sequences[label]
+        fluid = float(run.domain.of_canonical(sequence).apply(np.array(canonical_fluid(sequence))))
+        examples = np.stack([found[label, number] for number in range(CALIBRATION_SCANS)])
+        model.calibration.fit(label, examples, float(np.median(run.domain.quantiles[sequence])), fluid)
+        model.fluid[label] = fluid
 
 
 def _observe(item: tuple[int, int], shared: tuple[GlobalHarmonizer, str, Config, UnifiedDomain]) -> np.ndarray:

@@ -1,27 +1,31 @@
 """The last step into the unified domain: an increasing curve, told from the image itself.
 
 A network trained with squared error draws what it is unsure of towards the middle: fluid comes out too near to tissue, grey matter
-too near to one of its neighbours. How far hangs on what the scan shows, on its contrast, blur and noise, and so on its site. On simulated
-people kept aside, whose truth is known, a ridge regression (Hoerl & Kennard, 1970) learns which curve undoes it, from the tissue
-quantiles of what the network made. A person's own share of tissues is among what it saw vary there: unlike matching a scan's
-histogram, it does not take an atrophied brain for a badly unified one.
+too near to one of its neighbours. How far hangs on what the scan shows, on its contrast, blur and noise, and so on its site. Simulated
+people kept aside, whose truth is known, tell which curve undoes it, given the tissue quantiles of what the network made. That is
+no histogram matching: there, too, people differ in how much of each tissue they have, and what their quantiles say of that moves no
+curve. Only what varies most in simulation counts, and only as far as it was seen to; pure fluid goes where it goes for everyone.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.linear_model import RidgeCV
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LinearRegression
 from torch import Tensor, nn
 
 from mmh_ray.imaging.intensity import MonotoneMap, tissue_quantiles
 
 KNOTS = 9
+COMPONENTS = 3
+"""Principal components of the levels that count. Real scans differ from simulated ones in those beyond."""
+
 _PLACES = slice(4, -4, 8)  # of 257 quantiles
 _LEVELS = len(range(257)[_PLACES])
 _ENDS = 3  # of 257 quantiles are left out of the knots at either end
 _STEADY = 1e-3  # share of voxels that a knot must have for its own, else it is drawn to no change
-_PENALTIES = np.logspace(-1, 4, 12)
+_SEEN = (0.05, 0.95)  # quantiles of the components in fitting, beyond which nothing is concluded
 
 
 class Calibration(nn.Module):
@@ -35,36 +39,53 @@ class Calibration(nn.Module):
 
     knots: Tensor
     """``(S, 2, K)``: intensities of the network's fused image, and those of the unified domain that they go to on average."""
-    slopes: Tensor
-    """``(S, 2 K, L)``: how the knots change with the levels, that is, tissue quantiles of the fused image."""
+    mean: Tensor
+    """``(S, L)``: mean levels, that is, tissue quantiles of the fused image."""
+    axes: Tensor
+    """``(S, C, L)``: their principal components."""
     seen: Tensor
-    """``(S, 3, L)``: least, mean and greatest level in fitting; what lies beyond counts as the end."""
+    """``(S, 2, C)``: least and greatest component; what lies beyond counts as the end."""
+    slopes: Tensor
+    """``(S, 2 K, C)``: how the knots change with the components."""
 
     def __init__(self, sequences: int) -> None:
         super().__init__()
         self.register_buffer("knots", torch.linspace(0, 1, KNOTS).expand(sequences, 2, -1).clone())
-        self.register_buffer("slopes", torch.zeros(sequences, 2 * KNOTS, _LEVELS))
-        self.register_buffer("seen", torch.zeros(sequences, 3, _LEVELS))
+        self.register_buffer("mean", torch.zeros(sequences, _LEVELS))
+        self.register_buffer("axes", torch.zeros(sequences, COMPONENTS, _LEVELS))
+        self.register_buffer("seen", torch.zeros(sequences, 2, COMPONENTS))
+        self.register_buffer("slopes", torch.zeros(sequences, 2 * KNOTS, COMPONENTS))
 
     def curve(self, sequence: int, fused: np.ndarray, mask: np.ndarray) -> MonotoneMap:
         """The curve of one image ``(X, Y, Z)``, which goes on with slope one beyond its ends."""
-        least, mean, greatest = self.seen[sequence].cpu().numpy()
-        change = self.slopes[sequence].cpu().numpy() @ (np.clip(_levels(fused, mask), least, greatest) - mean)
-        made, unified = np.maximum.accumulate(self.knots[sequence].cpu().numpy() + change.reshape(2, -1), axis=1)
+        knots, mean, axes, seen, slopes = (
+            buffer[sequence].cpu().numpy() for buffer in (self.knots, self.mean, self.axes, self.seen, self.slopes)
+        )
+        components = np.clip(axes @ (_levels(fused, mask) - mean), *seen)
+        made, unified = np.maximum.accumulate(knots + (slopes @ components).reshape(2, -1), axis=1)
         return MonotoneMap.between(made, unified)
 
-    def fit(self, sequence: int, examples: np.ndarray) -> None:
-        """Set the curves of a sequence from rows of :func:`observed`, ``(n, L + 2 K)``."""
+    def fit(self, sequence: int, examples: np.ndarray, middle: float, fluid: float) -> None:
+        """Set the curves of a sequence.
+
+        Parameters
+        ----------
+        examples:
+            ``(n, L + 2 K)`` rows of :func:`observed`.
+        middle, fluid:
+            Median of the unified domain and what pure fluid is there: from the one to the other the curves of all scans come together.
+        """
         levels, curves = examples[:, :_LEVELS], examples[:, _LEVELS:]
-        mean, spread = levels.mean(0), np.maximum(levels.std(0), 1e-6)
-        ridge = RidgeCV(_PENALTIES).fit((levels - mean) / spread, curves)
-        seen = np.stack([levels.min(0), mean, levels.max(0)])
-        for buffer, found in (
-            (self.knots, ridge.intercept_.reshape(2, -1)),
-            (self.slopes, ridge.coef_ / spread),
-            (self.seen, seen),
-        ):
-            buffer[sequence] = torch.from_numpy(found)
+        found = PCA(COMPONENTS).fit(levels)
+        components = found.transform(levels)
+        line = LinearRegression().fit(components, curves)
+        knots = line.intercept_.reshape(2, -1)
+        own = np.tile(np.clip((knots[1] - fluid) / (middle - fluid), 0, 1), 2)
+        self.knots[sequence] = torch.from_numpy(knots)
+        self.mean[sequence] = torch.from_numpy(found.mean_)
+        self.axes[sequence] = torch.from_numpy(found.components_)
+        self.seen[sequence] = torch.from_numpy(np.quantile(components, _SEEN, axis=0))
+        self.slopes[sequence] = torch.from_numpy(own[:, None] * line.coef_)
 
 
 def observed(fused: np.ndarray, truth: np.ndarray, mask: np.ndarray, domain: np.ndarray) -> np.ndarray:

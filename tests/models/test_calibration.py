@@ -15,6 +15,8 @@ from mmh_ray.models.sampling import harmonize_volume
 pytestmark = pytest.mark.fast
 
 UNIFORM = np.linspace(0, 1, 257)
+FLUID = 1.0
+"""Brighter than anything in these brains."""
 
 
 def paled(brain: np.ndarray, mask: np.ndarray, kept: float) -> np.ndarray:
@@ -39,7 +41,7 @@ def calibration(mask: np.ndarray) -> Calibration:
         brain = person(seed, mask, rng.uniform(0.2, 0.5))
         found.append(observed(paled(brain, mask, rng.uniform(0.5, 0.8)), brain, mask, UNIFORM))
     made = Calibration(2)
-    made.fit(1, np.stack(found))
+    made.fit(1, np.stack(found), middle=0.5, fluid=FLUID)
     return made
 
 
@@ -68,10 +70,12 @@ def test_contrast_comes_back_by_as_much_as_was_lost(
     assert np.mean(found[mask] < 0.35) == pytest.approx(np.mean(brain[mask] < 0.35), abs=0.02)
 
 
-def test_one_curve_for_all_would_not_do(calibration: Calibration, mask: np.ndarray) -> None:
+def test_curves_differ_in_tissue_and_come_together_at_fluid(calibration: Calibration, mask: np.ndarray) -> None:
     brain = person(99, mask)
-    curves = [calibration.curve(1, paled(brain, mask, kept), mask) for kept in (0.55, 0.75)]
-    assert curves[0].apply(np.array(0.6)) > curves[1].apply(np.array(0.6)) + 0.03
+    one, other = (calibration.curve(1, paled(brain, mask, kept), mask) for kept in (0.55, 0.75))
+    assert one.apply(np.array(0.6)) > other.apply(np.array(0.6)) + 0.03
+    for ends in ((one.source, other.source), (one.target, other.target)):
+        assert ends[0][-1] == pytest.approx(ends[1][-1], abs=0.005)
 
 
 def test_beyond_what_was_seen_the_curve_stays_that_of_the_end(calibration: Calibration, mask: np.ndarray) -> None:
