@@ -50,7 +50,7 @@ RECORD = "run.json"
 """File beside a run's checkpoints: which MLflow run it is and which settings and data it was started with."""
 RETRIES = 3
 """Times that Ray Train restarts the workers after one died."""
-CALIBRATION_SCANS = 48
+CALIBRATION_SCANS = 32
 """Simulated people per sequence, seen by a scanner each, that the last curves into the unified domain are fitted on."""
 
 
