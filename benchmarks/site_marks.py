@@ -1,0 +1,118 @@
+"""What is left by which a site is told from style vectors: contrast, or how sharp its scanner drew?
+
+    make demo
+    python benchmarks/site_marks.py demo
+
+The travelers' scans of three sites in the look of the fourth, and bounds that no method may use, as they take the truth: `best curve of
+each site` is ours under the increasing map per site that comes nearest to the noise-free truth at the target (medians of truth in 256
+bins of intensity, all travelers); `source's sharpness` is no scan at all but the noise-free image of the source's own scanner under
+such a map, `+ noise` of one level for all: contrast is as right as an increasing map can make it, there is no bias field and no trace of
+a method, and only how sharp the source drew differs. `target's sharpness + noise` is the noise-free truth with that noise: nothing is
+left, and the probe guesses. A cell is the balanced accuracy of the probe of `mmh evaluate-target`, mean and half the range over demos
+and three ways to fold the subjects; chance is a third.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.isotonic import IsotonicRegression
+
+from mmh_ray.bids.entities import desc_of, output_path, parse
+from mmh_ray.bids.manifest import read_manifest
+from mmh_ray.config import StyleConfig
+from mmh_ray.distributed.style_encoder import StyleDescriber
+from mmh_ray.evaluation.metrics import scale_by_percentiles
+from mmh_ray.evaluation.probes import site_probe
+from mmh_ray.imaging.intensity import noise_level
+from mmh_ray.imaging.volume import read_volume
+
+BINS = 256
+FOLDINGS = 3
+Row = dict[str, Any]
+
+
+def noise_free(demo: Path, row: Row) -> np.ndarray:
+    """What the scanner of a row would have seen without noise and bias field."""
+    parts = f"sub-{row['subject']}", f"ses-{row['session']}"
+    name = f"{'_'.join(parts)}_desc-noisefree_{row['sequence']}.nii.gz"
+    return read_volume(Path(demo, "bids/derivatives/truth", *parts, "anat", name)).data
+
+
+def nearest(images: list[np.ndarray], truths: list[np.ndarray], masks: list[np.ndarray]) -> list[np.ndarray]:
+    """Images under the one increasing map that comes nearest to their truths, scaled by percentiles."""
+    scaled = [scale_by_percentiles(image, mask) for image, mask in zip(images, masks, strict=True)]
+    have = np.concatenate([image[mask] for image, mask in zip(scaled, masks, strict=True)])
+    want = np.concatenate([image[mask] for image, mask in zip(truths, masks, strict=True)])
+    bins = np.array_split(np.argsort(have), BINS)
+    knots, heights = (np.array([np.median(values[part]) for part in bins]) for values in (have, want))
+    heights = IsotonicRegression().fit_transform(knots, heights)
+    return [np.interp(image, knots, heights) * mask for image, mask in zip(scaled, masks, strict=True)]
+
+
+def arms(demo: Path, target: str, rows: list[Row], answers: dict[str, Row]) -> dict[str, list[np.ndarray]]:
+    """Images by name, in the order of the rows."""
+    masks = [read_volume(row["mask_uri"]).data > 0.5 for row in rows]
+    outputs = {"global": ("harmonized", None), "ours": ("target", target)}
+    found = {"raw": [read_volume(row["uri"]).data for row in rows]}
+    for name, (folder, site) in outputs.items():
+        places = [demo / folder / output_path(parse(row["uri"]), desc=desc_of(site)) for row in rows]
+        found[name] = [read_volume(place).data for place in places]
+    truths = [noise_free(demo, answers[row["subject"]]) for row in rows]
+    truths = [scale_by_percentiles(image, mask) for image, mask in zip(truths, masks, strict=True)]
+    sources = [noise_free(demo, row) for row in rows]
+    by_site: dict[str, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        by_site[row["site"]].append(place)
+
+    def per_site(images: list[np.ndarray]) -> list[np.ndarray]:
+        moved = list(images)
+        for places in by_site.values():
+            own = nearest(*([values[place] for place in places] for values in (images, truths, masks)))
+            for place, image in zip(places, own, strict=True):
+                moved[place] = image
+        return moved
+
+    level = np.mean([noise_level(scale_by_percentiles(i, m), m) for i, m in zip(found["ours"], masks, strict=True)])
+    rng = np.random.default_rng(0)
+    sharp = per_site(sources)
+    found["ours, best curve of each site"] = per_site(found["ours"])
+    found["source's sharpness"] = sharp
+    found["source's sharpness + noise"] = [image + rng.normal(0, level, image.shape) for image in sharp]
+    found["target's sharpness + noise"] = [image + rng.normal(0, level, image.shape) for image in truths]
+    return found
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("demo", type=Path, nargs="+", help="folders that `mmh demo` made")
+    parser.add_argument("--target", default="alder")
+    arguments = parser.parse_args()
+    cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for demo in arguments.demo:
+        table = read_manifest(str(demo / "manifest.parquet")).to_pylist()
+        table = [row for row in table if row["status"] == "ok" and row["subject"].startswith("traveler")]
+        for sequence in sorted({row["sequence"] for row in table}):
+            own = [row for row in table if row["sequence"] == sequence]
+            answers = {row["subject"]: row for row in own if row["site"] == arguments.target}
+            rows = [row for row in own if row["site"] != arguments.target]
+            labels = [row["site"] for row in rows], [row["subject"] for row in rows]
+            describe = StyleDescriber(StyleConfig())
+            places = [(read_volume(row["mask_uri"]).data > 0.5, read_volume(row["uri"]).affine) for row in rows]
+            for name, images in arms(demo, arguments.target, rows, answers).items():
+                about = zip(images, places, strict=True)
+                styles = np.array([describe(image.astype(np.float32), *place) for image, place in about])
+                found = [site_probe(styles, *labels, seed).balanced_accuracy for seed in range(FOLDINGS)]
+                cells[name][sequence] += found
+    for name, by_sequence in cells.items():
+        values = (f"{seq} {np.mean(v):.2f} ± {np.ptp(v) / 2:.2f}" for seq, v in by_sequence.items())
+        print(f"{name:32s}", *values)
+
+
+if __name__ == "__main__":
+    main()
