@@ -3,8 +3,9 @@
 A network trained with squared error draws what it is unsure of towards the middle: fluid comes out too near to tissue, grey matter
 too near to one of its neighbours. How far hangs on what the scan shows, on its contrast, blur and noise, and so on its site. Simulated
 people kept aside, whose truth is known, tell which curve undoes it, given the tissue quantiles of what the network made. That is
-no histogram matching: there, too, people differ in how much of each tissue they have, and what their quantiles say of that moves no
-curve. Only what varies most in simulation counts, and only as far as it was seen to; pure fluid goes where it goes for everyone.
+no histogram matching: people differ there in how much of each tissue they have, too, and the fit tells the one from the other as far as
+these quantiles let it. Only what varies most in simulation counts, and only as far as it was seen to; pure fluid goes where it goes for
+everyone.
 """
 
 from __future__ import annotations
