@@ -96,6 +96,21 @@ def _mean_over_sites(by_site: dict[str, list[dict[str, Any]]], function: Callabl
     return mean_quantile_function(mean_quantile_function(map(function, found)) for found in by_site.values())
 
 
+def example_apart(
+    config: Config, domain: UnifiedDomain, sequence: str, number: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scan, truth in the unified domain and mask of the ``number``-th simulated person that neither training nor validation shows."""
+    return _example(config, domain, sequence, CALIBRATION_PEOPLE + INDICES_PER_PEOPLE * number)
+
+
+def _example(
+    config: Config, domain: UnifiedDomain, sequence: str, ordinal: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    upper = config.prepare.upper_percentile
+    scan, truth, mask = simulated_pair(ordinal, sequence, config.grid, config.train.seed, upper)
+    return scan, domain.of_canonical(sequence).apply_inside(truth, mask), mask
+
+
 class GroupMaker:
     """Makes the ``number``-th slice group; called by Ray Data on blocks of numbers, or by hand."""
 
@@ -149,17 +164,8 @@ class GroupMaker:
 
     def _simulated(self, ordinal: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
         sequence = self.simulable[(ordinal // 2 + ordinal // 16) % len(self.simulable)]  # two scanners, one person
-        scan, truth, mask = self._example(sequence, ordinal)
+        scan, truth, mask = _example(self.config, self.domain, sequence, ordinal)
         return sequence, truth, scan, mask
-
-    def example_apart(self, sequence: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Scan, truth in the unified domain and mask of the ``number``-th simulated person that neither training nor validation shows."""
-        return self._example(sequence, CALIBRATION_PEOPLE + INDICES_PER_PEOPLE * number)
-
-    def _example(self, sequence: str, ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        settings, seed = self.config.prepare, self.config.train.seed
-        scan, truth, mask = simulated_pair(ordinal, sequence, self.config.grid, seed, settings.upper_percentile)
-        return scan, self.domain.of_canonical(sequence).apply_inside(truth, mask), mask
 
 
 class _Loader(GroupMaker):

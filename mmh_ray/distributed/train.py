@@ -29,7 +29,7 @@ from mmh_ray import tracking
 from mmh_ray.config import Config, from_dict, to_dict
 from mmh_ray.distributed.board import Board, Row
 from mmh_ray.distributed.cluster import connect, training_resources
-from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain, training_stream, usable, validation_batches
+from mmh_ray.distributed.datasets import UnifiedDomain, example_apart, training_stream, usable, validation_batches
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.errors import ConfigError
@@ -300,7 +300,7 @@ def _calibrate(model: GlobalHarmonizer, run: _Run) -> None:
     config, found = run.config, dict[tuple[int, int], np.ndarray]()
     simulable = [label for label, name in enumerate(config.model.sequences) if name in run.domain.canonical]
     items = [(label, number) for label in simulable for number in range(CALIBRATION_SCANS)]
-    for done in run_tasks(_observe, items, (model, run.store.uri, config, run.domain), "Calibrating", "scans"):
+    for done in run_tasks(_observe, items, (model, config, run.domain), "Calibrating", "scans"):
         if isinstance(done.result, Exception):
             raise done.result
         found[done.item] = done.result
@@ -312,12 +312,12 @@ def _calibrate(model: GlobalHarmonizer, run: _Run) -> None:
         model.fluid[label] = fluid
 
 
-def _observe(item: tuple[int, int], shared: tuple[GlobalHarmonizer, str, Config, UnifiedDomain]) -> np.ndarray:
+def _observe(item: tuple[int, int], shared: tuple[GlobalHarmonizer, Config, UnifiedDomain]) -> np.ndarray:
     """What the model makes of one simulated scan of a sequence, and what it should; one Ray task."""
-    (label, number), (model, store, config, domain) = item, shared
+    (label, number), (model, config, domain) = item, shared
     torch.set_num_threads(1)
     sequence = config.model.sequences[label]
-    scan, truth, mask = GroupMaker(store, config, domain).example_apart(sequence, number)
+    scan, truth, mask = example_apart(config, domain, sequence, number)
     estimates = estimate_planes(model, scan, mask, label, config.harmonize)
     return observed(fuse(estimates, mask, config.harmonize), truth, mask, domain.quantiles[sequence])
 
