@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmh_ray import __version__
+from mmh_ray.files import open_regular
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,8 @@ PARTIAL = ".partial-"
 
 
 def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits."""
-    with open(path, "rb") as stream:
+    """SHA-256 of a regular file's bytes, as 64 hex digits; UnusableFileError of anything else."""
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -1,0 +1,98 @@
+"""Files from strangers: only regular ones are opened, no more is read than is allowed, and no path leaves its folder."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+SMALL_BYTES = 64 * 2**20
+"""Most that a table, a sidecar or a settings file may hold."""
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
+
+
+class UnusableFileError(OSError):
+    """Not a regular file, or larger than allowed: ``strerror`` says which.
+
+    An ``OSError``, so that whoever handles a file that cannot be read handles this one, too.
+    """
+
+
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """Open a regular file, or a link to one, for reading.
+
+    The kind is asked of what was opened, so that nothing can be put in its place in between. A named pipe does not hang.
+
+    Raises
+    ------
+    UnusableFileError
+        If it is a pipe, a device, a socket or a folder.
+    OSError
+        If it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+        if kind != stat.S_IFREG:
+            what = _KINDS.get(kind, "something else")
+            raise UnusableFileError(errno.EINVAL, f"{what}, not a regular file", os.fspath(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: str | Path, most: int = SMALL_BYTES) -> bytes:
+    """Content of a regular file of at most ``most`` bytes.
+
+    Raises
+    ------
+    UnusableFileError
+        If it is no regular file, or larger.
+    OSError
+        If it cannot be read.
+    """
+    with open_regular(path) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        received = f"larger than the {most / 2**20:g} MiB that are read of such a file"
+        raise UnusableFileError(errno.EFBIG, received, os.fspath(path))
+    return content
+
+
+def read_object(path: str | Path, most: int = SMALL_BYTES) -> dict[str, Any]:
+    """Content of a file that holds one JSON object.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON, something else than an object, or nested too deeply.
+    OSError
+        As :func:`read_bytes`.
+    """
+    try:
+        content = json.loads(read_bytes(path, most))
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"JSON with a {type(content).__name__}, not an object")
+    return content
+
+
+def is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path lies in a folder once all links are followed; what a loop of links hides does not."""
+    try:
+        return Path(path).resolve().is_relative_to(Path(folder).resolve())
+    except (OSError, RuntimeError):  # a loop of links
+        return False
