@@ -14,7 +14,7 @@ from mmh_ray.evaluation.quality import check_scan, describe_outcome, describe_sc
 from mmh_ray.imaging.detail import NOISE, add_detail, continued, keep_levels, local_affine
 from mmh_ray.imaging.grid import from_grid
 from mmh_ray.imaging.intensity import noise_level
-from mmh_ray.imaging.mask import background, on_dark_ground
+from mmh_ray.imaging.ground import background
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.registration import in_template_space
 from mmh_ray.imaging.template import SPACE
@@ -214,7 +214,8 @@ class Harmonizer:
 
     def finish(self, ready: ReadyScan, image: InferredImage) -> HarmonizedScan:
         """Last step: an image back on the scan's own grid, with quality and flags."""
-        prepared, (volume, _) = ready.prepared, on_dark_ground(ready.volume)
+        prepared = ready.prepared
+        volume = prepared.ground.lay(ready.volume)
         native = volume.like(self._to_native(volume, prepared, image))
         figures = ready.figures | describe_outcome(volume, native, prepared.brain)
         if image.disagreement is not None:
@@ -257,7 +258,7 @@ class Harmonizer:
         if self.settings.intensity == "source":
             data = prepared.scaling.undo(data)
             if prepared.stripped and space is None:
-                empty = background(ready.volume.data)
+                empty = background(ready.volume.data, prepared.ground.fill)
                 data[(ready.volume.data == empty) & ~prepared.brain] = empty
         stripped = prepared.stripped or self.prepare.skull == "strip"
         return found.like(data), space, stripped

@@ -13,7 +13,7 @@ from mmh_ray.evaluation.curves import UPPER
 from mmh_ray.evaluation.metrics import gradient_correlation
 from mmh_ray.imaging.grid import share_held, to_grid
 from mmh_ray.imaging.intensity import robust_scaling
-from mmh_ray.imaging.mask import border, on_dark_ground
+from mmh_ray.imaging.ground import border, on_dark_ground
 from mmh_ray.imaging.registration import Registration
 from mmh_ray.imaging.template import template
 from mmh_ray.imaging.volume import Volume
