@@ -389,13 +389,32 @@ class QualityConfig:
     """Part of the brain above unit intensity 1.25 above which an image is flagged."""
     most_background: float = 0.2
     """Intensity of the air around the head, unit intensity, above which an image is flagged: something was added to its intensities."""
+    most_mask_offset_mm: float = 5.0
+    """Distance of a given brain mask from the aligned template's brain above which an image is flagged."""
+    most_second_head: float = 0.2
+    """Volume of the second largest part of the foreground, as a share of the largest, above which an image is flagged."""
+    most_spikes: float = 10.0
+    """Isolated voxels far out of range in the brain above which an image is flagged."""
+    most_wrapped: float = 50.0
+    """Steps between neighbours from the brightest to the darkest, as integers make that ran over, above which a scan is refused."""
+    most_fluid_mm: float = 13.0
+    """Radius of the largest ball of fluid in the brain above which an image is flagged: of larger ones contrast is lost."""
 
     def __post_init__(self) -> None:
         for key in ("least_fit", "least_registration", "least_coverage", "least_preservation"):
             _require(0 <= getattr(self, key) <= 1, f"quality.{key}", getattr(self, key), "0 to 1")
         low, high = self.brain_ml
         _require(0 <= low < high, "quality.brain_ml", self.brain_ml, "two volumes in ml, the smaller first")
-        for key in ("most_disagreement", "most_bright", "most_background"):
+        for key in (
+            "most_disagreement",
+            "most_bright",
+            "most_background",
+            "most_mask_offset_mm",
+            "most_second_head",
+            "most_spikes",
+            "most_wrapped",
+            "most_fluid_mm",
+        ):
             _require(getattr(self, key) >= 0, f"quality.{key}", getattr(self, key), "0 or more")
 
 

@@ -10,11 +10,11 @@ import torch
 
 from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import ConfigError, RefusedError
-from mmh_ray.evaluation.quality import check_scan, describe_outcome, describe_scan, flags
+from mmh_ray.evaluation.quality import check_prepared, describe_outcome, describe_scan, flags
 from mmh_ray.imaging.detail import NOISE, add_detail, continued, keep_levels, local_affine
 from mmh_ray.imaging.grid import from_grid
-from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.imaging.ground import background
+from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.registration import in_template_space
 from mmh_ray.imaging.template import SPACE
@@ -161,7 +161,7 @@ class Harmonizer:
         ModelError
             If the model does not know the sequence.
         DataError
-            If the scan or its mask cannot be used.
+            If the scan cannot be used; a MaskError if its mask does not fit.
         RefusedError
             If the template does not fit, or the tissues are not ordered as those of the sequence.
         """
@@ -188,8 +188,8 @@ class Harmonizer:
         """First step of :meth:`run`, which takes no model: prepare the scan and refuse what must not be harmonized."""
         self.bundle.sequence_index(sequence)
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
-        figures = describe_scan(volume, prepared.brain, prepared.registration) | {"held": prepared.held}
-        check_scan(sequence, figures, self.quality)
+        figures = describe_scan(volume, prepared.brain, prepared.registration, prepared) | {"held": prepared.held}
+        check_prepared(sequence, figures, self.quality, volume, prepared, self.bundle.config.grid, self.prepare)
         return ReadyScan(volume, sequence, prepared, figures)
 
     def infer(self, ready: ReadyScan, targets: Sequence[Target | None] = (None,)) -> list[InferredImage]:
@@ -217,7 +217,7 @@ class Harmonizer:
         prepared = ready.prepared
         volume = prepared.ground.lay(ready.volume)
         native = volume.like(self._to_native(volume, prepared, image))
-        figures = ready.figures | describe_outcome(volume, native, prepared.brain)
+        figures = ready.figures | describe_outcome(volume, native, prepared.brain, prepared.ground.holes)
         if image.disagreement is not None:
             figures["disagreement"] = image.disagreement
         finished, space, stripped = self._finished(native, ready)

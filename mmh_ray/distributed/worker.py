@@ -16,7 +16,7 @@ import torch
 from mmh_ray.bids.derivatives import derivative_files, figure_paths, write_sidecar
 from mmh_ray.config import Config, to_dict
 from mmh_ray.distributed.look import Look, input_hash, is_current, ledger_row, provenance, unknown_sequence
-from mmh_ray.errors import DataError, RefusedError, data_error
+from mmh_ray.errors import DataError, MaskError, RefusedError, data_error
 from mmh_ray.evaluation.curves import histogram
 from mmh_ray.evaluation.mosaic import write_mosaic
 from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, InferredImage, ReadyScan, with_smaller_batches
@@ -136,7 +136,10 @@ class HarmonizeWorker:
         if input_hash(row | {"sha256": sha256_file(row["uri"])}) != digest:
             what = "a scan or brain mask that was written to while it was read"
             raise DataError(f"{row['uri']}: {what}", "files that stay as they are", "Run again with --retry-failed.")
-        return self.harmonizer.ready(volume, row["sequence"], mask)
+        try:
+            return self.harmonizer.ready(volume, row["sequence"], mask)
+        except MaskError as error:
+            raise error.named(row["mask_uri"]) from error
 
     def _with_less_memory(
         self, ready: ReadyScan, image_id: str, targets: Sequence[Target | None]

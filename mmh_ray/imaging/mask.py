@@ -8,16 +8,19 @@ import numpy as np
 from scipy import ndimage
 
 from mmh_ray.errors import MaskError
-from mmh_ray.imaging.grid import to_grid
+from mmh_ray.imaging.grid import from_grid, to_grid
 from mmh_ray.imaging.ground import Ground, find_ground
 from mmh_ray.imaging.head import foreground, largest, without_neck
-from mmh_ray.imaging.registration import Registration, register_head
+from mmh_ray.imaging.intensity import find_bias
+from mmh_ray.imaging.registration import POOR, Registration, register_head
 from mmh_ray.imaging.template import template
 from mmh_ray.imaging.volume import Volume
 
 SAME_AFFINE_MM = 1e-3
 """Difference of affines up to which two grids are the same."""
 
+_EVEN_MM = 4.0
+"""Spacing at which a strong receive field is found before the brain is."""
 _LEAST_INSIDE = 0.5
 """Part of a given mask that must lie in the scan's field of view; else the two do not belong together."""
 
@@ -62,6 +65,35 @@ def find_brain(volume: Volume, crop_neck: bool = True, ground: Ground | None = N
     volume = ground.lay(volume)
     bright = float(np.percentile(volume.data, 99)) - ground.floor
     volume = volume.like((volume.data - ground.floor) / bright)  # no result may hang on the units
+    brain, registration = _brain_in_head(volume, crop_neck)
+    if registration.quality < POOR:  # a strong receive field hides tissues from the threshold and from the registration
+        even = evened(volume, ndimage.binary_fill_holes(foreground(volume)))
+        again, other = _brain_in_head(even, crop_neck)
+        if other.quality >= POOR:
+            return again
+    return brain
+
+
+def evened(volume: Volume, region: np.ndarray) -> Volume:
+    """A scan without the receive field that N4 finds in a region ``(I, J, K)`` bool, roughly: at :data:`_EVEN_MM`.
+
+    Parameters
+    ----------
+    volume:
+        The scan, 0 where there is no signal.
+    """
+    steps = [max(1, round(_EVEN_MM / size)) for size in volume.spacing]
+    coarse = tuple(slice(None, None, step) for step in steps)
+    affine = volume.affine @ np.diag([*steps, 1.0])
+    inside = region[coarse]
+    if not inside.any():
+        return volume
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    bias = find_bias(volume.data[coarse], inside, (float(sizes[0]), float(sizes[1]), float(sizes[2])))
+    return volume.like(volume.data * from_grid(bias.gain, affine, volume.affine, volume.data.shape))
+
+
+def _brain_in_head(volume: Volume, crop_neck: bool) -> tuple[Brain, Registration]:
     tissue = foreground(volume)
     head = largest(ndimage.binary_fill_holes(tissue))
     head, neck_mm = without_neck(volume, head) if crop_neck else (head, 0.0)
@@ -74,7 +106,7 @@ def find_brain(volume: Volume, crop_neck: bool = True, ground: Ground | None = N
     opened = ndimage.binary_opening(inside, np.ones([2 * r + 1 for r in radius]))  # cuts the bridges to the scalp
     core = largest(opened if opened.any() else inside)
     grown = ndimage.binary_dilation(core, np.ones([2 * r + 1 for r in radius])) & near
-    return Brain(ndimage.binary_fill_holes(grown), False, registration, neck_mm)
+    return Brain(ndimage.binary_fill_holes(grown), False, registration, neck_mm), registration
 
 
 def on_grid_of(volume: Volume, mask: Volume) -> tuple[np.ndarray, bool]:

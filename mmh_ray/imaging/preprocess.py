@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,8 +11,8 @@ from mmh_ray.errors import DataError, MaskError
 from mmh_ray.imaging.grid import share_held, to_grid, working_affine
 from mmh_ray.imaging.ground import Ground, find_ground
 from mmh_ray.imaging.intensity import Scaling, find_bias, quantile_function, robust_scaling, tissue_quantiles
-from mmh_ray.imaging.mask import Brain, find_brain, on_grid_of
-from mmh_ray.imaging.registration import Registration, register_brain
+from mmh_ray.imaging.mask import Brain, evened, find_brain, on_grid_of
+from mmh_ray.imaging.registration import POOR, Registration, register_brain
 from mmh_ray.imaging.resolution import describe
 from mmh_ray.imaging.volume import Volume
 
@@ -22,6 +22,25 @@ UPRIGHT_DEGREES = 5.0
 Upright phantoms of random shape register with up to 4.4 degrees, so less is no tilt that could be told from a person's own shape; and
 a scan of the grid's own spacing and axes is then not blurred by interpolation.
 """
+
+
+@dataclass(frozen=True)
+class Field:
+    """What takes a scan's receive field out: ``(scan - floor) * gain + floor``.
+
+    Attributes
+    ----------
+    gain:
+        ``(X, Y, Z)`` float32 on the working grid.
+    affine:
+        ``(4, 4)`` working voxel indices to the scan's millimetres.
+    floor:
+        The scan's zero, in its units.
+    """
+
+    gain: np.ndarray
+    affine: np.ndarray
+    floor: float
 
 
 @dataclass(frozen=True)
@@ -52,8 +71,10 @@ class Prepared:
         What was done, in order, for the sidecar.
     ground:
         What the scan's zero is, and where it holds none.
-    gain:
-        ``(X, Y, Z)`` float32 by which N4 multiplied the image; None where it was not asked for.
+    field:
+        The receive field that N4 took out; None where it was not asked for.
+    given:
+        Whether the mask came with the scan.
     """
 
     image: np.ndarray
@@ -66,8 +87,9 @@ class Prepared:
     scaling: Scaling
     held: float
     steps: tuple[str, ...]
-    ground: Ground = field(default_factory=Ground)
-    gain: np.ndarray | None = None
+    ground: Ground
+    field: Field | None
+    given: bool
 
     @property
     def quantiles(self) -> np.ndarray:
@@ -109,14 +131,16 @@ def prepare_volume(
     source = to_grid(signal, volume.affine, affine, grid.shape)
     inside = to_grid(brain.mask.astype(np.float32), volume.affine, affine, grid.shape) > 0.5
     if not inside.any():
-        raise DataError(
+        raise MaskError(
             "a mask without a working voxel", "a brain larger than a few voxels", "Check the mask and the affine."
         )
-    image, gain = source, None
+    image = source
+    receive_field = None
     if settings.n4:
         bias = find_bias(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations)
-        image, gain = bias.correct(source), bias.gain
-    unit = robust_scaling(image, inside, settings.upper_percentile)
+        image = bias.correct(source)
+        receive_field = Field(bias.gain, affine, ground.floor)
+    unit = _scaling(image, inside, settings, given)
     scaling = Scaling(unit.low + ground.floor, unit.high + ground.floor)
     steps = (
         f"mask: {'given, resampled' if resampled else 'given' if given else 'estimated'}",
@@ -143,11 +167,24 @@ def prepare_volume(
         held,
         steps,
         ground,
-        gain,
+        receive_field,
+        given,
     )
 
 
 _NAMED_VALUES = 5
+
+
+def _scaling(image: np.ndarray, inside: np.ndarray, settings: PrepareConfig, given: bool) -> Scaling:
+    """The unit scale; where a given mask holds no contrast, the mask is to blame."""
+    try:
+        return robust_scaling(image, inside, settings.upper_percentile)
+    except DataError as error:
+        if given:
+            raise MaskError(error.received, error.expected, error.remedy) from error
+        raise
+
+
 _SKULL = {"keep": "kept in the output, masked from the model", "strip": "removed"}
 
 
@@ -157,10 +194,7 @@ def _brain(volume: Volume, mask: np.ndarray | None, ground: Ground, settings: Pr
         raise MaskError(
             f"mask of shape {mask.shape}", f"the scan's shape {volume.data.shape}", "Resample the mask to its scan."
         )
-    if mask is None:
-        brain = find_brain(volume, settings.crop_neck, ground)
-    else:
-        brain = Brain(mask, ground.stripped)
+    brain = find_brain(volume, settings.crop_neck, ground) if mask is None else Brain(mask, ground.stripped)
     if ground.holes is not None:
         brain = replace(brain, mask=brain.mask & ~ground.holes)
     if not brain.mask.any():
@@ -169,7 +203,17 @@ def _brain(volume: Volume, mask: np.ndarray | None, ground: Ground, settings: Pr
         )
     if not settings.register:
         return brain
-    return replace(brain, registration=brain.registration or register_brain(volume, brain.mask))
+    return replace(brain, registration=brain.registration or _registered(volume, brain.mask, ground))
+
+
+def _registered(volume: Volume, brain: np.ndarray, ground: Ground) -> Registration:
+    """The registration of a brain; where it is poor, without the receive field if it is better so."""
+    plain = register_brain(volume, brain)
+    if plain.quality >= POOR:
+        return plain
+    signal = volume.like(volume.data - np.float32(ground.floor))
+    even = register_brain(evened(signal, brain), brain)
+    return even if even.quality >= POOR else plain
 
 
 def _fill_steps(ground: Ground) -> tuple[str, ...]:

@@ -159,9 +159,7 @@ def _cut_sides(volume: Volume, brain: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return low, high
 
 
-def _anchored(
-    low: np.ndarray, high: np.ndarray, cut_low: np.ndarray, cut_high: np.ndarray, size: float
-) -> np.ndarray:
+def _anchored(low: np.ndarray, high: np.ndarray, cut_low: np.ndarray, cut_high: np.ndarray, size: float) -> np.ndarray:
     """Where the template's middle lies, mm, if a brain between two corners is laid by the sides that are not cut."""
     known = template()
     places = np.argwhere(known.brain) @ known.affine[:3, :3].T + known.affine[:3, 3]
