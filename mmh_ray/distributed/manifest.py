@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 BLOCK_ROWS = 32
 """Images per Ray task: enough to hide its start, few enough that progress moves."""
 
+MOST_BYTES_UNSEEN = 2**30
+"""Files beyond this size are hashed only once they have been read: their first bytes may tell that they are no scans."""
+
 
 def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
     """Find, probe and split the images of a BIDS archive and write the manifest, ordered by `image_id`.
@@ -67,10 +70,14 @@ def probe(uri: str, bytes_per_voxel: int = READING_BYTES_PER_VOXEL) -> dict[str,
     """
     facts: dict[str, Any] = {"status": "ok", "reason": None}
     try:
-        facts |= {"bytes": os.path.getsize(uri), "sha256": sha256_file(uri)}
+        facts["bytes"] = os.path.getsize(uri)
+        if facts["bytes"] <= MOST_BYTES_UNSEEN:
+            facts["sha256"] = sha256_file(uri)
         facts |= _header(uri)
         check_memory(uri, bytes_per_voxel=bytes_per_voxel)
         read_volume(uri)
+        if "sha256" not in facts:
+            facts["sha256"] = sha256_file(uri)
     except Exception as error:  # one strange file must not end the job
         facts |= {"status": "unusable", "reason": str(data_error(error, uri))}
     return facts

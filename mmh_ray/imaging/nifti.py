@@ -53,8 +53,10 @@ def _open(path: str | Path) -> Iterator[Unpacked]:
     try:
         with open_unpacked(path) as source:
             yield source
-    except (EOFError, zlib.error) as error:
+    except EOFError as error:
         raise unreadable(path, error) from error
+    except zlib.error as error:
+        raise unreadable(path, f"damaged gzip: {error}") from error
     except (OSError, MemoryError) as error:
         raise data_error(error, str(path)) from error
 
