@@ -106,7 +106,9 @@ def check_geometry(shape: tuple[int, ...], affine: np.ndarray, path: str | Path)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
-        remedy = "Split the series into volumes." if len(shape) > 3 else "Convert the whole volume, or leave this one out."
+        remedy = (
+            "Split the series into volumes." if len(shape) > 3 else "Convert the whole volume, or leave this one out."
+        )
         raise DataError(f"{path}: {len(shape)}-D image of shape {tuple(shape)}", "one 3-D volume", remedy)
     if min(shape) < 2:
         raise DataError(
