@@ -93,11 +93,11 @@ def _header(uri: str) -> dict[str, Any]:
     except DataError as error:
         log.debug("%s: header: %s", uri, error)
         return facts
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # a matrix of huge numbers
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if np.isfinite(affine).all() and np.isfinite(spacing).all():
-        facts["spacing_mm"] = [float(size) for size in spacing]
-        facts["orientation"] = "".join(code or "?" for code in nib.aff2axcodes(affine))
+        if np.isfinite(affine).all() and np.isfinite(spacing).all():
+            facts["spacing_mm"] = [float(size) for size in spacing]
+            facts["orientation"] = "".join(code or "?" for code in nib.aff2axcodes(affine))
     return facts
 
 

@@ -140,11 +140,10 @@ class NiftiHeader:
             If a code is unknown, or what the matrix is made of is missing or contradicts itself.
         """
         self._check_geometry_fields()
+        header = self.as_nibabel
         try:
             with np.errstate(all="ignore"):  # what overflows is no matrix, which whoever asks for it checks
-                affine = np.asarray(self.as_nibabel.get_best_affine(), np.float64)
-        except DataError:
-            raise
+                affine = np.asarray(header.get_best_affine(), np.float64)
         except Exception as error:  # the parser is not ours, and what it raises of odd quaternions differs by version
             received = f"{self.path}: qform that is no rotation ({error})"
             raise DataError(received, "an orientation", "Restore the sform or qform.") from error

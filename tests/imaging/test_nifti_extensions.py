@@ -74,4 +74,4 @@ def test_millions_of_extensions_take_no_time(tmp_path: Path) -> None:
     start = time.perf_counter()
     with pytest.raises(DataError, match="1000 header extensions or more"):
         read_volume(path)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 3
