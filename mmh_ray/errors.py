@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from mmh_ray.files import UnusableFileError
+
 
 class MMHError(Exception):
     """Base of every error a user can cause and mend.
@@ -60,6 +62,9 @@ def data_error(error: Exception, path: str) -> MMHError:
     """Whatever befell the image at ``path``, with what was expected and what to do; an error that says so already stays as it is."""
     if isinstance(error, MMHError):
         return error
+    if isinstance(error, UnusableFileError):
+        received = f"{error.filename or path}: {error.strerror}"
+        return DataError(received, "a regular file, no larger than such files are", "Put the file itself there.")
     if isinstance(error, OSError):
         expected, remedy = _OF_FILES.get(error.errno or 0, _OF_ANY_FILE)
         return DataError(f"{error.filename or path}: {error.strerror or error}", expected, remedy)
