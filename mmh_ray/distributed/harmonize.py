@@ -18,7 +18,7 @@ import ray
 
 from mmh_ray import tracking
 from mmh_ray.bids.derivatives import check_dataset, write_dataset_description
-from mmh_ray.bids.entities import desc_of, parse
+from mmh_ray.bids.entities import parse
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.status import RunRecord, utc_now
@@ -30,6 +30,7 @@ from mmh_ray.distributed.job import Job
 from mmh_ray.distributed.look import (
     Look,
     Row,
+    check_names,
     input_hash,
     is_current,
     ledger_row,
@@ -192,9 +193,7 @@ def _looks(job: Job, folder: Path) -> list[Look]:
         target.attach(bundle)
         _warn_of_other_sampling(target, job.config.harmonize)
     looks = [Look(target, hash_of(settings | {"target": target.hash})) for target in targets]
-    if len({desc_of(look.name) for look in looks}) < len(looks):
-        received = f"targets {', '.join(str(look.name) for look in looks)}"
-        raise ConfigError(received, "targets whose letters and digits differ", "Harmonize them into different folders.")
+    check_names([], looks, [], job.config.harmonize)
     return looks
 
 
@@ -296,7 +295,8 @@ def _select(rows: list[Row], participants: Iterable[str], sequences: Iterable[st
 
 
 def _tasks(job: Job, rows: list[Row], known: dict[str, Row], looks: Sequence[Look]) -> list[Row]:
-    """Rows with what the ledger knows of them, by the look's name."""
+    """Rows with what the ledger knows of them, by the look's name; ConfigError where two targets would share names."""
+    check_names(rows, looks, known.values(), job.config.harmonize)
 
     def earlier(row: Row) -> dict[str | None, Row]:
         return {look.name: known[look.image_id(row)] for look in looks if look.image_id(row) in known}
