@@ -45,7 +45,7 @@ from mmh_ray.distributed.worker import HarmonizeWorker
 from mmh_ray.errors import ConfigError, RefusedError, data_error
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.volume import BYTES_PER_VOXEL, read_mask, read_volume
-from mmh_ray.models.bundle import Bundle, bundle_config, bundle_hash, load_bundle
+from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
 from mmh_ray.models.target_bundle import SAMPLING, Target, load_target
 from mmh_ray.progress import progress
 from mmh_ray.provenance import code_version, hash_of, remove_partial, sha256_file
@@ -171,8 +171,9 @@ def _prepare(job: Job) -> tuple[list[Row], Path, Row, list[Look]]:
     check_dataset(job.out, job.bids)
     folder, uri = tracking.resolve_model(job.model, job.config.tracking)
     found = find_images(job.bids, job.config.manifest.site_pattern, require_site=False)
-    _check_preparation(job.config, bundle_config(folder))
-    facts = {"model": uri, "model_hash": bundle_hash(folder)}
+    bundle = load_bundle(folder)  # what is wrong with it is said here, and not image by image
+    _check_preparation(job.config, bundle.config)
+    facts = {"model": uri, "model_hash": bundle.hash}
     rows, looks = _select(found, job.participants, job.sequences), _looks(job, folder)
     mark_shared_outputs(rows, looks, job.config.harmonize)
     return rows, folder, facts, looks
@@ -354,7 +355,7 @@ def _work_through(
 def _run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: Sequence[Look]) -> Generator[list[Row]]:
     """Ledger rows of the images as they finish."""
     options, slots = _slots(job.config.harmonize, len(rows))
-    files = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+    files = ray.put(bundle_files(folder))
     shared = ray.put(list(looks))
     worker = ray.remote(HarmonizeWorker).options(**options)
     neighbours = -(-slots // sum(node["Alive"] for node in ray.nodes()))  # actors are spread

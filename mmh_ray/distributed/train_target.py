@@ -27,7 +27,7 @@ from mmh_ray.distributed.train import open_storage
 from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.imaging.preprocess import bias_step
 from mmh_ray.models.adapter import SiteStyle
-from mmh_ray.models.bundle import Bundle, bundle_hash, load_bundle
+from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
 from mmh_ray.models.restyle import restyle
 from mmh_ray.models.style import make_style_encoder
 from mmh_ray.models.target_bundle import FACTS, save_target
@@ -125,7 +125,8 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
     connect()
     store = PreparedStore(prepared if "://" in prepared else str(Path(prepared).absolute()))
     folder, uri = tracking.resolve_model(model, config.tracking)
-    base, bundle = {"hash": bundle_hash(folder), "uri": uri}, load_bundle(folder)
+    bundle = load_bundle(folder)
+    base = {"hash": bundle.hash, "uri": uri}
     tasks, failed = _plan(store, bundle, config)
     if not tasks:
         _raise_for(failed, {})
@@ -350,7 +351,7 @@ def _run(
 ) -> Iterator[tuple[TargetTask, TaskOutcome | Exception]]:
     """Tasks and their outcomes as they finish. One that fails takes the site's others with it, as a site is published whole; the other
     sites go on."""
-    files = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+    files = ray.put(bundle_files(folder))
     remote = ray.remote(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU", 0) else 0, max_retries=2)(_task)
     pending = {remote.remote(task, store_uri, files, config, aggregator): task for task in tasks}
     with progress(len(tasks), "Training targets", "adapters") as advance:

@@ -51,7 +51,7 @@ def geometry() -> dict[str, Any]:
 def bundle() -> Any:
     """What planning asks of the global model."""
     config = replace(Config(), grid=replace(Config().grid, shape=SHAPE))
-    return SimpleNamespace(config=config)
+    return SimpleNamespace(config=config, hash="b")
 
 
 def store(travelers: int = 2) -> Any:
@@ -191,7 +191,6 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Any) -> Simp
         "connect": lambda: None,
         "aggregator_for": lambda _store, rows, *_: found.aggregated.extend(rows),
         "PreparedStore": lambda _: SimpleNamespace(uri="store", index=found.index, data_hash="d"),
-        "bundle_hash": lambda _: "b",
         "load_bundle": lambda _: bundle,
         "_publish": lambda *given: found.publish(*given),
         "_run": lambda tasks, *_: [(task, found.outcome(task)) for task in tasks],
