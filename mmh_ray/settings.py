@@ -159,6 +159,9 @@ def _unknown(key: str, known: list[str], prefix: str) -> ConfigError:
 
 def _coerce(hint: Any, value: Any, key: str) -> Any:
     """Value as the annotated type; ints pass for floats, lists for tuples, one text for a tuple of one."""
+    for bound in typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ():
+        if isinstance(bound, Items) and isinstance(value, list | tuple) and len(value) > bound.most:
+            raise _unusable(key, value[: bound.most], str(bound))  # before a million items are looked at
     hint = _bare(hint)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, f"{key}.")
