@@ -99,7 +99,7 @@ class SiteStyle:
             raise ValueError(f"style.unified and style.site are no curve: {len(knots)} and {len(heights)} knots")
         if knots.max() > CURVE_ENDS or heights.max() > CURVE_ENDS or min(knots.min(), heights.min()) < -CURVE_ENDS:
             raise ValueError(f"style.unified and style.site are no curve from {-CURVE_ENDS:g} to {CURVE_ENDS:g}")
-        if not ((np.diff(knots) >= LEAST_STEP) & (np.diff(heights) > 0)).all():
+        if not ((np.diff(knots.astype(np.float32)) >= LEAST_STEP) & (np.diff(heights) > 0)).all():
             raise ValueError("style.unified and style.site do not increase from knot to knot")
         if len(curve["quantiles"]) != len(QUANTILES) or (np.diff(curve["quantiles"]) < 0).any():
             raise ValueError(f"style.quantiles are not {len(QUANTILES)} values that never fall")
