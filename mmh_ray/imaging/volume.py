@@ -230,7 +230,7 @@ def write_volume(volume: Volume, path: str | Path, dtype: type = np.float32) -> 
         When the file cannot be written (permission, full disk); nothing is left behind then.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused below
-        voxels = volume.data.astype(dtype)
+        voxels: np.ndarray = volume.data.astype(dtype)
     if not (np.isfinite(volume.data).all() and np.isfinite(voxels).all()):
         received = f"an image with NaN or infinite voxels, to be written to {path}"
         raise DataError(received, "finite intensities", "Nothing was written; look at the scan and the target.")
