@@ -273,6 +273,11 @@ def target_hash(path: str | Path) -> str:
     return _hash(_read_description(Path(path))[0])
 
 
+def target_site(path: str | Path) -> str:
+    """The site of a target bundle, in the form in which Unicode composes letters."""
+    return unicodedata.normalize("NFC", _read_description(Path(path))[0]["site"])
+
+
 def _hash(facts: Mapping[str, Any]) -> str:
     """Over all that decides voxels, and the site's name; not over where, when and from what it was trained."""
     used = {
