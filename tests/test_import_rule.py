@@ -17,7 +17,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mmh_ray"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "jobs").glob("*.py")])
 
-LEAVES = {"", "config", "errors", "files", "provenance", "progress", "tables"}  # "" is mmh_ray itself, for its version
+LEAVES = {
+    "",
+    "config",
+    "errors",
+    "files",
+    "provenance",
+    "progress",
+    "settings",
+    "tables",
+    "yaml_text",
+}  # "" is mmh_ray itself, for its version
 CORE = {*LEAVES, "bids", "imaging", "models", "evaluation", "tracking"}
 MAY_USE = {
     **dict.fromkeys(LEAVES, LEAVES),

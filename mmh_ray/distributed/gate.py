@@ -18,6 +18,7 @@ from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.evaluation.catalogue import MEASURES, OURS
 from mmh_ray.evaluation.measuring import FACTS
 from mmh_ray.evaluation.promotion import Decision, Evaluated, decide
+from mmh_ray.files import read_object
 from mmh_ray.tracking import cite, evaluation_of, move_alias, record_evaluation
 
 
@@ -89,7 +90,7 @@ def promote(model: str, alias: str, config: Config) -> Decision:
 def _evaluated(model: str, config: Config) -> Evaluated:
     uri, folder = evaluation_of(model, config.tracking)
     try:
-        evaluation = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+        evaluation = read_object(folder / EVALUATION)
         images = pd.read_parquet(folder / PER_IMAGE).reindex(columns=[*FACTS, "method", *MEASURES])
         return Evaluated(uri, evaluation["about"], images, evaluation.get(OURS, {}))
     except (OSError, ValueError, KeyError) as error:

@@ -18,7 +18,7 @@ import ray
 
 from mmh_ray import tracking
 from mmh_ray.bids.derivatives import check_dataset, write_dataset_description
-from mmh_ray.bids.entities import desc_of, parse
+from mmh_ray.bids.entities import parse
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.status import RunRecord, utc_now
@@ -30,6 +30,7 @@ from mmh_ray.distributed.job import Job
 from mmh_ray.distributed.look import (
     Look,
     Row,
+    check_names,
     input_hash,
     is_current,
     ledger_row,
@@ -44,7 +45,7 @@ from mmh_ray.distributed.worker import HarmonizeWorker
 from mmh_ray.errors import ConfigError, RefusedError, data_error
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.volume import BYTES_PER_VOXEL, read_mask, read_volume
-from mmh_ray.models.bundle import Bundle, bundle_config, bundle_hash, load_bundle
+from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
 from mmh_ray.models.target_bundle import SAMPLING, Target, load_target
 from mmh_ray.progress import progress
 from mmh_ray.provenance import code_version, hash_of, remove_partial, sha256_file
@@ -170,8 +171,9 @@ def _prepare(job: Job) -> tuple[list[Row], Path, Row, list[Look]]:
     check_dataset(job.out, job.bids)
     folder, uri = tracking.resolve_model(job.model, job.config.tracking)
     found = find_images(job.bids, job.config.manifest.site_pattern, require_site=False)
-    _check_preparation(job.config, bundle_config(folder))
-    facts = {"model": uri, "model_hash": bundle_hash(folder)}
+    bundle = load_bundle(folder)  # what is wrong with it is said here, and not image by image
+    _check_preparation(job.config, bundle.config)
+    facts = {"model": uri, "model_hash": bundle.hash}
     rows, looks = _select(found, job.participants, job.sequences), _looks(job, folder)
     mark_shared_outputs(rows, looks, job.config.harmonize)
     return rows, folder, facts, looks
@@ -192,9 +194,7 @@ def _looks(job: Job, folder: Path) -> list[Look]:
         target.attach(bundle)
         _warn_of_other_sampling(target, job.config.harmonize)
     looks = [Look(target, hash_of(settings | {"target": target.hash})) for target in targets]
-    if len({desc_of(look.name) for look in looks}) < len(looks):
-        received = f"targets {', '.join(str(look.name) for look in looks)}"
-        raise ConfigError(received, "targets whose letters and digits differ", "Harmonize them into different folders.")
+    check_names([], looks, [], job.config.harmonize)
     return looks
 
 
@@ -296,7 +296,8 @@ def _select(rows: list[Row], participants: Iterable[str], sequences: Iterable[st
 
 
 def _tasks(job: Job, rows: list[Row], known: dict[str, Row], looks: Sequence[Look]) -> list[Row]:
-    """Rows with what the ledger knows of them, by the look's name."""
+    """Rows with what the ledger knows of them, by the look's name; ConfigError where two targets would share names."""
+    check_names(rows, looks, known.values(), job.config.harmonize)
 
     def earlier(row: Row) -> dict[str | None, Row]:
         return {look.name: known[look.image_id(row)] for look in looks if look.image_id(row) in known}
@@ -354,7 +355,7 @@ def _work_through(
 def _run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: Sequence[Look]) -> Generator[list[Row]]:
     """Ledger rows of the images as they finish."""
     options, slots = _slots(job.config.harmonize, len(rows))
-    files = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+    files = ray.put(bundle_files(folder))
     shared = ray.put(list(looks))
     worker = ray.remote(HarmonizeWorker).options(**options)
     neighbours = -(-slots // sum(node["Alive"] for node in ray.nodes()))  # actors are spread

@@ -211,9 +211,16 @@ def write_volume(volume: Volume, path: str | Path, dtype: type = np.float32) -> 
 
     Raises
     ------
+    DataError
+        If a voxel is NaN or infinite, or would be in the file's type.
     OSError
         When the file cannot be written (permission, full disk); nothing is left behind then.
     """
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused below
+        voxels: np.ndarray = volume.data.astype(dtype)
+    if not (np.isfinite(volume.data).all() and np.isfinite(voxels).all()):
+        received = f"an image with NaN or infinite voxels, to be written to {path}"
+        raise DataError(received, "finite intensities", "Nothing was written; look at the scan and the target.")
     header = volume.header.copy() if volume.header is not None else None
     if header is not None:
         header.set_data_dtype(dtype)
@@ -221,7 +228,7 @@ def write_volume(volume: Volume, path: str | Path, dtype: type = np.float32) -> 
         header["cal_min"] = header["cal_max"] = 0
         header["dim"][4:] = 1
     with np.errstate(over="ignore"):  # fields of a NIfTI-2 header that no one reads may not fit into a NIfTI-1 one
-        image = nib.Nifti1Image(volume.data.astype(dtype), volume.affine, header)
+        image = nib.Nifti1Image(voxels, volume.affine, header)
     if header is None:
         image.header.set_xyzt_units("mm")
     with whole_file(path) as partial:

@@ -129,14 +129,14 @@ def test_the_plan_is_alike_at_every_site_and_stays_clear_of_training():
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
-    "config",
+    "settings",
     [
-        PhantomConfig(subjects_per_site=0, travelers=0),
-        PhantomConfig(seed=100),
-        PhantomConfig(seed=-1),
-        PhantomConfig(travelers=10_000),
+        {"subjects_per_site": 0, "travelers": 0},
+        {"seed": 100},
+        {"seed": -1},
+        {"travelers": 10_000},
     ],
 )
-def test_seeds_that_would_collide_are_refused(config):
+def test_seeds_that_would_collide_are_refused(settings):
     with pytest.raises(ConfigError):
-        plan(config)
+        plan(PhantomConfig(**settings))
