@@ -12,6 +12,7 @@ from typing import IO
 import numpy as np
 
 from mmh_ray.errors import DataError, data_error
+from mmh_ray.files import UnusableFileError
 from mmh_ray.imaging.nifti_extensions import read_extensions
 from mmh_ray.imaging.nifti_header import NiftiHeader, parse_header, unreadable
 from mmh_ray.imaging.unpacking import Unpacked, open_unpacked
@@ -57,8 +58,12 @@ def _open(path: str | Path) -> Iterator[Unpacked]:
         raise unreadable(path, error) from error
     except zlib.error as error:
         raise unreadable(path, f"damaged gzip: {error}") from error
-    except (OSError, MemoryError) as error:
+    except (UnusableFileError, MemoryError) as error:
         raise data_error(error, str(path)) from error
+    except OSError as error:
+        usual = data_error(error, str(path))
+        received = f"{path}: unreadable ({error.strerror or error})"
+        raise DataError(received, usual.expected, usual.remedy) from error
 
 
 def check_length(header: NiftiHeader, source: Unpacked) -> None:
