@@ -312,12 +312,12 @@ def test_a_name_that_is_another_sites_is_not_registered_over(trained: Trained, t
     tracking.configure(trained.config.tracking)
     run_id = tracking.start_run(trained.config, "target-sites", None, {})
     for site in ("site-1", "site 1"):
-        save_target(tmp_path / site, site, {"hash": "b" * 64, "uri": ""}, *given)
-    first = tracking.register(run_id, tmp_path / "site-1", "mmh-target-site-1", trained.config.tracking)
+        save_target(tmp_path / "bundles" / site, site, {"hash": "b" * 64, "uri": ""}, *given)
+    first = tracking.register(run_id, tmp_path / "bundles/site-1", "mmh-target-site-1", trained.config.tracking)
     with pytest.raises(
         ModelError, match=r"site 'site 1' to register as mmh-target-site-1, which holds that of 'site-1'"
     ):
-        tracking.register(run_id, tmp_path / "site 1", "mmh-target-site-1", trained.config.tracking)
+        tracking.register(run_id, tmp_path / "bundles/site 1", "mmh-target-site-1", trained.config.tracking)
     tracking.finish(run_id)
     _, uri = tracking.resolve_target("site-1", "", trained.config.tracking)
     assert uri == first

@@ -87,13 +87,16 @@ class SiteStyle:
         Raises
         ------
         KeyError, TypeError, ValueError
-            If one is missing, is no list of numbers, or no curve, quantile function, noise or point spread of images.
+            If one is missing or of another kind, or they are no curve, quantile function, noise or point spread of images.
         """
-        curve = {name: np.array(facts[name], dtype=np.float64) for name in ("unified", "site", "quantiles")}
         least, greatest = INTENSITIES
-        for name, values in curve.items():
-            if values.ndim != 1 or not ((values >= least) & (values <= greatest)).all():  # NaN is neither
+        curve: dict[str, np.ndarray] = {}
+        for name in ("unified", "site", "quantiles"):
+            given = facts[name]
+            plain = isinstance(given, list) and all(type(value) in (int, float) for value in given)
+            if not plain or not all(least <= value <= greatest for value in given):  # NaN is neither
                 raise ValueError(f"style.{name} is no list of intensities from {least:g} to {greatest:g}")
+            curve[name] = np.array(given, dtype=np.float64)
         knots, heights = curve["unified"], curve["site"]
         if not 2 <= len(knots) == len(heights) <= len(QUANTILES):
             raise ValueError(f"style.unified and style.site are no curve: {len(knots)} and {len(heights)} knots")
@@ -103,10 +106,10 @@ class SiteStyle:
             raise ValueError("style.unified and style.site do not increase from knot to knot")
         if len(curve["quantiles"]) != len(QUANTILES) or (np.diff(curve["quantiles"]) < 0).any():
             raise ValueError(f"style.quantiles are not {len(QUANTILES)} values that never fall")
-        noise, blur = float(facts["noise"]), float(facts["blur"])
+        noise, blur = facts["noise"], facts["blur"]
         if not (0 <= noise <= MOST_NOISE and 0 <= blur <= MOST_BLUR):
-            raise ValueError(f"style.noise={noise} and style.blur={blur} are not 0 to {MOST_NOISE:g} and {MOST_BLUR:g}")
-        return cls(**curve, noise=noise, blur=blur)
+            raise ValueError(f"style.noise and style.blur are not 0 to {MOST_NOISE:g} and 0 to {MOST_BLUR:g}")
+        return cls(**curve, noise=float(noise), blur=float(blur))
 
     def noise_left(self, unified: float) -> float:
         """Standard deviation of the noise to leave in an image of the site's look, of the level left in unified ones.

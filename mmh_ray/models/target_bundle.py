@@ -258,7 +258,9 @@ def _style(facts: Mapping[str, Any], place: str) -> SiteStyle:
     try:
         return SiteStyle.read(facts)
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{place}: {type(error).__name__}: {error}", "the look of a site's scans", _REBUILD) from error
+        raise ModelError(
+            f"{place}: {type(error).__name__}: {str(error)[:300]}", "the look of a site's scans", _REBUILD
+        ) from error
 
 
 def _check_backbone(path: Path, facts: Mapping[str, Any], style: StyleConfig) -> None:
@@ -296,6 +298,8 @@ def _read_description(path: Path) -> tuple[dict[str, Any], TargetConfig]:
     if not facts["base"]["hash"] or not _NAME.fullmatch(facts["site"]):
         received = f"{place}: site={facts['site'][:200]!r} on base {facts['base']['hash'][:64]!r}"
         raise ModelError(received, "a name of at most 200 characters in one line, and a hash", _REBUILD)
+    if "rank" not in facts["target"]:
+        raise ModelError(f"{place}: target without rank", "the rank of the adapters", _REBUILD)
     encoder = facts["training"].get("style_encoder", {})
     if not isinstance(encoder, dict):
         raise ModelError(f"{place}: style_encoder={str(encoder)[:100]}", "an object", _REBUILD)
