@@ -8,7 +8,7 @@ from os import DirEntry
 from pathlib import Path
 
 from mmh_ray.bids.entities import parse
-from mmh_ray.bids.folders import check_entry, check_folder, is_folder, leads_to_folder, listing
+from mmh_ray.bids.folders import check_entry, check_folder, is_folder, leads_to_folder, listing, relative_name
 from mmh_ray.bids.images import is_usable
 from mmh_ray.bids.masks import BrainMasks
 from mmh_ray.bids.records import Level, Records
@@ -125,7 +125,7 @@ class Archive:
         except DataError as error:
             yield self._lost(folder.path, error)
             return
-        nearer = sidecars_among(entries, Path(folder.path), self.root, self.findings)
+        nearer = sidecars_among(entries, self.root, self.findings)
         level = level.with_sidecars(nearer)
         for entry in entries:
             if is_usable(entry.name):
@@ -139,7 +139,7 @@ class Archive:
 
     def _row(self, entry: DirEntry[str], level: Level) -> Row:
         """The row of one file; every reason not to use it ends in the row."""
-        relative = printable(Path(entry.path).relative_to(self.root).as_posix())
+        relative = relative_name(entry.path, self.root)
         row = new_row(entry.path, relative)
         try:
             entities = parse(entry.name)
@@ -179,7 +179,7 @@ class Archive:
     def _lost(self, path: str, error: DataError) -> Row:
         """The row that stands for all images of a folder that cannot be read."""
         self._in_place += 1
-        relative = printable(Path(path).relative_to(self.root).as_posix())
+        relative = relative_name(path, self.root)
         row = new_row(path, relative)
         row["subject"] = relative.partition("/")[0].removeprefix("sub-")
         return unusable(row, error)

@@ -32,6 +32,12 @@ def listing(folder: str | Path) -> list[os.DirEntry[str]]:
         raise DataError(f"{printable(folder)}: {problem}", "a readable folder", remedy) from error
 
 
+def relative_name(path: str, root: Path) -> str:
+    """Path below the archive's folder as messages and rows have it, with slashes; ``path`` begins with ``root``."""
+    below = path[len(os.fspath(root)) :].lstrip(os.sep)
+    return printable(below.replace(os.sep, "/"))
+
+
 def _name(entry: os.DirEntry[str]) -> str:
     return entry.name
 

@@ -100,14 +100,14 @@ class Records:
         self._pattern = _compiled(self.site_pattern)
         names = frozenset(entry.name for entry in self.entries)
         self.participants = self._table([(self.root, names)], "participants.tsv", "participant_id")
-        self.sidecars = self._sidecars(self.entries, self.root)
+        self.sidecars = self._sidecars(self.entries)
 
     def level_of(self, folder: Path, entries: Iterable[DirEntry[str]], above: Level | None) -> Level:
         """The level of a subject (``above`` is None) or of a session (``above`` is its subject's)."""
         entries = list(entries)
         names = frozenset(entry.name for entry in entries)
         folders = (*(above.folders if above else ()), folder.name)
-        sidecars = (above.sidecars if above else self.sidecars) + self._sidecars(entries, folder)
+        sidecars = (above.sidecars if above else self.sidecars) + self._sidecars(entries)
         places = [(folder, names)] + ([(above.path, above.names)] if above else [])
         sessions = above.sessions if above else None
         scans, problem = None, above.problem if above else None
@@ -201,8 +201,8 @@ class Records:
         if table is not None and not table.has_sites and len(table) and subject not in table:
             self.findings.note(_UNLISTED, f"{subject}{table.but_for(subject)}")
 
-    def _sidecars(self, entries: Iterable[DirEntry[str]], folder: Path) -> tuple[Sidecar, ...]:
-        return tuple(sidecars_among(entries, folder, self.root, self.findings))
+    def _sidecars(self, entries: Iterable[DirEntry[str]]) -> tuple[Sidecar, ...]:
+        return tuple(sidecars_among(entries, self.root, self.findings))
 
     def _number(self, value: Any, most: float, what: str, unit: str, relative: str) -> float | None:
         number = number_of(value, most)

@@ -25,18 +25,25 @@ _TWICE = object()
 class Sidecar:
     """One JSON file and the images that its name fits; it is read when the first of them asks.
 
-    Attributes
+    Parameters
     ----------
     tags, suffix:
         Entities and suffix of its name.
-    path:
+    entry:
         The file.
+    root:
+        Folder of the archive.
+    findings:
+        Takes what is to be warned of.
     """
 
-    def __init__(self, tags: dict[str, str], suffix: str, path: Path, root: Path, findings: Findings) -> None:
+    def __init__(
+        self, tags: dict[str, str], suffix: str, entry: os.DirEntry[str], root: Path, findings: Findings
+    ) -> None:
         self.tags = tags
         self.suffix = suffix
-        self.path = path
+        self.path = entry.path
+        self._entry = entry
         self._root = root
         self._findings = findings
         self._content: dict[str, Any] | None = None
@@ -51,11 +58,20 @@ class Sidecar:
         if not self._was_read:
             self._was_read = True
             try:
-                self._content = _read(self.path, self._root)
+                self._content = self._read()
             except (OSError, ValueError) as error:
                 why = getattr(error, "strerror", None) or error
                 self._findings.note("a JSON sidecar that cannot be read", f"{printable(self.path)} is left out: {why}")
         return self._content
+
+    def _read(self) -> dict[str, Any]:
+        if self._entry.is_symlink() and not is_inside(self.path, self._root):
+            raise ValueError("a link out of the archive")
+        content = read_object(self.path, MOST_BYTES, _pairs)
+        ambiguous = [key for key in KEYS if content.get(key) is _TWICE]
+        if ambiguous:
+            raise ValueError(f"{ambiguous[0]} twice, with different values")
+        return {key: content[key] for key in KEYS if key in content}
 
 
 @dataclass
@@ -71,10 +87,10 @@ class Inherited:
     """
 
     values: dict[str, Any] = field(default_factory=dict)
-    lost: Path | None = None
+    lost: str | None = None
 
 
-def sidecars_among(entries: Iterable[os.DirEntry[str]], folder: Path, root: Path, findings: Findings) -> list[Sidecar]:
+def sidecars_among(entries: Iterable[os.DirEntry[str]], root: Path, findings: Findings) -> list[Sidecar]:
     """The JSON files of a folder that may hold for images, the more specific later."""
     found = []
     for entry in entries:
@@ -84,7 +100,7 @@ def sidecars_among(entries: Iterable[os.DirEntry[str]], folder: Path, root: Path
             tags, suffix = split_name(entry.name)
         except DataError:
             continue  # dataset_description.json and the like belong to no image
-        found.append(Sidecar(tags, suffix, folder / entry.name, root, findings))
+        found.append(Sidecar(tags, suffix, entry, root, findings))
     return sorted(found, key=lambda sidecar: len(sidecar.tags))
 
 
@@ -103,16 +119,6 @@ def inherited(sidecars: Iterable[Sidecar], entities: Entities) -> Inherited:
         else:
             found.values |= content
     return found
-
-
-def _read(path: Path, root: Path) -> dict[str, Any]:
-    if not is_inside(path, root):
-        raise ValueError("a link out of the archive")
-    content = read_object(path, MOST_BYTES, _pairs)
-    ambiguous = [key for key in KEYS if content.get(key) is _TWICE]
-    if ambiguous:
-        raise ValueError(f"{ambiguous[0]} twice, with different values")
-    return {key: content[key] for key in KEYS if key in content}
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mmh_ray.bids.sidecars import Inherited
 from mmh_ray.bids.tables import Table
-from mmh_ray.bids.text import Findings, listed, printable, text_of
+from mmh_ray.bids.text import Findings, printable, text_of
 
 HELP = (
     "Give a `site` column in participants.tsv, sub-X_sessions.tsv or the scans.tsv, a `Site` key in the JSON sidecar, "

@@ -10,10 +10,9 @@ from os import DirEntry
 from pathlib import Path
 
 from mmh_ray.bids.entities import split_name
-from mmh_ray.bids.folders import leads_to_folder, walk
+from mmh_ray.bids.folders import leads_to_folder, relative_name, walk
 from mmh_ray.bids.images import format_of, images_among, is_dicom, is_of_another_type, is_usable
 from mmh_ray.bids.schema import Row, new_row, unusable
-from mmh_ray.bids.text import printable
 from mmh_ray.errors import DataError
 
 PLACE = "sub-*/[ses-*/]anat/"
@@ -87,7 +86,9 @@ def images_outside(entries: Iterable[DirEntry[str]], root: Path, unread: Callabl
 
 def _images_of(files: list[DirEntry[str]], root: Path, folders: Sequence[str]) -> list[str]:
     paths = {entry.name: entry.path for entry in files}
-    return [_relative(paths[name], root) for name, _ in images_among(paths) if not is_of_another_type(name, folders)]
+    return [
+        relative_name(paths[name], root) for name, _ in images_among(paths) if not is_of_another_type(name, folders)
+    ]
 
 
 def _is_worth_a_look(folder: str) -> bool:
@@ -95,7 +96,7 @@ def _is_worth_a_look(folder: str) -> bool:
 
 
 def _stray_row(path: str, root: Path, count: int, in_place: bool) -> Row:
-    relative = _relative(path, root)
+    relative = relative_name(path, root)
     row = new_row(path, relative) | _ids(relative)
     name = os.path.basename(path)
     if is_dicom(name):
@@ -121,7 +122,3 @@ def _ids(relative: str) -> Row:
     with contextlib.suppress(DataError):
         found["sequence"] = split_name(others[-1].partition(".")[0])[1] if others else None
     return found
-
-
-def _relative(path: str, root: Path) -> str:
-    return printable(Path(path).relative_to(root).as_posix())

@@ -107,15 +107,19 @@ class Table:
 
     def choose_site_column(self) -> None:
         """Let `site_id` be the site where no row has a `site`: a mixture of both would name one site in two ways."""
-        if not any(row.get("site") for row in self._values.values()):
+        if not self._says("site"):
             for row in self._values.values():
                 row["site"] = row.pop("site_id", "")
             for columns in self._several.values():
                 if "site_id" in columns:
                     columns["site"] = columns.pop("site_id")
-        is_any_known = any(row["site"] for row in self._values.values())
         has_column = "site" in self.columns or "site_id" in self.columns
-        self.has_sites = has_column and (is_any_known or bool(self.damaged))
+        self.has_sites = has_column and (self._says("site") or bool(self.damaged))
+
+    def _says(self, column: str) -> bool:
+        """Whether any row has something in this column."""
+        is_in_some_row = any(row.get(column) for row in self._values.values())
+        return is_in_some_row or any(column in columns for columns in self._several.values())
 
 
 def _bare(about: str) -> str:
