@@ -133,7 +133,7 @@ class Archive:
                 yield self._row(entry, level)
             elif leads_to_folder(entry):
                 yield from self._strays_below(entry, ("anat", entry.name))
-        for row in stray_rows(entries, self.root, ("anat",)):
+        for row in stray_rows(entries, self.root, in_place=True):
             self._in_place += 1
             yield row
 

@@ -25,15 +25,18 @@ _ONE_FILE = (".zarr", ".ngff", ".ds", ".mefd")
 """Endings of folders that are one recording, or one image of microscopy, in thousands of files."""
 
 
-def stray_rows(entries: Iterable[DirEntry[str]], root: Path, inside: Sequence[str] = ()) -> Iterator[Row]:
+def stray_rows(
+    entries: Iterable[DirEntry[str]], root: Path, inside: Sequence[str] = (), in_place: bool = False
+) -> Iterator[Row]:
     """A row with its reason for every image among the files of one folder that cannot be used, or not there.
 
     Parameters
     ----------
     inside:
-        Names of the folders between that of the subject or session and the files; `anat` alone is the right place.
+        Names of the folders between that of the subject or session and the files.
+    in_place:
+        Whether images belong there; then only those in formats that are not read are strays.
     """
-    in_place = list(inside) == ["anat"]
     files = {entry.name: entry for entry in entries if not leads_to_folder(entry)}
     others = (name for name in files if not (in_place and is_usable(name)))
     for name, count in images_among(others):

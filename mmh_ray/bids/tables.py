@@ -42,7 +42,7 @@ class Table:
         self.damaged: dict[str, str] = {}
         self._values: dict[str, dict[str, str]] = {}
         self._several: dict[str, dict[str, list[str]]] = {}  # what rows about the same do not agree in
-        self._spelt: dict[str, str] = {}  # ids as the table spells them, where that is not the usual way
+        self._spelt: dict[str, str] = {}  # ids as the table spells them, where that is not in full
         self._similar: defaultdict[str, list[str]] | None = None
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class Table:
 
     def add(self, about: str, spelt: str, cells: list[tuple[str, str]]) -> None:
         """Add a row's columns and texts; a column may come twice, as a row about the same may."""
-        if spelt != about and f"{about[:4]}{spelt}" != about:
+        if spelt != about:
             self._spelt[about] = spelt
         row = self._values.setdefault(about, {})
         for column, text in cells:
@@ -156,6 +156,7 @@ def read_table(path: Path, key: str, root: Path) -> Table:
         table.damaged[about] = problem
         if previous is not None and _goes_on(previous[1], previous[2], spelt, PREFIXES[key]):
             table.damaged[previous[0]] = f"{problem}, where {previous[0]} seems to go on"
+        previous = None  # whatever else follows belongs to the damaged one
     table.choose_site_column()
     _check_rows(table)
     return table
@@ -172,7 +173,7 @@ def _problem(line: Line, header: list[str], columns: list[tuple[int, str]], name
         cells = "1 cell" if len(line.cells) == 1 else f"{len(line.cells)} cells"
         return f"{name}, line {line.number}: {cells} where the header has {len(header)}"
     for at, column in columns:
-        if is_half_quoted(unquoted(line.cells[at])):
+        if is_half_quoted(line.cells[at]):
             return f"{name}, line {line.number}: half a quote in column {column}"
     return None
 

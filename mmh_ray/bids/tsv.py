@@ -69,8 +69,7 @@ def unquoted(cell: str) -> str:
 
 def is_half_quoted(cell: str) -> bool:
     """Whether a cell opens a quote and does not close it, or the other way round."""
-    cell = cell.strip()
-    return cell == '"' or cell.startswith('"') != cell.endswith('"')
+    return cell.count('"') % 2 == 1
 
 
 def misnamed(names: Iterable[str], wanted: str) -> str | None:
