@@ -99,7 +99,10 @@ class Records:
     def __post_init__(self) -> None:
         self._pattern = _compiled(self.site_pattern)
         names = frozenset(entry.name for entry in self.entries)
-        self.participants = self._table([(self.root, names)], "participants.tsv", "participant_id")
+        try:
+            self.participants = self._table([(self.root, names)], "participants.tsv", "participant_id")
+        except DataError as error:  # it ends the archive, so the error says which
+            raise DataError(f"{self.root}/{error.received}", error.expected, error.remedy) from error
         self.sidecars = self._sidecars(self.entries)
 
     def level_of(self, folder: Path, entries: Iterable[DirEntry[str]], above: Level | None) -> Level:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmh_ray.bids.text import listed, printable, text_of
-from mmh_ray.bids.tsv import Line, is_half_quoted, read_tsv, unquoted
+from mmh_ray.bids.tsv import REMEDY, Line, is_half_quoted, read_tsv, unquoted
 from mmh_ray.errors import DataError
 
 COLUMNS = ("site", "site_id", "age", "sex", "manufacturer", "field_strength_t")
@@ -16,8 +17,16 @@ COLUMNS = ("site", "site_id", "age", "sex", "manufacturer", "field_strength_t")
 PREFIXES = {"participant_id": "sub-", "session_id": "ses-", "filename": ""}
 """What each key begins with; in the tables it may be left out."""
 
+MOST_ROWS = 2_000_000
+MOST_DAMAGED = 10_000
+"""Rows beyond which a table is no longer taken for one of an archive."""
+
 _MISSING = "n/a"
-_REMEDY = "Save it as tab-separated text in UTF-8, one line a row and a cell for every column."
+_MOST_TOLD = 10
+"""Different rows about the same that are kept."""
+
+_NO_PREFIX = re.compile(r"^((sub|ses)[-_ ]*)+")
+_NO_LETTER = re.compile(r"[\W_]")
 
 
 class Table:
@@ -40,93 +49,117 @@ class Table:
         self.columns = columns
         self.has_sites = False
         self.damaged: dict[str, str] = {}
-        self._values: dict[str, dict[str, str]] = {}
-        self._several: dict[str, dict[str, list[str]]] = {}  # what rows about the same do not agree in
+        self._read = [(at, column) for at, column in enumerate(columns) if column in COLUMNS]
+        self._rows: dict[str, tuple[str, ...]] = {}  # cells of the columns that are read, as they are in the file
+        self._others: dict[str, list[tuple[str, ...]]] = {}  # further rows about the same that differ
         self._spelt: dict[str, str] = {}  # ids as the table spells them, where that is not in full
+        self._site_column = "site"
         self._similar: defaultdict[str, list[str]] | None = None
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._rows)
 
     def __contains__(self, about: str) -> bool:
-        return about in self._values or about in self.damaged
+        return about in self._rows or about in self.damaged
 
     def values(self, about: str) -> dict[str, str]:
         """What the table says, without what it leaves empty, says in two ways, or says in a damaged row."""
         if about in self.damaged:
             return {}
-        several = self._several.get(about, {})
-        row = self._values.get(about, {})
-        return {column: text for column, text in row.items() if text and column not in several}
+        return {column: texts[0] for column, texts in self._said(about).items() if len(texts) == 1 and texts[0]}
 
     def leaves_site_empty(self, about: str) -> bool:
         """Whether there is a good row with an empty cell, so that a less specific table may tell the site."""
-        is_clear = about not in self.damaged and "site" not in self._several.get(about, {})
-        return is_clear and about in self._values and not self._values[about].get("site")
+        return about not in self.damaged and self._said(about).get("site") == [""]
 
     def why_no_site(self, about: str) -> str:
         """Why the table gives no site here although it has sites."""
         if about in self.damaged:
             return self.damaged[about]
-        if about not in self._values:
+        if about not in self._rows:
             return f"{self.name} has no row for {about}{self.but_for(about)}"
-        sites = self._several.get(about, {}).get("site")
-        if sites:
-            return f"{self.name} gives {about} more than one site: {listed(sites)}"
+        sites = self._said(about)["site"]
+        if len(sites) > 1:
+            return f"{self.name} gives {about} more than one site: {listed(_shown(sites))}"
         return f"{self.name} gives {about} no site"
 
     def but_for(self, about: str) -> str:
         """Ids that may be meant, as the end of a sentence; nothing where there is none. They are never taken for it."""
         if self._similar is None:
             self._similar = defaultdict(list)
-            for known in self._values:
+            for known in self._rows:
                 self._similar[_bare(known)].append(self._spelt.get(known, known))
         meant = self._similar.get(_bare(about), [])
         return f", but for {listed(meant)}, which may be meant" if meant else ""
 
     def contradictions(self) -> list[str]:
         """What is given more than once and differs, and in what."""
+        names = [column for _, column in self._read]
+        has_columns_twice = len(set(names)) < len(names)
         found = []
-        for about, columns in self._several.items():
-            differing = "; ".join(f"{name}: {listed(texts)}" for name, texts in columns.items())
-            found.append(f"{about} ({differing})")
+        for about in self._rows if has_columns_twice else self._others:
+            said = self._said(about).items()
+            differing = [f"{column}: {listed(_shown(texts))}" for column, texts in said if len(texts) > 1]
+            if differing:
+                found.append(f"{about} ({'; '.join(differing)})")
         return found
 
-    def add(self, about: str, spelt: str, cells: list[tuple[str, str]]) -> None:
-        """Add a row's columns and texts; a column may come twice, as a row about the same may."""
+    def add(self, about: str, spelt: str, cells: list[str]) -> None:
+        """Add the cells of a row; of rows about the same only what they agree in counts."""
         if spelt != about:
             self._spelt[about] = spelt
-        row = self._values.setdefault(about, {})
-        for column, text in cells:
-            first = row.setdefault(column, text)
-            if first == text:
-                continue
-            texts = self._several.setdefault(about, {}).setdefault(column, [first or _MISSING])
-            if (text or _MISSING) not in texts:
-                texts.append(text or _MISSING)
+        read = tuple([cells[at] for at, _ in self._read])
+        if self._rows.setdefault(about, read) != read:
+            others = self._others.setdefault(about, [])
+            if len(others) < _MOST_TOLD:
+                others.append(read)
 
     def choose_site_column(self) -> None:
         """Let `site_id` be the site where no row has a `site`: a mixture of both would name one site in two ways."""
         if not self._says("site"):
-            for row in self._values.values():
-                row["site"] = row.pop("site_id", "")
-            for columns in self._several.values():
-                if "site_id" in columns:
-                    columns["site"] = columns.pop("site_id")
-        has_column = "site" in self.columns or "site_id" in self.columns
-        self.has_sites = has_column and (self._says("site") or bool(self.damaged))
+            self._site_column = "site_id"
+        has_column = self._site_column in self.columns or "site" in self.columns
+        self.has_sites = has_column and (self._says(self._site_column) or bool(self.damaged))
 
-    def _says(self, column: str) -> bool:
-        """Whether any row has something in this column."""
-        is_in_some_row = any(row.get(column) for row in self._values.values())
-        return is_in_some_row or any(column in columns for columns in self._several.values())
+    def _says(self, name: str) -> bool:
+        """Whether any row has something in a column of this name."""
+        places = [place for place, (_, column) in enumerate(self._read) if column == name]
+        return bool(places) and any(_text(row[place]) for row in self._all_rows() for place in places)
+
+    def _all_rows(self) -> Iterator[tuple[str, ...]]:
+        yield from self._rows.values()
+        for others in self._others.values():
+            yield from others
+
+    def _said(self, about: str) -> dict[str, list[str]]:
+        """Different texts of each column, over all rows about this and all columns of one name."""
+        said: dict[str, list[str]] = {}
+        first = self._rows.get(about)
+        for row in [] if first is None else [first, *self._others.get(about, ())]:
+            for (_, column), cell in zip(self._read, row, strict=True):
+                if column in ("site", "site_id"):
+                    if column != self._site_column:
+                        continue
+                    column = "site"
+                text = _text(cell)
+                texts = said.setdefault(column, [])
+                if text not in texts:
+                    texts.append(text)
+        return said
+
+
+def _text(cell: str) -> str:
+    return text_of(unquoted(cell)) or ""
+
+
+def _shown(texts: list[str]) -> list[str]:
+    return [text or _MISSING for text in texts]
 
 
 def _bare(about: str) -> str:
     """What is left of an id or a file name without folders, prefix, signs, case and leading zeros."""
-    name = re.split(r"[/\\]", about)[-1].casefold().partition(".")[0]
-    without_prefix = re.sub(r"^((sub|ses)[-_ ]*)+", "", name)
-    return re.sub(r"[\W_]", "", without_prefix).lstrip("0")
+    name = about.replace("\\", "/").rpartition("/")[2].casefold().partition(".")[0]
+    return _NO_LETTER.sub("", _NO_PREFIX.sub("", name)).lstrip("0")
 
 
 def read_table(path: Path, key: str, root: Path) -> Table:
@@ -138,25 +171,33 @@ def read_table(path: Path, key: str, root: Path) -> Table:
     Raises
     ------
     DataError
-        As :func:`~mmh_ray.bids.tsv.read_tsv`; where no row can be used; where a column for sites has no row at all.
+        As :func:`~mmh_ray.bids.tsv.read_tsv`; where no row can be used, or there are too many; where a column for sites
+        has no row at all.
     """
     name = printable(path.relative_to(root))
     header, lines = read_tsv(path, key, root, name)
     table = Table(name, header)
+    key_at = header.index(key)
     columns = [(at, column) for at, column in enumerate(header) if column in COLUMNS]
     previous: tuple[str, str, str] | None = None  # about what the last good row is, its id, its last cell
-    for line in lines:
-        spelt = _id_of(line, header.index(key))
+    damaged_lines = 0
+    for count, line in enumerate(lines, 1):
+        spelt = _id_of(line, key_at)
         about = PREFIXES[key] + spelt.removeprefix(PREFIXES[key])
-        problem = _problem(line, header, columns, name)
+        problem = _problem(line, len(header), columns, name)
         if problem is None:
-            table.add(about, spelt, [(column, text_of(unquoted(line.cells[at])) or "") for at, column in columns])
+            table.add(about, spelt, line.cells)
             previous = about, spelt, line.cells[-1]
-            continue
-        table.damaged[about] = problem
-        if previous is not None and _goes_on(previous[1], previous[2], spelt, PREFIXES[key]):
-            table.damaged[previous[0]] = f"{problem}, where {previous[0]} seems to go on"
-        previous = None  # whatever else follows belongs to the damaged one
+        else:
+            damaged_lines += 1
+            table.damaged[about] = problem
+            if previous is not None and _goes_on(previous[1], previous[2], spelt, PREFIXES[key]):
+                table.damaged[previous[0]] = f"{problem}, where {previous[0]} seems to go on"
+            previous = None  # whatever else follows belongs to the damaged one
+        if damaged_lines > MOST_DAMAGED:
+            raise DataError(f"{name}: more than {MOST_DAMAGED} damaged rows ({problem})", "rows that fit", REMEDY)
+        if count > MOST_ROWS:
+            raise DataError(f"{name}: more than {MOST_ROWS} rows", "a table of an archive", REMEDY)
     table.choose_site_column()
     _check_rows(table)
     return table
@@ -167,11 +208,13 @@ def _id_of(line: Line, at: int) -> str:
     return unquoted(cell).removeprefix("./")
 
 
-def _problem(line: Line, header: list[str], columns: list[tuple[int, str]], name: str) -> str | None:
+def _problem(line: Line, width: int, columns: list[tuple[int, str]], name: str) -> str | None:
     """Why a line is no row; None where it is one."""
-    if len(line.cells) != len(header):
+    if len(line.cells) > width:
+        return f"{name}, line {line.number}: more cells than the {width} of the header"
+    if len(line.cells) < width:
         cells = "1 cell" if len(line.cells) == 1 else f"{len(line.cells)} cells"
-        return f"{name}, line {line.number}: {cells} where the header has {len(header)}"
+        return f"{name}, line {line.number}: {cells} where the header has {width}"
     for at, column in columns:
         if is_half_quoted(line.cells[at]):
             return f"{name}, line {line.number}: half a quote in column {column}"
@@ -193,6 +236,6 @@ def _check_rows(table: Table) -> None:
         return
     if table.damaged:
         received = f"{table.name}: no row that fits the header ({next(iter(table.damaged.values()))})"
-        raise DataError(received, "a cell for every column", _REMEDY)
+        raise DataError(received, "a cell for every column", REMEDY)
     if "site" in table.columns or "site_id" in table.columns:
         raise DataError(f"{table.name}: a header without rows", "a row for each", "Add the rows or remove the table.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from mmh_ray.bids.text import listed
 from mmh_ray.errors import DataError
 from mmh_ray.files import read_bytes
 
-_REMEDY = "Save it as tab-separated text in UTF-8, one line a row and a cell for every column."
+REMEDY = "Save it as tab-separated text in UTF-8, one line a row and a cell for every column."
 _FETCH = "Fetch its content (datalad get {name}), restore it, or remove it."
 _SEPARATORS = {",": "commas", ";": "semicolons", "|": "bars", " ": "spaces"}
 _POINTER = re.compile(rb"(\.\.[/\\])*(\.git[/\\]annex|/annex)[/\\]objects[/\\]|version https://git-lfs\.github\.com/")
@@ -20,8 +21,11 @@ _BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _ENDINGS = (".tsv", ".csv", ".txt", ".xlsx", ".xls", ".ods", ".tsv.gz", ".csv.gz")
 
 
+MOST_COLUMNS = 2**20
+
+
 class Line(NamedTuple):
-    """A line that holds something: its number in the file, and its cells."""
+    """A line that holds something: its number in the file, and its cells, with one for all that are too many."""
 
     number: int
     cells: list[str]
@@ -49,6 +53,8 @@ def read_tsv(path: Path, key: str, root: Path, name: str) -> tuple[list[str], It
     first = next(lines, None)
     if first is None:
         raise DataError(f"{name}: empty", "a readable table", _FETCH.format(name=name))
+    if first[1].count("\t") >= MOST_COLUMNS:
+        raise DataError(f"{name}: more than {MOST_COLUMNS} columns", "a table of an archive", REMEDY)
     header = [unquoted(text).lower() for text in first[1].split("\t")]
     while len(header) > 1 and not header[-1]:
         header.pop()
@@ -101,24 +107,24 @@ def _text(path: Path, root: Path, name: str) -> str:
     if _POINTER.match(content):
         raise DataError(f"{name}: a pointer to its content, which is not here", "a readable table", fetch)
     if content.startswith(_BYTE_ORDER_MARKS) or b"\0" in content:
-        raise DataError(f"{name}: UTF-16 or binary", "a readable table", _REMEDY)
+        raise DataError(f"{name}: UTF-16 or binary", "a readable table", REMEDY)
     try:
         return content.decode("utf-8-sig")
     except ValueError as error:
-        raise DataError(f"{name}: {error}", "a readable table", _REMEDY) from error
+        raise DataError(f"{name}: {error}", "a readable table", REMEDY) from error
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
     """Lines that hold something, with their numbers from 1."""
-    lines = re.split("\r\n|\n|\r", text)  # no other signs: splitlines() would break a cell at a form feed, too
-    for number, line in enumerate(lines, 1):
-        if line and not line.isspace():
-            yield number, line
+    # No other signs end a line than \n, \r and both: splitlines() would break a cell at a form feed, too.
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+        if not line.isspace():
+            yield number, line.removesuffix("\n")
 
 
 def _cells(line: str, width: int) -> list[str]:
-    cells = line.split("\t")
-    while len(cells) > width and not cells[-1].strip():
+    cells = line.split("\t", width)
+    if len(cells) > width and not cells[-1].strip():
         cells.pop()
     return cells
 
@@ -131,5 +137,5 @@ def _check_header(header: list[str], key: str, name: str) -> None:
     for sign, signs in _SEPARATORS.items():
         parts = [unquoted(part) for part in header[0].split(sign)]
         if len(parts) > 1 and key in parts:
-            raise DataError(f"{name}: cells separated by {signs}", "tabs between them", _REMEDY)
-    raise DataError(f"{name}: columns {listed(header)}", f"a column {key}", _REMEDY)
+            raise DataError(f"{name}: cells separated by {signs}", "tabs between them", REMEDY)
+    raise DataError(f"{name}: columns {listed(header)}", f"a column {key}", REMEDY)
