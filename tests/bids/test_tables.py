@@ -391,17 +391,30 @@ def test_a_site_that_is_no_name_is_none(tmp_path):
     assert len(row["reason"]) < 2000
 
 
-@pytest.mark.parametrize(
-    "text", ["participant_id\tsite" + "\tx" * 1_000_000 + "\nsub-01\tA" + "\t1" * 1_000_000, "x\t" * 1_000_000]
-)
-def test_a_million_columns_are_read_or_refused(tmp_path, text):
+MANY = {
+    "columns": ("participant_id\tsite" + "\tx" * 1_000_000 + "\nsub-01\tA" + "\t1" * 1_000_000, "A"),
+    "cells": ("participant_id\tsite\nsub-02\tB\nsub-01\tA" + "\tx" * 1_000_000, None),
+    "tabs": ("participant_id\tsite\nsub-01\tA" + "\t" * 1_000_000, "A"),
+    "quotes": ("participant_id\tsite\nsub-02\tB\nsub-01\t" + '"' * 1_000_000, None),
+    "rows about one": ("participant_id\tsite\n" + "".join(f"sub-01\t{n}\n" for n in range(30_000)), None),
+    "blank lines": ("participant_id\tsite\n" + "\n" * 500_000 + "sub-01\tA", "A"),
+    "other columns": ("x\t" * 1_000_000, DataError),
+    "too many columns": ("\t" * 2_000_000 + "participant_id\nsub-01", DataError),
+    "damaged rows": ("participant_id\tsite\nsub-01\tA\n" + "x\n" * 30_000, DataError),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), MANY.values(), ids=MANY)
+def test_a_million_of_anything_is_read_or_refused(tmp_path, text, expected):
     path = put(tmp_path / "participants.tsv", text)
-    if text.startswith("participant_id"):
-        assert read_table(path, "participant_id", tmp_path).values("sub-01") == {"site": "A"}
-    else:
+    if expected is DataError:
         with pytest.raises(DataError) as caught:
             read_table(path, "participant_id", tmp_path)
         assert len(str(caught.value)) < 2000
+        return
+    table = read_table(path, "participant_id", tmp_path)
+    assert table.values("sub-01").get("site") == expected
+    assert len(table.why_no_site("sub-01")) < 2000
 
 
 def test_a_table_beyond_all_bounds_is_refused_unread(tmp_path):
