@@ -199,7 +199,7 @@ def read_table(path: Path, key: str, root: Path) -> Table:
         if count > MOST_ROWS:
             raise DataError(f"{name}: more than {MOST_ROWS} rows", "a table of an archive", REMEDY)
     table.choose_site_column()
-    _check_rows(table)
+    _check_rows(table, damaged_lines)
     return table
 
 
@@ -230,12 +230,10 @@ def _goes_on(spelt: str, last_cell: str, next_spelt: str, prefix: str) -> bool:
     return "/" in spelt and "/" not in next_spelt
 
 
-def _check_rows(table: Table) -> None:
-    """Raise DataError where a table says nothing at all, but for one that has no column for sites: with it none is lost."""
-    if len(table):
-        return
-    if table.damaged:
-        received = f"{table.name}: no row that fits the header ({next(iter(table.damaged.values()))})"
+def _check_rows(table: Table, damaged_lines: int) -> None:
+    """Raise DataError where most rows do not fit the header, which is then itself in doubt, or where a table for sites has none."""
+    if damaged_lines > len(table):
+        received = f"{table.name}: most rows do not fit the header ({next(iter(table.damaged.values()))})"
         raise DataError(received, "a cell for every column", REMEDY)
-    if "site" in table.columns or "site_id" in table.columns:
+    if not len(table) and ("site" in table.columns or "site_id" in table.columns):
         raise DataError(f"{table.name}: a header without rows", "a row for each", "Add the rows or remove the table.")
