@@ -58,6 +58,8 @@ class BrainMasks:
         elif printable(path) != path:
             self._findings.note("a brain mask left out, its path is not UTF-8", path)
         elif self._paths.setdefault(tags, path) != path:
+            if any(key == "task" for key, _ in tags):
+                return  # of a functional image, for which nobody asks
             self._findings.note("a brain mask left out, the second of its entities", path)
         else:
             try:

@@ -178,6 +178,9 @@ class Records:
         folder, names = places[0]
         if wanted in names:
             table = read_table(folder / wanted, key, self.root)
+            if not table.has_key:
+                self.findings.note(f"a table that is not read, because it has no column {key}", table.name)
+                return None
             self.findings.note(_DIFFERS, [f"{table.name}: {found}" for found in table.contradictions()])
             self.findings.note(_DAMAGED, table.damaged.values())
             return table

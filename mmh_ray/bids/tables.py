@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmh_ray.bids.text import listed, printable, text_of
-from mmh_ray.bids.tsv import REMEDY, Line, is_half_quoted, read_tsv, unquoted
+from mmh_ray.bids.tsv import REMEDY, Line, check_key, is_half_quoted, read_tsv, unquoted
 from mmh_ray.errors import DataError
 
 COLUMNS = ("site", "site_id", "age", "sex", "manufacturer", "field_strength_t")
@@ -25,6 +25,8 @@ _MISSING = "n/a"
 _MOST_TOLD = 10
 """Different rows about the same that are kept."""
 
+_IS_CELL = re.compile(r"$|sub-|ses-|\d|.*/")
+"""What begins a cell of a row rather than the name of a column."""
 _NO_PREFIX = re.compile(r"^((sub|ses)[-_ ]*)+")
 _NO_LETTER = re.compile(r"[\W_]")
 
@@ -40,6 +42,9 @@ class Table:
         Names of all its columns in lower case.
     has_sites:
         Whether it gives a site to anyone. Then it should give one to everyone.
+    has_key:
+        Whether it says what its rows are about. One that does not, and has no column for sites, is of no use, but no site
+        is lost with it.
     damaged:
         What is wrong with rows that cannot be used, by what they are about.
     """
@@ -48,6 +53,7 @@ class Table:
         self.name = name
         self.columns = columns
         self.has_sites = False
+        self.has_key = True
         self.damaged: dict[str, str] = {}
         self._read = [(at, column) for at, column in enumerate(columns) if column in COLUMNS]
         self._rows: dict[str, tuple[str, ...]] = {}  # cells of the columns that are read, as they are in the file
@@ -171,16 +177,21 @@ def read_table(path: Path, key: str, root: Path) -> Table:
     Raises
     ------
     DataError
-        As :func:`~mmh_ray.bids.tsv.read_tsv`; where no row can be used, or there are too many; where a column for sites
-        has no row at all.
+        As :func:`~mmh_ray.bids.tsv.read_tsv`; where a table with sites has no column ``key``, or no row; where most rows
+        cannot be used, or there are too many.
     """
     name = printable(path.relative_to(root))
-    header, lines = read_tsv(path, key, root, name)
+    header, lines = read_tsv(path, root, name)
     table = Table(name, header)
+    if key not in header and _is_dispensable(header, key):
+        table.has_key = False
+        return table
+    check_key(header, key, name)
     key_at = header.index(key)
     columns = [(at, column) for at, column in enumerate(header) if column in COLUMNS]
     previous: tuple[str, str, str] | None = None  # about what the last good row is, its id, its last cell
     damaged_lines = 0
+    damaged_rows = 0  # those that begin with an id: no part of another
     for count, line in enumerate(lines, 1):
         spelt = _id_of(line, key_at)
         about = PREFIXES[key] + spelt.removeprefix(PREFIXES[key])
@@ -190,8 +201,9 @@ def read_table(path: Path, key: str, root: Path) -> Table:
             previous = about, spelt, line.cells[-1]
         else:
             damaged_lines += 1
+            damaged_rows += _is_id(spelt, key)
             table.damaged[about] = problem
-            if previous is not None and _goes_on(previous[1], previous[2], spelt, PREFIXES[key]):
+            if previous is not None and _goes_on(previous[1], previous[2], spelt, key):
                 table.damaged[previous[0]] = f"{problem}, where {previous[0]} seems to go on"
             previous = None  # whatever else follows belongs to the damaged one
         if damaged_lines > MOST_DAMAGED:
@@ -199,8 +211,24 @@ def read_table(path: Path, key: str, root: Path) -> Table:
         if count > MOST_ROWS:
             raise DataError(f"{name}: more than {MOST_ROWS} rows", "a table of an archive", REMEDY)
     table.choose_site_column()
-    _check_rows(table, damaged_lines)
+    _check_rows(table, damaged_rows)
     return table
+
+
+def _is_dispensable(header: list[str], key: str) -> bool:
+    """Whether no site is lost with a table that does not say what its rows are about, as with some from before BIDS had rules.
+
+    The first line must be a header, without doubt, and none of participants, who are known by nothing else.
+    """
+    is_header = not any(_IS_CELL.match(name) for name in header)
+    has_sites = "site" in header or "site_id" in header
+    return key != "participant_id" and len(header) > 1 and is_header and not has_sites
+
+
+def _is_id(text: str, key: str) -> bool:
+    """Whether a text is spelt as subjects, sessions or files are in full."""
+    prefix = PREFIXES[key]
+    return text.startswith(prefix) if prefix else "/" in text
 
 
 def _id_of(line: Line, at: int) -> str:
@@ -221,18 +249,16 @@ def _problem(line: Line, width: int, columns: list[tuple[int, str]], name: str) 
     return None
 
 
-def _goes_on(spelt: str, last_cell: str, next_spelt: str, prefix: str) -> bool:
+def _goes_on(spelt: str, last_cell: str, next_spelt: str, key: str) -> bool:
     """Whether a line that is no row may be the rest of the row before it, whose last cell is then cut by a line break."""
-    if last_cell.strip().startswith('"') and is_half_quoted(last_cell):
-        return True
-    if prefix:
-        return spelt.startswith(prefix) and not next_spelt.startswith(prefix)
-    return "/" in spelt and "/" not in next_spelt
+    is_open = last_cell.strip().startswith('"') and is_half_quoted(last_cell)
+    return is_open or (_is_id(spelt, key) and not _is_id(next_spelt, key))
 
 
-def _check_rows(table: Table, damaged_lines: int) -> None:
+def _check_rows(table: Table, damaged_rows: int) -> None:
     """Raise DataError where most rows do not fit the header, which is then itself in doubt, or where a table for sites has none."""
-    if damaged_lines > len(table):
+    is_none_good = bool(table.damaged) and not len(table)
+    if is_none_good or damaged_rows > len(table):
         received = f"{table.name}: most rows do not fit the header ({next(iter(table.damaged.values()))})"
         raise DataError(received, "a cell for every column", REMEDY)
     if not len(table) and ("site" in table.columns or "site_id" in table.columns):

@@ -31,7 +31,7 @@ class Line(NamedTuple):
     cells: list[str]
 
 
-def read_tsv(path: Path, key: str, root: Path, name: str) -> tuple[list[str], Iterator[Line]]:
+def read_tsv(path: Path, root: Path, name: str) -> tuple[list[str], Iterator[Line]]:
     """Names of the columns in lower case, and the lines below them, whatever their number of cells.
 
     Tabs separate cells and nothing else does: a cell that opens a quote swallows no other. Empty cells behind the last
@@ -39,15 +39,13 @@ def read_tsv(path: Path, key: str, root: Path, name: str) -> tuple[list[str], It
 
     Parameters
     ----------
-    key:
-        A column that must be there, once.
     name:
         How errors call the file.
 
     Raises
     ------
     DataError
-        If it is no regular file of the archive, cannot be read, is no tab-separated text in UTF-8, or lacks the column.
+        If it is no regular file of the archive, cannot be read, or is no text in UTF-8.
     """
     lines = _lines(_text(path, root, name))
     first = next(lines, None)
@@ -58,7 +56,6 @@ def read_tsv(path: Path, key: str, root: Path, name: str) -> tuple[list[str], It
     header = [unquoted(text).lower() for text in first[1].split("\t")]
     while len(header) > 1 and not header[-1]:
         header.pop()
-    _check_header(header, key, name)
     return header, (Line(number, _cells(line, len(header))) for number, line in lines)
 
 
@@ -129,7 +126,8 @@ def _cells(line: str, width: int) -> list[str]:
     return cells
 
 
-def _check_header(header: list[str], key: str, name: str) -> None:
+def check_key(header: list[str], key: str, name: str) -> None:
+    """Raise DataError unless a column of this name is there, once."""
     if header.count(key) == 1:
         return
     if key in header:

@@ -287,6 +287,16 @@ def test_a_table_without_any_site_leaves_it_to_the_sidecars(archive, column, cap
     assert "1 x a subject without a row in participants.tsv: sub-02, but for sub_02, which may be meant" in caplog.text
 
 
+def test_a_table_without_its_key_and_without_sites_costs_nothing(tmp_path, caplog):
+    """As the sessions of archives from before BIDS had a rule for them."""
+    people(tmp_path, "sub-01 A 30 F")
+    image(tmp_path, "sub-01_ses-1_T1w")
+    put(tmp_path / "sub-01/sub-01_sessions.tsv", "session\tscore\nses-1\t3\n")
+    assert by_id(tmp_path)["sub-01_ses-1_T1w"]["site"] == "A"
+    unread = "1 x a table that is not read, because it has no column session_id: sub-01/sub-01_sessions.tsv"
+    assert caplog.messages == [unread]
+
+
 def test_the_pattern_that_a_user_gives_fills_what_tables_leave_open(archive, caplog):
     people(archive, "sub-01 A 30 F")
     rows = by_id(archive, site_pattern="sub-0(?P<site>2)/")
@@ -402,6 +412,14 @@ MANY = {
     "too many columns": ("\t" * 2_000_000 + "participant_id\nsub-01", DataError),
     "damaged rows": ("participant_id\tsite\nsub-01\tA\n" + "x\n" * 30_000, DataError),
 }
+
+
+def test_a_table_whose_rows_mostly_do_not_fit_its_header_is_in_doubt(archive):
+    """A line break is lost between header and rows; what fits by chance has other cells in its columns."""
+    lines = ["participant_id\tnote\tsite\t01\tA", "sub-02\tx\tB", "sub-03\tx\tB", "sub-04\t\t\tC\t50"]
+    put(archive / "participants.tsv", "\n".join(lines))
+    with pytest.raises(DataError, match="most rows do not fit the header"):
+        find_images(archive)
 
 
 @pytest.mark.parametrize(("text", "expected"), MANY.values(), ids=MANY)
