@@ -50,6 +50,7 @@ class Archive:
         self.entries = listing(self.root)
         self.records = Records(self.root, self.entries, site_pattern, self.findings)
         self.masks = BrainMasks(self.root)
+        self._empty: list[str] = []  # anat folders of the subject at hand
         self._in_place = 0
         self._without_site = 0
 
@@ -93,8 +94,11 @@ class Archive:
     def _rows(self) -> Iterator[Row]:
         for entry in self.entries:
             if entry.name.startswith("sub-") and is_folder(entry):
+                self._empty.clear()
                 rows = list(self._rows_of(entry, None))
-                if not rows:
+                if rows:
+                    self.findings.note("an anat folder without an image", self._empty)
+                else:
                     self.findings.note(f"no image in {PLACE} of a subject", entry.name)
                 yield from rows
             elif is_nearly_a_subject(entry.name) and leads_to_folder(entry):
@@ -127,15 +131,15 @@ class Archive:
             return
         nearer = sidecars_among(entries, self.root, self.findings)
         level = level.with_sidecars(nearer)
+        rows = [self._row(entry, level) for entry in entries if is_usable(entry.name)]
+        rows += stray_rows(entries, self.root, in_place=True)
+        self._in_place += len(rows)
         for entry in entries:
-            if is_usable(entry.name):
-                self._in_place += 1
-                yield self._row(entry, level)
-            elif leads_to_folder(entry):
-                yield from self._strays_below(entry, ("anat", entry.name))
-        for row in stray_rows(entries, self.root, in_place=True):
-            self._in_place += 1
-            yield row
+            if leads_to_folder(entry) and not is_usable(entry.name):
+                rows += self._strays_below(entry, ("anat", entry.name))
+        if not rows:
+            self._empty.append(relative_name(folder.path, self.root))
+        yield from rows
 
     def _row(self, entry: DirEntry[str], level: Level) -> Row:
         """The row of one file; every reason not to use it ends in the row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import NamedTuple
 from mmh_ray.bids.sidecars import Inherited
 from mmh_ray.bids.tables import Table
 from mmh_ray.bids.text import Findings, printable, text_of
+
+log = logging.getLogger(__name__)
 
 HELP = (
     "Give a `site` column in participants.tsv, sub-X_sessions.tsv or the scans.tsv, a `Site` key in the JSON sidecar, "
@@ -99,6 +102,7 @@ def note_mixtures(images: Mapping[str, Site], findings: Findings) -> None:
         if site.name is not None:
             sources[site.source].append(f"{image_id} ({site.name})")
             spellings[re.sub(r"[\W_]", "", site.name.casefold())].add(site.name)
+    log.info("sites: %s", ", ".join(f"{len(names)} from {source}" for source, names in sources.items()) or "none")
     most = max(sources, key=lambda source: len(sources[source]), default="")
     for source, names in sources.items():
         if source != most:

@@ -205,6 +205,16 @@ def test_an_archive_whose_images_all_lie_elsewhere_names_them(tmp_path):
         find_images(tmp_path)
 
 
+def test_an_anat_folder_without_an_image_is_warned_of(archive, caplog):
+    put(archive / "sub-01/ses-2/anat/IM0001")
+    (archive / "sub-02/anat").mkdir(parents=True)
+    assert strays(archive) == {}
+    assert caplog.messages == [
+        "1 x an anat folder without an image: sub-01/ses-2/anat",
+        "1 x no image in sub-*/[ses-*/]anat/ of a subject: sub-02",
+    ]
+
+
 def test_links_to_folders_lead_neither_out_nor_round(archive, tmp_path, caplog):
     outside = tmp_path / "outside"
     image(outside, "sub-02_T1w")
