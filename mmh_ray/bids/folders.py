@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from mmh_ray.bids.text import printable
 from mmh_ray.errors import DataError
 from mmh_ray.files import irregular, is_inside
 
-_FETCH = "Fetch its content (datalad get) or remove it."
+FETCH = "Fetch its content (datalad get) or remove it."
+"""What to do about what should be a file and is none."""
 _COPY = "Copy the file to its place (an annexed one: datalad get, then datalad unlock)."
 
 
@@ -80,13 +82,13 @@ def check_file(path: str | Path, root: Path, shown: str, is_link: bool = True) -
     is_link:
         False where it is known to be none: then it cannot lead out of the folder, which is known to be inside.
     """
-    if is_link and not is_inside(path, root):
-        raise DataError(f"{shown}: a link out of the archive", "a file inside it", _COPY)
     problem = irregular(path)
+    if is_link and problem != os.strerror(errno.ELOOP) and not is_inside(path, root):
+        raise DataError(f"{shown}: a link out of the archive", "a file inside it", _COPY)
     if problem is not None:
         is_other = problem in ("a folder", "a named pipe", "a device", "a socket", "something else")
         what = f"{problem}, not a file" if is_other else problem
-        raise DataError(f"{shown}: {what}", "a regular file", _FETCH)
+        raise DataError(f"{shown}: {what}", "a regular file", FETCH)
 
 
 def check_entry(entry: os.DirEntry[str], root: Path, shown: str) -> None:

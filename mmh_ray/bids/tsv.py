@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mmh_ray.bids.folders import check_file
+from mmh_ray.bids.folders import FETCH, check_file
 from mmh_ray.bids.text import listed
 from mmh_ray.errors import DataError
 from mmh_ray.files import read_bytes
 
 REMEDY = "Save it as tab-separated text in UTF-8, one line a row and a cell for every column."
-_FETCH = "Fetch its content (datalad get {name}), restore it, or remove it."
+_FETCH_TABLE = "Fetch its content (datalad get {name}), restore it, or remove it."
 _SEPARATORS = {",": "commas", ";": "semicolons", "|": "bars", " ": "spaces"}
 _POINTER = re.compile(rb"(\.\.[/\\])*(\.git[/\\]annex|/annex)[/\\]objects[/\\]|version https://git-lfs\.github\.com/")
 _BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -50,7 +50,7 @@ def read_tsv(path: Path, root: Path, name: str) -> tuple[list[str], Iterator[Lin
     lines = _lines(_text(path, root, name))
     first = next(lines, None)
     if first is None:
-        raise DataError(f"{name}: empty", "a readable table", _FETCH.format(name=name))
+        raise DataError(f"{name}: empty", "a readable table", _FETCH_TABLE.format(name=name))
     if first[1].count("\t") >= MOST_COLUMNS:
         raise DataError(f"{name}: more than {MOST_COLUMNS} columns", "a table of an archive", REMEDY)
     header = [unquoted(text).lower() for text in first[1].split("\t")]
@@ -93,12 +93,13 @@ def misnamed(names: Iterable[str], wanted: str) -> str | None:
 
 
 def _text(path: Path, root: Path, name: str) -> str:
-    fetch = _FETCH.format(name=name)
+    fetch = _FETCH_TABLE.format(name=name)
     try:
         check_file(path, root, name)
         content = read_bytes(path)
     except DataError as error:
-        raise DataError(error.received, "a readable table", fetch) from error
+        remedy = fetch if error.remedy == FETCH else error.remedy
+        raise DataError(error.received, "a readable table", remedy) from error
     except OSError as error:
         raise DataError(f"{name}: {error.strerror or error}", "a readable table", fetch) from error
     if _POINTER.match(content):

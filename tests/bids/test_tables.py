@@ -61,9 +61,9 @@ def test_participants_that_are_no_table_are_refused(archive, content, require_si
 @pytest.mark.parametrize("kind", SPECIAL)
 def test_participants_that_are_no_regular_file_are_refused(archive, kind, require_site):
     put_special(archive / "participants.tsv", kind)
-    with pytest.raises(
-        DataError, match=r"/bids/participants\.tsv: .*Fetch its content \(datalad get participants\.tsv\)"
-    ):
+    is_outside = kind in ("zeros", "link out")
+    remedy = "Copy the file to its place" if is_outside else r"Fetch its content \(datalad get participants\.tsv\)"
+    with pytest.raises(DataError, match=rf"/bids/participants\.tsv: .*\. {remedy}"):
         find_images(archive, require_site=require_site)
 
 
