@@ -12,7 +12,7 @@ from mmh_ray.bids.manifest import SCHEMA, find_images, read_manifest, to_table, 
 from mmh_ray.bids.splits import assign_splits
 from mmh_ray.config import ManifestConfig
 from mmh_ray.errors import ConfigError, DataError
-from tests.bids.archive_files import by_id, image, people, put
+from tests.bids.archive_files import SPECIAL, by_id, image, people, put, put_special
 
 pytestmark = pytest.mark.fast
 
@@ -268,6 +268,12 @@ def test_what_is_no_manifest_is_refused(tmp_path):
     pq.write_table(to_table([]).replace_schema_metadata({b"mmh_manifest_version": b"99"}), path)
     with pytest.raises(DataError, match="version 99"):
         read_manifest(path)
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_a_manifest_that_is_no_regular_file_is_not_opened(tmp_path, kind):
+    with pytest.raises(DataError, match="readable manifest"):
+        read_manifest(put_special(tmp_path / "new/m.parquet", kind))
 
 
 def test_real_archive(real_bids, caplog):
