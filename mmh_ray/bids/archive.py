@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from os import DirEntry
 from pathlib import Path
@@ -19,6 +20,8 @@ from mmh_ray.bids.strays import PLACE, images_outside, is_nearly_a_subject, stra
 from mmh_ray.bids.text import Findings, listed, printable
 from mmh_ray.errors import DataError
 
+_INNER = re.compile(r"(?P<archive>.+?)/sub-[^/]+/")
+"""Path of an image in an archive that lies in this one."""
 _NOT_FOLLOWED = "a link to a folder, which is not followed"
 
 
@@ -82,9 +85,9 @@ class Archive:
         if not self._in_place:
             elsewhere = [row["image_id"] for row in rows] + outside
             remedy = "Name the folder of the sub-*."
-            inner = next((path for path in elsewhere if "/sub-" in path), None)
+            inner = next(filter(None, map(_INNER.match, outside)), None)
             if inner is not None:
-                remedy = f"Name the folder of the sub-*, such as {self.root / inner.partition('/sub-')[0]}."
+                remedy = f"Name the folder of the sub-*, such as {self.root / inner['archive']}."
             but = f", but {len(elsewhere)} elsewhere: {listed(elsewhere)}" if elsewhere else ""
             raise DataError(f"{self.root}: no image in its place{but}", f"{PLACE}*.nii[.gz]", remedy)
         if self.require_site and self._without_site and not any(row["site"] for row in rows):

@@ -199,9 +199,10 @@ def test_an_archive_one_folder_further_down_is_pointed_to(tmp_path, place):
 
 
 def test_an_archive_whose_images_all_lie_elsewhere_names_them(tmp_path):
-    put(tmp_path / "sub-01/T1.nii.gz")
+    put(tmp_path / "sub-01/sub-01_T1w.nii.gz")
     put(tmp_path / "03/T1.nii.gz")
-    with pytest.raises(DataError, match=r"no image in its place, but 2 elsewhere: 03/T1\.nii\.gz, sub-01/T1\.nii\.gz"):
+    named = r"03/T1\.nii\.gz, sub-01/sub-01_T1w\.nii\.gz; .*\. Name the folder of the sub-\*\.$"
+    with pytest.raises(DataError, match=f"no image in its place, but 2 elsewhere: {named}"):
         find_images(tmp_path)
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.fast
         ("x" * 201, None),
         ("é" * 5000, None),
         ("\ud800", None),
-        (10**5000, None),
+        pytest.param(10**5000, None, id="5001 digits"),
         (float("nan"), None),
         (float("inf"), None),
         (True, None),
