@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mmh_ray.bids.archives import IGNORED
-from mmh_ray.bids.entities import parse
+from mmh_ray.bids.entities import Entities, parse
+from mmh_ray.bids.folders import check_file
+from mmh_ray.bids.masks import files_of_derivatives
+from mmh_ray.bids.text import Findings, printable
 from mmh_ray.errors import DataError
 
-_PATTERN = "derivatives/**/sub-*_label-lesion_mask.nii.gz"
+_ENDINGS = ("_label-lesion_mask.nii.gz",)
 
 
 def add_lesions(rows: Iterable[dict[str, Any]]) -> None:
@@ -18,29 +21,46 @@ def add_lesions(rows: Iterable[dict[str, Any]]) -> None:
 
     A mask in `derivatives/**/sub-X[_ses-Y ...]_label-lesion_mask.nii.gz` is for every scan that has all of the entities in its name
     (`label`, `desc`, `space` aside); of several, the one that names most. Whether it lies on the scan's grid is seen when it is read.
+    What is no regular file of the archive is left out and warned of.
     """
-    masks: dict[Path, dict[str, list[tuple[dict[str, str], Path]]]] = {}
+    findings = Findings()
+    masks: dict[Path, dict[str, list[tuple[dict[str, str], str]]]] = {}
     for row in rows:
-        root = _root(Path(row["uri"]))
+        entities = parse(row["uri"])
+        root = _root(Path(row["uri"]), entities)
         if root is not None and root not in masks:
-            masks[root] = _by_subject(root)
-        own = parse(row["uri"]).tags
+            masks[root] = _by_subject(root, findings)
+        own = entities.tags
         fitting = [] if root is None else masks[root].get(own["sub"], [])
         fitting = [(tags, path) for tags, path in fitting if tags.items() <= own.items()]
-        row["lesion_uri"] = str(max(fitting, key=lambda pair: len(pair[0]))[1]) if fitting else None
+        row["lesion_uri"] = max(fitting, key=lambda pair: len(pair[0]))[1] if fitting else None
+    findings.warn()
 
 
-def _root(path: Path) -> Path | None:
+def _root(path: Path, entities: Entities) -> Path | None:
     """The archive that a scan lies in: what holds the folder of its subject."""
-    return next((folder.parent for folder in reversed(path.parents) if folder.name.startswith("sub-")), None)
+    subject = entities.folders[0]
+    return next((folder.parent for folder in path.parents if folder.name == subject), None)
 
 
-def _by_subject(root: Path) -> dict[str, list[tuple[dict[str, str], Path]]]:
-    found: dict[str, list[tuple[dict[str, str], Path]]] = {}
-    for path in sorted(root.glob(_PATTERN)):
+def _by_subject(root: Path, findings: Findings) -> dict[str, list[tuple[dict[str, str], str]]]:
+    found: dict[str, list[tuple[dict[str, str], str]]] = {}
+    for entry in files_of_derivatives(root, _ENDINGS, findings):
         try:
-            tags = parse(path).without(*IGNORED, "label").tags
+            tags = parse(entry.path).without(*IGNORED, "label").tags
         except DataError:
             continue  # not named as BIDS names files
-        found.setdefault(tags["sub"], []).append((tags, path))
+        shown = printable(entry.path)
+        try:
+            check_file(entry.path, root, shown, entry.is_symlink())
+        except DataError as error:
+            findings.note("a lesion mask left out", error.received)
+            continue
+        known = found.setdefault(tags["sub"], [])
+        if shown != entry.path:
+            findings.note("a lesion mask left out, its path is not UTF-8", entry.path)
+        elif any(tags == others for others, _ in known):
+            findings.note("a lesion mask left out, the second of its entities", entry.path)
+        else:
+            known.append((tags, entry.path))
     return found

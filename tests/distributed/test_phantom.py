@@ -32,8 +32,9 @@ def archive(tmp_path_factory, ray_cluster) -> Path:
 
 
 @pytest.mark.ray
-def test_manifest_sees_every_site_mask_and_traveler(archive):
+def test_manifest_sees_every_site_mask_and_traveler(archive, caplog):
     rows = find_images(archive)
+    assert caplog.messages == []
     assert len(rows) == 8
     assert {row["status"] for row in rows} == {"ok"}
     assert {(row["subject"], row["site"]) for row in rows} == {
