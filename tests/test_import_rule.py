@@ -17,7 +17,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mmh_ray"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "jobs").glob("*.py")])
 
-LEAVES = {"", "config", "errors", "files", "provenance", "progress", "tables"}  # "" is mmh_ray itself, for its version
+LEAVES = {
+    "",
+    "config",
+    "errors",
+    "files",
+    "provenance",
+    "progress",
+    "tables",
+    "threads",
+}  # "" is mmh_ray itself, for its version
 CORE = {*LEAVES, "bids", "imaging", "models", "evaluation", "tracking"}
 MAY_USE = {
     **dict.fromkeys(LEAVES, LEAVES),
