@@ -24,6 +24,7 @@ LEAVES = {
     "files",
     "provenance",
     "progress",
+    "stopping",
     "tables",
     "threads",
 }  # "" is mmh_ray itself, for its version

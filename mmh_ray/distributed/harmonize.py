@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from importlib.metadata import version
@@ -49,6 +47,7 @@ from mmh_ray.models.target_bundle import SAMPLING, Target, load_target
 from mmh_ray.progress import progress
 from mmh_ray.provenance import code_version, hash_of, remove_partial, sha256_file
 from mmh_ray.reference_target import target_of_scan
+from mmh_ray.stopping import stoppable
 
 log = logging.getLogger(__name__)
 
@@ -95,27 +94,6 @@ def harmonize(job: Job) -> dict[str, int]:
             _write_record(record, job.out)
             write_cohort_report(job.out, record, journal.rows().values(), job.config.quality)
             remove_partial(job.out)  # of actors that were ended or died
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Make of SIGTERM, a batch system's word that the time is up, a KeyboardInterrupt; a second one is ignored while all is put in order.
-
-    Only the main thread may say what becomes of a signal; elsewhere nothing changes.
-    """
-
-    def stop(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt("stopped by SIGTERM; run again to go on")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def plan(job: Job) -> list[Row]:
