@@ -40,7 +40,7 @@ def run(out: str, config: Config) -> None:
     """
     from mmh_ray.cli import INTERRUPTED, main
 
-    root = _fresh(Path(out).absolute())
+    root = _fresh(Path(out).resolve())  # where it is a link, what it leads to is emptied, and it stays
     settings = str(root / "config.yaml")
     Path(settings).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     store, bids, harmonized = str(root / "prepared"), root / "bids", str(root / "harmonized")

@@ -19,7 +19,7 @@ from mmh_ray.bids.derivatives import check_dataset, write_dataset_description
 from mmh_ray.bids.entities import desc_of, parse
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.manifest import find_images
-from mmh_ray.bids.status import RunRecord, utc_now
+from mmh_ray.bids.status import RECORD, RunRecord, utc_now
 from mmh_ray.config import Config, HarmonizeConfig, PrepareConfig, flatten, to_dict
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.cohort_report import write_cohort_report
@@ -28,6 +28,7 @@ from mmh_ray.distributed.job import Job
 from mmh_ray.distributed.look import (
     Look,
     Row,
+    check_places,
     input_hash,
     is_current,
     ledger_row,
@@ -39,13 +40,13 @@ from mmh_ray.distributed.manifest import probe_all
 from mmh_ray.distributed.prepare import check_row
 from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.distributed.worker import HarmonizeWorker
-from mmh_ray.errors import ConfigError, RefusedError, data_error
+from mmh_ray.errors import ConfigError, DataError, RefusedError, data_error
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.volume import BYTES_PER_VOXEL, read_mask, read_volume
 from mmh_ray.models.bundle import Bundle, bundle_config, bundle_hash, load_bundle
 from mmh_ray.models.target_bundle import SAMPLING, Target, load_target
 from mmh_ray.progress import progress
-from mmh_ray.provenance import code_version, hash_of, remove_partial, sha256_file
+from mmh_ray.provenance import check_place, code_version, hash_of, remove_partial, sha256_file
 from mmh_ray.reference_target import target_of_scan
 from mmh_ray.stopping import stoppable
 
@@ -133,8 +134,9 @@ def _planned(task: Row, look: Look, job: Job, known: tuple[str, ...], facts: Row
         action = "refuse"
     else:
         try:
+            check_places(Path(job.out, look.output(task, job.config.harmonize)), Path(job.out))
             digest = input_hash(task)
-        except OSError as error:
+        except (DataError, OSError) as error:
             action, reason = "fail", str(data_error(error, task["uri"]))
         else:
             earlier = task["earlier"].get(look.name)
@@ -235,6 +237,7 @@ def _check_output(bids: str, out: str) -> None:
             "a folder of its own outside the archive or below its derivatives/",
             "Name another one.",
         )
+    check_place(Path(out, RECORD), out, ConfigError)
 
 
 @contextlib.contextmanager
@@ -311,7 +314,7 @@ def _write_record(record: RunRecord, out: str) -> None:
     """A record that cannot be written (a full disk) costs no image, only a warning: the ledger has what was done."""
     try:
         record.write(out)
-    except OSError as error:
+    except (DataError, OSError) as error:
         log.warning("%s: no record of the run (%s)", out, error)
 
 
