@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmh_ray.errors import ConfigError
+from mmh_ray.files import read_object
 from mmh_ray.provenance import write_json
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,6 @@ def _values(description: dict[str, Any], section: str, key: str) -> list[Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Content of a JSON object; empty where the file is absent or damaged."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        content = json.loads(path.read_bytes())
-        return content if isinstance(content, dict) else {}
+    with contextlib.suppress(OSError, ValueError):
+        return read_object(path)
     return {}
