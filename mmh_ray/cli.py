@@ -25,6 +25,8 @@ from mmh_ray.stopping import stoppable
 if TYPE_CHECKING:
     import pyarrow
 
+    from mmh_ray.bids.status import RunRecord
+
 log = logging.getLogger(__name__)
 
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
@@ -331,8 +333,17 @@ def _status(arguments: argparse.Namespace, _config: Config) -> int:
     from mmh_ray.bids.ledger import current_rows
     from mmh_ray.distributed.cohort_report import write_cohort_report
 
-    quality = from_dict(QualityConfig, status.record.settings.get("quality", {}), "quality.")
+    quality = _bounds_of(status.record)
     return 0 if write_cohort_report(arguments.out, status.record, current_rows(arguments.out), quality) else 1
+
+
+def _bounds_of(record: RunRecord) -> QualityConfig:
+    """Bounds of the figures that the run used; the defaults where its record is damaged."""
+    try:
+        return from_dict(QualityConfig, record.settings.get("quality", {}), "quality.")
+    except (MMHError, OverflowError) as error:
+        log.warning("bounds of the quality figures are the defaults: those of the run's record are damaged (%s)", error)
+        return QualityConfig()
 
 
 def _add_evaluate(commands: Commands) -> None:

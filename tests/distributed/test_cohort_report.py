@@ -141,6 +141,19 @@ def test_a_report_stands_whatever_a_row_holds(field: str, value: Any, tmp_path: 
     assert all(name in page for name in ("sub-01_T1w", "sub-02_T1w"))
 
 
+@pytest.mark.parametrize("quality", [*NASTY, {"least_fit": "x"}, {"least_fit": 10**400}, {"no": 1}], ids=case)
+def test_damaged_bounds_in_the_record_are_the_defaults(
+    quality: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = RunRecord("/bids", "m", "a" * 64, "0.1", 1, utc_now().isoformat())
+    record.write(tmp_path)
+    path = tmp_path / "logs/run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"quality": quality}}))
+    assert main(["status", str(tmp_path), "--report"]) == 0
+    assert "bounds of the quality figures are the defaults" in caplog.text
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_a_report_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     record = RunRecord("/bids", "m", "a" * 64, "0.1", 0, utc_now().isoformat())
