@@ -25,7 +25,9 @@ LEAVES = {
     "provenance",
     "progress",
     "settings",
+    "stopping",
     "tables",
+    "threads",
     "yaml_text",
 }  # "" is mmh_ray itself, for its version
 CORE = {*LEAVES, "bids", "imaging", "models", "evaluation", "tracking"}

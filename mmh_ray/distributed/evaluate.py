@@ -31,16 +31,17 @@ from mmh_ray.distributed.cases import (
 )
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.cohort_figures import Cohort, measure_cohort, summarise
-from mmh_ray.distributed.evaluation_files import Pictures, write_all
+from mmh_ray.distributed.evaluation_files import FIGURES, Pictures, write_all
 from mmh_ray.distributed.style_vectors import style_vectors
 from mmh_ray.distributed.tasks import run_tasks
+from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.baselines import BASELINES, Baseline, Unfitted
 from mmh_ray.evaluation.catalogue import AGAIN, BEST_KNOWN, RAW, ordered
 from mmh_ray.evaluation.conditions import conditions
 from mmh_ray.evaluation.method import Kept
 from mmh_ray.evaluation.scans import Case, Row, Settings, common_masks, scan_mask
 from mmh_ray.evaluation.subject import Score, Training, score, training_facts
-from mmh_ray.provenance import code_version
+from mmh_ray.provenance import check_place, code_version
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ def evaluate(
         If a folder cannot be read, or nothing can be scored.
     """
     check_archives(archives)
+    check_place(Path(out, FIGURES, "picture"), out, ConfigError)
     start, started, total = time.monotonic(), utc_now().isoformat(timespec="seconds"), Score()
     connect()
     rows = usable_rows(archives, out, config, total.notes, total.problems)

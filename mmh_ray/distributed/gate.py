@@ -49,7 +49,8 @@ def _maker(out: str, row: Mapping[str, Any]) -> str | None:
     """Hash of the model that made an image; of one that failed, that of what an earlier run left there."""
     if row["status"] in MADE:
         return row["model_hash"]
-    return (read_sidecar(Path(out, row["output"])).get("Provenance") or {}).get("model_hash")
+    provenance = read_sidecar(Path(out, row["output"])).get("Provenance")
+    return provenance.get("model_hash") if isinstance(provenance, dict) else None
 
 
 def keep_with_model(model: str, out: str, config: Config) -> str:

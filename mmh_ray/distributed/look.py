@@ -16,7 +16,7 @@ from mmh_ray.config import HarmonizeConfig
 from mmh_ray.errors import ConfigError, DataError, RefusedError
 from mmh_ray.imaging.template import SPACE
 from mmh_ray.models.target_bundle import Target
-from mmh_ray.provenance import hash_of, sha256_file
+from mmh_ray.provenance import check_place, hash_of, sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +94,16 @@ def is_current(earlier: Row | None, out: Path, digest: str, model_hash: str, loo
 
     The row tells what was done, the sidecar what lies there: a run that was killed may have replaced the one and not the other.
     """
-    if earlier is None or earlier["status"] not in MADE:
+    if earlier is None or earlier["status"] not in MADE or earlier["output"] is None:
         return False
     wanted, target = provenance(digest, model_hash, look), out / earlier["output"]
     return target.is_file() and wanted.items() <= earlier.items() and read_sidecar(target).get("Provenance") == wanted
+
+
+def check_places(image: Path, out: Path) -> None:
+    """Raise DataError if an image's derivative, or what belongs to it, would lie outside the folder of derivatives, behind a link."""
+    for path in derivative_files(image):
+        check_place(path, out)
 
 
 def mark_shared_outputs(rows: list[Row], looks: Sequence[Look], settings: HarmonizeConfig) -> None:
@@ -199,11 +205,12 @@ def remove_stale(found: Row, look: Look, out: Path, settings: HarmonizeConfig) -
         own = read_sidecar(target).get("Sources") == [found["source"]]
         left = {"output": target.relative_to(out).as_posix(), "reason": f"{found['reason']} {LEFT}"}
         return found | left if own else found
-    for path in derivative_files(target):
-        try:
+    try:
+        check_places(target, out)
+        for path in derivative_files(target):
             path.unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("%s: out of date, and cannot be removed (%s)", path, error)
+    except (DataError, OSError) as error:
+        log.warning("%s: what an earlier run made of it is out of date, and cannot be removed (%s)", target, error)
     return found
 
 

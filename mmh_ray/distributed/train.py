@@ -42,6 +42,7 @@ from mmh_ray.models.learner import Learner, best_weights
 from mmh_ray.models.sampling import estimate_planes, fuse, harmonize_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of
+from mmh_ray.stopping import handlers_kept
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def _fit(run: _Run) -> dict[str, torch.Tensor]:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    with _watch(board, run.run_id, config.train.steps):
+    with _watch(board, run.run_id, config.train.steps), handlers_kept():
         result = trainer.fit()
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as directory:

@@ -15,7 +15,15 @@ import torch
 
 from mmh_ray.bids.derivatives import derivative_files, figure_paths, write_sidecar
 from mmh_ray.config import Config, to_dict
-from mmh_ray.distributed.look import Look, input_hash, is_current, ledger_row, provenance, unknown_sequence
+from mmh_ray.distributed.look import (
+    Look,
+    check_places,
+    input_hash,
+    is_current,
+    ledger_row,
+    provenance,
+    unknown_sequence,
+)
 from mmh_ray.errors import DataError, RefusedError, data_error
 from mmh_ray.evaluation.curves import histogram
 from mmh_ray.evaluation.mosaic import write_mosaic
@@ -121,6 +129,7 @@ class HarmonizeWorker:
         for look in self.looks:
             reason = unknown_sequence(row, self.harmonizer.bundle.config.model.sequences, look)
             facts = {"output": str(look.output(row, self.harmonizer.settings)), "input_sha256": digest}
+            check_places(self.out / facts["output"], self.out)
             if reason:
                 rows.append(ledger_row(row, look, "refused", reason, input_sha256=digest))
             elif is_current(row["earlier"].get(look.name), self.out, digest, self.facts["model_hash"], look):

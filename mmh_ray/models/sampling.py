@@ -15,6 +15,7 @@ from mmh_ray.imaging.slices import AXES, NORMAL, PLANES, along, assemble, take_s
 from mmh_ray.models.denoiser import Context, to_diffusion, to_unit
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.groups import Conditioner, brain_slices
+from mmh_ray.threads import one_thread
 
 Denoise = Callable[[Tensor, int], Tensor]
 """x0 from (x_t, t) with condition and context already bound."""
@@ -23,6 +24,7 @@ INVERSION_TOP = 0.95
 """Share of the schedule that inversion climbs: at its very end the noise level hides the source."""
 
 
+@one_thread()
 @torch.inference_mode()
 def estimate_planes(
     model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
