@@ -413,6 +413,9 @@ class EvaluateConfig:
     probe (trained anew, frozen) takes 1 to 3 CPU seconds per image, most of the time of an evaluation."""
     seed: int = 0
     """Seed of folds, probes, clusterings and draws."""
+    label_table: Literal["auto", "freesurfer", "dlmuse", "tissues", "bids"] = "auto"
+    """How label maps (`*_dseg.nii.gz`) number the tissues: `freesurfer`; `dlmuse`; `tissues`, 1 CSF, 2 GM, 3 WM; `bids`, 1 GM, 2 WM, 3 CSF.
+    `auto` goes by `desc-` in their names, and takes unnamed maps of 1, 2 and 3 for `tissues` where the scan's intensities agree."""
 
     def __post_init__(self) -> None:
         _require(self.draws >= 100, "evaluate.draws", self.draws, "100 or more")
@@ -432,6 +435,9 @@ class PromoteConfig:
         "structural_dissimilarity",
         "hallucination",
         "lesion_preservation",
+        "label_auc_wm",
+        "label_auc_csf",
+        "label_contrast",
         "psnr",
         "w1",
     )
@@ -447,7 +453,8 @@ class PromoteConfig:
     """Measures of which no loss may be shown: the interval does not lie wholly on the worse side. For figures that are yes or no for an
     image, or noisy: few people cannot exclude a loss of the margin even between a model and itself."""
     margin: float = 0.05
-    """How much worse still passes for `keep`, as a share of the present holder's value (of 1, where closer to 1 is better)."""
+    """How much worse still passes for `keep`, as a share of the present holder's value (of 1, where closer to 1 is better; of .1 for an
+    AUC)."""
     least_subjects: int = 6
     """Subjects below which nothing is promoted; fewer than six cannot reach p of .05."""
 
