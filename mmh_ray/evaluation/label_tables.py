@@ -37,7 +37,7 @@ class LabelTable(NamedTuple):
 
     def codes(self) -> np.ndarray:
         """uint8 code by number from 0 on, as :data:`TISSUES` has them: 1 CSF, 2 GM, 3 WM, 0 others, :data:`UNKNOWN`."""
-        found = np.full(max(map(max, self)) + 1, UNKNOWN, np.uint8)
+        found = np.full(max(frozenset.union(*self)) + 1, UNKNOWN, np.uint8)
         found[0] = 0
         for numbers, code in zip(self, (*_CODES.values(), 0), strict=True):
             found[list(numbers)] = code
