@@ -78,7 +78,7 @@ def test_labels_of_several_kinds_are_reported_by_method_and_site(tmp_path: Path,
     found = _evaluate(bids, tmp_path / "out")
     assert found["about"]["problems"] == []
     [said] = [note for note in found["about"]["notes"] if "label" in note]
-    assert said.startswith("no labels: a label map of the numbers 1 to 3 whose name says no table; expected")
+    assert said.startswith("no labels: a label map that, read by the table tissues, shows")
     assert said.endswith("(sub-3_ses-1_T1w and 1 more)")
     labels = found["about"]["labels"]["T1w"]
     assert labels.keys() == {*BASELINES, "ours"}

@@ -75,7 +75,9 @@ def test_a_table_that_is_set_needs_no_name(tmp_path: Path, tissues, numbers, tab
 def test_unnamed_maps_that_number_1_to_3_otherwise_are_refused(tmp_path: Path, tissues, numbers, sequence) -> None:
     scan = _scan(tissues, sequence)
     assert _read(tmp_path, tissues, scan, sequence=sequence).table == "tissues"
-    with pytest.raises(DataError, match=r"brighter than .* Set evaluate.label_table to .* bids \(1 GM, 2 WM, 3 CSF\)"):
+    with pytest.raises(
+        DataError, match=r"no brighter than .* Set evaluate.label_table to .* bids \(1 GM, 2 WM, 3 CSF\)"
+    ):
         _read(tmp_path, _numbered(tissues, numbers), scan, sequence=sequence)
 
 
@@ -97,6 +99,23 @@ def test_an_unnamed_map_of_other_numbers_is_refused(tmp_path: Path, tissues, num
 def test_the_wrong_table_is_refused(tmp_path: Path, tissues, numbers, table) -> None:
     with pytest.raises(DataError, match=f"a label map of which the table {table} knows"):
         _read(tmp_path, _numbered(tissues, numbers), _scan(tissues), table=table)
+
+
+@pytest.mark.parametrize("table", ["freesurfer", "bids"])
+def test_a_wrong_table_that_knows_the_numbers_is_seen_by_the_order_of_tissues(tmp_path: Path, tissues, table) -> None:
+    with pytest.raises(DataError, match=rf"read by the table {table}, shows .* in the order of a T1w"):
+        _read(tmp_path, tissues, _scan(tissues), table=table)
+    with pytest.raises(DataError, match=r"read by the table tissues, shows .* no brighter than"):
+        _read(tmp_path, _numbered(tissues, BIDS), _scan(tissues), names=("tissues",))
+
+
+def test_grey_and_white_alike_in_a_t2w_or_flair_are_no_reason_to_refuse_a_named_map(tmp_path: Path, tissues) -> None:
+    for sequence in ("T2w", "FLAIR"):
+        look = np.array([0, LOOKS[sequence][0], 0.6, 0.61], np.float32)
+        scan = Volume(look[tissues], AFFINE)
+        assert _read(tmp_path, tissues, scan, sequence=sequence, names=("tissues",)).inside == 1
+        with pytest.raises(DataError, match="no brighter than"):
+            _read(tmp_path, tissues, scan, sequence=sequence)
 
 
 def test_unknown_numbers_count_as_none_and_are_counted(tmp_path: Path, tissues) -> None:
