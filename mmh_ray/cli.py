@@ -358,6 +358,8 @@ def _add_evaluate(commands: Commands) -> None:
     )
     truth = "derivatives/truth of a simulated archive, for the measures that need the truth"
     parser.add_argument("--truth", metavar="FOLDER", type=_existing, help=truth)
+    labels = "folder of label maps *_dseg.nii.gz in BIDS naming, drawn by others; otherwise those in raw's derivatives"
+    parser.add_argument("--labels", metavar="DIR", type=_existing, help=labels)
     text = (
         "registered model that made `ours` (models:/NAME@ALIAS or models:/NAME/VERSION): the figures are kept with it"
     )
@@ -386,8 +388,12 @@ def _evaluate(arguments: argparse.Namespace, config: Config) -> int:
 
         model = check_model(arguments.model, archives, config)
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
-    outcome = evaluate(archives, arguments.out, config, arguments.truth, model)
+    outcome = evaluate(archives, arguments.out, config, arguments.truth, model, arguments.labels)
     console.print(as_table(by_sequence(outcome)))
+    if labels := outcome["about"].get("labels"):
+        from mmh_ray.evaluation.labels_table import labels_table
+
+        console.print(labels_table(labels))
     if model:
         keep_with_model(model, arguments.out, config)
     return 0

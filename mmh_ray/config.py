@@ -401,6 +401,9 @@ class EvaluateConfig(Section):
     probe (trained anew, frozen) takes 1 to 3 CPU seconds per image, most of the time of an evaluation."""
     seed: Seed = 0
     """Seed of folds, probes, clusterings and draws."""
+    label_table: Literal["auto", "freesurfer", "dlmuse", "tissues", "bids"] = "auto"
+    """How label maps (`*_dseg.nii.gz`) number the tissues: `freesurfer`; `dlmuse`; `tissues`, 1 CSF, 2 GM, 3 WM; `bids`, 1 GM, 2 WM, 3 CSF.
+    `auto` goes by `desc-` in their names, and takes unnamed maps of 1, 2 and 3 for `tissues` where the scan's intensities agree."""
 
 
 @dataclass(frozen=True)
@@ -417,6 +420,9 @@ class PromoteConfig(Section):
         "structural_dissimilarity",
         "hallucination",
         "lesion_preservation",
+        "label_auc_wm",
+        "label_auc_csf",
+        "label_contrast",
         "psnr",
         "w1",
     )
@@ -432,7 +438,8 @@ class PromoteConfig(Section):
     """Measures of which no loss may be shown: the interval does not lie wholly on the worse side. For figures that are yes or no for an
     image, or noisy: few people cannot exclude a loss of the margin even between a model and itself."""
     margin: Share = 0.05
-    """How much worse still passes for `keep`, as a share of the present holder's value (of 1, where closer to 1 is better)."""
+    """How much worse still passes for `keep`, as a share of the present holder's value (of 1, where closer to 1 is better; of .1 for an
+    AUC)."""
     least_subjects: Annotated[int, Range(2, 10**6)] = 6
     """Subjects below which nothing is promoted; fewer than six cannot reach p of .05."""
 

@@ -42,7 +42,12 @@ def open_regular(path: str | Path) -> io.BufferedReader:
     OSError
         If it cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # what the system says of a socket is "No such device or address"
+            raise UnusableFileError(errno.EINVAL, "a socket, not a regular file", os.fspath(path)) from error
+        raise
     try:
         kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
         if kind != stat.S_IFREG:

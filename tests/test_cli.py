@@ -299,7 +299,7 @@ def test_evaluate_prints_the_table(stand_in, tmp_path: Path, capsys: pytest.Capt
     assert main(["evaluate", *archives, "--out", "out", "--truth", folder, "evaluate.draws=200"]) == 0
     [(given, *rest)] = calls
     assert given == {"raw": folder, "ours": folder}
-    assert rest == ["out", Config(evaluate=EvaluateConfig(draws=200)), folder, None]
+    assert rest == ["out", Config(evaluate=EvaluateConfig(draws=200)), folder, None, None]
     assert table == [({"T1w": {"ours": {"w1": 0.5}}},)]
     assert capsys.readouterr().out == "the table\n"
 

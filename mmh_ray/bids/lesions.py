@@ -7,60 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from mmh_ray.bids.archives import IGNORED
-from mmh_ray.bids.entities import Entities, parse
-from mmh_ray.bids.folders import check_file
-from mmh_ray.bids.masks import files_of_derivatives
-from mmh_ray.bids.text import Findings, printable
-from mmh_ray.errors import DataError
+from mmh_ray.bids.companions import Companions, archive_of, find_companions, fitting
+from mmh_ray.bids.entities import parse
+from mmh_ray.bids.text import warn_of
 
 _ENDINGS = ("_label-lesion_mask.nii.gz",)
+_WHAT = "lesion mask"
 
 
 def add_lesions(rows: Iterable[dict[str, Any]]) -> None:
     """Set ``lesion_uri`` of every row of a manifest: the path of a lesion mask, None where there is none.
 
-    A mask in `derivatives/**/sub-X[_ses-Y ...]_label-lesion_mask.nii.gz` is for every scan that has all of the entities in its name
-    (`label`, `desc`, `space` aside); of several, the one that names most. Whether it lies on the scan's grid is seen when it is read.
-    What is no regular file of the archive is left out and warned of.
+    A mask in `derivatives/**/sub-X[_ses-Y ...]_label-lesion_mask.nii.gz` is for every scan that has all of the entities
+    in its name (`label`, `desc`, `space` aside); of several, the one that names most, then the first by path. Whether
+    it lies on the scan's grid is seen when it is read. What is no regular file of the archive is left out and warned of.
     """
-    findings = Findings()
-    masks: dict[Path, dict[str, list[tuple[dict[str, str], str]]]] = {}
+    masks: dict[Path | None, Companions] = {None: {}}
+    others: set[str] = set()
     for row in rows:
-        entities = parse(row["uri"])
-        root = _root(Path(row["uri"]), entities)
+        scan = parse(row["uri"])
+        root = archive_of(row["uri"], scan)
         if root is not None and root not in masks:
-            masks[root] = _by_subject(root, findings)
-        own = entities.tags
-        fitting = [] if root is None else masks[root].get(own["sub"], [])
-        fitting = [(tags, path) for tags, path in fitting if tags.items() <= own.items()]
-        row["lesion_uri"] = max(fitting, key=lambda pair: len(pair[0]))[1] if fitting else None
-    findings.warn()
-
-
-def _root(path: Path, entities: Entities) -> Path | None:
-    """The archive that a scan lies in: what holds the folder of its subject."""
-    subject = entities.folders[0]
-    return next((folder.parent for folder in path.parents if folder.name == subject), None)
-
-
-def _by_subject(root: Path, findings: Findings) -> dict[str, list[tuple[dict[str, str], str]]]:
-    found: dict[str, list[tuple[dict[str, str], str]]] = {}
-    for entry in files_of_derivatives(root, _ENDINGS, findings):
-        try:
-            tags = parse(entry.path).without(*IGNORED, "label").tags
-        except DataError:
-            continue  # not named as BIDS names files
-        shown = printable(entry.path)
-        try:
-            check_file(entry.path, root, shown, entry.is_symlink())
-        except DataError as error:
-            findings.note("a lesion mask left out", error.received)
-            continue
-        known = found.setdefault(tags["sub"], [])
-        if shown != entry.path:
-            findings.note("a lesion mask left out, its path is not UTF-8", entry.path)
-        elif any(tags == others for others, _ in known):
-            findings.note("a lesion mask left out, the second of its entities", entry.path)
-        else:
-            known.append((tags, entry.path))
-    return found
+            masks[root] = find_companions(root, _ENDINGS, (*IGNORED, "label"), _WHAT, root)
+        found = fitting(scan, masks[root])
+        row["lesion_uri"] = str(found[0].path) if found else None
+        others.update(str(one.path) for one in found[1:])
+    warn_of(sorted(others), f"a {_WHAT} left out, the second of its entities")

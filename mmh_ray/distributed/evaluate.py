@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 
+from mmh_ray.bids.labels import add_labels
 from mmh_ray.bids.lesions import add_lesions
 from mmh_ray.bids.status import utc_now
 from mmh_ray.config import Config
@@ -50,7 +51,12 @@ Trained = dict[str, list[tuple[Row, Training]]]
 
 
 def evaluate(
-    archives: Mapping[str, str], out: str, config: Config, truth: str | None = None, model: str | None = None
+    archives: Mapping[str, str],
+    out: str,
+    config: Config,
+    truth: str | None = None,
+    model: str | None = None,
+    labels: str | None = None,
 ) -> dict[str, Any]:
     """Measure every method; write `evaluation.json`, `per_image.parquet`, `figures/*.png` and `report.html` to ``out``.
 
@@ -65,12 +71,15 @@ def evaluate(
         Folder `derivatives/truth` of a simulated archive, for the measures that need it.
     model:
         URI of the model behind `ours`, to be cited.
+    labels:
+        Folder of label maps `*_dseg.nii.gz` in BIDS naming; None: those in the `derivatives` of `raw`.
 
     Returns
     -------
     dict
         ``{method: {sequence: {measure: {value, low, high, n}}}}``, and under ``differences`` the same of ours minus each
-        with ``p``; under ``about`` who was scored, ``problems`` (images without usable output), ``notes`` and times.
+        with ``p``; under ``about`` who was scored, ``problems`` (images without usable output), ``notes``, times, and under ``labels``
+        ``{sequence: {method: {site: {measure: mean, "n": images}}}}`` of the tissues that others drew.
 
     Raises
     ------
@@ -85,6 +94,7 @@ def evaluate(
     connect()
     rows = usable_rows(archives, out, config, total.notes, total.problems)
     add_lesions(rows)
+    total.notes += add_labels(rows, labels)
     cases = choose_cases(rows, config, total.notes)
     scored = {row["image_id"] for case in cases for row in case.rows}
     total.problems = [row for row in total.problems if row["method"] == RAW or row["image_id"] in scored]
@@ -96,7 +106,8 @@ def evaluate(
     methods = tuple(ordered([*BASELINES, *(name for name in archives if not name.endswith(AGAIN))]))
     sliced, common = _sliced(methods, config), _common(cases, total)
     style = style_vectors(config.style, total.notes) if sliced else None
-    settings = Settings(methods, baselines, truth, config.prepare.n4_iterations, sliced, common, style)
+    table = config.evaluate.label_table
+    settings = Settings(methods, baselines, truth, config.prepare.n4_iterations, sliced, common, style, table)
     scores = _score_all(cases, settings, total)
     measured, shown = measure_cohort(Cohort(scores.methods, scores.kept, trained, config.evaluate), total)
     summary = summarise(measured, config.evaluate)
@@ -108,6 +119,7 @@ def evaluate(
         "data_hash": data_hash(cases),
         "conditions": conditions((row for case in cases for row in case.rows), truth, config),
         **_counts(cases),
+        "labels": {sequence: summary.labels[sequence] for sequence in sorted(summary.labels)},
         "problems": problems,
         "notes": sorted({*total.notes, *total.clock.said()}),
         "processor_seconds": _times(total),
