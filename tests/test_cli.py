@@ -366,3 +366,15 @@ def test_jobs_are_the_same_code(
         runpy.run_path(str(repository / "jobs" / f"{job}.py"), run_name="__main__")
     assert caught.value.code == 0
     assert f"usage: mmh {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--spacing", "nan"), ("--spacing", "inf"), ("--lesions", "nan"), ("--sites", "1" * 30), ("--seed", "9" * 30)],
+)
+def test_a_flag_takes_no_number_that_a_setting_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str
+) -> None:
+    assert main(["phantom", str(tmp_path / "out"), flag, value]) == 2
+    assert "mmh phantom: phantom." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
