@@ -26,6 +26,8 @@ SHORT = ("/tmp", "/var/tmp")
 _MOST_BYTES = 103 if sys.platform == "darwin" else 107
 _LONGEST = "/ray/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
 """What Ray appends to its temporary folder at most: 4194304 is the highest process number of Linux."""
+_WRONG = "is too long or not ASCII, or cannot be written to"
+"""What may be wrong with a folder."""
 
 
 def session_options() -> dict[str, Any]:
@@ -40,21 +42,22 @@ def session_options() -> dict[str, Any]:
         If no such folder can be made.
     """
     usual = os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", SHORT[0]))
-    if _is_short(usual) and _can_hold_files(usual):
+    if _fits_a_socket(usual) and _can_hold_files(usual):
         return {}
     session = _made_in(SHORT)
     if session is None:
-        received = f"temporary folder {usual}, whose path is too long for sockets or cannot be written to"
-        expected = f"a folder with a path of at most {_MOST_BYTES - len(_LONGEST)} bytes"
+        received = f"temporary folder {usual}, which {_WRONG}"
+        expected = f"a folder with a path of at most {_MOST_BYTES - len(_LONGEST)} ASCII characters"
         raise ConfigError(received, expected, "Make one and name it: export RAY_TMPDIR=/short/path")
-    spilled = _made_in((usual,))
+    spilled = _made_in((usual,)) if usual.isascii() else None
     atexit.register(_remove, *filter(None, (session, spilled)))
-    log.info("%s will not do for Ray's sockets (path too long, or no right to write): they lie in %s", usual, session)
+    log.info("temporary folder %s %s: Ray's sockets lie in %s", usual, _WRONG, session)
     return {"_temp_dir": session} | ({"object_spilling_directory": spilled} if spilled else {})
 
 
-def _is_short(folder: str) -> bool:
-    return len(os.fsencode(folder + _LONGEST)) <= _MOST_BYTES
+def _fits_a_socket(folder: str) -> bool:
+    """Whether a socket's path can begin with a folder's; Ray writes it down in ASCII."""
+    return folder.isascii() and len(folder + _LONGEST) <= _MOST_BYTES
 
 
 def _can_hold_files(folder: str) -> bool:
