@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmh_ray.bids.archives import IGNORED
-from mmh_ray.bids.companions import DERIVATIVES, Companions, archive_of, find_companions, fitting
+from mmh_ray.bids.companions import DERIVATIVES, Companions, archive_of, find_companions, fitting, most_precise
 from mmh_ray.bids.entities import parse
 
 _ENDINGS = ("_label-lesion_mask.nii.gz",)
@@ -25,5 +25,5 @@ def add_lesions(rows: Iterable[dict[str, Any]]) -> None:
         root = archive_of(row["uri"])
         if root is not None and root not in masks:
             masks[root] = find_companions(root / DERIVATIVES, _ENDINGS, (*IGNORED, "label"), root)
-        found = fitting(parse(row["uri"]), masks[root])
+        found = most_precise(fitting(parse(row["uri"]), masks[root]))
         row["lesion_uri"] = str(found[0].path) if found else None
