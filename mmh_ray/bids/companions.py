@@ -80,14 +80,15 @@ def find_companions(
 
 
 def fitting(scan: Entities, companions: Companions) -> list[Companion]:
-    """Companions whose needed entities the scan has, those that name most of them.
-
-    `mod-T1w` asks for a scan of that suffix.
-    """
+    """Companions whose needed entities the scan has; `mod-T1w` asks for a scan of that suffix."""
     own = scan.tags | {"mod": scan.suffix}
-    known = [one for one in companions.get(scan.subject, []) if one.needed.items() <= own.items()]
-    most = max((len(one.needed) for one in known), default=0)
-    return [one for one in known if len(one.needed) == most]
+    return [one for one in companions.get(scan.subject, []) if one.needed.items() <= own.items()]
+
+
+def most_precise(found: Sequence[Companion]) -> list[Companion]:
+    """Those of some companions that name most entities of the scan."""
+    most = max((len(one.needed) for one in found), default=0)
+    return [one for one in found if len(one.needed) == most]
 
 
 def _files(folder: str | Path, endings: tuple[str, ...], findings: Findings) -> list[os.DirEntry[str]]:

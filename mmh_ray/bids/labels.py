@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mmh_ray.bids.archives import IGNORED
-from mmh_ray.bids.companions import Companion, Companions, archive_of, find_companions, fitting
+from mmh_ray.bids.companions import (
+    Companion,
+    Companions,
+    archive_of,
+    find_companions,
+    fitting,
+    most_precise,
+)
 from mmh_ray.bids.entities import Entities, parse
 from mmh_ray.errors import DataError
 
@@ -26,9 +33,9 @@ def add_labels(rows: Iterable[dict[str, Any]], folder: str | Path | None = None)
     """Find the label map of every row of a manifest.
 
     A map `sub-X[_ses-Y ...]_dseg.nii.gz` is for every scan that has all of the entities in its name (those of how it
-    was made aside: `desc`, `seg`, `atlas`, `space`, `res`, `den`, `label`); of several, the one that names most, then
-    one of the scan's own space, then the first by path. Whether it can be laid on the scan's grid is seen when it is
-    read.
+    was made aside: `desc`, `seg`, `atlas`, `space`, `res`, `den`, `label`). One in the scan's own space goes before one
+    in a template's; of several, the one that names most is taken, then the first by path. Whether it can be laid on the
+    scan's grid is seen when it is read.
 
     Parameters
     ----------
@@ -79,9 +86,10 @@ def _maps(root: Path | None, is_given: bool) -> Companions:
 
 
 def _best(scan: Entities, maps: Companions) -> list[Companion]:
-    """The maps to choose from: those that are in the scan's own space, where there are such."""
+    """The maps to choose from: those in the scan's own space, where there are such, that name most of it."""
     found = fitting(scan, maps)
-    return [one for one in found if _foreign_space(scan, one) is None] or found
+    own = [one for one in found if _foreign_space(scan, one) is None]
+    return most_precise(own or found)
 
 
 def _facts(scan: Entities, found: Companion) -> dict[str, Any]:
@@ -91,7 +99,7 @@ def _facts(scan: Entities, found: Companion) -> dict[str, Any]:
 
 
 def _foreign_space(scan: Entities, found: Companion) -> str | None:
-    """The template's space that a map names and the scan does not; None: it is the scan's space, or the person's own."""
+    """The template's space that a map names and the scan does not; None: it is the scan's, or the person's own."""
     space = found.entities.tags.get("space")
     is_own = space is None or space.lower() in _OWN_SPACES or space == scan.tags.get("space")
     return None if is_own else space

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmh_ray.bids.archives import IGNORED
-from mmh_ray.bids.companions import Companions, archive_of, find_companions, fitting
+from mmh_ray.bids.companions import Companions, archive_of, find_companions, fitting, most_precise
 from mmh_ray.bids.entities import parse
 from mmh_ray.bids.text import warn_of
 
@@ -29,7 +29,7 @@ def add_lesions(rows: Iterable[dict[str, Any]]) -> None:
         root = archive_of(row["uri"], scan)
         if root is not None and root not in masks:
             masks[root] = find_companions(root, _ENDINGS, (*IGNORED, "label"), _WHAT, root)
-        found = fitting(scan, masks[root])
+        found = most_precise(fitting(scan, masks[root]))
         row["lesion_uri"] = str(found[0].path) if found else None
         others.update(str(one.path) for one in found[1:])
     warn_of(sorted(others), f"a {_WHAT} left out, the second of its entities")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmh_ray.bids.companions import archive_of, find_companions, fitting
+from mmh_ray.bids.companions import archive_of, find_companions, fitting, most_precise
 from mmh_ray.bids.entities import parse
 
 pytestmark = pytest.mark.fast
@@ -45,3 +45,12 @@ def test_mod_asks_for_a_suffix(tmp_path: Path) -> None:
     found = find_companions(tmp_path, ENDINGS, (), "mask")
     assert len(fitting(parse("sub-1_FLAIR.nii.gz"), found)) == 1
     assert fitting(parse("sub-1_T1w.nii.gz"), found) == []
+
+
+def test_the_most_precise_names_most_of_the_scan(tmp_path: Path) -> None:
+    for name in ("sub-1_mask", "sub-1_ses-2_desc-a_mask", "sub-1_ses-2_desc-b_mask", "sub-1_ses-3_mask"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    found = fitting(parse("sub-1_ses-2_T1w.nii.gz"), find_companions(tmp_path, ENDINGS, ("desc",), "mask"))
+    assert len(found) == 3
+    assert [one.path.name[:16] for one in most_precise(found)] == ["sub-1_ses-2_desc"] * 2
+    assert most_precise([]) == []

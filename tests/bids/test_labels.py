@@ -40,8 +40,8 @@ def test_a_map_is_for_the_scans_that_its_name_fits_and_the_most_precise_is_taken
 
 def test_a_map_in_the_scans_own_space_goes_before_one_in_a_templates(tmp_path: Path) -> None:
     _maps(tmp_path / "derivatives", "sub-a_desc-aseg_space-MNI152_dseg.nii.gz", "sub-a_space-T1w_dseg.nii.gz")
-    _maps(tmp_path / "derivatives", "sub-b_space-MNI152_dseg.nii.gz")
-    rows = _rows(tmp_path, "sub-a_T1w", "sub-b_T1w", "sub-b_space-MNI152_T1w")
+    _maps(tmp_path / "derivatives", "sub-b_space-MNI152_dseg.nii.gz", "sub-a_ses-1_space-MNI152_dseg.nii.gz")
+    rows = _rows(tmp_path, "sub-a_ses-1_T1w", "sub-b_T1w", "sub-b_space-MNI152_T1w")
     assert add_labels(rows) == []
     assert _found(rows)[0] == "sub-a_space-T1w_dseg.nii.gz"
     assert [row["labels_space"] for row in rows] == [None, "MNI152", None]
