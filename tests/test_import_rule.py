@@ -30,11 +30,12 @@ LEAVES = {
     "threads",
     "yaml_text",
 }  # "" is mmh_ray itself, for its version
-CORE = {*LEAVES, "bids", "imaging", "models", "evaluation", "tracking"}
+CORE = {*LEAVES, "bids", "imaging", "simulation", "models", "evaluation", "tracking"}
 MAY_USE = {
     **dict.fromkeys(LEAVES, LEAVES),
     "bids": {*LEAVES, "bids"},
     "imaging": {*LEAVES, "imaging"},
+    "simulation": {*LEAVES, "imaging", "simulation"},
     "models": {*LEAVES, "imaging", "models"},
     "evaluation": {*LEAVES, "imaging", "evaluation"},
     "harmonizer": {*LEAVES, "imaging", "models", "evaluation"},
