@@ -235,7 +235,8 @@ def _prepare(arguments: argparse.Namespace, config: Config) -> int:
 
 def _add_train_global(commands: Commands) -> None:
     parser = _add_command(commands, "train-global", _train_global, "train and register the global harmonizer")
-    parser.add_argument("prepared", metavar="PREPARED", type=_existing, help="shards made by `mmh prepare`")
+    text = "shards made by `mmh prepare`; without them the model learns from simulation alone (configs/base.yaml)"
+    parser.add_argument("prepared", metavar="PREPARED", nargs="?", type=_existing, help=text)
 
 
 def _train_global(arguments: argparse.Namespace, config: Config) -> int:

@@ -137,6 +137,15 @@ class PrepareConfig(Section):
 
 
 @dataclass(frozen=True)
+class SimulationConfig(Section):
+    """The people and scanners that a model learns from where it is trained without a cohort (`mmh train-global` without PREPARED)."""
+
+    label_maps: Place | None = None
+    """Folder of whole-head label maps `*_dseg.nii.gz` in FreeSurfer's numbering (502 to 530 outside the brain, as SynthSeg has them); the
+    last fifth of them, by name, is for validation. Without it, people are made of ICBM-152 alone, which knows no deep nuclei."""
+
+
+@dataclass(frozen=True)
 class RestyleConfig(Section):
     """How strongly the copy of a volume that makes the condition is re-styled (METHOD: style randomisation)."""
 
@@ -470,6 +479,7 @@ class Config:
     manifest: ManifestConfig = field(default_factory=ManifestConfig)
     grid: GridConfig = field(default_factory=GridConfig)
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
     restyle: RestyleConfig = field(default_factory=RestyleConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
