@@ -88,10 +88,10 @@ def hostile() -> Any:
 def test_a_file_is_refused_in_good_time(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ConfigError) as caught:
         load_config(path, ["train.seed=3"])  # which looks into what the file gave
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert len(str(caught.value)) < 1500
 
 

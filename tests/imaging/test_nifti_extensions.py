@@ -71,7 +71,7 @@ def test_a_mark_of_extensions_without_any_is_no_fault(tmp_path: Path) -> None:
 
 def test_millions_of_extensions_take_no_time(tmp_path: Path) -> None:
     path = put(tmp_path / "a.nii.gz", gzip.compress(nifti(extensions=extension(b"") * 500_000), 1))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError, match="1000 header extensions or more"):
         read_volume(path)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3

@@ -95,10 +95,10 @@ def test_what_follows_and_is_no_gzip_is_noticed(tmp_path: Path) -> None:
 )
 def test_what_holds_hardly_anything_is_not_read_to_its_end(tmp_path: Path, content: bytes) -> None:
     path = put(tmp_path / "a.gz", content)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(zlib.error, match="hardly anything"):
         unpack(path)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_what_a_file_can_hold_is_known_before(tmp_path: Path) -> None:
