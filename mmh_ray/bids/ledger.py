@@ -17,7 +17,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmh_ray.bids.ledger_rows import STATUSES, usable_rows
+from mmh_ray.bids.ledger_rows import STATUSES, encodable, usable_rows
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.files import open_regular
 from mmh_ray.provenance import whole_file
@@ -252,9 +252,4 @@ def _checked(row: Any) -> Row:
     if unknown or not row.get("image_id") or row.get("status") not in STATUSES:
         expected = f"image_id, a status of {STATUSES}, columns {LEDGER_SCHEMA.names}"
         raise DataError(f"ledger row {row!r}", expected, "Correct the row.")
-    return dict.fromkeys(LEDGER_SCHEMA.names) | {name: _encodable(value) for name, value in row.items()}
-
-
-def _encodable(value: Any) -> Any:
-    """A text as UTF-8 can hold it: of a file whose name is in another encoding, its odd bytes as escapes."""
-    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+    return dict.fromkeys(LEDGER_SCHEMA.names) | {name: encodable(value) for name, value in row.items()}

@@ -28,6 +28,11 @@ def is_text(value: Any) -> bool:
     return True
 
 
+def encodable(value: Any) -> Any:
+    """A text as UTF-8 can hold it: of a file whose name is in another encoding, its odd bytes as escapes. Else the value itself."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number; a truth value is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):

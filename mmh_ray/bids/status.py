@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmh_ray.bids.ledger import current_rows, is_locked
-from mmh_ray.bids.ledger_rows import is_text, moment_of
+from mmh_ray.bids.ledger_rows import encodable, is_text, moment_of
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.files import read_object
 from mmh_ray.provenance import check_place, write_json
@@ -52,7 +52,7 @@ class RunRecord:
         """Write OUT/logs/run.json, whole or not at all; DataError if a link leads it out of OUT."""
         path = Path(out) / RECORD
         check_place(path, out)
-        write_json(path, dataclasses.asdict(self))
+        write_json(path, {name: encodable(value) for name, value in dataclasses.asdict(self).items()})
 
     @classmethod
     def read(cls, out: str | Path) -> RunRecord:

@@ -185,6 +185,13 @@ def test_a_source_in_another_encoding_is_written_down(tmp_path: Path) -> None:
     assert (row["source"], row["reason"]) == ("/bids/\\udcff.nii.gz", "/bids/\\udcff.nii.gz: unreadable")
 
 
+def test_so_is_the_record_of_an_archive_whose_name_is(tmp_path: Path) -> None:
+    name = os.fsdecode(b"/bids/\xff")
+    RunRecord(**(RECORD_FIELDS | {"source": name, "failure": f"OSError: {name}"})).write(tmp_path)
+    assert RunRecord.read(tmp_path).source == "/bids/\\udcff"
+    assert run_status(tmp_path).state == "failed"
+
+
 def test_who_only_looks_is_not_held_up_by_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / JOURNAL)
     assert not is_locked(tmp_path)
