@@ -6,7 +6,6 @@ import errno
 
 from mmh_ray.files import UnusableFileError
 
-
 MOST_SHOWN = 1500
 """Characters of each part of an error: what is quoted in it may be anybody's, and as long as its file."""
 _CUT = " [...] "

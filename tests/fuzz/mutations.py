@@ -45,7 +45,12 @@ NUMBERS = (
 _PACKED = tuple(
     struct.pack(order + kind, number)
     for order in "<>"
-    for kind, numbers in {"h": (-1, 32767), "i": (-1, 2**31 - 1), "q": (-1, 2**40, 2**63 - 1), "d": (math.nan, 1e308)}.items()
+    for kind, numbers in {
+        "h": (-1, 32767),
+        "i": (-1, 2**31 - 1),
+        "q": (-1, 2**40, 2**63 - 1),
+        "d": (math.nan, 1e308),
+    }.items()
     for number in numbers
 )
 
@@ -65,10 +70,14 @@ class Spot(NamedTuple):
     kind: np.dtype
 
 
-def fuzz(share: float = 1, **strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def fuzz(
+    share: float = 1, **strategies: st.SearchStrategy[Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Run a test with :data:`INPUTS` inputs from these strategies, or with a share of them where each takes long."""
     # An input's time is measured by the guard, without what making it takes; nothing is kept in the checkout.
-    profile = settings(max_examples=math.ceil(share * INPUTS), deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    profile = settings(
+        max_examples=math.ceil(share * INPUTS), deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
 
     def decorated(test: Callable[..., None]) -> Callable[..., None]:
         return seed(SEED)(profile(given(**strategies)(test)))
@@ -105,7 +114,12 @@ def spot_edits() -> st.SearchStrategy[list[Edit]]:
 def tree_edits(values: Sequence[Any] = NASTY) -> st.SearchStrategy[list[Edit]]:
     """Values swapped for nasty ones, keys and items removed, given twice and renamed."""
     nasty = st.sampled_from(values)
-    kinds = (_edit("value", nasty), _edit("twice", nasty), _edit("rename", st.sampled_from(TEXTS)), _edit("drop", st.none()))
+    kinds = (
+        _edit("value", nasty),
+        _edit("twice", nasty),
+        _edit("rename", st.sampled_from(TEXTS)),
+        _edit("drop", st.none()),
+    )
     return st.lists(st.one_of(kinds), max_size=4)
 
 

@@ -17,7 +17,18 @@ from tests.fuzz.mutations import TEXTS, Edit, as_json, as_table, byte_edits, edi
 pytestmark = pytest.mark.slow
 
 CELLS = ("", "n/a", "sub-1", "sub-2", "1", "01", "north", '"', '"north', "-1", "1e9", "nan", "89+", "NaN", "m", *TEXTS)
-PIECES = (b"\t", b"\n", b"\r", b"\r\n\r\n", b'"', b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\t" * 3000, b"\n" * 3000)
+PIECES = (
+    b"\t",
+    b"\n",
+    b"\r",
+    b"\r\n\r\n",
+    b'"',
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\xed\xa0\x80",
+    b"\t" * 3000,
+    b"\n" * 3000,
+)
 TABLES = {
     "participants.tsv": [
         ["participant_id", "site", "age", "sex", "group"],
