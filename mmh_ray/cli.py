@@ -165,7 +165,7 @@ def _add_verbose(parser: argparse.ArgumentParser) -> None:
 
 def _existing(path: str) -> str:
     """A local path must exist; a URI (s3://, gs:// ...) is left for the command to open."""
-    if "://" not in path and not Path(path).exists():
+    if "://" not in path and not os.path.exists(path):  # pathlib raises where a name is too long
         raise argparse.ArgumentTypeError(f"{path}: no such file or folder; give an existing path or a URI")
     return path
 

@@ -41,6 +41,7 @@ def read_table(
         with contextlib.ExitStack() as stack:
             source = path if filesystem is not None else stack.enter_context(open_regular(path))
             table = stack.enter_context(pq.ParquetFile(source, filesystem=filesystem)).read()
+            table.validate(full=True)  # texts that are not UTF-8 would fail wherever they are looked at
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{shown}: {error}", f"a readable {name} in Parquet", remedy) from error
     ((key, version),) = schema.metadata.items()

@@ -108,6 +108,13 @@ def test_missing_input_exits_with_2_and_names_it(argv: list[str], capsys: pytest
     assert "nowhere: no such file or folder" in capsys.readouterr().err
 
 
+def test_input_whose_name_no_disk_takes_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["manifest", "x" * 5000, "m.parquet"])
+    assert caught.value.code == 2
+    assert "no such file or folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("argv", [["train-global", ".", "train.stepz=1"], ["train.stepz=1", "train-global", "."]])
 def test_unknown_key_exits_with_2_and_lists_the_valid_ones(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 2

@@ -145,3 +145,9 @@ def test_a_target_is_that_of_the_site_that_was_asked_for(tmp_path: Path, site: s
     assert found.parent == tmp_path / "adapters"
     with pytest.raises(ModelError, match=rf"the target of site '{site}'; expected one of site '{asked}'"):
         resolve_target(asked, tmp_path, TrackingConfig())
+
+
+@pytest.mark.parametrize("site", ["x" * 300, "x" * 5000])
+def test_a_site_whose_name_no_disk_takes_is_looked_for_in_the_store(tmp_path: Path, site: str) -> None:
+    with pytest.raises(ModelError):
+        resolve_target(site, tmp_path, TrackingConfig(uri=f"sqlite:///{tmp_path}/none.db"))

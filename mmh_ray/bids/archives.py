@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -56,7 +57,7 @@ def match(name: str, root: str | Path, rows: Iterable[Row]) -> Matched:
         If there is no such folder.
     """
     root, known = Path(root), [(row["image_id"], parse(row["uri"])) for row in rows]
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"{name}={root}: no such folder", "a folder of volumes in BIDS naming", "Check the path.")
     candidates = _volumes(root, {entities.suffix for _, entities in known})
     shared = Counter(_key(entities) for _, entities in known)

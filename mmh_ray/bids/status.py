@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class RunRecord:
             If it cannot be read, or a field of it holds what it cannot hold.
         """
         path = Path(out) / RECORD
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ConfigError(f"{out}: no {RECORD}", "a folder that `mmh harmonize` wrote to", "Name another folder.")
         try:
             return cls(**_checked_fields(read_object(path)))

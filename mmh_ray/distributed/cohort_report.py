@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def _figures(out: Path, output: str | None) -> tuple[str | None, str | None]:
     if output is None:
         return None, None
     before, after = (
-        str(path.relative_to(out)) if path.is_file() and is_inside(path, out) else None
+        str(path.relative_to(out)) if os.path.isfile(path) and is_inside(path, out) else None
         for path in figure_paths(out / output)
     )
     return before, after

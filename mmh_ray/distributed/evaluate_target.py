@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -158,7 +159,7 @@ def _describer(cases: Sequence[TargetCase], config: Config) -> StyleDescriber:
 def _made_by(case: TargetCase) -> Row | None:
     """The target that made the outputs of a case, as the first sidecar tells; None where there is none."""
     paths = (sidecar_path(Path(row["target"])) for row in case.sources)
-    known = next((path for path in paths if path.is_file()), None)
+    known = next((path for path in paths if os.path.isfile(path)), None)
     if known is None:
         return None
     try:

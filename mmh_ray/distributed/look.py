@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -97,7 +98,11 @@ def is_current(earlier: Row | None, out: Path, digest: str, model_hash: str, loo
     if earlier is None or earlier["status"] not in MADE or earlier["output"] is None:
         return False
     wanted, target = provenance(digest, model_hash, look), out / earlier["output"]
-    return target.is_file() and wanted.items() <= earlier.items() and read_sidecar(target).get("Provenance") == wanted
+    return (
+        os.path.isfile(target)
+        and wanted.items() <= earlier.items()
+        and read_sidecar(target).get("Provenance") == wanted
+    )
 
 
 def check_places(image: Path, out: Path) -> None:

@@ -51,7 +51,7 @@ def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
     ConfigError
         If `manifest.site_pattern` is unusable or ``out`` is a folder.
     """
-    if Path(out).is_dir():
+    if os.path.isdir(out):
         raise ConfigError(f"{out}: a folder", "a file to write", f"Write for example {Path(out) / 'manifest.parquet'}.")
     with progress(None, "Finding", unit="images") as advance:
         rows = find_images(bids, config.manifest.site_pattern, advance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def read_part(folder: Path, name: str, most: int, remedy: str) -> bytes:
     """
     path = folder / name
     expected = f"a model bundle (a folder with {name})"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # pathlib raises where a name is too long
         made = "Check the path; `mmh train-global` and `mmh train-target` make bundles."
         raise ModelError(f"{folder}: no such folder", expected, made)
     if not is_inside(path, folder):

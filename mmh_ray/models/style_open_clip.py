@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -82,7 +83,7 @@ def open_clip_backbone(config: StyleConfig) -> OpenClipBackbone:
     """The image tower that ``style.backbone`` names; see :func:`mmh_ray.models.style_backbones.load_backbone` for errors."""
     if config.backbone.startswith(HUB):
         source = _from_folder(_download(config.backbone), config)
-    elif Path(config.backbone).is_dir():
+    elif os.path.isdir(config.backbone):
         source = _from_folder(Path(config.backbone), config)
     else:
         source = _by_name(config)
@@ -194,7 +195,7 @@ def _by_name(config: StyleConfig) -> _Source:
         known = open_clip.get_pretrained_cfg(name, weights)
         settings["quick_gelu"] = known.get("quick_gelu", settings.get("quick_gelu", False))
         return _Source(settings, Path(open_clip.download_pretrained(known)), known)
-    if weights is not None and Path(weights).is_file():
+    if weights is not None and os.path.isfile(weights):
         return _Source(settings, Path(weights))
     expected = f"a file, {RANDOM} or one of {', '.join(tags) or 'no tags'}"
     raise ModelError(f"style.weights={weights!r} for {name}", expected, "Set style.weights.")

@@ -122,9 +122,9 @@ def resolve_target(target: str, base: str | Path, tracking: TrackingConfig) -> t
         ``mmh-target-SITE``. What is found must be that site's.
     """
     own = Path(base, "adapters", target_model_name(target).removeprefix("mmh-target-"))
-    if (own / TARGET).is_file():
+    if os.path.isfile(own / TARGET):  # pathlib raises where a name is too long
         return _of_site(target, own, own.as_uri())
-    if _is_uri(target) or Path(target).is_dir():
+    if _is_uri(target) or os.path.isdir(target):
         return _resolve(target, tracking, TARGET)
     return _of_site(target, *_resolve(f"models:/{target_model_name(target)}@{tracking.alias}", tracking, TARGET))
 
@@ -174,8 +174,8 @@ def _resolve(model: str, tracking: TrackingConfig, facts: str) -> tuple[Path, st
         model = url2pathname(urlsplit(model).path)
     if not _is_uri(model):
         folder = Path(model).absolute()
-        if not (folder / facts).is_file():
-            received = f"{model}: no such folder" if not folder.is_dir() else f"{model}: a folder without {facts}"
+        if not os.path.isfile(folder / facts):
+            received = f"{model}: no such folder" if not os.path.isdir(folder) else f"{model}: a folder without {facts}"
             remedy = f"Check the path; `{_MAKERS[facts]}` makes bundles and registers them."
             raise ModelError(received, _FORMS, remedy)
         return folder, folder.as_uri()

@@ -158,3 +158,10 @@ def test_a_report_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     record = RunRecord("/bids", "m", "a" * 64, "0.1", 0, utc_now().isoformat())
     assert not write_cohort_report(tmp_path, record, [], QualityConfig())
+
+
+@pytest.mark.parametrize("length", [242, 5000])
+def test_a_report_stands_where_names_are_too_long_for_files(length: int, tmp_path: Path) -> None:
+    """Of an output as long as names can be, those of its pictures would be longer."""
+    long = {"output": f"sub-01/anat/{'x' * length}_T1w.nii.gz"}
+    assert NO_FIGURES in check_report(tmp_path, [made(tmp_path, "01") | long, made(tmp_path, "02")])

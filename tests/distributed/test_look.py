@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmh_ray.config import HarmonizeConfig
-from mmh_ray.distributed.look import Look, check_names, ledger_row, mark_shared_outputs
+from mmh_ray.distributed.look import Look, check_names, is_current, ledger_row, mark_shared_outputs
 from mmh_ray.errors import ConfigError
 from mmh_ray.models.target_bundle import Target
 
@@ -102,3 +103,7 @@ def test_images_that_differ_in_space_alone_share_the_templates() -> None:
     mark_shared_outputs(rows, [UNIFIED], TEMPLATE)
     assert [row["status"] for row in rows] == ["ok", "unusable"]
     assert "that of sub-01_space-a_T1w" in rows[1]["reason"]
+
+
+def test_an_output_in_a_damaged_row_whose_name_no_disk_takes_is_not_there(tmp_path: Path) -> None:
+    assert not is_current(made(None, output="x" * 5000), tmp_path, "a", "b", UNIFIED)

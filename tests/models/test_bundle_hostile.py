@@ -256,6 +256,11 @@ def test_a_hostile_bundle_is_refused_in_good_time(bundle: Path, act: Callable[[P
     assert len(str(caught.value)) < 3000
 
 
+def test_a_folder_whose_name_no_disk_takes_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        load_bundle(tmp_path / ("x" * 5000))
+
+
 def test_facts_alone_are_checked_where_weights_are_not_read(bundle: Path) -> None:
     change("schedule", to="google/ddpm-cat-256")(bundle)
     for read in (bundle_hash, bundle_files):
