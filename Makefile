@@ -7,13 +7,14 @@ INSTALLED := .venv/.installed
 OUT ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint fast
+.PHONY: help install demo test lint fast audit
 
 help:
 	@echo "make demo    the whole way on phantoms, 15 to 45 minutes on 2 cores (OUT=demo)"
 	@echo "make test    lint, format, types, all tests that need no GPU and no browser"
 	@echo "make fast    the tests of under a minute"
 	@echo "make lint    lint, format, types"
+	@echo "make audit   known vulnerabilities, in what is installed and in the lowest versions allowed (asks osv.dev)"
 
 install: $(INSTALLED)
 
@@ -39,3 +40,12 @@ test: lint
 
 fast: $(INSTALLED)
 	$(BIN)/pytest -m "fast and not slow"
+
+# Strict: a package that the service does not know, or a service that does not answer, is no clean bill of health.
+AUDIT := $(BIN)/pip-audit --strict --no-deps --disable-pip --vulnerability-service osv --progress-spinner off
+LISTS := .venv/installed.txt .venv/lowest.txt
+
+audit: $(INSTALLED)
+	$(BIN)/python -m pip freeze --exclude-editable >.venv/installed.txt
+	$(BIN)/uv pip compile --quiet --no-annotate --resolution lowest-direct --python $(BIN)/python pyproject.toml -o .venv/lowest.txt
+	@status=0; for list in $(LISTS); do echo "== $$list"; $(AUDIT) --requirement $$list || status=1; done; exit $$status

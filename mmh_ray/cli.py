@@ -20,9 +20,12 @@ from typing import TYPE_CHECKING
 from mmh_ray import __version__
 from mmh_ray.config import Config, QualityConfig, from_dict, load_config
 from mmh_ray.errors import ConfigError, MMHError
+from mmh_ray.stopping import stoppable
 
 if TYPE_CHECKING:
     import pyarrow
+
+    from mmh_ray.bids.status import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +33,12 @@ OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 EPILOG = """\
 Any setting can be given as section.key=value, anywhere on the line: mmh train-global PREPARED train.steps=10
 (a relative path that looks like that is written ./site=A).
-Exit codes: 0 all done; 1 something failed; 2 unusable arguments or configuration."""
+Exit codes: 0 all done; 1 something failed; 2 unusable arguments or configuration; 130 interrupted."""
 NOISY_LOGGERS = ("alembic", "fsspec", "git", "matplotlib", "mlflow", "nibabel", "PIL", "py4j", "ray", "urllib3")
 NOISY_MODULES = r"(alembic|diffusers|huggingface_hub|mlflow|nibabel|nilearn|pydantic|ray|timm|torch|torchvision)(\.|$)"
 REASONS_SHOWN = 10
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM."""
 TABLE_WIDTH = 120
 
 HARMONIZE_FLAGS = {
@@ -52,16 +57,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `argv` defaults to the command line."""
     arguments, overrides = parse(sys.argv[1:] if argv is None else argv)
     _set_up_logging(arguments.verbose)
-    try:
-        return arguments.handler(arguments, load_config(arguments.config, overrides))
-    except MMHError as error:
-        log.debug("raised here:", exc_info=True)
-        # An error that crossed a Ray worker carries the original, without the remote traceback, as its cause.
-        print(f"mmh {arguments.command}: {getattr(error, 'cause', error)}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        print(f"mmh {arguments.command}: interrupted", file=sys.stderr)
-        return 130
+    with stoppable():
+        try:
+            return arguments.handler(arguments, load_config(arguments.config, overrides))
+        except MMHError as error:
+            return _explained(arguments.command, error)
+        except (KeyboardInterrupt, SystemExit):  # Ray's own handlers of signals leave by SystemExit, some with code 0
+            print(f"mmh {arguments.command}: interrupted", file=sys.stderr)
+            _end_ray()
+            return INTERRUPTED
+
+
+def _explained(command: str, error: MMHError) -> int:
+    """Exit code of an error, which is printed."""
+    log.debug("raised here:", exc_info=True)
+    # An error that crossed a Ray worker carries the original, without the remote traceback, as its cause.
+    print(f"mmh {command}: {getattr(error, 'cause', error)}", file=sys.stderr)
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def _end_ray() -> None:
+    """End Ray while a second SIGTERM is ignored still: as part of the process's own end it can be cut short, and aborts."""
+    if "mmh_ray.distributed.cluster" in sys.modules:
+        from mmh_ray.distributed.cluster import disconnect
+
+        disconnect()
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -145,7 +165,7 @@ def _add_verbose(parser: argparse.ArgumentParser) -> None:
 
 def _existing(path: str) -> str:
     """A local path must exist; a URI (s3://, gs:// ...) is left for the command to open."""
-    if "://" not in path and not Path(path).exists():
+    if "://" not in path and not os.path.exists(path):  # pathlib raises where a name is too long
         raise argparse.ArgumentTypeError(f"{path}: no such file or folder; give an existing path or a URI")
     return path
 
@@ -215,7 +235,8 @@ def _prepare(arguments: argparse.Namespace, config: Config) -> int:
 
 def _add_train_global(commands: Commands) -> None:
     parser = _add_command(commands, "train-global", _train_global, "train and register the global harmonizer")
-    parser.add_argument("prepared", metavar="PREPARED", type=_existing, help="shards made by `mmh prepare`")
+    text = "shards made by `mmh prepare`; without them the model learns from simulation alone (configs/base.yaml)"
+    parser.add_argument("prepared", metavar="PREPARED", nargs="?", type=_existing, help=text)
 
 
 def _train_global(arguments: argparse.Namespace, config: Config) -> int:
@@ -313,8 +334,17 @@ def _status(arguments: argparse.Namespace, _config: Config) -> int:
     from mmh_ray.bids.ledger import current_rows
     from mmh_ray.distributed.cohort_report import write_cohort_report
 
-    quality = from_dict(QualityConfig, status.record.settings.get("quality", {}), "quality.")
+    quality = _bounds_of(status.record)
     return 0 if write_cohort_report(arguments.out, status.record, current_rows(arguments.out), quality) else 1
+
+
+def _bounds_of(record: RunRecord) -> QualityConfig:
+    """Bounds of the figures that the run used; the defaults where its record is damaged."""
+    try:
+        return from_dict(QualityConfig, record.settings.get("quality", {}), "quality.")
+    except (MMHError, OverflowError) as error:
+        log.warning("bounds of the quality figures are the defaults: those of the run's record are damaged (%s)", error)
+        return QualityConfig()
 
 
 def _add_evaluate(commands: Commands) -> None:
@@ -329,6 +359,8 @@ def _add_evaluate(commands: Commands) -> None:
     )
     truth = "derivatives/truth of a simulated archive, for the measures that need the truth"
     parser.add_argument("--truth", metavar="FOLDER", type=_existing, help=truth)
+    labels = "folder of label maps *_dseg.nii.gz in BIDS naming, drawn by others; otherwise those in raw's derivatives"
+    parser.add_argument("--labels", metavar="DIR", type=_existing, help=labels)
     text = (
         "registered model that made `ours` (models:/NAME@ALIAS or models:/NAME/VERSION): the figures are kept with it"
     )
@@ -357,8 +389,12 @@ def _evaluate(arguments: argparse.Namespace, config: Config) -> int:
 
         model = check_model(arguments.model, archives, config)
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
-    outcome = evaluate(archives, arguments.out, config, arguments.truth, model)
+    outcome = evaluate(archives, arguments.out, config, arguments.truth, model, arguments.labels)
     console.print(as_table(by_sequence(outcome)))
+    if labels := outcome["about"].get("labels"):
+        from mmh_ray.evaluation.labels_table import labels_table
+
+        console.print(labels_table(labels))
     if model:
         keep_with_model(model, arguments.out, config)
     return 0

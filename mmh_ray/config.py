@@ -3,90 +3,113 @@
 One :class:`Config` holds a section per command, so that one YAML file can drive a whole run::
 
     config = load_config("configs/demo.yaml", ["train.steps=10", "grid.spacing_mm=2"])
+
+Every number has bounds, in its type: generous ones, beyond which a value can only be a mistake or an attack.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import difflib
-import types
-import typing
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from mmh_ray.errors import ConfigError
+from mmh_ray.files import read_bytes
+from mmh_ray.settings import Items, Matching, Range, Section, require
+from mmh_ray.settings import flatten as flatten
+from mmh_ray.settings import from_dict as from_dict
+from mmh_ray.settings import to_dict as to_dict
+from mmh_ray.yaml_text import MOST_BYTES, load_yaml
 
+Count = Annotated[int, Range(1, 10**7)]
+"""How many, at least one."""
+CountOrNone = Annotated[int, Range(0, 10**7)]
+Share = Annotated[float, Range(0, 1)]
+Weight = Annotated[float, Range(0, 10**6)]
+"""Of a loss, or any other number that only grows less sensible the larger it is."""
+Rate = Annotated[float, Range(1e-12, 10)]
+"""Of learning."""
+Seed = Annotated[int, Range(0, 2**31 - 1)]
+"""What every library's random numbers can start from."""
+Named = Annotated[str, Matching(r".{1,500}", "a text of 1 to 500 characters")]
+FileName = Annotated[str, Matching(r"(?!\.{1,2}$)[^/\\]{1,200}", "a name of at most 200 characters without / and \\")]
 
-def _require(condition: bool, key: str, received: Any, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"{key}={received!r}", expected, f"Change {key} in the YAML file or by {key}=VALUE.")
+Place = Annotated[str, Matching(r".+", "a text that is not empty")]
+"""Path, URI or name."""
+SiteName = Annotated[str, Matching(r".*\S.*", "a name that is not empty")]
+Suffix = Annotated[str, Matching(r"[A-Za-z0-9]{1,64}", "a BIDS suffix such as T1w")]
+Plane = Annotated[str, Matching(r"axial|coronal|sagittal", "axial, coronal or sagittal")]
+ModelName = Annotated[str, Matching(r"[^/:@]{1,200}", "a name of at most 200 characters without /, : and @")]
+Alias = Annotated[str, Matching(r"[A-Za-z0-9_-]{1,200}", "letters, digits, - and _")]
+Strength = Annotated[float, Range(0, 10)]
+Beta = Annotated[float, Range(1e-8, 0.999)]
+Side = Annotated[int, Range(8, 1024)]
+Volume = Annotated[float, Range(0, 10**6)]
+"""In ml."""
+
+MOST_VOXELS = 512**3
+"""Most voxels of the working grid: 16 times those of a head at 1 mm."""
 
 
 @dataclass(frozen=True)
-class PhantomConfig:
+class PhantomConfig(Section):
     """A simulated multi-site archive with known truth (`mmh phantom`)."""
 
-    sites: int = 4
+    sites: Annotated[int, Range(1, 8)] = 4
     """Scanners to simulate, at most 8."""
-    subjects_per_site: int = 8
+    subjects_per_site: CountOrNone = 8
     """Subjects scanned at one site only."""
-    travelers: int = 6
+    travelers: CountOrNone = 6
     """Subjects scanned at every site; never used for training."""
-    spacing_mm: float = 3.0
+    spacing_mm: Annotated[float, Range(0.5, 8)] = 3.0
     """Isotropic voxel edge in mm."""
-    lesions: float = 0.25
+    lesions: Share = 0.25
     """Share of subjects with white-matter lesions, 0-1."""
-    seed: int = 0
+    seed: Seed = 0
     """Same seed, same bytes."""
-
-    def __post_init__(self) -> None:
-        _require(1 <= self.sites <= 8, "phantom.sites", self.sites, "1 to 8")
-        _require(self.subjects_per_site >= 0, "phantom.subjects_per_site", self.subjects_per_site, "0 or more")
-        _require(self.travelers >= 0, "phantom.travelers", self.travelers, "0 or more")
-        _require(0.5 <= self.spacing_mm <= 8, "phantom.spacing_mm", self.spacing_mm, "0.5 to 8 mm")
-        _require(0 <= self.lesions <= 1, "phantom.lesions", self.lesions, "a share in 0-1")
 
 
 @dataclass(frozen=True)
-class ManifestConfig:
+class ManifestConfig(Section):
     """What the table of images records (`mmh manifest`)."""
 
-    site_pattern: str | None = None
+    site_pattern: Place | None = None
     """Regular expression with a group named `site`, tried on the relative path when no table or sidecar names the site."""
-    val_fraction: float = 0.1
+    val_fraction: Share = 0.1
     """Share of subjects in split `val`."""
-    test_fraction: float = 0.1
+    test_fraction: Share = 0.1
     """Share of subjects in split `test`. Subjects scanned at more than one site are always `test`."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the split by subject."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         total = self.val_fraction + self.test_fraction
-        fits = 0 <= total < 1 and self.val_fraction >= 0 <= self.test_fraction
-        _require(fits, "manifest.val_fraction + manifest.test_fraction", total, "shares below 1 in all")
+        require(total < 1, "manifest.val_fraction + manifest.test_fraction", total, "shares below 1 in all")
 
 
 @dataclass(frozen=True)
-class GridConfig:
+class GridConfig(Section):
     """The working grid: canonical RAS axes, isotropic, one shape for every volume."""
 
-    spacing_mm: float = 3.0
+    spacing_mm: Annotated[float, Range(0.1, 30)] = 3.0
     """Voxel edge in mm."""
-    shape: tuple[int, int, int] = (56, 72, 56)
+    shape: tuple[Side, Side, Side] = (56, 72, 56)
     """Voxels along R, A and S."""
 
     def __post_init__(self) -> None:
-        _require(self.spacing_mm > 0, "grid.spacing_mm", self.spacing_mm, "a positive length in mm")
-        _require(all(n > 0 and n % 8 == 0 for n in self.shape), "grid.shape", self.shape, "three multiples of 8")
+        super().__post_init__()
+        require(all(n % 8 == 0 for n in self.shape), "grid.shape", self.shape, "three multiples of 8")
+        fits = math.prod(self.shape) <= MOST_VOXELS
+        require(fits, "grid.shape", self.shape, f"at most {MOST_VOXELS} voxels")
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(Section):
     """From any scan to the working grid (`mmh prepare`; `mmh harmonize` runs the same steps).
 
     `mmh harmonize` takes `crop_neck`, `register` and `skull` from its own configuration, what decides intensities from the model's;
@@ -101,361 +124,329 @@ class PrepareConfig:
     """`strip`: harmonized images are zero outside the brain mask."""
     n4: bool = True
     """N4 bias-field correction (Tustison 2010) through SimpleITK."""
-    n4_iterations: tuple[int, ...] = (30, 20, 10)
+    n4_iterations: Annotated[tuple[Annotated[int, Range(0, 1000)], ...], Items(1, 8)] = (30, 20, 10)
     """Iterations per fitting level."""
-    upper_percentile: float = 99.5
+    upper_percentile: Annotated[float, Range(50, 100)] = 99.5
     """Percentile of the brain mapped to 1; zero stays zero."""
-    shard_volumes: int = 64
+    shard_volumes: Annotated[int, Range(1, 10_000)] = 64
     """Volumes per Parquet shard."""
 
     def __post_init__(self) -> None:
-        _require(50 < self.upper_percentile <= 100, "prepare.upper_percentile", self.upper_percentile, "50 to 100")
-        _require(self.shard_volumes > 0, "prepare.shard_volumes", self.shard_volumes, "1 or more")
+        super().__post_init__()
+        require(self.upper_percentile > 50, "prepare.upper_percentile", self.upper_percentile, "above 50")
 
 
 @dataclass(frozen=True)
-class RestyleConfig:
+class SimulationConfig(Section):
+    """The people and scanners that a model learns from where it is trained without a cohort (`mmh train-global` without PREPARED)."""
+
+    label_maps: Place | None = None
+    """Folder of whole-head label maps `*_dseg.nii.gz` in FreeSurfer's numbering (502 to 530 outside the brain, as SynthSeg has them); the
+    last fifth of them, by name, is for validation. Without it, people are made of ICBM-152 alone, which knows no deep nuclei."""
+
+
+@dataclass(frozen=True)
+class RestyleConfig(Section):
     """How strongly the copy of a volume that makes the condition is re-styled (METHOD: style randomisation)."""
 
-    curve: float = 0.5
+    curve: Strength = 0.5
     """Strength of the random monotone intensity curve; 0 leaves intensities alone."""
-    gamma: float = 0.4
+    gamma: Strength = 0.4
     """Standard deviation of log-gamma."""
-    bias: float = 0.1
+    bias: Strength = 0.1
     """Standard deviation of the log of the smooth bias field."""
-    blur_mm: float = 2.0
+    blur_mm: Annotated[float, Range(0, 50)] = 2.0
     """Largest full width at half maximum of the added point spread, in mm."""
-    noise: float = 0.04
+    noise: Strength = 0.04
     """Largest standard deviation of the added Rician noise, brain 99.5th percentile = 1."""
-    coarsen: float = 0.3
+    coarsen: Share = 0.3
     """Probability of a coarser resolution (up to 2x) along one random axis."""
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section):
     """The denoiser and its condition."""
 
-    sequences: tuple[str, ...] = ("T1w", "T2w")
+    sequences: Annotated[tuple[Suffix, ...], Items(1, 32, once=True)] = ("T1w", "T2w")
     """BIDS suffixes the model harmonizes; every other suffix is refused by name."""
-    distances: tuple[int, ...] = (1, 2, 4, 8, 16)
+    distances: Annotated[tuple[Annotated[int, Range(1, 512)], ...], Items(1, 16)] = (1, 2, 4, 8, 16)
     """Distances, in voxels, of the differences that make the condition."""
-    slab: int = 3
+    slab: Annotated[int, Range(1, 63)] = 3
     """Neighbouring slices denoised together (odd)."""
-    patch: int = 2
+    patch: Annotated[int, Range(1, 8)] = 2
     """Side of the square of pixels that one network pixel stands for (pixel unshuffle)."""
-    channels: tuple[int, ...] = (32, 64, 96)
+    channels: Annotated[tuple[Annotated[int, Range(8, 2048)], ...], Items(1, 6)] = (32, 64, 96)
     """Channels of the U-Net levels."""
-    layers: int = 1
+    layers: Annotated[int, Range(1, 8)] = 1
     """Residual blocks per level."""
     attention: bool = False
     """Self-attention at the coarsest level."""
-    train_timesteps: int = 1000
+    train_timesteps: Annotated[int, Range(2, 10_000)] = 1000
     """Length T of the diffusion schedule."""
-    beta_start: float = 0.0015
+    beta_start: Beta = 0.0015
     """First beta of the scaled-linear schedule."""
-    beta_end: float = 0.0195
+    beta_end: Beta = 0.0195
     """Last beta before the rescaling to zero terminal SNR."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.sequences), "model.sequences", self.sequences, "at least one BIDS suffix")
-        _require(self.slab % 2 == 1, "model.slab", self.slab, "an odd number")
-        _require(all(d > 0 for d in self.distances), "model.distances", self.distances, "positive voxel counts")
+        super().__post_init__()
+        require(self.slab % 2 == 1, "model.slab", self.slab, "an odd number")
+        require(all(n % 8 == 0 for n in self.channels), "model.channels", self.channels, "multiples of 8")
+        require(self.beta_start <= self.beta_end, "model.beta_start", self.beta_start, "at most model.beta_end")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Section):
     """Stage 1 training (`mmh train-global`)."""
 
-    steps: int = 400
+    steps: Count = 400
     """Optimiser steps."""
-    volumes_per_step: int = 2
+    volumes_per_step: Annotated[int, Range(1, 10_000)] = 2
     """Slice groups, each of one volume, over all workers in a step; a multiple of twice the workers."""
-    slabs_per_plane: int = 2
+    slabs_per_plane: Annotated[int, Range(1, 1000)] = 2
     """Slabs per plane in a group."""
-    learning_rate: float = 3e-3
+    learning_rate: Rate = 3e-3
     """Peak learning rate of AdamW, which trains the first and last layer, embeddings, biases and norms; linear warm-up, cosine decay."""
-    matrix_learning_rate: float = 0.02
+    matrix_learning_rate: Rate = 0.02
     """Peak learning rate of Muon, which trains the weights between; the same warm-up and decay."""
-    warmup_steps: int = 50
+    warmup_steps: CountOrNone = 50
     """Steps of linear warm-up."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, Range(0, 10)] = 1e-4
     """Weight decay of both."""
-    clip_norm: float = 1.0
+    clip_norm: Annotated[float, Range(1e-6, 1e6)] = 1.0
     """Gradient norm limit."""
-    ema_decay: float = 0.99
+    ema_decay: Annotated[float, Range(0, 0.999999)] = 0.99
     """Decay of the exponential moving average of the weights."""
-    simulated_share: float = 1.0
+    simulated_share: Share = 1.0
     """Share of groups that show simulated anatomies with a canonical noise-free target; the rest has the teacher's, the volume
     itself after histogram matching. At 1 the teacher serves only sequences that cannot be simulated."""
-    terminal_share: float = 0.8
+    terminal_share: Share = 0.8
     """Share of samples trained at the last timestep (pure noise), where sampling starts."""
-    gradient_weight: float = 0.5
+    gradient_weight: Weight = 0.5
     """Weight of the gradient loss."""
-    style_weight: float = 0.05
+    style_weight: Weight = 0.05
     """Weight of the style losses on slice groups (W1 of histograms, mean, standard deviation)."""
-    consistency_weight: float = 1.0
+    consistency_weight: Weight = 1.0
     """Weight of the squared difference between what two simulated scanners' scans of one person become. Pairs lie side by side in the
     stream; one whose halves fall to different workers does not count."""
-    domain_decay: float = 0.95
+    domain_decay: Share = 0.95
     """Decay of the running unified-domain statistics."""
-    validate_every: int = 250
+    validate_every: Count = 250
     """Steps between validations (fixed noise, fixed timesteps)."""
-    checkpoint_every: int = 250
+    checkpoint_every: Count = 250
     """Steps between checkpoints; a killed run loses at most this many."""
-    validation_groups: int = 8
+    validation_groups: Annotated[int, Range(1, 100_000)] = 8
     """Slice groups in a validation."""
-    workers: int = 1
+    workers: Annotated[int, Range(1, 10_000)] = 1
     """Data-parallel training workers."""
     use_gpu: bool = False
     """One GPU per worker."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Autocast precision; bf16 only on GPU."""
-    storage: str = "runs"
+    storage: Place = "runs"
     """Folder or URI for checkpoints."""
-    run_name: str = "global"
+    run_name: FileName = "global"
     """Runs of the same name in the same storage resume."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initialisation, data order, styles and noise."""
 
     def __post_init__(self) -> None:
-        for key in ("steps", "slabs_per_plane", "validate_every", "checkpoint_every", "validation_groups"):
-            _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "1 or more")
-        _require(0 <= self.simulated_share <= 1, "train.simulated_share", self.simulated_share, "a share in 0-1")
-        _require(0 < self.terminal_share <= 1, "train.terminal_share", self.terminal_share, "a share in (0, 1]")
-        divides = self.workers > 0 and self.volumes_per_step % self.workers == 0
-        _require(divides, "train.volumes_per_step", self.volumes_per_step, "a multiple of train.workers")
+        super().__post_init__()
+        require(self.terminal_share > 0, "train.terminal_share", self.terminal_share, "a share above 0")
+        divides = self.volumes_per_step % self.workers == 0
+        require(divides, "train.volumes_per_step", self.volumes_per_step, "a multiple of train.workers")
         together = self.volumes_per_step % (2 * self.workers) == 0 or not self.consistency_weight
         expected = "a multiple of 2 x train.workers, as two scans of one person go to one worker, or train.consistency_weight=0"
-        _require(together, "train.volumes_per_step", self.volumes_per_step, expected)
-        _require(self.precision == "fp32" or self.use_gpu, "train.precision", self.precision, "fp32 without a GPU")
+        require(together, "train.volumes_per_step", self.volumes_per_step, expected)
+        require(self.precision == "fp32" or self.use_gpu, "train.precision", self.precision, "fp32 without a GPU")
 
 
 @dataclass(frozen=True)
-class TargetConfig:
+class TargetConfig(Section):
     """Stage 2, an adapter per target site and sequence on a frozen global model (`mmh train-target`)."""
 
-    site: tuple[str, ...] = ()
+    site: Annotated[tuple[SiteName, ...], Items(0, 10_000)] = ()
     """Sites to train adapters for, side by side; one name or a list."""
-    images: int = 0
+    images: Annotated[int, Range(0, 10**6)] = 0
     """Target images per sequence, drawn by `target.seed` from the site's training and validation images; 0 takes all, 3 is enough."""
-    rank: int = 4
+    rank: Annotated[int, Range(1, 256)] = 4
     """Rank of the low-rank updates of the convolutions (LoRA: Hu et al., ICLR 2022)."""
-    steps: int = 100
+    steps: Count = 100
     """Most optimiser steps."""
-    slabs_per_plane: int = 4
+    slabs_per_plane: Annotated[int, Range(1, 1000)] = 4
     """Slabs per plane in a group; a step has two groups of the site and one of a source site."""
-    sources: int = 8
+    sources: Annotated[int, Range(2, 10_000)] = 8
     """Images of other sites and the same sequence to move to the target; about a quarter of them serve validation alone."""
-    restyles: int = 1
+    restyles: Annotated[int, Range(1, 1000)] = 1
     """Random styles in which each target image goes through the global model."""
-    learning_rate: float = 2e-3
+    learning_rate: Rate = 2e-3
     """Peak learning rate of AdamW; linear warm-up over a tenth of the steps, cosine decay."""
-    reconstruction_weight: float = 1.0
+    reconstruction_weight: Weight = 1.0
     """Weight of the reconstruction of the site's own images (L1)."""
-    gradient_weight: float = 0.5
+    gradient_weight: Weight = 0.5
     """Weight of the multi-scale gradient loss."""
-    statistics_weight: float = 0.2
+    statistics_weight: Weight = 0.2
     """Weight of the distance of histogram, mean and standard deviation from the site's."""
-    displacement_weight: float = 0.002
+    displacement_weight: Weight = 0.002
     """Weight of the style displacement loss, direction and magnitude; brought in slowly."""
-    last_steps: int = 10
+    last_steps: Annotated[int, Range(1, 500)] = 10
     """Sampling steps, of the last ones, through which gradients flow."""
-    validate_every: int = 10
+    validate_every: Count = 10
     """Steps between validations on images that are not trained on."""
-    patience: int = 3
+    patience: Count = 3
     """Validations without a better score after which training stops; the best adapter is kept."""
-    storage: str = "runs"
+    storage: Place = "runs"
     """Folder or URI below which `targets/SITE` is written."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of styles, slices and noise."""
 
     def __post_init__(self) -> None:
-        for key in (
-            "rank",
-            "steps",
-            "slabs_per_plane",
-            "restyles",
-            "last_steps",
-            "validate_every",
-            "patience",
-        ):
-            _require(getattr(self, key) > 0, f"target.{key}", getattr(self, key), "1 or more")
-        _require(len(set(self.site)) == len(self.site), "target.site", self.site, "each site once")
-        _require(self.sources >= 2, "target.sources", self.sources, "2 or more")
-        _require(self.images == 0 or self.images >= 3, "target.images", self.images, "3 or more, or 0 for all")
+        super().__post_init__()
+        require(len(set(self.site)) == len(self.site), "target.site", self.site, "each site once")
+        require(self.images == 0 or self.images >= 3, "target.images", self.images, "3 or more, or 0 for all")
 
 
 @dataclass(frozen=True)
-class StyleConfig:
+class StyleConfig(Section):
     """The style encoder: which network looks at slices, and how its aggregator learns."""
 
-    backbone: str = "embedded"
+    backbone: Place = "embedded"
     """`embedded` (ships inside the package); `hf-hub:OWNER/NAME`; a local folder with `open_clip_config.json` and weights; or the name of
     any open_clip model. Of open_clip models only the image tower is read."""
-    weights: str | None = None
+    weights: Place | None = None
     """For an open_clip name: a pretrained tag, a file, or `random` (fixed seed). The other backbones bring their own."""
-    sha256: str | None = None
+    sha256: Named | None = None
     """SHA-256 that the weights file of an open_clip backbone must have, as it is logged; none takes any file."""
-    slices: int = 12
+    slices: Annotated[int, Range(1, 1000)] = 12
     """Slices per plane, spread over the brain, of whole volumes; stage 2 compares slice groups (`target.slabs_per_plane`)."""
-    alpha: float = 0.2
+    alpha: Annotated[float, Range(0, 1000)] = 0.2
     """Weight of the fusion network beside the mean over planes."""
     checkpoint: bool = False
     """Gradient checkpointing: recompute the backbone's activations plane by plane instead of keeping them."""
-    temperature: float = 0.1
+    temperature: Annotated[float, Range(1e-6, 1000)] = 0.1
     """Temperature of the contrast between styles."""
-    spread_weight: float = 1.0
+    spread_weight: Weight = 1.0
     """Weight of the term that keeps the style vectors apart while the aggregator learns."""
-    steps: int = 200
+    steps: Count = 200
     """Optimiser steps of the aggregator."""
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     """Peak learning rate of the aggregator."""
-
-    def __post_init__(self) -> None:
-        for key in ("slices", "steps"):
-            _require(getattr(self, key) > 0, f"style.{key}", getattr(self, key), "1 or more")
-        _require(
-            bool(self.backbone), "style.backbone", self.backbone, "embedded, hf-hub:..., a folder or an open_clip name"
-        )
-        _require(self.alpha >= 0, "style.alpha", self.alpha, "0 or more")
-        _require(self.temperature > 0, "style.temperature", self.temperature, "a positive number")
 
 
 @dataclass(frozen=True)
-class HarmonizeConfig:
+class HarmonizeConfig(Section):
     """Batch inference (`mmh harmonize`); `mmh train-target` trains adapters on the same sampling."""
 
-    steps: int = 1
+    steps: Annotated[int, Range(1, 500)] = 1
     """Sampling steps from noise (DDIM)."""
-    inversion_depth: int = 0
+    inversion_depth: Annotated[int, Range(0, 500)] = 0
     """DDIM inversion steps from the source instead of noise, as published; 0 starts from noise."""
     fusion: Literal["mean", "median"] = "mean"
     """How the planes' estimates of a voxel are fused."""
-    planes: tuple[str, ...] = ("axial", "coronal", "sagittal")
+    planes: Annotated[tuple[Plane, ...], Items(1, 3, once=True)] = ("axial", "coronal", "sagittal")
     """Planes to run."""
     detail: Literal["project", "model"] = "project"
     """`project`: style from the model, detail from the scan (guided filter); `model`: the model's image itself."""
-    detail_radius: int = 1
+    detail_radius: Annotated[int, Range(1, 64)] = 1
     """Radius of the guided filter's window, in working voxels."""
     space: Literal["native", "template"] = "native"
     """Grid of the harmonized image: the scan's own, or the 1 mm grid of ICBM-152 2009a (symmetric)."""
     intensity: Literal["unit", "source"] = "unit"
     """`unit`: about 1 for bright tissue at every site; `source`: `unit * (high - low) + low`, with the scan's intensities `low` and `high`
     at unit intensity 0 and 1, so that its scale is kept and only its contrast is that of the unified domain."""
-    batch_slabs: int = 32
+    batch_slabs: Annotated[int, Range(1, 100_000)] = 32
     """Slabs per forward pass."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the one noise tensor that every volume shares."""
-    slots: int = 0
+    slots: Annotated[int, Range(0, 100_000)] = 0
     """Actors; 0 takes one per GPU, or one per two CPUs."""
-    timeout_s: float = 600.0
+    timeout_s: Annotated[float, Range(1e-3, 1e8)] = 600.0
     """Seconds that an image may take: then its actor is ended and the image fails; the others go on."""
-
-    def __post_init__(self) -> None:
-        _require(1 <= self.steps <= 500, "harmonize.steps", self.steps, "1 to 500")
-        _require(0 <= self.inversion_depth <= 500, "harmonize.inversion_depth", self.inversion_depth, "0 to 500")
-        for key in ("batch_slabs", "detail_radius"):
-            _require(getattr(self, key) > 0, f"harmonize.{key}", getattr(self, key), "1 or more")
-        for key in ("slots", "seed"):
-            _require(getattr(self, key) >= 0, f"harmonize.{key}", getattr(self, key), "0 or more")
-        _require(self.timeout_s > 0, "harmonize.timeout_s", self.timeout_s, "a positive number of seconds")
-        known = {"axial", "coronal", "sagittal"}
-        fits = bool(self.planes) and set(self.planes) <= known
-        _require(fits, "harmonize.planes", self.planes, f"some of {sorted(known)}")
 
 
 @dataclass(frozen=True)
-class QualityConfig:
+class QualityConfig(Section):
     """When a harmonized image is flagged for a person to look at, and when a scan is refused (docs/quality.md says why these)."""
 
-    least_fit: float = 0.2
+    least_fit: Share = 0.2
     """Fit to the template, 0-1, below which a scan is refused: no adult's head, or not where its header says."""
-    least_contrast: float = 0.1
+    least_contrast: Annotated[float, Range(-1000, 1000)] = 0.1
     """Standard deviations of the deep brain by which fluid must differ from grey matter in the direction of its sequence, and white matter
     of T1w from grey; else refused."""
-    least_preservation: float = 0.85
+    least_preservation: Share = 0.85
     """Correlation of gradient magnitudes with the scan below which an image is flagged."""
-    least_registration: float = 0.3
+    least_registration: Share = 0.3
     """Fit to the template, 0-1, below which an image is flagged."""
-    least_coverage: float = 0.97
+    least_coverage: Share = 0.97
     """Part of the aligned template's brain inside the field of view below which an image is flagged."""
-    least_held: float = 0.97
+    least_held: Share = 0.97
     """Part of the brain inside the working grid below which an image is flagged: the model saw only that part."""
-    brain_ml: tuple[float, float] = (800.0, 2000.0)
+    brain_ml: tuple[Volume, Volume] = (800.0, 2000.0)
     """Volumes of the brain mask, in ml, between which nothing is flagged: adults."""
-    most_disagreement: float = 0.03
+    most_disagreement: Annotated[float, Range(0, 1000)] = 0.03
     """Standard deviation of the planes' estimates, unit intensity, above which an image is flagged."""
-    most_bright: float = 0.01
+    most_bright: Share = 0.01
     """Part of the brain above unit intensity 1.25 above which an image is flagged."""
-    most_background: float = 0.2
+    most_background: Annotated[float, Range(0, 1000)] = 0.2
     """Intensity of the air around the head, unit intensity, above which an image is flagged: something was added to its intensities."""
-    most_mask_offset_mm: float = 5.0
+    most_mask_offset_mm: Annotated[float, Range(0, 1000)] = 5.0
     """Distance of a given brain mask from the aligned template's brain above which an image is flagged."""
-    most_second_head: float = 0.2
+    most_second_head: Share = 0.2
     """Volume of the second largest part of the foreground, as a share of the largest, above which an image is flagged."""
-    most_spikes: float = 10.0
+    most_spikes: Annotated[float, Range(0, 1e9)] = 10.0
     """Isolated voxels far out of range in the brain above which an image is flagged."""
-    most_wrapped: float = 50.0
+    most_wrapped: Annotated[float, Range(0, 1e12)] = 50.0
     """Steps between neighbours from the brightest to the darkest, as integers make that ran over, above which a scan is refused."""
-    most_fluid_mm: float = 13.0
+    most_fluid_mm: Annotated[float, Range(0, 1000)] = 13.0
     """Radius of the largest ball of fluid in the brain above which an image is flagged: of larger ones contrast is lost."""
 
     def __post_init__(self) -> None:
-        for key in ("least_fit", "least_registration", "least_coverage", "least_preservation"):
-            _require(0 <= getattr(self, key) <= 1, f"quality.{key}", getattr(self, key), "0 to 1")
+        super().__post_init__()
         low, high = self.brain_ml
-        _require(0 <= low < high, "quality.brain_ml", self.brain_ml, "two volumes in ml, the smaller first")
-        for key in (
-            "most_disagreement",
-            "most_bright",
-            "most_background",
-            "most_mask_offset_mm",
-            "most_second_head",
-            "most_spikes",
-            "most_wrapped",
-            "most_fluid_mm",
-        ):
-            _require(getattr(self, key) >= 0, f"quality.{key}", getattr(self, key), "0 or more")
+        require(low < high, "quality.brain_ml", self.brain_ml, "two volumes in ml, the smaller first")
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Section):
     """Comparison of methods (`mmh evaluate`)."""
 
     subjects: Literal["auto", "travelers", "test", "all"] = "auto"
     """Who is scored: `travelers`, subjects scanned at several sites; `test`, the split; `all`. `auto` takes travelers where there are some,
     else the test split if it is large enough for the probes, else all. Baselines are fitted on the train split in any case."""
-    draws: int = 1000
+    draws: Annotated[int, Range(100, 10**6)] = 1000
     """Bootstrap draws of subjects for an interval."""
     cnn: Literal["some", "all", "none"] = "some"
     """Whose images networks judge, too (site probes, the tissue U-Net): `some`, raw, N4 + histogram matching and the archives; each
     probe (trained anew, frozen) takes 1 to 3 CPU seconds per image, most of the time of an evaluation."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of folds, probes, clusterings and draws."""
-
-    def __post_init__(self) -> None:
-        _require(self.draws >= 100, "evaluate.draws", self.draws, "100 or more")
+    label_table: Literal["auto", "freesurfer", "dlmuse", "tissues", "bids"] = "auto"
+    """How label maps (`*_dseg.nii.gz`) number the tissues: `freesurfer`; `dlmuse`; `tissues`, 1 CSF, 2 GM, 3 WM; `bids`, 1 GM, 2 WM, 3 CSF.
+    `auto` goes by `desc-` in their names, and takes unnamed maps of 1, 2 and 3 for `tissues` where the scan's intensities agree."""
 
 
 @dataclass(frozen=True)
-class PromoteConfig:
+class PromoteConfig(Section):
     """When a model takes another's alias (`mmh promote`): paired differences over the subjects that both were scored on."""
 
-    improve: tuple[str, ...] = ("site_probe", "site_probe_cnn", "truth_nrmse", "psnr")
+    improve: Annotated[tuple[Named, ...], Items(1, 1000)] = ("site_probe", "site_probe_cnn", "truth_nrmse", "psnr")
     """Measures of which at least one, in one sequence, must be better: the 95 % interval of the difference beyond 0, p at most .05. Not
     `w1`: matching histograms makes it small by definition."""
-    keep: tuple[str, ...] = (
+    keep: Annotated[tuple[Named, ...], Items(0, 1000)] = (
         "truth_nrmse",
         "dice_truth",
         "gradient_correlation",
         "structural_dissimilarity",
         "hallucination",
         "lesion_preservation",
+        "label_auc_wm",
+        "label_auc_csf",
+        "label_contrast",
         "psnr",
         "w1",
     )
     """Measures of which a loss must be excluded, in every sequence: the interval's worse end stays within the margin."""
-    watch: tuple[str, ...] = (
+    watch: Annotated[tuple[Named, ...], Items(0, 1000)] = (
         "site_probe",
         "site_probe_cnn",
         "site_probe_pattern",
@@ -465,28 +456,28 @@ class PromoteConfig:
     )
     """Measures of which no loss may be shown: the interval does not lie wholly on the worse side. For figures that are yes or no for an
     image, or noisy: few people cannot exclude a loss of the margin even between a model and itself."""
-    margin: float = 0.05
-    """How much worse still passes for `keep`, as a share of the present holder's value (of 1, where closer to 1 is better)."""
-    least_subjects: int = 6
+    margin: Share = 0.05
+    """How much worse still passes for `keep`, as a share of the present holder's value (of 1, where closer to 1 is better; of .1 for an
+    AUC)."""
+    least_subjects: Annotated[int, Range(2, 10**6)] = 6
     """Subjects below which nothing is promoted; fewer than six cannot reach p of .05."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.improve), "promote.improve", self.improve, "at least one measure")
-        _require(0 <= self.margin < 1, "promote.margin", self.margin, "a share in 0-1")
-        _require(self.least_subjects >= 2, "promote.least_subjects", self.least_subjects, "2 or more")
+        super().__post_init__()
+        require(self.margin < 1, "promote.margin", self.margin, "a share below 1")
 
 
 @dataclass(frozen=True)
-class TrackingConfig:
+class TrackingConfig(Section):
     """MLflow."""
 
-    uri: str | None = None
+    uri: Place | None = None
     """Tracking URI; otherwise MLFLOW_TRACKING_URI, otherwise sqlite:///mlflow.db with artifacts in ./mlruns."""
-    experiment: str = "mmh-ray"
+    experiment: Named = "mmh-ray"
     """Experiment name."""
-    model_name: str = "mmh-global"
+    model_name: ModelName = "mmh-global"
     """Registered model name."""
-    alias: str = "champion"
+    alias: Alias = "champion"
     """Alias set on the new version."""
 
 
@@ -498,6 +489,7 @@ class Config:
     manifest: ManifestConfig = field(default_factory=ManifestConfig)
     grid: GridConfig = field(default_factory=GridConfig)
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
     restyle: RestyleConfig = field(default_factory=RestyleConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -511,7 +503,7 @@ class Config:
 
     def __post_init__(self) -> None:
         fits = self.harmonize.space == "native" or self.prepare.register
-        _require(fits, "prepare.register", self.prepare.register, "true with harmonize.space=template")
+        require(fits, "prepare.register", self.prepare.register, "true with harmonize.space=template")
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -520,97 +512,44 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises
     ------
     ConfigError
-        For an unreadable file, an unknown key (the valid ones are listed) or a value of the wrong type.
+        For a file that cannot be read, is no regular file or larger than a settings file can be; for what is no plain YAML
+        (:func:`mmh_ray.yaml_text.load_yaml`); for an unknown key (the valid ones are listed), a value of the wrong type or out of bounds.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            tree = yaml.safe_load(Path(path).read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(
-                f"{path}: {error}", "a readable YAML file", "Check the path and its indentation."
-            ) from error
+    tree: dict[str, Any] = {} if path is None else _read(path)
     for override in overrides:
         key, found, value = override.partition("=")
         if not found:
-            raise ConfigError(f"override {override!r}", "section.key=value", "Write for example train.steps=100.")
+            raise ConfigError(f"override {override[:200]!r}", "section.key=value", "Write for example train.steps=100.")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = load_yaml(value)
         except yaml.YAMLError as error:
-            raise ConfigError(
-                f"override {override!r}: {error}", "a YAML value after =", "Quote or close it."
-            ) from error
+            received = f"override {override[:200]!r}: {error}"
+            raise ConfigError(received, "a YAML value after =", "Quote or close it.") from error
         _set(tree, key.strip().split("."), parsed)
     return from_dict(Config, tree)
 
 
-def from_dict(cls: type, tree: Any, prefix: str = "") -> Any:
-    """Build a config dataclass from nested mappings, refusing unknown keys and wrong types."""
+def _read(path: str | Path) -> dict[str, Any]:
+    """Sections of a YAML file; empty for an empty one."""
+    try:
+        tree = load_yaml(read_bytes(path, MOST_BYTES))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        received = f"{path}: {error}"
+        raise ConfigError(received, "a readable YAML file", "Check the path and its indentation.") from error
+    if tree is None:
+        return {}
     if not isinstance(tree, Mapping):
-        raise ConfigError(
-            f"{prefix or 'the file'}={tree!r}", "a mapping of keys to values", "Indent its keys below it."
-        )
-    hints = typing.get_type_hints(cls)
-    for key in tree:
-        if key not in hints:
-            close = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"Did you mean {prefix}{close[0]}?" if close else "Remove it."
-            valid = ", ".join(f"{prefix}{name}" for name in hints)
-            raise ConfigError(f"unknown key {prefix}{key}", f"one of {valid}", hint)
-    values = {key: _coerce(hints[key], value, f"{prefix}{key}") for key, value in tree.items()}
-    return cls(**values)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain dict (tuples become lists) that YAML, JSON and :func:`from_dict` take."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-    return plain(dataclasses.asdict(config))
-
-
-def flatten(config: Any) -> dict[str, Any]:
-    """Dotted keys to leaf values, as MLflow parameters want them."""
-
-    def walk(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in tree.items():
-            flat |= walk(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-        return flat
-
-    return walk(to_dict(config), "")
+        received = f"{path}: a {type(tree).__name__}"
+        raise ConfigError(received, "sections, each with its keys", "Write for example train: {steps: 100}.")
+    return dict(tree)
 
 
 def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Put a value under dotted keys; a mapping is merged into what is there, which it may tell only a part of."""
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"override of {'.'.join(keys)}", "a section above the key", "Check the dotted key.")
-    tree[keys[-1]] = value
-
-
-def _coerce(hint: Any, value: Any, key: str) -> Any:
-    """Value as the annotated type; ints pass for floats, lists for tuples, one text for a tuple of one."""
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, f"{key}.")
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return None if value is None else _coerce(arguments[0], value, key)
-    if origin is Literal:
-        if value in arguments:
-            return value
-    elif origin is tuple:
-        if isinstance(value, list | tuple) and (arguments[-1] is Ellipsis or len(value) == len(arguments)):
-            return tuple(_coerce(arguments[0], item, f"{key}[]") for item in value)
-        if arguments == (str, Ellipsis) and isinstance(value, str):
-            return (value,)
-    elif hint is float and not isinstance(value, bool):
-        with contextlib.suppress(TypeError, ValueError):  # YAML 1.1 reads 2e-3 as a string
-            return float(value)
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    name = " or ".join(map(repr, arguments)) if origin is Literal else str(getattr(hint, "__name__", hint))
-    raise ConfigError(f"{key}={value!r}", name, f"Change {key} in the YAML file or by {key}=VALUE.")
+    last = keys[-1]
+    known = tree.get(last)
+    tree[last] = {**known, **value} if isinstance(known, dict) and isinstance(value, dict) else value

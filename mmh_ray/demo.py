@@ -38,9 +38,9 @@ def run(out: str, config: Config) -> None:
     ConfigError
         If ``out`` holds something else, or a command fails.
     """
-    from mmh_ray.cli import main
+    from mmh_ray.cli import INTERRUPTED, main
 
-    root = _fresh(Path(out).absolute())
+    root = _fresh(Path(out).resolve())  # where it is a link, what it leads to is emptied, and it stays
     settings = str(root / "config.yaml")
     Path(settings).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     store, bids, harmonized = str(root / "prepared"), root / "bids", str(root / "harmonized")
@@ -72,6 +72,8 @@ def run(out: str, config: Config) -> None:
         start = time.monotonic()
         code = main([*arguments, "--config", settings])
         seconds[name] = round(time.monotonic() - start, 1)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt(f"mmh {arguments[0]} was interrupted")
         if code != 0:
             raise ConfigError(f"mmh {arguments[0]} ended with code {code}", "code 0", "Read the messages above.")
     metrics = metrics_of(json.loads((evaluation / "evaluation.json").read_text()))

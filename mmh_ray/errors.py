@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import errno
 
+from mmh_ray.files import UnusableFileError
+
+MOST_SHOWN = 1500
+"""Characters of each part of an error: what is quoted in it may be anybody's, and as long as its file."""
+_CUT = " [...] "
+
 
 class MMHError(Exception):
     """Base of every error a user can cause and mend.
+
+    Of a part longer than :data:`MOST_SHOWN` characters only the beginning and the end are kept.
 
     Parameters
     ----------
@@ -19,11 +27,20 @@ class MMHError(Exception):
     """
 
     def __init__(self, received: str, expected: str, remedy: str) -> None:
-        self.received, self.expected, self.remedy = received, expected, remedy
-        super().__init__(f"{received}; expected {expected}. {remedy}")
+        self.received = _shortened(received)
+        self.expected = _shortened(expected)
+        self.remedy = _shortened(remedy)
+        super().__init__(f"{self.received}; expected {self.expected}. {self.remedy}")
 
     def __reduce__(self):  # so that it survives the way from a worker process to the driver
         return type(self), (self.received, self.expected, self.remedy)
+
+
+def _shortened(part: str) -> str:
+    if len(part) <= MOST_SHOWN:
+        return part
+    end = MOST_SHOWN // 3
+    return part[: MOST_SHOWN - len(_CUT) - end] + _CUT + part[-end:]
 
 
 class ConfigError(MMHError):
@@ -68,6 +85,9 @@ def data_error(error: Exception, path: str) -> MMHError:
     """Whatever befell the image at ``path``, with what was expected and what to do; an error that says so already stays as it is."""
     if isinstance(error, MMHError):
         return error
+    if isinstance(error, UnusableFileError):
+        received = f"{error.filename or path}: {error.strerror}"
+        return DataError(received, "a regular file, no larger than such files are", "Put the file itself there.")
     if isinstance(error, OSError):
         expected, remedy = _OF_FILES.get(error.errno or 0, _OF_ANY_FILE)
         return DataError(f"{error.filename or path}: {error.strerror or error}", expected, remedy)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ def open_regular(path: str | Path) -> io.BufferedReader:
     OSError
         If it cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # what the system says of a socket is "No such device or address"
+            raise UnusableFileError(errno.EINVAL, "a socket, not a regular file", os.fspath(path)) from error
+        raise
     try:
         kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
         if kind != stat.S_IFREG:
@@ -71,8 +77,31 @@ def read_bytes(path: str | Path, most: int = SMALL_BYTES) -> bytes:
     return content
 
 
-def read_object(path: str | Path, most: int = SMALL_BYTES) -> dict[str, Any]:
+def irregular(path: str | Path) -> str | None:
+    """What there is instead of a regular file, such as "a named pipe"; None where it is one, or a link to one.
+
+    Nothing is opened, so that who opens it later must use :func:`open_regular` all the same.
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return "a broken link" if os.path.islink(path) else "no file"
+    except OSError as error:  # a loop of links, no permission, a network disk that is gone
+        return error.strerror or str(error)
+    return None if kind == stat.S_IFREG else _KINDS.get(kind, "something else")
+
+
+def read_object(
+    path: str | Path,
+    most: int = SMALL_BYTES,
+    pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Content of a file that holds one JSON object.
+
+    Parameters
+    ----------
+    pairs:
+        Makes a dictionary of the keys and values of an object; of a key given twice the last counts otherwise.
 
     Raises
     ------
@@ -82,7 +111,7 @@ def read_object(path: str | Path, most: int = SMALL_BYTES) -> dict[str, Any]:
         As :func:`read_bytes`.
     """
     try:
-        content = json.loads(read_bytes(path, most))
+        content = json.loads(read_bytes(path, most), object_pairs_hook=pairs)
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
     if not isinstance(content, dict):

@@ -23,6 +23,7 @@ from mmh_ray.models.adapter import SiteStyle, wearing
 from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.sampling import estimate_planes, fuse, unify
 from mmh_ray.models.target_bundle import Target
+from mmh_ray.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ class Harmonizer:
         check_prepared(sequence, figures, self.quality, volume, prepared, self.bundle.config.grid, self.prepare)
         return ReadyScan(volume, sequence, prepared, figures)
 
+    @one_thread()
     def infer(self, ready: ReadyScan, targets: Sequence[Target | None] = (None,)) -> list[InferredImage]:
         """Second step, the model's: the image of every look on the working grid; the global pass runs once."""
         label = self.bundle.sequence_index(ready.sequence)
@@ -212,6 +214,7 @@ class Harmonizer:
             images.append(InferredImage(moved, style.noise_left(NOISE), float(style.apply(fluid)), disagreement))
         return images
 
+    @one_thread()
     def finish(self, ready: ReadyScan, image: InferredImage) -> HarmonizedScan:
         """Last step: an image back on the scan's own grid, with quality and flags."""
         prepared = ready.prepared

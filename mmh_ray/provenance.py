@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mmh_ray import __version__
-from mmh_ray.files import open_regular
+from mmh_ray.errors import DataError, MMHError
+from mmh_ray.files import is_inside, open_regular
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +67,33 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
+def check_place(path: str | Path, root: str | Path, kind: type[MMHError] = DataError) -> None:
+    """Raise an error if a file to be written or removed lies outside a folder, because a folder on the way to it is a link.
+
+    The folder itself may be a link, and so may the file: it is replaced or removed, and what it leads to stays. Whoever puts a link in
+    place after this look is not held back.
+    """
+    folder = Path(path).parent
+    if not is_inside(folder, root):
+        received = f"{path}: a link on the way leads out of {root}, to {_end_of(folder)}"
+        remedy = "Remove the link, or put the folder that it leads to in its place."
+        raise kind(received, "a place inside that folder", remedy)
+
+
+def _end_of(folder: Path) -> str:
+    try:
+        return str(folder.resolve())
+    except (OSError, RuntimeError):
+        return "itself"
+
+
 def remove_partial(folder: str | Path) -> None:
     """Remove the files that killed processes left half-written below a folder; only for who knows that no other is writing there.
 
-    One that cannot be removed costs a warning: it is nobody's result.
+    Links to other folders are not followed. A file that cannot be removed costs a warning: it is nobody's result.
     """
     for left in Path(folder).rglob(f"{PARTIAL}*"):
-        if not left.is_dir():
+        if left.is_symlink() or not left.is_dir():
             try:
                 left.unlink(missing_ok=True)
             except OSError as error:

@@ -16,6 +16,7 @@ from mmh_ray.models.adapter import SiteStyle, point_spread
 from mmh_ray.models.style import TriPlanarStyleEncoder, make_style_encoder
 from mmh_ray.models.target_bundle import Target
 from mmh_ray.provenance import hash_of
+from mmh_ray.threads import one_thread
 
 SHARPNESS = (0.0, 0.4, 0.6, 0.8, 1.0, 1.3)
 """Standard deviations, in working voxels, of the point spreads that are tried."""
@@ -24,6 +25,7 @@ TIE = 0.02
 """Share by which a point spread may leave more of the scan unexplained than the best and still be chosen for its style."""
 
 
+@one_thread()
 def target_of_scan(
     harmonizer: Harmonizer,
     reference: Volume,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmh_ray.errors import DataError
+from mmh_ray.files import open_regular
 
 
 def read_table(
@@ -36,8 +38,10 @@ def read_table(
     """
     shown = shown or str(path)
     try:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            table = file.read()
+        with contextlib.ExitStack() as stack:
+            source = path if filesystem is not None else stack.enter_context(open_regular(path))
+            table = stack.enter_context(pq.ParquetFile(source, filesystem=filesystem)).read()
+            table.validate(full=True)  # texts that are not UTF-8 would fail wherever they are looked at
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{shown}: {error}", f"a readable {name} in Parquet", remedy) from error
     ((key, version),) = schema.metadata.items()

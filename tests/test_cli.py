@@ -108,6 +108,13 @@ def test_missing_input_exits_with_2_and_names_it(argv: list[str], capsys: pytest
     assert "nowhere: no such file or folder" in capsys.readouterr().err
 
 
+def test_input_whose_name_no_disk_takes_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["manifest", "x" * 5000, "m.parquet"])
+    assert caught.value.code == 2
+    assert "no such file or folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("argv", [["train-global", ".", "train.stepz=1"], ["train.stepz=1", "train-global", "."]])
 def test_unknown_key_exits_with_2_and_lists_the_valid_ones(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 2
@@ -299,7 +306,7 @@ def test_evaluate_prints_the_table(stand_in, tmp_path: Path, capsys: pytest.Capt
     assert main(["evaluate", *archives, "--out", "out", "--truth", folder, "evaluate.draws=200"]) == 0
     [(given, *rest)] = calls
     assert given == {"raw": folder, "ours": folder}
-    assert rest == ["out", Config(evaluate=EvaluateConfig(draws=200)), folder, None]
+    assert rest == ["out", Config(evaluate=EvaluateConfig(draws=200)), folder, None, None]
     assert table == [({"T1w": {"ours": {"w1": 0.5}}},)]
     assert capsys.readouterr().out == "the table\n"
 
@@ -366,3 +373,15 @@ def test_jobs_are_the_same_code(
         runpy.run_path(str(repository / "jobs" / f"{job}.py"), run_name="__main__")
     assert caught.value.code == 0
     assert f"usage: mmh {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--spacing", "nan"), ("--spacing", "inf"), ("--lesions", "nan"), ("--sites", "1" * 30), ("--seed", "9" * 30)],
+)
+def test_a_flag_takes_no_number_that_a_setting_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str
+) -> None:
+    assert main(["phantom", str(tmp_path / "out"), flag, value]) == 2
+    assert "mmh phantom: phantom." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

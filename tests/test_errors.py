@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 
 import pytest
 
-from mmh_ray.errors import RefusedError, data_error
+from mmh_ray.errors import MOST_SHOWN, DataError, RefusedError, data_error
 
 pytestmark = pytest.mark.fast
 
@@ -38,3 +39,12 @@ def test_every_exception_has_all_three(error: Exception, start: str) -> None:
     found = data_error(error, SCAN)
     assert str(found).startswith(start)
     assert all((found.received, found.expected, found.remedy))
+
+
+def test_what_is_quoted_is_never_long() -> None:
+    error = DataError("a name: " + "x" * 10**6 + ": too long", "y" * MOST_SHOWN, "Shorten it.")
+    assert len(error.received) == MOST_SHOWN
+    assert error.received.startswith("a name: xxx")
+    assert error.received.endswith("xxx: too long")
+    assert error.expected == "y" * MOST_SHOWN
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from mmh_ray.files import UnusableFileError, is_inside, open_regular, read_bytes, read_object
+from mmh_ray.files import UnusableFileError, irregular, is_inside, open_regular, read_bytes, read_object
 
 pytestmark = pytest.mark.fast
 
@@ -30,14 +30,35 @@ def special(tmp_path, request):
 
 @pytest.mark.parametrize("special", ["pipe", "folder", "zeros", "socket"], indirect=True)
 def test_special_files_are_refused_at_once(special):
-    with pytest.raises(OSError, match=r"not a regular file|No such device"):
+    with pytest.raises(UnusableFileError, match="not a regular file"):
         open_regular(special)
+
+
+@pytest.mark.parametrize(
+    ("special", "what"),
+    [("pipe", "a named pipe"), ("folder", "a folder"), ("zeros", "a device"), ("socket", "a socket")],
+    indirect=["special"],
+)
+def test_what_is_there_instead_of_a_file_is_said_without_opening_it(special, what):
+    assert irregular(special) == what
 
 
 def test_a_link_to_a_file_is_read(tmp_path):
     (tmp_path / "file").write_bytes(b"here")
     (tmp_path / "link").symlink_to("file")
+    (tmp_path / "broken").symlink_to("absent")
+    (tmp_path / "loop").symlink_to("loop")
     assert read_bytes(tmp_path / "link") == b"here"
+    assert irregular(tmp_path / "link") is None
+    assert irregular(tmp_path / "broken") == "a broken link"
+    assert irregular(tmp_path / "absent") == "no file"
+    assert "symbolic links" in irregular(tmp_path / "loop")
+
+
+def test_pairs_of_an_object_can_be_looked_at(tmp_path):
+    (tmp_path / "file.json").write_text('{"a": 1, "a": 2}')
+    assert read_object(tmp_path / "file.json") == {"a": 2}
+    assert read_object(tmp_path / "file.json", pairs=lambda pairs: {"pairs": pairs}) == {"pairs": [("a", 1), ("a", 2)]}
 
 
 def test_no_more_is_read_than_allowed(tmp_path):

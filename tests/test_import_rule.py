@@ -17,12 +17,25 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mmh_ray"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "jobs").glob("*.py")])
 
-LEAVES = {"", "config", "errors", "files", "provenance", "progress", "tables"}  # "" is mmh_ray itself, for its version
-CORE = {*LEAVES, "bids", "imaging", "models", "evaluation", "tracking"}
+LEAVES = {
+    "",
+    "config",
+    "errors",
+    "files",
+    "provenance",
+    "progress",
+    "settings",
+    "stopping",
+    "tables",
+    "threads",
+    "yaml_text",
+}  # "" is mmh_ray itself, for its version
+CORE = {*LEAVES, "bids", "imaging", "simulation", "models", "evaluation", "tracking"}
 MAY_USE = {
     **dict.fromkeys(LEAVES, LEAVES),
     "bids": {*LEAVES, "bids"},
     "imaging": {*LEAVES, "imaging"},
+    "simulation": {*LEAVES, "imaging", "simulation"},
     "models": {*LEAVES, "imaging", "models"},
     "evaluation": {*LEAVES, "imaging", "evaluation"},
     "harmonizer": {*LEAVES, "imaging", "models", "evaluation"},

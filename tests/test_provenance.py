@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mmh_ray import __version__
-from mmh_ray.provenance import code_version, hash_of, remove_partial, sha256_file, whole_file, write_json
+from mmh_ray.errors import DataError
+from mmh_ray.provenance import check_place, code_version, hash_of, remove_partial, sha256_file, whole_file, write_json
 
 pytestmark = pytest.mark.fast
 
@@ -55,6 +56,35 @@ def test_only_half_written_files_are_removed(tmp_path: Path) -> None:
         path.touch()
     remove_partial(tmp_path)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == [folder / "kept", whole]
+
+
+def test_half_written_files_elsewhere_are_left_alone(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for folder in (root / "sub-01", elsewhere / "deep"):
+        folder.mkdir(parents=True)
+    left = [elsewhere / ".partial-a", elsewhere / "deep/.partial-b"]
+    for path in left:
+        path.touch()
+    (root / "sub-01/link").symlink_to(elsewhere)
+    (root / ".partial-link").symlink_to(left[0])
+    (root / ".partial-folder").symlink_to(elsewhere)
+    remove_partial(root)
+    assert all(path.exists() for path in left)
+    assert sorted(path.name for path in root.iterdir()) == ["sub-01"]
+
+
+def test_a_place_is_where_the_links_on_the_way_lead_to(tmp_path: Path) -> None:
+    root = tmp_path / "link to root"
+    (tmp_path / "root/real").mkdir(parents=True)
+    root.symlink_to(tmp_path / "root")
+    (root / "inside").symlink_to("real")
+    (root / "outside").symlink_to("..")
+    (root / "file").symlink_to("/etc/passwd")
+    for good in ("file", "new/deep/file", "real/file", "inside/file"):
+        check_place(root / good, root)
+    for bad in ("outside/file", "outside/other/file", "real/../../file", "file/x"):
+        with pytest.raises(DataError, match="expected a place inside that folder"):
+            check_place(root / bad, root)
 
 
 def test_hash_of_ignores_the_order_of_keys_only() -> None:

@@ -268,7 +268,9 @@ def test_pyfunc_harmonizes_a_table_as_the_harmonizer_does(trained: Trained, tmp_
 
 
 @pytest.mark.parametrize("base", ["registered", "a folder with a space"])
-def test_pyfunc_of_a_target_finds_its_base_in_the_callers_store(trained: Trained, tmp_path: Path, base: str) -> None:
+def test_pyfunc_of_a_target_finds_its_base_in_the_store_or_where_the_caller_says(
+    trained: Trained, tmp_path: Path, base: str
+) -> None:
     bundle, uri = load_bundle(trained.bundle), trained.model_uri
     if base != "registered":
         uri = Path(shutil.copytree(trained.bundle, tmp_path / "the base")).as_uri()
@@ -287,7 +289,12 @@ def test_pyfunc_of_a_target_finds_its_base_in_the_callers_store(trained: Trained
     anatomy = simulate_anatomy(Person(1), 6.0)
     scan = Volume((700 * canonical(anatomy, "T1w", 6.0) * anatomy.brain).astype(np.float32), anatomy.affine)
     write_volume(scan, tmp_path / "T1w.nii.gz")
-    model = mlflow.pyfunc.load_model("models:/mmh-target-north@champion")
+    named = {}
+    if base != "registered":  # a target may not lead to any place: who loads it names the folder
+        with pytest.raises(ModelError, match=r"recorded in a target; expected a registered model.*model_config"):
+            mlflow.pyfunc.load_model("models:/mmh-target-north@champion")
+        named = {"model_config": {"base": str(tmp_path / "the base")}}
+    model = mlflow.pyfunc.load_model("models:/mmh-target-north@champion", **named)
     assert mlflow.get_tracking_uri() == trained.config.tracking.uri
     found = model.predict(pd.DataFrame({"path": [str(tmp_path / "T1w.nii.gz")], "sequence": ["T1w"]}))
     assert found["status"].tolist() == ["done"], found["reason"][0]
@@ -296,6 +303,26 @@ def test_pyfunc_of_a_target_finds_its_base_in_the_callers_store(trained: Trained
     target.attach(own)
     (expected,) = Harmonizer(own).run_targets(read_volume(tmp_path / "T1w.nii.gz"), "T1w", None, [target])
     np.testing.assert_array_equal(read_volume(found["output"][0]).data, expected.volume.data)
+
+
+def test_a_name_that_is_another_sites_is_not_registered_over(trained: Trained, tmp_path: Path) -> None:
+    style = SiteStyle(np.linspace(0, 1, 64), np.linspace(0, 1, 64), np.linspace(0, 1, 257), 0.0)
+    curve_alone = TunedAdapter({}, {"loss": 1.0}, {"loss": 1.0}, 0)
+    given = {"T1w": style}, {"T1w": curve_alone}, trained.config, {"T1w": {"images": []}}
+    tracking.configure(trained.config.tracking)
+    run_id = tracking.start_run(trained.config, "target-sites", None, {})
+    for site in ("site-1", "site 1"):
+        save_target(tmp_path / "bundles" / site, site, {"hash": "b" * 64, "uri": ""}, *given)
+    first = tracking.register(run_id, tmp_path / "bundles/site-1", "mmh-target-site-1", trained.config.tracking)
+    with pytest.raises(
+        ModelError, match=r"site 'site 1' to register as mmh-target-site-1, which holds that of 'site-1'"
+    ):
+        tracking.register(run_id, tmp_path / "bundles/site 1", "mmh-target-site-1", trained.config.tracking)
+    tracking.finish(run_id)
+    _, uri = tracking.resolve_target("site-1", "", trained.config.tracking)
+    assert uri == first
+    with pytest.raises(ModelError, match=r"the target of site 'site-1'; expected one of site 'site 1'"):
+        tracking.resolve_target("site 1", "", trained.config.tracking)
 
 
 def test_the_store_is_the_settings_then_the_environments_then_here(

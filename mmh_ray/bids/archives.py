@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmh_ray.bids.entities import Entities, output_path, parse
+from mmh_ray.bids.folders import check_file, leads_to_folder, walk
+from mmh_ray.bids.text import printable, warn_of
 from mmh_ray.errors import DataError
-from mmh_ray.provenance import PARTIAL
 
 IGNORED = ("desc", "space", "res", "den")
 """Entities that say how a volume was made and on which grid, not of which image."""
@@ -19,9 +20,9 @@ Row = Mapping[str, Any]
 
 
 class Unmatched(NamedTuple):
-    """An image without a volume of its own, or with more than one.
+    """An image without a volume of its own, with more than one, or with one that cannot be opened.
 
-    Attributes are the archive's name, the image, ``missing`` or ``ambiguous``, and what a person should know.
+    Attributes are the archive's name, the image, ``missing``, ``ambiguous`` or ``unusable``, and what a person should know.
     """
 
     method: str
@@ -56,7 +57,7 @@ def match(name: str, root: str | Path, rows: Iterable[Row]) -> Matched:
         If there is no such folder.
     """
     root, known = Path(root), [(row["image_id"], parse(row["uri"])) for row in rows]
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"{name}={root}: no such folder", "a folder of volumes in BIDS naming", "Check the path.")
     candidates = _volumes(root, {entities.suffix for _, entities in known})
     shared = Counter(_key(entities) for _, entities in known)
@@ -65,6 +66,11 @@ def match(name: str, root: str | Path, rows: Iterable[Row]) -> Matched:
         path = _choose(candidates[_key(entities)], entities, shared[_key(entities)] > 1)
         if isinstance(path, str):
             found.unmatched.append(Unmatched(name, image_id, *_why(path, root, entities)))
+            continue
+        try:
+            _check_volume(path, root)
+        except DataError as error:
+            found.unmatched.append(Unmatched(name, image_id, "unusable", str(error)))
         else:
             found.paths[image_id] = str(path)
     return found
@@ -73,17 +79,26 @@ def match(name: str, root: str | Path, rows: Iterable[Row]) -> Matched:
 def _volumes(root: Path, suffixes: set[str]) -> defaultdict[str, list[Path]]:
     """Files of these suffixes below the folder by what identifies their image; hidden and half-written ones left out."""
     found: defaultdict[str, list[Path]] = defaultdict(list)
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
-        for name in sorted(names):
-            if not name.startswith((".", PARTIAL)) and name.endswith((".nii", ".nii.gz")):
-                try:
-                    entities = parse(name)
-                except DataError:
-                    continue  # not in BIDS naming, so no image's
-                if entities.suffix in suffixes:
-                    found[_key(entities)].append(Path(folder, name))
+    unread: list[str] = []
+    for folder, entries in walk(root, unread.append):
+        for entry in entries:
+            if leads_to_folder(entry) or not entry.name.endswith((".nii", ".nii.gz")):
+                continue
+            try:
+                entities = parse(entry.name)
+            except DataError:
+                continue  # not in BIDS naming, so no image's
+            if entities.suffix in suffixes:
+                found[_key(entities)].append(Path(folder, entry.name))
+    warn_of(unread, "a folder of volumes that cannot be read")
     return found
+
+
+def _check_volume(path: Path, root: Path) -> None:
+    """Raise DataError unless it is a regular file of the folder, by a path that can be stored."""
+    if printable(path) != str(path):
+        raise DataError(f"{printable(path)}: a path that is not UTF-8", "one that is", "Rename its folders.")
+    check_file(path, root, str(path))
 
 
 def _key(entities: Entities) -> str:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmh_ray.bids.text import text_of
 from mmh_ray.errors import ConfigError
+from mmh_ray.files import is_inside, read_object
 from mmh_ray.provenance import write_json
 
 log = logging.getLogger(__name__)
 
 BIDS_VERSION = "1.10.0"
 GENERATOR = "mmh_ray"
+DESCRIPTION = "dataset_description.json"
 
 
 def check_dataset(out: str | Path, source: str | Path) -> None:
@@ -27,10 +29,10 @@ def check_dataset(out: str | Path, source: str | Path) -> None:
     ConfigError
         If OUT already holds a dataset that was not made by this software, such as the raw archive itself, or was made of another source.
     """
-    path = Path(out) / "dataset_description.json"
-    if not os.path.exists(path):  # or in a folder that cannot be looked into, which who writes there finds out
+    path = Path(out) / DESCRIPTION
+    if not os.path.lexists(path):  # or in a folder that cannot be looked into, which who writes there finds out
         return
-    found, url = _read_json(path), _url(source)
+    found, url = _description(out), _url(source)
     if GENERATOR not in _values(found, "GeneratedBy", "Name"):
         received = f"{out}: holds another dataset ({path.name} without GeneratedBy {GENERATOR})"
         raise ConfigError(received, "a new folder or one of an earlier run", "Name another output folder.")
@@ -51,11 +53,12 @@ def write_dataset_description(out: str | Path, source: str | Path, code_version:
         If OUT is not free for it (:func:`check_dataset`).
     """
     check_dataset(out, source)
-    path = Path(out) / "dataset_description.json"
-    raw = {} if "://" in str(source) else _read_json(Path(source) / path.name)
-    doi = {"DOI": raw["DatasetDOI"]} if isinstance(raw.get("DatasetDOI"), str) else {}
+    path = Path(out) / DESCRIPTION
+    raw = {} if "://" in str(source) else _description(source)
+    dataset_doi = text_of(raw.get("DatasetDOI"))
+    doi = {} if dataset_doi is None else {"DOI": dataset_doi}
     description = {
-        "Name": f"{raw.get('Name', 'MRI')}, harmonized",
+        "Name": f"{text_of(raw.get('Name')) or 'MRI'}, harmonized",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": GENERATOR, "Version": code_version}],
@@ -105,6 +108,12 @@ def _url(source: str | Path) -> str:
     return str(source) if "://" in str(source) else Path(source).resolve().as_uri()
 
 
+def _description(dataset: str | Path) -> dict[str, Any]:
+    """Content of a dataset's description; empty where there is none of its own, such as behind a link out of it."""
+    path = Path(dataset) / DESCRIPTION
+    return _read_json(path) if is_inside(path, dataset) else {}
+
+
 def _values(description: dict[str, Any], section: str, key: str) -> list[Any]:
     """Values of a key in the objects of a list; none where it is something else."""
     entries = description.get(section)
@@ -113,8 +122,7 @@ def _values(description: dict[str, Any], section: str, key: str) -> list[Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON object; empty where the file is absent or damaged."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        content = json.loads(path.read_bytes())
-        return content if isinstance(content, dict) else {}
+    """Content of a JSON object; empty where the file is absent, damaged or no regular file."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_object(path)
     return {}

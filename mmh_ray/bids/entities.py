@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mmh_ray.errors import DataError
+from mmh_ray.errors import ConfigError, DataError
 
 EXTENSIONS = (".nii.gz", ".nii", ".json")
 """Endings that carry entities here, longest first."""
@@ -18,6 +19,14 @@ _ORDER = (
 )
 ORDER = tuple(_ORDER.split())
 """Entities in the order of the BIDS specification; unknown ones follow by name, `desc` comes last."""
+
+UNIFIED = "harmonized"
+"""Label of the `desc` of an image in the unified domain."""
+LONGEST_LABEL = 100
+"""Most letters and digits of a target's name: a file's name has 255 bytes in all."""
+
+LONGEST_STEM = 255 - len("_before.jpg")
+"""Most characters of an output's name without its endings: those of its pictures are the longest."""
 
 _LABEL = re.compile("[A-Za-z0-9]+")  # ASCII only: no dots, slashes or spaces, so that no name can leave its folder
 _REMEDY = "Rename the file, for example to sub-01_ses-1_T1w.nii.gz."
@@ -118,7 +127,7 @@ def output_path(entities: Entities, space: str | None = None, desc: str = "harmo
     Raises
     ------
     DataError
-        If any part is not alphanumeric, as entities made by hand may be.
+        If any part is not alphanumeric, as entities made by hand may be, or the name would be too long for a file.
     """
     own = dict(entities.others).get("desc", "")
     desc = own + desc[:1].upper() + desc[1:] if own else desc
@@ -127,16 +136,61 @@ def output_path(entities: Entities, space: str | None = None, desc: str = "harmo
     others = tuple(sorted((*kept.others, *placed, ("desc", desc)), key=_rank))
     image_id = dataclasses.replace(entities, others=others).image_id
     split_name(image_id)  # refuses what could leave the folder
+    if len(image_id) > LONGEST_STEM:
+        received = f"an output named {image_id[:60]}... of {len(image_id)} characters"
+        raise DataError(received, f"at most {LONGEST_STEM} characters", "Shorten the labels of the scan or the target.")
     return PurePosixPath(*entities.folders, "anat", f"{image_id}.nii.gz")
+
+
+_UNUSUAL = {
+    "ce": "contrast agent: a rim 1.3 to 1.5 times as bright as white matter keeps 26 to 43 % of its contrast",
+    "mt": "magnetisation transfer: its contrast is not that of the sequence",
+    "inv": "one of several inversion times: its contrast may not be that of the sequence",
+    "part": "a part of a complex image: only magnitudes were trained on",
+}
+"""Entities by which BIDS tells of a contrast that is not the sequence's usual one, and what that means."""
+
+
+def unusual_contrast(entities: Entities) -> list[str]:
+    """A sentence for every entity that tells of a contrast no model was trained on; none for usual images.
+
+    >>> unusual_contrast(parse("sub-1_ce-gadolinium_T1w.nii.gz"))[0][:29]
+    'ce-gadolinium: contrast agent'
+    """
+    found = []
+    for key, meaning in _UNUSUAL.items():
+        label = entities.tags.get(key, "off")
+        is_usual = label == "off" or (key, label) == ("part", "mag")
+        if not is_usual:
+            found.append(f"{key}-{label}: {meaning}")
+    return found
 
 
 def desc_of(target: str | None) -> str:
     """Label of a derivative's `desc`: ``harmonized``, or ``harmonizedSITE`` with the letters and digits of the target's name.
 
+    Accents are left out, in whichever way Unicode writes them; no other letter has a place in a BIDS name.
+
     >>> desc_of("north shore")
     'harmonizedNorthShore'
+    >>> desc_of("Orléans")
+    'harmonizedOrleans'
+
+    Raises
+    ------
+    ConfigError
+        If nothing is left of the name, which would make it the label of the unified domain, or too much for a file's name.
     """
-    return "harmonized" + re.sub(r"[^A-Za-z0-9]", "", (target or "").title())
+    if target is None:
+        return UNIFIED
+    taken_apart = unicodedata.normalize("NFKD", target)
+    without_accents = "".join(sign for sign in taken_apart if not unicodedata.combining(sign))
+    label = re.sub(r"[^A-Za-z0-9]", "", without_accents.title())
+    if not 1 <= len(label) <= LONGEST_LABEL:
+        received = f"target {target[:LONGEST_LABEL]!r}, with {len(label)} letters A to Z and digits in its name"
+        remedy = "Its images could not be told from others by their names: train it under another name."
+        raise ConfigError(received, f"a name with 1 to {LONGEST_LABEL} of them", remedy)
+    return UNIFIED + label
 
 
 def _rank(item: tuple[str, str]) -> tuple[int, str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,18 +17,21 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmh_ray.bids.ledger_rows import STATUSES, encodable, usable_rows
 from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.files import open_regular
 from mmh_ray.provenance import whole_file
 from mmh_ray.tables import read_table
 
 log = logging.getLogger(__name__)
 
 LEDGER, JOURNAL = "ledger.parquet", ".ledger.jsonl"
-STATUSES = ("done", "skipped", "failed", "refused")
 MADE = STATUSES[:2]
 """States of an image whose output is what was asked for."""
 LOCKING_S = 2.0
 """Seconds for which a run tries to get its folder: who only looks whether one is going on (:func:`is_locked`) has it for a moment too."""
+LONGEST_LINE = 2**20
+"""Bytes of a journal's line at most; a longer one is damaged."""
 LEDGER_VERSION = b"3"
 LEDGER_SCHEMA = pa.schema(
     [
@@ -53,17 +58,18 @@ Row = dict[str, Any]
 
 
 def read_ledger(path: str | Path) -> list[Row]:
-    """Rows of a ledger; none where there is no file.
+    """Rows of a ledger, damaged values left out; none where there is no file.
 
     Raises
     ------
     DataError
         If the file is not a ledger of this version.
     """
-    if not Path(path).exists():
+    if not os.path.lexists(path):
         return []
     remedy = "Move it away; every image is then done again."
-    return read_table(path, LEDGER_SCHEMA, "ledger", remedy).to_pylist()
+    table = read_table(path, LEDGER_SCHEMA, "ledger", remedy)
+    return list(usable_rows(table.to_pylist(), str(path)))
 
 
 def write_ledger(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -76,16 +82,14 @@ def write_ledger(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def current_rows(out: str | Path) -> list[Row]:
     """Latest row of every image, ordered by `image_id`, also while a run goes on or after it was killed."""
     rows = {row["image_id"]: row for row in read_ledger(Path(out) / LEDGER)}
-    journal = Path(out) / JOURNAL
-    if journal.exists():
-        rows |= {row["image_id"]: row for row in _rows_in(journal)}
+    rows |= {row["image_id"]: row for row in _rows_in(Path(out) / JOURNAL)}
     return [rows[key] for key in sorted(rows)]
 
 
 def is_locked(out: str | Path) -> bool:
     """Whether a run is writing to the folder now, as far as the file system has locks."""
     try:
-        with open(Path(out) / JOURNAL, "rb") as stream:
+        with open_regular(Path(out) / JOURNAL) as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -95,12 +99,29 @@ def is_locked(out: str | Path) -> bool:
 
 
 def _rows_in(journal: Path) -> Iterator[Row]:
-    """Whole rows of a journal."""
-    for line in filter(None, journal.read_bytes().split(b"\n")):
-        try:
-            yield _checked(json.loads(line))
-        except (ValueError, DataError):
-            log.warning("%s: a half-written line is left out", journal)
+    """Whole rows of a journal; none where there is none that can be read."""
+    try:
+        with open_regular(journal) as stream:
+            yield from usable_rows(map(_parsed, _lines_of(stream)), str(journal))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("%s: not read (%s)", journal, error)
+
+
+def _lines_of(stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines that hold something; of one that is too long its parts, none of which is a row."""
+    while line := stream.readline(LONGEST_LINE):
+        if line.strip():
+            yield line
+
+
+def _parsed(line: bytes) -> Any:
+    """What a line of JSON holds; None where it is none, or nested too deeply."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 class Journal:
@@ -167,7 +188,7 @@ class Journal:
         """The journal, opened and ours alone; another run may remove the one we opened before we have its lock."""
         deadline = time.monotonic() + LOCKING_S
         while True:
-            stream = open(self._path, "ab")  # noqa: SIM115 - closed by close()
+            stream = _open_journal(self._path)
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -186,10 +207,39 @@ class Journal:
 
     def _recover(self) -> None:
         """Take over what a killed run left; a half-written last line ends there."""
-        left = self._path.read_bytes()
         self._rows |= {row["image_id"]: row for row in _rows_in(self._path)}
-        if left and not left.endswith(b"\n"):
+        with open_regular(self._path) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - 1))
+            ends_amid_a_line = size > 0 and stream.read() != b"\n"
+        if ends_amid_a_line:
             self._stream.write(b"\n")
+
+
+def _open_journal(path: Path) -> IO[bytes]:
+    """Open a journal to append to; one that is there must be a file of this folder alone: what a link leads to is another's.
+
+    Raises
+    ------
+    ConfigError
+        If a link, a named pipe, a device or a folder has its name.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise _no_journal(path) from error
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise _no_journal(path)
+    return os.fdopen(descriptor, "ab")
+
+
+def _no_journal(path: Path) -> ConfigError:
+    return ConfigError(f"{path}: a link or no regular file", "a journal of this folder's own, or none", "Remove it.")
 
 
 def _full(path: Path, error: OSError) -> DataError:
@@ -197,9 +247,9 @@ def _full(path: Path, error: OSError) -> DataError:
 
 
 def _checked(row: Any) -> Row:
-    """The row with every column, absent ones None."""
+    """A row to be written, with every column, absent ones None."""
     unknown = set(row) - set(LEDGER_SCHEMA.names) if isinstance(row, Mapping) else {repr(row)}
     if unknown or not row.get("image_id") or row.get("status") not in STATUSES:
         expected = f"image_id, a status of {STATUSES}, columns {LEDGER_SCHEMA.names}"
         raise DataError(f"ledger row {row!r}", expected, "Correct the row.")
-    return dict.fromkeys(LEDGER_SCHEMA.names) | dict(row)
+    return dict.fromkeys(LEDGER_SCHEMA.names) | {name: encodable(value) for name, value in row.items()}

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from mmh_ray.bids.ledger import current_rows, is_locked
+from mmh_ray.bids.ledger_rows import encodable, is_text, moment_of
 from mmh_ray.errors import ConfigError, DataError
-from mmh_ray.provenance import write_json
+from mmh_ray.files import read_object
+from mmh_ray.provenance import check_place, write_json
 
 RECORD = "logs/run.json"
+MOST_IMAGES = 10**12
+"""Images that a run can have, beyond all that there are: a record with more is damaged."""
+LONGEST_S = 10 * 365.25 * 86400
+"""Seconds left beyond which an estimate says nothing."""
+DEEPEST = 8
+"""Levels to which a record's settings may be nested."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,10 @@ class RunRecord:
     """Package to version."""
 
     def write(self, out: str | Path) -> None:
-        """Write OUT/logs/run.json, whole or not at all."""
-        write_json(Path(out) / RECORD, dataclasses.asdict(self))
+        """Write OUT/logs/run.json, whole or not at all; DataError if a link leads it out of OUT."""
+        path = Path(out) / RECORD
+        check_place(path, out)
+        write_json(path, {name: encodable(value) for name, value in dataclasses.asdict(self).items()})
 
     @classmethod
     def read(cls, out: str | Path) -> RunRecord:
@@ -53,17 +64,92 @@ class RunRecord:
         ConfigError
             If the folder holds none.
         DataError
-            If it cannot be read.
+            If it cannot be read, or a field of it holds what it cannot hold.
         """
         path = Path(out) / RECORD
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ConfigError(f"{out}: no {RECORD}", "a folder that `mmh harmonize` wrote to", "Name another folder.")
         try:
-            return cls(**json.loads(path.read_bytes()))
+            return cls(**_checked_fields(read_object(path)))
         except (OSError, ValueError, TypeError) as error:
             raise DataError(
                 f"{path}: {error}", "the record of a run", "Remove it; the ledger keeps what was done."
             ) from error
+
+    @property
+    def started_at(self) -> datetime:
+        """The moment the run started."""
+        return _moment(self.started)
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """The moment it ended, if it could still say so."""
+        return None if self.finished is None else _moment(self.finished)
+
+
+def _moment(text: str) -> datetime:
+    moment = moment_of(text)
+    assert moment is not None, "fields are checked when they are read"
+    return moment
+
+
+def _checked_fields(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The content of a record; ValueError names the first field that holds what it cannot hold."""
+    for name, value in content.items():
+        is_usable = _FIELDS.get(name)
+        if is_usable is not None and not is_usable(value):
+            raise ValueError(f"damaged value of {name}")
+    return content
+
+
+def _is_optional_text(value: Any) -> bool:
+    return value is None or is_text(value)
+
+
+def _is_moment(value: Any) -> bool:
+    return moment_of(value) is not None
+
+
+def _is_optional_moment(value: Any) -> bool:
+    return value is None or _is_moment(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_IMAGES
+
+
+def _are_settings(value: Any, depth: int = 0) -> bool:
+    """Whether a value is nested settings of a depth that can be shown."""
+    if not isinstance(value, Mapping) or depth > DEEPEST:
+        return False
+    return all(is_text(key) and _is_setting(inner, depth + 1) for key, inner in value.items())
+
+
+def _is_setting(value: Any, depth: int) -> bool:
+    if isinstance(value, Mapping):
+        return _are_settings(value, depth)
+    if isinstance(value, list):
+        return depth <= DEEPEST and all(_is_setting(inner, depth + 1) for inner in value)
+    return value is None or isinstance(value, bool | int | float) or is_text(value)
+
+
+def _are_versions(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(is_text(key) and is_text(inner) for key, inner in value.items())
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "source": is_text,
+    "model": is_text,
+    "model_hash": is_text,
+    "version": is_text,
+    "images": _is_count,
+    "started": _is_moment,
+    "finished": _is_optional_moment,
+    "failure": _is_optional_text,
+    "settings": _are_settings,
+    "versions": _are_versions,
+}
+"""Fields of a record, and what tells whether a value may stand there."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +192,7 @@ class RunStatus:
         if self.seconds_left is not None:
             done += f", {timedelta(seconds=round(self.seconds_left))} left"
         lines = [f"{self.state} since {record.started}: {done}"]
-        lines += [f"stopped: {record.failure}"] if record.failure else []
+        lines += [f"stopped: {_printable(record.failure)}"] if record.failure else []
         counts = ", ".join(f"{count} {status}" for status, count in sorted(self.counts.items()))
         lines.append(f"in the folder: {counts or 'nothing yet'}; {self.flagged} to look at")
         return "\n".join(lines + [f"{count:>7} x {reason}" for reason, count in self.reasons.items()])
@@ -124,9 +210,16 @@ def run_status(out: str | Path, now: datetime | None = None) -> RunStatus:
     """
     record, rows = RunRecord.read(out), current_rows(out)
     running = is_locked(out) and record.finished is None
-    recent = [row for row in rows if row["finished"] and row["finished"] >= record.started]
-    end = record.finished or (now or utc_now()).isoformat() if running or record.finished else _last(recent, record)
-    seconds = (datetime.fromisoformat(end) - datetime.fromisoformat(record.started)).total_seconds()
+    moments = {row["image_id"]: moment_of(row["finished"]) for row in rows}
+    recent_moments = {name: at for name, at in moments.items() if at is not None and at >= record.started_at}
+    recent = [row for row in rows if row["image_id"] in recent_moments]
+    if record.finished_at is not None:
+        end = record.finished_at
+    elif running:
+        end = now or utc_now()
+    else:
+        end = max(recent_moments.values(), default=record.started_at)
+    seconds = (end - record.started_at).total_seconds()
     worked = sum(row["status"] != "skipped" for row in recent)
     rate = worked / seconds if worked and seconds > 0 else None
     return RunStatus(
@@ -137,8 +230,15 @@ def run_status(out: str | Path, now: datetime | None = None) -> RunStatus:
         sum(bool(row["flags"]) for row in rows),
         len(recent),
         rate,
-        (record.images - len(recent)) / rate if running and rate else None,
+        _seconds_left(record.images - len(recent), rate) if running else None,
     )
+
+
+def _seconds_left(images: int, rate: float | None) -> float | None:
+    """At that many images per second; None where that is unknown or beyond :data:`LONGEST_S`."""
+    if not rate or not math.isfinite(images / rate) or images / rate > LONGEST_S:
+        return None
+    return max(0.0, images / rate)
 
 
 def count_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -148,8 +248,13 @@ def count_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def plain_reason(row: Mapping[str, Any]) -> str:
-    """A row's reason without the name of its file."""
-    return str(row["reason"]).removeprefix(f"{row.get('source') or row.get('uri')}: ")
+    """A row's reason without the name of its file, and without what a terminal would take for a command."""
+    reason = str(row["reason"]).removeprefix(f"{row.get('source') or row.get('uri')}: ")
+    return _printable(reason)
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def utc_now() -> datetime:
@@ -164,7 +269,3 @@ def _state(record: RunRecord, running: bool) -> str:
     if record.finished is None:
         return "interrupted"
     return "failed" if record.failure else "finished"
-
-
-def _last(recent: list[dict[str, Any]], record: RunRecord) -> str:
-    return max([row["finished"] for row in recent], default=record.started)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ def usable_rows(
         If a folder or table cannot be read, or no image of the model's sequences can be used.
     """
     raw, sequences = archives[RAW], config.model.sequences
-    if Path(raw).is_dir():
+    if os.path.isdir(raw):
         raw = str(Path(out, "manifest.parquet"))
         build_manifest(archives[RAW], raw, config)
     everything = read_manifest(raw).select(_COLUMNS).to_pylist()

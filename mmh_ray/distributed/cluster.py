@@ -9,7 +9,10 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
+from mmh_ray.distributed.address import check_address, given_address, refused
+from mmh_ray.distributed.session_folder import session_options
 from mmh_ray.errors import ConfigError
+from mmh_ray.stopping import handlers_kept
 
 log = logging.getLogger(__name__)
 
@@ -19,22 +22,56 @@ def connect() -> None:
 
     On a laptop Ray is told of at least four CPUs, so that training workers and data loading, which wait for each other,
     can both be placed on two cores.
+
+    Raises
+    ------
+    ConfigError
+        If no cluster answers at RAY_ADDRESS, or Ray cannot be started here.
     """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on loopback, gone with this process
-        ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **quiet)
+    address = given_address()
+    with handlers_kept():
+        if address is None:
+            _start()
+        else:
+            _join(address)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     resources = ray.cluster_resources()
     log.info("Ray: %d CPUs, %d GPUs on %d nodes", resources.get("CPU", 0), resources.get("GPU", 0), len(ray.nodes()))
+
+
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+"""Options of every ``ray.init``."""
+
+
+def _join(address: str) -> None:
+    check_address(address)
+    try:
+        ray.init(**QUIET)  # reads RAY_ADDRESS itself, and what the job manager put beside it
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise refused(address, error) from error
+
+
+def _start() -> None:
+    """A private cluster on loopback, gone with this process."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    options = session_options()
+    try:
+        ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **options, **QUIET)
+    except (OSError, RuntimeError, ValueError) as error:
+        received = f"Ray does not start on this machine ({type(error).__name__}: {error})"
+        remedy = "Look for processes that take its memory or ports, or name a short folder in RAY_TMPDIR."
+        raise ConfigError(received, "room, memory and sockets for a cluster of its own", remedy) from error
+
+
+def disconnect() -> None:
+    """Leave the cluster, and end it if it was started here; without one nothing happens."""
+    ray.shutdown()
 
 
 LOADER_CPUS = 0.5

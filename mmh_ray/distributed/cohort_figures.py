@@ -17,12 +17,13 @@ from mmh_ray.distributed.evaluation_files import images_table
 from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.evaluation.catalogue import MEASURES, OURS, RAW, floor_of
 from mmh_ray.evaluation.feature_baselines import FEATURE_METHODS
+from mmh_ray.evaluation.label_measures import LABEL_MEASURES
 from mmh_ray.evaluation.measuring import FACTS, Clock
 from mmh_ray.evaluation.method import Shown, cohort_figures, gather, image_figures
 from mmh_ray.evaluation.population import Figures
 from mmh_ray.evaluation.scans import Row
 from mmh_ray.evaluation.subject import Score, Training
-from mmh_ray.evaluation.summary import Entry, Figure, difference, entry, interval
+from mmh_ray.evaluation.summary import Entry, Figure, difference, entry, interval, site_means
 
 Key = tuple[str, str]
 """Sequence and method."""
@@ -56,11 +57,22 @@ class Measured(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """``{method: {sequence: {measure: entry}}}``, the same of the differences of ours to each, references to tables of images' figures."""
+    """What an evaluation holds of all methods.
+
+    Attributes
+    ----------
+    values, differences:
+        ``{method: {sequence: {measure: entry}}}``, and the same of the differences of ours to each.
+    tables:
+        References to tables of images' figures.
+    labels:
+        ``{sequence: {method: {site: {measure: mean, "n": images}}}}`` of the tissues that others drew; empty without label maps.
+    """
 
     values: dict[str, Any]
     differences: dict[str, Any]
     tables: dict[Key, ray.ObjectRef]
+    labels: dict[str, dict[str, Any]]
 
 
 def measure_cohort(cohort: Cohort, total: Score) -> tuple[dict[Key, ray.ObjectRef], dict[Key, Shown]]:
@@ -84,18 +96,20 @@ def measure_cohort(cohort: Cohort, total: Score) -> tuple[dict[Key, ray.ObjectRe
 
 def summarise(measured: Mapping[Key, ray.ObjectRef], config: EvaluateConfig) -> Summary:
     """Values, differences and tables of all methods."""
-    found = Summary(defaultdict(dict), defaultdict(dict), {})
+    found = Summary(defaultdict(dict), defaultdict(dict), {}, defaultdict(dict))
     for done in run_tasks(_summary, sorted(measured), (measured, config), "Intervals", "methods", keep=True):
         if isinstance(done.result, Exception):
             raise done.result
-        (sequence, method), (own, against) = done.item, done.result
+        (sequence, method), (own, against, labels) = done.item, done.result
         found.values[method][sequence] = own
+        if labels:
+            found.labels[sequence][method] = labels
         if against:
             found.differences[method][sequence] = against
         if method not in FEATURE_METHODS:
             assert done.kept is not None
             found.tables[done.item] = done.kept
-    return Summary(dict(found.values), dict(found.differences), found.tables)
+    return Summary(dict(found.values), dict(found.differences), found.tables, dict(found.labels))
 
 
 def entries_of(figures: Figures, ours: Figures, config: EvaluateConfig) -> tuple[dict[str, Entry], dict[str, Entry]]:
@@ -134,7 +148,10 @@ def _summary(key: Key, shared: tuple[Mapping[Key, ray.ObjectRef], EvaluateConfig
     (sequence, method), own = key, ray.get(measured[key])
     has_ours = method != OURS and (sequence, OURS) in measured
     ours = ray.get(measured[sequence, OURS]).figures if has_ours else {}
-    return entries_of(own.figures, ours, config), images_table(own.rows, own.figures)
+    sites = {row["image_id"]: row["site"] for row in own.rows}
+    labelled = {name: own.figures[name] for name in LABEL_MEASURES if name in own.figures}
+    small = (*entries_of(own.figures, ours, config), site_means(labelled, sites))
+    return small, images_table(own.rows, own.figures)
 
 
 def _judged(name: str, figure: Figure) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,17 @@ from mmh_ray.bids.ledger import MADE
 from mmh_ray.bids.status import RunRecord
 from mmh_ray.config import QualityConfig
 from mmh_ray.errors import DataError
-from mmh_ray.evaluation.cohort import ImageRecord
+from mmh_ray.evaluation.cohort import ImageRecord, figures_in, histogram_in
 from mmh_ray.evaluation.quality import measures
 from mmh_ray.evaluation.report import RunFacts, write_report
+from mmh_ray.files import is_inside
 
 log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
+
+NO_FIGURES = "no figures: the sidecar is missing or damaged"
+"""Flag of an image that was harmonized, and of which nothing is known any more."""
 
 
 def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[Row], quality: QualityConfig) -> bool:
@@ -39,6 +44,7 @@ def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[Row],
     )
     try:
         images = [_image(Path(out), row) for row in rows]
+        _warn_of_lost_figures(images, out)
         write_report(Path(out) / "report.html", facts, images, measures(quality))
     except Exception as error:
         log.debug("raised here:", exc_info=True)
@@ -47,13 +53,25 @@ def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[Row],
     return True
 
 
+def _warn_of_lost_figures(images: Iterable[ImageRecord], out: str | Path) -> None:
+    lost = sum(NO_FIGURES in image.flags for image in images)
+    if lost:
+        log.warning("%s: %d images have no figures: their sidecar is missing or damaged", out, lost)
+
+
 def _image(out: Path, row: Row) -> ImageRecord:
     """What ledger and sidecar know of an image; of one that failed, what an earlier run made is not shown as its result."""
-    if row["status"] not in MADE:
-        row = {**row, "output": None}
-    sidecar = read_sidecar(out / row["output"]) if row["output"] else {}
-    curves = sidecar.get("BrainHistogram", {})
-    before, after = _figures(out, row)
+    is_made = row["status"] in MADE
+    output = row["output"] if is_made and row["output"] and is_inside(out / row["output"], out) else None
+    sidecar = read_sidecar(out / output) if output else {}
+    qc = figures_in(sidecar.get("QC"))
+    curves = sidecar.get("BrainHistogram")
+    if not isinstance(curves, Mapping):
+        curves = {}
+    flags = tuple(row["flags"] or ())
+    if is_made and not qc:
+        flags = (*flags, NO_FIGURES)
+    before, after = _figures(out, output)
     subject, session = _person(row)
     return ImageRecord(
         image_id=row["image_id"],
@@ -64,27 +82,29 @@ def _image(out: Path, row: Row) -> ImageRecord:
         status=row["status"],
         reason=row["reason"],
         seconds=row["seconds"],
-        flags=tuple(row["flags"] or ()),
-        qc=sidecar.get("QC", {}),
+        flags=flags,
+        qc=qc,
         before=before,
         after=after,
-        histogram_before=curves.get("Before"),
-        histogram_after=curves.get("After"),
+        histogram_before=histogram_in(curves.get("Before")),
+        histogram_after=histogram_in(curves.get("After")),
     )
 
 
-def _figures(out: Path, row: Row) -> tuple[str | None, str | None]:
-    if row["output"] is None:
+def _figures(out: Path, output: str | None) -> tuple[str | None, str | None]:
+    """Pictures before and after, relative to the folder; one that a link leads out of it is none."""
+    if output is None:
         return None, None
     before, after = (
-        str(path.relative_to(out)) if path.is_file() else None for path in figure_paths(out / row["output"])
+        str(path.relative_to(out)) if os.path.isfile(path) and is_inside(path, out) else None
+        for path in figure_paths(out / output)
     )
     return before, after
 
 
 def _person(row: Row) -> tuple[str, str | None]:
     try:
-        entities = parse(row["source"])
+        entities = parse(row["source"] or "")
     except DataError:
         return "", None
     return entities.subject, entities.session

@@ -20,12 +20,25 @@ from ray.data import ActorPoolStrategy, DataContext
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import LOADER_CPUS
 from mmh_ray.distributed.shards import PreparedStore
-from mmh_ray.errors import DataError
-from mmh_ray.imaging.intensity import MonotoneMap, mean_quantile_function
-from mmh_ray.imaging.simulation import INDICES_PER_PEOPLE, canonical_quantiles, simulated_pair, unifying_map
+from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.imaging.intensity import MonotoneMap, mean_quantile_function, quantile_function, tissue_quantiles
+from mmh_ray.imaging.phantom import canonical_fluid
+from mmh_ray.imaging.simulation import (
+    INDICES_PER_PEOPLE,
+    canonical_quantiles,
+    person_number,
+    simulated_pair,
+    unifying_map,
+)
 from mmh_ray.models.global_harmonizer import SlabBatch
 from mmh_ray.models.groups import training_group
 from mmh_ray.models.restyle import restyle
+from mmh_ray.provenance import hash_of, sha256_file
+from mmh_ray.simulation.examples import example, random_head
+from mmh_ray.simulation.people import label_maps_in
+from mmh_ray.simulation.protocols import SEQUENCES, canonical_levels
+from mmh_ray.simulation.scanner import canonical_image
+from mmh_ray.simulation.tissues import FLUID
 
 VALIDATION_PEOPLE, CALIBRATION_PEOPLE = 10**9, 2 * 10**9
 """Numbers of simulated examples that training never reaches."""
@@ -87,9 +100,88 @@ class UnifiedDomain:
         """``(2, 257)`` quantile function and tissue quantiles of a sequence."""
         return np.stack([self.quantiles[name], self.tissues[name]])
 
-    def of_canonical(self, name: str) -> MonotoneMap:
+    def fluid(self, name: str) -> float:
+        """What pure fluid is in the domain of a sequence that can be simulated."""
+        return float(self._from_canonical(name).apply(np.array(canonical_fluid(name))))
+
+    def example(self, config: Config, sequence: str, ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scan, truth in the domain and mask, ``(X, Y, Z)`` each, of the ``ordinal``-th simulated example of a sequence.
+
+        Two in a row are of one person, seen by two scanners.
+        """
+        upper = config.prepare.upper_percentile
+        scan, truth, mask = simulated_pair(ordinal, sequence, config.grid, config.train.seed, upper)
+        return scan, self._from_canonical(sequence).apply_inside(truth, mask), mask
+
+    def _from_canonical(self, name: str) -> MonotoneMap:
         """From canonical to unified intensity of a sequence that can be simulated."""
         return unifying_map(self.canonical[name], self.quantiles[name])
+
+
+DOMAIN_PEOPLE = 24
+"""Simulated people whose mean histogram is that of a domain by choice."""
+
+
+@dataclass(frozen=True)
+class ChosenDomain(UnifiedDomain):
+    """A domain by choice, not by average: the canonical look of :mod:`mmh_ray.simulation`, with no cohort at all.
+
+    Attributes
+    ----------
+    label_maps:
+        Paths of label maps to make people of; the last fifth serves validation alone. Empty: ICBM-152.
+    """
+
+    label_maps: tuple[str, ...] = ()
+
+    @classmethod
+    def of_simulation(cls, config: Config) -> ChosenDomain:
+        """From the settings alone.
+
+        Raises
+        ------
+        DataError
+            If the folder of label maps holds none.
+        ConfigError
+            If the model has a sequence that cannot be simulated.
+        """
+        unknown = [name for name in config.model.sequences if name not in SEQUENCES]
+        if unknown:
+            expected = f"some of {', '.join(SEQUENCES)} without PREPARED"
+            raise ConfigError(f"model.sequences={config.model.sequences}", expected, "Leave the others out.")
+        folder = config.simulation.label_maps
+        label_maps = () if folder is None else label_maps_in(folder)
+        quantiles, tissues = {}, {}
+        people = [random_head(label_maps, _DOMAIN_SEED + number, config.grid) for number in range(DOMAIN_PEOPLE)]
+        for sequence in config.model.sequences:
+            images = [canonical_image(head, sequence) for head in people]
+            both = list(zip(images, people, strict=True))
+            quantiles[sequence] = mean_quantile_function(quantile_function(image[head.brain]) for image, head in both)
+            tissues[sequence] = mean_quantile_function(tissue_quantiles(image, head.brain) for image, head in both)
+        return cls(quantiles, tissues, quantiles, label_maps)
+
+    def fluid(self, name: str) -> float:
+        """See :meth:`UnifiedDomain.fluid`."""
+        return float(canonical_levels(name)[FLUID])
+
+    def example(self, config: Config, sequence: str, ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See :meth:`UnifiedDomain.example`."""
+        held_out = -(-len(self.label_maps) // 5)
+        training = self.label_maps[: len(self.label_maps) - held_out]
+        label_maps = training if ordinal < VALIDATION_PEOPLE else self.label_maps[len(training) :]
+        head = random_head(label_maps, _mix(config.train.seed, person_number(ordinal)), config.grid)
+        seed = _mix(config.train.seed, ordinal)
+        made = example(head, sequence, seed, config.grid, config.prepare.n4_iterations)
+        return made.scan, made.truth, made.mask
+
+
+_DOMAIN_SEED = 3 * 10**9
+
+
+def simulation_hash(domain: ChosenDomain) -> str:
+    """Hash of what a model learns from without a cohort: the domain and the bytes of the label maps."""
+    quantiles = {name: values.tolist() for name, values in domain.quantiles.items()}
+    return hash_of([quantiles, [sha256_file(path) for path in domain.label_maps]])
 
 
 def _mean_over_sites(by_site: dict[str, list[dict[str, Any]]], function: Callable[..., np.ndarray]) -> np.ndarray:
@@ -100,23 +192,17 @@ def example_apart(
     config: Config, domain: UnifiedDomain, sequence: str, number: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scan, truth in the unified domain and mask of the ``number``-th simulated person that neither training nor validation shows."""
-    return _example(config, domain, sequence, CALIBRATION_PEOPLE + INDICES_PER_PEOPLE * number)
-
-
-def _example(
-    config: Config, domain: UnifiedDomain, sequence: str, ordinal: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    upper = config.prepare.upper_percentile
-    scan, truth, mask = simulated_pair(ordinal, sequence, config.grid, config.train.seed, upper)
-    return scan, domain.of_canonical(sequence).apply_inside(truth, mask), mask
+    return domain.example(config, sequence, CALIBRATION_PEOPLE + INDICES_PER_PEOPLE * number)
 
 
 class GroupMaker:
     """Makes the ``number``-th slice group; called by Ray Data on blocks of numbers, or by hand."""
 
-    def __init__(self, store_uri: str, config: Config, domain: UnifiedDomain, split: str = "train") -> None:
-        self.store, self.config, self.domain = PreparedStore(store_uri), config, domain
-        self.entries = [entry for entry in usable(self.store, split) if entry["sequence"] in config.model.sequences]
+    def __init__(self, store_uri: str | None, config: Config, domain: UnifiedDomain, split: str = "train") -> None:
+        self.store = None if store_uri is None else PreparedStore(store_uri)
+        self.config, self.domain = config, domain
+        entries = [] if self.store is None else usable(self.store, split)
+        self.entries = [entry for entry in entries if entry["sequence"] in config.model.sequences]
         self.simulable = [name for name in config.model.sequences if name in domain.canonical]
         self.share = config.train.simulated_share if self.simulable else 0.0
         if self.share == 1:  # the teacher is left with what cannot be simulated
@@ -153,6 +239,7 @@ class GroupMaker:
         return self.entries[_shuffle(self.config.train.seed, turn, len(self.entries))[place]]
 
     def _volume(self, ordinal: int, number: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+        assert self.store is not None
         entry = self.entry(ordinal)
         image, mask = self.store.read(entry)
         teacher = MonotoneMap.between(entry["quantiles"], self.domain.quantiles[entry["sequence"]])
@@ -164,7 +251,7 @@ class GroupMaker:
 
     def _simulated(self, ordinal: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
         sequence = self.simulable[(ordinal // 2 + ordinal // 16) % len(self.simulable)]  # two scanners, one person
-        scan, truth, mask = _example(self.config, self.domain, sequence, ordinal)
+        scan, truth, mask = self.domain.example(self.config, sequence, ordinal)
         return sequence, truth, scan, mask
 
 
@@ -177,7 +264,7 @@ class _Loader(GroupMaker):
 
 
 def training_stream(
-    store_uri: str, config: Config, domain: UnifiedDomain, first_step: int, rank: int, world: int, loaders: int
+    store_uri: str | None, config: Config, domain: UnifiedDomain, first_step: int, rank: int, world: int, loaders: int
 ) -> Iterator[SlabBatch]:
     """This worker's batches from ``first_step`` on, in order, until ``config.train.steps``."""
     share = config.train.volumes_per_step // world
@@ -191,7 +278,7 @@ def training_stream(
 
 
 def _execute(
-    store_uri: str,
+    store_uri: str | None,
     config: Config,
     domain: UnifiedDomain,
     span: tuple[int, int],
@@ -223,7 +310,7 @@ def _execute(
         yield SlabBatch.of_groups(batch)
 
 
-def validation_batches(store_uri: str, config: Config, domain: UnifiedDomain) -> list[SlabBatch]:
+def validation_batches(store_uri: str | None, config: Config, domain: UnifiedDomain) -> list[SlabBatch]:
     """Fixed groups mixed as in training, from the split `val` and unseen simulated people, styled once and for all.
 
     The mixture matters: on teacher targets alone a network that changes nothing would validate best.

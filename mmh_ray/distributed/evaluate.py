@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 
+from mmh_ray.bids.labels import add_labels
 from mmh_ray.bids.lesions import add_lesions
 from mmh_ray.bids.status import utc_now
 from mmh_ray.config import Config
@@ -31,16 +32,17 @@ from mmh_ray.distributed.cases import (
 )
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.cohort_figures import Cohort, measure_cohort, summarise
-from mmh_ray.distributed.evaluation_files import Pictures, write_all
+from mmh_ray.distributed.evaluation_files import FIGURES, Pictures, write_all
 from mmh_ray.distributed.style_vectors import style_vectors
 from mmh_ray.distributed.tasks import run_tasks
+from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.baselines import BASELINES, Baseline, Unfitted
 from mmh_ray.evaluation.catalogue import AGAIN, BEST_KNOWN, RAW, ordered
 from mmh_ray.evaluation.conditions import conditions
 from mmh_ray.evaluation.method import Kept
 from mmh_ray.evaluation.scans import Case, Row, Settings, common_masks, scan_mask
 from mmh_ray.evaluation.subject import Score, Training, score, training_facts
-from mmh_ray.provenance import code_version
+from mmh_ray.provenance import check_place, code_version
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,12 @@ Trained = dict[str, list[tuple[Row, Training]]]
 
 
 def evaluate(
-    archives: Mapping[str, str], out: str, config: Config, truth: str | None = None, model: str | None = None
+    archives: Mapping[str, str],
+    out: str,
+    config: Config,
+    truth: str | None = None,
+    model: str | None = None,
+    labels: str | None = None,
 ) -> dict[str, Any]:
     """Measure every method; write `evaluation.json`, `per_image.parquet`, `figures/*.png` and `report.html` to ``out``.
 
@@ -64,12 +71,15 @@ def evaluate(
         Folder `derivatives/truth` of a simulated archive, for the measures that need it.
     model:
         URI of the model behind `ours`, to be cited.
+    labels:
+        Folder of label maps `*_dseg.nii.gz` in BIDS naming; None: those in the `derivatives` of `raw`.
 
     Returns
     -------
     dict
         ``{method: {sequence: {measure: {value, low, high, n}}}}``, and under ``differences`` the same of ours minus each
-        with ``p``; under ``about`` who was scored, ``problems`` (images without usable output), ``notes`` and times.
+        with ``p``; under ``about`` who was scored, ``problems`` (images without usable output), ``notes``, times, and under ``labels``
+        ``{sequence: {method: {site: {measure: mean, "n": images}}}}`` of the tissues that others drew.
 
     Raises
     ------
@@ -79,10 +89,12 @@ def evaluate(
         If a folder cannot be read, or nothing can be scored.
     """
     check_archives(archives)
+    check_place(Path(out, FIGURES, "picture"), out, ConfigError)
     start, started, total = time.monotonic(), utc_now().isoformat(timespec="seconds"), Score()
     connect()
     rows = usable_rows(archives, out, config, total.notes, total.problems)
     add_lesions(rows)
+    total.notes += add_labels(rows, labels)
     cases = choose_cases(rows, config, total.notes)
     scored = {row["image_id"] for case in cases for row in case.rows}
     total.problems = [row for row in total.problems if row["method"] == RAW or row["image_id"] in scored]
@@ -94,7 +106,8 @@ def evaluate(
     methods = tuple(ordered([*BASELINES, *(name for name in archives if not name.endswith(AGAIN))]))
     sliced, common = _sliced(methods, config), _common(cases, total)
     style = style_vectors(config.style, total.notes) if sliced else None
-    settings = Settings(methods, baselines, truth, config.prepare.n4_iterations, sliced, common, style)
+    table = config.evaluate.label_table
+    settings = Settings(methods, baselines, truth, config.prepare.n4_iterations, sliced, common, style, table)
     scores = _score_all(cases, settings, total)
     measured, shown = measure_cohort(Cohort(scores.methods, scores.kept, trained, config.evaluate), total)
     summary = summarise(measured, config.evaluate)
@@ -106,6 +119,7 @@ def evaluate(
         "data_hash": data_hash(cases),
         "conditions": conditions((row for case in cases for row in case.rows), truth, config),
         **_counts(cases),
+        "labels": {sequence: summary.labels[sequence] for sequence in sorted(summary.labels)},
         "problems": problems,
         "notes": sorted({*total.notes, *total.clock.said()}),
         "processor_seconds": _times(total),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -37,6 +37,7 @@ from mmh_ray.evaluation.target import (
     middle_slices,
     score_target,
 )
+from mmh_ray.files import read_object
 from mmh_ray.models.style import check_same_encoder, make_style_encoder
 from mmh_ray.models.style_backbones import EMBEDDED
 from mmh_ray.models.target_bundle import load_target
@@ -147,7 +148,7 @@ def _describer(cases: Sequence[TargetCase], config: Config) -> StyleDescriber:
     if made is None:
         return StyleDescriber(config.style)
     if config.style.backbone != EMBEDDED and "training" in made:  # whose aggregator lies with the target
-        target = load_target(*tracking.resolve_target(made["URI"], "", config.tracking))
+        target = load_target(*tracking.resolve_recorded_target(str(made.get("URI")), config.tracking))
         target.encoder(config.style, 1.0)
         return StyleDescriber(config.style, target.aggregator)
     recorded = made.get("style_encoder") or made["training"]["style_encoder"]
@@ -158,8 +159,17 @@ def _describer(cases: Sequence[TargetCase], config: Config) -> StyleDescriber:
 def _made_by(case: TargetCase) -> Row | None:
     """The target that made the outputs of a case, as the first sidecar tells; None where there is none."""
     paths = (sidecar_path(Path(row["target"])) for row in case.sources)
-    known = next((path for path in paths if path.is_file()), None)
-    return json.loads(known.read_bytes())["TargetModel"] if known else None
+    known = next((path for path in paths if os.path.isfile(path)), None)
+    if known is None:
+        return None
+    try:
+        made = read_object(known)["TargetModel"]
+        if made is None or isinstance(made, dict):
+            return made
+        raise ValueError(f"TargetModel is a {type(made).__name__}")
+    except (OSError, ValueError, KeyError) as error:
+        received = f"{known}: {type(error).__name__}: {error}"
+        raise DataError(received, "the sidecar of a harmonized image", "Harmonize the image again.") from error
 
 
 def _check_answers(cases: Sequence[TargetCase]) -> None:

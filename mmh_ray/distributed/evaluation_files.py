@@ -24,7 +24,7 @@ from mmh_ray.provenance import whole_file, write_json
 Key = tuple[str, str]
 """Sequence and method."""
 
-EVALUATION, PER_IMAGE, REPORT = "evaluation.json", "per_image.parquet", "report.html"
+EVALUATION, PER_IMAGE, REPORT, FIGURES = "evaluation.json", "per_image.parquet", "report.html", "figures"
 
 
 PEOPLE_SHOWN = 8
@@ -52,7 +52,7 @@ def write_all(out: Path, evaluation: Mapping[str, Any], tables: Iterable[pa.Tabl
         for table in tables:
             writer.write_table(table)
             by_site += _by_site(table)
-    names = _write_pictures(out / "figures", pictures)
+    names = _write_pictures(out / FIGURES, pictures)
     write_evaluation_report(out / REPORT, evaluation, by_site, names)
     write_json(out / EVALUATION, evaluation)
 

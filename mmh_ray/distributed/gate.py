@@ -18,6 +18,7 @@ from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.evaluation.catalogue import MEASURES, OURS
 from mmh_ray.evaluation.measuring import FACTS
 from mmh_ray.evaluation.promotion import Decision, Evaluated, decide
+from mmh_ray.files import read_object
 from mmh_ray.tracking import cite, evaluation_of, move_alias, record_evaluation
 
 
@@ -48,7 +49,8 @@ def _maker(out: str, row: Mapping[str, Any]) -> str | None:
     """Hash of the model that made an image; of one that failed, that of what an earlier run left there."""
     if row["status"] in MADE:
         return row["model_hash"]
-    return (read_sidecar(Path(out, row["output"])).get("Provenance") or {}).get("model_hash")
+    provenance = read_sidecar(Path(out, row["output"])).get("Provenance")
+    return provenance.get("model_hash") if isinstance(provenance, dict) else None
 
 
 def keep_with_model(model: str, out: str, config: Config) -> str:
@@ -89,7 +91,7 @@ def promote(model: str, alias: str, config: Config) -> Decision:
 def _evaluated(model: str, config: Config) -> Evaluated:
     uri, folder = evaluation_of(model, config.tracking)
     try:
-        evaluation = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+        evaluation = read_object(folder / EVALUATION)
         images = pd.read_parquet(folder / PER_IMAGE).reindex(columns=[*FACTS, "method", *MEASURES])
         return Evaluated(uri, evaluation["about"], images, evaluation.get(OURS, {}))
     except (OSError, ValueError, KeyError) as error:

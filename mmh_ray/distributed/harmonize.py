@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from importlib.metadata import version
@@ -18,10 +16,10 @@ import ray
 
 from mmh_ray import tracking
 from mmh_ray.bids.derivatives import check_dataset, write_dataset_description
-from mmh_ray.bids.entities import desc_of, parse
+from mmh_ray.bids.entities import parse
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.manifest import find_images
-from mmh_ray.bids.status import RunRecord, utc_now
+from mmh_ray.bids.status import RECORD, RunRecord, utc_now
 from mmh_ray.config import Config, HarmonizeConfig, PrepareConfig, flatten, to_dict
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.cohort_report import write_cohort_report
@@ -30,6 +28,8 @@ from mmh_ray.distributed.job import Job
 from mmh_ray.distributed.look import (
     Look,
     Row,
+    check_names,
+    check_places,
     input_hash,
     is_current,
     ledger_row,
@@ -41,14 +41,15 @@ from mmh_ray.distributed.manifest import probe_all
 from mmh_ray.distributed.prepare import check_row
 from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.distributed.worker import HarmonizeWorker
-from mmh_ray.errors import ConfigError, RefusedError, data_error
+from mmh_ray.errors import ConfigError, DataError, RefusedError, data_error
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.volume import BYTES_PER_VOXEL, read_mask, read_volume
-from mmh_ray.models.bundle import Bundle, bundle_config, bundle_hash, load_bundle
+from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
 from mmh_ray.models.target_bundle import SAMPLING, Target, load_target
 from mmh_ray.progress import progress
-from mmh_ray.provenance import code_version, hash_of, remove_partial, sha256_file
+from mmh_ray.provenance import check_place, code_version, hash_of, remove_partial, sha256_file
 from mmh_ray.reference_target import target_of_scan
+from mmh_ray.stopping import stoppable
 
 log = logging.getLogger(__name__)
 
@@ -97,27 +98,6 @@ def harmonize(job: Job) -> dict[str, int]:
             remove_partial(job.out)  # of actors that were ended or died
 
 
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Make of SIGTERM, a batch system's word that the time is up, a KeyboardInterrupt; a second one is ignored while all is put in order.
-
-    Only the main thread may say what becomes of a signal; elsewhere nothing changes.
-    """
-
-    def stop(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt("stopped by SIGTERM; run again to go on")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def plan(job: Job) -> list[Row]:
     """What :func:`harmonize` would do, per image: ``image_id``, ``source``, ``action`` (harmonize, skip, refuse, fail) and ``reason``.
 
@@ -155,8 +135,9 @@ def _planned(task: Row, look: Look, job: Job, known: tuple[str, ...], facts: Row
         action = "refuse"
     else:
         try:
+            check_places(Path(job.out, look.output(task, job.config.harmonize)), Path(job.out))
             digest = input_hash(task)
-        except OSError as error:
+        except (DataError, OSError) as error:
             action, reason = "fail", str(data_error(error, task["uri"]))
         else:
             earlier = task["earlier"].get(look.name)
@@ -170,8 +151,9 @@ def _prepare(job: Job) -> tuple[list[Row], Path, Row, list[Look]]:
     check_dataset(job.out, job.bids)
     folder, uri = tracking.resolve_model(job.model, job.config.tracking)
     found = find_images(job.bids, job.config.manifest.site_pattern, require_site=False)
-    _check_preparation(job.config, bundle_config(folder))
-    facts = {"model": uri, "model_hash": bundle_hash(folder)}
+    bundle = load_bundle(folder)  # what is wrong with it is said here, and not image by image
+    _check_preparation(job.config, bundle.config)
+    facts = {"model": uri, "model_hash": bundle.hash}
     rows, looks = _select(found, job.participants, job.sequences), _looks(job, folder)
     mark_shared_outputs(rows, looks, job.config.harmonize)
     return rows, folder, facts, looks
@@ -192,9 +174,7 @@ def _looks(job: Job, folder: Path) -> list[Look]:
         target.attach(bundle)
         _warn_of_other_sampling(target, job.config.harmonize)
     looks = [Look(target, hash_of(settings | {"target": target.hash})) for target in targets]
-    if len({desc_of(look.name) for look in looks}) < len(looks):
-        received = f"targets {', '.join(str(look.name) for look in looks)}"
-        raise ConfigError(received, "targets whose letters and digits differ", "Harmonize them into different folders.")
+    check_names([], looks, [], job.config.harmonize)
     return looks
 
 
@@ -225,7 +205,10 @@ def _mask_of(scan: Path, folders: tuple[str, ...]) -> str | None:
 
 
 _INERT = {"slots": 0, "timeout_s": 0, "batch_slabs": 0}
-"""Settings that change neither a voxel nor the outcome, left out of the settings hash."""
+"""Settings that change no outcome, and no voxel but for rounding, left out of the settings hash.
+
+Fewer than eight slabs a batch move a voxel by up to 3e-6: the network's sums are then split otherwise. All else moves none.
+"""
 
 
 def _geometry(prepare: PrepareConfig) -> Row:
@@ -254,6 +237,7 @@ def _check_output(bids: str, out: str) -> None:
             "a folder of its own outside the archive or below its derivatives/",
             "Name another one.",
         )
+    check_place(Path(out, RECORD), out, ConfigError)
 
 
 @contextlib.contextmanager
@@ -296,7 +280,8 @@ def _select(rows: list[Row], participants: Iterable[str], sequences: Iterable[st
 
 
 def _tasks(job: Job, rows: list[Row], known: dict[str, Row], looks: Sequence[Look]) -> list[Row]:
-    """Rows with what the ledger knows of them, by the look's name."""
+    """Rows with what the ledger knows of them, by the look's name; ConfigError where two targets would share names."""
+    check_names(rows, looks, known.values(), job.config.harmonize)
 
     def earlier(row: Row) -> dict[str | None, Row]:
         return {look.name: known[look.image_id(row)] for look in looks if look.image_id(row) in known}
@@ -330,7 +315,7 @@ def _write_record(record: RunRecord, out: str) -> None:
     """A record that cannot be written (a full disk) costs no image, only a warning: the ledger has what was done."""
     try:
         record.write(out)
-    except OSError as error:
+    except (DataError, OSError) as error:
         log.warning("%s: no record of the run (%s)", out, error)
 
 
@@ -354,7 +339,7 @@ def _work_through(
 def _run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: Sequence[Look]) -> Generator[list[Row]]:
     """Ledger rows of the images as they finish."""
     options, slots = _slots(job.config.harmonize, len(rows))
-    files = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+    files = ray.put(bundle_files(folder))
     shared = ray.put(list(looks))
     worker = ray.remote(HarmonizeWorker).options(**options)
     neighbours = -(-slots // sum(node["Alive"] for node in ray.nodes()))  # actors are spread

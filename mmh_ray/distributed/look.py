@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmh_ray.bids.derivatives import derivative_files, read_sidecar
-from mmh_ray.bids.entities import desc_of, output_path, parse
+from mmh_ray.bids.entities import UNIFIED, desc_of, output_path, parse
 from mmh_ray.bids.ledger import MADE
 from mmh_ray.bids.status import utc_now
 from mmh_ray.config import HarmonizeConfig
-from mmh_ray.errors import DataError, RefusedError
+from mmh_ray.errors import ConfigError, DataError, RefusedError
 from mmh_ray.imaging.template import SPACE
 from mmh_ray.models.target_bundle import Target
-from mmh_ray.provenance import hash_of, sha256_file
+from mmh_ray.provenance import check_place, hash_of, sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -94,27 +95,99 @@ def is_current(earlier: Row | None, out: Path, digest: str, model_hash: str, loo
 
     The row tells what was done, the sidecar what lies there: a run that was killed may have replaced the one and not the other.
     """
-    if earlier is None or earlier["status"] not in MADE:
+    if earlier is None or earlier["status"] not in MADE or earlier["output"] is None:
         return False
     wanted, target = provenance(digest, model_hash, look), out / earlier["output"]
-    return target.is_file() and wanted.items() <= earlier.items() and read_sidecar(target).get("Provenance") == wanted
+    return (
+        os.path.isfile(target)
+        and wanted.items() <= earlier.items()
+        and read_sidecar(target).get("Provenance") == wanted
+    )
+
+
+def check_places(image: Path, out: Path) -> None:
+    """Raise DataError if an image's derivative, or what belongs to it, would lie outside the folder of derivatives, behind a link."""
+    for path in derivative_files(image):
+        check_place(path, out)
 
 
 def mark_shared_outputs(rows: list[Row], looks: Sequence[Look], settings: HarmonizeConfig) -> None:
-    """Fail, in place, every usable image whose derivative would have the path of an earlier image's.
+    """Fail, in place, every usable image whose derivative would have the path of an earlier image's, or one that is too long.
 
     On the template's grid that is one that differs from another in `space` alone.
     """
     taken: dict[PurePosixPath, Any] = {}
     for row in rows:
-        outputs = [look.output(row, settings) for look in looks] if row["status"] == "ok" else []
-        first = next((taken[path] for path in outputs if path in taken), None)
-        if first:
-            received = f"its output would have the name of that of {first}"
-            error = DataError(received, "a name of its own", "Rename one of them, or leave both on their own grid.")
+        if row["status"] != "ok":
+            continue
+        try:
+            outputs = [look.output(row, settings) for look in looks]
+            _check_free(outputs, taken)
+        except DataError as error:
             row |= {"status": "unusable", "reason": str(error)}
         else:
             taken |= dict.fromkeys(outputs, row["image_id"])
+
+
+def _check_free(outputs: Sequence[PurePosixPath], taken: Mapping[PurePosixPath, Any]) -> None:
+    first = next((taken[path] for path in outputs if path in taken), None)
+    if first:
+        received = f"its output would have the name of that of {first}"
+        raise DataError(received, "a name of its own", "Rename one of them, or leave both on their own grid.")
+
+
+def check_names(tasks: Sequence[Row], looks: Sequence[Look], known: Iterable[Row], settings: HarmonizeConfig) -> None:
+    """Refuse targets whose derivatives would have the names of another's, of this run or of an earlier one into the folder.
+
+    Names that differ in capitals alone are one to many a file system.
+
+    Parameters
+    ----------
+    tasks:
+        Rows of the images to look at.
+    known:
+        Rows of the ledger.
+
+    Raises
+    ------
+    ConfigError
+        Names both targets; or the one whose name leaves no label.
+    """
+    names: dict[str, str | None] = {}
+    for look in looks:
+        label = desc_of(look.name).lower()
+        if label in names:
+            raise _one_name(look.name, names[label], "asked for beside it")
+        names[label] = look.name
+    made = [row for row in known if row["output"]]
+    for row in made:
+        label = _label(row["target"])
+        if names.get(label, row["target"]) != row["target"]:
+            raise _one_name(names[label], row["target"], f"which made {row['output']} in this folder")
+    owners = {row["output"]: row["target"] for row in made}
+    for task in tasks:
+        for look in looks if task["status"] == "ok" else ():
+            output = str(look.output(task, settings))
+            if owners.get(output, look.name) != look.name:
+                raise _one_name(look.name, owners[output], f"which made {output} in this folder")
+
+
+def _label(target: str | None) -> str:
+    """What tells a target's images from others, in small letters; of a name that no longer is one, that of the unified domain."""
+    try:
+        return desc_of(target).lower()
+    except ConfigError:
+        return UNIFIED
+
+
+def _one_name(target: str | None, other: str | None, which: str) -> ConfigError:
+    received = f"{_called(target)}, whose images would have the names of those of {_called(other)}, {which}"
+    remedy = "Harmonize into another folder, or train one of them under another name."
+    return ConfigError(received, "targets whose letters and digits differ", remedy)
+
+
+def _called(target: str | None) -> str:
+    return "the unified domain" if target is None else f"target {target!r}"
 
 
 def remove_stale(found: Row, look: Look, out: Path, settings: HarmonizeConfig) -> Row:
@@ -137,11 +210,12 @@ def remove_stale(found: Row, look: Look, out: Path, settings: HarmonizeConfig) -
         own = read_sidecar(target).get("Sources") == [found["source"]]
         left = {"output": target.relative_to(out).as_posix(), "reason": f"{found['reason']} {LEFT}"}
         return found | left if own else found
-    for path in derivative_files(target):
-        try:
+    try:
+        check_places(target, out)
+        for path in derivative_files(target):
             path.unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("%s: out of date, and cannot be removed (%s)", path, error)
+    except (DataError, OSError) as error:
+        log.warning("%s: what an earlier run made of it is out of date, and cannot be removed (%s)", target, error)
     return found
 
 

@@ -17,7 +17,8 @@ from mmh_ray.bids.manifest import find_images, to_table, write_manifest
 from mmh_ray.bids.splits import assign_splits
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
-from mmh_ray.errors import ConfigError, data_error
+from mmh_ray.errors import ConfigError, DataError, data_error
+from mmh_ray.imaging.nifti import read_header
 from mmh_ray.imaging.volume import READING_BYTES_PER_VOXEL, check_memory, read_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import sha256_file
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 BLOCK_ROWS = 32
 """Images per Ray task: enough to hide its start, few enough that progress moves."""
+
+MOST_BYTES_UNSEEN = 2**30
+"""Files beyond this size are hashed only once they have been read: their first bytes may tell that they are no scans."""
 
 
 def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
@@ -47,7 +51,7 @@ def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
     ConfigError
         If `manifest.site_pattern` is unusable or ``out`` is a folder.
     """
-    if Path(out).is_dir():
+    if os.path.isdir(out):
         raise ConfigError(f"{out}: a folder", "a file to write", f"Write for example {Path(out) / 'manifest.parquet'}.")
     with progress(None, "Finding", unit="images") as advance:
         rows = find_images(bids, config.manifest.site_pattern, advance)
@@ -66,10 +70,14 @@ def probe(uri: str, bytes_per_voxel: int = READING_BYTES_PER_VOXEL) -> dict[str,
     """
     facts: dict[str, Any] = {"status": "ok", "reason": None}
     try:
-        facts |= {"bytes": os.path.getsize(uri), "sha256": sha256_file(uri)}
+        facts["bytes"] = os.path.getsize(uri)
+        if facts["bytes"] <= MOST_BYTES_UNSEEN:
+            facts["sha256"] = sha256_file(uri)
         facts |= _header(uri)
         check_memory(uri, bytes_per_voxel=bytes_per_voxel)
         read_volume(uri)
+        if "sha256" not in facts:
+            facts["sha256"] = sha256_file(uri)
     except Exception as error:  # one strange file must not end the job
         facts |= {"status": "unusable", "reason": str(data_error(error, uri))}
     return facts
@@ -77,17 +85,19 @@ def probe(uri: str, bytes_per_voxel: int = READING_BYTES_PER_VOXEL) -> dict[str,
 
 def _header(uri: str) -> dict[str, Any]:
     """Shape, spacing in mm and orientation as far as they can be read; :func:`read_volume` tells what is wrong."""
+    facts: dict[str, Any] = {}
     try:
-        image: Any = nib.load(uri)
-        facts: dict[str, Any] = {"shape": [int(size) for size in image.shape]}
-        affine = np.asarray(image.affine, np.float64)
-        if not np.isfinite(affine).all():
-            return facts
-        facts["spacing_mm"] = [float(size) for size in np.linalg.norm(affine[:3, :3], axis=0)]
-        facts["orientation"] = "".join(code or "?" for code in nib.aff2axcodes(affine))
-    except Exception as error:
+        header = read_header(uri)
+        facts["shape"] = list(header.shape)
+        affine = header.affine()
+    except DataError as error:
         log.debug("%s: header: %s", uri, error)
-        return {}
+        return facts
+    with np.errstate(all="ignore"):  # a matrix of huge numbers
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        if np.isfinite(affine).all() and np.isfinite(spacing).all():
+            facts["spacing_mm"] = [float(size) for size in spacing]
+            facts["orientation"] = "".join(code or "?" for code in nib.aff2axcodes(affine))
     return facts
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +18,12 @@ from mmh_ray.bids.derivatives import BIDS_VERSION
 from mmh_ray.config import PhantomConfig
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.errors import ConfigError
+from mmh_ray.files import read_object
 from mmh_ray.imaging.anatomy import TISSUES, Anatomy, Person, simulate_anatomy
 from mmh_ray.imaging.phantom import SEQUENCES, SITES, Scanner, canonical, noise_free, render
 from mmh_ray.imaging.volume import Volume, write_volume
 from mmh_ray.progress import progress
-from mmh_ray.provenance import whole_file, write_json
+from mmh_ray.provenance import check_place, whole_file, write_json
 
 GENERATOR = "mmh_ray.phantom"
 """Name in `GeneratedBy`; not that of the derivatives, so that an archive is never taken for a harmonizer's output."""
@@ -223,12 +224,20 @@ def _claim(out: str, config: PhantomConfig) -> Path:
             raise ConfigError(
                 f"{out}: a phantom archive of {found}", f"one of {settings}", "Remove it or name another."
             )
+    _check_links(root)
     write_json(root / "dataset_description.json", _description("Phantom brains", "raw") | {"Simulation": settings})
-    (root / "README").write_text(_README, encoding="utf-8")
+    _write_text(root / "README", _README)
     for name, kind in (("masks", "brain masks"), ("truth", "truth")):
         description = _description(f"Phantom brains, {kind}", "derivative") | {"SourceDatasets": [{"URL": "../.."}]}
         write_json(root / "derivatives" / name / "dataset_description.json", description)
     return root
+
+
+def _check_links(root: Path) -> None:
+    """Refuse an earlier archive with a link to a folder: scans would be written where it leads to."""
+    for folder, folders, _ in os.walk(root):
+        for name in folders:
+            check_place(Path(folder, name, "scan"), root, ConfigError)
 
 
 def _description(name: str, kind: str) -> dict[str, Any]:
@@ -239,7 +248,7 @@ def _description(name: str, kind: str) -> dict[str, Any]:
 def _settings_of(root: Path) -> dict[str, Any] | None:
     """Settings of the archive that an earlier run made there; None for anything else."""
     try:
-        description = json.loads((root / "dataset_description.json").read_bytes())
+        description = read_object(root / "dataset_description.json")
         made = description["DatasetType"] == "raw" and description["GeneratedBy"][0]["Name"] == GENERATOR
         return description["Simulation"] if made else None
     except (OSError, ValueError, LookupError, TypeError):
@@ -259,5 +268,9 @@ def _write_tables(root: Path, subjects: Iterable[Subject]) -> None:
 
 
 def _write_tsv(path: Path, rows: Iterable[tuple[str, ...]]) -> None:
+    _write_text(path, "".join("\t".join(row) + "\n" for row in rows))
+
+
+def _write_text(path: Path, text: str) -> None:
     with whole_file(path) as partial:
-        partial.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import SimpleITK
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from mmh_ray.bids.manifest import read_manifest
@@ -37,6 +37,9 @@ METHOD_VERSION = 5
 
 LEAST_VOLUMES = 4
 """Volumes of a task below which more tasks are not worth their start."""
+
+MOST_TASKS = 1024
+"""Tasks among which an archive is shared out. Their number, and so the shards, must not depend on the cluster that happens to be there."""
 
 _IDENTITY = ("image_id", "subject", "session", "site", "sequence", "split")
 _COLUMNS = [*_IDENTITY, "uri", "mask_uri", "sha256", "status"]
@@ -148,9 +151,8 @@ def _prepare_all(rows: list[Row], out: str, config: Config) -> list[Row]:
     """Index rows of all images; few tasks wait at a time, whatever the length of the manifest."""
     connect()
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    size = min(config.prepare.shard_volumes, max(LEAST_VOLUMES, -(-len(rows) // (2 * cpus))))
     task = ray.remote(num_cpus=1, max_retries=1)(prepare_shard)
-    waiting = deque(rows[start : start + size] for start in range(0, len(rows), size))
+    waiting = deque(_parts(rows, config.prepare.shard_volumes))
     pending: dict[Any, list[Row]] = {}
     entries: list[Row] = []
     with progress(len(rows), "Preparing", unit="images") as advance:
@@ -178,6 +180,12 @@ def _prepare_all(rows: list[Row], out: str, config: Config) -> list[Row]:
     return entries
 
 
+def _parts(rows: list[Row], shard_volumes: int) -> list[list[Row]]:
+    """The rows of each task, by nothing but their number: the same rows give the same shards on any cluster."""
+    size = min(shard_volumes, max(LEAST_VOLUMES, math.ceil(len(rows) / MOST_TASKS)))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
 def prepare_shard(
     rows: Sequence[Row], out: str, grid: GridConfig, settings: PrepareConfig, quality: QualityConfig
 ) -> list[Row]:
@@ -188,7 +196,6 @@ def prepare_shard(
     list[dict]
         Their index rows.
     """
-    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the task reserved one CPU
     failed: list[Row] = []
 
     def prepared() -> Iterator[Row]:

@@ -187,9 +187,15 @@ def keep_only(uri: str, names: Collection[str | None]) -> None:
     store, folder = _located(uri)
     for name in names_in(uri):
         if name.startswith(_PARTIAL):
-            store.delete_dir(f"{folder}/{name}")
+            _delete(store, f"{folder}/{name}")
         elif is_shard(name) and name not in names:
             store.delete_file(f"{folder}/{name}")
+
+
+def _delete(store: pa.fs.FileSystem, path: str) -> None:
+    """Delete a folder with all it holds, or a file; of a link only itself."""
+    is_folder = store.get_file_info(path).type == pa.fs.FileType.Directory
+    (store.delete_dir if is_folder else store.delete_file)(path)
 
 
 class PreparedStore:

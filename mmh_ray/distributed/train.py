@@ -29,12 +29,19 @@ from mmh_ray import tracking
 from mmh_ray.config import Config, from_dict, to_dict
 from mmh_ray.distributed.board import Board, Row
 from mmh_ray.distributed.cluster import connect, training_resources
-from mmh_ray.distributed.datasets import UnifiedDomain, example_apart, training_stream, usable, validation_batches
+from mmh_ray.distributed.datasets import (
+    ChosenDomain,
+    UnifiedDomain,
+    example_apart,
+    simulation_hash,
+    training_stream,
+    usable,
+    validation_batches,
+)
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.figures import before_after, middle_slice
-from mmh_ray.imaging.phantom import canonical_fluid
 from mmh_ray.models.bundle import save_bundle
 from mmh_ray.models.calibration import observed
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
@@ -42,6 +49,7 @@ from mmh_ray.models.learner import Learner, best_weights
 from mmh_ray.models.sampling import estimate_planes, fuse, harmonize_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of
+from mmh_ray.stopping import handlers_kept
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +81,21 @@ class _Run:
     """What a training run is made of, and where it leaves its traces."""
 
     config: Config
-    store: PreparedStore
+    store: PreparedStore | None
     domain: UnifiedDomain
     storage: pyarrow.fs.FileSystem
     folder: str
     run_id: str
+    data_hash: str
+
+    @property
+    def store_uri(self) -> str | None:
+        """Where the prepared volumes are; None where there are none."""
+        return None if self.store is None else self.store.uri
 
 
-def train_global(prepared: str, config: Config) -> TrainedModel:
-    """Train the global harmonizer on prepared volumes and register it.
+def train_global(prepared: str | None, config: Config) -> TrainedModel:
+    """Train the global harmonizer on prepared volumes and register it; without any, on simulation alone, into the domain by choice.
 
     A run of the same ``train.run_name`` in the same ``train.storage`` goes on from its last checkpoint.
 
@@ -93,13 +107,19 @@ def train_global(prepared: str, config: Config) -> TrainedModel:
         If the store cannot be read or lacks a sequence of the model.
     """
     connect()
-    store = PreparedStore(str(Path(prepared).absolute()) if "://" not in prepared else prepared)
-    domain = UnifiedDomain.of(store, config)
+    store: PreparedStore | None = None
+    if prepared is None:
+        chosen = ChosenDomain.of_simulation(config)
+        domain: UnifiedDomain = chosen
+        facts = {"data_hash": simulation_hash(chosen), "prepared": "simulation alone"}
+    else:
+        store = PreparedStore(str(Path(prepared).absolute()) if "://" not in prepared else prepared)
+        domain = UnifiedDomain.of(store, config)
+        facts = {"data_hash": store.data_hash, "prepared": store.uri}
     storage, folder = open_storage(config.train.storage)
-    facts = {"data_hash": store.data_hash, "prepared": store.uri}
     tracking.configure(config.tracking)
     run_id = _start_or_continue(storage, f"{folder}/{config.train.run_name}", config, facts)
-    run = _Run(config, store, domain, storage, folder, run_id)
+    run = _Run(config, store, domain, storage, folder, run_id, facts["data_hash"])
     try:
         return _publish(run, _fit(run))
     except BaseException:
@@ -115,7 +135,7 @@ def _fit(run: _Run) -> dict[str, torch.Tensor]:
     trainer = TorchTrainer(
         _work,
         train_loop_config={
-            "store": run.store.uri,
+            "store": run.store_uri,
             "config": to_dict(config),
             "domain": run.domain,
             "loaders": loaders,
@@ -132,7 +152,7 @@ def _fit(run: _Run) -> dict[str, torch.Tensor]:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    with _watch(board, run.run_id, config.train.steps):
+    with _watch(board, run.run_id, config.train.steps), handlers_kept():
         result = trainer.fit()
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as directory:
@@ -276,20 +296,21 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
     model = GlobalHarmonizer(config.model, config.train, quantiles)
     model.load_state_dict(best_weights(state))
     _calibrate(model.eval(), run)
-    batches = validation_batches(store.uri, config, run.domain)
+    batches = validation_batches(run.store_uri, config, run.domain)
     validation = Learner(model, config.train).validate(batches)
     counts: dict[str, Counter[str]] = {}
-    for entry in usable(store, "train"):
+    for entry in usable(store, "train") if store is not None else ():
         counts.setdefault(entry["site"], Counter())[entry["sequence"]] += 1
     training = {"steps": int(state["steps_done"]), "validation": validation, "counts": counts}
     target = f"{run.folder}/{config.train.run_name}/bundle"
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch, "bundle")
-        save_bundle(local, model, config, quantiles=quantiles, data_hash=store.data_hash, training=training)
+        save_bundle(local, model, config, quantiles=quantiles, data_hash=run.data_hash, training=training)
         run.storage.create_dir(target)
         pyarrow.fs.copy_files(str(local), target, destination_filesystem=run.storage)
         uri = tracking.register(run.run_id, local, config.tracking.model_name, config.tracking)
-        for picture in _sample_figures(model.eval(), store, config, Path(scratch)):
+        pictures = () if store is None else _sample_figures(model.eval(), store, config, Path(scratch))
+        for picture in pictures:
             tracking.log_figure(run.run_id, picture)
     tracking.finish(run.run_id)
     return TrainedModel(target, uri, run.run_id, validation)
@@ -306,7 +327,7 @@ def _calibrate(model: GlobalHarmonizer, run: _Run) -> None:
         found[done.item] = done.result
     for label in simulable:
         sequence = config.model.sequences[label]
-        fluid = float(run.domain.of_canonical(sequence).apply(np.array(canonical_fluid(sequence))))
+        fluid = run.domain.fluid(sequence)
         examples = np.stack([found[label, number] for number in range(CALIBRATION_SCANS)])
         model.calibration.fit(label, examples, float(np.median(run.domain.quantiles[sequence])), fluid)
         model.fluid[label] = fluid

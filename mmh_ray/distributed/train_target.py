@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections import Counter
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.fs
 import ray
 import torch
 from torch import Tensor
@@ -23,14 +21,15 @@ from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.datasets import usable
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for
+from mmh_ray.distributed.target_places import check_places, place_of, put_target
 from mmh_ray.distributed.train import open_storage
 from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.imaging.preprocess import bias_step
 from mmh_ray.models.adapter import SiteStyle
-from mmh_ray.models.bundle import Bundle, bundle_hash, load_bundle
+from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
 from mmh_ray.models.restyle import restyle
 from mmh_ray.models.style import make_style_encoder
-from mmh_ray.models.target_bundle import FACTS, save_target
+from mmh_ray.models.target_bundle import save_target
 from mmh_ray.models.target_harmonizer import (
     TargetBatch,
     TargetFineTuner,
@@ -121,11 +120,12 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
     if depth := config.harmonize.inversion_depth:
         remedy = "Train without it: an adapter learns on sampling that starts from noise."
         raise ConfigError(f"harmonize.inversion_depth={depth}", "0", remedy)
-    _check_places(config)
+    check_places(config)
     connect()
     store = PreparedStore(prepared if "://" in prepared else str(Path(prepared).absolute()))
     folder, uri = tracking.resolve_model(model, config.tracking)
-    base, bundle = {"hash": bundle_hash(folder), "uri": uri}, load_bundle(folder)
+    bundle = load_bundle(folder)
+    base = {"hash": bundle.hash, "uri": uri}
     tasks, failed = _plan(store, bundle, config)
     if not tasks:
         _raise_for(failed, {})
@@ -179,31 +179,6 @@ def _raise_for(failed: Mapping[str, Exception], finished: Mapping[str, TrainedTa
         raise ModelError(received, f"an adapter of every target, as of {published}", remedy) from next(
             iter(failed.values())
         )
-
-
-def _check_places(config: Config) -> None:
-    """Two sites whose names become one model's must not overwrite each other, nor a target any other folder."""
-    places: dict[str, str] = {}
-    storage, root = open_storage(config.target.storage)
-    for site in config.target.site:
-        name, remedy = tracking.target_model_name(site), "Rename one of them in the archive and prepare it again."
-        if places.setdefault(name, site) != site:
-            raise ConfigError(f"sites {places[name]!r} and {site!r}, both {name}", "names that stay apart", remedy)
-        place = _place(root, site)
-        if not storage.get_file_info(pyarrow.fs.FileSelector(place, allow_not_found=True)):
-            continue
-        if storage.get_file_info(f"{place}/{FACTS}").type == pyarrow.fs.FileType.NotFound:
-            raise ConfigError(
-                f"{place}: no target", "a new folder or an earlier target", "Empty it or change target.storage."
-            )
-        with storage.open_input_stream(f"{place}/{FACTS}") as stream:
-            earlier = json.loads(stream.read())["site"]
-        if earlier != site:
-            raise ConfigError(f"{place}: target of site {earlier!r}", f"one of {site!r}", remedy)
-
-
-def _place(root: str, site: str) -> str:
-    return f"{root}/targets/{tracking.target_model_name(site).removeprefix('mmh-target-')}"
 
 
 def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -> list[TargetTask]:
@@ -350,7 +325,7 @@ def _run(
 ) -> Iterator[tuple[TargetTask, TaskOutcome | Exception]]:
     """Tasks and their outcomes as they finish. One that fails takes the site's others with it, as a site is published whole; the other
     sites go on."""
-    files = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+    files = ray.put(bundle_files(folder))
     remote = ray.remote(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU", 0) else 0, max_retries=2)(_task)
     pending = {remote.remote(task, store_uri, files, config, aggregator): task for task in tasks}
     with progress(len(tasks), "Training targets", "adapters") as advance:
@@ -388,24 +363,11 @@ def _publish(
     styles = {sequence: outcome.style for sequence, (_, outcome) in outcomes.items()}
     tuned = {sequence: outcome.tuned for sequence, (_, outcome) in outcomes.items()}
     storage, root = open_storage(config.target.storage)
-    name, target = tracking.target_model_name(site), _place(root, site)
+    name, target = tracking.target_model_name(site), place_of(root, site)
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch, name)
         save_target(local, site, base, styles, tuned, config, training, aggregator.state)
-        _put(storage, local, target)
+        put_target(storage, local, target)
         uri = tracking.register(run_id, local, name, config.tracking)
     tracking.finish(run_id)
     return TrainedTarget(site, target, uri, run_id, {name: found.validation for name, found in tuned.items()})
-
-
-def _put(storage: pyarrow.fs.FileSystem, local: Path, target: str) -> None:
-    """Copy a bundle beside its place, then swap: an earlier target is whole until the new one has arrived."""
-    partial = f"{target}.partial"
-    for folder in (partial, target):
-        storage.create_dir(folder)
-    storage.delete_dir_contents(partial)
-    pyarrow.fs.copy_files(str(local), partial, destination_filesystem=storage)
-    storage.delete_dir_contents(target)  # it may have had more sequences
-    for found in storage.get_file_info(pyarrow.fs.FileSelector(partial)):
-        storage.move(found.path, f"{target}/{found.base_name}")  # file by file: object stores move no folders
-    storage.delete_dir(partial)

@@ -14,8 +14,17 @@ from typing import Any
 import torch
 
 from mmh_ray.bids.derivatives import derivative_files, figure_paths, write_sidecar
+from mmh_ray.bids.entities import parse, unusual_contrast
 from mmh_ray.config import Config, to_dict
-from mmh_ray.distributed.look import Look, input_hash, is_current, ledger_row, provenance, unknown_sequence
+from mmh_ray.distributed.look import (
+    Look,
+    check_places,
+    input_hash,
+    is_current,
+    ledger_row,
+    provenance,
+    unknown_sequence,
+)
 from mmh_ray.errors import DataError, MaskError, RefusedError, data_error
 from mmh_ray.evaluation.curves import histogram
 from mmh_ray.evaluation.mosaic import write_mosaic
@@ -113,7 +122,7 @@ class HarmonizeWorker:
                         write_mosaic(path, shown.data, scan.prepared.brain, shown.affine)
                         written.append(path)
                     write_sidecar(target, self._sidecar(row, scan, digest, look))
-                rows.append(ledger_row(row, look, "done", None, **facts, flags=list(scan.flags)))
+                rows.append(ledger_row(row, look, "done", None, **facts, flags=_flags(row, scan)))
 
     def _pending(self, row: Row, digest: str, rows: list[Row]) -> list[tuple[Look, Row]]:
         """The looks that are to be made, with what their ledger rows hold; a row is appended for every other."""
@@ -121,6 +130,7 @@ class HarmonizeWorker:
         for look in self.looks:
             reason = unknown_sequence(row, self.harmonizer.bundle.config.model.sequences, look)
             facts = {"output": str(look.output(row, self.harmonizer.settings)), "input_sha256": digest}
+            check_places(self.out / facts["output"], self.out)
             if reason:
                 rows.append(ledger_row(row, look, "refused", reason, input_sha256=digest))
             elif is_current(row["earlier"].get(look.name), self.out, digest, self.facts["model_hash"], look):
@@ -202,7 +212,7 @@ class HarmonizeWorker:
             "Registration": _registration(scan),
             "Settings": to_dict(settings) | {"prepare": to_dict(self.harmonizer.prepare)},
             "QC": scan.quality,
-            "Flags": list(scan.flags),
+            "Flags": _flags(row, scan),
             "BrainHistogram": {
                 "Before": histogram(scan.source.data[scan.prepared.brain]),
                 "After": histogram(scan.harmonized.data[scan.prepared.brain]),
@@ -238,6 +248,11 @@ _UNITS = {
     ): "the scan's own range, in the target's contrast: unit intensity of the target site * (High - Low) + Low",
 }
 """By ``harmonize.intensity``, and whether there is a target. What a target's scans measure in their own units is not recorded."""
+
+
+def _flags(row: Row, scan: HarmonizedScan) -> list[str]:
+    """What a person should look at: what the image's name tells, then what its figures do."""
+    return [*unusual_contrast(parse(row["uri"])), *scan.flags]
 
 
 def _registration(scan: HarmonizedScan) -> Row | None:

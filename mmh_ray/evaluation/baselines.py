@@ -1,4 +1,4 @@
-"""The classical opponents: raw, z-score, WhiteStripe, Nyúl, histogram matching after N4, and the same denoised.
+"""The classical opponents: raw, z-score, WhiteStripe, Nyúl, N4, histogram matching without and after it, and the same denoised.
 
 Each is fitted on training images of all sites and applied to one image. :data:`BASELINES` names them; where
 ``bias_corrected`` is True, both sides work on images after N4 (:func:`mmh_ray.imaging.intensity.correct_bias`)::
@@ -78,6 +78,13 @@ class Raw(Unfitted):
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The image itself."""
         return image.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Corrected(Raw):
+    """The scan after N4 (Tustison et al. 2010) and nothing else: what a method must not fall behind."""
+
+    bias_corrected: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -237,6 +244,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "whitestripe": WhiteStripe,
     "nyul": Nyul,
     "histogram_matching": HistogramMatching,
+    "n4": Corrected,
     "n4_histogram_matching": CorrectedHistogramMatching,
     "n4_histogram_matching_nlm": DenoisedHistogramMatching,
 }

@@ -12,6 +12,7 @@ GROUPS = {
     "site": "Can the site be told?",
     "between": "Do sites agree?",
     "truth": "Is it true?",
+    "labels": "Do the tissues that others drew stand apart?",
     "kept": "Was the person kept?",
     "people": "Do people stay apart, and does biology show?",
 }
@@ -19,13 +20,26 @@ GROUPS = {
 
 
 class Kind(NamedTuple):
-    """What a measure is: its heading, better way (``one``: the closer to 1), group, sentence, and decimals shown."""
+    """What a measure is.
+
+    Attributes
+    ----------
+    better:
+        The better way; ``one``: the closer to 1.
+    text:
+        A sentence that says what it is.
+    digits:
+        Decimals shown.
+    yardstick:
+        What a loss is a share of where models are compared; None: of the value.
+    """
 
     heading: str
     better: Way
     group: str
     text: str
     digits: int = 3
+    yardstick: float | None = None
 
     @property
     def sign(self) -> int:
@@ -44,6 +58,8 @@ class Kind(NamedTuple):
 
 _PROBE = "balanced accuracy of telling the site, cross-validated by subject; chance is one over the sites"
 _OVER = "between one person's images of two sites"
+_AUC_RANGE = 0.1
+"""Real scans lie between about .87 and .99: a share of the value would let pass what makes a good scan a poor one."""
 
 MEASURES: dict[str, Kind] = {
     "site_probe": Kind("site probe", "lower", "site", f"Linear probe trained anew on the method's output: {_PROBE}."),
@@ -91,6 +107,52 @@ MEASURES: dict[str, Kind] = {
     "ssim_truth": Kind("SSIM to truth", "higher", "truth", "SSIM to the noise-free truth."),
     "dice_truth": Kind("Dice to truth", "higher", "truth", "Overlap of segmented with true tissues."),
     "volume_error_truth": Kind("volume error to truth", "lower", "truth", "Relative error of GM and WM volume."),
+    "label_auc_wm": Kind(
+        "AUC WM/GM",
+        "higher",
+        "labels",
+        "Chance that a voxel labelled white is brighter than one labelled grey (darker, where the sequence has it so).",
+        yardstick=_AUC_RANGE,
+    ),
+    "label_auc_csf": Kind(
+        "AUC GM/CSF", "higher", "labels", "The same of grey matter over fluid.", yardstick=_AUC_RANGE
+    ),
+    "label_contrast": Kind(
+        "contrast WM/GM",
+        "higher",
+        "labels",
+        "(WM - GM) / WM of the labels' medians; GM first where grey is the brighter. None of images with values below 0.",
+    ),
+    "label_cnr": Kind(
+        "CNR WM/GM", "higher", "labels", "|WM - GM| over the pooled deviation in the labels. Denoising raises it.", 2
+    ),
+    "label_dice": Kind(
+        "mixture Dice",
+        "higher",
+        "labels",
+        "Overlap of a mixture of three classes with the labels of GM and WM. It jumps with where the classes fall.",
+    ),
+    "label_spread_gm": Kind(
+        "GM between sites",
+        "lower",
+        "labels",
+        "Difference of the labelled grey's median between sites, as a share of the range from fluid to white.",
+        4,
+    ),
+    "label_spread_wm": Kind("WM between sites", "lower", "labels", "The same of white matter.", 4),
+    "label_retest": Kind(
+        "medians retest",
+        "lower",
+        "labels",
+        "Difference of the labelled GM's and WM's medians between two scans of a person at one site, as such a share.",
+        4,
+    ),
+    "label_inside": Kind(
+        "labels in mask",
+        "neither",
+        "labels",
+        "Part of the labelled GM and WM inside the brain mask: all that is judged.",
+    ),
     "gradient_correlation": Kind("gradient corr.", "higher", "kept", "Correlation of edges with the scan's own."),
     "structural_dissimilarity": Kind(
         "struct. diss.", "lower", "kept", "Structure that differs from the scan's, 0 to 1."
@@ -99,7 +161,9 @@ MEASURES: dict[str, Kind] = {
         "hallucination", "lower", "kept", "Share of the output that no local map of the scan explains."
     ),
     "idempotence": Kind("change if repeated", "lower", "kept", "Mean change when the output is harmonized again."),
-    "lesion_preservation": Kind("lesion contrast kept", "one", "kept", "Lesion contrast over the scan's; 1 is best."),
+    "lesion_preservation": Kind(
+        "lesion contrast kept", "one", "kept", "Lesion contrast over the scan's; 1 is best.", yardstick=1.0
+    ),
     "contrast_kept": Kind(
         "GM-WM contrast kept",
         "neither",
@@ -157,6 +221,7 @@ _NAMES = {
     "whitestripe": "WhiteStripe",
     "nyul": "Nyúl",
     "histogram_matching": "histogram matching",
+    "n4": "N4",
     "n4_histogram_matching": "N4 + histogram matching",
     "n4_histogram_matching_nlm": "N4 + HM + NLM",
     "combat": "ComBat (features)",

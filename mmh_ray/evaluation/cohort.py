@@ -7,13 +7,19 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 STATUSES = ("failed", "refused", "skipped", "done")
 """The statuses of the ledger, most urgent first."""
 KEPT = "preservation"
 """The measure whose smallest values come first among images with equally many reasons to be looked at."""
 NO_SITE = "(no site)"
+UPPER = 1.25
+"""End of the intensity axis of histograms, which begins at 0."""
+MOST_BINS = 1000
+"""Bins of a histogram at most."""
+_ROUNDING = 0.01
+"""By how much densities, which are written with 4 digits, may come to more than one."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,39 @@ class ImageRecord:
     def is_harmonized(self) -> bool:
         """Whether there is a harmonized image, of this run or an earlier one."""
         return self.status in ("done", "skipped")
+
+
+def figures_in(value: Any) -> dict[str, float]:
+    """Finite numbers by name, out of what a sidecar holds under `QC`; whatever else stands there is left out."""
+    if not isinstance(value, Mapping):
+        return {}
+    numbers = ((name, _finite(found)) for name, found in value.items() if isinstance(name, str))
+    return {name: number for name, number in numbers if number is not None}
+
+
+def histogram_in(value: Any) -> list[float] | None:
+    """Densities in equal bins over unit intensity 0 to :data:`UPPER`, out of a sidecar; None for what cannot be such.
+
+    What lies outside that range is counted in no bin, so the whole may be less than one.
+    """
+    if not isinstance(value, list) or not 2 <= len(value) <= MOST_BINS:
+        return None
+    densities = [number for number in map(_finite, value) if number is not None and number >= 0]
+    if len(densities) < len(value):
+        return None
+    whole = sum(densities) * UPPER / len(densities)
+    return densities if whole <= 1 + _ROUNDING else None
+
+
+def _finite(value: Any) -> float | None:
+    """A finite number as a float; None for anything else, a truth value too."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
 
 
 def outside(image: ImageRecord, measures: Sequence[Measure]) -> list[int]:

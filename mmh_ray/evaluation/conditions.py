@@ -15,16 +15,16 @@ from mmh_ray.evaluation.measuring import FACTS
 from mmh_ray.provenance import hash_of
 
 _DECIDES_NOTHING = (
-    *("catalogue", "cohort", "conditions", "curves", "evaluation_report", "figures", "mosaic", "page", "plain_words"),
-    *("promotion", "quality", "report", "statistics", "summary", "table", "target"),
+    *("catalogue", "cohort", "conditions", "curves", "evaluation_report", "figures", "labels_table", "mosaic", "page"),
+    *("plain_words", "promotion", "quality", "report", "statistics", "summary", "table", "target"),
 )
 """Modules of `evaluation` that show or compare figures of images and make none; a new one counts until it is named here."""
 
 
 def conditions(rows: Iterable[Mapping[str, Any]], truth: str | None, config: Config) -> dict[str, Any]:
-    """Facts, masks and truth of the scored images, settings, and the code of the measures; hashes where they are long.
+    """Facts, masks, labels and truth of the scored images, settings, and the code of the measures; hashes where they are long.
 
-    Masks and truth count by names and sizes of their files: reading them would take as long as scoring.
+    Masks, labels and truth count by names and sizes of their files: reading them would take as long as scoring.
     """
     rows = sorted(rows, key=lambda row: row["image_id"])
     folders = [] if truth is None else [Path(truth, f"sub-{name}") for name in sorted({r["subject"] for r in rows})]
@@ -32,6 +32,8 @@ def conditions(rows: Iterable[Mapping[str, Any]], truth: str | None, config: Con
     return {
         "facts": hash_of([[row[name] for name in FACTS] for row in rows]),
         "masks": _sizes(Path(row[kind]) for row in rows for kind in ("mask_uri", "lesion_uri") if row.get(kind)),
+        "labels": _sizes(Path(row["labels_uri"]) for row in rows if row.get("labels_uri")),
+        "label_table": config.evaluate.label_table,
         "truth": None if truth is None else _sizes(files),
         "cnn": config.evaluate.cnn != "none",
         "style": asdict(config.style) if config.evaluate.cnn != "none" else None,

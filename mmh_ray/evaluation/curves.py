@@ -9,12 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmh_ray.evaluation.cohort import NO_SITE, ImageRecord
+from mmh_ray.evaluation.cohort import NO_SITE, UPPER, ImageRecord
 
 MOST = 12
 """Sites with a line of their own; the others share a grey band."""
-UPPER = 1.25
-"""End of the intensity axis, which begins at 0."""
 WIDTH, HEIGHT = 480, 260
 LEFT, RIGHT, TOP, BOTTOM = 44, 16, 12, 42
 _BINS = 100

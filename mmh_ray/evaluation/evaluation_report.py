@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmh_ray.evaluation.catalogue import GROUPS, MEASURES, OURS, Kind, ordered, shown_name, text_of
+from mmh_ray.evaluation.label_measures import LABEL_MEASURES
+from mmh_ray.evaluation.labels_table import site_lines
 from mmh_ray.evaluation.page import data_uri, write_page
 from mmh_ray.evaluation.plain_words import sentences, verdicts, where_it_beats_ours
 from mmh_ray.evaluation.summary import by_sequence
@@ -83,6 +85,8 @@ def write_evaluation_report(
             name: [(CAPTIONS[kind], data_uri(file)) for kind, file in own.items()] for name, own in pictures.items()
         },
         "sites": _site_rows(by_site),
+        "labels": _label_rows(about.get("labels", {})),
+        "label_kinds": [MEASURES[name] for name in LABEL_MEASURES],
         "problems": about["problems"][:PROBLEMS],
         "other_problems": len(about["problems"][PROBLEMS:]),
         "kinds": MEASURES,
@@ -146,6 +150,17 @@ def _site_rows(by_site: Sequence[Row]) -> list[dict[str, Any]]:
             for name in ("noise", "smoothness_mm")
         }
         shown.append({**row, **cells, "method": shown_name(row["method"])})
+    return shown
+
+
+def _label_rows(labels: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Sequence, site, method, images and a cell per measure of the tissues that others drew; None where it is lacking."""
+    shown = []
+    for sequence, methods in labels.items():
+        for site, method, means in site_lines(methods):
+            cells = [(text_of(name, means[name]), means[name]) if name in means else None for name in LABEL_MEASURES]
+            facts = {"sequence": sequence, "site": site, "method": shown_name(method), "images": means["n"]}
+            shown.append({**facts, "cells": cells})
     return shown
 
 

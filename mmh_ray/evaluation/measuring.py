@@ -15,6 +15,7 @@ from mmh_ray.errors import DataError
 from mmh_ray.evaluation import harm
 from mmh_ray.evaluation.catalogue import AGAIN, RAW
 from mmh_ray.evaluation.features import fine_detail, image_features, probe_slices
+from mmh_ray.evaluation.label_measures import LABEL_MEASURES, Medians, drawn_measures, median_change, medians
 from mmh_ray.evaluation.metrics import (
     Joint,
     gradient_correlation,
@@ -39,13 +40,17 @@ _HISTOGRAM_POINTS = 256
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What a method made of a scan: the image, the same scaled by its percentiles, its tissues' labels and millilitres."""
+    """What a method made of a scan: the image, the same scaled by its percentiles, the tissues that a mixture finds in it.
+
+    ``medians`` are those of the scaled image in the tissues that others drew; None where they drew none.
+    """
 
     method: str
     scan: Scan
     image: np.ndarray
     scaled: np.ndarray
     labels: np.ndarray | None
+    medians: Medians | None = None
 
     def share(self, tissue: str) -> float | None:
         """Part of the brain that is this tissue."""
@@ -66,7 +71,7 @@ class Bulk(NamedTuple):
 
     256 quantiles of the scaled brain, the same of every tissue, the binned truth, named features, slices for the CNN; features of the part
     of the grid that is brain in everybody (None where there is no such part), fine detail of the grid's middle, style vector, slices with
-    tissues for the U-Net.
+    tissues for the U-Net, medians in the tissues that others drew.
     """
 
     quantiles: np.ndarray
@@ -78,6 +83,7 @@ class Bulk(NamedTuple):
     detail: Detail
     style: np.ndarray | None = None
     tissue_slices: TissueSlices | None = None
+    medians: Medians | None = None
 
 
 @dataclass
@@ -123,7 +129,8 @@ def make_output(method: str, scan: Scan, image: np.ndarray, clock: Clock) -> Out
     sequence, image_id = scan.row["sequence"], scan.row["image_id"]
     scaled = scale_by_percentiles(image, scan.mask)
     labels = clock.run("segmentation", image_id, lambda: tissue_labels(segment_tissues(scaled, scan.mask, sequence)))
-    return Output(method, scan, image, scaled, labels)
+    found = None if scan.drawn is None else clock.run("label_medians", image_id, medians, scaled, scan.drawn)
+    return Output(method, scan, image, scaled, labels, found)
 
 
 def _of_truth(output: Output, truth: Truth) -> dict[str, Callable[[], float | None]]:
@@ -141,6 +148,14 @@ def _of_truth(output: Output, truth: Truth) -> dict[str, Callable[[], float | No
         made["dice_truth"] = lambda: mean_dice(own, known)
         made["volume_error_truth"] = lambda: mean_volume_error(own, known)
     return made
+
+
+def _of_drawn(output: Output) -> dict[str, Callable[[], float]]:
+    """Whether the tissues that others drew stand apart."""
+    drawn = output.scan.drawn
+    if drawn is None:
+        return {}
+    return drawn_measures(output.image, output.labels, drawn, output.scan.row["sequence"])
 
 
 def _of_lesion(output: Output, truth: Truth | None) -> dict[str, Callable[[], float | None]]:
@@ -197,13 +212,14 @@ IMAGE_MEASURES = (
     *("psnr_truth", "ssim_truth", "gradient_correlation", "tissue_contrast", "dice_truth", "volume_error_truth"),
     *("lesion_preservation", "structural_dissimilarity", "hallucination", "noise", "smoothness_mm", "gm_share"),
     *("idempotence", "contrast_kept", "dice_raw", "volume_change_raw"),
+    *LABEL_MEASURES,
 )
-"""What an image has of itself, its source and its truth."""
+"""What an image has of itself, its source, its truth and the tissues that others drew."""
 
 PAIR_MEASURES = ("psnr", "ssim", "w1", "mae", "w1_csf", "w1_gm", "w1_wm", "tissue_dice", "tissue_volume_error")
 """What two images of one person from two sites have."""
 
-RETEST = "retest_distance"
+RETEST, LABEL_RETEST = "retest_distance", "label_retest"
 """What two images of one person from one site have."""
 
 
@@ -212,16 +228,16 @@ def measure_image(output: Output, truth: Truth | None, clock: Clock, reference: 
     row: Row = {name: output.scan.row[name] for name in FACTS}
     row |= {"method": output.method} | dict.fromkeys(IMAGE_MEASURES)
     functions = _of_source(output) | ({} if truth is None else _of_truth(output, truth))
-    functions |= _of_lesion(output, truth) | _of_reference(output, reference)
+    functions |= _of_lesion(output, truth) | _of_reference(output, reference) | _of_drawn(output)
     return row | {name: clock.run(name, row["image_id"], function) for name, function in functions.items()}
 
 
 def measure_pair(a: Output, b: Output, clock: Clock) -> Row:
-    """A row with :data:`PAIR_MEASURES` of two sites, or :data:`RETEST` of one; None where grids differ."""
+    """A row with :data:`PAIR_MEASURES` of two sites, or :data:`RETEST` and :data:`LABEL_RETEST` of one; None where grids differ."""
     first, second = (output.scan.row for output in (a, b))
     names = [first["image_id"], second["image_id"]]
     row: Row = {"method": a.method, "images": names, "subject": first["subject"], "sequence": first["sequence"]}
-    row |= dict.fromkeys((*PAIR_MEASURES, RETEST))
+    row |= dict.fromkeys((*PAIR_MEASURES, RETEST, LABEL_RETEST))
     functions: dict[str, Callable[[], float]] = {}
     both = a.scan.mask & b.scan.mask if on_one_grid(a.scan, b.scan) else None
     if both is None or not both.any():
@@ -230,6 +246,9 @@ def measure_pair(a: Output, b: Output, clock: Clock) -> Row:
         clock.notes[text].append(f"{names[0]} and {names[1]}")
     if first["site"] == second["site"]:
         functions = {} if both is None else {RETEST: lambda: harm.distance(a.image, b.image, both)}
+        before, after = a.medians, b.medians
+        if before is not None and after is not None:
+            functions[LABEL_RETEST] = lambda: median_change(before, after)
     else:
         functions = _between_sites(a, b, both)
     return row | {name: clock.run(name, names[0], function) for name, function in functions.items()}
@@ -286,6 +305,7 @@ def bulk_of(
         if style is None
         else clock.run("style_vector", name, lambda: style(output.scaled, scan.mask, scan.volume.affine)),
         _tissue_slices(output, truth, reference, clock) if output.method in settings.slices else None,
+        output.medians,
     )
 
 

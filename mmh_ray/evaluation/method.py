@@ -13,7 +13,7 @@ from mmh_ray.evaluation import clustering
 from mmh_ray.evaluation.baselines import BASELINES
 from mmh_ray.evaluation.catalogue import BEST_KNOWN, RAW
 from mmh_ray.evaluation.feature_baselines import FEATURE_METHODS, harmonize_features, traits
-from mmh_ray.evaluation.measuring import IMAGE_MEASURES, PAIR_MEASURES, RETEST, Bulk, Clock
+from mmh_ray.evaluation.measuring import IMAGE_MEASURES, LABEL_RETEST, PAIR_MEASURES, RETEST, Bulk, Clock
 from mmh_ray.evaluation.population import Figures, Population, population_figures
 from mmh_ray.evaluation.scans import Row
 from mmh_ray.evaluation.subject import Bulks, Training
@@ -85,7 +85,7 @@ def gather(cases: Iterable[Kept], method: str) -> Gathered:
 def image_figures(found: Gathered) -> Figures:
     """Figures that are means over images or over pairs of images."""
     figures: Figures = {}
-    for rows, measures in ((found.rows, IMAGE_MEASURES), (found.pairs, (*PAIR_MEASURES, RETEST))):
+    for rows, measures in ((found.rows, IMAGE_MEASURES), (found.pairs, (*PAIR_MEASURES, RETEST, LABEL_RETEST))):
         for name in measures:
             if known := [row for row in rows if row[name] is not None]:
                 figures[name] = figure_of(name, known)

@@ -1,11 +1,14 @@
-"""What else may be wrong with a scan that its template fits: spikes, a second head, wide fluid, wrapped integers, a mask beside its brain."""
+"""What else may be wrong with a scan that its template fits: spikes, a second head, wide fluid, integers that ran over, a mask beside."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 from scipy import ndimage
 
 from mmh_ray.imaging.grid import box_of, to_grid
+from mmh_ray.imaging.ground import border
 from mmh_ray.imaging.head import foreground
 from mmh_ray.imaging.registration import Registration
 from mmh_ray.imaging.template import template
@@ -103,8 +106,9 @@ def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
     """Steps between neighbours from the top of a scan's range to its bottom, as integers make that ran over; 0 where they are no more
     than bright edges.
 
-    Tissue that is too bright for the integers of a file starts anew from their other end: voxels near the top lie beside voxels near
-    the bottom, and most of those that are fewer have such a neighbour. Elsewhere bright tissue fades before it ends.
+    Tissue that is too bright for the integers of a file starts anew from their other end: dark voxels lie within bright ones, and most
+    of those that are fewer have such a neighbour. Noise that falls below zero ends at the top: bright voxels stand alone in the dark.
+    Elsewhere bright tissue fades before it ends. The air around a head proves nothing: fluid may lie beside it.
 
     Parameters
     ----------
@@ -117,16 +121,37 @@ def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
     low, high = float(data[measured].min()), float(data[measured].max())
     top = measured & (data > high - _ENDS * (high - low))
     bottom = measured & (data < low + _ENDS * (high - low))
-    steps = 0
+    between = ~(top | bottom)
+    alone = top & ~_beside(between) & ~_beside(top)
+    dark = bottom & ~_open_to_faces(bottom)
+    steps = sum(int((one & other).sum()) for one, other in _shifted(top, dark))
+    fewer = min(int(top.sum()), int(dark.sum()))
+    return int(alone.sum()) + (steps if steps >= _LEAST_STEPS * fewer else 0)
+
+
+def _shifted(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The two regions shifted against each other by a voxel, along every axis both ways."""
     for axis in range(3):
         ahead = [slice(None)] * 3
         behind = [slice(None)] * 3
         ahead[axis] = slice(1, None)
         behind[axis] = slice(None, -1)
-        steps += int((top[tuple(ahead)] & bottom[tuple(behind)]).sum())
-        steps += int((bottom[tuple(ahead)] & top[tuple(behind)]).sum())
-    fewer = min(int(top.sum()), int(bottom.sum()))
-    return steps if steps >= _LEAST_STEPS * fewer else 0
+        yield first[tuple(ahead)], second[tuple(behind)]
+        yield first[tuple(behind)], second[tuple(ahead)]
+
+
+def _beside(region: np.ndarray) -> np.ndarray:
+    """Voxels beside a voxel of the region."""
+    faces = ndimage.generate_binary_structure(3, 1)
+    faces[1, 1, 1] = False
+    return ndimage.binary_dilation(region, faces)
+
+
+def _open_to_faces(region: np.ndarray) -> np.ndarray:
+    """The part of a region that reaches the faces of the volume."""
+    labels, _ = ndimage.label(region)
+    reaching = np.unique(border(labels))
+    return np.isin(labels, reaching[reaching > 0])
 
 
 def mask_offset(volume: Volume, brain: np.ndarray, registration: Registration) -> float:

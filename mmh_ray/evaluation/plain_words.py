@@ -23,7 +23,7 @@ def sentences(evaluation: Mapping[str, Any], sequence: str) -> list[str]:
     if ours is None:
         return ["There is no archive named ours, so methods stand side by side and no differences are taken."]
     raw = evaluation[RAW].get(sequence, {})
-    said = [_site(ours, raw), _kept(ours), _truth(ours, raw), _people(evaluation, sequence)]
+    said = [_site(ours, raw), _kept(ours), _truth(ours, raw), _labels(ours, raw), _people(evaluation, sequence)]
     said += [_alternative(evaluation, sequence), _losses(evaluation, sequence), _beaten(evaluation, sequence)]
     return [text for text in said if text]
 
@@ -101,6 +101,19 @@ def _truth(ours: Entries, raw: Entries) -> str:
         return ""
     here, before = ours["truth_nrmse"], raw["truth_nrmse"]
     return f"Error to the noise-free truth: {here['value']:.3f}{_range(here, 3)} of its spread, {before['value']:.3f} before."
+
+
+def _labels(ours: Entries, raw: Entries) -> str:
+    if "label_auc_wm" not in ours or "label_auc_wm" not in raw:
+        return ""
+    here, before = ours["label_auc_wm"], raw["label_auc_wm"]
+    said = f"Of the tissues that others drew, white and grey are told apart by brightness with an AUC of {here['value']:.3f}"
+    text = f"{said}{_range(here, 3)}, {before['value']:.3f} before"
+    if "label_contrast" in ours and "label_contrast" in raw:
+        text += (
+            f"; their contrast is {ours['label_contrast']['value']:.3f}, {raw['label_contrast']['value']:.3f} before"
+        )
+    return f"{text}."
 
 
 def _people(evaluation: Mapping[str, Any], sequence: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from mmh_ray.evaluation import clustering
 from mmh_ray.evaluation.catalogue import RAW
 from mmh_ray.evaluation.downstream import association, brain_age
+from mmh_ray.evaluation.label_measures import site_label, spread_between_sites
 from mmh_ray.evaluation.measuring import Bulk, Clock
 from mmh_ray.evaluation.metrics import truth_error
 from mmh_ray.evaluation.probes import ProbeResult, cnn_site_probe, pattern_site_probe, site_probe
@@ -83,7 +84,7 @@ class Population:
 def population_figures(population: Population, seed: int, clock: Clock) -> Figures:
     """Every measure of the cohort that can be had of these images, by name."""
     found: Figures = {}
-    found |= _truth(population) | _pooled(population) | _associations(population)
+    found |= _truth(population) | _pooled(population) | _associations(population) | _label_spread(population)
     found |= _site_probes(population, seed, clock) | _clusters(population, seed, clock)
     found |= _unet(population, seed, clock)
     return found | _people(population, seed, clock) | _ages(population, seed, clock)
@@ -139,6 +140,25 @@ def w1_between_sites(distributions: np.ndarray, sites: np.ndarray) -> float:
     step = float(_GRID[1] - _GRID[0])
     distances = [np.abs(a - b).sum() * step for a, b in combinations(means, 2)]
     return float(np.mean(distances)) if distances else float("nan")
+
+
+def _label_spread(population: Population) -> Figures:
+    """How far the tissues that others drew lie apart between sites; of labelled images alone."""
+    known = [own.medians for own in population.bulks]
+    if all(own is None for own in known):
+        return {}
+    labels = tuple(
+        "" if own is None else site_label(own.table, site)
+        for own, site in zip(known, population.column("site"), strict=True)
+    )
+    nothing = (np.nan, np.nan)
+    parts = {
+        "label_spread_gm": [nothing if own is None else (own.gm, own.reach) for own in known],
+        "label_spread_wm": [nothing if own is None else (own.wm, own.reach) for own in known],
+    }
+    facts = {"reduce": spread_between_sites, "labels": labels}
+    made = {name: population.figure(np.array(values, dtype=np.float64), **facts) for name, values in parts.items()}
+    return {name: figure for name, figure in made.items() if figure.units}
 
 
 def _site_probes(population: Population, seed: int, clock: Clock) -> Figures:

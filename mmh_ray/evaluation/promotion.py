@@ -164,9 +164,10 @@ def _judge(name: str, images: pd.DataFrame, rules: PromoteConfig, seed: int) -> 
 
 
 def _allowed(name: str, before: float, margin: float) -> float:
-    """Loss that passes: the margin's share of what there was (of 1, for a ratio), at least the last digit that is shown."""
+    """Loss that passes: the margin's share of what there was, or of the measure's yardstick; at least the last digit that is shown."""
     kind = MEASURES[name]
-    return max(margin * (1.0 if kind.better == "one" else abs(before)), 10.0**-kind.digits)
+    whole = abs(before) if kind.yardstick is None else kind.yardstick
+    return max(margin * whole, 10.0**-kind.digits)
 
 
 def _verdict(found: Difference, sign: int, allowed: float) -> Verdict:

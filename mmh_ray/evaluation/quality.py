@@ -321,7 +321,7 @@ def check_prepared(
     grid: GridConfig,
     settings: PrepareConfig,
 ) -> None:
-    """:func:`check_scan` of a scan that was prepared so. Where it is refused with a given mask, it is tried without, to tell which to blame.
+    """:func:`check_scan` of a scan that was prepared so. One that is refused with a given mask is tried without, to tell which to blame.
 
     Raises
     ------

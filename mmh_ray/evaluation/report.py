@@ -20,6 +20,7 @@ from mmh_ray.evaluation import cohort, curves
 from mmh_ray.evaluation.cohort import ImageRecord, Measure
 from mmh_ray.evaluation.mosaic import mosaic, write_mosaic
 from mmh_ray.evaluation.page import TYPES, data_uri, write_page
+from mmh_ray.files import is_inside
 
 __all__ = ["ImageRecord", "Measure", "RunFacts", "mosaic", "write_mosaic", "write_report"]
 
@@ -136,7 +137,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _existing(folder: Path, name: str | None) -> str | None:
-    """The path of a picture below the folder; None where there is no such file."""
+    """The path of a picture below the folder; None where there is no such file, or a link leads to one elsewhere."""
     if name is None:
         return None
     path = PurePosixPath(name)
@@ -144,7 +145,7 @@ def _existing(folder: Path, name: str | None) -> str | None:
         raise DataError(
             f"picture {name!r}", "a .jpg or .png path inside the report's folder", "Write the pictures beside the page."
         )
-    return name if (folder / path).is_file() else None
+    return name if (folder / path).is_file() and is_inside(folder / path, folder) else None
 
 
 def _url(name: str | None) -> str | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mmh_ray.errors import DataError
 from mmh_ray.evaluation.baselines import Baseline
+from mmh_ray.evaluation.label_tables import TableName
+from mmh_ray.evaluation.labels import Drawn, read_drawn
 from mmh_ray.evaluation.segmentation import TISSUES, tissue_labels
 from mmh_ray.imaging.intensity import correct_bias
 from mmh_ray.imaging.mask import find_brain, on_grid_of
@@ -61,6 +63,8 @@ class Settings:
         Style vector ``(D,)`` of an image scaled by its percentiles, its brain and affine; wanted of the same methods.
     common:
         By sequence and shape of the grid, the voxels that are brain in everybody (:func:`common_masks`).
+    label_table:
+        By which table label maps are read, as ``evaluate.label_table`` says.
     """
 
     methods: tuple[str, ...]
@@ -70,6 +74,7 @@ class Settings:
     slices: frozenset[str] = frozenset()
     common: Mapping[tuple[str, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
     style: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
+    label_table: Literal["auto"] | TableName = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +89,13 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """One usable scan with its brain mask, and the scan after N4."""
+    """One usable scan with its brain mask, the scan after N4, and the tissues that others drew in it, where there are such."""
 
     row: Row
     volume: Volume
     mask: np.ndarray
     corrected: np.ndarray
+    drawn: Drawn | None = None
 
 
 def read_scan(row: Row, iterations: tuple[int, ...], truth: Truth | None = None) -> Scan:
@@ -127,6 +133,19 @@ def read_output(path: str, scan: Scan) -> np.ndarray:
 def read_lesion(path: str, scan: Scan) -> np.ndarray:
     """A lesion mask on the scan's grid; DataError where it lies on another or cannot be read."""
     return read_output(path, scan) > 0.5
+
+
+def read_labels(scan: Scan, table: Literal["auto"] | TableName) -> Drawn:
+    """The tissues that others drew in a scan, from the label map that its row names.
+
+    Raises
+    ------
+    DataError
+        As :func:`~mmh_ray.evaluation.labels.read_drawn`.
+    """
+    row, corrected = scan.row, scan.volume.like(scan.corrected)
+    names, space = row.get("labels_names") or (), row.get("labels_space")
+    return read_drawn(row["labels_uri"], corrected, scan.mask, row["sequence"], table, names, space)
 
 
 def read_truth(folder: str, subject: str, sequence: str) -> Truth:

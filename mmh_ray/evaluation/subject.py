@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from mmh_ray.evaluation.figures import middle_slice
 from mmh_ray.evaluation.harm import dissimilarity_map
 from mmh_ray.evaluation.measuring import Bulk, Clock, Output, bulk_of, make_output, measure_image, measure_pair
 from mmh_ray.evaluation.metrics import scale_by_percentiles
-from mmh_ray.evaluation.scans import Case, Row, Scan, Settings, Truth, read_output, read_scan, read_truth
+from mmh_ray.evaluation.scans import Case, Row, Scan, Settings, Truth, read_labels, read_output, read_scan, read_truth
 
 Bulks = dict[tuple[str, str], Bulk]
 """By method and image."""
@@ -124,10 +124,25 @@ def _apply(method: str, scans: list[Scan], settings: Settings, found: Score) -> 
 
 def _scan(row: Row, settings: Settings, truth: Truth | None, found: Score) -> Scan | None:
     try:
-        return read_scan(row, settings.iterations, truth)
+        scan = read_scan(row, settings.iterations, truth)
     except DataError as error:
         found.fail("raw", row, error)
         return None
+    return _with_labels(scan, settings, found.clock)
+
+
+def _with_labels(scan: Scan, settings: Settings, clock: Clock) -> Scan:
+    """A label map that cannot be used leaves a note, and the scan is scored without it."""
+    if scan.row.get("labels_uri") is None:
+        return scan
+    image_id = scan.row["image_id"]
+    drawn = clock.run("labels", image_id, read_labels, scan, settings.label_table)
+    if drawn is None:
+        return scan
+    for remark in drawn.remarks():
+        voxels = sum(drawn.unknown.values())
+        clock.notes[remark].append(f"{image_id}, {voxels} unknown voxels" if voxels else image_id)
+    return replace(scan, drawn=drawn)
 
 
 def _truth(case: Case, settings: Settings, found: Score) -> Truth | None:

@@ -125,6 +125,29 @@ def by_sequence(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, 
     return {sequence: found[sequence] for sequence in sorted(found)}
 
 
+def site_means(figures: Mapping[str, Figure], sites: Mapping[str, str]) -> dict[str, dict[str, float | int]]:
+    """``{site: {measure: mean over its images, "n": images}}`` of figures whose units are images.
+
+    Parameters
+    ----------
+    sites:
+        Site by image.
+    """
+    values: dict[str, dict[str, list[float]]] = {}
+    images: dict[str, set[str]] = {}
+    for name, figure in figures.items():
+        assert figure.per_unit is not None
+        for unit, value in zip(figure.units, figure.per_unit, strict=True):
+            site = sites[unit]
+            values.setdefault(site, {}).setdefault(name, []).append(float(value))
+            images.setdefault(site, set()).add(unit)
+    found: dict[str, dict[str, float | int]] = {}
+    for site in sorted(values):
+        found[site] = {name: float(np.mean(own)) for name, own in values[site].items()}
+        found[site]["n"] = len(images[site])
+    return found
+
+
 def _above(floor: float, value: float) -> float:
     """The value or the floor; NaN stays NaN."""
     return floor if value < floor else value

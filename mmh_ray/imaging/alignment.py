@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from mmh_ray.imaging.template import Template, template
+from mmh_ray.threads import one_thread
 
 WHOLE, CUT = 0.5, 0.25
 """Part of the brain that a scan must show for a fit to be believed: as a rule, and where the field of view is known to cut the brain."""
@@ -30,6 +31,7 @@ _LOCAL = 4.0
 """Standard deviation, in template voxels, of the window whose mean is taken away before contrast is compared."""
 
 
+@one_thread()
 def align(
     data: np.ndarray,
     affine: np.ndarray,
@@ -177,7 +179,6 @@ def _general(transform: Any) -> sitk.AffineTransform:
 def _optimise(fixed: sitk.Image, moving: sitk.Image, region: sitk.Image, start: Any, shrink: list[int]) -> Any:
     """The transform that maximises the mutual information inside the region, from a start of the same kind."""
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricFixedMask(region)
     method.SetMetricSamplingStrategy(method.REGULAR)

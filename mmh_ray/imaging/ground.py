@@ -102,7 +102,7 @@ def is_stripped(volume: Volume) -> bool:
 
 
 def background(data: np.ndarray, fill: Fill | None = None) -> float:
-    """The most frequent value on the faces of a volume, but for fill: 0 where a skull was removed, unless intensities were shifted since."""
+    """The most frequent value on the faces of a volume, but for fill: 0 where a skull was removed, unless it was shifted since."""
     faces = border(data)
     if fill is not None:
         measured = faces[~border(fill.mask)]

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from mmh_ray.errors import DataError
+from mmh_ray.threads import one_thread
 
 QUANTILES = np.linspace(0.0, 1.0, 257)
 """Probabilities at which every stored quantile function is sampled."""
@@ -79,6 +80,7 @@ class BiasField:
         return (data * np.exp(-self.log) * self.factor).astype(np.float32)
 
 
+@one_thread()
 def find_bias(
     data: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float], iterations: tuple[int, ...] = (30, 20, 10)
 ) -> BiasField:
@@ -101,7 +103,6 @@ def find_bias(
     region.CopyInformation(image)
     factors = [max(1, round(8.0 / size)) for size in spacing]
     corrector = sitk.N4BiasFieldCorrectionImageFilter()
-    corrector.SetNumberOfThreads(1)  # volumes run side by side; ITK's own threads only fight over the cores
     corrector.SetMaximumNumberOfIterations(list(iterations))
     corrector.Execute(sitk.Shrink(image, factors), sitk.Shrink(region, factors))
     field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)).T

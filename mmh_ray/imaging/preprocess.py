@@ -15,6 +15,7 @@ from mmh_ray.imaging.mask import Brain, evened, find_brain, on_grid_of
 from mmh_ray.imaging.registration import POOR, Registration, register_brain
 from mmh_ray.imaging.resolution import describe
 from mmh_ray.imaging.volume import Volume
+from mmh_ray.threads import one_thread
 
 UPRIGHT_DEGREES = 5.0
 """Rotation of a head up to which the working grid keeps the scan's world axes.
@@ -102,6 +103,7 @@ class Prepared:
         return tissue_quantiles(self.image, self.mask)
 
 
+@one_thread()
 def prepare_volume(
     volume: Volume, mask: np.ndarray | Volume | None, grid: GridConfig, settings: PrepareConfig
 ) -> Prepared:

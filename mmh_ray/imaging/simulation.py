@@ -36,13 +36,18 @@ def simulated_pair(
     ``(X, Y, Z)`` float32 scan in unit intensity, zero outside the brain; ``(X, Y, Z)`` float32 canonical image in its own
     units (white matter of T1w, grey matter of T2w at 1); ``(X, Y, Z)`` bool brain.
     """
-    number = index // INDICES_PER_PEOPLE * _TOGETHER + index // 2 % _TOGETHER
+    number = person_number(index)
     anatomy = simulated_person(seed, number, grid)
     rng = np.random.default_rng([seed, index, SEQUENCES.index(sequence)])
     mask = anatomy.brain
     scan = render(anatomy, random_scanner(rng), sequence, rng, grid.spacing_mm)
     scan = np.clip(robust_scaling(scan, mask, upper_percentile).apply(scan), 0, 2) * mask
     return scan, _canonical(seed, number, grid, sequence), mask
+
+
+def person_number(index: int) -> int:
+    """The person of the ``index``-th example: of 64 consecutive ones, 8 people are seen by 8 scanners each, by two in a row."""
+    return index // INDICES_PER_PEOPLE * _TOGETHER + index // 2 % _TOGETHER
 
 
 def canonical_quantiles(

@@ -5,8 +5,9 @@ peft, which brings transformers, takes seconds to import: only who has adapters 
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +18,21 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from mmh_ray.errors import ModelError
-from mmh_ray.imaging.intensity import noise_level, quantile_function, tissue_quantiles
+from mmh_ray.imaging.intensity import QUANTILES, noise_level, quantile_function, tissue_quantiles
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.sanity import INTENSITIES
 
 LAYERS = r".*\.(conv1|conv2)|conv_in|conv_out"
 """Layers of the U-Net that are updated."""
 
 KNOTS = 64
 """Of the curve between unified and site intensity."""
+CURVE_ENDS = 10.0
+"""Greatest intensity that a knot of the curve can have; less than 1 % of a brain is brighter than the last one."""
+LEAST_STEP = 1e-6
+"""By which knots must be apart: the curve is used in float32, where closer ones may be one."""
+MOST_NOISE, MOST_BLUR = 1.0, 10.0
+"""Of a site's scans: standard deviation in unit intensity, and in voxels of the working grid."""
 _INNER = slice(2, 257, 4)
 
 
@@ -72,6 +80,37 @@ class SiteStyle:
         knots = _rising(mean(tissue_quantiles, noisy)[_INNER], 1e-5)
         return cls(knots, heights, mean(lambda volume, mask: quantile_function(volume[mask]), scans), noise)
 
+    @classmethod
+    def read(cls, facts: Mapping[str, Any]) -> SiteStyle:
+        """From the plain lists and numbers of a bundle, whoever wrote them.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If one is missing or of another kind, or they are no curve, quantile function, noise or point spread of images.
+        """
+        least, greatest = INTENSITIES
+        curve: dict[str, np.ndarray] = {}
+        for name in ("unified", "site", "quantiles"):
+            given = facts[name]
+            plain = isinstance(given, list) and all(type(value) in (int, float) for value in given)
+            if not plain or not all(least <= value <= greatest for value in given):  # NaN is neither
+                raise ValueError(f"style.{name} is no list of intensities from {least:g} to {greatest:g}")
+            curve[name] = np.array(given, dtype=np.float64)
+        knots, heights = curve["unified"], curve["site"]
+        if not 2 <= len(knots) == len(heights) <= len(QUANTILES):
+            raise ValueError(f"style.unified and style.site are no curve: {len(knots)} and {len(heights)} knots")
+        if knots.max() > CURVE_ENDS or heights.max() > CURVE_ENDS or min(knots.min(), heights.min()) < -CURVE_ENDS:
+            raise ValueError(f"style.unified and style.site are no curve from {-CURVE_ENDS:g} to {CURVE_ENDS:g}")
+        if not ((np.diff(knots.astype(np.float32)) >= LEAST_STEP) & (np.diff(heights) > 0)).all():
+            raise ValueError("style.unified and style.site do not increase from knot to knot")
+        if len(curve["quantiles"]) != len(QUANTILES) or (np.diff(curve["quantiles"]) < 0).any():
+            raise ValueError(f"style.quantiles are not {len(QUANTILES)} values that never fall")
+        noise, blur = facts["noise"], facts["blur"]
+        if not (0 <= noise <= MOST_NOISE and 0 <= blur <= MOST_BLUR):
+            raise ValueError(f"style.noise and style.blur are not 0 to {MOST_NOISE:g} and 0 to {MOST_BLUR:g}")
+        return cls(**curve, noise=float(noise), blur=float(blur))
+
     def noise_left(self, unified: float) -> float:
         """Standard deviation of the noise to leave in an image of the site's look, of the level left in unified ones.
 
@@ -116,8 +155,10 @@ def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tenso
     """
     from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 
-    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=LAYERS)
     unet: nn.Module = model.denoiser.unet
+    if state is not None:
+        _check_size(unet, rank, state)
+    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=LAYERS)
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what we want
@@ -128,14 +169,23 @@ def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tenso
         shapes = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(unet, adapter_name=name).items()}
         wrong = sorted(unknown or {key for key, value in state.items() if tuple(value.shape) != shapes[key]})
         if wrong:
-            raise ModelError(
-                f"an adapter with other weights ({', '.join(wrong[:3])} ...)",
-                "one of this model",
-                "Train it on this model.",
-            )
+            raise _foreign(", ".join(wrong[:3]))
         set_peft_model_state_dict(unet, state, adapter_name=name)
     unet.to(next(model.parameters()).device)
     wear(model, None)
+
+
+def _check_size(unet: nn.Module, rank: int, state: Mapping[str, Tensor]) -> None:
+    """ModelError where an adapter has another number of weights than its rank gives it on the layers, before any are made."""
+    layers: list[Any] = [module for name, module in unet.named_modules() if re.fullmatch(LAYERS, name)]
+    sides = sum(layer.weight[0].numel() + len(layer.weight) for layer in layers)
+    found = sum(tensor.numel() for tensor in state.values())
+    if found != rank * sides:
+        raise _foreign(f"{found} for rank {rank}, which is {rank * sides}")
+
+
+def _foreign(what: str) -> ModelError:
+    return ModelError(f"an adapter with other weights ({what} ...)", "one of this model", "Train it on this model.")
 
 
 def state_of(model: GlobalHarmonizer, name: str) -> dict[str, Tensor]:

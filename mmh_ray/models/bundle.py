@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -22,12 +21,23 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mmh_ray.config import Config, from_dict, to_dict
 from mmh_ray.errors import ConfigError, ModelError
+from mmh_ray.imaging.intensity import QUANTILES
+from mmh_ray.models.bundle_files import (
+    MOST_FACTS,
+    MOST_HEADER,
+    check_kinds,
+    check_weights,
+    parse_weights,
+    read_facts,
+    read_part,
+)
+from mmh_ray.models.denoiser import make_scheduler
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.sanity import check_quantiles, check_statistics
 from mmh_ray.provenance import code_version, hash_of, write_json
 
 FORMAT = 5
@@ -38,7 +48,36 @@ FACTS, WEIGHTS, CARD = "config.json", "denoiser.safetensors", "MODEL_CARD.md"
 SECTIONS = ("model", "grid", "prepare", "harmonize", "train")
 """Sections of the configuration that travel with the model."""
 
+MOST_PARAMETERS = 500_000_000
+"""Most parameters of a model: ten times those of one at 1 mm."""
+DECIDING = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "prediction_type",
+    "timestep_spacing",
+    "rescale_betas_zero_snr",
+    "clip_sample",
+    "set_alpha_to_one",
+)
+"""Facts of the schedule that every bundle has."""
+MOST_OF_SCHEDULE = 100
+"""Most facts of it in all."""
+
 _REBUILD = "Copy the bundle again or train anew."
+_AGAIN = "Train again, with lower learning rates."
+_KINDS = {
+    "code_version": str,
+    "data_hash": str,
+    "sequences": list,
+    "training": dict,
+    "config": dict,
+    "schedule": dict,
+    "unified_domain": dict,
+    "weights_sha256": str,
+}
+"""Facts of a bundle, besides its format and kind."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +140,7 @@ def save_bundle(
     Raises
     ------
     ModelError
-        If ``path`` holds something that is not a bundle.
+        If ``path`` holds something that is not a bundle, or the model has weights that are not finite.
     """
     path = Path(path)
     if path.exists() and not (path / FACTS).is_file() and not (path.is_dir() and not any(path.iterdir())):
@@ -109,7 +148,10 @@ def save_bundle(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
     try:
-        weights = safetensors.torch.save(_plain_weights(model))
+        state = _plain_weights(model)
+        check_weights(state, f"the model for {path}", _AGAIN)
+        check_statistics(model, f"the model for {path}", _AGAIN)
+        weights = safetensors.torch.save(state)
         (partial / WEIGHTS).write_bytes(weights)
         facts = _facts(model, config, quantiles, data_hash, training, hashlib.sha256(weights).hexdigest())
         write_json(partial / FACTS, facts)
@@ -121,44 +163,42 @@ def save_bundle(
 
 
 def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
-    """Read a bundle.
+    """Read a bundle, whoever made it: nothing outside its folder is opened, no more is built than the weights' file holds.
 
     Raises
     ------
     ModelError
-        Missing folder or file, unknown format, settings of another version, damaged weights, weights that do not fit.
+        Missing folder or file; anything but a regular file in it; unknown format or facts; settings of another version or out of bounds;
+        a schedule that is not that of the settings; damaged weights, weights that do not fit or are not finite.
     """
     path = Path(path)
-    facts = _read_facts(path)
-    config, quantiles = _read_settings(path, facts)
-    weights = _read(path / WEIGHTS)
-    if hashlib.sha256(weights).hexdigest() != facts["weights_sha256"]:
-        raise ModelError(f"{path / WEIGHTS}: damaged (other checksum)", f"the weights that {FACTS} describes", _REBUILD)
+    facts, config, quantiles = _read_description(path)
+    model = _frame(config, quantiles)
+    content = _read_weights(path, model, facts)
+    state = parse_weights(content, str(path / WEIGHTS), _REBUILD)
     try:
-        state = safetensors.torch.load(weights)
-    except SafetensorError as error:
-        raise ModelError(f"{path / WEIGHTS}: unreadable ({error})", "a safetensors file", _REBUILD) from error
-    try:
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # initial weights are thrown away: leave the caller's random numbers alone
-            model = GlobalHarmonizer(config.model, config.train, quantiles)
-        model.load_state_dict(state)
+        # A tensor that safetensors gives lies anywhere in the file's bytes: a copy lies where the processor likes it.
+        model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     except (RuntimeError, ValueError) as error:
         received = f"{path / WEIGHTS}: {' '.join(str(error).split())[:400]}"
         raise ModelError(received, f"the parameters that the model section of {FACTS} asks for", _REBUILD) from error
-    model.scheduler = type(model.scheduler).from_config(facts["schedule"])
-    return Bundle(model.float().eval().to(device), config, quantiles, hash_of(facts), facts)
+    model.denoiser.to(memory_format=torch.channels_last)
+    model.scheduler = _scheduler(path, config, facts["schedule"])
+    check_statistics(model, str(path / WEIGHTS), _REBUILD)
+    return Bundle(model.eval().to(device), config, quantiles, hash_of(facts), facts)
 
 
 def bundle_hash(path: str | Path) -> str:
     """The hash of a bundle without loading its weights, whose checksum is among the hashed facts."""
-    return hash_of(_read_facts(Path(path)))
+    return hash_of(_read_description(Path(path))[0])
 
 
-def bundle_config(path: str | Path) -> Config:
-    """The settings of a bundle without loading its weights; raises as :func:`load_bundle` where they cannot be read."""
-    return _read_settings(Path(path), _read_facts(Path(path)))[0]
+def bundle_files(path: str | Path) -> dict[str, bytes]:
+    """Name and content of the files that :func:`load_bundle` needs, for another machine; raises as it does for what it reads."""
+    path = Path(path)
+    facts, config, quantiles = _read_description(path)
+    weights = _read_weights(path, _frame(config, quantiles), facts)
+    return {FACTS: read_part(path, FACTS, MOST_FACTS, _REBUILD), WEIGHTS: weights}
 
 
 def _facts(
@@ -208,50 +248,76 @@ def put_folder(new: Path, path: Path) -> None:
         shutil.rmtree(earlier, ignore_errors=True)
 
 
-def _read(path: Path) -> bytes:
-    """Bytes of a part of a bundle; ModelError when there is no such folder or file."""
-    if not path.parent.is_dir():
-        remedy = "Check the path; `mmh train-global` makes bundles."
-        raise ModelError(
-            f"{path.parent}: no such folder", f"a model bundle (a folder with {FACTS} and {WEIGHTS})", remedy
-        )
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}", f"a model bundle with {FACTS} and {WEIGHTS}", _REBUILD) from error
-
-
-def _read_facts(path: Path) -> dict[str, Any]:
-    """``config.json`` of a bundle whose format and kind this code knows."""
-    try:
-        facts = json.loads(_read(path / FACTS))
-    except ValueError as error:
-        raise ModelError(f"{path / FACTS}: not JSON ({error})", "a JSON object", _REBUILD) from error
-    known = {"format": FORMAT, "kind": KIND}
-    found = {key: facts.get(key) for key in known} if isinstance(facts, dict) else facts
-    if found != known:
-        remedy = f"Use the release of mmh-ray that wrote it, or a bundle made by {code_version()}."
-        raise ModelError(f"{path / FACTS}: {str(found)[:200]}", f"a model bundle with {known}", remedy)
-    missing = sorted({"config", "schedule", "sequences", "unified_domain", "weights_sha256"} - set(facts))
-    if missing:
-        raise ModelError(f"{path / FACTS}: without {', '.join(missing)}", "all facts of a bundle", _REBUILD)
-    return facts
-
-
-def _read_settings(path: Path, facts: dict[str, Any]) -> tuple[Config, Tensor]:
-    """Config and quantile functions ``(S, 2, Q)`` of the facts."""
+def _read_description(path: Path) -> tuple[dict[str, Any], Config, Tensor]:
+    """Facts, settings and quantile functions ``(S, 2, Q)`` of a bundle whose format and kind this code knows."""
+    facts = read_facts(path, FACTS, {"format": FORMAT, "kind": KIND}, _KINDS, _REBUILD)
+    place = str(path / FACTS)
     try:
         config: Config = from_dict(Config, facts["config"])
         quantiles = torch.tensor(
             [facts["unified_domain"][name] for name in config.model.sequences], dtype=torch.float32
         )
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
-        received = f"{path / FACTS}: {type(error).__name__}: {error}"
+    except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        received = f"{place}: {type(error).__name__}: {str(error)[:1000]}"
         remedy = "Use the release of mmh-ray that wrote it (code_version tells which)."
         raise ModelError(
             received, f"settings and a unified domain that mmh-ray {code_version()} knows", remedy
         ) from error
-    return config, quantiles
+    sequences = list(config.model.sequences)
+    check_kinds(facts["config"], dict.fromkeys(SECTIONS, dict), f"{place}: config", _REBUILD)
+    check_kinds(facts["unified_domain"], dict.fromkeys(sequences, list), f"{place}: unified_domain", _REBUILD)
+    if facts["sequences"] != sequences:
+        raise ModelError(
+            f"{place}: sequences={str(facts['sequences'])[:100]}", f"those of its settings, {sequences}", _REBUILD
+        )
+    counts = facts["training"].get("counts", {})
+    if not isinstance(counts, dict) or not all(isinstance(own, dict) for own in counts.values()):
+        raise ModelError(
+            f"{place}: training.counts={str(counts)[:100]}", "site to sequence to number of volumes", _REBUILD
+        )
+    if quantiles.shape != (len(sequences), 2, len(QUANTILES)):
+        received = f"{place}: a unified domain of shape {tuple(quantiles.shape)}"
+        raise ModelError(received, f"two functions of {len(QUANTILES)} quantiles a sequence", _REBUILD)
+    check_quantiles(quantiles, f"{place}: unified_domain", _REBUILD)
+    return facts, config, quantiles
+
+
+def _frame(config: Config, quantiles: Tensor) -> GlobalHarmonizer:
+    """The model without any weights, on the device that takes no memory: what the settings ask for is known before it is built."""
+    with torch.device("meta"):
+        model = GlobalHarmonizer(config.model, config.train, quantiles.to("meta"))
+    parameters = sum(tensor.numel() for tensor in model.state_dict().values())
+    if parameters > MOST_PARAMETERS:
+        received = f"settings of a model with {parameters / 1e6:.0f} million parameters"
+        raise ModelError(received, f"at most {MOST_PARAMETERS / 1e6:.0f} million", "Use a smaller model.")
+    return model
+
+
+def _read_weights(path: Path, frame: GlobalHarmonizer, facts: Mapping[str, Any]) -> bytes:
+    """The weights' file, no larger than weights of the model can be, with the checksum that the facts give."""
+    size = sum(4 * tensor.numel() for tensor in frame.state_dict().values())
+    content = read_part(path, WEIGHTS, size + MOST_HEADER, _REBUILD)
+    if hashlib.sha256(content).hexdigest() != facts["weights_sha256"]:
+        raise ModelError(f"{path / WEIGHTS}: damaged (other checksum)", f"the weights that {FACTS} describes", _REBUILD)
+    return content
+
+
+def _scheduler(path: Path, config: Config, recorded: Mapping[str, Any]) -> Any:
+    """The schedule of the settings, which must be the recorded one; what is recorded is compared, and nothing is made of it.
+
+    diffusers' own ``from_config`` would take a text for a folder, or for a name to look up on a hub. Other releases of diffusers record
+    more than :data:`DECIDING`: plain values that nothing here looks at.
+    """
+    scheduler: Any = make_scheduler(config.model)
+    wanted = {key: scheduler.config[key] for key in DECIDING}
+    found = {key: recorded.get(key) for key in DECIDING}
+    if found != wanted:
+        raise ModelError(f"{path / FACTS}: schedule={str(found)[:400]}", f"that of its settings, {wanted}", _REBUILD)
+    others = sorted(key for key, value in recorded.items() if isinstance(value, list | dict))
+    if others or len(recorded) > MOST_OF_SCHEDULE:
+        received = f"{path / FACTS}: schedule with {', '.join(others)[:200] or f'{len(recorded)} keys'}"
+        raise ModelError(received, f"at most {MOST_OF_SCHEDULE} plain values", _REBUILD)
+    return scheduler
 
 
 def model_card(facts: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from mmh_ray.imaging.slices import AXES, NORMAL, PLANES, along, assemble, take_s
 from mmh_ray.models.denoiser import Context, to_diffusion, to_unit
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.groups import Conditioner, brain_slices
+from mmh_ray.threads import one_thread
 
 Denoise = Callable[[Tensor, int], Tensor]
 """x0 from (x_t, t) with condition and context already bound."""
@@ -23,6 +24,7 @@ INVERSION_TOP = 0.95
 """Share of the schedule that inversion climbs: at its very end the noise level hides the source."""
 
 
+@one_thread()
 @torch.inference_mode()
 def estimate_planes(
     model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
@@ -54,13 +56,18 @@ def estimate_planes(
     estimates = np.stack(
         [_run_plane(model, image, mask, noise, conditioner, plane, sequence, settings) for plane in settings.planes]
     )
-    if not np.isfinite(estimates).all():
-        raise ModelError("values that are not finite from the denoiser", "finite intensities", "Train the model anew.")
-    return estimates
+    return _finite(estimates, "the denoiser")
 
 
 def fuse(estimates: np.ndarray, mask: np.ndarray, settings: HarmonizeConfig) -> np.ndarray:
-    """One volume ``(X, Y, Z)`` float32 of the planes' estimates ``(planes, X, Y, Z)``; not negative, zero outside the mask."""
+    """One volume ``(X, Y, Z)`` float32 of the planes' estimates ``(planes, X, Y, Z)``; not negative, zero outside the mask.
+
+    Raises
+    ------
+    ModelError
+        If an estimate is not finite.
+    """
+    _finite(estimates, "the target")
     fused = np.median(estimates, axis=0) if settings.fusion == "median" else np.mean(estimates, axis=0)
     return (np.clip(fused, 0, None) * mask).astype(np.float32)
 
@@ -70,7 +77,15 @@ def unify(
 ) -> np.ndarray:
     """One volume ``(X, Y, Z)`` in the unified domain of the planes' estimates ``(planes, X, Y, Z)``: fused, then calibrated."""
     fused = fuse(estimates, mask, settings)
-    return np.clip(model.calibration.curve(sequence, fused, mask).apply_inside(fused, mask), 0, None)
+    calibrated = model.calibration.curve(sequence, fused, mask).apply_inside(fused, mask)
+    return np.clip(_finite(calibrated, "the calibration"), 0, None)
+
+
+def _finite(image: np.ndarray, source: str) -> np.ndarray:
+    """The image, if it is one: what the model or a target spoils is said where it happened."""
+    if not np.isfinite(image).all():
+        raise ModelError(f"values that are not finite from {source}", "finite intensities", "Train it anew.")
+    return image
 
 
 def harmonize_volume(

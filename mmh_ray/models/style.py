@@ -237,18 +237,25 @@ def make_style_encoder(
     Raises
     ------
     ModelError
-        If the backbone cannot be had; see :func:`mmh_ray.models.style_backbones.load_backbone`.
+        If the backbone cannot be had (see :func:`mmh_ray.models.style_backbones.load_backbone`), or the aggregator is another's.
     """
     encoder = TriPlanarStyleEncoder(load_backbone(config), config, spacing_mm)
     if aggregator:
-        encoder.aggregator.load_state_dict(dict(aggregator))
+        load_aggregator(encoder, aggregator)
     elif config.backbone == EMBEDDED:
-        state = embedded_weights()
         prefix = "aggregator."
-        encoder.aggregator.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        )
+        state = embedded_weights().items()
+        load_aggregator(encoder, {name.removeprefix(prefix): t for name, t in state if name.startswith(prefix)})
     return encoder
+
+
+def load_aggregator(encoder: TriPlanarStyleEncoder, state: Mapping[str, Tensor]) -> None:
+    """Give an encoder's aggregator its weights; ModelError where they are another's."""
+    try:
+        encoder.aggregator.load_state_dict(dict(state))
+    except RuntimeError as error:
+        received = f"an aggregator with other weights ({' '.join(str(error).split())[:300]})"
+        raise ModelError(received, "one of this style encoder", "Train the target with it.") from error
 
 
 def check_same_encoder(recorded: dict[str, Any], found: dict[str, Any]) -> None:

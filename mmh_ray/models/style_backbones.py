@@ -9,13 +9,13 @@ import hashlib
 import itertools
 from importlib import resources
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmh_ray.config import StyleConfig
 from mmh_ray.errors import ModelError
+from mmh_ray.models.bundle_files import parse_weights
 
 EMBEDDED = "embedded"
 """Name of the backbone that ships inside the package."""
@@ -131,7 +131,8 @@ def load_backbone(config: StyleConfig) -> SliceBackbone:
 
 def embedded_weights() -> dict[str, Tensor]:
     """Trained weights of the embedded backbone and its aggregator (``backbone.*``, ``aggregator.*``)."""
-    return safetensors.torch.load((resources.files("mmh_ray.models") / "weights" / "style.safetensors").read_bytes())
+    place = resources.files("mmh_ray.models") / "weights" / "style.safetensors"
+    return parse_weights(place.read_bytes(), str(place), "Install mmh-ray again.")
 
 
 def weights_hash(module: nn.Module) -> str:

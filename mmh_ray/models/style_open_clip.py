@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import pickle
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from open_clip.factory import load_state_dict
 from open_clip.model import _build_vision_tower
 from open_clip.utils import to_2tuple
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mmh_ray.config import StyleConfig
 from mmh_ray.errors import ModelError
+from mmh_ray.files import read_object
 from mmh_ray.models.style_backbones import SliceBackbone
 from mmh_ray.provenance import sha256_file
 
@@ -33,7 +33,14 @@ HUB = "hf-hub:"
 RANDOM = "random"
 """`style.weights` that asks for an untrained tower by name."""
 
+MOST_CONFIG = 2**20
+"""Most bytes of a folder's configuration."""
+MOST_LAYERS, MOST_SIDE, MOST_WIDTH = 256, 1024, 8192
+"""Most layers of a tower, pixels along a side of its image, and of anything else that a tower has a number of."""
+
+_MOST_OF = {"layers": MOST_LAYERS, "image_size": MOST_SIDE}
 _SEED = 0
+_COPY = "Copy the weights again, or name the model that they belong to."
 
 
 class OpenClipBackbone(SliceBackbone):
@@ -76,7 +83,7 @@ def open_clip_backbone(config: StyleConfig) -> OpenClipBackbone:
     """The image tower that ``style.backbone`` names; see :func:`mmh_ray.models.style_backbones.load_backbone` for errors."""
     if config.backbone.startswith(HUB):
         source = _from_folder(_download(config.backbone), config)
-    elif Path(config.backbone).is_dir():
+    elif os.path.isdir(config.backbone):
         source = _from_folder(Path(config.backbone), config)
     else:
         source = _by_name(config)
@@ -103,22 +110,74 @@ def _from_folder(folder: Path, config: StyleConfig) -> _Source:
     if config.weights is not None:
         received = f"style.weights={config.weights!r} with {config.backbone}"
         raise ModelError(received, "none: the folder brings its own weights", "Leave style.weights out.")
+    place = folder / CONFIG_FILE
     try:
-        described = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        described = read_object(place, MOST_CONFIG)
         settings = described.get("model_cfg", described)
         source = _Source(
             {key: settings[key] for key in ("embed_dim", "vision_cfg")}
-            | {"quick_gelu": settings.get("quick_gelu", False)},
+            | {"quick_gelu": bool(settings.get("quick_gelu", False))},
             next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None),
-            described.get("preprocess_cfg", {}),
+            _checked_preprocessing(described.get("preprocess_cfg", {})),
         )
+        _check_tower(source.settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        received = f"{folder / CONFIG_FILE}: {type(error).__name__}: {error}"
+        received = f"{place}: {type(error).__name__}: {error}"
         remedy = "Copy the model's whole folder from the hub again."
         raise ModelError(received, "an open_clip configuration with embed_dim and vision_cfg", remedy) from error
     if source.file is None:
         raise ModelError(f"{folder}: without weights", f"one of {', '.join(WEIGHT_FILES)}", "Copy the weights there.")
+    if not source.settings["vision_cfg"].get("timm_model_name"):  # else the name alone says how large it is
+        _check_size(source, folder)
     return source
+
+
+def _checked_preprocessing(found: Any) -> dict[str, Any]:
+    """``mean`` and ``std`` of a configuration, where it has them; ValueError unless they are three numbers each."""
+    kept = {key: found[key] for key in ("mean", "std") if found.get(key) is not None}
+    for key, values in kept.items():
+        least = -100 if key == "mean" else 1e-6
+        if not isinstance(values, list) or len(values) != 3 or not all(least <= value <= 100 for value in values):
+            raise ValueError(f"preprocess_cfg with {key}={str(values)[:100]}")
+    return kept
+
+
+def _check_tower(settings: Mapping[str, Any]) -> None:
+    """ValueError where a tower is described by more than plain values, or by numbers that no tower has.
+
+    A model of timm may only be named by its name: with a prefix timm would fetch it from a hub, or look for it in another folder.
+    """
+    values = {"embed_dim": settings["embed_dim"], **settings["vision_cfg"]}
+    for key, value in values.items():
+        most = _MOST_OF.get(key, MOST_WIDTH)
+        items = _items_of(value)
+        if len(items) > 8 or not all(_is_modest(item, most) for item in items):
+            raise ValueError(f"{key}={str(value)[:100]}, which no tower has")
+
+
+def _items_of(value: Any) -> list[Any]:
+    """What a list or a dictionary holds; a single value is a list of one."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else [value]
+
+
+def _is_modest(value: Any, most: int) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"[A-Za-z0-9_.-]{0,200}", value) is not None
+    return value is None or (isinstance(value, int | float) and abs(value) <= most)  # NaN is not
+
+
+def _check_size(source: _Source, folder: Path) -> None:
+    """ModelError where the described tower is larger than its file of weights can be; laid out on the device that takes no memory."""
+    assert source.file is not None
+    with torch.device("meta"):
+        tower = _build(source, str(folder))
+    weights = sum(tensor.numel() for tensor in tower.state_dict().values())
+    size = source.file.stat().st_size
+    if 2 * weights > size + 2**20:  # in half precision; a tiny tower's own tables do not count
+        received = f"{folder / CONFIG_FILE}: a tower of {weights / 1e6:.0f} million weights"
+        raise ModelError(received, f"one that {source.file.name} of {size} bytes can hold", "Copy the folder again.")
 
 
 def _by_name(config: StyleConfig) -> _Source:
@@ -136,7 +195,7 @@ def _by_name(config: StyleConfig) -> _Source:
         known = open_clip.get_pretrained_cfg(name, weights)
         settings["quick_gelu"] = known.get("quick_gelu", settings.get("quick_gelu", False))
         return _Source(settings, Path(open_clip.download_pretrained(known)), known)
-    if weights is not None and Path(weights).is_file():
+    if weights is not None and os.path.isfile(weights):
         return _Source(settings, Path(weights))
     expected = f"a file, {RANDOM} or one of {', '.join(tags) or 'no tags'}"
     raise ModelError(f"style.weights={weights!r} for {name}", expected, "Set style.weights.")
@@ -149,9 +208,11 @@ def _build(source: _Source, name: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             return _build_vision_tower(source.settings["embed_dim"], vision, source.settings.get("quick_gelu", False))
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # open_clip builds what it is told, and fails as that may have it
         remedy = "Install the release of open_clip_torch that the model asks for."
-        raise ModelError(f"{name}: {error}", "an image tower that open_clip can build", remedy) from error
+        raise ModelError(
+            f"{name}: {' '.join(str(error).split())[:300]}", "an image tower that open_clip can build", remedy
+        ) from error
 
 
 def _check_hash(file: Path, wanted: str | None) -> None:
@@ -169,15 +230,10 @@ def _fill(tower: nn.Module, file: Path) -> None:
         state = load_state_dict(str(file), weights_only=True)
         visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
         tower.load_state_dict(visual or state)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        pickle.UnpicklingError,
-        SafetensorError,
-    ) as error:
+    except Exception as error:  # a file that is anybody's fails in any way
         received = f"{file}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        remedy = "Copy the weights again, or name the model that they belong to."
-        raise ModelError(received, "weights of the configured image tower", remedy) from error
+        raise ModelError(received, "weights of the configured image tower", _COPY) from error
+    spoilt = [name for name, value in tower.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if spoilt:
+        received = f"{file}: {spoilt[0]} with NaN or infinite weights"
+        raise ModelError(received, "finite weights of the configured image tower", _COPY)

@@ -12,9 +12,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+import re
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +24,22 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from mmh_ray.config import Config, HarmonizeConfig, StyleConfig, from_dict, to_dict
-from mmh_ray.errors import ModelError
+from mmh_ray.config import (
+    Config,
+    HarmonizeConfig,
+    RestyleConfig,
+    StyleConfig,
+    TargetConfig,
+    from_dict,
+    to_dict,
+)
+from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.models.adapter import SiteStyle, attach
 from mmh_ray.models.bundle import Bundle, put_folder
-from mmh_ray.models.style import TriPlanarStyleEncoder, check_same_encoder, make_style_encoder
+from mmh_ray.models.bundle_files import check_kinds, check_weights, parse_weights, read_facts, read_part
+from mmh_ray.models.style import TriPlanarStyleEncoder, check_same_encoder, load_aggregator, make_style_encoder
 from mmh_ray.models.style_backbones import EMBEDDED
 from mmh_ray.models.target_harmonizer import TunedAdapter
 from mmh_ray.provenance import code_version, hash_of, write_json
@@ -40,7 +50,25 @@ FACTS, CARD, AGGREGATOR = "target.json", "MODEL_CARD.md", "style.safetensors"
 SAMPLING = ("steps", "inversion_depth", "fusion", "planes")
 """Settings of `harmonize` under which a target is trained, and which it is made for."""
 
+MOST_ADAPTER = 256 * 2**20
+"""Most bytes of an adapter's weights: ten times those of rank 64 on a model at 1 mm."""
+
+_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,200}")
+_SUFFIX = re.compile(r"[A-Za-z0-9]{1,64}")
+_KINDS = {
+    "site": str,
+    "code_version": str,
+    "base": dict,
+    "target": dict,
+    "harmonize": dict,
+    "restyle": dict,
+    "training": dict,
+    "sequences": dict,
+}
+"""Facts of a target bundle, besides its format and kind."""
+_KINDS_OF_SEQUENCE = {"weights_sha256": str, "style": dict, "validation": dict, "untuned": dict, "steps": int}
 _REBUILD = "Copy the adapter again or train it anew with `mmh train-target`."
+_AGAIN = "Train it again, with a lower target.learning_rate."
 
 
 @dataclass(frozen=True)
@@ -106,10 +134,10 @@ class Target:
         ModelError
             If the configured one is another, or its backbone cannot be had.
         """
-        recorded = self.facts["training"]["style_encoder"]
+        recorded = self.facts["training"].get("style_encoder", {})
         encoder = make_style_encoder(config, spacing_mm)
-        if self.aggregator and recorded["backbone_sha256"] == encoder.describe()["backbone_sha256"]:
-            encoder.aggregator.load_state_dict(dict(self.aggregator))
+        if self.aggregator and recorded.get("backbone_sha256") == encoder.describe()["backbone_sha256"]:
+            load_aggregator(encoder, self.aggregator)
         check_same_encoder(recorded, encoder.describe())
         return encoder
 
@@ -147,11 +175,12 @@ def save_target(
     try:
         sequences = {}
         for sequence, adapter in tuned.items():
+            check_weights(adapter.state, f"the adapter of {sequence} for {site}", _AGAIN)
             weights, style = safetensors.torch.save(adapter.state), styles[sequence]
             (partial / f"{sequence}.safetensors").write_bytes(weights)
             sequences[sequence] = {
                 "weights_sha256": hashlib.sha256(weights).hexdigest(),
-                "style": {key: np.asarray(value).tolist() for key, value in vars(style).items()},
+                "style": _style_facts(style, f"the style of {sequence} for {site}"),
                 "validation": adapter.validation,
                 "untuned": adapter.untuned,
                 "steps": adapter.steps,
@@ -178,6 +207,13 @@ def save_target(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _style_facts(style: SiteStyle, place: str) -> dict[str, Any]:
+    """A style as a bundle has it, if it can be read again."""
+    facts = {key: np.asarray(value).tolist() for key, value in vars(style).items()}
+    _style(facts, place)
+    return facts
+
+
 def load_target(path: str | Path, uri: str | None = None, style: StyleConfig | None = None) -> Target:
     """Read a target bundle; ``uri`` is how to cite it.
 
@@ -190,37 +226,45 @@ def load_target(path: str | Path, uri: str | None = None, style: StyleConfig | N
     Raises
     ------
     ModelError
-        Missing folder or file, unknown format, damaged weights, another style backbone.
+        Missing folder or file; anything but a regular file in it; unknown format or facts; settings out of bounds; curves that cannot be
+        those of images; damaged weights, or such as are not finite; another style backbone.
     """
     path = Path(path)
-    facts = _read_facts(path)
+    facts, settings = _read_description(path)
     if style is not None:
         _check_backbone(path, facts, style)
-    weights, styles = {}, {}
+    weights: dict[str, dict[str, Tensor]] = {}
+    styles: dict[str, SiteStyle] = {}
+    for sequence, found in facts["sequences"].items():
+        name = f"{sequence}.safetensors"
+        content = read_part(path, name, MOST_ADAPTER, _REBUILD)
+        if hashlib.sha256(content).hexdigest() != found["weights_sha256"]:
+            received = f"{path}: damaged weights of {sequence} (other checksum)"
+            raise ModelError(received, f"what {FACTS} describes", _REBUILD)
+        state = parse_weights(content, str(path / name), _REBUILD)
+        if found["steps"] > 0:  # one that was never the better one changes nothing, and would cost two passes
+            weights[sequence] = state
+        styles[sequence] = _style(found["style"], f"{path / FACTS}: {sequence}")
+    aggregator: dict[str, Tensor] = {}
+    if os.path.lexists(path / AGGREGATOR):
+        learned = read_part(path, AGGREGATOR, MOST_ADAPTER, _REBUILD)
+        aggregator = parse_weights(learned, str(path / AGGREGATOR), _REBUILD)
+    site = unicodedata.normalize("NFC", facts["site"])
+    cited = uri or path.absolute().as_uri()
+    return Target(site, styles, _hash(facts), cited, facts, weights, settings.rank, aggregator)
+
+
+def _style(facts: Mapping[str, Any], place: str) -> SiteStyle:
     try:
-        for sequence, found in facts["sequences"].items():
-            content = (path / f"{Path(sequence).name}.safetensors").read_bytes()
-            if hashlib.sha256(content).hexdigest() != found["weights_sha256"]:
-                raise ModelError(
-                    f"{path}: damaged weights of {sequence} (other checksum)", f"what {FACTS} describes", _REBUILD
-                )
-            state = safetensors.torch.load(content)
-            if found["steps"] > 0:  # one that was never the better one changes nothing, and would cost two passes
-                weights[sequence] = state
-            look: dict[str, Any] = found["style"]
-            arrays = {key: np.array(look[key]) for key in ("unified", "site", "quantiles")}
-            styles[sequence] = SiteStyle(**arrays, noise=float(look["noise"]), blur=float(look["blur"]))
-        learned = path / AGGREGATOR
-        aggregator = safetensors.torch.load(learned.read_bytes()) if learned.is_file() else {}
-        site, rank = str(facts["site"]), int(facts["target"]["rank"])
-        digest = _hash(facts)
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{path}: {type(error).__name__}: {error}", "a whole target bundle", _REBUILD) from error
-    return Target(site, styles, digest, uri or path.absolute().as_uri(), facts, weights, rank, aggregator)
+        return SiteStyle.read(facts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{place}: {type(error).__name__}: {str(error)[:300]}", "the look of a site's scans", _REBUILD
+        ) from error
 
 
 def _check_backbone(path: Path, facts: Mapping[str, Any], style: StyleConfig) -> None:
-    recorded = facts.get("training", {}).get("style_encoder", {}).get("backbone")
+    recorded = facts["training"].get("style_encoder", {}).get("backbone")
     if recorded is not None and style.backbone not in (EMBEDDED, recorded):
         remedy = "Leave style.backbone out (a trained target needs none), or train the target with it."
         raise ModelError(f"style.backbone={style.backbone!r} for {path}", f"the recorded {recorded!r}", remedy)
@@ -228,7 +272,12 @@ def _check_backbone(path: Path, facts: Mapping[str, Any], style: StyleConfig) ->
 
 def target_hash(path: str | Path) -> str:
     """The hash of a target bundle without loading its weights."""
-    return _hash(_read_facts(Path(path)))
+    return _hash(_read_description(Path(path))[0])
+
+
+def target_site(path: str | Path) -> str:
+    """The site of a target bundle, in the form in which Unicode composes letters."""
+    return unicodedata.normalize("NFC", _read_description(Path(path))[0]["site"])
 
 
 def _hash(facts: Mapping[str, Any]) -> str:
@@ -240,17 +289,34 @@ def _hash(facts: Mapping[str, Any]) -> str:
     return hash_of([facts["site"], facts["base"]["hash"], facts["target"]["rank"], used])
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
+def _read_description(path: Path) -> tuple[dict[str, Any], TargetConfig]:
+    """Facts of a target bundle, each of its kind, and the settings that it was trained with."""
+    facts = read_facts(path, FACTS, {"format": FORMAT, "kind": KIND}, _KINDS, _REBUILD)
+    place = str(path / FACTS)
+    check_kinds(facts["base"], {"hash": str, "uri": str}, f"{place}: base", _REBUILD)
+    check_kinds(facts["harmonize"], dict.fromkeys(SAMPLING, object), f"{place}: harmonize", _REBUILD)
+    if not facts["base"]["hash"] or not _NAME.fullmatch(facts["site"]):
+        received = f"{place}: site={facts['site'][:200]!r} on base {facts['base']['hash'][:64]!r}"
+        raise ModelError(received, "a name of at most 200 characters in one line, and a hash", _REBUILD)
+    if "rank" not in facts["target"]:
+        raise ModelError(f"{place}: target without rank", "the rank of the adapters", _REBUILD)
+    encoder = facts["training"].get("style_encoder", {})
+    if not isinstance(encoder, dict):
+        raise ModelError(f"{place}: style_encoder={str(encoder)[:100]}", "an object", _REBUILD)
+    for sequence, found in facts["sequences"].items():
+        if not _SUFFIX.fullmatch(sequence):
+            raise ModelError(f"{place}: sequence {sequence[:100]!r}", "a BIDS suffix such as T1w", _REBUILD)
+        check_kinds(found, _KINDS_OF_SEQUENCE, f"{place}: {sequence}", _REBUILD)
+        style_kinds = {"unified": list, "site": list, "quantiles": list, "noise": float, "blur": float}
+        check_kinds(found["style"], style_kinds, f"{place}: {sequence} style", _REBUILD)
     try:
-        facts = json.loads((path / FACTS).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path / FACTS}: {error}", "a target bundle", _REBUILD) from error
-    known = {"format": FORMAT, "kind": KIND}
-    found = {key: facts.get(key) for key in known} if isinstance(facts, dict) else facts
-    if found != known:
-        remedy = f"Use the release of mmh-ray that wrote it, or a target trained by {code_version()}."
-        raise ModelError(f"{path / FACTS}: {str(found)[:200]}", f"a target bundle with {known}", remedy)
-    return facts
+        from_dict(RestyleConfig, facts["restyle"], "restyle.")
+        from_dict(HarmonizeConfig, facts["harmonize"], "harmonize.")
+        return facts, from_dict(TargetConfig, facts["target"], "target.")
+    except ConfigError as error:
+        remedy = "Use the release of mmh-ray that wrote it (code_version tells which)."
+        received, expected = f"{place}: {error.received}", f"settings that mmh-ray {code_version()} knows"
+        raise ModelError(received, f"{expected}: {error.expected}", remedy) from error
 
 
 def _card(facts: Mapping[str, Any]) -> str:

@@ -5,11 +5,20 @@ happens in the functions.
 """
 
 from mmh_ray.tracking.evaluations import cite, evaluation_of, move_alias, record_evaluation
-from mmh_ray.tracking.registry import register, resolve_model, resolve_target, target_model_name
+from mmh_ray.tracking.registry import (
+    BASE,
+    register,
+    resolve_model,
+    resolve_recorded,
+    resolve_recorded_target,
+    resolve_target,
+    target_model_name,
+)
 from mmh_ray.tracking.runs import finish, flush, log_figure, log_metrics, start_run
 from mmh_ray.tracking.store import configure
 
 __all__ = [
+    "BASE",
     "cite",
     "configure",
     "evaluation_of",
@@ -21,6 +30,8 @@ __all__ = [
     "record_evaluation",
     "register",
     "resolve_model",
+    "resolve_recorded",
+    "resolve_recorded_target",
     "resolve_target",
     "start_run",
     "target_model_name",

@@ -21,17 +21,22 @@ class HarmonizerModel(PythonModel):
     """Harmonizes the scans that a table names, by the same function as `mmh harmonize`."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Read the bundle; of a target, also the global model that it names."""
+        """Read the bundle; of a target, also its global model.
+
+        That is the registered one that the target names, in the caller's store, or what ``model_config={"base": FOLDER}`` names.
+        """
         from mmh_ray.config import TrackingConfig
         from mmh_ray.harmonizer import Harmonizer
         from mmh_ray.models.bundle import load_bundle
         from mmh_ray.models.target_bundle import FACTS, load_target
-        from mmh_ray.tracking import resolve_model
+        from mmh_ray.tracking import BASE, resolve_recorded
 
         folder, self.target = Path(context.artifacts["bundle"]), None
         if (folder / FACTS).is_file():
             self.target = load_target(folder)
-            folder, _ = resolve_model(self.target.facts["base"]["uri"], TrackingConfig(uri=mlflow.get_tracking_uri()))
+            store = TrackingConfig(uri=mlflow.get_tracking_uri())
+            given = (context.model_config or {}).get(BASE)
+            folder, _ = resolve_recorded(self.target.facts["base"]["uri"], store, given)
         bundle, settings = load_bundle(folder), None
         if self.target is not None:
             self.target.attach(bundle)

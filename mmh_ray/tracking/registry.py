@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,9 @@ import yaml
 from mmh_ray import __version__
 from mmh_ray.config import TrackingConfig
 from mmh_ray.errors import ModelError
+from mmh_ray.files import is_inside, read_bytes
 from mmh_ray.tracking.store import choose_uri, configure, sqlite_file
+from mmh_ray.yaml_text import MOST_BYTES, load_yaml
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -22,7 +26,10 @@ if TYPE_CHECKING:
 
 GLOBAL, TARGET = "config.json", "target.json"
 """File by which the bundle of a global model, and of a target, is known."""
-BUNDLE_HASH = "mmh.bundle_hash"
+BUNDLE_HASH, SITE = "mmh.bundle_hash", "mmh.site"
+"""Tags of a version: its bundle's hash, and of a target its site."""
+BASE = "base"
+"""Key of the ``model_config`` of a registered target: the global model to put it on, where it is not the registered one."""
 _MAKERS = {GLOBAL: "mmh train-global", TARGET: "mmh train-target"}
 _FORMS = "a bundle folder, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH"
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/]+)|/(?P<version>\d+))")
@@ -37,19 +44,26 @@ def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingCon
     """Register a bundle, global or target, as a new version of a model, move the alias there and return ``models:/NAME/VERSION``.
 
     What is registered is an MLflow pyfunc model from code (nothing pickled) with the bundle folder as its artifact.
+
+    Raises
+    ------
+    ModelError
+        If the bundle cannot be read, or the name is that of another site's target.
     """
     import mlflow
     from mlflow.models import Model
 
     from mmh_ray.models.bundle import bundle_hash
-    from mmh_ray.models.target_bundle import target_hash
+    from mmh_ray.models.target_bundle import target_hash, target_site
 
     client, is_target = mlflow.MlflowClient(), Path(bundle_dir, TARGET).is_file()
     run = client.get_run(run_id)
-    tags = {
-        BUNDLE_HASH: (target_hash if is_target else bundle_hash)(bundle_dir),
-        **{k: v for k, v in run.data.tags.items() if k.startswith("mmh.")},
-    }
+    tags = {key: value for key, value in run.data.tags.items() if key.startswith("mmh.")}
+    if is_target:
+        tags |= {BUNDLE_HASH: target_hash(bundle_dir), SITE: target_site(bundle_dir)}
+        _check_owner(client, name, tags[SITE])
+    else:
+        tags[BUNDLE_HASH] = bundle_hash(bundle_dir)
     logged = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id, tags=tags)
     with warnings.catch_warnings():
         # An example of input would be a scan of someone's; the signature says what a row holds.
@@ -65,11 +79,21 @@ def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingCon
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"bundle": str(Path(bundle_dir).absolute())},
             signature=_signature(),
+            model_config={BASE: None} if is_target else None,  # who loads a target may name its global model
             pip_requirements=[f"mmh-ray=={__version__}"],  # to guess them, MLflow would load the model in a new process
         )
     version = str(info.registered_model_version)
     client.set_registered_model_alias(name, config.alias, version)
     return f"models:/{name}/{version}"
+
+
+def _check_owner(client: Any, name: str, site: str) -> None:
+    """ModelError where a registered model holds the target of another site, whose name became the same."""
+    found = client.search_model_versions(f"name='{name}'", max_results=1, order_by=["version_number DESC"])
+    owner = found[0].tags.get(SITE, site) if found else site
+    if owner != site:
+        received = f"target of site {site!r} to register as {name}, which holds that of {owner!r}"
+        raise ModelError(received, "names that stay apart", "Rename the site in the archive and train its target anew.")
 
 
 def resolve_model(model: str, tracking: TrackingConfig) -> tuple[Path, str]:
@@ -95,14 +119,49 @@ def resolve_target(target: str, base: str | Path, tracking: TrackingConfig) -> t
     ----------
     target:
         As there, or the name of a site: then ``adapters/SITE`` of the global model's folder ``base``, else the registered
-        ``mmh-target-SITE``.
+        ``mmh-target-SITE``. What is found must be that site's.
     """
     own = Path(base, "adapters", target_model_name(target).removeprefix("mmh-target-"))
-    if (own / TARGET).is_file():
-        return own, own.as_uri()
-    if not _is_uri(target) and not Path(target).is_dir():
-        target = f"models:/{target_model_name(target)}@{tracking.alias}"
-    return _resolve(target, tracking, TARGET)
+    if os.path.isfile(own / TARGET):  # pathlib raises where a name is too long
+        return _of_site(target, own, own.as_uri())
+    if _is_uri(target) or os.path.isdir(target):
+        return _resolve(target, tracking, TARGET)
+    return _of_site(target, *_resolve(f"models:/{target_model_name(target)}@{tracking.alias}", tracking, TARGET))
+
+
+def _of_site(site: str, folder: Path, uri: str) -> tuple[Path, str]:
+    """Folder and URI, if the target there is the site's: names of two sites may have become one."""
+    from mmh_ray.models.target_bundle import target_site
+
+    found = target_site(folder)
+    if found != unicodedata.normalize("NFC", site):
+        remedy = "Name the target's own bundle folder or models:/NAME/VERSION."
+        raise ModelError(f"{uri}, the target of site {found!r}", f"one of site {site!r}", remedy)
+    return folder, uri
+
+
+def resolve_recorded(uri: str, tracking: TrackingConfig, base: str | None = None) -> tuple[Path, str]:
+    """Global model that a target's facts name, as :func:`resolve_model`; a stranger may have written them.
+
+    Parameters
+    ----------
+    uri:
+        What is recorded. Only a registered model, which is asked of the caller's own store, is looked for.
+    base:
+        What the caller names instead: anything that :func:`resolve_model` takes.
+    """
+    if base is None and not _REGISTERED.fullmatch(uri):
+        remedy = f"Give its folder: mlflow.pyfunc.load_model(URI, model_config={{'{BASE}': FOLDER}})."
+        raise ModelError(f"global model {uri[:300]!r}, recorded in a target", "a registered model", remedy)
+    return resolve_model(base or uri, tracking)
+
+
+def resolve_recorded_target(uri: str, tracking: TrackingConfig) -> tuple[Path, str]:
+    """Target that a sidecar names: a registered one, or a folder of this machine; never what would have to be fetched from elsewhere."""
+    if not (_REGISTERED.fullmatch(uri) or uri.startswith("file:///")):
+        received = f"target {uri[:300]!r}, recorded in a sidecar"
+        raise ModelError(received, "a registered model or a folder", "Harmonize again with the target.")
+    return _resolve(uri, tracking, TARGET)
 
 
 def _is_uri(model: str) -> bool:
@@ -115,8 +174,8 @@ def _resolve(model: str, tracking: TrackingConfig, facts: str) -> tuple[Path, st
         model = url2pathname(urlsplit(model).path)
     if not _is_uri(model):
         folder = Path(model).absolute()
-        if not (folder / facts).is_file():
-            received = f"{model}: no such folder" if not folder.is_dir() else f"{model}: a folder without {facts}"
+        if not os.path.isfile(folder / facts):
+            received = f"{model}: no such folder" if not os.path.isdir(folder) else f"{model}: a folder without {facts}"
             remedy = f"Check the path; `{_MAKERS[facts]}` makes bundles and registers them."
             raise ModelError(received, _FORMS, remedy)
         return folder, folder.as_uri()
@@ -200,16 +259,32 @@ def _bundle_inside(folder: Path, model: str, facts: str) -> Path:
     """The bundle in the artifacts of a model, or the artifacts themselves when they are one."""
     if (folder / facts).is_file():
         return folder
-    description = folder / "MLmodel"
-    if description.is_file():
-        flavor = yaml.safe_load(description.read_text())["flavors"].get("python_function", {})
-        bundle = folder / flavor.get("artifacts", {}).get("bundle", {}).get("path", "")
+    named = _named_bundle(folder / "MLmodel")
+    if named is not None:
+        bundle = folder / named
+        if not is_inside(bundle, folder):
+            received = f"{model}: its bundle at {named[:300]!r}, outside its artifacts"
+            raise ModelError(received, "a bundle among its artifacts", "Do not use a model that was changed by hand.")
         if (bundle / facts).is_file():
             return bundle
     remedy = f"Use a model that `{_MAKERS[facts]}` registered."
     raise ModelError(
         f"{model}: holds no such bundle", f"a model with a bundle ({facts} and weights) among its artifacts", remedy
     )
+
+
+def _named_bundle(description: Path) -> str | None:
+    """Path of the bundle by the description of an MLflow model; None where there is no description, or none of a bundle."""
+    if not os.path.lexists(description):
+        return None
+    try:
+        found = load_yaml(read_bytes(description, MOST_BYTES))
+    except (OSError, yaml.YAMLError) as error:
+        remedy = "Download the model again, or train it anew."
+        raise ModelError(f"{description}: {error}", "the description of an MLflow model", remedy) from error
+    for key in ("flavors", "python_function", "artifacts", "bundle", "path"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _signature() -> ModelSignature:

@@ -9,6 +9,7 @@ import pytest
 from mmh_ray.bids.archives import match
 from mmh_ray.bids.entities import desc_of
 from mmh_ray.errors import DataError
+from tests.bids.archive_files import SPECIAL, put_special
 
 pytestmark = pytest.mark.fast
 
@@ -77,3 +78,28 @@ def test_hidden_foreign_and_other_sequences_files_are_passed_over(tmp_path: Path
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"other=.*nowhere: no such folder"):
         match("other", tmp_path / "nowhere", [_row()])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SPECIAL if kind != "folder"])
+def test_a_volume_that_is_no_regular_file_is_unusable(tmp_path: Path, kind: str) -> None:
+    path = put_special(tmp_path / "other/sub-01_ses-a_T1w.nii.gz", kind)
+    found = match("other", tmp_path / "other", [_row()])
+    assert found.paths == {}
+    assert found.unmatched[0][:3] == ("other", "sub-01_ses-a_T1w", "unusable")
+    assert found.unmatched[0].reason.startswith(f"{path}: ")
+
+
+def test_a_folder_of_the_name_of_a_volume_is_none(tmp_path: Path) -> None:
+    put_special(tmp_path / "sub-01_ses-a_T1w.nii.gz", "folder")
+    name = "anat/sub-01_ses-a_desc-x_T1w.nii.gz"
+    assert match("other", _touch(tmp_path, name), [_row()]).paths == {"sub-01_ses-a_T1w": str(tmp_path / name)}
+
+
+def test_links_within_the_folder_are_fine_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    root, outside = tmp_path / "other", tmp_path / "outside"
+    _touch(root, "files/first.nii.gz")
+    (root / "sub-01_ses-a_T1w.nii.gz").symlink_to("files/first.nii.gz")
+    _touch(outside, "sub-01_ses-a_desc-x_T1w.nii.gz")
+    (root / "outside").symlink_to(outside)
+    (root / "round").symlink_to(root)
+    assert match("other", root, [_row()]).paths == {"sub-01_ses-a_T1w": str(root / "sub-01_ses-a_T1w.nii.gz")}

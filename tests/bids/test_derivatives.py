@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from mmh_ray.bids.derivatives import check_dataset, write_dataset_description, write_sidecar
+from mmh_ray.bids.derivatives import check_dataset, read_sidecar, write_dataset_description, write_sidecar
 from mmh_ray.errors import ConfigError
+from tests.bids.archive_files import SPECIAL, put_special
 
 pytestmark = pytest.mark.fast
 
@@ -62,3 +63,41 @@ def test_sidecar_refuses_nan_and_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_sidecar(tmp_path / "sub-1_T1w.nii.gz", {"psnr": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_a_description_that_is_no_regular_file_is_not_opened(tmp_path, kind):
+    """Of the archive it is passed over; in the output folder it is another's."""
+    source, out = tmp_path / "raw", tmp_path / "out"
+    put_special(source / "dataset_description.json", kind)
+    write_dataset_description(out, source, "1")
+    assert json.loads((out / "dataset_description.json").read_text())["Name"] == "MRI, harmonized"
+    other = put_special(tmp_path / "other/dataset_description.json", kind)
+    with pytest.raises(ConfigError, match="holds another dataset"):
+        check_dataset(other.parent, source)
+
+
+def test_the_name_of_another_dataset_is_not_copied_through_a_link(tmp_path):
+    source, out = tmp_path / "raw", tmp_path / "out"
+    source.mkdir()
+    (tmp_path / "secret.json").write_text('{"Name": "secret", "DatasetDOI": "10.1/secret"}')
+    (source / "dataset_description.json").symlink_to(tmp_path / "secret.json")
+    write_dataset_description(out, source, "1")
+    assert "secret" not in (out / "dataset_description.json").read_text()
+
+
+@pytest.mark.parametrize("name", ['"' + "x" * 1_000_000 + '"', '{"a": [1]}', "[1]", "true", '"\\ud800"', "null", '""'])
+def test_a_name_that_is_none_is_not_copied(tmp_path, name):
+    source, out = tmp_path / "raw", tmp_path / "out"
+    source.mkdir()
+    (source / "dataset_description.json").write_text(f'{{"Name": {name}, "DatasetDOI": {name}}}')
+    write_dataset_description(out, source, "1")
+    found = json.loads((out / "dataset_description.json").read_text())
+    assert found["Name"] == "MRI, harmonized"
+    assert found["SourceDatasets"] == [{"URL": source.as_uri()}]
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_a_sidecar_that_is_no_regular_file_is_none(tmp_path, kind):
+    put_special(tmp_path / "out/sub-1_T1w.json", kind)
+    assert read_sidecar(tmp_path / "out/sub-1_T1w.nii.gz") == {}

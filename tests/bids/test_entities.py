@@ -1,11 +1,12 @@
 """Names: parsed, refused with a reason, and never a way out of the output folder."""
 
+import unicodedata
 from pathlib import PurePosixPath
 
 import pytest
 
-from mmh_ray.bids.entities import Entities, output_path, parse, split_name
-from mmh_ray.errors import DataError
+from mmh_ray.bids.entities import Entities, desc_of, output_path, parse, split_name
+from mmh_ray.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.fast
 
@@ -90,3 +91,27 @@ def test_names_without_a_subject_are_split_for_sidecars():
     assert split_name("run-1_acq-fast_T1w.json") == ({"acq": "fast", "run": "1"}, "T1w")
     assert list(split_name("run-1_acq-fast_T1w.json")[0]) == ["acq", "run"]
     assert split_name("T1w.json") == ({}, "T1w")
+
+
+def test_a_target_gives_its_letters_and_digits():
+    assert desc_of(None) == "harmonized"
+    assert desc_of("north shore 3T") == "harmonizedNorthShore3T"
+
+
+@pytest.mark.parametrize("name", ["東京", "—", "", " ", "..", "/", "\u200b", "\u0301", "x" * 101])
+def test_a_name_that_leaves_no_label_is_refused(name):
+    with pytest.raises(ConfigError, match=r"target .*letters A to Z and digits.*another name"):
+        desc_of(name)
+
+
+def test_one_name_is_one_label_however_unicode_writes_it():
+    spellings = {unicodedata.normalize(form, "Orléans") for form in ("NFC", "NFD")}
+    assert len(spellings) == 2
+    assert {desc_of(name) for name in spellings} == {"harmonizedOrleans"}
+
+
+def test_a_name_that_is_too_long_for_a_file_is_refused():
+    longest = Entities("1" * 200, None, "T1w")
+    assert len(output_path(longest).name) < 255
+    with pytest.raises(DataError, match=r"characters; expected at most 244"):
+        output_path(longest, desc=desc_of("x" * 40))

@@ -86,3 +86,8 @@ def test_a_folder_without_a_run_and_a_damaged_record_say_so(tmp_path):
     (tmp_path / "logs/run.json").write_text('{"source": 1}')
     with pytest.raises(DataError, match="record of a run"):
         run_status(tmp_path)
+
+
+def test_a_folder_whose_name_no_disk_takes_holds_no_run(tmp_path):
+    with pytest.raises(ConfigError, match="a folder that `mmh harmonize`"):
+        run_status(tmp_path / ("x" * 5000))

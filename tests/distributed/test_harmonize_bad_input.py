@@ -46,6 +46,10 @@ REASONS = {
     "sub-15_T1w": r"sub-15_desc-brain_mask\.nii: unreadable",
     "sub-16_T1w": "a brain mask with no voxel inside; expected the brain and nothing else",
     "sub-17_T1w": "a brain mask with every voxel inside; expected the brain and nothing else",
+    "sub-18_T1w": r"brain mask .*sub-18_desc-brain_mask\.nii: a named pipe, not a file; expected a regular file",
+    "sub-01/anat/sub-01_T2w.mgz": r"an image in \.mgz; expected \.nii or \.nii\.gz\. Convert it",
+    "sub-01/ses-2/sub-01_ses-2_T1w.nii": r"an image in another place; expected it in sub-.*anat/\. Move it",
+    "02/anat/sub-02_T1w.nii": r"an image in another place; expected it in sub-.*anat/\. Move it",
 }
 """What is wrong with the others: received, expected, remedy."""
 if os.geteuid() == 0:
@@ -97,6 +101,12 @@ def write_archive(bids: Path) -> None:
         mask.write_bytes(b"no image") if level is None else nib.save(
             nib.Nifti1Image(np.full(scan.shape, level, np.uint8), anatomy.affine), mask
         )
+    nib.save(scan, put("18"))
+    (bids / "derivatives/masks/sub-18/anat").mkdir(parents=True)
+    os.mkfifo(bids / "derivatives/masks/sub-18/anat/sub-18_desc-brain_mask.nii")
+    for place in ("sub-01/anat/sub-01_T2w.mgz", "sub-01/ses-2/sub-01_ses-2_T1w.nii", "02/anat/sub-02_T1w.nii"):
+        (bids / place).parent.mkdir(parents=True, exist_ok=True)
+        (bids / place).touch()
     if "sub-10_T1w" in REASONS:
         nib.save(scan, put("10"))
         put("10").chmod(0)

@@ -3,6 +3,8 @@
 import gzip
 import json
 import logging
+import os
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -121,3 +123,43 @@ def test_probe_never_raises(tmp_path, monkeypatch):
     facts = probe(str(save(tmp_path, "01")))
     assert (facts["status"], facts["shape"]) == ("unusable", [2, 3, 4])
     assert "RuntimeError: a surprise" in facts["reason"]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kind", ["pipe", "zeros", "folder"])
+def test_probe_does_not_wait_for_special_files(tmp_path, kind):
+    path = tmp_path / "sub-01_T1w.nii.gz"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "zeros":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    facts = probe(str(path))
+    assert facts["status"] == "unusable"
+    assert "not a regular file; expected a regular file" in facts["reason"]
+
+
+@pytest.mark.fast
+def test_probe_reads_a_huge_file_before_it_hashes_it(tmp_path):
+    """64 GiB of nothing behind a small image: hashed, they take a minute."""
+    path = tmp_path / "sub-01_T1w.nii"
+    nib.save(nib.Nifti1Image(np.arange(24, dtype=np.float32).reshape(2, 3, 4), AFFINE), path)
+    os.truncate(path, 2**36)
+    start = time.perf_counter()
+    facts = probe(str(path))
+    assert time.perf_counter() - start < 5
+    assert (facts["status"], facts["shape"], facts["bytes"]) == ("unusable", [2, 3, 4], 2**36)
+    assert "bytes behind the voxels" in facts["reason"]
+    assert "sha256" not in facts
+
+
+@pytest.mark.fast
+def test_probe_keeps_what_a_bad_header_says(tmp_path):
+    path = save(tmp_path, "01")
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[108:112] = bytes(4)  # vox_offset
+    path.write_bytes(gzip.compress(bytes(content)))
+    facts = probe(str(path))
+    assert (facts["status"], facts["shape"], facts["orientation"]) == ("unusable", [2, 3, 4], "PSR")
+    assert "vox_offset 0" in facts["reason"]

@@ -32,8 +32,9 @@ def archive(tmp_path_factory, ray_cluster) -> Path:
 
 
 @pytest.mark.ray
-def test_manifest_sees_every_site_mask_and_traveler(archive):
+def test_manifest_sees_every_site_mask_and_traveler(archive, caplog):
     rows = find_images(archive)
+    assert caplog.messages == []
     assert len(rows) == 8
     assert {row["status"] for row in rows} == {"ok"}
     assert {(row["subject"], row["site"]) for row in rows} == {
@@ -129,14 +130,14 @@ def test_the_plan_is_alike_at_every_site_and_stays_clear_of_training():
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
-    "config",
+    "settings",
     [
-        PhantomConfig(subjects_per_site=0, travelers=0),
-        PhantomConfig(seed=100),
-        PhantomConfig(seed=-1),
-        PhantomConfig(travelers=10_000),
+        {"subjects_per_site": 0, "travelers": 0},
+        {"seed": 100},
+        {"seed": -1},
+        {"travelers": 10_000},
     ],
 )
-def test_seeds_that_would_collide_are_refused(config):
+def test_seeds_that_would_collide_are_refused(settings):
     with pytest.raises(ConfigError):
-        plan(config)
+        plan(PhantomConfig(**settings))

@@ -14,7 +14,7 @@ from benchmarks.quality import computed_tomography
 from mmh_ray.bids.manifest import read_manifest, to_table, write_manifest
 from mmh_ray.config import Config, GridConfig, ModelConfig, PrepareConfig, QualityConfig
 from mmh_ray.distributed import shards
-from mmh_ray.distributed.prepare import Outcome, prepare, prepare_shard
+from mmh_ray.distributed.prepare import Outcome, _parts, prepare, prepare_shard
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
@@ -146,6 +146,28 @@ def test_what_changed_is_done_again_and_what_left_is_gone(rows, store, ray_clust
     assert set(stamps(store)) == named | {"index.parquet"}
     for entry in last.index:
         last.read(entry)
+
+
+@pytest.mark.ray
+def test_the_same_images_give_the_same_files(rows, store, ray_cluster, monkeypatch):
+    """Again into another folder, on a cluster that says it has many more CPUs."""
+    plain = replace(CONFIG, prepare=replace(PLAIN, shard_volumes=64))
+    run(rows, store, plain)
+    monkeypatch.setattr("mmh_ray.distributed.prepare.ray.cluster_resources", lambda: {"CPU": 64.0})
+    run(rows, f"{store}-again", plain)
+    first, again = (
+        {path.name: path.read_bytes() for path in Path(place).iterdir()} for place in (store, f"{store}-again")
+    )
+    assert len(first) == 3
+    assert again == first
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("images", "size"), [(1, 4), (6, 4), (4096, 4), (4097, 5), (70_000, 64)])
+def test_shards_go_by_the_number_of_images_alone(images, size):
+    parts = _parts([{}] * images, 64)
+    assert sum(map(len, parts)) == images
+    assert len(parts[0]) == min(size, images)
 
 
 @pytest.mark.ray

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from mmh_ray.config import Config
 from mmh_ray.distributed import harmonize
 from mmh_ray.distributed.harmonize import _looks
 from mmh_ray.distributed.job import Job
+from mmh_ray.errors import ModelError
 from mmh_ray.imaging.volume import Volume, write_volume
 from mmh_ray.models.adapter import SiteStyle
 from mmh_ray.models.bundle import load_bundle
@@ -52,3 +55,29 @@ def test_the_mask_of_a_reference_scan_comes_with_its_grid(
     _looks(Job("bids", "out", str(tiny_bundle), tiny_config, target_image=str(scan)), tiny_bundle)
     (laid,) = (part for part in given[2:] if isinstance(part, Volume))
     assert np.allclose(laid.affine, np.diag([2.0, 2, 2, 1]))
+
+
+@pytest.mark.parametrize("spoilt", ["model", "target"])
+def test_what_a_stranger_spoilt_ends_a_run_before_it_writes_anything(
+    tiny_bundle: Path, tiny_config: Config, tmp_path: Path, spoilt: str
+) -> None:
+    scan = tmp_path / "bids/sub-01/anat/sub-01_T1w.nii.gz"
+    write_volume(Volume(np.arange(64, dtype=np.float32).reshape(4, 4, 4), np.eye(4)), scan)
+    model = Path(shutil.copytree(tiny_bundle, tmp_path / "model"))
+    style = SiteStyle(np.linspace(0, 1, 64), np.linspace(0, 1, 64), np.linspace(0, 1, 257), 0.0)
+    curve_alone = TunedAdapter({}, {"loss": 1.0}, {"loss": 1.0}, 0)
+    base, training = {"hash": load_bundle(model).hash, "uri": ""}, {"T1w": {"images": []}}
+    save_target(tmp_path / "north", "north", base, {"T1w": style}, {"T1w": curve_alone}, tiny_config, training)
+    facts = model / "config.json" if spoilt == "model" else tmp_path / "north" / "target.json"
+    content = json.loads(facts.read_text())
+    if spoilt == "model":
+        content["schedule"] = "some/body"
+    else:
+        content["sequences"]["T1w"]["style"]["site"] = [1e30 * level for level in style.site]
+    facts.write_text(json.dumps(content))
+    out = tmp_path / "out"
+    job = Job(str(tmp_path / "bids"), str(out), str(model), tiny_config, targets=(str(tmp_path / "north"),))
+    for act in (harmonize.harmonize, harmonize.plan):
+        with pytest.raises(ModelError, match=r"config\.json: schedule|target\.json: T1w"):
+            act(job)
+    assert not out.exists()

@@ -20,7 +20,8 @@ from mmh_ray.config import Config, HarmonizeConfig, StyleConfig, TargetConfig
 from mmh_ray.distributed import style_encoder, train_target
 from mmh_ray.distributed.evaluate_target import _describer, _summaries
 from mmh_ray.distributed.style_encoder import StyleDescriber, chosen, learn_aggregator
-from mmh_ray.distributed.train_target import TargetTask, TrainedTarget, _put, plan_site, train_targets
+from mmh_ray.distributed.target_places import put_target
+from mmh_ray.distributed.train_target import TargetTask, TrainedTarget, plan_site, train_targets
 from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.evaluation.target import METHODS, RAW, TargetCase
 from mmh_ray.models.style import make_style_encoder
@@ -51,7 +52,7 @@ def geometry() -> dict[str, Any]:
 def bundle() -> Any:
     """What planning asks of the global model."""
     config = replace(Config(), grid=replace(Config().grid, shape=SHAPE))
-    return SimpleNamespace(config=config)
+    return SimpleNamespace(config=config, hash="b")
 
 
 def store(travelers: int = 2) -> Any:
@@ -173,6 +174,34 @@ def test_sites_of_one_name_are_refused(tmp_path: Path) -> None:
         train_targets("store", "model", config)
 
 
+@pytest.mark.parametrize("names", [("site 1", "site_1"), ("Alder", "alder"), ("Orléans", "Orleans"), ("a b", "ab")])
+def test_sites_whose_images_would_have_one_name_are_refused_before_training(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    config = Config(target=TargetConfig(names, storage=str(tmp_path)))
+    with pytest.raises(ConfigError, match=rf"sites '{names[0]}' and '{names[1]}'"):
+        train_targets("store", "model", config)
+
+
+@pytest.mark.parametrize("name", ["東京", "—", ".."])
+def test_a_site_whose_name_leaves_no_label_is_refused_before_training(tmp_path: Path, name: str) -> None:
+    config = Config(target=TargetConfig((name,), storage=str(tmp_path)))
+    with pytest.raises(ConfigError, match="letters A to Z"):
+        train_targets("store", "model", config)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"site": 3}', "[" * 10_000, "folder"], ids=repr)
+def test_facts_of_an_earlier_target_that_cannot_be_read_are_no_target(tmp_path: Path, content: str) -> None:
+    facts = tmp_path / "targets" / "north" / "target.json"
+    facts.parent.mkdir(parents=True)
+    if content == "folder":
+        facts.mkdir()
+    else:
+        facts.write_text(content)
+    with pytest.raises(ConfigError, match="no target"):
+        train_targets("store", "model", Config(target=TargetConfig(("north",), storage=str(tmp_path))))
+
+
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Any) -> SimpleNamespace:
     """What :func:`train_targets` calls, stood in: ``outcome`` of a task, ``publish`` of a site, ``ended`` runs, ``aggregated`` rows."""
@@ -191,7 +220,6 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Any) -> Simp
         "connect": lambda: None,
         "aggregator_for": lambda _store, rows, *_: found.aggregated.extend(rows),
         "PreparedStore": lambda _: SimpleNamespace(uri="store", index=found.index, data_hash="d"),
-        "bundle_hash": lambda _: "b",
         "load_bundle": lambda _: bundle,
         "_publish": lambda *given: found.publish(*given),
         "_run": lambda tasks, *_: [(task, found.outcome(task)) for task in tasks],
@@ -256,11 +284,11 @@ def test_an_earlier_target_stays_until_the_new_one_has_arrived(tmp_path: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(pyarrow.fs, "copy_files", fail)
         with pytest.raises(ValueError, match="burst"):
-            _put(storage, new, str(place))
+            put_target(storage, new, str(place))
     assert {path.name: path.read_text() for path in place.iterdir()} == dict.fromkeys(
         ("target.json", "T2w.safetensors"), "north"
     )
-    _put(storage, new, str(place))
+    put_target(storage, new, str(place))
     assert {path.name: path.read_text() for path in place.iterdir()} == dict.fromkeys(
         ("target.json", "T1w.safetensors"), "new"
     )

@@ -16,6 +16,7 @@ from mmh_ray.evaluation.baselines import (
     HistogramMatching,
     Nyul,
     Raw,
+    Unfitted,
     WhiteStripe,
     ZScore,
     quantile_function,
@@ -52,6 +53,14 @@ def _span(image: np.ndarray) -> float:
 def test_raw_is_the_image():
     image = _image(9)
     assert np.array_equal(Raw.fit([]).apply(image, MASK), image.astype(np.float32))
+
+
+def test_n4_alone_is_the_corrected_image_and_learns_nothing():
+    image, n4 = _image(9), BASELINES["n4"]
+    assert np.array_equal(n4.from_quantiles([]).apply(image, MASK), image.astype(np.float32))
+    assert n4.bias_corrected
+    assert issubclass(n4, Unfitted)
+    assert not BASELINES["raw"].bias_corrected
 
 
 def test_zscore_has_mean_0_and_sd_1_in_the_mask_whatever_lies_outside():

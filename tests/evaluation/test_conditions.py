@@ -34,6 +34,9 @@ def test_the_same_again_is_alike_and_each_change_is_named(truth: Path, tmp_path:
     assert unlike(found, conditions([ROW | {"site": "b"}], str(truth), config)) == ["facts"]
     for kind in ("mask_uri", "lesion_uri"):
         assert unlike(found, conditions([ROW | {kind: str(mask)}], str(truth), config)) == ["masks"]
+    assert unlike(found, conditions([ROW | {"labels_uri": str(mask)}], str(truth), config)) == ["labels"]
+    other = replace(config, evaluate=EvaluateConfig(label_table="dlmuse"))
+    assert unlike(found, conditions([ROW], str(truth), other)) == ["label_table"]
     assert unlike(found, conditions([ROW], None, config)) == ["truth"]
     next(truth.rglob("*.nii.gz")).write_bytes(b"123")
     assert unlike(found, conditions([ROW], str(truth), config)) == ["truth"]

@@ -95,6 +95,14 @@ def test_sentences_say_what_was_found(evaluation):
     assert "Against the raw scans ours loses in PSNR dB." in text  # edges cannot but change
 
 
+def test_labelled_tissues_are_told_of_where_there_are_some(evaluation):
+    assert "others drew" not in " ".join(sentences(evaluation, "T1w"))
+    evaluation["raw"]["T1w"] |= {"label_auc_wm": _entry(0.86, 0.01), "label_contrast": _entry(0.28, 0.01)}
+    evaluation["ours"]["T1w"] |= {"label_auc_wm": _entry(0.948, 0.01), "label_contrast": _entry(0.34, 0.01)}
+    text = " ".join(sentences(evaluation, "T1w"))
+    assert "with an AUC of 0.948 (0.938 to 0.958), 0.860 before; their contrast is 0.340, 0.280 before." in text
+
+
 def test_a_probe_that_guesses_is_called_so(evaluation):
     evaluation["ours"]["T1w"]["site_probe"] = _entry(0.28, chance=0.25, chance_high=0.35)
     assert "luck: that is not told apart from guessing" in " ".join(sentences(evaluation, "T1w"))
@@ -199,6 +207,18 @@ def test_the_page_is_one_file_with_everything_in_it(evaluation, tmp_path):
     addresses = [value for _, own in page.tags for key, value in own.items() if key in ("src", "href") and value]
     assert all(value.startswith(("data:", "#")) for value in addresses)
     assert sum(tag == "img" for tag, _ in page.tags) == 1
+
+
+def test_labelled_tissues_have_a_table_by_site(evaluation, tmp_path):
+    assert "Tissues that others drew, by site" not in " ".join(_written(tmp_path, evaluation).text)
+    means = {"label_auc_wm": 0.8765, "label_contrast": 0.25, "n": 4}
+    evaluation["about"]["labels"] = {"T1w": {"raw": {"<b>alder": means}, "ours": {"<b>alder": means | {"n": 3}}}}
+    page = _written(tmp_path, evaluation)
+    text = " ".join(page.text)
+    assert "Tissues that others drew, by site" in text
+    assert text.count("0.876") + text.count("0.877") == 2
+    assert text.count("<b>alder") == 2
+    assert not any(tag == "b" for tag, _ in page.tags)
 
 
 def test_hostile_names_stay_text(evaluation, tmp_path):

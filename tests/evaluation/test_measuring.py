@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mmh_ray.evaluation.measuring import Clock, bulk_of, make_output, measure_image
+from mmh_ray.evaluation.label_measures import LABEL_MEASURES
+from mmh_ray.evaluation.labels import Drawn
+from mmh_ray.evaluation.measuring import Clock, bulk_of, make_output, measure_image, measure_pair
 from mmh_ray.evaluation.metrics import truth_error
 from mmh_ray.evaluation.scans import LEAST_COMMON, Scan, Settings, Truth, common_masks
 from mmh_ray.imaging.volume import Volume, write_volume
@@ -108,3 +111,39 @@ def test_contrast_is_not_lost_to_the_voxels_that_one_of_two_images_sorts_otherwi
     assert kept(tissues + noise[1]) == pytest.approx(1, abs=0.05)
     grey = (tissues > 0.4) & (tissues < 0.6)
     assert kept(tissues + 0.2 * grey + noise[1]) == pytest.approx(0.5, abs=0.05)
+
+
+def _labelled(seed: int, **changes: Any) -> Scan:
+    """A scan in which others drew the tissues right."""
+    truth, scan = _truth(seed), _scan(seed)
+    tissues = (1 + (truth > 0.4) + (truth > 0.6)).astype(np.uint8) * MASK
+    return replace(scan, row=scan.row | changes, drawn=Drawn(tissues, "tissues", 1.0, {}))
+
+
+def test_labels_add_their_measures_and_change_no_other():
+    scan = _labelled(0)
+    plain = measure_image(make_output("raw", replace(scan, drawn=None), scan.volume.data, Clock()), None, Clock())
+    found = measure_image(make_output("raw", scan, scan.volume.data, Clock()), None, Clock())
+    assert found["label_auc_wm"] == pytest.approx(1, abs=1e-3)
+    assert found["label_dice"] > 0.95
+    assert found["label_contrast"] == pytest.approx(0.4 / 0.9, abs=0.02)
+    assert all(plain[name] is None for name in LABEL_MEASURES)
+    assert {name: value for name, value in plain.items() if name not in LABEL_MEASURES} == {
+        name: value for name, value in found.items() if name not in LABEL_MEASURES
+    }
+
+
+def test_medians_of_a_persons_scans_at_one_site_are_compared_whatever_their_grids():
+    first, second = _labelled(0), _labelled(0, image_id="again")
+    dimmer = second.volume.data * (1 - 0.1 * (second.drawn.tissues == 2))  # type: ignore[union-attr]
+    outputs = [make_output("raw", first, first.volume.data, Clock()), make_output("raw", second, dimmer, Clock())]
+    found = measure_pair(*outputs, Clock())
+    assert found["label_retest"] == pytest.approx(0.05 / 0.7 / 2, rel=0.15)
+    moved = replace(second, volume=replace(second.volume, affine=np.diag([5.0, 4, 4, 1])))
+    other_grid = measure_pair(outputs[0], make_output("raw", moved, dimmer, Clock()), Clock())
+    assert other_grid["retest_distance"] is None
+    assert other_grid["label_retest"] == found["label_retest"]
+    elsewhere = make_output("raw", _labelled(0, site="b"), dimmer, Clock())
+    assert measure_pair(outputs[0], elsewhere, Clock())["label_retest"] is None
+    unlabelled = make_output("raw", replace(second, drawn=None), dimmer, Clock())
+    assert measure_pair(outputs[0], unlabelled, Clock())["label_retest"] is None

@@ -7,6 +7,7 @@ import pytest
 
 from mmh_ray.evaluation import clustering
 from mmh_ray.evaluation.feature_baselines import traits
+from mmh_ray.evaluation.label_measures import Medians
 from mmh_ray.evaluation.measuring import Bulk, Clock, Detail
 from mmh_ray.evaluation.method import Kept, cohort_figures, gather
 
@@ -91,3 +92,23 @@ def _as(method: str, cases: list[Kept]) -> list[Kept]:
         )
         for own in cases
     ]
+
+
+@pytest.mark.usefixtures("no_umap")
+def test_labelled_medians_are_compared_between_sites_of_one_table() -> None:
+    """Sites a and b differ by a fifth of the range in grey, not in white; c is labelled otherwise, and an image not at all."""
+    cases = _cases(1, 1)
+    for case in cases:
+        for key, bulk in list(case.bulks.items()):
+            visit = int(key[1][-1])
+            table = "tissues" if visit == 2 else "dlmuse"
+            case.bulks[key] = bulk._replace(medians=Medians(table, 0.0, 0.5 + 0.1 * visit, 0.5))
+    first = next(iter(cases[0].bulks))
+    cases[0].bulks[first] = cases[0].bulks[first]._replace(medians=None)
+    found, _ = cohort_figures("raw", gather(cases, "raw"), (), 0, Clock())
+    grey, white = found["label_spread_gm"], found["label_spread_wm"]
+    assert len(grey.units) == 29
+    assert grey.of(np.arange(29)) == pytest.approx(0.2)
+    assert white.of(np.arange(29)) == pytest.approx(0)
+    assert grey.per_unit is None
+    assert "label_spread_gm" not in cohort_figures("raw", gather(_cases(1, 1), "raw"), (), 0, Clock())[0]

@@ -157,6 +157,26 @@ def test_a_lesion_is_kept_best_at_1():
     assert not decide(_evaluated("models:/m/2", lesion_preservation=1.3), holder, closer).passed
 
 
+@pytest.mark.parametrize(("value", "passed"), [(0.956, True), (0.954, False), (0.97, True)])
+def test_an_auc_may_lose_the_margins_share_of_a_tenth(value, passed):
+    rules = PromoteConfig(improve=("truth_nrmse",), keep=("label_auc_wm",), watch=(), margin=0.05)
+    holder = _evaluated(truth_nrmse=0.4, label_auc_wm=0.96)
+    assert decide(_evaluated("models:/m/2", truth_nrmse=0.1, label_auc_wm=value), holder, rules).passed == passed
+
+
+def test_labels_guard_where_the_holder_was_measured_by_them():
+    assert {*PromoteConfig().keep} >= {"label_auc_wm", "label_auc_csf", "label_contrast"}
+    rules = PromoteConfig(improve=("truth_nrmse",), keep=("label_contrast", "gradient_correlation"), watch=())
+    model = _evaluated("models:/m/2", truth_nrmse=0.1, gradient_correlation=0.98)
+    decision = decide(model, HOLDER, rules)
+    assert decision.passed
+    assert "T1w contrast WM/GM: not measured of the holder: decides nothing" in decision.lines
+    holder = _evaluated(truth_nrmse=0.4, gradient_correlation=0.98, label_contrast=0.3)
+    assert "lacks T1w contrast WM/GM" in decide(model, holder, rules).outcome
+    half = _evaluated("models:/m/2", truth_nrmse=0.1, gradient_correlation=0.98, label_contrast=0.15)
+    assert "no loss beyond 5 % is excluded for T1w contrast WM/GM" in decide(half, holder, rules).outcome
+
+
 def test_matching_histograms_is_no_improvement():
     assert "w1" not in PromoteConfig().improve
     guards = {*PromoteConfig().keep, *PromoteConfig().watch}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmh_ray.evaluation.summary import Figure, by_sequence, difference, entry, interval
+from mmh_ray.evaluation.summary import Figure, by_sequence, difference, entry, interval, site_means
 
 pytestmark = pytest.mark.fast
 
@@ -71,6 +71,16 @@ def test_chance_stands_beside_the_value():
     made = entry(interval(_figure([1, 0, 1, 0]), draws=200), {"chance": 0.5})
     assert made is not None
     assert (made["value"], made["chance"], made["n"]) == (0.5, 0.5, 2)
+
+
+def test_means_by_site_are_over_the_images_that_have_the_measure():
+    images = {"one": "birch", "two": "birch", "three": "alder"}
+    some = Figure(np.array([1.0, 2.0, 6.0]), ("one", "two", "three"), ("a", "b", "c"))
+    fewer = Figure(np.array([5.0]), ("two",), ("b",))
+    found = site_means({"w1": some, "psnr": fewer}, images)
+    assert list(found) == ["alder", "birch"]
+    assert found == {"alder": {"w1": 6, "n": 1}, "birch": {"w1": 1.5, "psnr": 5, "n": 2}}
+    assert site_means({}, images) == {}
 
 
 def test_by_sequence_leaves_only_methods():

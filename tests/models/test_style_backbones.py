@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import zipfile
@@ -161,6 +163,93 @@ def test_damaged_folder_is_refused(folder: Path, file: str, content: bytes | Non
     (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
     with pytest.raises(ModelError, match=message):
         load_backbone(StyleConfig(backbone=str(folder)))
+
+
+def described(**vision: object) -> dict[str, object]:
+    """Another configuration of the tower."""
+    return {"embed_dim": 8, "vision_cfg": VISION | vision}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (described(timm_model_name="hf-hub:some/body"), "timm_model_name=hf-hub:some/body, which no tower has"),
+        (described(timm_model_name="hf_hub:some/body"), "which no tower has"),
+        (described(timm_model_name="local-dir:/etc"), "which no tower has"),
+        (described(timm_model_name="some/body"), "which no tower has"),
+        (described(timm_model_name="no_such_model"), "can build"),
+        (described(width=10**9), "width=1000000000, which no tower has"),
+        (described(layers=10**9), "which no tower has"),
+        (described(layers=[1] * 10**4), "which no tower has"),
+        (described(image_size=10**9), "which no tower has"),
+        (described(width=float("nan")), "which no tower has"),
+        (described(norm_kwargs={"eps": [1]}), "which no tower has"),
+        (described(norm_kwargs={"no_such": 1}), "can build"),
+        (described(head_width=0), "can build"),
+        (described(patch_size=0), "can build"),
+        (described(width=8192, layers=256), "million weights; expected one that open_clip_model.safetensors"),
+        ({"embed_dim": 10**9, "vision_cfg": VISION}, "embed_dim=1000000000, which no tower has"),
+        ({"embed_dim": "8", "vision_cfg": VISION}, "can build"),
+        ({"embed_dim": 8, "vision_cfg": [1]}, "TypeError"),
+        ({"model_cfg": [1]}, "open_clip configuration"),
+        (described() | {"preprocess_cfg": {"mean": [1, 2]}}, "preprocess_cfg with mean"),
+        (described() | {"preprocess_cfg": {"std": [1, 1, 0]}}, "preprocess_cfg with std"),
+        (described() | {"preprocess_cfg": {"std": [1, 1, float("nan")]}}, "preprocess_cfg with std"),
+        (described() | {"preprocess_cfg": {"mean": "abc"}}, "preprocess_cfg with mean"),
+        (described() | {"preprocess_cfg": [1]}, "AttributeError"),
+    ],
+    ids=lambda value: str(value)[:60] if isinstance(value, str) else "",
+)
+def test_a_folder_that_asks_for_more_is_refused_without_a_network(
+    folder: Path, settings: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a folder asks for a network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=message) as caught:
+        load_backbone(StyleConfig(backbone=str(folder)))
+    assert "network" not in str(caught.value)
+
+
+def test_a_folder_of_pipes_and_devices_is_refused_at_once(folder: Path) -> None:
+    weights, config = folder / "open_clip_model.safetensors", folder / "open_clip_config.json"
+    weights.unlink()
+    os.mkfifo(weights)
+    with pytest.raises(ModelError, match="without weights"):
+        load_backbone(StyleConfig(backbone=str(folder)))
+    for replace in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        config.unlink()
+        replace(config)
+        with pytest.raises(ModelError, match="not a regular file"):
+            load_backbone(StyleConfig(backbone=str(folder)))
+
+
+@pytest.mark.parametrize("content", [{}, [], 3, {"visual.proj": "text"}, {"state_dict": 5}], ids=repr)
+def test_weights_of_another_kind_are_refused(folder: Path, content: object) -> None:
+    (folder / "open_clip_model.safetensors").unlink()
+    torch.save(content, folder / "open_clip_pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"weights of the configured image tower|tower of"):
+        load_backbone(StyleConfig(backbone=str(folder)))
+
+
+def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
+    file = folder / "open_clip_model.safetensors"
+    state = safetensors.torch.load_file(file)
+    state["visual.proj"][0, 0] = float("nan")
+    safetensors.torch.save_file(state, file)
+    with pytest.raises(ModelError, match="proj with NaN or infinite weights"):
+        load_backbone(StyleConfig(backbone=str(folder)))
+
+
+def test_a_tower_of_timm_is_built_by_its_name(folder: Path) -> None:
+    settings = described(timm_model_name="vit_tiny_patch16_224", timm_pool="", timm_proj="linear", image_size=32)
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    tower = _build_vision_tower(8, settings["vision_cfg"])
+    state = {f"visual.{name}": value.contiguous() for name, value in tower.state_dict().items()}
+    safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
+    assert load_backbone(StyleConfig(backbone=str(folder))).dimensions == 8
 
 
 @pytest.mark.parametrize(

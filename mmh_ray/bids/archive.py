@@ -1,0 +1,221 @@
+"""The way through an archive: a row for every image of a subject, wherever it lies, and a word on all others."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from os import DirEntry
+from pathlib import Path
+
+from mmh_ray.bids.entities import parse
+from mmh_ray.bids.folders import check_entry, check_folder, is_folder, leads_to_folder, listing, relative_name
+from mmh_ray.bids.images import is_usable
+from mmh_ray.bids.masks import BrainMasks
+from mmh_ray.bids.records import Level, Records
+from mmh_ray.bids.schema import Row, new_row, unusable
+from mmh_ray.bids.sidecars import sidecars_among
+from mmh_ray.bids.sites import CORRECT, HELP
+from mmh_ray.bids.strays import PLACE, images_outside, is_nearly_a_subject, stray_rows, stray_rows_below
+from mmh_ray.bids.text import Findings, listed, printable
+from mmh_ray.errors import DataError
+
+_INNER = re.compile(r"(?P<archive>.+?)/sub-[^/]+/")
+"""Path of an image in an archive that lies in this one."""
+_NOT_FOLLOWED = "a link to a folder, which is not followed"
+
+
+class Archive:
+    """A BIDS archive on a local or mounted disk.
+
+    Parameters
+    ----------
+    root:
+        Its folder.
+    site_pattern:
+        Regular expression with a group `site`, or None.
+    require_site:
+        Whether an image without a site cannot be used.
+
+    Raises
+    ------
+    DataError, ConfigError
+        As :func:`~mmh_ray.bids.manifest.find_images`.
+    """
+
+    def __init__(self, root: str | Path, site_pattern: str | None, require_site: bool) -> None:
+        if not os.path.isdir(root):
+            remedy = "Name the folder that holds the sub-* folders; mount or copy archives of an object store."
+            raise DataError(f"{root}: no such folder", "a BIDS archive on a local or mounted disk", remedy)
+        self.root = Path(root).resolve()
+        self.require_site = require_site
+        self.findings = Findings()
+        self.entries = listing(self.root)
+        self.records = Records(self.root, self.entries, site_pattern, self.findings)
+        self.masks = BrainMasks(self.root)
+        self._empty: list[str] = []  # anat folders of the subject at hand
+        self._in_place = 0
+        self._without_site = 0
+
+    def all_rows(self, advance: Callable[[int], object]) -> list[Row]:
+        """A row for every image of a subject, and one for each folder that hides its images; the rest is warned of.
+
+        Parameters
+        ----------
+        advance:
+            Called with 1 for every row.
+
+        Raises
+        ------
+        DataError
+            If no image is in its place, or, where sites are required, none has one.
+        """
+        rows: list[Row] = []
+        for row in self._rows():
+            rows.append(row)
+            advance(1)
+        outside = images_outside(self.entries, self.root, self._note_unread)
+        self.findings.note("an image outside of the folders of subjects, left out", outside)
+        self.records.note_mixtures()
+        self.findings.warn()
+        self._check(rows, outside)
+        return _each_with_its_id(rows, self.root)
+
+    def _check(self, rows: list[Row], outside: list[str]) -> None:
+        if not self._in_place:
+            elsewhere = [row["image_id"] for row in rows] + outside
+            remedy = "Name the folder of the sub-*."
+            inner = next(filter(None, map(_INNER.match, outside)), None)
+            if inner is not None:
+                remedy = f"Name the folder of the sub-*, such as {self.root / inner['archive']}."
+            but = f", but {len(elsewhere)} elsewhere: {listed(elsewhere)}" if elsewhere else ""
+            raise DataError(f"{self.root}: no image in its place{but}", f"{PLACE}*.nii[.gz]", remedy)
+        if self.require_site and self._without_site and not any(row["site"] for row in rows):
+            received = f"{self.root}: none of {len(rows)} images has a site{self.records.why_no_sites()}"
+            raise DataError(received, "a site per image", HELP)
+
+    def _rows(self) -> Iterator[Row]:
+        for entry in self.entries:
+            if entry.name.startswith("sub-") and is_folder(entry):
+                self._empty.clear()
+                rows = list(self._rows_of(entry, None))
+                if rows:
+                    self.findings.note("an anat folder without an image", self._empty)
+                else:
+                    self.findings.note(f"no image in {PLACE} of a subject", entry.name)
+                yield from rows
+            elif is_nearly_a_subject(entry.name) and leads_to_folder(entry):
+                yield from self._strays_below(entry, ())
+
+    def _rows_of(self, folder: DirEntry[str], above: Level | None) -> Iterator[Row]:
+        """Rows of a subject (``above`` is None) or a session; one that cannot be read is a row itself."""
+        try:
+            check_folder(folder, self.root)
+            entries = listing(folder.path)
+        except DataError as error:
+            yield self._lost(folder.path, error)
+            return
+        level = self.records.level_of(Path(folder.path), entries, above)
+        for entry in entries:
+            if entry.name == "anat" and is_folder(entry):
+                yield from self._rows_of_anat(entry, level)
+            elif above is None and entry.name.startswith("ses-") and is_folder(entry):
+                yield from self._rows_of(entry, level)
+            elif leads_to_folder(entry):
+                yield from self._strays_below(entry, (entry.name,))
+        yield from stray_rows(entries, self.root)
+
+    def _rows_of_anat(self, folder: DirEntry[str], level: Level) -> Iterator[Row]:
+        try:
+            check_folder(folder, self.root)
+            entries = listing(folder.path)
+        except DataError as error:
+            yield self._lost(folder.path, error)
+            return
+        nearer = sidecars_among(entries, self.root, self.findings)
+        level = level.with_sidecars(nearer)
+        rows = [self._row(entry, level) for entry in entries if is_usable(entry.name)]
+        rows += stray_rows(entries, self.root, in_place=True)
+        self._in_place += len(rows)
+        for entry in entries:
+            if leads_to_folder(entry) and not is_usable(entry.name):
+                rows += self._strays_below(entry, ("anat", entry.name))
+        if not rows:
+            self._empty.append(relative_name(folder.path, self.root))
+        yield from rows
+
+    def _row(self, entry: DirEntry[str], level: Level) -> Row:
+        """The row of one file; every reason not to use it ends in the row."""
+        relative = relative_name(entry.path, self.root)
+        row = new_row(entry.path, relative)
+        try:
+            entities = parse(entry.name)
+            if entities.folders != level.folders:
+                expected = f"it in {'/'.join(entities.folders)}, as its name says"
+                raise DataError(f"{relative}: in {'/'.join(level.folders)}", expected, "Move or rename it.")
+            row |= {"image_id": entities.image_id, "subject": entities.subject, "session": entities.session}
+            row["sequence"] = entities.suffix
+            if level.problem:
+                raise level.problem
+            row |= self.records.facts_of(entities, entry.name, relative, level)
+            check_entry(entry, self.root, relative)
+            row["mask_uri"] = self.masks.of(entities)
+            if self.require_site and row["site"] is None:
+                self._without_site += 1
+                raise self._no_site(relative)
+        except DataError as error:
+            row = unusable(row, error)
+        return row
+
+    def _no_site(self, relative: str) -> DataError:
+        why = self.records.sites[relative].why
+        if why is None:
+            return DataError(f"{relative}: no site", "a site per image", HELP)
+        return DataError(f"{relative}: no site ({why})", "one site per image", CORRECT)
+
+    def _strays_below(self, folder: DirEntry[str], inside: tuple[str, ...]) -> Iterator[Row]:
+        if folder.is_symlink():
+            self.findings.note(_NOT_FOLLOWED, folder.path)
+            return
+        yield from stray_rows_below(folder.path, self.root, inside, self._lost_below)
+
+    def _lost_below(self, path: str) -> Row:
+        problem = DataError(f"{printable(path)}: cannot be read", "a readable folder", "Check its permissions.")
+        return self._lost(path, problem)
+
+    def _lost(self, path: str, error: DataError) -> Row:
+        """The row that stands for all images of a folder that cannot be read."""
+        self._in_place += 1
+        relative = relative_name(path, self.root)
+        row = new_row(path, relative)
+        row["subject"] = relative.partition("/")[0].removeprefix("sub-")
+        return unusable(row, error)
+
+    def _note_unread(self, path: str) -> None:
+        self.findings.note("a folder that cannot be read, left out", path)
+
+
+def _each_with_its_id(rows: list[Row], root: Path) -> list[Row]:
+    """Of files with one image_id the first good one keeps it; the others are named by their path."""
+    seen: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: row["status"] != "ok"):
+        first = seen.setdefault(row["image_id"], row)
+        if first is row:
+            continue
+        reason = f"second file of image {row['image_id']}; expected one. Remove this one or {first['uri']}."
+        by_path = Path(row["uri"]).relative_to(root).as_posix()
+        row["image_id"] = _free(by_path, seen)
+        row["status"] = "unusable"
+        row["reason"] = row["reason"] or reason
+        seen[row["image_id"]] = row
+    return rows
+
+
+def _free(name: str, taken: dict[str, Row]) -> str:
+    """The name, or with a number where it is taken: names that are not UTF-8 may look alike."""
+    number = 1
+    free = name
+    while free in taken:
+        number += 1
+        free = f"{name} ({number})"
+    return free

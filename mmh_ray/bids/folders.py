@@ -1,0 +1,122 @@
+"""Folders of an archive: each is read once, hidden names are left out, and no link leads out of it or round in a loop."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mmh_ray.bids.text import printable
+from mmh_ray.errors import DataError
+from mmh_ray.files import irregular, is_inside
+
+FETCH = "Fetch its content (datalad get) or remove it."
+"""What to do about what should be a file and is none."""
+_COPY = "Copy the file to its place (an annexed one: datalad get, then datalad unlock)."
+
+
+def listing(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Entries of a folder by name, hidden ones left out.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=_name)
+    except OSError as error:
+        broken = os.path.islink(folder) and isinstance(error, FileNotFoundError)
+        problem = "a broken link" if broken else error.strerror
+        remedy = "Restore it or check its permissions."
+        raise DataError(f"{printable(folder)}: {problem}", "a readable folder", remedy) from error
+
+
+def relative_name(path: str, root: Path) -> str:
+    """Path below the archive's folder as messages and rows have it, with slashes; ``path`` begins with ``root``."""
+    below = path[len(os.fspath(root)) :].lstrip(os.sep)
+    return printable(below.replace(os.sep, "/"))
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link that leads to one or nowhere: what it hides is missed, not passed over."""
+    try:
+        return entry.is_dir() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:  # it says why when it is read
+        return True
+
+
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one that is there."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
+
+
+def check_folder(entry: os.DirEntry[str], root: Path) -> None:
+    """Raise DataError for a link to a folder outside the archive, or to one that holds the link itself."""
+    if not entry.is_symlink():
+        return
+    if not is_inside(entry.path, root):
+        remedy = "Copy the folder to its place."
+        raise DataError(f"{printable(entry.path)}: a link out of the archive", "a folder inside it", remedy)
+    if is_inside(os.path.dirname(entry.path), entry.path):
+        received = f"{printable(entry.path)}: a link to a folder that it lies in"
+        raise DataError(received, "a folder of its own", "Remove the link.")
+
+
+def check_file(path: str | Path, root: Path, shown: str, is_link: bool = True) -> None:
+    """Raise DataError unless this is a regular file in the archive, or a link to one.
+
+    Parameters
+    ----------
+    shown:
+        How the error names the file.
+    is_link:
+        False where it is known to be none: then it cannot lead out of the folder, which is known to be inside.
+    """
+    problem = irregular(path)
+    if is_link and problem != os.strerror(errno.ELOOP) and not is_inside(path, root):
+        raise DataError(f"{shown}: a link out of the archive", "a file inside it", _COPY)
+    if problem is not None:
+        is_other = problem in ("a folder", "a named pipe", "a device", "a socket", "something else")
+        what = f"{problem}, not a file" if is_other else problem
+        raise DataError(f"{shown}: {what}", "a regular file", FETCH)
+
+
+def check_entry(entry: os.DirEntry[str], root: Path, shown: str) -> None:
+    """:func:`check_file` of what a listing has seen already: of a regular file nothing more is asked."""
+    if not entry.is_file(follow_symlinks=False):
+        check_file(entry.path, root, shown, entry.is_symlink())
+
+
+def walk(
+    folder: str | Path, unread: Callable[[str], object], enter: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+    """A folder and all below it with their entries, in the order of their paths; no link is followed.
+
+    Parameters
+    ----------
+    unread:
+        Called with the path of a folder that cannot be read.
+    enter:
+        Whether to look into folders of this name.
+    """
+    waiting = [os.fspath(folder)]
+    while waiting:
+        current = waiting.pop()
+        try:
+            entries = listing(current)
+        except DataError:
+            unread(current)
+            continue
+        yield current, entries
+        inner = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False) and enter(entry.name)]
+        waiting += reversed(inner)

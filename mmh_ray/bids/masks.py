@@ -1,0 +1,89 @@
+"""Brain masks that lie in an archive's derivatives, each for the scans whose entities it has."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from mmh_ray.bids.entities import Entities, parse
+from mmh_ray.bids.folders import check_entry, is_folder, walk
+from mmh_ray.bids.text import Findings, printable
+from mmh_ray.errors import DataError
+from mmh_ray.files import is_inside
+
+log = logging.getLogger(__name__)
+
+ENDINGS = ("_desc-brain_mask.nii.gz", "_desc-brain_mask.nii")
+
+
+class BrainMasks:
+    """Paths of `*_desc-brain_mask.nii[.gz]` under derivatives/, by their entities besides that; `mod-T1w` ties one to a sequence.
+
+    What is left out is warned of, by its kind. A mask that is no regular file is not left out: an image that it is for
+    cannot be used without it, because its mask was meant to be that one.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._paths: dict[frozenset[tuple[str, str]], str] = {}
+        self._problems: dict[str, DataError] = {}
+        self._findings = Findings()
+        for entry in files_of_derivatives(root, ENDINGS, self._findings):
+            self._add(entry, root)
+        self._findings.warn()
+
+    def of(self, entities: Entities) -> str | None:
+        """Path of the mask for an image; None where there is none.
+
+        Raises
+        ------
+        DataError
+            If it is no regular file.
+        """
+        own = frozenset(entities.without("desc").tags.items())
+        path = self._paths.get(own | {("mod", entities.suffix)}) or self._paths.get(own)
+        if path in self._problems:
+            raise self._problems[path]
+        return path
+
+    def _add(self, entry: os.DirEntry[str], root: Path) -> None:
+        path = entry.path
+        try:
+            tags = frozenset(parse(path).without("desc").tags.items())
+        except DataError as error:
+            log.warning("%s is left out: %s", printable(path), error)
+            return
+        if entry.is_symlink() and not is_inside(path, root):
+            self._findings.note("a brain mask left out, a link out of the archive", path)
+        elif printable(path) != path:
+            self._findings.note("a brain mask left out, its path is not UTF-8", path)
+        elif self._paths.setdefault(tags, path) != path:
+            if any(key == "task" for key, _ in tags):
+                return  # of a functional image, for which nobody asks
+            self._findings.note("a brain mask left out, the second of its entities", path)
+        else:
+            try:
+                check_entry(entry, root, f"brain mask {path}")
+            except DataError as error:
+                self._problems[path] = error
+
+
+def files_of_derivatives(root: Path, endings: tuple[str, ...], findings: Findings) -> list[os.DirEntry[str]]:
+    """What has such a name below `derivatives/`, whatever it is, in the order of its path; hidden folders left out.
+
+    Links to folders are not followed; one in the place of a whole pipeline is warned of, as is a folder that cannot be read.
+    """
+    top = root / "derivatives"
+    if not os.path.lexists(top):
+        return []
+    unread = "a folder of derivatives that cannot be read"
+    not_followed = "a link in the place of derivatives, which is not followed"
+    if not is_inside(top, root):
+        findings.note(not_followed, os.fspath(top))
+        return []
+    found = []
+    for folder, entries in walk(top, lambda path: findings.note(unread, path)):
+        found += [entry for entry in entries if entry.name.endswith(endings)]
+        if folder == os.fspath(top):
+            findings.note(not_followed, [entry.path for entry in entries if entry.is_symlink() and is_folder(entry)])
+    return found

@@ -1,0 +1,231 @@
+"""What tables and sidecars say of the images of an archive, and at which level they say it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from os import DirEntry
+from pathlib import Path
+from typing import Any
+
+from mmh_ray.bids.entities import Entities
+from mmh_ray.bids.schema import Row
+from mmh_ray.bids.sidecars import Sidecar, inherited, sidecars_among
+from mmh_ray.bids.sites import Listed, Site, note_mixtures, site_of
+from mmh_ray.bids.tables import Table, read_table
+from mmh_ray.bids.text import Findings, listed, number_of, printable, text_of
+from mmh_ray.bids.tsv import misnamed
+from mmh_ray.errors import ConfigError, DataError
+
+OLDEST_YEARS = 130.0
+STRONGEST_TESLA = 30.0
+"""What is beyond is a code for a missing value, or in another unit."""
+
+_SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"}
+
+_DIFFERS = "what a table gives more than once, and not the same"
+_DAMAGED = "a row of a table that cannot be used"
+_OPEN = "an image whose site is left open"
+_UNLISTED = "a subject without a row in participants.tsv"
+_NOT_READ = "a table that is not read, because of its name"
+
+
+@dataclass(frozen=True)
+class Level:
+    """The folder of a subject or of a session, with what holds there.
+
+    Attributes
+    ----------
+    folders:
+        Names from the subject's on, such as `("sub-01", "ses-1")`.
+    path:
+        The folder.
+    names:
+        What is in it.
+    sidecars:
+        Its JSON files behind those above it.
+    sessions, scans:
+        The subject's table of sessions, and the table of what was scanned here; None where there is none.
+    problem:
+        Why one of them cannot be used; then nothing is known of the images here.
+    """
+
+    folders: tuple[str, ...]
+    path: Path
+    names: frozenset[str]
+    sidecars: tuple[Sidecar, ...]
+    sessions: Table | None = None
+    scans: Table | None = None
+    problem: DataError | None = None
+
+    def with_sidecars(self, nearer: Iterable[Sidecar]) -> Level:
+        """The same with the sidecars of a folder below behind its own."""
+        return dataclasses.replace(self, sidecars=(*self.sidecars, *nearer))
+
+
+@dataclass
+class Records:
+    """Tables and sidecars of one archive.
+
+    Parameters
+    ----------
+    root:
+        Folder of the archive, links resolved.
+    entries:
+        What is in it.
+    site_pattern:
+        Regular expression with a group `site`, searched in the relative path.
+    findings:
+        Takes what is to be warned of.
+
+    Raises
+    ------
+    DataError
+        If participants.tsv is there and cannot be used.
+    ConfigError
+        If ``site_pattern`` is unusable.
+    """
+
+    root: Path
+    entries: Sequence[DirEntry[str]]
+    site_pattern: str | None
+    findings: Findings
+    participants: Table | None = field(init=False)
+    sidecars: tuple[Sidecar, ...] = field(init=False)
+    sites: dict[str, Site] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._pattern = _compiled(self.site_pattern)
+        names = frozenset(entry.name for entry in self.entries)
+        try:
+            self.participants = self._table([(self.root, names)], "participants.tsv", "participant_id")
+        except DataError as error:  # it ends the archive, so the error says which
+            raise DataError(f"{self.root}/{error.received}", error.expected, error.remedy) from error
+        self.sidecars = self._sidecars(self.entries)
+
+    def level_of(self, folder: Path, entries: Iterable[DirEntry[str]], above: Level | None) -> Level:
+        """The level of a subject (``above`` is None) or of a session (``above`` is its subject's)."""
+        entries = list(entries)
+        names = frozenset(entry.name for entry in entries)
+        folders = (*(above.folders if above else ()), folder.name)
+        sidecars = (above.sidecars if above else self.sidecars) + self._sidecars(entries)
+        places = [(folder, names)] + ([(above.path, above.names)] if above else [])
+        sessions = above.sessions if above else None
+        scans, problem = None, above.problem if above else None
+        if above is None:
+            self._note_unlisted(folder.name)
+        try:
+            if above is None:
+                sessions = self._table(places, f"{folder.name}_sessions.tsv", "session_id")
+            scans = self._table(places, f"{'_'.join(folders)}_scans.tsv", "filename")
+        except DataError as error:
+            problem = problem or error
+        return Level(folders, folder, names, sidecars, sessions, scans, problem)
+
+    def facts_of(self, entities: Entities, file_name: str, relative: str, level: Level) -> Row:
+        """Site, person and scanner of an image; tables before sidecars before the pattern."""
+        tables = self._tables_for(file_name, level)
+        sidecar = inherited(level.sidecars, entities)
+        site = site_of(relative, tables, sidecar, self._pattern)
+        self.sites[relative] = site
+        if site.name is None and site.why is not None:
+            self.findings.note(_OPEN, f"{relative}: {site.why}")
+        said: dict[str, str] = {}
+        for table, about in tables:
+            said |= table.values(about)
+        strength: Any = sidecar.values.get("MagneticFieldStrength", said.get("field_strength_t"))
+        return {
+            "site": site.name,
+            "age": self._number(said.get("age", "").rstrip("+"), OLDEST_YEARS, "an age", "years", relative),
+            "sex": _SEXES.get(said.get("sex", "").lower()),
+            "manufacturer": text_of(sidecar.values.get("Manufacturer", said.get("manufacturer"))),
+            "field_strength_t": self._number(strength, STRONGEST_TESLA, "a field strength", "tesla", relative),
+        }
+
+    def why_no_sites(self) -> str:
+        """Why no image at all may have a site, for an error, in brackets; nothing where nothing is known."""
+        reasons = list(dict.fromkeys(site.why for site in self.sites.values() if site.why))
+        if reasons:
+            return f" ({listed(reasons)})"
+        table = self.participants
+        return f" ({table.name} has columns {listed(table.columns)})" if table is not None else ""
+
+    def note_mixtures(self) -> None:
+        """Note sites of another source than most, and such as may be one under two names."""
+        note_mixtures(self.sites, self.findings)
+
+    def _tables_for(self, file_name: str, level: Level) -> list[Listed]:
+        """Tables that may speak of an image, the more specific later."""
+        tables = []
+        if self.participants is not None:
+            tables.append(Listed(self.participants, level.folders[0]))
+        if level.sessions is not None and len(level.folders) > 1:
+            tables.append(Listed(level.sessions, level.folders[-1]))
+        if level.scans is not None:
+            tables.append(Listed(level.scans, f"anat/{file_name}"))
+        return tables
+
+    def _table(self, places: Sequence[tuple[Path, frozenset[str]]], wanted: str, key: str) -> Table | None:
+        """The table of this name in the first of some folders; None where there is none.
+
+        Raises
+        ------
+        DataError
+            If it cannot be used, or is missing while one of another name, or in one of the other folders, holds sites.
+        """
+        folder, names = places[0]
+        if wanted in names:
+            table = read_table(folder / wanted, key, self.root)
+            if not table.has_key:
+                self.findings.note(f"a table that is not read, because it has no column {key}", table.name)
+                return None
+            self.findings.note(_DIFFERS, [f"{table.name}: {found}" for found in table.contradictions()])
+            self.findings.note(_DAMAGED, table.damaged.values())
+            return table
+        for other_folder, other_names in places:
+            other = misnamed(other_names, wanted)
+            if other is not None:
+                self._check_misnamed(other_folder / other, wanted, key)
+        return None
+
+    def _check_misnamed(self, path: Path, wanted: str, key: str) -> None:
+        name = printable(path.relative_to(self.root))
+        try:
+            matters = read_table(path, key, self.root).has_sites
+        except DataError:
+            matters = True
+        if matters:
+            remedy = "Rename it, and save it as tab-separated text in UTF-8, or move it out of the archive."
+            raise DataError(f"{name}: a table that is not read, because of its name", f"{wanted} in its place", remedy)
+        self.findings.note(_NOT_READ, name)
+
+    def _note_unlisted(self, subject: str) -> None:
+        """A subject that participants.tsv lacks; where it has sites, each image says so by itself."""
+        table = self.participants
+        if table is not None and not table.has_sites and len(table) and subject not in table:
+            self.findings.note(_UNLISTED, f"{subject}{table.but_for(subject)}")
+
+    def _sidecars(self, entries: Iterable[DirEntry[str]]) -> tuple[Sidecar, ...]:
+        return tuple(sidecars_among(entries, self.root, self.findings))
+
+    def _number(self, value: Any, most: float, what: str, unit: str, relative: str) -> float | None:
+        number = number_of(value, most)
+        is_number = number_of(value, float("inf")) is not None
+        if number is None and is_number:
+            self.findings.note(f"{what} beyond {most:g} {unit}, left out", f"{relative} ({listed([str(value)])})")
+        return number
+
+
+def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+    if pattern is None:
+        return None
+    received = f"manifest.site_pattern={pattern!r}"
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{received}: {error}", "a regular expression", "Correct it.") from error
+    if "site" not in compiled.groupindex:
+        raise ConfigError(received, "a group (?P<site>...)", "Name the group that is the site.")
+    return compiled

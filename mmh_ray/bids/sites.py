@@ -1,0 +1,111 @@
+"""Where an image was taken: what tables, sidecars and names say, and what they leave open."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mmh_ray.bids.sidecars import Inherited
+from mmh_ray.bids.tables import Table
+from mmh_ray.bids.text import Findings, printable, text_of
+
+log = logging.getLogger(__name__)
+
+HELP = (
+    "Give a `site` column in participants.tsv, sub-X_sessions.tsv or the scans.tsv, a `Site` key in the JSON sidecar, "
+    "or manifest.site_pattern, a regular expression on the relative path such as '(?P<site>[a-z]+)-'."
+)
+CORRECT = (
+    "Correct the table, or give manifest.site_pattern, a regular expression on the relative path such as "
+    "'(?P<site>[a-z]+)-'."
+)
+
+
+class Listed(NamedTuple):
+    """A table and what it would call an image: by its subject, its session or its file."""
+
+    table: Table
+    about: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """Name of a site and its source; without a name, why there is none although there might be one."""
+
+    name: str | None
+    source: str = ""
+    why: str | None = None
+
+
+def site_of(relative: str, tables: Sequence[Listed], sidecar: Inherited, pattern: re.Pattern[str] | None) -> Site:
+    """The site of an image.
+
+    The most specific table that names one counts. A table that has sites, but no row for the image, damaged rows or more
+    than one site, leaves it open. Sidecars count only where no table for the image has sites: in a mixture, one site might
+    go by two names. The pattern, which the user gives, counts where all others leave it open.
+
+    Parameters
+    ----------
+    tables:
+        The more specific ones last.
+    """
+    site = _of_tables(tables)
+    if site.name is None and site.why is None:
+        site = _of_sidecars(sidecar)
+    if site.name is None and pattern is not None:
+        found = pattern.search(relative)
+        name = text_of(found["site"]) if found else None
+        if name is not None:
+            return Site(name, "manifest.site_pattern")
+    return site
+
+
+def _of_tables(tables: Sequence[Listed]) -> Site:
+    why = None
+    for table, about in reversed(tables):
+        if not table.has_sites:
+            continue
+        name = table.values(about).get("site")
+        if name is not None:
+            return Site(name, "tables")
+        why = table.why_no_site(about)
+        if not table.leaves_site_empty(about):
+            break  # it may have meant another site than less specific tables give
+    return Site(None, why=why)
+
+
+def _of_sidecars(sidecar: Inherited) -> Site:
+    name = text_of(sidecar.values.get("Site"))
+    if name is not None:
+        return Site(name, "Site in sidecars")
+    if sidecar.lost is not None:  # it may have held another name, or a Site
+        return Site(None, why=f"{printable(sidecar.lost)} cannot be read")
+    name = text_of(sidecar.values.get("InstitutionName"))
+    return Site(name, "InstitutionName in sidecars")
+
+
+def note_mixtures(images: Mapping[str, Site], findings: Findings) -> None:
+    """Note which sites come from another source than most, and which sites' names differ in case and signs only.
+
+    Parameters
+    ----------
+    images:
+        Sites by `image_id`.
+    """
+    sources: defaultdict[str, list[str]] = defaultdict(list)
+    spellings: defaultdict[str, set[str]] = defaultdict(set)
+    for image_id, site in images.items():
+        if site.name is not None:
+            sources[site.source].append(f"{image_id} ({site.name})")
+            spellings[re.sub(r"[\W_]", "", site.name.casefold())].add(site.name)
+    log.info("sites: %s", ", ".join(f"{len(names)} from {source}" for source, names in sources.items()) or "none")
+    most = max(sources, key=lambda source: len(sources[source]), default="")
+    for source, names in sources.items():
+        if source != most:
+            findings.note(f"a site from {source}, where most are from {most}", names)
+    alike = [" / ".join(sorted(names)) for letters, names in sorted(spellings.items()) if letters and len(names) > 1]
+    findings.note("sites whose names differ in case, spaces or signs only", alike)

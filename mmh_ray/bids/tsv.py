@@ -1,0 +1,140 @@
+"""Lines and cells of tab-separated tables as BIDS defines them, and what is wrong with files that should be such tables."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mmh_ray.bids.folders import FETCH, check_file
+from mmh_ray.bids.text import listed
+from mmh_ray.errors import DataError
+from mmh_ray.files import read_bytes
+
+REMEDY = "Save it as tab-separated text in UTF-8, one line a row and a cell for every column."
+_FETCH_TABLE = "Fetch its content (datalad get {name}), restore it, or remove it."
+_SEPARATORS = {",": "commas", ";": "semicolons", "|": "bars", " ": "spaces"}
+_POINTER = re.compile(rb"(\.\.[/\\])*(\.git[/\\]annex|/annex)[/\\]objects[/\\]|version https://git-lfs\.github\.com/")
+_BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_ENDINGS = (".tsv", ".csv", ".txt", ".xlsx", ".xls", ".ods", ".tsv.gz", ".csv.gz")
+
+
+MOST_COLUMNS = 2**20
+
+
+class Line(NamedTuple):
+    """A line that holds something: its number in the file, and its cells, with one for all that are too many."""
+
+    number: int
+    cells: list[str]
+
+
+def read_tsv(path: Path, root: Path, name: str) -> tuple[list[str], Iterator[Line]]:
+    """Names of the columns in lower case, and the lines below them, whatever their number of cells.
+
+    Tabs separate cells and nothing else does: a cell that opens a quote swallows no other. Empty cells behind the last
+    column are left out, and so are empty lines.
+
+    Parameters
+    ----------
+    name:
+        How errors call the file.
+
+    Raises
+    ------
+    DataError
+        If it is no regular file of the archive, cannot be read, or is no text in UTF-8.
+    """
+    lines = _lines(_text(path, root, name))
+    first = next(lines, None)
+    if first is None:
+        raise DataError(f"{name}: empty", "a readable table", _FETCH_TABLE.format(name=name))
+    if first[1].count("\t") >= MOST_COLUMNS:
+        raise DataError(f"{name}: more than {MOST_COLUMNS} columns", "a table of an archive", REMEDY)
+    header = [unquoted(text).lower() for text in first[1].split("\t")]
+    while len(header) > 1 and not header[-1]:
+        header.pop()
+    return header, (Line(number, _cells(line, len(header))) for number, line in lines)
+
+
+def unquoted(cell: str) -> str:
+    """A cell without surrounding space, and without quotes where they are around all of it."""
+    cell = cell.strip()
+    if len(cell) < 2 or cell[0] != '"' or cell[-1] != '"':
+        return cell
+    inner = cell[1:-1]
+    if '"' in inner.replace('""', ""):
+        return cell
+    return inner.replace('""', '"').strip()
+
+
+def is_half_quoted(cell: str) -> bool:
+    """Whether a cell opens a quote and does not close it, or the other way round."""
+    return cell.count('"') % 2 == 1
+
+
+def misnamed(names: Iterable[str], wanted: str) -> str | None:
+    """A table that is not read because it is not called ``wanted``, where that is missing; None where there is none.
+
+    >>> misnamed(["README.txt", "Participants.csv"], "participants.tsv")
+    'Participants.csv'
+    """
+    names = sorted(names)
+    if wanted in names:
+        return None
+    about = wanted.removesuffix(".tsv").rpartition("_")[2]
+    for name in names:
+        stem, dot, ending = name.casefold().partition(".")
+        if dot + ending in _ENDINGS and stem.rpartition("_")[2] == about:
+            return name
+    return None
+
+
+def _text(path: Path, root: Path, name: str) -> str:
+    fetch = _FETCH_TABLE.format(name=name)
+    try:
+        check_file(path, root, name)
+        content = read_bytes(path)
+    except DataError as error:
+        remedy = fetch if error.remedy == FETCH else error.remedy
+        raise DataError(error.received, "a readable table", remedy) from error
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror or error}", "a readable table", fetch) from error
+    if _POINTER.match(content):
+        raise DataError(f"{name}: a pointer to its content, which is not here", "a readable table", fetch)
+    if content.startswith(_BYTE_ORDER_MARKS) or b"\0" in content:
+        raise DataError(f"{name}: UTF-16 or binary", "a readable table", REMEDY)
+    try:
+        return content.decode("utf-8-sig")
+    except ValueError as error:
+        raise DataError(f"{name}: {error}", "a readable table", REMEDY) from error
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines that hold something, with their numbers from 1."""
+    # No other signs end a line than \n, \r and both: splitlines() would break a cell at a form feed, too.
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+        if not line.isspace():
+            yield number, line.removesuffix("\n")
+
+
+def _cells(line: str, width: int) -> list[str]:
+    cells = line.split("\t", width)
+    if len(cells) > width and not cells[-1].strip():
+        cells.pop()
+    return cells
+
+
+def check_key(header: list[str], key: str, name: str) -> None:
+    """Raise DataError unless a column of this name is there, once."""
+    if header.count(key) == 1:
+        return
+    if key in header:
+        raise DataError(f"{name}: {header.count(key)} columns {key}", "one", "Remove the others.")
+    for sign, signs in _SEPARATORS.items():
+        parts = [unquoted(part) for part in header[0].split(sign)]
+        if len(parts) > 1 and key in parts:
+            raise DataError(f"{name}: cells separated by {signs}", "tabs between them", REMEDY)
+    raise DataError(f"{name}: columns {listed(header)}", f"a column {key}", REMEDY)

@@ -1,0 +1,140 @@
+"""The voxels of a NIfTI file from a stranger: as many as its header promises, never more, and none before the promise is checked."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from mmh_ray.errors import DataError, data_error
+from mmh_ray.files import UnusableFileError
+from mmh_ray.imaging.nifti_extensions import read_extensions
+from mmh_ray.imaging.nifti_header import NiftiHeader, parse_header, unreadable
+from mmh_ray.imaging.unpacking import Unpacked, open_unpacked
+
+_CHUNK_VOXELS = 2**17
+"""Voxels that are converted at a time, so that the image is in memory once only."""
+_MOST_PADDING = 16 * 1024
+"""Zeros that may follow the voxels: some programs fill a last block."""
+
+
+def read_header(path: str | Path) -> NiftiHeader:
+    """Read a file's header and nothing else.
+
+    Raises
+    ------
+    DataError
+        If it is no regular file, cannot be read, is no NIfTI file of one piece, or has axes that cannot be true.
+    """
+    with _open(path) as source:
+        return parse_header(source.stream, path)
+
+
+@contextlib.contextmanager
+def open_nifti(path: str | Path) -> Iterator[tuple[NiftiHeader, Unpacked]]:
+    """The header of a file and the file itself, from which :func:`read_voxels` reads on; the same bytes, whatever happens to the name.
+
+    Raises
+    ------
+    DataError
+        As :func:`read_header`; also whatever is wrong with the file when it is read in the block.
+    """
+    with _open(path) as source:
+        yield parse_header(source.stream, path), source
+
+
+@contextlib.contextmanager
+def _open(path: str | Path) -> Iterator[Unpacked]:
+    """An open file; what befalls it in the block is a DataError."""
+    try:
+        with open_unpacked(path) as source:
+            yield source
+    except EOFError as error:
+        raise unreadable(path, error) from error
+    except zlib.error as error:
+        raise unreadable(path, f"damaged gzip: {error}") from error
+    except (UnusableFileError, MemoryError) as error:
+        raise data_error(error, str(path)) from error
+    except OSError as error:
+        usual = data_error(error, str(path))
+        received = f"{path}: unreadable ({error.strerror or error})"
+        raise DataError(received, usual.expected, usual.remedy) from error
+
+
+def check_length(header: NiftiHeader, source: Unpacked) -> None:
+    """Raise DataError if a file of this size cannot hold what its header promises; nothing was allocated for it yet."""
+    promised = header.offset + math.prod(header.shape) * header.voxel_type().itemsize
+    if not source.can_hold(promised):
+        raise unreadable(header.path, f"{source.size} bytes on disk, where its header promises {promised}")
+
+
+def read_voxels(header: NiftiHeader, source: Unpacked) -> np.ndarray:
+    """All voxels, slope and intercept applied, as float32 in the header's shape; NaN and infinities stay. Reads the extensions, too.
+
+    A packed file is read to its checksum, at most 16 KiB behind the voxels.
+
+    Raises
+    ------
+    DataError
+        If the file is shorter or longer than its header promises, its type of voxels, scaling, offset or extensions cannot be true, or the
+        slope makes numbers that float32 cannot hold.
+    OSError, EOFError, zlib.error
+        As reading does.
+    """
+    check_length(header, source)
+    stored = header.voxel_type()
+    scaling = header.scaling()
+    extensions, lost = read_extensions(header, source.stream)
+    header.as_nibabel.extensions.extend(extensions)
+    voxels = np.empty(math.prod(header.shape), np.float32)
+    buffer = bytearray(_CHUNK_VOXELS * stored.itemsize)
+    too_large = 0
+    for start in range(0, len(voxels), _CHUNK_VOXELS):
+        part = voxels[start : start + _CHUNK_VOXELS]
+        chunk = memoryview(buffer)[: len(part) * stored.itemsize]
+        if source.stream.readinto(chunk) < len(chunk):
+            raise unreadable(header.path, f"it ends within its voxels, {header.shape} of {stored.name}")
+        too_large += _convert(np.frombuffer(chunk, stored), scaling, part)
+    _check_end(source.stream, header, lost)
+    if too_large:
+        slope, inter = scaling
+        received = f"{header.path}: {too_large} voxels beyond 3.4e38 (scl_slope {slope:g}, scl_inter {inter:g})"
+        remedy = "Restore the slope and the intercept, or convert the image again."
+        raise DataError(received, "intensities that a 32-bit number can hold", remedy)
+    return voxels.reshape(header.shape, order="F")
+
+
+def _convert(stored: np.ndarray, scaling: tuple[float, float], into: np.ndarray) -> int:
+    """Scale in double precision, as nibabel does; how many finite numbers became infinite."""
+    slope, inter = scaling
+    values = stored
+    with np.errstate(over="ignore", invalid="ignore"):
+        if slope != 1:
+            values = values * np.array([slope])  # an array, so that float32 voxels become float64, too
+        if inter != 0:
+            values = values + np.array([inter])
+        into[...] = values
+    if values.dtype.itemsize <= into.dtype.itemsize or np.isfinite(into).all():
+        return 0
+    return int(np.isfinite(stored).sum() - np.isfinite(into).sum())
+
+
+def _check_end(stream: IO[bytes], header: NiftiHeader, lost_extensions: bool) -> None:
+    """Nothing but a little padding may follow the voxels: what else is there, the header does not tell of, and may be shifted."""
+    rest = stream.read(_MOST_PADDING + 1)
+    if len(rest) > _MOST_PADDING:
+        what = f"more than {_MOST_PADDING} bytes behind the voxels"
+    elif rest.strip(b"\0"):
+        what = f"{len(rest)} bytes behind the voxels that are no padding"
+    elif rest and lost_extensions:
+        what = f"{len(rest)} bytes more, and header extensions that vox_offset {header.offset} leaves no room for"
+    else:
+        return
+    received = f"{header.path}: {what}"
+    expected = f"the voxels that its header tells of, {header.shape} of {header.voxel_type().name}"
+    raise DataError(received, expected, "Convert the image again: header and voxels do not fit.")

@@ -1,0 +1,263 @@
+"""The header of a NIfTI file from a stranger: read in bounded memory and checked before anything is allocated by it.
+
+nibabel interprets the header's fields; whether they can be true is asked here, as nibabel mends some in silence and stumbles over others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Literal
+
+import nibabel as nib
+import numpy as np
+
+from mmh_ray.errors import DataError
+from mmh_ray.imaging.other_formats import refuse_other_format
+
+SMALLEST_MM = 0.02
+LARGEST_MM = 30.0
+"""Voxel sizes beyond which a unit must be wrong."""
+
+MOST_EXTENSION_BYTES = 64 * 2**20
+"""Header extensions beyond which a file is not read; honest ones take some kilobytes."""
+_MOST_VOXEL_BYTES = 8
+_XFORM_CODES = range(6)
+"""What sform_code and qform_code may be."""
+_MM_PER_UNIT = {1: ("metre", 1e3), 3: ("micron", 1e-3)}
+"""Units of length other than the millimetre, by the lowest three bits of `xyzt_units`."""
+RECONVERT = "Convert the image again."
+
+ByteOrder = Literal["<", ">"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the two versions of NIfTI differ: nibabel's class, bytes of the header, and where its magic stands and reads."""
+
+    kind: type[nib.Nifti1Header]
+    size: int
+    magic_at: int
+    magic: bytes
+    pair_magic: bytes
+
+    @property
+    def first_offset(self) -> int:
+        """Where voxels may begin: after the header and the 4 bytes that tell of extensions."""
+        return self.size + 4
+
+
+_LAYOUTS = (
+    Layout(nib.Nifti1Header, 348, 344, b"n+1\0", b"ni1\0"),
+    Layout(nib.Nifti2Header, 540, 4, b"n+2\0", b"ni2\0"),
+)
+
+
+@dataclass(frozen=True)
+class NiftiHeader:
+    """A NIfTI header with axes that can be true; the methods check what else it says.
+
+    Attributes
+    ----------
+    path:
+        The file, for messages.
+    fields:
+        As they are in the file.
+    shape:
+        Voxels along each axis, one or more; 1 to 7 axes.
+    layout:
+        Of its version of NIfTI.
+    byte_order:
+        Of all its numbers.
+    """
+
+    path: str
+    fields: nib.Nifti1Header
+    shape: tuple[int, ...]
+    layout: Layout
+    byte_order: ByteOrder
+
+    @cached_property
+    def offset(self) -> int:
+        """Where the voxels begin, in bytes.
+
+        Raises
+        ------
+        DataError
+            If it is no whole number, within the header or more than 64 MiB after it. A smaller one than the header needs would show its
+            bytes as voxels, and every voxel out of its place.
+        """
+        given = float(self.fields["vox_offset"])
+        first = self.layout.first_offset
+        last = first + MOST_EXTENSION_BYTES
+        if not first <= given <= last or given != math.floor(given):
+            received = f"{self.path}: unreadable (vox_offset {given:.9g}, where the voxels begin)"
+            expected = f"a whole number of bytes from {first}, after the header, to {last}"
+            raise DataError(received, expected, RECONVERT)
+        return int(given)
+
+    def voxel_type(self) -> np.dtype:
+        """Type of the stored voxels, in the file's byte order.
+
+        Raises
+        ------
+        DataError
+            Unless each is one whole or real number of at most 64 bits.
+        """
+        with contextlib.suppress(KeyError):  # a type that nibabel does not know
+            found = self.fields.get_data_dtype()
+            if found.kind in "iuf" and 0 < found.itemsize <= _MOST_VOXEL_BYTES:
+                return found
+        received = f"{self.path}: voxels of type {self.fields.get_value_label('datatype')}"
+        remedy = "RGB and complex images have no single intensity: convert."
+        raise DataError(received, "one number per voxel", remedy)
+
+    def scaling(self) -> tuple[float, float]:
+        """Slope and intercept that make intensities of stored numbers; 1 and 0 where there are none, by a slope of 0 or NaN.
+
+        Raises
+        ------
+        DataError
+            If they are not finite.
+        """
+        slope, inter = float(self.fields["scl_slope"]), float(self.fields["scl_inter"])
+        if slope == 0 or math.isnan(slope):
+            return 1.0, 0.0
+        if not math.isfinite(slope) or not math.isfinite(inter):
+            received = f"{self.path}: scl_slope {slope:g} and scl_inter {inter:g}"
+            raise DataError(received, "finite numbers", "Restore them, or convert the image again.")
+        return slope, inter
+
+    def affine(self) -> np.ndarray:
+        """``(4, 4)`` float64, voxel indices to millimetres: the sform, else the qform, else voxel sizes alone.
+
+        Raises
+        ------
+        DataError
+            If a code is unknown, or what the matrix is made of is missing or contradicts itself.
+        """
+        self._check_geometry_fields()
+        header = self.as_nibabel
+        try:
+            with np.errstate(all="ignore"):  # what overflows is no matrix, which whoever asks for it checks
+                affine = np.asarray(header.get_best_affine(), np.float64)
+        except Exception as error:  # the parser is not ours, and what it raises of odd quaternions differs by version
+            received = f"{self.path}: qform that is no rotation ({error})"
+            raise DataError(received, "an orientation", "Restore the sform or qform.") from error
+        self._check_unit(affine)
+        return affine
+
+    @cached_property
+    def as_nibabel(self) -> nib.Nifti1Header:
+        """As nibabel gives it of a loaded image: without scaling and offset, which are the file's and not the image's.
+
+        Its extensions are there once the voxels have been read.
+        """
+        try:
+            header = self.fields.copy()
+            header.set_data_offset(0)
+            header.check_fix()
+            header.set_slope_inter(None, None)
+        except Exception as error:  # the parser is not ours: whatever it cannot take is a fault of the file
+            raise unreadable(self.path, f"header: {error}") from error
+        return header
+
+    def _check_geometry_fields(self) -> None:
+        """Raise DataError where nibabel would go on with what it makes up: another matrix, or a voxel of 1 mm."""
+        sform, qform = int(self.fields["sform_code"]), int(self.fields["qform_code"])
+        if sform not in _XFORM_CODES or qform not in _XFORM_CODES:
+            received = f"{self.path}: sform_code {sform} and qform_code {qform}"
+            raise DataError(received, "0 to 5", "Restore the sform or qform.")
+        handedness, *sizes = (float(size) for size in self.fields["pixdim"][:4])
+        known = all(math.isfinite(size) for size in sizes)
+        if not known or (sform == 0 and 0 in sizes[: len(self.shape)]):
+            shown = " x ".join(f"{size:g}" for size in sizes)
+            received = f"{self.path}: voxels of {shown} mm (pixdim)"
+            raise DataError(received, f"{SMALLEST_MM:g} to {LARGEST_MM:g} mm", "Restore the voxel size.")
+        if sform == 0 and qform != 0 and handedness not in (-1, 0, 1):
+            received = f"{self.path}: pixdim[0] {handedness:.9g} beside a qform"
+            raise DataError(received, "1 or -1, which tells left from right", "Restore the sform or qform.")
+
+    def _check_unit(self, affine: np.ndarray) -> None:
+        """Raise DataError where sizes make sense in another unit, and the header names it; other readers take them for millimetres."""
+        unit = int(self.fields["xyzt_units"]) % 8
+        if unit not in _MM_PER_UNIT:
+            return
+        name, mm = _MM_PER_UNIT[unit]
+        with np.errstate(all="ignore"):
+            sizes = np.linalg.norm(affine[:3, :3], axis=0)
+        if sizes.min() * mm >= SMALLEST_MM and sizes.max() * mm <= LARGEST_MM:
+            shown = " x ".join(f"{size:.4g}" for size in sizes)
+            received = f"{self.path}: voxels of {shown}, in the unit {name} (xyzt_units)"
+            raise DataError(received, "millimetres", "Write sform, qform and pixdim in mm, and set xyzt_units to 2.")
+
+
+def unreadable(path: str | Path, what: object) -> DataError:
+    """The error of a file that is damaged, cut or no NIfTI."""
+    return DataError(f"{path}: unreadable ({what})", "a complete NIfTI file", "Copy or convert it again.")
+
+
+def parse_header(stream: IO[bytes], path: str | Path) -> NiftiHeader:
+    """Read the header from the start of a file: 348 or 540 bytes. Its extensions come next in the stream, then the voxels.
+
+    Raises
+    ------
+    DataError
+        If it is no NIfTI file of one piece, or its axes cannot be true.
+    OSError, EOFError, zlib.error
+        As reading does.
+    """
+    layout, order, block = _read_block(stream, path)
+    fields = layout.kind(block, order, check=False)
+    return NiftiHeader(str(path), fields, _shape(fields, path), layout, order)
+
+
+def _read_block(stream: IO[bytes], path: str | Path) -> tuple[Layout, ByteOrder, bytes]:
+    """The version of NIfTI, the byte order, both by the size that the header gives itself, and the header."""
+    shortest = _LAYOUTS[0].size
+    block = stream.read(shortest)
+    refuse_other_format(block, path)
+    if len(block) < shortest:
+        raise unreadable(path, f"it ends after {len(block)} bytes")
+    for layout in _LAYOUTS:
+        order = _order_with(block, layout.size)
+        if order is None:
+            continue
+        block += stream.read(layout.size - shortest)
+        if len(block) < layout.size:
+            raise unreadable(path, f"it ends after {len(block)} bytes")
+        _check_magic(block[layout.magic_at :][:4], layout, path)
+        return layout, order, block
+    raise unreadable(path, "it does not begin with the size of a NIfTI header")
+
+
+def _order_with(block: bytes, size: int) -> ByteOrder | None:
+    """The byte order in which a block begins with this number."""
+    if block.startswith(size.to_bytes(4, "little")):
+        return "<"
+    if block.startswith(size.to_bytes(4, "big")):
+        return ">"
+    return None
+
+
+def _check_magic(magic: bytes, layout: Layout, path: str | Path) -> None:
+    if magic == layout.magic:
+        return
+    received = f"{path}: an Analyze header, or a damaged one (magic {magic!r})"
+    if magic == layout.pair_magic:
+        received = f"{path}: the header of a pair (.hdr and .img)"
+    raise DataError(received, "header and voxels in one NIfTI file", "Convert it, for example with mri_convert.")
+
+
+def _shape(fields: nib.Nifti1Header, path: str | Path) -> tuple[int, ...]:
+    axes, *sizes = (int(size) for size in fields["dim"])
+    if not 1 <= axes <= len(sizes):
+        raise unreadable(path, f"the header gives it {axes} axes (dim[0])")
+    shape = tuple(sizes[:axes])
+    if min(shape) < 1:
+        received = f"{path}: shape {shape}, with an axis of {min(shape)} voxels"
+        raise DataError(received, "one voxel or more along each axis", f"Restore `dim` in the header. {RECONVERT}")
+    return shape

@@ -1,0 +1,142 @@
+"""Parts of a bundle, read as anybody may have made them: regular files of one folder and of bounded size, plain facts, finite weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from mmh_ray.errors import ModelError
+from mmh_ray.files import is_inside, read_bytes
+from mmh_ray.provenance import code_version
+
+MOST_FACTS = 4 * 2**20
+"""Most bytes of a bundle's facts: they go into every sidecar."""
+MOST_HEADER = 2 * 2**20
+"""Most bytes of the list of tensors at the head of a safetensors file."""
+
+_DEEPEST = 12
+_LARGEST = 2**63
+
+
+def read_part(folder: Path, name: str, most: int, remedy: str) -> bytes:
+    """Bytes of a file of a bundle.
+
+    Raises
+    ------
+    ModelError
+        If it is missing, no regular file, larger than ``most`` bytes, or a link to somewhere outside the folder.
+    """
+    path = folder / name
+    expected = f"a model bundle (a folder with {name})"
+    if not os.path.isdir(folder):  # pathlib raises where a name is too long
+        made = "Check the path; `mmh train-global` and `mmh train-target` make bundles."
+        raise ModelError(f"{folder}: no such folder", expected, made)
+    if not is_inside(path, folder):
+        received = f"{path}: a link to a file outside the bundle"
+        raise ModelError(received, "a bundle whose files lie in its own folder", "Copy the file itself there.")
+    try:
+        return read_bytes(path, most)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}", expected, remedy) from error
+
+
+def read_facts(
+    folder: Path, name: str, known: Mapping[str, Any], kinds: Mapping[str, type], remedy: str
+) -> dict[str, Any]:
+    """Facts of a bundle: a JSON object with the values ``known`` and, besides, exactly the keys ``kinds``, each of its type.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be read (:func:`read_part`) or is something else; if a number is not finite, or the facts are nested deeply.
+    """
+    place = folder / name
+    content = read_part(folder, name, MOST_FACTS, remedy)
+    try:
+        facts = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{place}: not JSON ({error})", "a JSON object", remedy) from error
+    found = {key: facts.get(key) for key in known} if isinstance(facts, dict) else facts
+    if found != known or any(isinstance(value, bool) for value in found.values()):
+        received = f"{place}: {str(found)[:200]}"
+        release = f"Use the release of mmh-ray that wrote it, or a bundle made by {code_version()}."
+        raise ModelError(received, f"a model bundle with {dict(known)}", release)
+    check_kinds(facts, dict.fromkeys(known, object) | dict(kinds), str(place), remedy)
+    try:
+        _check_plain(facts, 0)
+    except ValueError as error:
+        raise ModelError(f"{place}: {error}", "plain facts", remedy) from error
+    return facts
+
+
+def check_kinds(found: Any, kinds: Mapping[str, Any], place: str, remedy: str) -> None:
+    """Raise ModelError unless something is a dict with exactly these keys, each with a value of its type; float takes an int."""
+    if not isinstance(found, dict):
+        raise ModelError(f"{place}: a {type(found).__name__}", f"an object with {', '.join(kinds)}", remedy)
+    missing = sorted(set(kinds) - set(found))
+    if missing:
+        raise ModelError(f"{place}: without {', '.join(missing)}", "all facts of a bundle", remedy)
+    unknown = sorted(set(found) - set(kinds))
+    if unknown:
+        received = f"{place}: unknown {', '.join(unknown)[:200]}"
+        raise ModelError(received, f"nothing but {', '.join(kinds)}", remedy)
+    for key, kind in kinds.items():
+        value = found[key]
+        fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+        if not fits or (isinstance(value, bool) and kind is not object):
+            raise ModelError(f"{place}: {key}={str(value)[:100]}", f"a {kind.__name__}", remedy)
+
+
+def parse_weights(content: bytes, place: str, remedy: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file: float32, finite.
+
+    Raises
+    ------
+    ModelError
+        If it is no such file.
+    """
+    expected = "a safetensors file with finite weights in float32"
+    if int.from_bytes(content[:8], "little") > MOST_HEADER:
+        raise ModelError(
+            f"{place}: unreadable (its list of tensors is longer than {MOST_HEADER} bytes)", expected, remedy
+        )
+    try:
+        state = safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{place}: unreadable ({error})", expected, remedy) from error
+    check_weights(state, place, remedy)
+    return state
+
+
+def check_weights(state: Mapping[str, Tensor], place: str, remedy: str) -> None:
+    """Raise ModelError unless all tensors are float32 and finite."""
+    for name, tensor in state.items():
+        if tensor.dtype != torch.float32:
+            raise ModelError(f"{place}: {name[:100]} in {tensor.dtype}", "weights in float32", remedy)
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{place}: {name[:100]} with NaN or infinite weights", "finite weights", remedy)
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    """ValueError where a number is not finite or huge, or something is nested deeply."""
+    if depth > _DEEPEST:
+        raise ValueError(f"nested in more than {_DEEPEST} levels")
+    if isinstance(value, dict):
+        for item in value.values():
+            _check_plain(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(item, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"a number that is not finite ({value})")
+    elif isinstance(value, int) and abs(value) >= _LARGEST:
+        raise ValueError("an integer of more than 64 bits")

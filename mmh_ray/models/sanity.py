@@ -1,0 +1,48 @@
+"""Numbers of a model that only make sense within bounds: statistics of the unified domain, curves, quantile functions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mmh_ray.errors import ModelError
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+
+INTENSITIES = (-10.0, 100.0)
+"""Between which every quantile of a brain lies in unit intensity, that of its brightest voxel, too."""
+
+_FALLING = 1e-5  # by which a quantile function in float32 may fall from one place to the next
+_STATISTICS = {
+    "domain_quantiles": INTENSITIES,
+    "domain_cumulative": (-0.01, 1.01),
+    "domain_moments": INTENSITIES,
+    "fluid": (-1.0, 10.0),
+    "calibration.knots": INTENSITIES,
+    "calibration.mean": INTENSITIES,
+    "calibration.axes": (-1.01, 1.01),
+    "calibration.seen": (-1000.0, 1000.0),
+    "calibration.slopes": (-1000.0, 1000.0),
+}
+"""Least and greatest value of the buffers of a :class:`GlobalHarmonizer`."""
+
+
+def check_statistics(model: GlobalHarmonizer, place: str, remedy: str) -> None:
+    """Raise ModelError unless what the model knows of the unified domain, and its calibration, can be that of images."""
+    for name, (low, high) in _STATISTICS.items():
+        values = model.get_buffer(name)
+        if not bool(((values >= low) & (values <= high)).all()):  # NaN is neither
+            received = f"{place}: {name} from {values.min():.3g} to {values.max():.3g}"
+            raise ModelError(received, f"{low:g} to {high:g}", remedy)
+    check_quantiles(model.domain_quantiles, f"{place}: domain_quantiles", remedy)
+    least, greatest = model.calibration.seen.unbind(1)
+    if not bool((least <= greatest).all()):
+        raise ModelError(f"{place}: calibration.seen falls", "the least value, then the greatest", remedy)
+
+
+def check_quantiles(quantiles: Tensor, place: str, remedy: str) -> None:
+    """Raise ModelError unless the last axis of a tensor ``(..., Q)`` holds quantile functions of brains in unit intensity."""
+    low, high = INTENSITIES
+    inside = (quantiles >= low) & (quantiles <= high)
+    if not bool(inside.all()) or bool((quantiles.diff(dim=-1) < -_FALLING).any()):
+        raise ModelError(
+            f"{place} that are no quantile functions", f"values from {low:g} to {high:g} that never fall", remedy
+        )

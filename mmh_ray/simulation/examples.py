@@ -1,0 +1,83 @@
+"""Training examples: a random person seen by a random scanner, prepared as a real scan is, and the same person in the unified domain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from mmh_ray.config import GridConfig
+from mmh_ray.imaging.anatomy import smooth_noise
+from mmh_ray.imaging.intensity import correct_bias, robust_scaling
+from mmh_ray.simulation.people import Head, Person, read_label_map, simulate_head, template_head
+from mmh_ray.simulation.protocols import random_scan
+from mmh_ray.simulation.scanner import canonical_image, random_oddity, render
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training pair.
+
+    Attributes
+    ----------
+    scan:
+        ``(X, Y, Z)`` float32 unit intensity, bias-corrected, zero outside the mask: what the model sees.
+    truth:
+        ``(X, Y, Z)`` float32 unit intensity of the unified domain, zero outside the mask.
+    mask:
+        ``(X, Y, Z)`` bool, the brain as a tool might find it.
+    """
+
+    scan: np.ndarray
+    truth: np.ndarray
+    mask: np.ndarray
+
+
+def random_person(rng: np.random.Generator, seed: int) -> Person:
+    """Any adult: half of them healthy, the others with lesions, wide ventricles, cavities, tumours or what no atlas knows."""
+    ill = rng.random() < 0.5
+    return Person(
+        seed=seed,
+        ventricles=float(rng.uniform(0, 1) if rng.random() < 0.7 else rng.uniform(1, 3)),
+        atrophy=float(rng.uniform(0, 0.5)),
+        lesions=int(rng.integers(1, 12)) if ill and rng.random() < 0.6 else 0,
+        cavities=int(ill and rng.random() < 0.2),
+        tumours=int(ill and rng.random() < 0.25),
+        oddities=int(rng.integers(0, 5)),
+    )
+
+
+TEMPLATE_SHARE = 0.15
+"""Share of people made of ICBM-152 where there are label maps, too."""
+
+
+@lru_cache(maxsize=8)
+def random_head(label_maps: tuple[str, ...], seed: int, grid: GridConfig) -> Head:
+    """A person of one of the label maps, or of ICBM-152; the same seed gives the same bytes."""
+    rng = np.random.default_rng([seed, 5])
+    person = random_person(rng, seed)
+    if not label_maps or rng.random() < TEMPLATE_SHARE:
+        return template_head(person, grid)
+    path = label_maps[int(rng.integers(len(label_maps)))]
+    return simulate_head(read_label_map(path), person, grid)
+
+
+def example(head: Head, sequence: str, seed: int, grid: GridConfig, n4_iterations: tuple[int, ...]) -> Example:
+    """A head seen by the ``seed``-th scanner of a sequence."""
+    rng = np.random.default_rng([seed, 6])
+    oddity = random_oddity(rng)
+    image = render(head, random_scan(sequence, rng), rng, grid.spacing_mm, oddity)
+    mask = found_brain(head, rng, grid.spacing_mm)
+    image = correct_bias(image, mask, (grid.spacing_mm,) * 3, n4_iterations)
+    image = np.clip(robust_scaling(image, mask).apply(image), 0, 2) * mask
+    truth = np.clip(canonical_image(head, sequence, oddity), 0, 1.6) * mask
+    return Example(image, truth, mask)
+
+
+def found_brain(head: Head, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
+    """The brain as a tool might find it, ``(X, Y, Z)`` bool: exact for some scans, else a border that wanders by a few mm."""
+    if rng.random() < 0.4:
+        return head.brain
+    wander = smooth_noise(rng, head.brain.shape, 12 / spacing_mm)
+    return head.depth_mm > rng.uniform(-1.5, 2.0) + rng.uniform(0, 1.2) * wander

@@ -1,0 +1,292 @@
+"""Signal equations of the sequences, and protocols drawn as cohorts have them.
+
+Each equation gives the signal of every tissue, ``(T,)`` in units of the fully relaxed signal of fluid, from proton density, T1 and T2
+in ms and the settings of a scanner. A voxel's signal is that of its tissues, weighed by their shares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from mmh_ray.simulation.tissues import BRAIN, FLUID, GREY, TISSUES, WHITE, relaxation
+
+SEQUENCES = ("T1w", "T2w", "FLAIR", "PDw")
+"""Sequences that can be simulated."""
+
+
+@dataclass(frozen=True)
+class Matter:
+    """What the tissues of one person are.
+
+    Attributes
+    ----------
+    density:
+        ``(T,)`` proton density, fluid about 1.
+    t1_ms, t2_ms:
+        ``(T,)`` relaxation times at the scanner's field.
+    """
+
+    density: np.ndarray
+    t1_ms: np.ndarray
+    t2_ms: np.ndarray
+
+    @classmethod
+    def typical(cls, field_t: float) -> Matter:
+        """Of an average adult at a field in tesla."""
+        t1 = np.array([tissue.t1_ms for tissue in TISSUES])
+        t2 = np.array([tissue.t2_ms for tissue in TISSUES])
+        return cls(np.array([tissue.density for tissue in TISSUES]), *relaxation(field_t, t1, t2))
+
+    def varied(self, rng: np.random.Generator, spread: float = 0.04) -> Matter:
+        """Another person's: every value times a log-normal factor; tissues outside the brain, disease and contrast agent vary more."""
+        width = np.full(len(TISSUES), 4.0)
+        width[:8] = 1.0
+        factors = np.exp(rng.normal(0, spread, (3, len(TISSUES))) * width)
+        return Matter(self.density * factors[0], self.t1_ms * factors[1], self.t2_ms * factors[2])
+
+
+class Acquisition(Protocol):
+    """A sequence with its settings."""
+
+    def signal(self, matter: Matter, transmit: float) -> np.ndarray:
+        """``(T,)`` signal where the transmit field is ``transmit`` times the nominal."""
+
+
+@dataclass(frozen=True)
+class InversionGradientEcho:
+    """MPRAGE and its kin (IR-SPGR, BRAVO, 3-D TFE): an inversion, a wait, a train of spoiled gradient echoes, a recovery.
+
+    Mugler & Brookeman, MRM 1990; the steady state over repeated trains as in Wang et al., PLoS ONE 2014.
+
+    Attributes
+    ----------
+    tr_ms:
+        From one inversion to the next.
+    ti_ms:
+        From the inversion to the echo at the centre of k-space.
+    echo_ms, echoes:
+        Spacing of the echoes and their number.
+    flip:
+        Degrees.
+    te_ms:
+        Echo time; T2* is taken as two thirds of T2.
+    efficiency:
+        Share of the magnetisation that the inversion turns.
+    """
+
+    tr_ms: float
+    ti_ms: float
+    echo_ms: float
+    echoes: int
+    flip: float
+    te_ms: float = 3.0
+    efficiency: float = 0.96
+
+    def signal(self, matter: Matter, transmit: float) -> np.ndarray:
+        """See :class:`Acquisition`. An adiabatic inversion does not depend on the transmit field."""
+        angle = np.deg2rad(self.flip * transmit)
+        train_ms = self.echoes * self.echo_ms
+        wait_ms = max(self.ti_ms - train_ms / 2, 1.0)
+        rest_ms = max(self.tr_ms - wait_ms - train_ms, 1.0)
+        waited = np.exp(-wait_ms / matter.t1_ms)
+        rested = np.exp(-rest_ms / matter.t1_ms)
+        between = np.exp(-self.echo_ms / matter.t1_ms)
+        decay = between * np.cos(angle)
+        driven = (1 - between) / (1 - decay)  # where the train would end if it never ended
+        # Magnetisation m before the inversion, a fixed point of: invert, wait, train of echoes, rest.
+        train = decay**self.echoes
+        constant = 1 - rested + rested * (driven * (1 - train) + train * (1 - waited))
+        slope = -rested * train * waited * self.efficiency
+        before = constant / (1 - slope)
+        first = 1 - (1 + self.efficiency * before) * waited
+        centre = driven + (first - driven) * decay ** (self.echoes / 2)
+        return matter.density * np.sin(angle) * np.abs(centre) * np.exp(-1.5 * self.te_ms / matter.t2_ms)
+
+
+@dataclass(frozen=True)
+class SpoiledGradientEcho:
+    """FLASH, SPGR, T1-FFE: the Ernst formula (Ernst & Anderson, 1966; Haase et al., JMR 1986). Times in ms, flip in degrees."""
+
+    tr_ms: float
+    flip: float
+    te_ms: float = 4.0
+
+    def signal(self, matter: Matter, transmit: float) -> np.ndarray:
+        """See :class:`Acquisition`."""
+        angle = np.deg2rad(self.flip * transmit)
+        e1 = np.exp(-self.tr_ms / matter.t1_ms)
+        steady = np.sin(angle) * (1 - e1) / (1 - e1 * np.cos(angle))
+        return matter.density * steady * np.exp(-1.5 * self.te_ms / matter.t2_ms)
+
+
+@dataclass(frozen=True)
+class SpinEcho:
+    """Spin echo and fast spin echo at the effective echo time: T1w, PDw and T2w alike (Hendrick, in Stark & Bradley, 1999).
+
+    ``PD (1 - 2 exp(-(TR - TE/2) / T1) + exp(-TR / T1)) exp(-TE / T2)``; a refocusing pulse off its nominal angle loses signal.
+    """
+
+    tr_ms: float
+    te_ms: float
+
+    def signal(self, matter: Matter, transmit: float) -> np.ndarray:
+        """See :class:`Acquisition`."""
+        recovered = 1 - 2 * np.exp(-(self.tr_ms - self.te_ms / 2) / matter.t1_ms) + np.exp(-self.tr_ms / matter.t1_ms)
+        excited = np.sin(np.deg2rad(90 * transmit)) * np.sin(np.deg2rad(90 * transmit)) ** 2
+        return matter.density * np.maximum(recovered, 0) * excited * np.exp(-self.te_ms / matter.t2_ms)
+
+
+@dataclass(frozen=True)
+class InversionSpinEcho:
+    """FLAIR: an inversion whose zero crossing is fluid's, then a (fast) spin echo (Hajnal et al., JCAT 1992; Rydberg et al., MRM 1995)."""
+
+    tr_ms: float
+    ti_ms: float
+    te_ms: float
+    efficiency: float = 0.95
+
+    def signal(self, matter: Matter, transmit: float) -> np.ndarray:
+        """See :class:`Acquisition`."""
+        inverted = (1 + self.efficiency) * np.exp(-self.ti_ms / matter.t1_ms)
+        late = self.efficiency * np.exp(-self.tr_ms / matter.t1_ms)
+        excited = np.sin(np.deg2rad(90 * transmit)) ** 3
+        return matter.density * np.abs(1 - inverted + late) * excited * np.exp(-self.te_ms / matter.t2_ms)
+
+
+@dataclass(frozen=True)
+class FreeContrast:
+    """Levels drawn for each tissue and no physics, for contrasts that no equation here gives (Billot et al., MedIA 2023)."""
+
+    levels: tuple[float, ...]
+
+    def signal(self, matter: Matter, transmit: float) -> np.ndarray:
+        """See :class:`Acquisition`."""
+        return np.array(self.levels)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A protocol on a scanner."""
+
+    sequence: str
+    field_t: float
+    acquisition: Acquisition
+
+    def signal(self, matter: Matter, transmit: float = 1.0) -> np.ndarray:
+        """``(T,)`` signal of every tissue where the transmit field is ``transmit`` times the nominal."""
+        return self.acquisition.signal(matter, transmit)
+
+
+CANONICAL = {
+    "T1w": Scan("T1w", 3.0, InversionGradientEcho(2300, 850, 7.0, 176, 9)),
+    "T2w": Scan("T2w", 3.0, SpinEcho(5000, 95)),
+    "FLAIR": Scan("FLAIR", 3.0, InversionSpinEcho(9000, 2450, 110)),
+    "PDw": Scan("PDw", 3.0, SpinEcho(3000, 15)),
+}
+"""The look of the unified domain: per sequence the best contrast of a usual protocol at 3 T, and not the average of any sites."""
+
+_SCALE = {"T1w": (WHITE, 0.9), "T2w": (FLUID, 0.95), "FLAIR": (GREY, 0.75), "PDw": (GREY, 0.85)}
+"""Tissue and the unit intensity that it has in the unified domain."""
+
+
+def canonical_levels(sequence: str) -> np.ndarray:
+    """``(T,)`` unit intensity of every tissue in the unified domain.
+
+    Of T1w, grey and white matter differ by .33 or more of white, and fluid is dark: a test holds the figures.
+    """
+    signal = CANONICAL[sequence].signal(Matter.typical(3.0))
+    tissue, level = _SCALE[sequence]
+    return signal / signal[tissue] * level
+
+
+_LIMITS = {
+    # Least and greatest (WM - GM) / max(WM, GM), and fluid over white matter, of what is a usable scan of the sequence.
+    "T1w": ((0.10, 0.65), (0.0, 0.75)),
+    "T2w": ((-0.6, -0.01), (1.5, 12.0)),
+    "FLAIR": ((-0.5, -0.04), (0.0, 0.75)),
+    "PDw": ((-0.4, -0.03), (0.5, 1.9)),
+}
+
+
+def random_scan(sequence: str, rng: np.random.Generator) -> Scan:
+    """A protocol of a sequence as the scanners of a cohort might have it, for training: wide, but a usable scan of that sequence."""
+    while True:
+        field_t = float(rng.choice([0.064, 0.3, 0.5, 1.0, 1.5, 3.0, 7.0], p=[0.02, 0.02, 0.03, 0.08, 0.35, 0.42, 0.08]))
+        scan = Scan(sequence, field_t, _DRAW[sequence](rng, field_t))
+        signal = scan.signal(Matter.typical(field_t))
+        fluid, grey, white = signal[FLUID], signal[GREY], signal[WHITE]
+        contrast = (white - grey) / max(white, grey)
+        (least, most), (fluid_least, fluid_most) = _LIMITS[sequence]
+        if least <= contrast <= most and fluid_least <= fluid / white <= fluid_most:
+            return scan
+
+
+def _draw_t1w(rng: np.random.Generator, field_t: float) -> Acquisition:
+    kind = rng.random()
+    if kind < 0.68:
+        echoes = int(rng.integers(80, 260))
+        echo_ms = rng.uniform(5.0, 12.0)
+        train_ms = echoes * echo_ms
+        growth = (field_t / 3.0) ** 0.38  # inversion times follow the tissues' T1
+        ti_ms = train_ms / 2 + rng.uniform(50, 750) * growth
+        tr_ms = ti_ms + train_ms / 2 + rng.uniform(100, 1600) * growth
+        return InversionGradientEcho(tr_ms, ti_ms, echo_ms, echoes, rng.uniform(6, 16), rng.uniform(1.5, 5))
+    if kind < 0.78:
+        return SpoiledGradientEcho(rng.uniform(5, 45), rng.uniform(8, 45), rng.uniform(1.5, 10))
+    if kind < 0.83:
+        return SpinEcho(rng.uniform(350, 900), rng.uniform(7, 20))
+    return _free(rng, "T1w", fluid=(0.02, 0.38), grey=(0.4, 0.85))
+
+
+def _draw_t2w(rng: np.random.Generator, field_t: float) -> Acquisition:
+    if rng.random() < 0.85:
+        return SpinEcho(rng.uniform(2000, 9000), rng.uniform(55, 150))
+    return _free(rng, "T2w", fluid=(2.0, 4.5), grey=(1.05, 1.9))
+
+
+def _draw_flair(rng: np.random.Generator, field_t: float) -> Acquisition:
+    if rng.random() < 0.8:
+        tr_ms = rng.uniform(4800, 11000)
+        null_ms = 4300 * (np.log(1.95) - np.log1p(0.95 * np.exp(-tr_ms / 4300)))
+        return InversionSpinEcho(tr_ms, null_ms * rng.uniform(0.88, 1.1), rng.uniform(70, 160))
+    return _free(rng, "FLAIR", fluid=(0.02, 0.6), grey=(1.06, 1.5))
+
+
+def _draw_pdw(rng: np.random.Generator, field_t: float) -> Acquisition:
+    if rng.random() < 0.85:
+        return SpinEcho(rng.uniform(1800, 7000), rng.uniform(8, 40))
+    return _free(rng, "PDw", fluid=(0.6, 0.95), grey=(1.05, 1.5))
+
+
+_DRAW = {"T1w": _draw_t1w, "T2w": _draw_t2w, "FLAIR": _draw_flair, "PDw": _draw_pdw}
+
+
+def _free(
+    rng: np.random.Generator,
+    sequence: str,
+    fluid: tuple[float, float],
+    grey: tuple[float, float],
+) -> FreeContrast:
+    """Fluid and grey matter drawn relative to white; what else is brain keeps its place between them, a little shifted; the rest is free.
+
+    Disease keeps its place, too: a lesion that is dark in the unified domain may not be bright in the scan, or the
+    network learns to make the one from the other.
+    """
+    canonical = canonical_levels(sequence)
+    order = sorted((FLUID, GREY, WHITE), key=lambda tissue: canonical[tissue])
+    drawn = {FLUID: rng.uniform(*fluid), GREY: rng.uniform(*grey), WHITE: 1.0}
+    knots = np.array([canonical[tissue] for tissue in order])
+    heights = np.array([drawn[tissue] for tissue in order])
+    far = 3.0
+    slope = (heights[2] - heights[1]) / (knots[2] - knots[1])
+    beyond = heights[2] + max(slope, 0.2) * far * rng.uniform(0.3, 1.0)
+    levels = np.interp(canonical, [0.0, *knots, knots[2] + far], [0.3 * heights[0], *heights, beyond])
+    shifted = np.ones(len(TISSUES))
+    shifted[3:8] = np.exp(rng.normal(0, 0.05, 5))
+    levels = levels * shifted
+    outside = [channel for channel in range(len(TISSUES)) if channel not in BRAIN]
+    levels[outside] = rng.uniform(0.02, 1.8, len(outside))
+    return FreeContrast(tuple(levels))

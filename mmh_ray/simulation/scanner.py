@@ -1,0 +1,180 @@
+"""What a scanner does to an image besides its contrast: fields, resolution, ringing, ghosts, noise, filters, grey levels.
+
+Shapes: ``X Y Z`` the working grid.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from mmh_ray.imaging.anatomy import smooth_noise
+from mmh_ray.simulation.people import Head
+from mmh_ray.simulation.protocols import CANONICAL, Matter, Scan, canonical_levels
+from mmh_ray.simulation.tissues import ODDITY, TISSUES
+
+_FWHM_PER_SIGMA = 2.3548
+_TRANSMIT = (0.6, 1.0, 1.4)
+"""Transmit fields at which the signal is computed; between them it is interpolated."""
+
+
+def canonical_image(head: Head, sequence: str, oddity: np.ndarray | None = None) -> np.ndarray:
+    """The head in the unified domain, ``(X, Y, Z)`` float32 unit intensity: no noise, no field, the canonical contrast.
+
+    ``oddity`` ``(3,)``: density, T1 and T2 (ms at 3 T) of the person's own odd tissue.
+    """
+    levels = canonical_levels(sequence)
+    if oddity is not None:
+        typical = Matter.typical(3.0)
+        reference = float(levels[0] / CANONICAL[sequence].signal(typical)[0])
+        levels[ODDITY] = CANONICAL[sequence].signal(_with_oddity(typical, oddity))[ODDITY] * reference
+    return _mixed(head, levels) * head.texture
+
+
+def render(head: Head, scan: Scan, rng: np.random.Generator, spacing_mm: float, oddity: np.ndarray) -> np.ndarray:
+    """What a scanner makes of a head, ``(X, Y, Z)`` float32, not negative; arbitrary units."""
+    matter = _with_oddity(Matter.typical(scan.field_t), oddity).varied(rng)
+    image = _excited(head, scan, matter, rng, spacing_mm) * head.texture
+    white = max(float(scan.signal(matter)[2]), 1e-6)
+    image = image / white
+    image = _ringing(image, rng)
+    image = _resolution(image, scan.sequence, rng, spacing_mm)
+    image = _ghost(image, rng)
+    field = _receive_field(image.shape, scan.field_t, rng, spacing_mm)
+    image = _noise(image * field, rng, spacing_mm)
+    image = _filtered(image, rng)
+    return _levels(image, rng)
+
+
+def random_oddity(rng: np.random.Generator) -> np.ndarray:
+    """``(3,)`` density, T1 and T2 in ms at 3 T of a tissue that no atlas knows."""
+    return np.array([rng.uniform(0.65, 1.0), np.exp(rng.uniform(np.log(500), np.log(3000))), rng.uniform(40, 400)])
+
+
+def _with_oddity(matter: Matter, oddity: np.ndarray) -> Matter:
+    density, t1_ms, t2_ms = matter.density.copy(), matter.t1_ms.copy(), matter.t2_ms.copy()
+    density[ODDITY], t1_ms[ODDITY], t2_ms[ODDITY] = oddity
+    return Matter(density, t1_ms, t2_ms)
+
+
+def _mixed(head: Head, levels: np.ndarray) -> np.ndarray:
+    """Sum over the tissues of level times share."""
+    image = np.zeros(head.brain.shape, np.float32)
+    for channel in range(len(TISSUES)):
+        share = head.fractions[channel]
+        if levels[channel] and share.any():
+            image += np.float32(levels[channel]) * share
+    return image
+
+
+def _excited(head: Head, scan: Scan, matter: Matter, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
+    """Signal where the transmit field differs from place to place: quadratic in the field between three exact values."""
+    nominal = _mixed(head, scan.signal(matter, _TRANSMIT[1]))
+    strength = rng.uniform(0, 0.04 + 0.03 * scan.field_t)
+    if strength < 0.02:
+        return nominal
+    weak = _mixed(head, scan.signal(matter, _TRANSMIT[0]))
+    strong = _mixed(head, scan.signal(matter, _TRANSMIT[2]))
+    field = smooth_noise(rng, nominal.shape, rng.uniform(60, 110) / spacing_mm)
+    offset = np.clip(strength * field, -0.4, 0.4) / 0.4
+    curved = (weak + strong) / 2 - nominal
+    return np.maximum(nominal + offset * (strong - weak) / 2 + offset**2 * curved, 0)
+
+
+def _receive_field(shape: tuple[int, ...], field_t: float, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
+    """Sensitivity of the coils: smooth in the large, brighter or darker in the middle, up to three times from end to end at high field."""
+    strength = rng.uniform(0, 0.12 + 0.05 * min(field_t, 3.0) + 0.03 * max(field_t - 3, 0))
+    wide = smooth_noise(rng, shape, rng.uniform(70, 130) / spacing_mm)
+    narrow = smooth_noise(rng, shape, rng.uniform(40, 60) / spacing_mm)
+    axes = [(np.arange(n) - (n - 1) / 2) * spacing_mm / 90 for n in shape]
+    squared = axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2
+    dome = rng.normal(0, 1.0) * strength * squared
+    return np.exp(strength * wide + 0.2 * strength * narrow + dome).astype(np.float32)
+
+
+def _resolution(image: np.ndarray, sequence: str, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
+    """In-plane point spread, and the slice profile with resampling along one axis; both mild in most scans."""
+    axis = int(rng.integers(3))
+    sigma = np.full(3, rng.uniform(0.3, 1.8) / _FWHM_PER_SIGMA / spacing_mm)
+    thin = rng.random() < (0.8 if sequence == "T1w" else 0.5)
+    thickness = rng.uniform(0.8, 1.8) if thin else rng.uniform(2.0, 6.5)
+    sigma[axis] = 0.0
+    image = ndimage.gaussian_filter(image, sigma)
+    if thickness <= 0.9 * spacing_mm:
+        return image
+    # A slice profile of this width is near a Gaussian of the same variance; slices lie one thickness apart.
+    image = ndimage.gaussian_filter1d(image, 0.35 * thickness / spacing_mm, axis=axis)
+    if thickness <= 1.2 * spacing_mm:
+        return image
+    length = image.shape[axis]
+    step = thickness / spacing_mm
+    slices = np.arange(rng.uniform(0, step), length, step)
+    sampled = _interpolated(image, slices, axis)
+    back = np.clip((np.arange(length) - slices[0]) / step, 0, len(slices) - 1)
+    return _interpolated(sampled, back, axis)
+
+
+def _interpolated(image: np.ndarray, places: np.ndarray, axis: int) -> np.ndarray:
+    """Linear interpolation at places along one axis."""
+    low = np.clip(np.floor(places).astype(int), 0, image.shape[axis] - 1)
+    high = np.minimum(low + 1, image.shape[axis] - 1)
+    shape = [1, 1, 1]
+    shape[axis] = len(places)
+    weight = (places - low).reshape(shape).astype(np.float32)
+    return np.take(image, low, axis) * (1 - weight) + np.take(image, high, axis) * weight
+
+
+def _ringing(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Truncated k-space along one axis (partial Fourier, few phase encodings): blur with ringing beside edges."""
+    if rng.random() > 0.2:
+        return image
+    axis = int(rng.integers(3))
+    spectrum = np.fft.rfft(image, axis=axis)
+    kept = int(np.ceil(rng.uniform(0.6, 0.95) * spectrum.shape[axis]))
+    index = [slice(None)] * 3
+    index[axis] = slice(kept, None)
+    spectrum[tuple(index)] = 0
+    return np.maximum(np.fft.irfft(spectrum, n=image.shape[axis], axis=axis), 0).astype(np.float32)
+
+
+def _ghost(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A faint copy shifted along one axis, as motion and pulsation leave it."""
+    if rng.random() > 0.15:
+        return image
+    axis = int(rng.integers(3))
+    shift = int(rng.integers(4, image.shape[axis] // 2 + 1))
+    return image + rng.uniform(0.005, 0.05) * np.roll(image, shift, axis=axis)
+
+
+def _noise(image: np.ndarray, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
+    """Rician noise, stronger here than there (parallel imaging)."""
+    level = float(np.exp(rng.uniform(np.log(0.004), np.log(0.07))))
+    spread = smooth_noise(rng, image.shape, 60 / spacing_mm)
+    here = level * np.exp(rng.uniform(0, 0.3) * spread)
+    real = rng.standard_normal(image.shape, np.float32) * here
+    imaginary = rng.standard_normal(image.shape, np.float32) * here
+    return np.hypot(image + real, imaginary).astype(np.float32)
+
+
+def _filtered(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Filters that scanners apply: smoothing, edge enhancement, median; and a curve of the display."""
+    kind = rng.random()
+    if kind < 0.08:
+        image = ndimage.median_filter(image, size=3)
+    elif kind < 0.16:
+        image = ndimage.gaussian_filter(image, rng.uniform(0.3, 0.6))
+    elif kind < 0.26:
+        soft = ndimage.gaussian_filter(image, 1.0)
+        image = np.maximum(image + rng.uniform(0.2, 0.7) * (image - soft), 0)
+    if rng.random() < 0.15:
+        top = max(float(np.quantile(image, 0.999)), 1e-6)
+        image = top * np.maximum(image / top, 0) ** np.exp(rng.normal(0, 0.2))
+    return image
+
+
+def _levels(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Grey levels of a stored file."""
+    if rng.random() > 0.25:
+        return image.astype(np.float32)
+    step = float(np.quantile(image, 0.9995)) / rng.integers(120, 256)
+    return (np.round(image / max(step, 1e-6)) * step).astype(np.float32)

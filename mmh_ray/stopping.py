@@ -1,0 +1,52 @@
+"""SIGTERM, a batch system's word that the time is up, ends a command in order, as Ctrl-C does: with exit code 130."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+STOPPED = "stopped by SIGTERM; run again to go on"
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Make of SIGTERM a KeyboardInterrupt; a second one is ignored while all is put in order.
+
+    Inside another such block nothing changes. Nor does it outside the main thread, which alone may say what becomes of a signal.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is _stop:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put the handlers of SIGTERM and Ctrl-C back that Ray replaces in the block; where one of Ray's struck, raise KeyboardInterrupt.
+
+    Those leave by SystemExit, some with code 0, which would pass for a good end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt("stopped by a signal; run again to go on") from error
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: it was not set by Python, and cannot be
+                signal.signal(number, handler)
+
+
+def _stop(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt(STOPPED)

@@ -1,0 +1,109 @@
+"""YAML as settings need it: one document of plain values, from text that may be anybody's.
+
+PyYAML's safe loader runs no code, but it takes much that settings never hold and that costs time, memory or a traceback: aliases (a
+kilobyte of them stands for gigabytes), tags (``!!int abc``), dates, numbers to the base of sixty, keys given twice, of which it silently
+keeps the last. None of that is read here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import yaml
+
+MOST_BYTES = 128 * 2**10
+"""Most that a text may hold: PyYAML takes about a second for it."""
+
+DEEPEST = 20
+"""Most levels of nesting."""
+
+LONGEST_NUMBER = 40
+"""Most characters of a number."""
+
+_TEXT = "tag:yaml.org,2002:str"
+
+
+class PlainError(yaml.YAMLError):
+    """YAML of a kind that is not read here, or too much of it."""
+
+
+def load_yaml(text: bytes | str) -> Any:
+    """Value of a YAML document: text, numbers, true and false, null, lists, and dicts whose keys are text.
+
+    A date is text, and so is a number that begins with a zero (``007`` may be a site).
+
+    Raises
+    ------
+    PlainError, yaml.YAMLError
+        If it is not YAML, has aliases, anchors, tags, a key twice or one that is no text, or is too long or nested too deeply.
+    """
+    content = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    if len(content) > MOST_BYTES:
+        raise PlainError(f"{len(content)} bytes, more than the {MOST_BYTES} that are read")
+    try:
+        return yaml.load(text, _PlainLoader)
+    except (ValueError, OverflowError, IndexError, RecursionError) as error:  # PyYAML's own, of escapes and directives
+        raise PlainError(f"{type(error).__name__}: {error}") from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """PyYAML's safe loader without what :func:`load_yaml` refuses."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # filled below
+
+    def __init__(self, stream: bytes | str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node, if it is a plain one."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise PlainError(f"an anchor or alias{_place(event)}; write the value out where it is wanted")
+        if event.tag is not None:
+            raise PlainError(f"a tag, {event.tag[:40]!r}{_place(event)}; leave it out")
+        if self._depth == DEEPEST:
+            raise PlainError(f"more than {DEEPEST} levels of nesting{_place(event)}")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        """A mapping from text, each key once."""
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _TEXT:
+                raise PlainError(f"a key that is no text{_place(key_node)}; put it in quotes")
+            if key_node.value in found:
+                raise PlainError(f"{key_node.value[:100]!r} a second time{_place(key_node)}; give every key once")
+            found[key_node.value] = self.construct_object(value_node, deep=deep)
+        return found
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """An int or a float of no more than :data:`LONGEST_NUMBER` characters."""
+        if len(node.value) > LONGEST_NUMBER:
+            raise PlainError(f"a number of {len(node.value)} characters{_place(node)}")
+        return self.construct_yaml_int(node) if node.tag.endswith("int") else self.construct_yaml_float(node)
+
+
+def _place(found: Any) -> str:
+    """Where an event or a node begins."""
+    return f" in line {found.start_mark.line + 1}, column {found.start_mark.column + 1}"
+
+
+# What plain text stands for, by its first characters: YAML 1.1 without dates, octal numbers, numbers to the base of sixty and `<<`.
+for _kind, _pattern, _first in (
+    ("bool", r"(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$", "yYnNtTfFoO"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*(?:_[0-9]+)*)$", "-+0123456789"),
+    (
+        "float",
+        r"(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        "-+0123456789.",
+    ),
+    ("null", r"(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+):
+    _PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_pattern), list(_first))
+for _kind in ("int", "float"):
+    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _PlainLoader.construct_number)

@@ -1,0 +1,204 @@
+"""SIGTERM and Ctrl-C at any moment of any command that starts Ray: exit code 130, and no process stays behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from mmh_ray.bids.status import run_status
+from mmh_ray.config import Config, to_dict
+from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.imaging.phantom import canonical
+from mmh_ray.imaging.volume import Volume, write_volume
+from mmh_ray.stopping import handlers_kept, stoppable
+
+PATIENCE_S = 300
+MARK = "MMH_TEST_STOPPED"
+SCANS = 40
+
+
+@dataclass
+class Command:
+    """A running command, whose processes all carry its mark in their environment."""
+
+    process: subprocess.Popen[bytes]
+    mark: str
+    log: Path
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of the command, whosoever's child it is by now."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def wait_until(self, reached: Callable[[Command], object]) -> None:
+        """Until something is there while the command still runs."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not reached(self):
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+
+    def stop(self, number: signal.Signals) -> int:
+        """Send a signal to the command alone; its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=PATIENCE_S)
+
+
+def listens(command: Command) -> bool:
+    """Whether the command handles SIGTERM, as it does as soon as it knows what to do; Ray has not started then."""
+    for line in Path(f"/proc/{command.process.pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return False
+
+
+def is_starting_ray(command: Command) -> bool:
+    """Whether the first process of Ray is there."""
+    return any("gcs_server" in process.name() for process in psutil.Process(command.process.pid).children())
+
+
+def has_ray(command: Command) -> bool:
+    """Whether Ray is there whole."""
+    return "Ray: " in command.log.read_text()
+
+
+def works(command: Command) -> bool:
+    """Whether an image is done."""
+    return ": 1/" in command.log.read_text() or ": 2/" in command.log.read_text()
+
+
+MOMENTS = [listens, is_starting_ray, has_ray]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Starts `mmh` in a process of its own."""
+    started: list[Command] = []
+
+    def start(*arguments: str) -> Command:
+        log = tmp_path / f"command-{len(started)}.log"
+        mark = f"{os.getpid()}-{time.monotonic_ns()}"
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {MARK: mark}
+        with open(log, "wb") as stream:
+            command = [sys.executable, "-m", "mmh_ray.cli", *arguments]
+            process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+        started.append(Command(process, mark, log))
+        return started[-1]
+
+    yield start
+    for command in started:
+        for process in command.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        command.process.wait(PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive whose images take a while."""
+    root = tmp_path_factory.mktemp("stopped") / "bids"
+    anatomy = simulate_anatomy(Person(1), 6.0)
+    scan = Volume(500 * canonical(anatomy, "T1w", 6.0), anatomy.affine)
+    for number in range(SCANS):
+        write_volume(scan, root / f"sub-{number:02d}/anat/sub-{number:02d}_T1w.nii.gz")
+    return root
+
+
+def check_nothing_is_left(command: Command) -> None:
+    """Ray's processes end at once when the command does; the kernel takes a moment for it."""
+    deadline = time.monotonic() + 30
+    while left := command.processes():
+        assert time.monotonic() < deadline, [process.cmdline()[:2] for process in left]
+        time.sleep(0.1)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
+def test_a_stopped_command_ends_with_130(
+    run: Callable[..., Command], moment: Callable[[Command], bool], number: signal.Signals, tmp_path: Path
+) -> None:
+    command = run("phantom", str(tmp_path / "phantom"), "phantom.spacing_mm=3", "phantom.subjects_per_site=50")
+    command.wait_until(moment)
+    assert command.stop(number) == 130, command.log.read_text()
+    assert "Traceback" not in command.log.read_text()
+    check_nothing_is_left(command)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [*MOMENTS, works], ids=lambda moment: moment.__name__)
+def test_a_stopped_run_leaves_ledger_and_report(
+    run: Callable[..., Command],
+    moment: Callable[[Command], bool],
+    bids: Path,
+    tiny_bundle: Path,
+    tiny_config: Config,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(tiny_config)))
+    out = tmp_path / "out"
+    given = ("--model", str(tiny_bundle), "--config", str(tmp_path / "config.yaml"))
+    command = run("harmonize", str(bids), str(out), *given)
+    command.wait_until(moment)
+    assert command.stop(signal.SIGTERM) == 130, command.log.read_text()
+    check_nothing_is_left(command)
+    if moment is listens:
+        return  # it had not looked at its folder yet
+    assert "stopped by" in (run_status(out).record.failure or "")
+    assert "stopped by" in (out / "report.html").read_text()
+    assert not (out / ".ledger.jsonl").exists()
+    assert not list(out.rglob(".partial-*"))
+
+
+@pytest.mark.fast
+def test_handlers_that_were_replaced_are_put_back() -> None:
+    def other(*_: object) -> None:
+        raise SystemExit(0)
+
+    @handlers_kept()
+    def replaces_them() -> None:
+        signal.signal(signal.SIGTERM, other)
+        signal.signal(signal.SIGINT, other)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        replaces_them()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.fast
+def test_a_second_sigterm_does_not_disturb_the_clearing_up() -> None:
+    cleared = []
+
+    @stoppable()
+    def work() -> None:
+        try:
+            with stoppable():
+                os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleared.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM"):
+        work()
+    assert cleared
+    assert signal.getsignal(signal.SIGTERM) == before

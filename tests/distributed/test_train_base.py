@@ -1,0 +1,169 @@
+"""A model from simulation alone: the domain by choice, people kept aside, and a bundle that harmonizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from mmh_ray.config import (
+    Config,
+    GridConfig,
+    HarmonizeConfig,
+    ModelConfig,
+    PrepareConfig,
+    SimulationConfig,
+    TrackingConfig,
+    TrainConfig,
+    load_config,
+)
+from mmh_ray.distributed.datasets import (
+    VALIDATION_PEOPLE,
+    ChosenDomain,
+    GroupMaker,
+    simulation_hash,
+    validation_batches,
+)
+from mmh_ray.distributed.train import train_global
+from mmh_ray.errors import ConfigError
+from mmh_ray.models.bundle import load_bundle
+from mmh_ray.simulation import examples
+from mmh_ray.simulation.protocols import SEQUENCES, canonical_levels
+from mmh_ray.simulation.tissues import FLUID, WHITE
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = Config(
+    grid=GridConfig(6.0, (32, 40, 32)),
+    prepare=PrepareConfig(n4_iterations=(5, 5)),
+    model=ModelConfig(sequences=SEQUENCES, channels=(8, 16), slab=1, distances=(1, 2), patch=2),
+    train=TrainConfig(
+        steps=2,
+        volumes_per_step=2,
+        slabs_per_plane=1,
+        warmup_steps=1,
+        validate_every=2,
+        checkpoint_every=2,
+        validation_groups=4,
+        run_name="base",
+    ),
+    harmonize=HarmonizeConfig(planes=("axial",)),
+)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """GroupMaker and calibration set torch to one thread in their process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def domain() -> ChosenDomain:
+    return ChosenDomain.of_simulation(CONFIG)
+
+
+@pytest.fixture
+def label_maps(tmp_path: Path) -> Path:
+    """Six spheres of white matter, each of its own size."""
+    axes = np.meshgrid(*[np.arange(n) - n / 2 for n in (80, 90, 80)], indexing="ij")
+    radius = np.sqrt(sum(axis**2 for axis in axes))
+    for number in range(6):
+        labels = np.where(radius < 25 + 2 * number, 2, 0).astype(np.int16)
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / f"person-{number}_dseg.nii.gz")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_domain_is_the_written_look_and_no_average_of_sites(domain: ChosenDomain) -> None:
+    for sequence in SEQUENCES:
+        assert domain.fluid(sequence) == canonical_levels(sequence)[FLUID]
+        assert (np.diff(domain.quantiles[sequence]) >= 0).all()
+    assert domain.quantiles["T1w"][-20] == pytest.approx(canonical_levels("T1w")[WHITE], rel=0.1)
+
+
+@pytest.mark.slow
+def test_a_group_is_a_function_of_its_number_and_needs_no_store(domain: ChosenDomain) -> None:
+    first, again = (GroupMaker(None, CONFIG, domain).group(5) for _ in range(2))
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, again[name])
+    assert {int(GroupMaker(None, CONFIG, domain).group(2 * n)["sequence"][0]) for n in range(4)} == {0, 1, 2, 3}
+    assert len(validation_batches(None, CONFIG, domain)) == 2
+
+
+@pytest.mark.slow
+def test_people_to_validate_on_come_from_maps_that_are_never_trained_on(
+    label_maps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, simulation=SimulationConfig(str(label_maps)))
+    domain = ChosenDomain.of_simulation(config)
+    asked: list[tuple[bool, str]] = []
+    read = examples.read_label_map
+
+    def noted(path: str) -> object:
+        asked.append((is_validation, Path(path).name))
+        return read(path)
+
+    monkeypatch.setattr(examples, "read_label_map", noted)
+    for is_validation in (False, True):
+        for number in range(0, 40, 2):
+            domain.example(config, "T1w", number + VALIDATION_PEOPLE * is_validation)
+    trained = {name for held_out, name in asked if not held_out}
+    held_out = {name for held_out, name in asked if held_out}
+    assert held_out == {"person-4_dseg.nii.gz", "person-5_dseg.nii.gz"}
+    assert trained
+    assert not trained & held_out
+
+
+@pytest.mark.slow
+def test_other_maps_are_other_data(label_maps: Path, domain: ChosenDomain) -> None:
+    config = replace(CONFIG, simulation=SimulationConfig(str(label_maps)))
+    other = ChosenDomain.of_simulation(config)
+    assert simulation_hash(other) != simulation_hash(domain)
+    assert simulation_hash(domain) == simulation_hash(ChosenDomain.of_simulation(CONFIG))
+
+
+@pytest.mark.fast
+def test_a_sequence_without_physics_is_refused() -> None:
+    config = replace(CONFIG, model=replace(CONFIG.model, sequences=("T1w", "T2starw")))
+    with pytest.raises(ConfigError, match="T1w, T2w, FLAIR, PDw without PREPARED"):
+        ChosenDomain.of_simulation(config)
+
+
+@pytest.mark.fast
+def test_the_recipe_is_valid_and_of_all_sequences() -> None:
+    config = load_config(ROOT / "configs/base.yaml")
+    assert config.model.sequences == SEQUENCES
+    assert config.tracking.model_name == "mmh-base"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:(mlflow|pydantic|sqlalchemy|alembic|ray)(\..*)?")
+@pytest.mark.filterwarnings(r"ignore::FutureWarning:(mlflow|ray)(\..*)?")
+@pytest.mark.filterwarnings(r"ignore:.*Any type hint is inferred as AnyType:UserWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_model_is_trained_from_nothing_but_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path / 'mlflow.db'}", model_name="mmh-base")
+    sequences = ("T1w", "FLAIR")
+    config = replace(
+        CONFIG,
+        model=replace(CONFIG.model, sequences=sequences),
+        train=replace(CONFIG.train, storage=str(tmp_path / "runs")),
+        tracking=tracking,
+    )
+    trained = train_global(None, config)
+    bundle = load_bundle(trained.bundle)
+    assert bundle.config.model.sequences == sequences
+    assert trained.model_uri == "models:/mmh-base/1"
+    assert bundle.model.fluid.tolist() == pytest.approx([canonical_levels(name)[FLUID] for name in sequences])
+    assert np.isfinite(trained.validation["val_loss"])
