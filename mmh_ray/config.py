@@ -389,6 +389,16 @@ class QualityConfig(Section):
     """Part of the brain above unit intensity 1.25 above which an image is flagged."""
     most_background: Annotated[float, Range(0, 1000)] = 0.2
     """Intensity of the air around the head, unit intensity, above which an image is flagged: something was added to its intensities."""
+    most_mask_offset_mm: Annotated[float, Range(0, 1000)] = 5.0
+    """Distance of a given brain mask from the aligned template's brain above which an image is flagged."""
+    most_second_head: Share = 0.2
+    """Volume of the second largest part of the foreground, as a share of the largest, above which an image is flagged."""
+    most_spikes: Annotated[float, Range(0, 1e9)] = 10.0
+    """Isolated voxels far out of range in the brain above which an image is flagged."""
+    most_wrapped: Annotated[float, Range(0, 1e12)] = 50.0
+    """Steps between neighbours from the brightest to the darkest, as integers make that ran over, above which a scan is refused."""
+    most_fluid_mm: Annotated[float, Range(0, 1000)] = 13.0
+    """Radius of the largest ball of fluid in the brain above which an image is flagged: of larger ones contrast is lost."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -51,6 +51,14 @@ class DataError(MMHError):
     """An image, a table or an archive that cannot be used as it is."""
 
 
+class MaskError(DataError):
+    """A brain mask that does not fit its scan."""
+
+    def named(self, path: str | None) -> MaskError:
+        """The same, with the file of the mask; an estimated mask has none."""
+        return type(self)(f"{path}: {self.received}", self.expected, self.remedy) if path else self
+
+
 class RefusedError(DataError):
     """An image that could be harmonized but must not be: it is not what the model is for."""
 

@@ -10,11 +10,11 @@ import torch
 
 from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import ConfigError, RefusedError
-from mmh_ray.evaluation.quality import check_scan, describe_outcome, describe_scan, flags
+from mmh_ray.evaluation.quality import check_prepared, describe_outcome, describe_scan, flags
 from mmh_ray.imaging.detail import NOISE, add_detail, continued, keep_levels, local_affine
 from mmh_ray.imaging.grid import from_grid
+from mmh_ray.imaging.ground import background
 from mmh_ray.imaging.intensity import noise_level
-from mmh_ray.imaging.mask import background, on_dark_ground
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.registration import in_template_space
 from mmh_ray.imaging.template import SPACE
@@ -162,7 +162,7 @@ class Harmonizer:
         ModelError
             If the model does not know the sequence.
         DataError
-            If the scan or its mask cannot be used.
+            If the scan cannot be used; a MaskError if its mask does not fit.
         RefusedError
             If the template does not fit, or the tissues are not ordered as those of the sequence.
         """
@@ -189,8 +189,8 @@ class Harmonizer:
         """First step of :meth:`run`, which takes no model: prepare the scan and refuse what must not be harmonized."""
         self.bundle.sequence_index(sequence)
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
-        figures = describe_scan(volume, prepared.brain, prepared.registration) | {"held": prepared.held}
-        check_scan(sequence, figures, self.quality)
+        figures = describe_scan(volume, prepared.brain, prepared.registration, prepared) | {"held": prepared.held}
+        check_prepared(sequence, figures, self.quality, volume, prepared, self.bundle.config.grid, self.prepare)
         return ReadyScan(volume, sequence, prepared, figures)
 
     @one_thread()
@@ -217,9 +217,10 @@ class Harmonizer:
     @one_thread()
     def finish(self, ready: ReadyScan, image: InferredImage) -> HarmonizedScan:
         """Last step: an image back on the scan's own grid, with quality and flags."""
-        prepared, (volume, _) = ready.prepared, on_dark_ground(ready.volume)
+        prepared = ready.prepared
+        volume = prepared.ground.lay(ready.volume)
         native = volume.like(self._to_native(volume, prepared, image))
-        figures = ready.figures | describe_outcome(volume, native, prepared.brain)
+        figures = ready.figures | describe_outcome(volume, native, prepared.brain, prepared.ground.holes)
         if image.disagreement is not None:
             figures["disagreement"] = image.disagreement
         finished, space, stripped = self._finished(native, ready)
@@ -260,7 +261,7 @@ class Harmonizer:
         if self.settings.intensity == "source":
             data = prepared.scaling.undo(data)
             if prepared.stripped and space is None:
-                empty = background(ready.volume.data)
+                empty = background(ready.volume.data, prepared.ground.fill)
                 data[(ready.volume.data == empty) & ~prepared.brain] = empty
         stripped = prepared.stripped or self.prepare.skull == "strip"
         return found.like(data), space, stripped

@@ -23,8 +23,8 @@ from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config, GridConfig, PrepareConfig, QualityConfig
 from mmh_ray.distributed import shards
 from mmh_ray.distributed.cluster import connect
-from mmh_ray.errors import DataError, data_error
-from mmh_ray.evaluation.quality import check_scan, describe_scan
+from mmh_ray.errors import DataError, MaskError, data_error
+from mmh_ray.evaluation.quality import check_prepared, describe_scan
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.volume import check_memory, read_mask, read_volume
 from mmh_ray.progress import progress
@@ -32,7 +32,7 @@ from mmh_ray.provenance import hash_of, sha256_file
 
 log = logging.getLogger(__name__)
 
-METHOD_VERSION = 4
+METHOD_VERSION = 5
 """Part of every provenance: raise it when the same inputs and settings come to give other voxels."""
 
 LEAST_VOLUMES = 4
@@ -246,8 +246,12 @@ def _prepared(row: Row, grid: GridConfig, settings: PrepareConfig, quality: Qual
     check_memory(row["uri"])
     volume = read_volume(row["uri"])
     mask = read_mask(row["mask_uri"]) if row["mask_uri"] else None
-    result = prepare_volume(volume, mask, grid, settings)
-    check_scan(row["sequence"], describe_scan(volume, result.brain, result.registration), quality)
+    try:
+        result = prepare_volume(volume, mask, grid, settings)
+        figures = describe_scan(volume, result.brain, result.registration, result)
+        check_prepared(row["sequence"], figures, quality, volume, result, grid, settings)
+    except MaskError as error:
+        raise error.named(row["mask_uri"]) from error
     return result
 
 

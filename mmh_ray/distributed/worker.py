@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mmh_ray.bids.derivatives import derivative_files, figure_paths, write_sidecar
+from mmh_ray.bids.entities import parse, unusual_contrast
 from mmh_ray.config import Config, to_dict
 from mmh_ray.distributed.look import (
     Look,
@@ -24,7 +25,7 @@ from mmh_ray.distributed.look import (
     provenance,
     unknown_sequence,
 )
-from mmh_ray.errors import DataError, RefusedError, data_error
+from mmh_ray.errors import DataError, MaskError, RefusedError, data_error
 from mmh_ray.evaluation.curves import histogram
 from mmh_ray.evaluation.mosaic import write_mosaic
 from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, InferredImage, ReadyScan, with_smaller_batches
@@ -121,7 +122,7 @@ class HarmonizeWorker:
                         write_mosaic(path, shown.data, scan.prepared.brain, shown.affine)
                         written.append(path)
                     write_sidecar(target, self._sidecar(row, scan, digest, look))
-                rows.append(ledger_row(row, look, "done", None, **facts, flags=list(scan.flags)))
+                rows.append(ledger_row(row, look, "done", None, **facts, flags=_flags(row, scan)))
 
     def _pending(self, row: Row, digest: str, rows: list[Row]) -> list[tuple[Look, Row]]:
         """The looks that are to be made, with what their ledger rows hold; a row is appended for every other."""
@@ -145,7 +146,10 @@ class HarmonizeWorker:
         if input_hash(row | {"sha256": sha256_file(row["uri"])}) != digest:
             what = "a scan or brain mask that was written to while it was read"
             raise DataError(f"{row['uri']}: {what}", "files that stay as they are", "Run again with --retry-failed.")
-        return self.harmonizer.ready(volume, row["sequence"], mask)
+        try:
+            return self.harmonizer.ready(volume, row["sequence"], mask)
+        except MaskError as error:
+            raise error.named(row["mask_uri"]) from error
 
     def _with_less_memory(
         self, ready: ReadyScan, image_id: str, targets: Sequence[Target | None]
@@ -208,7 +212,7 @@ class HarmonizeWorker:
             "Registration": _registration(scan),
             "Settings": to_dict(settings) | {"prepare": to_dict(self.harmonizer.prepare)},
             "QC": scan.quality,
-            "Flags": list(scan.flags),
+            "Flags": _flags(row, scan),
             "BrainHistogram": {
                 "Before": histogram(scan.source.data[scan.prepared.brain]),
                 "After": histogram(scan.harmonized.data[scan.prepared.brain]),
@@ -244,6 +248,11 @@ _UNITS = {
     ): "the scan's own range, in the target's contrast: unit intensity of the target site * (High - Low) + Low",
 }
 """By ``harmonize.intensity``, and whether there is a target. What a target's scans measure in their own units is not recorded."""
+
+
+def _flags(row: Row, scan: HarmonizedScan) -> list[str]:
+    """What a person should look at: what the image's name tells, then what its figures do."""
+    return [*unusual_contrast(parse(row["uri"])), *scan.flags]
 
 
 def _registration(scan: HarmonizedScan) -> Row | None:

@@ -13,6 +13,8 @@ from scipy import ndimage
 from mmh_ray.imaging.template import Template, template
 from mmh_ray.threads import one_thread
 
+WHOLE, CUT = 0.5, 0.25
+"""Part of the brain that a scan must show for a fit to be believed: as a rule, and where the field of view is known to cut the brain."""
 _SIZES = (0.5, 1.3)
 """Volume of a brain, as a share of the template's, within which an alignment is believed."""
 _SURE = 0.5
@@ -31,7 +33,11 @@ _LOCAL = 4.0
 
 @one_thread()
 def align(
-    data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray], margins: tuple[int, ...]
+    data: np.ndarray,
+    affine: np.ndarray,
+    starts: Sequence[np.ndarray],
+    margins: tuple[int, ...],
+    least_seen: float = WHOLE,
 ) -> tuple[np.ndarray, float]:
     """The best affine ``(4, 4)``, template millimetres to the scan's, and its quality, by :func:`match`; quality 0 where there is none.
 
@@ -44,24 +50,26 @@ def align(
     margins:
         Template voxels around its brain that count, in one affine pass after the other. Where the surroundings mislead (the template has
         none; on a T2w, a bright scalp behind a dark skull draws the brain's outline outwards), a start is tried without them.
+    least_seen:
+        As in :func:`match`.
     """
     best, quality = np.eye(4), 0.0
     for start, surroundings in product(_promising(data, affine, starts), (margins, _BRAIN_ALONE)):
-        matrix = _optimised(data, affine, start, surroundings)
+        matrix = _optimised(data, affine, start, surroundings, least_seen)
         if matrix is not None:
-            found = match(data, affine, matrix)
+            found = match(data, affine, matrix, least_seen)
             best, quality = (matrix, found) if found > quality else (best, quality)
         if quality >= _SURE:
             break
     return best, quality
 
 
-def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray) -> float:
+def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: float = WHOLE) -> float:
     """Share of a scan's local contrast deep inside the brain that the aligned template's tissues explain, 0 to 1.
 
     The coefficient of determination of the linear regression of the scan on the template's shares of grey matter, white matter and
     fluid, all smoothed and high-passed, over the part of the template's brain that the scan shows. So it needs no sequence, no
-    unit and no flat receive field. Zero where the scan shows less than half of the brain.
+    unit and no flat receive field.
 
     Parameters
     ----------
@@ -69,12 +77,14 @@ def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray) -> float:
         ``(I, J, K)`` and ``(4, 4)`` the scan on a grid of about the template's.
     matrix:
         ``(4, 4)`` template millimetres to the scan's.
+    least_seen:
+        Part of the brain that the scan must show; zero where it shows less.
     """
     known = template()
     step = np.linalg.inv(affine) @ matrix @ known.affine
     seen = ndimage.affine_transform(np.ones_like(data), step, output_shape=known.image.shape, order=0)
     region = known.deep & (seen > 0)
-    if 2 * region.sum() < known.deep.sum():
+    if region.sum() < least_seen * known.deep.sum():
         return 0.0
     scan = ndimage.affine_transform(data, step, output_shape=known.image.shape, order=1)
     wanted, *tissues = (_local_contrast(image, region) for image in (scan, *known.tissues))
@@ -119,7 +129,9 @@ def _blurred_contrast(image: np.ndarray) -> np.ndarray:
     return ndimage.gaussian_filter(image, _BLUR[0]) - ndimage.gaussian_filter(image, _BLUR[1])
 
 
-def _optimised(data: np.ndarray, affine: np.ndarray, start: np.ndarray, margins: tuple[int, ...]) -> np.ndarray | None:
+def _optimised(
+    data: np.ndarray, affine: np.ndarray, start: np.ndarray, margins: tuple[int, ...], least_seen: float
+) -> np.ndarray | None:
     """``(4, 4)`` from one start: a similarity, then an affine in one region after the other; None where it leads nowhere."""
     known = template()
     fixed, moving = _to_sitk(known.image, known.affine), _to_sitk(data, affine)
@@ -130,7 +142,7 @@ def _optimised(data: np.ndarray, affine: np.ndarray, start: np.ndarray, margins:
     similar.SetTranslation(((start @ [*known.middle, 1.0])[:3] - known.middle).tolist())
     try:
         found = _general(_optimise(fixed, moving, regions[0], similar, [3, 2]))
-        if not _is_brain_sized(found) or match(data, affine, _matrix(found)) < _HOPELESS:
+        if not _is_brain_sized(found) or match(data, affine, _matrix(found), least_seen) < _HOPELESS:
             return None
         for region in regions:
             found = _optimise(fixed, moving, region, found, [2])

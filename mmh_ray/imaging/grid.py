@@ -54,11 +54,21 @@ def from_grid(data: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, s
     return ndimage.affine_transform(data.astype(np.float32), step, output_shape=tuple(shape), order=1, mode="nearest")
 
 
-def share_held(mask: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Part of the voxels of a mask ``(I, J, K)`` bool whose centres another grid holds."""
+def share_held(
+    mask: np.ndarray,
+    affine: np.ndarray,
+    target_affine: np.ndarray,
+    shape: tuple[int, ...],
+    holes: np.ndarray | None = None,
+) -> float:
+    """Part of the voxels of a mask ``(I, J, K)`` bool whose centres another grid holds, outside the ``holes`` of that grid."""
     step = np.linalg.inv(target_affine) @ affine
     voxels = np.argwhere(mask) @ step[:3, :3].T + step[:3, 3]
-    return float(((voxels > -0.5) & (voxels < np.array(shape) - 0.5)).all(axis=1).mean())
+    held = ((voxels > -0.5) & (voxels < np.array(shape) - 0.5)).all(axis=1)
+    if holes is not None:
+        places = np.round(voxels[held]).astype(int)
+        held[held] = ~holes[tuple(places.T)]
+    return float(held.mean())
 
 
 def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from mmh_ray.errors import DataError
-from mmh_ray.imaging.grid import to_grid
+from mmh_ray.errors import MaskError
+from mmh_ray.imaging.grid import from_grid, to_grid
+from mmh_ray.imaging.ground import Ground, find_ground
 from mmh_ray.imaging.head import foreground, largest, without_neck
-from mmh_ray.imaging.registration import Registration, register_head
+from mmh_ray.imaging.intensity import find_bias
+from mmh_ray.imaging.registration import POOR, Registration, register_head
 from mmh_ray.imaging.template import template
 from mmh_ray.imaging.volume import Volume
 
 SAME_AFFINE_MM = 1e-3
 """Difference of affines up to which two grids are the same."""
 
-_LARGEST_BRAIN_ML = 2100.0
-_FLOOR_PERCENT = 0.1
+_EVEN_MM = 4.0
+"""Spacing at which a strong receive field is found before the brain is."""
 _LEAST_INSIDE = 0.5
 """Part of a given mask that must lie in the scan's field of view; else the two do not belong together."""
 
@@ -45,18 +47,53 @@ class Brain:
     neck_mm: float = 0.0
 
 
-def find_brain(volume: Volume, crop_neck: bool = True) -> Brain:
+def find_brain(volume: Volume, crop_neck: bool = True, ground: Ground | None = None) -> Brain:
     """Where the scan shows brain.
 
     The brain of a scan whose skull was removed is what is not background; that takes no registration. On any other scan
     the template is laid by registration to the head, without its neck if so asked, and its brain mask, a little widened, is
     kept where the scan is brighter than air and bone.
+
+    Parameters
+    ----------
+    ground:
+        The scan's own; found by default.
     """
-    if is_stripped(volume):
-        return Brain(ndimage.binary_fill_holes(largest(volume.data != background(volume.data))), stripped=True)
-    volume, floor = on_dark_ground(volume)
-    bright = float(np.percentile(volume.data, 99)) - floor
-    volume = volume.like((volume.data - floor) / bright)  # no result may hang on the units
+    ground = find_ground(volume) if ground is None else ground
+    if ground.shown is not None:
+        return Brain(ndimage.binary_fill_holes(largest(ground.shown)), stripped=True)
+    volume = ground.lay(volume)
+    bright = float(np.percentile(volume.data, 99)) - ground.floor
+    volume = volume.like((volume.data - ground.floor) / bright)  # no result may hang on the units
+    brain, registration = _brain_in_head(volume, crop_neck)
+    if registration.quality < POOR:  # a strong receive field hides tissues from the threshold and from the registration
+        even = evened(volume, ndimage.binary_fill_holes(foreground(volume)))
+        again, other = _brain_in_head(even, crop_neck)
+        if other.quality >= POOR:
+            return again
+    return brain
+
+
+def evened(volume: Volume, region: np.ndarray) -> Volume:
+    """A scan without the receive field that N4 finds in a region ``(I, J, K)`` bool, roughly: at :data:`_EVEN_MM`.
+
+    Parameters
+    ----------
+    volume:
+        The scan, 0 where there is no signal.
+    """
+    steps = [max(1, round(_EVEN_MM / size)) for size in volume.spacing]
+    coarse = tuple(slice(None, None, step) for step in steps)
+    affine = volume.affine @ np.diag([*steps, 1.0])
+    inside = region[coarse]
+    if not inside.any():
+        return volume
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    bias = find_bias(volume.data[coarse], inside, (float(sizes[0]), float(sizes[1]), float(sizes[2])))
+    return volume.like(volume.data * from_grid(bias.gain, affine, volume.affine, volume.data.shape))
+
+
+def _brain_in_head(volume: Volume, crop_neck: bool) -> tuple[Brain, Registration]:
     tissue = foreground(volume)
     head = largest(ndimage.binary_fill_holes(tissue))
     head, neck_mm = without_neck(volume, head) if crop_neck else (head, 0.0)
@@ -69,42 +106,7 @@ def find_brain(volume: Volume, crop_neck: bool = True) -> Brain:
     opened = ndimage.binary_opening(inside, np.ones([2 * r + 1 for r in radius]))  # cuts the bridges to the scalp
     core = largest(opened if opened.any() else inside)
     grown = ndimage.binary_dilation(core, np.ones([2 * r + 1 for r in radius])) & near
-    return Brain(ndimage.binary_fill_holes(grown), False, registration, neck_mm)
-
-
-def is_stripped(volume: Volume) -> bool:
-    """Whether the skull was removed: most voxels are exactly the background, and the others are no more than a brain."""
-    voxel_ml = float(np.prod(volume.spacing)) / 1000
-    shown = volume.data != background(volume.data)
-    return float(shown.mean()) < 0.6 and float(shown.sum()) * voxel_ml < _LARGEST_BRAIN_ML
-
-
-def background(data: np.ndarray) -> float:
-    """The most frequent value on the faces of a volume: 0 where a skull was removed, unless intensities were shifted since."""
-    values, counts = np.unique(border(data), return_counts=True)
-    return float(values[np.argmax(counts)])
-
-
-def on_dark_ground(volume: Volume) -> tuple[Volume, float]:
-    """The scan with no voxel darker than its floor, and the floor: where the signal is zero, in the scan's units. At most 0.
-
-    Scans that were shifted or are given in standard scores go below zero. Their floor is the darkest thousandth of all but the
-    background, which may be padding far below; where the skull was removed, the background, often 0 among standard scores, becomes
-    the floor.
-    """
-    if volume.data.min() >= 0:
-        return volume, 0.0
-    shown = volume.data != background(volume.data)
-    floor = min(0.0, float(np.percentile(volume.data[shown], _FLOOR_PERCENT))) if shown.any() else 0.0
-    data = np.maximum(volume.data, np.float32(floor))
-    if is_stripped(volume):
-        data[~shown] = floor
-    return volume.like(data), floor
-
-
-def border(data: np.ndarray) -> np.ndarray:
-    """All voxels of the six faces of a volume, ``(n,)``."""
-    return np.concatenate([np.take(data, end, axis).ravel() for axis in range(3) for end in (0, -1)])
+    return Brain(ndimage.binary_fill_holes(grown), False, registration, neck_mm), registration
 
 
 def on_grid_of(volume: Volume, mask: Volume) -> tuple[np.ndarray, bool]:
@@ -112,7 +114,7 @@ def on_grid_of(volume: Volume, mask: Volume) -> tuple[np.ndarray, bool]:
 
     Raises
     ------
-    DataError
+    MaskError
         If less than half of the mask lies in the scan's field of view.
     """
     given, shape = mask.data > 0.5, volume.data.shape
@@ -122,7 +124,7 @@ def on_grid_of(volume: Volume, mask: Volume) -> tuple[np.ndarray, bool]:
     inside = laid.sum() * np.prod(volume.spacing) / max(1.0, given.sum() * np.prod(mask.spacing))
     if given.any() and inside < _LEAST_INSIDE:
         received = f"a mask of which {inside:.0%} lies in the scan's field of view"
-        raise DataError(
+        raise MaskError(
             received, f"{_LEAST_INSIDE:.0%} or more", "Check the affines of mask and scan, or leave it out."
         )
     return laid, True

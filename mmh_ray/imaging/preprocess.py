@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mmh_ray.config import GridConfig, PrepareConfig
-from mmh_ray.errors import DataError
+from mmh_ray.errors import DataError, MaskError
 from mmh_ray.imaging.grid import share_held, to_grid, working_affine
-from mmh_ray.imaging.intensity import Scaling, correct_bias, quantile_function, robust_scaling, tissue_quantiles
-from mmh_ray.imaging.mask import Brain, find_brain, is_stripped, on_dark_ground, on_grid_of
-from mmh_ray.imaging.registration import Registration, register_brain
+from mmh_ray.imaging.ground import Ground, find_ground
+from mmh_ray.imaging.intensity import Scaling, find_bias, quantile_function, robust_scaling, tissue_quantiles
+from mmh_ray.imaging.mask import Brain, evened, find_brain, on_grid_of
+from mmh_ray.imaging.registration import POOR, Registration, register_brain
 from mmh_ray.imaging.resolution import describe
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.threads import one_thread
@@ -22,6 +23,25 @@ UPRIGHT_DEGREES = 5.0
 Upright phantoms of random shape register with up to 4.4 degrees, so less is no tilt that could be told from a person's own shape; and
 a scan of the grid's own spacing and axes is then not blurred by interpolation.
 """
+
+
+@dataclass(frozen=True)
+class Field:
+    """What takes a scan's receive field out: ``(scan - floor) * gain + floor``.
+
+    Attributes
+    ----------
+    gain:
+        ``(X, Y, Z)`` float32 on the working grid.
+    affine:
+        ``(4, 4)`` working voxel indices to the scan's millimetres.
+    floor:
+        The scan's zero, in its units.
+    """
+
+    gain: np.ndarray
+    affine: np.ndarray
+    floor: float
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,12 @@ class Prepared:
         Part of the brain that lies inside the grid.
     steps:
         What was done, in order, for the sidecar.
+    ground:
+        What the scan's zero is, and where it holds none.
+    field:
+        The receive field that N4 took out; None where it was not asked for.
+    given:
+        Whether the mask came with the scan.
     """
 
     image: np.ndarray
@@ -62,6 +88,9 @@ class Prepared:
     scaling: Scaling
     held: float
     steps: tuple[str, ...]
+    ground: Ground
+    field: Field | None
+    given: bool
 
     @property
     def quantiles(self) -> np.ndarray:
@@ -93,22 +122,28 @@ def prepare_volume(
         If the mask does not fit the scan, is empty, or leaves the scan without contrast.
     """
     given, resampled = mask is not None, False
-    volume, floor = on_dark_ground(volume)
+    ground = find_ground(volume)
+    volume = ground.lay(volume)
     if isinstance(mask, Volume):
         mask, resampled = on_grid_of(volume, mask)
-    brain = _brain(volume, mask, settings)
+    brain = _brain(volume, mask, ground, settings)
     axes = _tilt(brain.registration) if settings.register else None
     affine = working_affine(volume.affine, brain.mask, grid, axes)
-    signal = volume.data - floor if floor else volume.data
+    signal = volume.data - ground.floor if ground.floor else volume.data
     source = to_grid(signal, volume.affine, affine, grid.shape)
     inside = to_grid(brain.mask.astype(np.float32), volume.affine, affine, grid.shape) > 0.5
     if not inside.any():
-        raise DataError(
+        raise MaskError(
             "a mask without a working voxel", "a brain larger than a few voxels", "Check the mask and the affine."
         )
-    image = correct_bias(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations) if settings.n4 else source
-    unit = robust_scaling(image, inside, settings.upper_percentile)
-    scaling = Scaling(unit.low + floor, unit.high + floor)
+    image = source
+    receive_field = None
+    if settings.n4:
+        bias = find_bias(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations)
+        image = bias.correct(source)
+        receive_field = Field(bias.gain, affine, ground.floor)
+    unit = _scaling(image, inside, settings, given)
+    scaling = Scaling(unit.low + ground.floor, unit.high + ground.floor)
     steps = (
         f"mask: {'given, resampled' if resampled else 'given' if given else 'estimated'}",
         _neck_step(brain.neck_mm, given or brain.stripped, settings),
@@ -118,31 +153,77 @@ def prepare_volume(
         f"resampled: {grid.spacing_mm:g} mm {'RAS' if axes is None else 'template axes'} {tuple(grid.shape)}",
         bias_step(settings),
         f"unit intensity: ({scaling.low:g}, {scaling.high:g}) -> (0, 1)",
+        *_fill_steps(ground),
     )
     image = np.clip(unit.apply(image), 0, 2) * inside
     held = share_held(brain.mask, volume.affine, affine, grid.shape)
     return Prepared(
-        image, unit.apply(source), inside, affine, brain.mask, brain.stripped, brain.registration, scaling, held, steps
+        image,
+        unit.apply(source),
+        inside,
+        affine,
+        brain.mask,
+        brain.stripped,
+        brain.registration,
+        scaling,
+        held,
+        steps,
+        ground,
+        receive_field,
+        given,
     )
+
+
+_NAMED_VALUES = 5
+
+
+def _scaling(image: np.ndarray, inside: np.ndarray, settings: PrepareConfig, given: bool) -> Scaling:
+    """The unit scale; where a given mask holds no contrast, the mask is to blame."""
+    try:
+        return robust_scaling(image, inside, settings.upper_percentile)
+    except DataError as error:
+        if given:
+            raise MaskError(error.received, error.expected, error.remedy) from error
+        raise
 
 
 _SKULL = {"keep": "kept in the output, masked from the model", "strip": "removed"}
 
 
-def _brain(volume: Volume, mask: np.ndarray | None, settings: PrepareConfig) -> Brain:
+def _brain(volume: Volume, mask: np.ndarray | None, ground: Ground, settings: PrepareConfig) -> Brain:
     """The mask, given or estimated, with the one registration of the scan if it is asked for or was made to find the brain."""
     if mask is not None and mask.shape != volume.data.shape:
-        raise DataError(
+        raise MaskError(
             f"mask of shape {mask.shape}", f"the scan's shape {volume.data.shape}", "Resample the mask to its scan."
         )
-    brain = find_brain(volume, settings.crop_neck) if mask is None else Brain(mask, is_stripped(volume))
+    brain = find_brain(volume, settings.crop_neck, ground) if mask is None else Brain(mask, ground.stripped)
+    if ground.holes is not None:
+        brain = replace(brain, mask=brain.mask & ~ground.holes)
     if not brain.mask.any():
-        raise DataError(
+        raise MaskError(
             "an empty mask", "a mask that covers the brain", "Check the mask or leave it out to have one estimated."
         )
     if not settings.register:
         return brain
-    return replace(brain, registration=brain.registration or register_brain(volume, brain.mask))
+    return replace(brain, registration=brain.registration or _registered(volume, brain.mask, ground))
+
+
+def _registered(volume: Volume, brain: np.ndarray, ground: Ground) -> Registration:
+    """The registration of a brain; where it is poor, without the receive field if it is better so."""
+    plain = register_brain(volume, brain)
+    if plain.quality >= POOR:
+        return plain
+    signal = volume.like(volume.data - np.float32(ground.floor))
+    even = register_brain(evened(signal, brain), brain)
+    return even if even.quality >= POOR else plain
+
+
+def _fill_steps(ground: Ground) -> tuple[str, ...]:
+    """What was left out as fill, if anything was."""
+    if ground.fill is None:
+        return ()
+    values = ", ".join(f"{value:g}" for value in ground.fill.values[:_NAMED_VALUES])
+    return (f"fill: {ground.fill.mask.mean():.1%} of the voxels taken for background (values {values})",)
 
 
 def _tilt(registration: Registration | None) -> np.ndarray | None:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import linalg
 from scipy.spatial.transform import Rotation
 
-from mmh_ray.imaging.alignment import align, match
+from mmh_ray.imaging.alignment import CUT, WHOLE, align, match
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.head import bounds, upright
 from mmh_ray.imaging.template import GRID_MM, OUTPUT_AFFINE, OUTPUT_SHAPE, template
@@ -40,6 +40,9 @@ _HEAD_MARGINS, _BRAIN_MARGINS = (3, 1), (5,)
 air around a brain without its skull shows its size."""
 _MARGIN_MM = 15.0
 """Air left around a brain without its skull."""
+
+_LEAST_SECTION = 0.05
+"""Section of a brain on a face of the volume, as a share of its mean section, from which it is cut there."""
 
 Method = Literal["affine", "translation", "given space"]
 
@@ -92,7 +95,11 @@ def register_head(volume: Volume, head: np.ndarray) -> Registration:
         _placed(target + np.array([0, ahead, up]), size, turn)
         for turn, ahead, up, size in product(_TURNS, (0, -15, 15), (0, -20, -10, 10), _STARTS)
     ]
-    found, agreement = _registered(data, affine, starts, _HEAD_MARGINS), match(data, affine, np.eye(4))
+    found = _registered(data, affine, starts, _HEAD_MARGINS)
+    if found.quality < POOR:
+        part = _registered(data, affine, starts, _HEAD_MARGINS, CUT)
+        found = part if part.quality >= POOR else found
+    agreement = match(data, affine, np.eye(4))
     if agreement >= max(POOR, found.quality):
         return Registration(np.eye(4), agreement, "given space")
     return found
@@ -101,16 +108,35 @@ def register_head(volume: Volume, head: np.ndarray) -> Registration:
 def register_brain(volume: Volume, brain: np.ndarray) -> Registration:
     """Register the template to a brain: only what lies inside ``(I, J, K)`` bool counts.
 
-    Nothing is done where the brain overlaps the template's and agrees with it already.
+    Nothing is done where the brain overlaps the template's and agrees with it already. A brain that the field of view cuts is placed
+    by the sides that it shows.
     """
-    known = template()
-    low, high = (corner + side * _MARGIN_MM for side, corner in zip((-1, 1), bounds(volume, brain), strict=True))
-    data, affine = upright(volume, brain, low, high, GRID_MM)
-    mask = upright(volume.like(np.ones_like(volume.data)), brain, low, high, GRID_MM)[0] > 0.5
+    low, high = bounds(volume, brain)
+    cut_low, cut_high = _cut_sides(volume, brain)
+    is_cut = bool(cut_low.any() or cut_high.any())
+    edge_low = low - np.where(cut_low, 0, _MARGIN_MM)
+    edge_high = high + np.where(cut_high, 0, _MARGIN_MM)
+    data, affine = upright(volume, brain, edge_low, edge_high, GRID_MM)
+    mask = upright(volume.like(np.ones_like(volume.data)), brain, edge_low, edge_high, GRID_MM)[0] > 0.5
     if _overlap(mask, affine) >= _SAME:
         agreement = match(data, affine, np.eye(4))
         if agreement >= POOR:
             return Registration(np.eye(4), agreement, "given space")
+    whole = _registered_whole(volume, brain, data, affine, mask)
+    if not is_cut or whole.quality >= POOR:
+        return whole
+    starts = [
+        _placed(_anchored(low, high, cut_low, cut_high, size), size, turn) for turn, size in product(_TURNS, _STARTS)
+    ]
+    part = _registered(data, affine, starts, _BRAIN_MARGINS, CUT)
+    return part if part.quality > whole.quality else whole
+
+
+def _registered_whole(
+    volume: Volume, brain: np.ndarray, data: np.ndarray, affine: np.ndarray, mask: np.ndarray
+) -> Registration:
+    """From starts that take the brain for a whole one: its centre on the template's, its volume the template's."""
+    known = template()
     centre = (volume.affine @ [*np.argwhere(brain).mean(axis=0), 1.0])[:3]
     offset = known.affine[:3, 3] + GRID_MM * np.argwhere(known.brain).mean(axis=0) - known.middle
     size = float(mask.sum() / known.brain.sum()) ** (1 / 3)
@@ -118,6 +144,30 @@ def register_brain(volume: Volume, brain: np.ndarray) -> Registration:
         return _shifted(data, affine, centre - offset)
     starts = [_placed(centre - size * turn @ offset, size, turn) for turn in _TURNS]
     return _registered(data, affine, starts, _BRAIN_MARGINS)
+
+
+def _cut_sides(volume: Volume, brain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Along which world axes the field of view cuts a brain at its low and at its high end, ``(3,)`` bool each."""
+    low, high = np.zeros(3, bool), np.zeros(3, bool)
+    orientation = nib.orientations.io_orientation(volume.affine)
+    sections = brain.sum()
+    for axis, (world, direction) in enumerate(orientation):
+        for end, is_low in ((0, direction > 0), (-1, direction < 0)):
+            section = np.take(brain, end, axis).sum() * brain.shape[axis]
+            if section > _LEAST_SECTION * sections:
+                (low if is_low else high)[int(world)] = True
+    return low, high
+
+
+def _anchored(low: np.ndarray, high: np.ndarray, cut_low: np.ndarray, cut_high: np.ndarray, size: float) -> np.ndarray:
+    """Where the template's middle lies, mm, if a brain between two corners is laid by the sides that are not cut."""
+    known = template()
+    places = np.argwhere(known.brain) @ known.affine[:3, :3].T + known.affine[:3, 3]
+    to_low = size * (places.min(axis=0) - known.middle)
+    to_high = size * (places.max(axis=0) - known.middle)
+    by_low, by_high = low - to_low, high - to_high
+    middle = (by_low + by_high) / 2
+    return np.where(cut_low & ~cut_high, by_high, np.where(cut_high & ~cut_low, by_low, middle))
 
 
 def in_template_space(volume: Volume, registration: Registration, order: int) -> Volume:
@@ -132,10 +182,14 @@ def in_template_space(volume: Volume, registration: Registration, order: int) ->
 
 
 def _registered(
-    data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray], margins: tuple[int, ...]
+    data: np.ndarray,
+    affine: np.ndarray,
+    starts: Sequence[np.ndarray],
+    margins: tuple[int, ...],
+    least_seen: float = WHOLE,
 ) -> Registration:
     """The best registration from the starts; where that is poor, a mere shift by the first of them."""
-    matrix, quality = align(data, affine, starts, margins)
+    matrix, quality = align(data, affine, starts, margins, least_seen)
     if quality >= POOR:
         return Registration(matrix, quality, "affine")
     return _shifted(data, affine, (starts[0] @ [*template().middle, 1.0])[:3])

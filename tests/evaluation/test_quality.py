@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mmh_ray.config import QualityConfig
+from mmh_ray.config import GridConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import RefusedError
-from mmh_ray.evaluation.quality import check_scan, describe_outcome, describe_scan, flags, measures
+from mmh_ray.evaluation.quality import (
+    check_prepared,
+    check_scan,
+    describe_outcome,
+    describe_scan,
+    flags,
+    measures,
+)
 from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
-from mmh_ray.imaging.phantom import canonical
+from mmh_ray.imaging.phantom import SITES, canonical, render
+from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.registration import Registration
 from mmh_ray.imaging.volume import Volume
 
@@ -110,7 +118,8 @@ def test_air_that_is_not_dark_is_flagged(anatomy: Anatomy, air: float, flagged: 
 
 def test_an_image_that_is_its_source_is_kept_whole(anatomy: Anatomy) -> None:
     scan = Volume(canonical(anatomy, "T1w", 3.0), anatomy.affine)
-    assert describe_outcome(scan, scan, anatomy.brain) == {"preservation": pytest.approx(1), "bright": 0}
+    expected = {"preservation": pytest.approx(1), "bright": 0, "air_after": 0}
+    assert describe_outcome(scan, scan, anatomy.brain) == expected
     loud = scan.like(2 * scan.data)
     assert describe_outcome(scan, loud, anatomy.brain)["bright"] > 0.3
 
@@ -134,3 +143,22 @@ def test_every_bound_has_its_flag() -> None:
                 [flag] = flags(good | {measure.name: bound + beyond * 0.001}, config)
                 assert flag.startswith(measure.label)
     assert len(flags(dict.fromkeys(good, float("nan")), config)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_mask", [True, False])
+@pytest.mark.parametrize("sequence", ["T1w", "T2w"])
+def test_shading_as_of_7_tesla_is_no_wrong_sequence(sequence: str, with_mask: bool) -> None:
+    person = simulate_anatomy(Person(1, scalp=True), 3.0)
+    scan = render(person, SITES[0], sequence, np.random.default_rng(1), 3.0)
+    middle = np.argwhere(person.brain).mean(axis=0)
+    distance = np.sqrt(((np.stack(np.indices(scan.shape), axis=-1) - middle) ** 2).sum(axis=-1)) * 3.0
+    field = 0.25 + 1.6 * np.exp(-(distance**2) / (2 * 55**2))
+    shaded = Volume((scan * field).astype(np.float32), person.affine)
+    grid, settings = GridConfig(), PrepareConfig()
+    prepared = prepare_volume(shaded, person.brain if with_mask else None, grid, settings)
+    figures = describe_scan(shaded, prepared.brain, prepared.registration, prepared)
+    check_prepared(sequence, figures, CONFIG, shaded, prepared, grid, settings)
+    other = "T2w" if sequence == "T1w" else "T1w"
+    with pytest.raises(RefusedError, match=f"expected a {other}"):
+        check_prepared(other, figures, CONFIG, shaded, prepared, grid, settings)

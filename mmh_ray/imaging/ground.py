@@ -1,0 +1,175 @@
+"""The ground that a scan stands on: fill values left out, its darkest as the floor, and whether its skull was removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from mmh_ray.imaging.fill import Fill, find_fill
+from mmh_ray.imaging.head import largest
+from mmh_ray.imaging.volume import Volume
+
+_LARGEST_BRAIN_ML = 2100.0
+_MOST_SHOWN = 0.6
+"""Part of the voxels that a scan without its skull shows at most."""
+_FLOOR_PERCENT = 0.1
+_MOST_DARKER = 0.01
+"""Part of a scan that may be darker than its background before that is no longer its zero."""
+_LEAST_MEASURED = 0.05
+"""Part of the faces without fill that can still show a background."""
+_LOOK_MM = 2.0
+"""Spacing at which the outer layers of a head are looked at."""
+_LAYER_MM = 2.0
+_OUTER_MM = 8.0
+"""Depth within which a head has its scalp."""
+_SKULL_MM = (4.0, 16.0)
+"""Depths between which it has its skull."""
+_DEEP_MM = 18.0
+_DARK = 0.3
+"""Lower quartile of a layer, as a share of the median deep inside, below which the layer is a skull."""
+_GAP = 0.57
+"""The same as a share of the brightest layer outside of it."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where a scan's signal is zero, and where it holds none.
+
+    Attributes
+    ----------
+    floor:
+        Intensity of no signal, in the scan's units; at most 0.
+    fill:
+        What no measurement gave; None where there is nothing of the kind.
+    shown:
+        ``(I, J, K)`` bool, the brain of a scan whose skull was removed; None where it has its skull.
+    """
+
+    floor: float = 0.0
+    fill: Fill | None = None
+    shown: np.ndarray | None = None
+
+    @property
+    def holes(self) -> np.ndarray | None:
+        """``(I, J, K)`` bool, the fill; None where there is none."""
+        return self.fill.mask if self.fill else None
+
+    @property
+    def stripped(self) -> bool:
+        """Whether the skull was removed."""
+        return self.shown is not None
+
+    def lay(self, volume: Volume) -> Volume:
+        """The scan with no voxel darker than the floor, and the floor where it holds nothing."""
+        if self.fill is None and self.floor == 0 and volume.data.min() >= 0:
+            return volume
+        data = np.maximum(volume.data, np.float32(self.floor))
+        if self.holes is not None:
+            data[self.holes] = self.floor
+        if self.shown is not None and self.floor < 0:
+            data[~self.shown] = self.floor
+        return volume.like(data)
+
+
+def find_ground(volume: Volume) -> Ground:
+    """The floor of a scan, its fill, and its brain if that is all it shows.
+
+    Scans that were shifted or are given in standard scores go below zero. Their floor is the darkest thousandth of all but fill and
+    background; where the skull was removed, the background, often 0 among standard scores, becomes the floor.
+    """
+    fill = find_fill(volume.data)
+    surrounding = background(volume.data, fill)
+    shown = volume.data != surrounding
+    if fill is not None:
+        shown &= ~fill.mask
+    floor = 0.0
+    if shown.any() and (volume.data.min() < 0 if fill is None else volume.data[~fill.mask].min() < 0):
+        floor = min(0.0, float(np.percentile(volume.data[shown], _FLOOR_PERCENT)))
+    return Ground(floor, fill, shown if _is_brain_alone(volume, shown, surrounding) else None)
+
+
+def on_dark_ground(volume: Volume) -> tuple[Volume, float]:
+    """The scan with no voxel darker than its floor, and the floor: where the signal is zero, in the scan's units. At most 0."""
+    ground = find_ground(volume)
+    return ground.lay(volume), ground.floor
+
+
+def is_stripped(volume: Volume) -> bool:
+    """Whether the skull was removed: most voxels are exactly the background, the others are no more than a brain, and none is a skull."""
+    return find_ground(volume).stripped
+
+
+def background(data: np.ndarray, fill: Fill | None = None) -> float:
+    """The most frequent value on the faces of a volume, but for fill: 0 where a skull was removed, unless it was shifted since."""
+    faces = border(data)
+    if fill is not None:
+        measured = faces[~border(fill.mask)]
+        faces = measured if measured.size >= _LEAST_MEASURED * faces.size else faces
+    values, counts = np.unique(faces, return_counts=True)
+    return float(values[np.argmax(counts)])
+
+
+def border(data: np.ndarray) -> np.ndarray:
+    """All voxels of the six faces of a volume, ``(n,)``."""
+    return np.concatenate([np.take(data, end, axis).ravel() for axis in range(3) for end in (0, -1)])
+
+
+def _is_brain_alone(volume: Volume, shown: np.ndarray, surrounding: float) -> bool:
+    """Whether what differs from the background is a brain without its skull.
+
+    A head cut by its field of view, with dark air, is as small as a brain. But from its surface inwards it is bright (scalp), then
+    dark (bone), then bright again, and a brain is not. That takes a background that is darkest, as the signal's zero.
+    """
+    voxel_ml = float(np.prod(volume.spacing)) / 1000
+    if not shown.any() or shown.mean() >= _MOST_SHOWN or shown.sum() * voxel_ml >= _LARGEST_BRAIN_ML:
+        return False
+    darker = float((volume.data[shown] < surrounding).mean())
+    return darker > _MOST_DARKER or not _has_skull(volume, shown, surrounding)
+
+
+def _has_skull(volume: Volume, shown: np.ndarray, zero: float) -> bool:
+    """Whether a dark layer parts what a scan shows from its surface."""
+    steps = [max(1, round(_LOOK_MM / size)) for size in volume.spacing]
+    coarse = tuple(slice(None, None, step) for step in steps)
+    sizes = [size * step for size, step in zip(volume.spacing, steps, strict=True)]
+    head = largest(_filled(shown[coarse]))
+    depth = _depth(head, sizes)
+    signal = volume.data[coarse] - zero
+    deep = signal[head & (depth > _DEEP_MM)]
+    if deep.size == 0:
+        return False
+    rim = float(np.prod(sizes)) ** (1 / 3) * 1.01  # the outermost voxels are only in part inside
+    outer, skull, below = 0.0, np.inf, np.inf
+    for start in np.arange(0, _DEEP_MM, _LAYER_MM):
+        layer = signal[head & (depth > start) & (depth <= start + _LAYER_MM) & (depth > rim)]
+        if layer.size == 0:
+            continue
+        quartile, median = np.percentile(layer, [25, 50])
+        if start < _OUTER_MM:
+            outer = max(outer, float(median))
+        else:
+            below = min(below, float(quartile))
+        if _SKULL_MM[0] <= start < _SKULL_MM[1]:
+            skull = min(skull, float(quartile))
+    return skull < _DARK * float(np.median(deep)) or below < _GAP * outer
+
+
+def _filled(shown: np.ndarray) -> np.ndarray:
+    """A region without its holes; where the field of view cuts it, what it surrounds on that face is a hole, too."""
+    closed = np.pad(shown, 1)
+    for axis in range(3):
+        for end, face in ((0, 0), (-1, -1)):
+            inner = [slice(1, -1)] * 3
+            inner[axis] = end  # type: ignore[call-overload]
+            closed[tuple(inner)] = ndimage.binary_fill_holes(np.take(shown, face, axis))
+    return ndimage.binary_fill_holes(closed)[1:-1, 1:-1, 1:-1]
+
+
+def _depth(head: np.ndarray, sizes: list[float]) -> np.ndarray:
+    """Depth below the surface in mm; where the field of view cuts a head, that is no surface."""
+    beyond = [int(np.ceil(_DEEP_MM / size)) + 1 for size in sizes]
+    wider = np.pad(head, [(width, width) for width in beyond], mode="edge")
+    inner = tuple(slice(width, -width) for width in beyond)
+    return ndimage.distance_transform_edt(wider, sampling=sizes)[inner]
