@@ -38,27 +38,25 @@ tracking:
 """
 PIECES = (
     *(word + b" " for word in b"&a *a !!int ? - : ~ # [ ' 0x1F 1:30:00 .inf -.nan 1_000 2001-01-01".split()),
-    *(
-        b"<<: *a\n",
-        b"!!python/object/apply:os.system [ls]\n",
-        b"|\n",
-        b">2-\n",
-        b"%YAML 9.9\n---\n",
-        b"...\n",
-        b"---\n",
-    ),
+    *(b"<<: *a\n", b"!!python/object/apply:os.system [ls]\n", b"|\n", b">2-\n"),
+    *(b"%YAML 9.9\n---\n", b"...\n", b"---\n"),
     *(b"\t", b"{" * 3000, b"9" * 60, b'"\\U00110000"', b'"\\x', b"\xff\xfe", b"\x85", b"\xe2\x80\xa8"),
 )
 KEYS = (*flatten(Config()), "train", "grid.shape.x", "train.stepz", "", ".", "train..steps", "a" * 5000)
 VALUES = (
-    *"1 -1 0 1e400 nan .inf true null ~ [ ' T1w 1:30 2e-3 0x10 {a:1} {steps:3} !!python/name:os.system".split(),
+    *("1", "-1", "0", "1e400", "nan", ".inf", "true", "null", "~", "[", "'", "T1w", "1:30", "2e-3", "0x10"),
+    *("{a:1}", "{steps:3}", "!!python/name:os.system"),
     *("", "[1, 2, 3]", "{a: 1}", "{steps: 3}", "&a [*a]", "- 1", "a: b: c", "[" * 3000, "9" * 50, "9" * 6000, *TEXTS),
 )
-COMMANDS = "manifest prepare train-global train-target harmonize status evaluate promote demo phantom".split()
+COMMANDS = (
+    *("manifest", "prepare", "train-global", "train-target", "harmonize", "status", "evaluate", "promote"),
+    *("demo", "phantom"),
+)
 WORDS = (
-    "--help --version --verbose --config --out --archive --dry-run --target --if --report -- - -1 raw=/ / . "
-    "models:/mmh-global@champion model=x --space native --skull sideways"
-).split()
+    *("--help", "--version", "--verbose", "--config", "--out", "--archive", "--dry-run", "--target", "--if"),
+    *("--report", "--", "-", "-1", "raw=/", "/", ".", "models:/mmh-global@champion", "model=x", "--space"),
+    *("native", "--skull", "sideways"),
+)
 ARGUMENTS = tuple(text for text in (*COMMANDS, *WORDS, *TEXTS) if "\0" not in text)
 
 overrides = st.builds("{}={}".format, st.sampled_from(KEYS), st.sampled_from(VALUES) | st.text(max_size=20))
