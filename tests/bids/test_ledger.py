@@ -195,7 +195,7 @@ def test_a_ledger_with_text_that_is_not_utf8_is_refused(tmp_path, good, bad):
         current_rows(tmp_path)
 
 
-@pytest.mark.parametrize("seconds", [2**53 + 1, 2**63, 10**300, 1e300])
+@pytest.mark.parametrize("seconds", [2**53 + 1, 2**63, 10**30, 1e300])
 def test_a_duration_that_the_ledger_cannot_hold_does_not_keep_the_journal_from_being_folded(tmp_path, seconds):
     (tmp_path / ".ledger.jsonl").write_text(json.dumps(row("a", seconds=seconds)) + "\n")
     with Journal(tmp_path) as journal:
