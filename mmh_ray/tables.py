@@ -42,11 +42,12 @@ def read_table(
             source = path if filesystem is not None else stack.enter_context(open_regular(path))
             table = stack.enter_context(pq.ParquetFile(source, filesystem=filesystem)).read()
             table.validate(full=True)  # texts that are not UTF-8 would fail wherever they are looked at
-    except (OSError, pa.ArrowException) as error:
+            columns = table.column_names
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{shown}: {error}", f"a readable {name} in Parquet", remedy) from error
     ((key, version),) = schema.metadata.items()
     found = (table.schema.metadata or {}).get(key, b"none")
     if found != version or not table.schema.equals(schema):
-        received = f"{shown}: version {found.decode(errors='replace')}, columns {table.column_names}"
+        received = f"{shown}: version {found.decode(errors='replace')}, columns {columns}"
         raise DataError(received, f"{name} of version {version.decode()}, columns {schema.names}", remedy)
     return table

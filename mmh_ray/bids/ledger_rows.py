@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 STATUSES = ("done", "skipped", "failed", "refused")
+MOST_SECONDS = 10**10
+"""Seconds that an image can have taken, some 300 years: a row with more is damaged. The column holds no integer beyond 2**53."""
 
 
 def is_text(value: Any) -> bool:
@@ -99,7 +101,7 @@ def _is_list_of_texts(value: Any) -> bool:
 
 
 def _is_duration(value: Any) -> bool:
-    return is_number(value) and value >= 0
+    return is_number(value) and 0 <= value <= MOST_SECONDS
 
 
 def _is_moment(value: Any) -> bool:

@@ -122,9 +122,9 @@ class Table:
 
     def choose_site_column(self) -> None:
         """Let `site_id` be the site where no row has a `site`: a mixture of both would name one site in two ways."""
-        if not self._says("site"):
+        if "site_id" in self.columns and not self._says("site"):
             self._site_column = "site_id"
-        has_column = self._site_column in self.columns or "site" in self.columns
+        has_column = self._site_column in self.columns
         self.has_sites = has_column and (self._says(self._site_column) or bool(self.damaged))
 
     def _says(self, name: str) -> bool:

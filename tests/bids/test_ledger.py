@@ -184,11 +184,21 @@ def test_runs_that_follow_each_other_closely_lose_no_row(tmp_path, monkeypatch):
     assert sorted(written) == [entry["image_id"] for entry in read_ledger(tmp_path / "ledger.parquet")]
 
 
-def test_a_ledger_with_text_that_is_not_utf8_is_refused(tmp_path):
+@pytest.mark.parametrize(("good", "bad"), [("Orléans".encode(), b"Orl\xff\xffans"), (b"model_hash", b"model_\x80ash")])
+def test_a_ledger_with_text_that_is_not_utf8_is_refused(tmp_path, good, bad):
     path = tmp_path / "ledger.parquet"
     write_ledger(path, [row("a", site="Orléans")])
-    damaged = path.read_bytes().replace("é".encode(), b"\xff\xff")
+    damaged = path.read_bytes().replace(good, bad)
     assert damaged != path.read_bytes()
     path.write_bytes(damaged)
     with pytest.raises(DataError, match="readable ledger"):
         current_rows(tmp_path)
+
+
+@pytest.mark.parametrize("seconds", [2**53 + 1, 2**63, 10**30, 1e300])
+def test_a_duration_that_the_ledger_cannot_hold_does_not_keep_the_journal_from_being_folded(tmp_path, seconds):
+    (tmp_path / ".ledger.jsonl").write_text(json.dumps(row("a", seconds=seconds)) + "\n")
+    with Journal(tmp_path) as journal:
+        journal.append(row("b", seconds=2.0))
+    found = {entry["image_id"]: entry["seconds"] for entry in read_ledger(tmp_path / "ledger.parquet")}
+    assert found == {"a": None, "b": 2.0}

@@ -125,6 +125,14 @@ def test_the_pattern_that_a_user_gives_fills_what_tables_leave_open(archive, cap
     assert mixed in caplog.text
 
 
+def test_an_empty_site_beside_a_damaged_row_is_no_site(archive):
+    """Nobody knows which column the damaged row meant; good rows with nothing in theirs are read all the same."""
+    put(archive / "participants.tsv", "participant_id\tsite\nsub-01\t\nsub-02\n")
+    rows = by_id(archive, require_site=False)
+    assert rows["sub-01_T1w"]["site"] is None
+    assert rows["sub-02_T1w"]["site"] is None
+
+
 def test_a_subject_with_two_sites_is_named_with_both(archive, caplog):
     people(archive, "sub-01 A 30 F", "sub-01 B 31 F", "sub-02 B 40 F")
     row = by_id(archive)["sub-01_T1w"]

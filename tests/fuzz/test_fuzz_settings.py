@@ -37,108 +37,27 @@ tracking:
     sqlite:///a.db
 """
 PIECES = (
-    *(
-        b"&a ",
-        b"*a ",
-        b"<<: *a\n",
-        b"!!python/object/apply:os.system [ls]\n",
-        b"!!int ",
-        b"? ",
-        b"- ",
-        b": ",
-        b"|\n",
-        b">2-\n",
-    ),
-    *(
-        b"%YAML 9.9\n---\n",
-        b"...\n",
-        b"---\n",
-        b"\t",
-        b"[",
-        b"{" * 3000,
-        b"'",
-        b'"\\U00110000"',
-        b'"\\x',
-        b"\xff\xfe",
-        b"\x85",
-    ),
-    *(b"0x1F ", b"1:30:00 ", b".inf ", b"-.nan ", b"1_000 ", b"9" * 60, b"2001-01-01 ", b"~", b"# ", b"\xe2\x80\xa8"),
+    *(word + b" " for word in b"&a *a !!int ? - : ~ # [ ' 0x1F 1:30:00 .inf -.nan 1_000 2001-01-01".split()),
+    *(b"<<: *a\n", b"!!python/object/apply:os.system [ls]\n", b"|\n", b">2-\n"),
+    *(b"%YAML 9.9\n---\n", b"...\n", b"---\n"),
+    *(b"\t", b"{" * 3000, b"9" * 60, b'"\\U00110000"', b'"\\x', b"\xff\xfe", b"\x85", b"\xe2\x80\xa8"),
 )
 KEYS = (*flatten(Config()), "train", "grid.shape.x", "train.stepz", "", ".", "train..steps", "a" * 5000)
 VALUES = (
-    *(
-        "1",
-        "-1",
-        "0",
-        "1e400",
-        "9" * 50,
-        "9" * 6000,
-        "nan",
-        ".inf",
-        "true",
-        "null",
-        "",
-        "~",
-        "[1, 2, 3]",
-        "{a: 1}",
-        "{steps: 3}",
-    ),
-    *(
-        "[",
-        "'",
-        "&a [*a]",
-        "!!python/name:os.system",
-        "[" * 3000,
-        "- 1",
-        "T1w",
-        "1:30",
-        "2e-3",
-        "0x10",
-        "a: b: c",
-        *TEXTS,
-    ),
+    *("1", "-1", "0", "1e400", "nan", ".inf", "true", "null", "~", "[", "'", "T1w", "1:30", "2e-3", "0x10"),
+    *("{a:1}", "{steps:3}", "!!python/name:os.system"),
+    *("", "[1, 2, 3]", "{a: 1}", "{steps: 3}", "&a [*a]", "- 1", "a: b: c", "[" * 3000, "9" * 50, "9" * 6000, *TEXTS),
 )
 COMMANDS = (
-    *(
-        "manifest",
-        "prepare",
-        "train-global",
-        "train-target",
-        "harmonize",
-        "status",
-        "evaluate",
-        "promote",
-        "demo",
-        "phantom",
-    ),
-    *(
-        "--help",
-        "--version",
-        "--verbose",
-        "--config",
-        "--out",
-        "--archive",
-        "--dry-run",
-        "--target",
-        "--if",
-        "--report",
-        "--",
-    ),
-    *(
-        "raw=/",
-        "/",
-        ".",
-        "models:/mmh-global@champion",
-        "model=x",
-        "-",
-        "-1",
-        "--space",
-        "native",
-        "--skull",
-        "sideways",
-    ),
+    *("manifest", "prepare", "train-global", "train-target", "harmonize", "status", "evaluate", "promote"),
+    *("demo", "phantom"),
 )
-ARGUMENTS = tuple(text for text in (*COMMANDS, *TEXTS) if "\0" not in text)
+WORDS = (
+    *("--help", "--version", "--verbose", "--config", "--out", "--archive", "--dry-run", "--target", "--if"),
+    *("--report", "--", "-", "-1", "raw=/", "/", ".", "models:/mmh-global@champion", "model=x", "--space"),
+    *("native", "--skull", "sideways"),
+)
+ARGUMENTS = tuple(text for text in (*COMMANDS, *WORDS, *TEXTS) if "\0" not in text)
 
 overrides = st.builds("{}={}".format, st.sampled_from(KEYS), st.sampled_from(VALUES) | st.text(max_size=20))
 
@@ -172,7 +91,7 @@ def parse_and_load(line: list[str]) -> None:
 
 
 @fuzz(
-    command=st.sampled_from(COMMANDS[:10]),
+    command=st.sampled_from(COMMANDS),
     line=st.lists(st.sampled_from(ARGUMENTS) | overrides.filter(lambda text: "\0" not in text), max_size=6),
 )
 def test_command_lines(guard: Guard, command: str, line: list[str]) -> None:

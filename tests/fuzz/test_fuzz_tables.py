@@ -93,8 +93,10 @@ def read_archive(guard: Guard, name: str, content: bytes, good: bytes) -> None:
     """Read the archive with other content in one file, which is then put right."""
     path = guard.folder / name
     path.write_bytes(content)
-    guard(lambda: check_rows(guard, True), lambda: check_rows(guard, False))
-    path.write_bytes(good)
+    try:
+        guard(lambda: check_rows(guard, True), lambda: check_rows(guard, False))
+    finally:
+        path.write_bytes(good)
 
 
 @fuzz(name=st.sampled_from(sorted(TABLES)), edits=tree_edits(CELLS), more=byte_edits(PIECES))
