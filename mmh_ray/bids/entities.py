@@ -143,7 +143,7 @@ def output_path(entities: Entities, space: str | None = None, desc: str = "harmo
 
 
 _UNUSUAL = {
-    "ce": "contrast agent: a rim 1.3 to 1.5 times as bright as white matter keeps 26 to 43 % of its contrast",
+    "ce": "contrast agent: what takes it up and is brighter than white matter loses more than half of its contrast",
     "mt": "magnetisation transfer: its contrast is not that of the sequence",
     "inv": "one of several inversion times: its contrast may not be that of the sequence",
     "part": "a part of a complex image: only magnitudes were trained on",
