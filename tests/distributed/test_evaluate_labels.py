@@ -35,7 +35,7 @@ def _tissues(seed: int) -> np.ndarray:
 
 
 def _archive(root: Path) -> Path:
-    """Two people at each of two sites, twice; skull-stripped; no labels yet."""
+    """Two people at each of two sites, twice; skull-stripped, with their brain masks, as these balls are no brains; no labels yet."""
     bids = root / "bids"
     lines = ["participant_id\tsite"]
     for number, site in enumerate(("alder", "alder", "birch", "birch")):
@@ -47,6 +47,8 @@ def _archive(root: Path) -> Path:
             scan = 800 * np.where(look > 0, np.maximum(look + noise, 0.01), 0)
             path = bids / f"{subject}/ses-{visit}/anat/{subject}_ses-{visit}_T1w.nii.gz"
             write_volume(Volume(scan.astype(np.float32), AFFINE), path)
+            mask = bids / f"derivatives/masks/{subject}_ses-{visit}_desc-brain_mask.nii.gz"
+            write_volume(Volume((look > 0).astype(np.uint8), AFFINE), mask, np.uint8)
     (bids / "participants.tsv").write_text("\n".join(lines) + "\n")
     (bids / "dataset_description.json").write_text('{"Name": "labelled", "BIDSVersion": "1.10.0"}')
     return bids
