@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
@@ -22,6 +23,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: of two that run at a time, none is left to run alone in the end."""
     long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("ray")}
     items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.fixture(autouse=True)
+def _own_log_level() -> Iterator[None]:
+    """The command line sets the level of the package's log for the whole process: no test may find another's."""
+    package = logging.getLogger("mmh_ray")
+    before = package.level
+    yield
+    package.setLevel(before)
 
 
 @pytest.fixture(autouse=True)

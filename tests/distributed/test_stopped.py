@@ -85,6 +85,11 @@ def works(command: Command) -> bool:
 MOMENTS = [listens, is_starting_ray, has_ray]
 
 
+def _hear_ctrl_c() -> None:
+    """A suite that runs in the background of a shell ignores it, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     """Starts `mmh` in a process of its own."""
@@ -96,7 +101,14 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Command]]:
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {MARK: mark}
         with open(log, "wb") as stream:
             command = [sys.executable, "-m", "mmh_ray.cli", *arguments]
-            process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+                preexec_fn=_hear_ctrl_c,
+            )
         started.append(Command(process, mark, log))
         return started[-1]
 
