@@ -138,9 +138,12 @@ class _CommandParser(argparse.ArgumentParser):
             return super().parse_known_args(args, namespace)
         self._nested = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            found, unknown = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._nested = False
+        if unknown:  # said here, with the command's own usage
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 def _add_command(commands: Commands, name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
