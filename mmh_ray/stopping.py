@@ -8,6 +8,17 @@ import threading
 from collections.abc import Iterator
 
 STOPPED = "stopped by SIGTERM; run again to go on"
+INTERRUPTED = "interrupted; run again to go on"
+
+_is_told = False
+"""Whether SIGTERM came in the outermost :func:`stoppable` block; a KeyboardInterrupt that passes through Ray loses its words."""
+
+
+def why(error: BaseException) -> str:
+    """What ended a run, in words."""
+    if isinstance(error, KeyboardInterrupt):
+        return STOPPED if _is_told else INTERRUPTED
+    return f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager
@@ -20,6 +31,8 @@ def stoppable() -> Iterator[None]:
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is _stop:
         yield
         return
+    global _is_told
+    _is_told = False
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield
@@ -40,7 +53,9 @@ def handlers_kept() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        raise KeyboardInterrupt("stopped by a signal; run again to go on") from error
+        if error.code == signal.SIGTERM:
+            _note()
+        raise KeyboardInterrupt(why(KeyboardInterrupt())) from error
     finally:
         for number, handler in before.items():
             if handler is not None:  # None: it was not set by Python, and cannot be
@@ -49,4 +64,10 @@ def handlers_kept() -> Iterator[None]:
 
 def _stop(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _note()
     raise KeyboardInterrupt(STOPPED)
+
+
+def _note() -> None:
+    global _is_told
+    _is_told = True

@@ -49,7 +49,7 @@ from mmh_ray.models.target_bundle import SAMPLING, Target, load_target
 from mmh_ray.progress import progress
 from mmh_ray.provenance import check_place, code_version, hash_of, remove_partial, sha256_file
 from mmh_ray.reference_target import target_of_scan
-from mmh_ray.stopping import stoppable
+from mmh_ray.stopping import stoppable, why
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def harmonize(job: Job) -> dict[str, int]:
             remove_partial(job.out)
             return _work_through(job, tasks, folder, facts, looks, journal)
         except BaseException as error:
-            failure = f"{type(error).__name__}: {error}"
+            failure = why(error)
             raise
         finally:
             record = dataclasses.replace(record, finished=utc_now().isoformat(), failure=failure)

@@ -21,7 +21,7 @@ from mmh_ray.config import Config, to_dict
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.phantom import canonical
 from mmh_ray.imaging.volume import Volume, write_volume
-from mmh_ray.stopping import handlers_kept, stoppable
+from mmh_ray.stopping import INTERRUPTED, STOPPED, handlers_kept, stoppable, why
 
 PATIENCE_S = 300
 MARK = "MMH_TEST_STOPPED"
@@ -173,8 +173,8 @@ def test_a_stopped_run_leaves_ledger_and_report(
     check_nothing_is_left(command)
     if moment is listens:
         return  # it had not looked at its folder yet
-    assert "stopped by" in (run_status(out).record.failure or "")
-    assert "stopped by" in (out / "report.html").read_text()
+    assert run_status(out).record.failure == STOPPED
+    assert STOPPED in (out / "report.html").read_text()
     assert not (out / ".ledger.jsonl").exists()
     assert not list(out.rglob(".partial-*"))
 
@@ -194,6 +194,24 @@ def test_handlers_that_were_replaced_are_put_back() -> None:
     with pytest.raises(KeyboardInterrupt):
         replaces_them()
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.fast
+def test_what_stopped_a_run_is_known_though_the_error_lost_its_words() -> None:
+    """Ray raises a KeyboardInterrupt of its own where a signal comes while it waits."""
+
+    @stoppable()
+    def wait_as_ray_does() -> str:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            return why(KeyboardInterrupt())
+        return "not stopped"
+
+    assert wait_as_ray_does() == STOPPED
+    with stoppable():
+        assert why(KeyboardInterrupt()) == INTERRUPTED
+        assert why(OSError("full")) == "OSError: full"
 
 
 @pytest.mark.fast
