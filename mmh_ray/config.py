@@ -397,6 +397,8 @@ class QualityConfig(Section):
     """Isolated voxels far out of range in the brain above which an image is flagged."""
     most_wrapped: Annotated[float, Range(0, 1e12)] = 50.0
     """Steps between neighbours from the brightest to the darkest, as integers make that ran over, above which a scan is refused."""
+    most_fill_step: Annotated[float, Range(0, 1e12)] = 5.0
+    """Distance of interpolated fill values from the scan, in its ranges, above which an image is flagged."""
     most_fluid_mm: Annotated[float, Range(0, 1000)] = 13.0
     """Radius of the largest ball of fluid in the brain above which an image is flagged: of larger ones contrast is lost."""
 

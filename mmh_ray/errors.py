@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 from mmh_ray.files import UnusableFileError
 
@@ -54,10 +56,6 @@ class DataError(MMHError):
 class MaskError(DataError):
     """A brain mask that does not fit its scan."""
 
-    def named(self, path: str | None) -> MaskError:
-        """The same, with the file of the mask; an estimated mask has none."""
-        return type(self)(f"{path}: {self.received}", self.expected, self.remedy) if path else self
-
 
 class RefusedError(DataError):
     """An image that could be harmonized but must not be: it is not what the model is for."""
@@ -65,6 +63,17 @@ class RefusedError(DataError):
 
 class ModelError(MMHError):
     """A model bundle that is missing, damaged or does not fit the data."""
+
+
+@contextlib.contextmanager
+def naming_mask(path: str | None) -> Iterator[None]:
+    """Put the file of a mask in front of what a :class:`MaskError` says that the block raises; an estimated mask has none."""
+    try:
+        yield
+    except MaskError as error:
+        if not path:
+            raise
+        raise MaskError(f"{path}: {error.received}", error.expected, error.remedy) from error
 
 
 _PERMISSION = "the right to read and write it", "Change its permissions, or run as another user."

@@ -10,7 +10,7 @@ import torch
 
 from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import ConfigError, RefusedError
-from mmh_ray.evaluation.quality import check_prepared, describe_outcome, describe_scan, flags
+from mmh_ray.evaluation.quality import check_prepared, describe_air, describe_outcome, describe_scan, flags
 from mmh_ray.imaging.detail import NOISE, add_detail, continued, keep_levels, local_affine
 from mmh_ray.imaging.grid import from_grid
 from mmh_ray.imaging.ground import background
@@ -220,7 +220,8 @@ class Harmonizer:
         prepared = ready.prepared
         volume = prepared.ground.lay(ready.volume)
         native = volume.like(self._to_native(volume, prepared, image))
-        figures = ready.figures | describe_outcome(volume, native, prepared.brain, prepared.ground.holes)
+        figures = ready.figures | describe_outcome(volume, native, prepared.brain)
+        figures |= describe_air(native, prepared.ground)
         if image.disagreement is not None:
             figures["disagreement"] = image.disagreement
         finished, space, stripped = self._finished(native, ready)

@@ -142,30 +142,6 @@ def output_path(entities: Entities, space: str | None = None, desc: str = "harmo
     return PurePosixPath(*entities.folders, "anat", f"{image_id}.nii.gz")
 
 
-_UNUSUAL = {
-    "ce": "contrast agent: what takes it up and is brighter than white matter loses more than half of its contrast",
-    "mt": "magnetisation transfer: its contrast is not that of the sequence",
-    "inv": "one of several inversion times: its contrast may not be that of the sequence",
-    "part": "a part of a complex image: only magnitudes were trained on",
-}
-"""Entities by which BIDS tells of a contrast that is not the sequence's usual one, and what that means."""
-
-
-def unusual_contrast(entities: Entities) -> list[str]:
-    """A sentence for every entity that tells of a contrast no model was trained on; none for usual images.
-
-    >>> unusual_contrast(parse("sub-1_ce-gadolinium_T1w.nii.gz"))[0][:29]
-    'ce-gadolinium: contrast agent'
-    """
-    found = []
-    for key, meaning in _UNUSUAL.items():
-        label = entities.tags.get(key, "off")
-        is_usual = label == "off" or (key, label) == ("part", "mag")
-        if not is_usual:
-            found.append(f"{key}-{label}: {meaning}")
-    return found
-
-
 def desc_of(target: str | None) -> str:
     """Label of a derivative's `desc`: ``harmonized``, or ``harmonizedSITE`` with the letters and digits of the target's name.
 

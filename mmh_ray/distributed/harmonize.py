@@ -41,7 +41,7 @@ from mmh_ray.distributed.manifest import probe_all
 from mmh_ray.distributed.prepare import check_row
 from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.distributed.worker import HarmonizeWorker
-from mmh_ray.errors import ConfigError, DataError, RefusedError, data_error
+from mmh_ray.errors import ConfigError, DataError, RefusedError, data_error, naming_mask
 from mmh_ray.harmonizer import Harmonizer
 from mmh_ray.imaging.volume import BYTES_PER_VOXEL, read_mask, read_volume
 from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
@@ -193,7 +193,8 @@ def _target_of_image(path: str, bundle: Bundle, job: Job) -> Target:
     found = _mask_of(Path(path).resolve(), (*entities.folders, "anat"))
     mask = read_mask(found) if found else None
     about = entities.suffix, entities.image_id, sha256_file(path)
-    return target_of_scan(harmonizer, read_volume(path), *about, mask, config.style)
+    with naming_mask(found):
+        return target_of_scan(harmonizer, read_volume(path), *about, mask, config.style)
 
 
 def _mask_of(scan: Path, folders: tuple[str, ...]) -> str | None:

@@ -23,7 +23,7 @@ from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config, GridConfig, PrepareConfig, QualityConfig
 from mmh_ray.distributed import shards
 from mmh_ray.distributed.cluster import connect
-from mmh_ray.errors import DataError, MaskError, data_error
+from mmh_ray.errors import DataError, data_error, naming_mask
 from mmh_ray.evaluation.quality import check_prepared, describe_scan
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.volume import check_memory, read_mask, read_volume
@@ -246,12 +246,10 @@ def _prepared(row: Row, grid: GridConfig, settings: PrepareConfig, quality: Qual
     check_memory(row["uri"])
     volume = read_volume(row["uri"])
     mask = read_mask(row["mask_uri"]) if row["mask_uri"] else None
-    try:
+    with naming_mask(row["mask_uri"]):
         result = prepare_volume(volume, mask, grid, settings)
         figures = describe_scan(volume, result.brain, result.registration, result)
         check_prepared(row["sequence"], figures, quality, volume, result, grid, settings)
-    except MaskError as error:
-        raise error.named(row["mask_uri"]) from error
     return result
 
 

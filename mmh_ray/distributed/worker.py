@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from mmh_ray.bids.contrast import contrast_flags
 from mmh_ray.bids.derivatives import derivative_files, figure_paths, write_sidecar
-from mmh_ray.bids.entities import parse, unusual_contrast
 from mmh_ray.config import Config, to_dict
 from mmh_ray.distributed.look import (
     Look,
@@ -25,7 +25,7 @@ from mmh_ray.distributed.look import (
     provenance,
     unknown_sequence,
 )
-from mmh_ray.errors import DataError, MaskError, RefusedError, data_error
+from mmh_ray.errors import DataError, RefusedError, data_error, naming_mask
 from mmh_ray.evaluation.curves import histogram
 from mmh_ray.evaluation.mosaic import write_mosaic
 from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, InferredImage, ReadyScan, with_smaller_batches
@@ -146,10 +146,8 @@ class HarmonizeWorker:
         if input_hash(row | {"sha256": sha256_file(row["uri"])}) != digest:
             what = "a scan or brain mask that was written to while it was read"
             raise DataError(f"{row['uri']}: {what}", "files that stay as they are", "Run again with --retry-failed.")
-        try:
+        with naming_mask(row["mask_uri"]):
             return self.harmonizer.ready(volume, row["sequence"], mask)
-        except MaskError as error:
-            raise error.named(row["mask_uri"]) from error
 
     def _with_less_memory(
         self, ready: ReadyScan, image_id: str, targets: Sequence[Target | None]
@@ -252,7 +250,7 @@ _UNITS = {
 
 def _flags(row: Row, scan: HarmonizedScan) -> list[str]:
     """What a person should look at: what the image's name tells, then what its figures do."""
-    return [*unusual_contrast(parse(row["uri"])), *scan.flags]
+    return [*contrast_flags(row["uri"]), *scan.flags]
 
 
 def _registration(scan: HarmonizedScan) -> Row | None:

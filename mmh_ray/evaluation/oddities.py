@@ -1,4 +1,4 @@
-"""What else may be wrong with a scan that its template fits: spikes, a second head, wide fluid, integers that ran over, a mask beside."""
+"""What may be wrong with a scan that its template fits: spikes, a second head, wide fluid, wrapped integers, a mask that is off."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ _COARSE_MM = 4.0
 """Spacing at which heads are told apart."""
 _BRIDGE_MM = 8.0
 """Half the width of what may join two heads: noses, ears, the phase-encoding ghost between them."""
-_FLUID = 0.6
+_FLUID = 0.5
 """Way from grey matter to fluid from which a voxel counts as fluid."""
 _ENDS = 0.15
 """Part of a scan's range that counts as its upper or its lower end."""
 _LEAST_STEPS = 0.5
 """Such steps for each voxel at the end that has fewer of them, from which integers ran over."""
+_PILED = 0.25
+"""Share of the upper end that lies at the very highest value where a scan is saturated: what ran over left no pile there."""
 
 
 def spikes(unit: np.ndarray, brain: np.ndarray) -> int:
@@ -83,8 +85,8 @@ def second_head(volume: Volume) -> float:
     return float(second / first)
 
 
-def widest_fluid(image: np.ndarray, brain: np.ndarray, spacing_mm: float, grey: float, fluid: float) -> float:
-    """Radius in mm of the largest ball of fluid in the brain: 0 where fluid and grey matter are not known apart.
+def widest_fluid(image: np.ndarray, brain: np.ndarray, spacing_mm: float, grey: float, bright: bool) -> float:
+    """Radius in mm of the largest ball of fluid in the brain.
 
     Parameters
     ----------
@@ -92,10 +94,13 @@ def widest_fluid(image: np.ndarray, brain: np.ndarray, spacing_mm: float, grey: 
         ``(X, Y, Z)`` the scan without its bias field.
     brain:
         ``(X, Y, Z)`` bool.
-    grey, fluid:
-        Their intensities in the scan.
+    grey:
+        Intensity of grey matter.
+    bright:
+        Whether fluid is brighter than that; it is then as bright as the brightest of the brain, else as dark as the darkest.
     """
-    if grey == fluid:
+    fluid = float(np.percentile(image[brain], 99 if bright else 1))
+    if (fluid > grey) != bright or fluid == grey:
         return 0.0
     smooth = ndimage.gaussian_filter(image, 0.7)
     is_fluid = brain & ((smooth - grey) / (fluid - grey) > _FLUID)
@@ -108,7 +113,7 @@ def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
 
     Tissue that is too bright for the integers of a file starts anew from their other end: dark voxels lie within bright ones, and most
     of those that are fewer have such a neighbour. Noise that falls below zero ends at the top: bright voxels stand alone in the dark.
-    Elsewhere bright tissue fades before it ends. The air around a head proves nothing: fluid may lie beside it.
+    Elsewhere bright tissue fades before it ends, or is piled up where it is saturated. The air around a head proves nothing: fluid may lie beside it.
 
     Parameters
     ----------
@@ -117,9 +122,15 @@ def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
     fill:
         Values that mean nothing.
     """
-    measured = ~np.isin(data, np.array(fill, data.dtype)) if fill else np.ones(data.shape, bool)
+    measured = np.ones(data.shape, bool)
+    for value in fill:
+        measured &= data != np.float32(value)
+    if not measured.any():
+        return 0
     low, high = float(data[measured].min()), float(data[measured].max())
     top = measured & (data > high - _ENDS * (high - low))
+    if int((data[top] == high).sum()) > _PILED * int(top.sum()):
+        return 0
     bottom = measured & (data < low + _ENDS * (high - low))
     between = ~(top | bottom)
     alone = top & ~_beside(between) & ~_beside(top)

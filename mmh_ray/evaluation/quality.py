@@ -13,10 +13,11 @@ from mmh_ray.evaluation.cohort import Measure
 from mmh_ray.evaluation.curves import UPPER
 from mmh_ray.evaluation.metrics import gradient_correlation
 from mmh_ray.evaluation.oddities import mask_offset, second_head, spikes, widest_fluid, wrapped
+from mmh_ray.evaluation.receive_field import without_field
 from mmh_ray.imaging.grid import share_held, to_grid
-from mmh_ray.imaging.ground import Ground, border, find_ground
+from mmh_ray.imaging.ground import Ground, background, border, find_ground
 from mmh_ray.imaging.intensity import robust_scaling
-from mmh_ray.imaging.preprocess import Field, Prepared, prepare_volume
+from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.registration import Registration
 from mmh_ray.imaging.template import template
 from mmh_ray.imaging.volume import Volume
@@ -98,6 +99,13 @@ def measures(config: QualityConfig) -> list[Measure]:
             config.most_wrapped,
         ),
         Measure(
+            "fill_step",
+            "interpolated fill",
+            "How far fill values that were interpolated lie from the scan, in its ranges: of far ones something reaches the tissue.",
+            None,
+            config.most_fill_step,
+        ),
+        Measure(
             "widest_fluid",
             "widest fluid, mm",
             "Radius of the largest ball of fluid in the brain: a resection, a cyst or very wide ventricles, whose contrast may be reduced.",
@@ -171,8 +179,7 @@ def describe_scan(
     brain:
         ``(I, J, K)`` bool mask at the scan's grid.
     prepared:
-        The scan on the working grid. It gives the scale on which air is judged, the bias field that is taken out before tissues are
-        compared, and the figures of :mod:`mmh_ray.evaluation.oddities`.
+        The scan on the working grid. It gives the scale on which air is judged, and the figures of :mod:`mmh_ray.evaluation.oddities`.
     """
     ground = find_ground(volume) if prepared is None else prepared.ground
     laid = ground.lay(volume)
@@ -186,8 +193,7 @@ def describe_scan(
         figures |= _oddities(volume, laid, prepared)
     if registration is None:
         return figures
-    field = None if prepared is None else prepared.field
-    grey, white, fluid, spread = _tissue_means(laid, brain, registration, field)
+    grey, white, fluid, spread = _tissue_means(laid, brain, registration, ground.floor)
     figures |= {
         "registration": registration.quality,
         "coverage": _coverage(laid, registration, None if ground.stripped else ground.holes),
@@ -195,9 +201,9 @@ def describe_scan(
         "white_contrast": (white - grey) / spread,
     }
     if prepared is not None and fluid != grey:
-        level = [float(scaling.apply(np.array(value))) for value in (grey, fluid)]
+        grey_unit = float(scaling.apply(np.array(grey)))
         spacing_mm = float(np.linalg.norm(prepared.affine[:3, 0]))
-        figures["widest_fluid"] = widest_fluid(prepared.image, prepared.mask, spacing_mm, *level)
+        figures["widest_fluid"] = widest_fluid(prepared.image, prepared.mask, spacing_mm, grey_unit, fluid > grey)
     if prepared is not None and prepared.given:
         figures["mask_offset"] = mask_offset(laid, brain, registration)
     return figures
@@ -205,9 +211,11 @@ def describe_scan(
 
 def _oddities(volume: Volume, laid: Volume, prepared: Prepared) -> dict[str, float]:
     fill = prepared.ground.fill
+    nothing = (background(volume.data), *(fill.values if fill else ()))
     figures = {
         "spikes": float(spikes(prepared.scaling.apply(laid.data), prepared.brain)),
-        "wrapped": float(wrapped(volume.data, fill.values if fill else ())),
+        "wrapped": float(wrapped(volume.data, nothing)),
+        "fill_step": fill.step if fill else 0.0,
     }
     signal = laid.like(laid.data - np.float32(prepared.ground.floor))
     return figures | {"second_head": second_head(signal)}
@@ -225,50 +233,44 @@ def _air(data: np.ndarray, brain: np.ndarray, ground: Ground) -> float:
     return max(faces, float(np.percentile(data[around], _DARKEST_PERCENT)))
 
 
-def describe_outcome(
-    source: Volume, harmonized: Volume, brain: np.ndarray, holes: np.ndarray | None = None
-) -> dict[str, float]:
-    """What harmonizing did: ``preservation`` of the edges, the part of the brain that is too ``bright``, and how bright ``air_after`` it
-    left the air; all on the scan's grid, the harmonized image in unit intensity.
-
-    Parameters
-    ----------
-    holes:
-        ``(I, J, K)`` bool, the scan's fill, which must be as dark as air.
-    """
-    air = float(np.percentile(border(harmonized.data), 25))
-    if holes is not None and holes.any():
-        air = max(air, float(harmonized.data[holes].mean()))
+def describe_outcome(source: Volume, harmonized: Volume, brain: np.ndarray) -> dict[str, float]:
+    """What harmonizing did: ``preservation`` of the edges, and the part of the brain that is too ``bright``; both on the scan's grid, the
+    harmonized image in unit intensity."""
     return {
         "preservation": gradient_correlation(harmonized.data, source.data, brain),
         "bright": float((harmonized.data[brain] > UPPER).mean()),
-        "air_after": air,
     }
 
 
-def _tissue_means(
-    volume: Volume, brain: np.ndarray, registration: Registration, field: Field | None
-) -> tuple[float, float, float, float]:
-    """Mean of grey matter, white matter and fluid, and the standard deviation, of the deep brain; (0, 0, 0, 1) where template and brain do
-    not meet.
+def describe_air(harmonized: Volume, ground: Ground) -> dict[str, float]:
+    """How bright harmonizing left the air, ``air_after``: on the faces as ``background``, and where the scan has fill values."""
+    air = float(np.percentile(border(harmonized.data), 25))
+    if ground.holes is not None:
+        air = max(air, float(harmonized.data[ground.holes].mean()))
+    return {"air_after": air}
 
-    Without the receive field, which is often stronger than the contrast. Deep in the brain alone: an estimated mask has dura and bone in
-    its rim, where the template has fluid, and in a T2w those are black.
+
+def _tissue_means(
+    volume: Volume, brain: np.ndarray, registration: Registration, floor: float
+) -> tuple[float, float, float, float]:
+    """Mean of grey matter, white matter and fluid, and the standard deviation, of the deep brain without its receive field, in the scan's
+    units; (0, 0, 0, 1) where template and brain do not meet.
+
+    Deep in the brain alone: an estimated mask has dura and bone in its rim, where the template has fluid, and in a T2w those are black.
     """
     known = template()
     grid, shape = registration.matrix @ known.affine, known.brain.shape
-    image = to_grid(volume.data, volume.affine, grid, shape)
+    image = to_grid(volume.data - np.float32(floor), volume.affine, grid, shape)
     inside = known.deep & (to_grid(brain.astype(np.float32), volume.affine, grid, shape) > 0.5)
-    if field is not None:
-        gain = to_grid(field.gain, field.affine, grid, shape)
-        inside &= gain > 0  # beyond the working grid nobody knows it
-        image = (image - field.floor) * gain + field.floor
-    spread = float(image[inside].std()) if inside.any() else 0.0
     weights = [tissue**3 * inside for tissue in known.tissues]  # near 1 only where the tissue is alone
-    if spread == 0 or not all(weight.any() for weight in weights):
+    if not all(weight.any() for weight in weights):
+        return 0.0, 0.0, 0.0, 1.0
+    image = without_field(image, known.tissues, inside)
+    spread = float(image[inside].std())
+    if spread == 0:
         return 0.0, 0.0, 0.0, 1.0
     grey, white, fluid = (float((image * weight).sum() / weight.sum()) for weight in weights)
-    return grey, white, fluid, spread
+    return grey + floor, white + floor, fluid + floor, spread
 
 
 def _coverage(volume: Volume, registration: Registration, holes: np.ndarray | None) -> float:
@@ -321,7 +323,7 @@ def check_prepared(
     grid: GridConfig,
     settings: PrepareConfig,
 ) -> None:
-    """:func:`check_scan` of a scan that was prepared so. One that is refused with a given mask is tried without, to tell which to blame.
+    """:func:`check_scan` of a scan that was prepared so. Refused with a given mask it is tried without, to tell which to blame.
 
     Raises
     ------

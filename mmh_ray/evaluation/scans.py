@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmh_ray.errors import DataError
+from mmh_ray.errors import DataError, naming_mask
 from mmh_ray.evaluation.baselines import Baseline
 from mmh_ray.evaluation.label_tables import TableName
 from mmh_ray.evaluation.labels import Drawn, read_drawn
@@ -202,7 +202,9 @@ def on_one_grid(a: Scan, b: Scan) -> bool:
 def _read_mask(row: Row, volume: Volume) -> np.ndarray:
     if row["mask_uri"] is None:
         return find_brain(volume).mask
-    mask, _ = on_grid_of(volume, read_mask(row["mask_uri"]))
+    given = read_mask(row["mask_uri"])
+    with naming_mask(row["mask_uri"]):
+        mask, _ = on_grid_of(volume, given)
     if not mask.any():
         raise DataError(f"{row['mask_uri']}: empty mask", "voxels of 1 in the brain", "Make the mask again.")
     return mask

@@ -55,36 +55,11 @@ def robust_scaling(data: np.ndarray, mask: np.ndarray, upper_percentile: float =
     return Scaling(low, high)
 
 
-@dataclass(frozen=True)
-class BiasField:
-    """The smooth field by which a receive coil brightens a scan.
-
-    Attributes
-    ----------
-    log:
-        ``(I, J, K)`` its logarithm.
-    factor:
-        By which a corrected image is multiplied, so that its mean inside the mask is kept.
-    """
-
-    log: np.ndarray
-    factor: float
-
-    @property
-    def gain(self) -> np.ndarray:
-        """``(I, J, K)`` float32 by which the scan is multiplied to take the field out."""
-        return (np.exp(-self.log) * self.factor).astype(np.float32)
-
-    def correct(self, data: np.ndarray) -> np.ndarray:
-        """The image without the field, float32."""
-        return (data * np.exp(-self.log) * self.factor).astype(np.float32)
-
-
 @one_thread()
-def find_bias(
+def correct_bias(
     data: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float], iterations: tuple[int, ...] = (30, 20, 10)
-) -> BiasField:
-    """N4 bias field (Tustison et al., IEEE TMI 2010), estimated on a grid of about 8 mm, given at full grid.
+) -> np.ndarray:
+    """N4 bias-field correction (Tustison et al., IEEE TMI 2010), estimated on a grid of about 8 mm, applied at full grid.
 
     Parameters
     ----------
@@ -96,6 +71,10 @@ def find_bias(
         Voxel size in mm.
     iterations:
         Iterations per fitting level; its length is the number of levels.
+
+    Returns
+    -------
+    ``(I, J, K)`` float32, with the mean inside the mask kept.
     """
     image = sitk.GetImageFromArray(np.maximum(data, 0).astype(np.float32).T)
     image.SetSpacing(spacing)
@@ -108,15 +87,9 @@ def find_bias(
     field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)).T
     # The spline is only determined where the mask supports it: outside, its value may not exceed what was seen inside.
     field = np.clip(field, field[mask].min(), field[mask].max())
-    total = float((data * np.exp(-field))[mask].mean())
-    return BiasField(field, float(data[mask].mean()) / total if total > 0 else 1.0)
-
-
-def correct_bias(
-    data: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float], iterations: tuple[int, ...] = (30, 20, 10)
-) -> np.ndarray:
-    """The image ``(I, J, K)`` float32 without the field of :func:`find_bias`, with the mean inside the mask kept."""
-    return find_bias(data, mask, spacing, iterations).correct(data)
+    corrected = data * np.exp(-field)
+    total = float(corrected[mask].mean())
+    return (corrected * (float(data[mask].mean()) / total if total > 0 else 1.0)).astype(np.float32)
 
 
 def quantile_function(values: np.ndarray) -> np.ndarray:

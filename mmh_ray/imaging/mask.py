@@ -8,10 +8,9 @@ import numpy as np
 from scipy import ndimage
 
 from mmh_ray.errors import MaskError
-from mmh_ray.imaging.grid import from_grid, to_grid
+from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.ground import Ground, find_ground
 from mmh_ray.imaging.head import foreground, largest, without_neck
-from mmh_ray.imaging.intensity import find_bias
 from mmh_ray.imaging.registration import POOR, Registration, register_head
 from mmh_ray.imaging.template import template
 from mmh_ray.imaging.volume import Volume
@@ -19,8 +18,12 @@ from mmh_ray.imaging.volume import Volume
 SAME_AFFINE_MM = 1e-3
 """Difference of affines up to which two grids are the same."""
 
-_EVEN_MM = 4.0
-"""Spacing at which a strong receive field is found before the brain is."""
+_EVEN_MM = 25.0
+"""Standard deviation of the windows in which a strong receive field is evened out before the brain is found."""
+_BRIGHTEST = 4.0
+_FAINT = 0.03
+"""Share of a scan's bright tissue above which something is more than air, however dim."""
+_FAINT_BLUR_MM = 1.5
 _LEAST_INSIDE = 0.5
 """Part of a given mask that must lie in the scan's field of view; else the two do not belong together."""
 
@@ -67,7 +70,7 @@ def find_brain(volume: Volume, crop_neck: bool = True, ground: Ground | None = N
     volume = volume.like((volume.data - ground.floor) / bright)  # no result may hang on the units
     brain, registration = _brain_in_head(volume, crop_neck)
     if registration.quality < POOR:  # a strong receive field hides tissues from the threshold and from the registration
-        even = evened(volume, ndimage.binary_fill_holes(foreground(volume)))
+        even = evened(volume, _shown_faintly(volume))
         again, other = _brain_in_head(even, crop_neck)
         if other.quality >= POOR:
             return again
@@ -75,22 +78,30 @@ def find_brain(volume: Volume, crop_neck: bool = True, ground: Ground | None = N
 
 
 def evened(volume: Volume, region: np.ndarray) -> Volume:
-    """A scan without the receive field that N4 finds in a region ``(I, J, K)`` bool, roughly: at :data:`_EVEN_MM`.
+    """A scan over its mean in wide windows of a region ``(I, J, K)`` bool, at most :data:`_BRIGHTEST` times that.
+
+    What takes a strong receive field out before anything is known of the tissues: it also takes away slow changes of the tissues, and is
+    good for nothing but finding the brain.
 
     Parameters
     ----------
     volume:
         The scan, 0 where there is no signal.
     """
-    steps = [max(1, round(_EVEN_MM / size)) for size in volume.spacing]
-    coarse = tuple(slice(None, None, step) for step in steps)
-    affine = volume.affine @ np.diag([*steps, 1.0])
-    inside = region[coarse]
-    if not inside.any():
+    if not region.any():
         return volume
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    bias = find_bias(volume.data[coarse], inside, (float(sizes[0]), float(sizes[1]), float(sizes[2])))
-    return volume.like(volume.data * from_grid(bias.gain, affine, volume.affine, volume.data.shape))
+    width = [_EVEN_MM / size for size in volume.spacing]
+    weight = ndimage.gaussian_filter(region.astype(np.float32), width)
+    mean = ndimage.gaussian_filter(volume.data * region, width) / np.maximum(weight, 1e-3)
+    least = float(mean[region].min())
+    mean = np.where(region, mean, least)
+    return volume.like(np.clip(volume.data / np.maximum(mean, max(least, 1e-6)), 0, _BRIGHTEST).astype(np.float32))
+
+
+def _shown_faintly(volume: Volume) -> np.ndarray:
+    """All that is brighter than air, however dim, with its holes, ``(I, J, K)`` bool."""
+    smooth = ndimage.gaussian_filter(volume.data, [_FAINT_BLUR_MM / size for size in volume.spacing])
+    return largest(ndimage.binary_fill_holes(smooth > _FAINT))
 
 
 def _brain_in_head(volume: Volume, crop_neck: bool) -> tuple[Brain, Registration]:

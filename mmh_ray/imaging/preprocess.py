@@ -10,7 +10,7 @@ from mmh_ray.config import GridConfig, PrepareConfig
 from mmh_ray.errors import DataError, MaskError
 from mmh_ray.imaging.grid import share_held, to_grid, working_affine
 from mmh_ray.imaging.ground import Ground, find_ground
-from mmh_ray.imaging.intensity import Scaling, find_bias, quantile_function, robust_scaling, tissue_quantiles
+from mmh_ray.imaging.intensity import Scaling, correct_bias, quantile_function, robust_scaling, tissue_quantiles
 from mmh_ray.imaging.mask import Brain, evened, find_brain, on_grid_of
 from mmh_ray.imaging.registration import POOR, Registration, register_brain
 from mmh_ray.imaging.resolution import describe
@@ -23,25 +23,6 @@ UPRIGHT_DEGREES = 5.0
 Upright phantoms of random shape register with up to 4.4 degrees, so less is no tilt that could be told from a person's own shape; and
 a scan of the grid's own spacing and axes is then not blurred by interpolation.
 """
-
-
-@dataclass(frozen=True)
-class Field:
-    """What takes a scan's receive field out: ``(scan - floor) * gain + floor``.
-
-    Attributes
-    ----------
-    gain:
-        ``(X, Y, Z)`` float32 on the working grid.
-    affine:
-        ``(4, 4)`` working voxel indices to the scan's millimetres.
-    floor:
-        The scan's zero, in its units.
-    """
-
-    gain: np.ndarray
-    affine: np.ndarray
-    floor: float
 
 
 @dataclass(frozen=True)
@@ -72,8 +53,6 @@ class Prepared:
         What was done, in order, for the sidecar.
     ground:
         What the scan's zero is, and where it holds none.
-    field:
-        The receive field that N4 took out; None where it was not asked for.
     given:
         Whether the mask came with the scan.
     """
@@ -89,7 +68,6 @@ class Prepared:
     held: float
     steps: tuple[str, ...]
     ground: Ground
-    field: Field | None
     given: bool
 
     @property
@@ -136,12 +114,7 @@ def prepare_volume(
         raise MaskError(
             "a mask without a working voxel", "a brain larger than a few voxels", "Check the mask and the affine."
         )
-    image = source
-    receive_field = None
-    if settings.n4:
-        bias = find_bias(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations)
-        image = bias.correct(source)
-        receive_field = Field(bias.gain, affine, ground.floor)
+    image = correct_bias(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations) if settings.n4 else source
     unit = _scaling(image, inside, settings, given)
     scaling = Scaling(unit.low + ground.floor, unit.high + ground.floor)
     steps = (
@@ -169,7 +142,6 @@ def prepare_volume(
         held,
         steps,
         ground,
-        receive_field,
         given,
     )
 
@@ -199,6 +171,12 @@ def _brain(volume: Volume, mask: np.ndarray | None, ground: Ground, settings: Pr
     brain = find_brain(volume, settings.crop_neck, ground) if mask is None else Brain(mask, ground.stripped)
     if ground.holes is not None:
         brain = replace(brain, mask=brain.mask & ~ground.holes)
+    if mask is None and not brain.mask.any():
+        raise DataError(
+            "a scan in which no brain was found",
+            "an MRI of a head",
+            "Check the scan; give a brain mask if it shows one.",
+        )
     if not brain.mask.any():
         raise MaskError(
             "an empty mask", "a mask that covers the brain", "Check the mask or leave it out to have one estimated."

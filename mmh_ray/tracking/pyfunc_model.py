@@ -68,13 +68,14 @@ class HarmonizerModel(PythonModel):
         return {"output": row["output"], "status": "done", "reason": ""}
 
     def _harmonize(self, path: str, sequence: str, mask: str, output: str) -> None:
-        from mmh_ray.errors import DataError
+        from mmh_ray.errors import DataError, naming_mask
         from mmh_ray.imaging.volume import read_mask, read_volume, write_volume
 
         if Path(path).resolve() == Path(output).resolve():
             raise DataError(f"output {output}, which is the scan itself", "another file", "Harmonize into a new file.")
         inside = read_mask(mask) if mask else None
-        (scan,) = self.harmonizer.run_targets(read_volume(path), sequence, inside, [self.target])
+        with naming_mask(mask):
+            (scan,) = self.harmonizer.run_targets(read_volume(path), sequence, inside, [self.target])
         write_volume(scan.volume, output)
 
 

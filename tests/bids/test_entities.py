@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from mmh_ray.bids.entities import Entities, desc_of, output_path, parse, split_name, unusual_contrast
+from mmh_ray.bids.entities import Entities, desc_of, output_path, parse, split_name
 from mmh_ray.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.fast
@@ -115,23 +115,3 @@ def test_a_name_that_is_too_long_for_a_file_is_refused():
     assert len(output_path(longest).name) < 255
     with pytest.raises(DataError, match=r"characters; expected at most 244"):
         output_path(longest, desc=desc_of("x" * 40))
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("sub-1_T1w.nii.gz", []),
-        ("sub-1_acq-gadolinium_T1w.nii.gz", []),
-        ("sub-1_ce-gadolinium_T1w.nii.gz", ["contrast agent"]),
-        ("sub-1_ce-gad_FLAIR.nii.gz", ["contrast agent"]),
-        ("sub-1_mt-on_T1w.nii.gz", ["magnetisation transfer"]),
-        ("sub-1_mt-off_T1w.nii.gz", []),
-        ("sub-1_inv-2_T1w.nii.gz", ["inversion times"]),
-        ("sub-1_part-phase_T2w.nii.gz", ["complex"]),
-        ("sub-1_part-mag_T2w.nii.gz", []),
-    ],
-)
-def test_names_tell_of_an_unusual_contrast(name: str, said: list[str]) -> None:
-    found = unusual_contrast(parse(name))
-    assert len(found) == len(said)
-    assert all(words in sentence for words, sentence in zip(said, found, strict=True))
