@@ -113,7 +113,8 @@ def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
 
     Tissue that is too bright for the integers of a file starts anew from their other end: dark voxels lie within bright ones, and most
     of those that are fewer have such a neighbour. Noise that falls below zero ends at the top: bright voxels stand alone in the dark.
-    Elsewhere bright tissue fades before it ends, or is piled up where it is saturated. The air around a head proves nothing: fluid may lie beside it.
+    Elsewhere bright tissue fades before it ends, or is piled up where it is saturated. The air around a head proves nothing: fluid may
+    lie beside it.
 
     Parameters
     ----------
