@@ -346,9 +346,7 @@ class HarmonizeConfig(Section):
     planes: Annotated[tuple[Plane, ...], Items(1, 3, once=True)] = ("axial", "coronal", "sagittal")
     """Planes to run."""
     detail: Literal["project", "model"] = "project"
-    """`project`: style from the model, detail from the scan (guided filter); `model`: the model's image itself."""
-    detail_radius: Annotated[int, Range(1, 64)] = 1
-    """Radius of the guided filter's window, in working voxels."""
+    """`project`: curve and field from the model, all else from the scan; `model`: the model's image itself."""
     space: Literal["native", "template"] = "native"
     """Grid of the harmonized image: the scan's own, or the 1 mm grid of ICBM-152 2009a (symmetric)."""
     intensity: Literal["unit", "source"] = "unit"

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import ConfigError, RefusedError
 from mmh_ray.evaluation.quality import check_prepared, describe_air, describe_outcome, describe_scan, flags
-from mmh_ray.imaging.detail import NOISE, add_detail, continued, keep_levels, local_affine
+from mmh_ray.imaging.detail import NOISE, continued, fit_look, without_noise
 from mmh_ray.imaging.grid import from_grid
 from mmh_ray.imaging.ground import background
 from mmh_ray.imaging.intensity import noise_level
@@ -21,7 +20,7 @@ from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.adapter import SiteStyle, wearing
 from mmh_ray.models.bundle import Bundle
-from mmh_ray.models.sampling import estimate_planes, fuse, unify
+from mmh_ray.models.sampling import estimate_planes, fuse
 from mmh_ray.models.target_bundle import Target
 from mmh_ray.threads import one_thread
 
@@ -93,15 +92,12 @@ class InferredImage:
         ``(X, Y, Z)`` on the working grid, unit intensity.
     noise:
         Standard deviation of the noise that belongs to the look.
-    fluid:
-        What pure fluid is in the look; NaN where nobody knows.
     disagreement:
         Mean standard deviation of the planes' estimates in the unified domain; None of a single plane, which agrees with itself.
     """
 
     values: np.ndarray
     noise: float
-    fluid: float
     disagreement: float | None
 
 
@@ -199,19 +195,17 @@ class Harmonizer:
         label = self.bundle.sequence_index(ready.sequence)
         planes = self._sample(ready.prepared, label)
         disagreement = float(planes[:, ready.prepared.mask].std(axis=0).mean()) if len(planes) > 1 else None
-        unified = unify(self.bundle.model, planes, ready.prepared.mask, label, self.settings)
-        fluid = self.bundle.model.fluid[label].cpu()
-        fluid = torch.where(fluid < 0, torch.nan, fluid)
+        unified = fuse(planes, ready.prepared.mask, self.settings)
         images, before = [], None
         for target in targets:
             if target is None:
-                images.append(InferredImage(unified, NOISE, float(fluid), disagreement))
+                images.append(InferredImage(unified, NOISE, disagreement))
                 continue
             style = self._style(target, ready.sequence)
             if before is None and ready.sequence in target.weights:
                 before = self._again(unified, ready)
             moved = self._moved(unified, before, ready, target)
-            images.append(InferredImage(moved, style.noise_left(NOISE), float(style.apply(fluid)), disagreement))
+            images.append(InferredImage(moved, style.noise_left(NOISE), disagreement))
         return images
 
     @one_thread()
@@ -273,34 +267,27 @@ class Harmonizer:
     def _to_native(self, volume: Volume, prepared: Prepared, inferred: InferredImage) -> np.ndarray:
         """The harmonized image on the scan's grid, ``(I, J, K)`` float32, not negative.
 
-        With detail projection what the model changes beyond a style is taken back, and the local affine maps are resampled and applied
-        to the scan's own voxels. Outside the brain they stand alone, and their offset fades out with the scan's intensity: it must not
-        light up the air around the head, nor the working grid's coarser mask that around a stripped brain.
+        With detail projection it is the scan's own voxels under the curve and the field of :func:`mmh_ray.imaging.detail.fit_look`, inside
+        the brain with less noise. Air stays dark, as the curve leads 0 to 0.
         """
-        shape, image = volume.data.shape, inferred.values
+        shape, image, mask = volume.data.shape, inferred.values, prepared.mask
 
         def bring(values: np.ndarray) -> np.ndarray:
             return from_grid(values, prepared.affine, volume.affine, shape)
 
         if self.settings.detail == "model":
             return np.clip(bring(image), 0, None)
-        spacing = self.bundle.config.grid.spacing_mm
-        image = keep_levels(image, prepared.image, prepared.mask, spacing, inferred.fluid)
-        slope, offset = map(bring, local_affine(prepared.source, image, prepared.mask, self.settings.detail_radius))
-        source = prepared.scaling.apply(volume.data)
-        tissue = np.clip(source / AIR_LEVEL, 0, 1) ** 2
-        inside = bring(prepared.mask.astype(np.float32)) * np.where(prepared.brain, 1, tissue)
-        projected = slope * source + offset * np.maximum(inside, tissue)
+        curve, field = fit_look(prepared.image, image, mask, self.bundle.config.grid.spacing_mm)
+        floor = np.float32(prepared.ground.floor)
+        even = prepared.scaling.apply((volume.data - floor) * bring(prepared.gain * field) + floor)
+        projected = curve.apply(even)
+        inside = bring(mask.astype(np.float32))
         brain = inside > 0.5
-        level = noise_level(source, brain)
-        kept = noise_level(image, prepared.mask) / max(noise_level(prepared.source, prepared.mask), 1e-6)
+        level = noise_level(projected, brain)
+        kept = noise_level(image, mask) / max(noise_level(curve.apply(prepared.image * field), mask), 1e-6)
         left = max(inferred.noise, level * min(1.0, kept))  # no more is taken away than the model has taken away
-        detailed = add_detail(bring(continued(image, prepared.mask)), projected, np.abs(slope) * level, brain, left)
+        detailed = without_noise(bring(continued(image, mask)), projected, level, brain, left)
         return np.clip(inside * detailed + (1 - inside) * projected, 0, None)
-
-
-AIR_LEVEL = 0.15
-"""Unit intensity below which a voxel outside the brain fades into air."""
 
 
 def with_smaller_batches(settings: HarmonizeConfig) -> HarmonizeConfig:

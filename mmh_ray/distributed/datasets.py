@@ -22,9 +22,7 @@ from mmh_ray.distributed.cluster import LOADER_CPUS
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.imaging.intensity import MonotoneMap, mean_quantile_function, quantile_function, tissue_quantiles
-from mmh_ray.imaging.phantom import canonical_fluid
 from mmh_ray.imaging.simulation import (
-    INDICES_PER_PEOPLE,
     canonical_quantiles,
     person_number,
     simulated_pair,
@@ -36,11 +34,10 @@ from mmh_ray.models.restyle import restyle
 from mmh_ray.provenance import hash_of, sha256_file
 from mmh_ray.simulation.examples import example, random_head
 from mmh_ray.simulation.people import label_maps_in
-from mmh_ray.simulation.protocols import SEQUENCES, canonical_levels
+from mmh_ray.simulation.protocols import SEQUENCES
 from mmh_ray.simulation.scanner import canonical_image
-from mmh_ray.simulation.tissues import FLUID
 
-VALIDATION_PEOPLE, CALIBRATION_PEOPLE = 10**9, 2 * 10**9
+VALIDATION_PEOPLE = 10**9
 """Numbers of simulated examples that training never reaches."""
 GROUPS_PER_BLOCK = 8
 GROUPS_PER_EXECUTION = 32768
@@ -100,10 +97,6 @@ class UnifiedDomain:
         """``(2, 257)`` quantile function and tissue quantiles of a sequence."""
         return np.stack([self.quantiles[name], self.tissues[name]])
 
-    def fluid(self, name: str) -> float:
-        """What pure fluid is in the domain of a sequence that can be simulated."""
-        return float(self._from_canonical(name).apply(np.array(canonical_fluid(name))))
-
     def example(self, config: Config, sequence: str, ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scan, truth in the domain and mask, ``(X, Y, Z)`` each, of the ``ordinal``-th simulated example of a sequence.
 
@@ -160,10 +153,6 @@ class ChosenDomain(UnifiedDomain):
             tissues[sequence] = mean_quantile_function(tissue_quantiles(image, head.brain) for image, head in both)
         return cls(quantiles, tissues, quantiles, label_maps)
 
-    def fluid(self, name: str) -> float:
-        """See :meth:`UnifiedDomain.fluid`."""
-        return float(canonical_levels(name)[FLUID])
-
     def example(self, config: Config, sequence: str, ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See :meth:`UnifiedDomain.example`."""
         held_out = -(-len(self.label_maps) // 5)
@@ -186,13 +175,6 @@ def simulation_hash(domain: ChosenDomain) -> str:
 
 def _mean_over_sites(by_site: dict[str, list[dict[str, Any]]], function: Callable[..., np.ndarray]) -> np.ndarray:
     return mean_quantile_function(mean_quantile_function(map(function, found)) for found in by_site.values())
-
-
-def example_apart(
-    config: Config, domain: UnifiedDomain, sequence: str, number: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scan, truth in the unified domain and mask of the ``number``-th simulated person that neither training nor validation shows."""
-    return domain.example(config, sequence, CALIBRATION_PEOPLE + INDICES_PER_PEOPLE * number)
 
 
 class GroupMaker:

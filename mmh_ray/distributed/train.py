@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.fs
 import ray
 import ray.exceptions
@@ -32,21 +31,18 @@ from mmh_ray.distributed.cluster import connect, training_resources
 from mmh_ray.distributed.datasets import (
     ChosenDomain,
     UnifiedDomain,
-    example_apart,
     simulation_hash,
     training_stream,
     usable,
     validation_batches,
 )
 from mmh_ray.distributed.shards import PreparedStore
-from mmh_ray.distributed.tasks import run_tasks
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.figures import before_after, middle_slice
 from mmh_ray.models.bundle import save_bundle
-from mmh_ray.models.calibration import observed
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.learner import Learner, best_weights
-from mmh_ray.models.sampling import estimate_planes, fuse, harmonize_volume
+from mmh_ray.models.sampling import harmonize_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of
 from mmh_ray.stopping import handlers_kept
@@ -58,8 +54,6 @@ RECORD = "run.json"
 """File beside a run's checkpoints: which MLflow run it is and which settings and data it was started with."""
 RETRIES = 3
 """Times that Ray Train restarts the workers after one died."""
-CALIBRATION_SCANS = 32
-"""Simulated people per sequence, seen by a scanner each, that the last curves into the unified domain are fitted on."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +289,6 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
     quantiles = run.domain.as_tensor(config.model.sequences)
     model = GlobalHarmonizer(config.model, config.train, quantiles)
     model.load_state_dict(best_weights(state))
-    _calibrate(model.eval(), run)
     batches = validation_batches(run.store_uri, config, run.domain)
     validation = Learner(model, config.train).validate(batches)
     counts: dict[str, Counter[str]] = {}
@@ -314,33 +307,6 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
             tracking.log_figure(run.run_id, picture)
     tracking.finish(run.run_id)
     return TrainedModel(target, uri, run.run_id, validation)
-
-
-def _calibrate(model: GlobalHarmonizer, run: _Run) -> None:
-    """Set the curves of every sequence that can be simulated, and the level of its fluid."""
-    config, found = run.config, dict[tuple[int, int], np.ndarray]()
-    simulable = [label for label, name in enumerate(config.model.sequences) if name in run.domain.canonical]
-    items = [(label, number) for label in simulable for number in range(CALIBRATION_SCANS)]
-    for done in run_tasks(_observe, items, (model, config, run.domain), "Calibrating", "scans"):
-        if isinstance(done.result, Exception):
-            raise done.result
-        found[done.item] = done.result
-    for label in simulable:
-        sequence = config.model.sequences[label]
-        fluid = run.domain.fluid(sequence)
-        examples = np.stack([found[label, number] for number in range(CALIBRATION_SCANS)])
-        model.calibration.fit(label, examples, float(np.median(run.domain.quantiles[sequence])), fluid)
-        model.fluid[label] = fluid
-
-
-def _observe(item: tuple[int, int], shared: tuple[GlobalHarmonizer, Config, UnifiedDomain]) -> np.ndarray:
-    """What the model makes of one simulated scan of a sequence, and what it should; one Ray task."""
-    (label, number), (model, config, domain) = item, shared
-    torch.set_num_threads(1)
-    sequence = config.model.sequences[label]
-    scan, truth, mask = example_apart(config, domain, sequence, number)
-    estimates = estimate_planes(model, scan, mask, label, config.harmonize)
-    return observed(fuse(estimates, mask, config.harmonize), truth, mask, domain.quantiles[sequence])
 
 
 def _sample_figures(model: GlobalHarmonizer, store: PreparedStore, config: Config, folder: Path) -> Iterator[Path]:

@@ -55,11 +55,18 @@ def robust_scaling(data: np.ndarray, mask: np.ndarray, upper_percentile: float =
     return Scaling(low, high)
 
 
-@one_thread()
 def correct_bias(
     data: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float], iterations: tuple[int, ...] = (30, 20, 10)
 ) -> np.ndarray:
-    """N4 bias-field correction (Tustison et al., IEEE TMI 2010), estimated on a grid of about 8 mm, applied at full grid.
+    """The image ``(I, J, K)`` float32 times the gain of :func:`bias_gain`."""
+    return (data * bias_gain(data, mask, spacing, iterations)).astype(np.float32)
+
+
+@one_thread()
+def bias_gain(
+    data: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float], iterations: tuple[int, ...] = (30, 20, 10)
+) -> np.ndarray:
+    """What takes out the receive field by N4 (Tustison et al., IEEE TMI 2010), estimated on a grid of about 8 mm.
 
     Parameters
     ----------
@@ -74,7 +81,7 @@ def correct_bias(
 
     Returns
     -------
-    ``(I, J, K)`` float32, with the mean inside the mask kept.
+    ``(I, J, K)`` float32 by which the image is multiplied; the mean inside the mask is kept.
     """
     image = sitk.GetImageFromArray(np.maximum(data, 0).astype(np.float32).T)
     image.SetSpacing(spacing)
@@ -87,9 +94,9 @@ def correct_bias(
     field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)).T
     # The spline is only determined where the mask supports it: outside, its value may not exceed what was seen inside.
     field = np.clip(field, field[mask].min(), field[mask].max())
-    corrected = data * np.exp(-field)
-    total = float(corrected[mask].mean())
-    return (corrected * (float(data[mask].mean()) / total if total > 0 else 1.0)).astype(np.float32)
+    gain = np.exp(-field)
+    total = float((data * gain)[mask].mean())
+    return (gain * (float(data[mask].mean()) / total if total > 0 else 1.0)).astype(np.float32)
 
 
 def quantile_function(values: np.ndarray) -> np.ndarray:

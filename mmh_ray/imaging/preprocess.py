@@ -10,7 +10,7 @@ from mmh_ray.config import GridConfig, PrepareConfig
 from mmh_ray.errors import DataError, MaskError
 from mmh_ray.imaging.grid import share_held, to_grid, working_affine
 from mmh_ray.imaging.ground import Ground, find_ground
-from mmh_ray.imaging.intensity import Scaling, correct_bias, quantile_function, robust_scaling, tissue_quantiles
+from mmh_ray.imaging.intensity import Scaling, bias_gain, quantile_function, robust_scaling, tissue_quantiles
 from mmh_ray.imaging.mask import Brain, evened, find_brain, on_grid_of
 from mmh_ray.imaging.registration import POOR, Registration, register_brain
 from mmh_ray.imaging.resolution import describe
@@ -53,6 +53,8 @@ class Prepared:
         What was done, in order, for the sidecar.
     ground:
         What the scan's zero is, and where it holds none.
+    gain:
+        ``(X, Y, Z)`` float32 by which N4 multiplied the scan above its zero; ones where it was not asked for.
     given:
         Whether the mask came with the scan.
     """
@@ -68,6 +70,7 @@ class Prepared:
     held: float
     steps: tuple[str, ...]
     ground: Ground
+    gain: np.ndarray
     given: bool
 
     @property
@@ -114,7 +117,10 @@ def prepare_volume(
         raise MaskError(
             "a mask without a working voxel", "a brain larger than a few voxels", "Check the mask and the affine."
         )
-    image = correct_bias(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations) if settings.n4 else source
+    gain = np.ones(grid.shape, np.float32)
+    if settings.n4:
+        gain = bias_gain(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations)
+    image = source * gain
     unit = _scaling(image, inside, settings, given)
     scaling = Scaling(unit.low + ground.floor, unit.high + ground.floor)
     steps = (
@@ -142,6 +148,7 @@ def prepare_volume(
         held,
         steps,
         ground,
+        gain,
         given,
     )
 

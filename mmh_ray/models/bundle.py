@@ -40,7 +40,7 @@ from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.sanity import check_quantiles, check_statistics
 from mmh_ray.provenance import code_version, hash_of, write_json
 
-FORMAT = 5
+FORMAT = 6
 """Version of the bundle's layout that this code writes and reads."""
 KIND = "global"
 """Kind of model that this code writes and reads."""

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmh_ray.config import ModelConfig, TrainConfig
-from mmh_ray.models.calibration import Calibration
 from mmh_ray.models.denoiser import Context, Denoiser, make_scheduler, to_diffusion, to_unit
 from mmh_ray.models.losses import (
     cumulative_from_quantiles,
@@ -87,8 +86,6 @@ class GlobalHarmonizer(nn.Module):
     domain_quantiles: Tensor
     domain_cumulative: Tensor
     domain_moments: Tensor
-    fluid: Tensor
-    """``(S,)``: what pure fluid is in the unified domain; -1 for a sequence that cannot be simulated (NaN equals no copy of itself)."""
 
     def __init__(self, model: ModelConfig, train: TrainConfig, quantiles: Tensor) -> None:
         super().__init__()
@@ -97,8 +94,6 @@ class GlobalHarmonizer(nn.Module):
         self.denoiser = Denoiser(model).to(memory_format=torch.channels_last)  # a tenth faster on a CPU
         self.scheduler = make_scheduler(model)
         self.register_buffer("domain_quantiles", quantiles.clone())
-        self.calibration = Calibration(len(quantiles))
-        self.register_buffer("fluid", torch.full((len(quantiles),), -1.0))
         start = quantiles[:, 0]
         self.register_buffer("domain_cumulative", torch.stack([cumulative_from_quantiles(row) for row in start]))
         self.register_buffer("domain_moments", torch.stack([start.mean(1), start.std(1)], dim=1))

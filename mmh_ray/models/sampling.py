@@ -72,15 +72,6 @@ def fuse(estimates: np.ndarray, mask: np.ndarray, settings: HarmonizeConfig) -> 
     return (np.clip(fused, 0, None) * mask).astype(np.float32)
 
 
-def unify(
-    model: GlobalHarmonizer, estimates: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
-) -> np.ndarray:
-    """One volume ``(X, Y, Z)`` in the unified domain of the planes' estimates ``(planes, X, Y, Z)``: fused, then calibrated."""
-    fused = fuse(estimates, mask, settings)
-    calibrated = model.calibration.curve(sequence, fused, mask).apply_inside(fused, mask)
-    return np.clip(_finite(calibrated, "the calibration"), 0, None)
-
-
 def _finite(image: np.ndarray, source: str) -> np.ndarray:
     """The image, if it is one: what the model or a target spoils is said where it happened."""
     if not np.isfinite(image).all():
@@ -92,7 +83,7 @@ def harmonize_volume(
     model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
 ) -> np.ndarray:
     """A prepared volume in the unified domain, ``(X, Y, Z)`` float32 unit intensity; arguments as of :func:`estimate_planes`."""
-    return unify(model, estimate_planes(model, image, mask, sequence, settings), mask, sequence, settings)
+    return fuse(estimate_planes(model, image, mask, sequence, settings), mask, settings)
 
 
 def _run_plane(

@@ -15,27 +15,18 @@ _STATISTICS = {
     "domain_quantiles": INTENSITIES,
     "domain_cumulative": (-0.01, 1.01),
     "domain_moments": INTENSITIES,
-    "fluid": (-1.0, 10.0),
-    "calibration.knots": INTENSITIES,
-    "calibration.mean": INTENSITIES,
-    "calibration.axes": (-1.01, 1.01),
-    "calibration.seen": (-1000.0, 1000.0),
-    "calibration.slopes": (-1000.0, 1000.0),
 }
 """Least and greatest value of the buffers of a :class:`GlobalHarmonizer`."""
 
 
 def check_statistics(model: GlobalHarmonizer, place: str, remedy: str) -> None:
-    """Raise ModelError unless what the model knows of the unified domain, and its calibration, can be that of images."""
+    """Raise ModelError unless what the model knows of the unified domain can be that of images."""
     for name, (low, high) in _STATISTICS.items():
         values = model.get_buffer(name)
         if not bool(((values >= low) & (values <= high)).all()):  # NaN is neither
             received = f"{place}: {name} from {values.min():.3g} to {values.max():.3g}"
             raise ModelError(received, f"{low:g} to {high:g}", remedy)
     check_quantiles(model.domain_quantiles, f"{place}: domain_quantiles", remedy)
-    least, greatest = model.calibration.seen.unbind(1)
-    if not bool((least <= greatest).all()):
-        raise ModelError(f"{place}: calibration.seen falls", "the least value, then the greatest", remedy)
 
 
 def check_quantiles(quantiles: Tensor, place: str, remedy: str) -> None:
