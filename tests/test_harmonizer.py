@@ -15,12 +15,12 @@ from benchmarks.lesions import contrast_and_volume, hydrocephalus, tumour
 from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig
 from mmh_ray.errors import ConfigError, DataError, ModelError, RefusedError
 from mmh_ray.evaluation.quality import check_scan, measures
-from mmh_ray.harmonizer import AIR_LEVEL, Harmonizer, with_smaller_batches
+from mmh_ray.harmonizer import Harmonizer, with_smaller_batches
 from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.detail import continued
 from mmh_ray.imaging.grid import from_grid, to_grid
-from mmh_ray.imaging.intensity import noise_level, robust_scaling
-from mmh_ray.imaging.phantom import SITES, canonical, canonical_fluid, render
+from mmh_ray.imaging.intensity import noise_level
+from mmh_ray.imaging.phantom import SITES, canonical, render
 from mmh_ray.imaging.preprocess import Prepared
 from mmh_ray.imaging.template import OUTPUT_AFFINE, OUTPUT_SHAPE, SPACE, template
 from mmh_ray.imaging.volume import Volume
@@ -120,7 +120,7 @@ def test_with_n4_a_model_that_changes_nothing_gives_the_scan_divided_by_its_fiel
     assert error.max() < 0.03
 
 
-@pytest.mark.parametrize(("slope", "offset"), [(0.6, 0.3), (1.4, -0.2), (-0.5, 1.0)])
+@pytest.mark.parametrize(("slope", "offset"), [(0.6, 0.3), (1.4, -0.2)])
 def test_an_affine_style_reaches_every_native_voxel_inside(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch, slope: float, offset: float
 ) -> None:
@@ -157,11 +157,9 @@ def test_air_stays_dark_under_a_style_that_lifts_the_brain(
     volume, mask = scan
     noisy = np.hypot(volume.data + rng.normal(0, 0.02 * UNIT, mask.shape), rng.normal(0, 0.02 * UNIT, mask.shape))
     found = knowing(bundle, monkeypatch, 0.5, 0.4).run(volume.like(noisy.astype(np.float32)), "T1w", mask)
-    unit = found.prepared.scaling.apply(noisy)
     outside = ~ndimage.binary_dilation(mask, iterations=4)
     assert found.volume.data[mask].mean() > 0.6
     assert found.volume.data[outside].mean() < 0.1
-    assert (found.volume.data[outside] <= (0.6 + 0.5 / AIR_LEVEL) * unit[outside] + 1e-3).all()
     silent = knowing(bundle, monkeypatch, 0.5, 0.4).run(volume, "T1w", mask).volume.data
     assert not silent[outside & (volume.data == 0)].any()
 
@@ -229,8 +227,6 @@ def test_a_structure_survives_the_projection_and_none_appears(
 
     monkeypatch.setattr(Harmonizer, "_sample", sample)
     fine = replace(bundle, config=replace(CONFIG, grid=GridConfig(4.0, (48, 64, 48))))
-    fluid = robust_scaling(scan, brain).apply(np.array(UNIT * canonical_fluid("T2w")))
-    monkeypatch.setitem(bundle.model._buffers, "fluid", torch.tensor([-1, style(fluid)], dtype=torch.float32))
     found = Harmonizer(fine, prepare=PrepareConfig(register=False)).run(Volume(scan, anatomy.affine), "T2w", brain)
     unit, image = found.prepared.scaling.apply(scan), found.volume.data
     contrast, volume = contrast_and_volume(image, place, brain) / contrast_and_volume(style(unit), place, brain)
@@ -258,7 +254,7 @@ def test_a_head_has_no_seam_at_the_brains_border_and_dark_air(
     monkeypatch.setattr(Harmonizer, "_sample", lambda _self, found, _label: (style(found.image) * found.mask)[None])
     found = Harmonizer(bundle, prepare=PrepareConfig(register=False)).run(volume, "T1w", brain)
     unit, image = found.prepared.scaling.apply(volume.data), found.volume.data
-    ideal = style(unit) * np.where(brain, 1, np.clip(unit / AIR_LEVEL, 0, 1) ** 2)  # bone and air stay dark
+    ideal = style(unit) * np.where(brain, 1, np.clip(unit / 0.15, 0, 1) ** 2)  # bone and air stay dark
     steps = []
     for axis in range(3):
         crossed = np.diff(brain, axis=axis)

@@ -106,6 +106,10 @@ class UnifiedDomain:
         scan, truth, mask = simulated_pair(ordinal, sequence, config.grid, config.train.seed, upper)
         return scan, self._from_canonical(sequence).apply_inside(truth, mask), mask
 
+    def example_number(self, ordinal: int) -> int:
+        """Which example the ``ordinal``-th simulated group shows slices of."""
+        return ordinal
+
     def _from_canonical(self, name: str) -> MonotoneMap:
         """From canonical to unified intensity of a sequence that can be simulated."""
         return unifying_map(self.canonical[name], self.quantiles[name])
@@ -113,6 +117,10 @@ class UnifiedDomain:
 
 DOMAIN_PEOPLE = 24
 """Simulated people whose mean histogram is that of a domain by choice."""
+VIEWS = 4
+"""Groups made of one example of a domain by choice: a group shows few of its slices, and making it takes longer than training on it."""
+EXAMPLES_AT_HAND = 16
+"""Examples that take turns until all were viewed so often."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,13 @@ class ChosenDomain(UnifiedDomain):
         made = example(head, sequence, seed, config.grid, config.prepare.n4_iterations)
         return made.scan, made.truth, made.mask
 
+    def example_number(self, ordinal: int) -> int:
+        """See :meth:`UnifiedDomain.example_number`; examples of validation are viewed once."""
+        if ordinal >= VALIDATION_PEOPLE:
+            return ordinal
+        turn, place = divmod(ordinal, VIEWS * EXAMPLES_AT_HAND)
+        return turn * EXAMPLES_AT_HAND + place % EXAMPLES_AT_HAND
+
 
 _DOMAIN_SEED = 3 * 10**9
 
@@ -183,6 +198,7 @@ class GroupMaker:
     def __init__(self, store_uri: str | None, config: Config, domain: UnifiedDomain, split: str = "train") -> None:
         self.store = None if store_uri is None else PreparedStore(store_uri)
         self.config, self.domain = config, domain
+        self.at_hand: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         entries = [] if self.store is None else usable(self.store, split)
         self.entries = [entry for entry in entries if entry["sequence"] in config.model.sequences]
         self.simulable = [name for name in config.model.sequences if name in domain.canonical]
@@ -232,8 +248,13 @@ class GroupMaker:
         return entry["sequence"], teacher.apply_inside(image, mask), styled.numpy(), mask
 
     def _simulated(self, ordinal: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-        sequence = self.simulable[(ordinal // 2 + ordinal // 16) % len(self.simulable)]  # two scanners, one person
-        scan, truth, mask = self.domain.example(self.config, sequence, ordinal)
+        number = self.domain.example_number(ordinal)
+        sequence = self.simulable[(number // 2 + number // 16) % len(self.simulable)]  # two scanners, one person
+        if number not in self.at_hand:
+            while len(self.at_hand) >= EXAMPLES_AT_HAND:
+                self.at_hand.pop(next(iter(self.at_hand)))
+            self.at_hand[number] = self.domain.example(self.config, sequence, number)
+        scan, truth, mask = self.at_hand[number]
         return sequence, truth, scan, mask
 
 

@@ -24,8 +24,8 @@ _BINS = 256
 """Voxels are ordered by the scan's intensity and put into so many bins; their medians are the curve's knots."""
 _SMOOTH_BINS = 4.0
 """Standard deviation, in bins, of the smoothing of the curve."""
-_RISE = 1e-4
-"""Least rise of the curve from bin to bin, so that it can be read backwards."""
+_RISE = 1e-6
+"""Least rise of knots and curve from bin to bin, so that both can be read backwards."""
 _ROUNDS = 3
 """Times that curve and field are fitted in turn."""
 _BELIEVED = 1.25
@@ -52,8 +52,11 @@ def fit_curve(scan: np.ndarray, styled: np.ndarray, mask: np.ndarray) -> Monoton
     bins = np.array_split(np.argsort(plain, kind="stable"), min(_BINS, plain.size))
     knots, heights = (np.array([np.median(values[part]) for part in bins], np.float64) for values in (plain, wanted))
     heights = IsotonicRegression().fit_transform(np.arange(len(knots)), heights)
-    heights = ndimage.gaussian_filter1d(heights, _SMOOTH_BINS, mode="nearest") + _RISE * np.arange(len(heights))
-    knots = np.maximum.accumulate(knots) + 1e-6 * np.arange(len(knots))
+    change = ndimage.gaussian_filter1d(
+        heights - knots, _SMOOTH_BINS, mode="nearest"
+    )  # a curve that changes nothing is kept
+    rise = _RISE * np.arange(len(knots))
+    heights, knots = np.maximum.accumulate(knots + change) + rise, np.maximum.accumulate(knots) + rise
     slope = (heights[-1] - heights[0]) / (knots[-1] - knots[0])
     above = knots > 1e-3
     return MonotoneMap(
