@@ -124,7 +124,7 @@ def test_senseless_values_are_refused_by_section(override: str) -> None:
         *((f"train.{key}", value) for key in BOUNDED for value in (0, -1)),
         *(("harmonize.steps", value) for value in (0, -3, 501)),
         *(("harmonize.inversion_depth", value) for value in (-1, 501)),
-        *((f"harmonize.{key}", value) for key in ("batch_slabs", "detail_radius") for value in (0, -2)),
+        *((f"harmonize.{key}", value) for key in ("batch_slabs",) for value in (0, -2)),
     ],
 )
 def test_out_of_bounds_is_refused_by_dotted_key(key: str, value: int) -> None:
@@ -143,7 +143,6 @@ def test_out_of_bounds_is_refused_by_dotted_key(key: str, value: int) -> None:
         "harmonize.inversion_depth=0",
         "harmonize.inversion_depth=500",
         "harmonize.batch_slabs=1",
-        "harmonize.detail_radius=1",
     ],
 )
 def test_bounds_themselves_are_taken(override: str) -> None:

@@ -28,7 +28,7 @@ _RISE = 1e-6
 """Least rise of knots and curve from bin to bin, so that both can be read backwards."""
 _ROUNDS = 3
 """Times that curve and field are fitted in turn."""
-_BELIEVED = 1.25
+_BELIEVED = 1.1
 """Factor up to which a voxel may ask for another field than its surroundings have: what asks for more is a structure."""
 _STRONGEST = 2.0
 """Factor up to which the field may change the scan."""

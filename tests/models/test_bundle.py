@@ -183,7 +183,7 @@ def test_facts_that_are_not_json_are_refused(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 99}, r"'format': 99.*expected a model bundle with .*'format': 5.*Use the release"),
+        ({"format": 99}, r"'format': 99.*expected a model bundle with .*'format': 6.*Use the release"),
         ({"kind": "target"}, r"'kind': 'target'"),
         ({"config": {"model": {"colour": 1}}}, r"unknown key model\.colour.*Use the release of mmh-ray that wrote it"),
         ({"unified_domain": {"T1w": [0.0, 1.0]}}, r"KeyError: 'T2w'"),
@@ -197,7 +197,7 @@ def test_facts_of_another_kind_or_version_are_refused(bundle: Path, changes: dic
 
 
 def test_missing_facts_are_named(bundle: Path) -> None:
-    (bundle / FACTS).write_text(json.dumps({"format": 5, "kind": "global", "config": {}}))
+    (bundle / FACTS).write_text(json.dumps({"format": 6, "kind": "global", "config": {}}))
     with pytest.raises(
         ModelError,
         match="without code_version, data_hash, schedule, sequences, training, unified_domain, weights_sha256",
