@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from mmh_ray import __version__
 from mmh_ray.config import Config, QualityConfig, from_dict, load_config
 from mmh_ray.errors import ConfigError, MMHError
+from mmh_ray.models.shipped import BASE_MODEL
 from mmh_ray.stopping import stoppable
 
 if TYPE_CHECKING:
@@ -254,9 +255,7 @@ def _add_train_target(commands: Commands) -> None:
     text = "train and register an adapter per target site (target.site=NAME)"
     parser = _add_command(commands, "train-target", _train_target, text)
     parser.add_argument("prepared", metavar="PREPARED", type=_existing, help="shards made by `mmh prepare`")
-    parser.add_argument(
-        "--model", required=True, help="global model: bundle folder or models:/NAME@champion; also model=..."
-    )
+    _add_model(parser)
 
 
 def _train_target(arguments: argparse.Namespace, config: Config) -> int:
@@ -268,13 +267,16 @@ def _train_target(arguments: argparse.Namespace, config: Config) -> int:
 
 
 def _add_harmonize(commands: Commands) -> None:
-    parser = _add_command(commands, "harmonize", _harmonize, "write harmonized derivatives of a BIDS archive")
-    parser.add_argument("bids", metavar="BIDS", type=_existing, help="BIDS archive")
-    parser.add_argument("out", metavar="OUT", help="folder for the derivatives and the ledger")
+    parser = _add_command(
+        commands, "harmonize", _harmonize, "write harmonized derivatives of a BIDS archive, or of a scan"
+    )
+    parser.add_argument("bids", metavar="BIDS", type=_existing, help="BIDS archive; or one scan, NAME.nii.gz")
+    parser.add_argument("out", metavar="OUT", help="folder for the derivatives and the ledger; of one scan its file")
     parser.add_argument("level", metavar="participant", nargs="?", choices=["participant"], help="analysis level")
-    parser.add_argument("--model", required=True, help="bundle folder or registered model (models:/NAME@champion)")
+    _add_model(parser)
     _add_list(parser, "--participant-label", "only these subjects, with or without `sub-`")
-    _add_list(parser, "--sequence", "only these BIDS suffixes, for example T1w")
+    _add_list(parser, "--sequence", "only these BIDS suffixes, for example T1w; of one scan its own")
+    parser.add_argument("--mask", metavar="FILE.nii.gz", type=_existing, help="brain mask of one scan")
     _add_list(parser, "--target", "move the images to these sites' looks (names, target bundles or registered models)")
     text = "a scan in BIDS naming whose look the images of its sequence are to take on"
     parser.add_argument("--target-image", metavar="FILE.nii.gz", type=_existing, help=text)
@@ -290,7 +292,18 @@ def _add_list(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
     parser.add_argument(flag, nargs="+", action="extend", default=[], metavar=flag[2].upper(), help=text)
 
 
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    text = (
+        f"{BASE_MODEL} (the default, which the package brings), a bundle folder or models:/NAME@ALIAS; also model=..."
+    )
+    parser.add_argument("--model", default=BASE_MODEL, help=text)
+
+
 def _harmonize(arguments: argparse.Namespace, config: Config) -> int:
+    if os.path.isfile(arguments.bids):
+        return _harmonize_scan(arguments, config)
+    if arguments.mask:
+        raise ConfigError("--mask with an archive", "a mask of one scan", "Put masks beside the scans, as BIDS has it.")
     from mmh_ray.distributed.job import Job
 
     subjects = tuple(label.removeprefix("sub-") for label in arguments.participant_label)
@@ -309,6 +322,26 @@ def _harmonize(arguments: argparse.Namespace, config: Config) -> int:
         log.warning("some images failed: see %s", Path(arguments.out, "report.html"))
         return 1
     return 0
+
+
+def _harmonize_scan(arguments: argparse.Namespace, config: Config) -> int:
+    """One file to another, in this process."""
+    given = [flag for flag in _ARCHIVES_ONLY if vars(arguments)[flag.lstrip("-").replace("-", "_")]]
+    if given or len(arguments.sequence) > 1:
+        received = f"{', '.join(given) or '--sequence with several'} for one scan, {arguments.bids}"
+        raise ConfigError(received, "a BIDS archive for it", "Leave it out, or give the archive.")
+    from mmh_ray.single import harmonize_file, load
+
+    sequence = arguments.sequence[0] if arguments.sequence else None
+    flags = harmonize_file(arguments.bids, arguments.out, load(arguments.model, config), sequence, arguments.mask)
+    for flag in flags:
+        log.warning("look at it: %s", flag)
+    log.info("wrote %s", arguments.out)
+    return 0
+
+
+_ARCHIVES_ONLY = ("--participant-label", "--target", "--target-image", "--retry-failed", "--dry-run")
+"""Flags of `mmh harmonize` that make no sense for one scan."""
 
 
 def _show_plan(rows: list[dict]) -> int:

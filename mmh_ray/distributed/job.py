@@ -16,7 +16,7 @@ class Job:
     bids, out:
         Folders of the archive and of the derivatives.
     model:
-        Bundle folder or ``models:/NAME@ALIAS``.
+        ``mmh-base``, a bundle folder or ``models:/NAME@ALIAS``.
     participants, sequences:
         Labels without ``sub-`` and BIDS suffixes to keep; empty keeps all.
     retry_failed:

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from mmh_ray.account import account_of
 from mmh_ray.bids.contrast import contrast_flags
 from mmh_ray.bids.derivatives import derivative_files, figure_paths, write_sidecar
-from mmh_ray.config import Config, to_dict
+from mmh_ray.config import Config
 from mmh_ray.distributed.look import (
     Look,
     check_places,
@@ -26,14 +27,12 @@ from mmh_ray.distributed.look import (
     unknown_sequence,
 )
 from mmh_ray.errors import DataError, RefusedError, data_error, naming_mask
-from mmh_ray.evaluation.curves import histogram
 from mmh_ray.evaluation.mosaic import write_mosaic
 from mmh_ray.harmonizer import HarmonizedScan, Harmonizer, InferredImage, ReadyScan, with_smaller_batches
-from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import Room, read_mask, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.models.target_bundle import Target
-from mmh_ray.provenance import code_version, sha256_file
+from mmh_ray.provenance import sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +186,7 @@ class HarmonizeWorker:
 
     def _sidecar(self, row: Row, scan: HarmonizedScan, digest: str, look: Look) -> Row:
         """What was done to the image, for whoever finds it."""
-        scaling, bundle, settings = scan.prepared.scaling, self.harmonizer.bundle, self.harmonizer.settings
+        bundle = self.harmonizer.bundle
         seen = bundle.facts["training"].get("counts", {}).get(row["site"], {})
         return {
             "Sources": [row["uri"]],
@@ -197,25 +196,10 @@ class HarmonizeWorker:
             "Model": {"URI": self.facts["model"], "Hash": bundle.hash, "CodeVersion": bundle.facts["code_version"]},
             "TargetSite": look.name,
             "TargetModel": look.target and {"URI": look.target.uri, "Hash": look.target.hash, **look.target.facts},
-            "SkullStripped": scan.stripped,
-            "Units": _UNITS[settings.intensity, look.target is not None],
             "SourceSite": row["site"],
             "SourceSiteSeenInTraining": row["sequence"] in seen,
-            "Preparation": list(scan.prepared.steps),
-            "IntensityMapping": {
-                "Low": scaling.low,
-                "High": scaling.high,
-                "Formula": "unit = (scan - Low) / (High - Low)",
-            },
-            "Registration": _registration(scan),
-            "Settings": to_dict(settings) | {"prepare": to_dict(self.harmonizer.prepare)},
-            "QC": scan.quality,
             "Flags": _flags(row, scan),
-            "BrainHistogram": {
-                "Before": histogram(scan.source.data[scan.prepared.brain]),
-                "After": histogram(scan.harmonized.data[scan.prepared.brain]),
-            },
-            "GeneratedBy": {"Name": "mmh_ray", "Version": code_version()},
+            **account_of(scan, self.harmonizer, look.target is not None),
         }
 
 
@@ -236,37 +220,9 @@ def _all_or_none(*paths: Path) -> Iterator[list[Path]]:
         raise
 
 
-_UNITS = {
-    ("unit", False): "unit intensity of the unified domain (0 background, about 1 bright tissue)",
-    ("source", False): "the scan's own: unit intensity of the unified domain * (High - Low) + Low",
-    ("unit", True): "unit intensity of the target site (0 background, 1 bright tissue of its scans)",
-    (
-        "source",
-        True,
-    ): "the scan's own range, in the target's contrast: unit intensity of the target site * (High - Low) + Low",
-}
-"""By ``harmonize.intensity``, and whether there is a target. What a target's scans measure in their own units is not recorded."""
-
-
 def _flags(row: Row, scan: HarmonizedScan) -> list[str]:
     """What a person should look at: what the image's name tells, then what its figures do."""
     return [*contrast_flags(row["uri"]), *scan.flags]
-
-
-def _registration(scan: HarmonizedScan) -> Row | None:
-    """How the template lies in the scan: an image in template space goes back to the scan by it, as intensities do by `IntensityMapping`.
-
-    Nothing else can be undone from the sidecar: N4's field and what the model changed are not kept.
-    """
-    found = scan.prepared.registration
-    if found is None:
-        return None
-    return {
-        "Method": found.method,
-        "Quality": found.quality,
-        "TemplateSpace": SPACE,
-        "TemplateToScan": found.matrix.tolist(),
-    }
 
 
 def _device_of(model: torch.nn.Module) -> torch.device:

@@ -216,11 +216,18 @@ def write_volume(volume: Volume, path: str | Path, dtype: type = np.float32) -> 
     OSError
         When the file cannot be written (permission, full disk); nothing is left behind then.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused below
-        voxels: np.ndarray = volume.data.astype(dtype)
-    if not (np.isfinite(volume.data).all() and np.isfinite(voxels).all()):
+    image = as_nifti(volume, dtype)
+    if not (np.isfinite(volume.data).all() and np.isfinite(image.dataobj).all()):
         received = f"an image with NaN or infinite voxels, to be written to {path}"
         raise DataError(received, "finite intensities", "Nothing was written; look at the scan and the target.")
+    with whole_file(path) as partial:
+        nib.save(image, partial)
+
+
+def as_nifti(volume: Volume, dtype: type = np.float32) -> nib.Nifti1Image:
+    """The volume as nibabel has it, with the source's sform/qform codes and units; what ``dtype`` cannot hold becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        voxels: np.ndarray = volume.data.astype(dtype)
     header = volume.header.copy() if volume.header is not None else None
     if header is not None:
         header.set_data_dtype(dtype)
@@ -231,5 +238,4 @@ def write_volume(volume: Volume, path: str | Path, dtype: type = np.float32) -> 
         image = nib.Nifti1Image(voxels, volume.affine, header)
     if header is None:
         image.header.set_xyzt_units("mm")
-    with whole_file(path) as partial:
-        nib.save(image, partial)
+    return image

@@ -17,6 +17,7 @@ from mmh_ray import __version__
 from mmh_ray.config import TrackingConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.files import is_inside, read_bytes
+from mmh_ray.models.shipped import shipped_bundle
 from mmh_ray.tracking.store import choose_uri, configure, sqlite_file
 from mmh_ray.yaml_text import MOST_BYTES, load_yaml
 
@@ -102,14 +103,15 @@ def resolve_model(model: str, tracking: TrackingConfig) -> tuple[Path, str]:
     Parameters
     ----------
     model:
-        A bundle folder, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN_ID/PATH``.
+        ``mmh-base``, which the package brings; a bundle folder, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN_ID/PATH``.
 
     Raises
     ------
     ModelError
         If there is no such folder, name, alias or version, the store cannot be reached, or what is there is no bundle.
     """
-    return _resolve(model, tracking, GLOBAL)
+    shipped = shipped_bundle(model)
+    return _resolve(model, tracking, GLOBAL) if shipped is None else (shipped, model)
 
 
 def resolve_target(target: str, base: str | Path, tracking: TrackingConfig) -> tuple[Path, str]:
@@ -146,11 +148,11 @@ def resolve_recorded(uri: str, tracking: TrackingConfig, base: str | None = None
     Parameters
     ----------
     uri:
-        What is recorded. Only a registered model, which is asked of the caller's own store, is looked for.
+        What is recorded. Only the shipped model, or a registered one, which is asked of the caller's own store, is looked for.
     base:
         What the caller names instead: anything that :func:`resolve_model` takes.
     """
-    if base is None and not _REGISTERED.fullmatch(uri):
+    if base is None and not (_REGISTERED.fullmatch(uri) or shipped_bundle(uri)):
         remedy = f"Give its folder: mlflow.pyfunc.load_model(URI, model_config={{'{BASE}': FOLDER}})."
         raise ModelError(f"global model {uri[:300]!r}, recorded in a target", "a registered model", remedy)
     return resolve_model(base or uri, tracking)
