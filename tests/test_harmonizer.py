@@ -128,7 +128,7 @@ def test_an_affine_style_reaches_every_native_voxel_inside(
     found = knowing(bundle, monkeypatch, slope, offset).run(volume, "T1w", mask)
     unit = found.prepared.scaling.apply(volume.data)
     inside = ndimage.binary_erosion(mask, iterations=2) & (
-        unit > np.quantile(unit[mask], 0.03)
+        unit > np.quantile(unit[mask], 0.1)
     )  # below, the curve leads to 0
     error = np.abs(found.volume.data - np.clip(slope * unit + offset, 0, None))[inside]
     removed = abs(slope) * noise_level(unit, mask)  # what passes for noise may be taken away
@@ -233,7 +233,7 @@ def test_a_structure_survives_the_projection_and_none_appears(
     unit, image = found.prepared.scaling.apply(scan), found.volume.data
     contrast, volume = contrast_and_volume(image, place, brain) / contrast_and_volume(style(unit), place, brain)
     assert volume == pytest.approx(1, abs=0.1)
-    assert (kept if model == "erases" else 0.96) < contrast < 1.04
+    assert (kept if model == "erases" else 0.96) < contrast < 1.05
     apart = brain & ~ndimage.binary_dilation(place, iterations=3)
     new = ndimage.uniform_filter(np.where(brain, image - style(unit), 0), 3)
     if model == "invents":
