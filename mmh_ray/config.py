@@ -201,6 +201,9 @@ class TrainConfig(Section):
 
     steps: Count = 400
     """Optimiser steps."""
+    start_from: str | None = None
+    """Model whose weights are the first (`mmh-base`, a bundle folder, models:/NAME@ALIAS); None draws them. Its `model` settings must be
+    these; the unified domain is the new one."""
     volumes_per_step: Annotated[int, Range(1, 10_000)] = 2
     """Slice groups, each of one volume, over all workers in a step; a multiple of twice the workers."""
     slabs_per_plane: Annotated[int, Range(1, 1000)] = 2

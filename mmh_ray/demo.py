@@ -28,10 +28,11 @@ EXPECTED = dict.fromkeys(
 
 
 def run(out: str, config: Config) -> None:
-    """Phantom, manifest, prepare, train-global (which registers), harmonize the travelers; the same for a target site; evaluate.
+    """Phantom, its travelers harmonized by the model that the package brings; then manifest, prepare, train-global (which registers),
+    harmonize them again; the same for a target site; evaluate.
 
-    ``out`` then holds the archive, the store, the runs, MLflow's database, the derivatives, ``metrics.json`` and ``figures/``. An
-    earlier demo in the same folder is removed first. Without ``target.site`` no target is trained.
+    ``out`` then holds the archive, ``harmonized-base/`` with its ``report.html``, the store, the runs, MLflow's database, the derivatives,
+    ``metrics.json`` and ``figures/``. An earlier demo in the same folder is removed first. Without ``target.site`` no target is trained.
 
     Raises
     ------
@@ -50,14 +51,16 @@ def run(out: str, config: Config) -> None:
     model = f"models:/{config.tracking.model_name}@{config.tracking.alias}"
     whose = ["--model", model, tracking, "--participant-label", *travelers]
     truth, moved, scores = str(bids / "derivatives" / "truth"), str(root / "target"), str(root / "target.json")
+    base = str(root / "harmonized-base")
     stages = {
         "phantom": ["phantom", str(bids)],
+        "harmonize_base": ["harmonize", str(bids), base, "--participant-label", *travelers],
         "manifest": ["manifest", str(bids), manifest],
         "prepare": ["prepare", manifest, store],
         "train_global": ["train-global", store, tracking, f"train.storage={root / 'runs'}"],
         "harmonize": ["harmonize", str(bids), harmonized, *whose],
     }
-    scored = ["--archive", f"raw={manifest}", "--archive", f"ours={harmonized}"]
+    scored = ["--archive", f"raw={manifest}", "--archive", f"ours={harmonized}", "--archive", f"base={base}"]
     for site in config.target.site[:1]:
         stages |= {
             "train_target": ["train-target", store, "--model", model, tracking, f"target.storage={root / 'runs'}"],

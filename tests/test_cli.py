@@ -92,7 +92,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == f"mmh-ray {__version__}"
 
 
-@pytest.mark.parametrize("argv", [[], ["harmonise"], ["demo", "--colour"], ["harmonize", ".", "out"], ["prepare", "."]])
+@pytest.mark.parametrize("argv", [[], ["harmonise"], ["demo", "--colour"], ["harmonize", "."], ["prepare", "."]])
 def test_unusable_arguments_exit_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(argv)

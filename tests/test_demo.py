@@ -58,13 +58,14 @@ def test_the_target_is_moved_to_scored_and_drawn(
 ) -> None:
     demo.run(str(tmp_path / "out"), CONFIG)
     root = tmp_path / "out"
-    names = ["phantom", "manifest", "prepare", "train-global", "harmonize"]
+    names = ["phantom", "harmonize", "manifest", "prepare", "train-global", "harmonize"]
     assert [line[0] for line in commands] == [*names, "train-target", "harmonize", "evaluate-target", "evaluate"]
     unified, moved, scores = str(root / "harmonized"), str(root / "target"), str(root / "target.json")
-    assert commands[6][1:3] == [str(root / "bids"), moved]
-    assert commands[6][commands[6].index("--target") + 1] == "alder"
-    assert commands[7][1:6] == [str(root / "manifest.parquet"), "alder", unified, moved, scores]
-    assert f"ours_target={moved}" in commands[8]
+    assert "--model" not in commands[1]
+    assert commands[7][1:3] == [str(root / "bids"), moved]
+    assert commands[7][commands[7].index("--target") + 1] == "alder"
+    assert commands[8][1:6] == [str(root / "manifest.parquet"), "alder", unified, moved, scores]
+    assert f"ours_target={moved}" in commands[9]
     metrics = json.loads((root / "metrics.json").read_text())
     for sequence in SEQUENCES:
         assert metrics[sequence]["harmonized"]["psnr"] == 30.0

@@ -33,6 +33,7 @@ LEAVES = {
 CORE = {*LEAVES, "bids", "imaging", "simulation", "models", "evaluation", "tracking"}
 MAY_USE = {
     **dict.fromkeys(LEAVES, LEAVES),
+    "": {*LEAVES, "single"},  # when `mmh_ray.load` is asked for
     "bids": {*LEAVES, "bids"},
     "imaging": {*LEAVES, "imaging"},
     "simulation": {*LEAVES, "imaging", "simulation"},
@@ -40,9 +41,11 @@ MAY_USE = {
     "evaluation": {*LEAVES, "imaging", "evaluation"},
     "harmonizer": {*LEAVES, "imaging", "models", "evaluation"},
     "reference_target": {*LEAVES, "imaging", "models", "harmonizer"},
+    "account": {*LEAVES, "imaging", "evaluation", "harmonizer"},
     "tracking": {*CORE, "harmonizer"},
-    "distributed": {*CORE, "harmonizer", "reference_target", "distributed"},
-    "cli": {*CORE, "harmonizer", "distributed", "demo"},
+    "single": {*CORE, "harmonizer", "account"},
+    "distributed": {*CORE, "harmonizer", "account", "reference_target", "distributed"},
+    "cli": {*CORE, "harmonizer", "distributed", "demo", "single"},
     "demo": {*CORE, "harmonizer", "distributed", "cli"},
     "jobs": {"cli"},
 }

@@ -39,7 +39,7 @@ from mmh_ray.distributed.datasets import (
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.figures import before_after, middle_slice
-from mmh_ray.models.bundle import save_bundle
+from mmh_ray.models.bundle import load_bundle, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.learner import Learner, best_weights
 from mmh_ray.models.sampling import harmonize_volume
@@ -124,6 +124,7 @@ def train_global(prepared: str | None, config: Config) -> TrainedModel:
 def _fit(run: _Run) -> dict[str, torch.Tensor]:
     """Run the workers to the last step; returns the final learner state."""
     config = run.config
+    first = _first_weights(config)
     resources, loaders = training_resources(config.train.workers, config.train.use_gpu)
     board = ray.remote(num_cpus=0)(Board).remote()
     trainer = TorchTrainer(
@@ -134,6 +135,7 @@ def _fit(run: _Run) -> dict[str, torch.Tensor]:
             "domain": run.domain,
             "loaders": loaders,
             "board": board,
+            "first": first,
         },
         scaling_config=ScalingConfig(
             num_workers=config.train.workers, use_gpu=config.train.use_gpu, resources_per_worker=resources
@@ -153,6 +155,21 @@ def _fit(run: _Run) -> dict[str, torch.Tensor]:
         return safetensors.torch.load_file(Path(directory, STATE))
 
 
+def _first_weights(config: Config) -> dict[str, torch.Tensor] | None:
+    """Of the denoiser, those of the model to start from."""
+    name = config.train.start_from
+    if name is None:
+        return None
+    folder, _ = tracking.resolve_model(name, config.tracking)
+    bundle = load_bundle(folder)
+    known, wanted = to_dict(bundle.config.model), to_dict(config.model)
+    other = [f"model.{key}={wanted[key]} instead of {known[key]}" for key in wanted if wanted[key] != known[key]]
+    if other:
+        received = f"train.start_from={name} with {', '.join(other)}"
+        raise ConfigError(received, "the settings of that model", "Set them so, or train from nothing.")
+    return {key: value.cpu() for key, value in bundle.model.denoiser.state_dict().items()}
+
+
 def _work(spec: dict[str, Any]) -> None:
     """What each training worker does."""
     config: Config = from_dict(Config, spec["config"])
@@ -162,6 +179,8 @@ def _work(spec: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, cores - spec["loaders"]))  # threads that share cores with a loader wait for each other
     torch.manual_seed(config.train.seed)
     model = GlobalHarmonizer(config.model, config.train, spec["domain"].as_tensor(config.model.sequences))
+    if spec["first"] is not None:
+        model.denoiser.load_state_dict(spec["first"])
     model.to(get_device())
     learner = Learner(model, config.train, prepare_model(model))
     _resume(learner)

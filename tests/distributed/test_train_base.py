@@ -23,18 +23,20 @@ from mmh_ray.config import (
     load_config,
 )
 from mmh_ray.distributed.datasets import (
+    EXAMPLES_AT_HAND,
     VALIDATION_PEOPLE,
+    VIEWS,
     ChosenDomain,
     GroupMaker,
     simulation_hash,
     validation_batches,
 )
-from mmh_ray.distributed.train import train_global
+from mmh_ray.distributed.train import _first_weights, train_global
 from mmh_ray.errors import ConfigError
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.simulation import examples
 from mmh_ray.simulation.protocols import SEQUENCES, canonical_levels
-from mmh_ray.simulation.tissues import FLUID, WHITE
+from mmh_ray.simulation.tissues import WHITE
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Config(
@@ -57,7 +59,7 @@ CONFIG = Config(
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
-    """GroupMaker and calibration set torch to one thread in their process."""
+    """GroupMaker sets torch to one thread in its process."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -82,7 +84,6 @@ def label_maps(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_the_domain_is_the_written_look_and_no_average_of_sites(domain: ChosenDomain) -> None:
     for sequence in SEQUENCES:
-        assert domain.fluid(sequence) == canonical_levels(sequence)[FLUID]
         assert (np.diff(domain.quantiles[sequence]) >= 0).all()
     assert domain.quantiles["T1w"][-20] == pytest.approx(canonical_levels("T1w")[WHITE], rel=0.1)
 
@@ -94,6 +95,29 @@ def test_a_group_is_a_function_of_its_number_and_needs_no_store(domain: ChosenDo
         np.testing.assert_array_equal(values, again[name])
     assert {int(GroupMaker(None, CONFIG, domain).group(2 * n)["sequence"][0]) for n in range(4)} == {0, 1, 2, 3}
     assert len(validation_batches(None, CONFIG, domain)) == 2
+
+
+@pytest.mark.slow
+def test_an_example_serves_several_groups_and_is_made_once(
+    domain: ChosenDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time with other slices; never across training and validation."""
+    numbers = [domain.example_number(ordinal) for ordinal in range(2 * VIEWS * EXAMPLES_AT_HAND)]
+    assert [numbers.count(number) for number in range(2 * EXAMPLES_AT_HAND)] == [VIEWS] * 2 * EXAMPLES_AT_HAND
+    assert domain.example_number(VALIDATION_PEOPLE + 77) == VALIDATION_PEOPLE + 77
+    made: list[int] = []
+    monkeypatch.setattr(
+        ChosenDomain,
+        "example",
+        lambda _self, _config, _sequence, number: (
+            made.append(number),
+            *(np.ones(CONFIG.grid.shape, kind) for kind in (np.float32, np.float32, bool)),
+        )[1:],
+    )
+    maker = GroupMaker(None, CONFIG, domain)
+    groups = [maker.group(number) for number in range(VIEWS * EXAMPLES_AT_HAND)]
+    assert made == list(range(EXAMPLES_AT_HAND))
+    assert not np.array_equal(groups[0]["position"], groups[EXAMPLES_AT_HAND]["position"])
 
 
 @pytest.mark.slow
@@ -165,5 +189,10 @@ def test_a_model_is_trained_from_nothing_but_settings(
     bundle = load_bundle(trained.bundle)
     assert bundle.config.model.sequences == sequences
     assert trained.model_uri == "models:/mmh-base/1"
-    assert bundle.model.fluid.tolist() == pytest.approx([canonical_levels(name)[FLUID] for name in sequences])
     assert np.isfinite(trained.validation["val_loss"])
+    first = _first_weights(replace(config, train=replace(config.train, start_from=trained.bundle)))
+    assert first is not None
+    assert all(torch.equal(first[name], weight) for name, weight in bundle.model.denoiser.state_dict().items())
+    other = replace(config, model=replace(config.model, slab=3), train=replace(config.train, start_from=trained.bundle))
+    with pytest.raises(ConfigError, match=r"model\.slab=3 instead of 1"):
+        _first_weights(other)
