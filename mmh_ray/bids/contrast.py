@@ -9,9 +9,7 @@ from typing import Any
 from mmh_ray.bids.entities import parse
 from mmh_ray.files import read_object
 
-_AGENT = (
-    "what takes up contrast agent is compressed: a rim at 1.3 to 1.5 times white matter kept 26 to 43 % of its contrast"
-)
+_AGENT = "the model was trained without; on three scans rims at 1.3 and 1.5 times white matter kept .8 to 1.1 of their contrast"
 _NO_MAGNITUDE = {"phase", "real", "imag"}
 _NONE = {"", "none", "no", "n/a", "na"}
 _AGENT_KEYS = ("ContrastBolusAgent", "ContrastBolusIngredient")
