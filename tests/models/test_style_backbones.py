@@ -300,6 +300,6 @@ def test_wheel_holds_the_weights(repository: Path, tmp_path: Path) -> None:
     ]
     subprocess.run(command, cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    assert {f"mmh_ray/models/weights/style.{end}" for end in ("safetensors", "md")} <= set(
-        zipfile.ZipFile(wheel).namelist()
-    )
+    base = [f"mmh-base/{name}" for name in ("config.json", "denoiser.safetensors", "MODEL_CARD.md")]
+    wanted = {f"mmh_ray/models/weights/{name}" for name in ("style.safetensors", "style.md", *base)}
+    assert wanted <= set(zipfile.ZipFile(wheel).namelist())
