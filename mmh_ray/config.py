@@ -201,7 +201,7 @@ class TrainConfig(Section):
 
     steps: Count = 400
     """Optimiser steps."""
-    start_from: str | None = None
+    start_from: Named | None = None
     """Model whose weights are the first (`mmh-base`, a bundle folder, models:/NAME@ALIAS); None draws them. Its `model` settings must be
     these; the unified domain is the new one."""
     volumes_per_step: Annotated[int, Range(1, 10_000)] = 2

@@ -27,11 +27,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_log_level() -> Iterator[None]:
-    """The command line sets the level of the package's log for the whole process: no test may find another's."""
+    """The command line sets the level of the package's log for the whole process: no test may find another's, nor a wider fixture's."""
     package = logging.getLogger("mmh_ray")
-    before = package.level
+    package.setLevel(logging.NOTSET)
     yield
-    package.setLevel(before)
+    package.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

@@ -75,7 +75,7 @@ def run(files: dict[str, bytes], tiny_config: Config, tmp_path: Path) -> Run:
 def test_contrast_agent_is_flagged(run: Run, head: Volume) -> None:
     found = run(head, name="sub-01_ce-gadolinium_T1w")
     assert found["status"] == "done", found["reason"]
-    assert found["flags"][0].startswith("ce-gadolinium: contrast agent")
+    assert found["flags"][0].startswith("contrast agent (gadolinium): ")
     assert read_sidecar(run.out / found["output"])["Flags"] == found["flags"]
 
 
