@@ -1,11 +1,12 @@
 """People never trained on at ten protocols never trained on: how alike, and how near to the truth, does a model make their scans?
 
-    python benchmarks/protocols.py LABEL_MAPS [MODEL] [--sequences T1w T2w FLAIR PDw] [--people 3]
+    python benchmarks/protocols.py LABEL_MAPS [MODEL] [--sequences T1w T2w FLAIR PDw] [--people 3] [--oracle]
 
 LABEL_MAPS is the folder that the model was trained with (`simulation.label_maps`): only its last fifth, which training leaves out, is
 shown. MODEL is `mmh-base` by default. Compared with N4 alone and with N4 and histogram matching to the mean of all scans. Brain masks
 are the true ones. One line per method: PSNR and SSIM between the scans of one person, nRMSE to the noise-free truth after one monotone
-curve for the cohort, gradient correlation with the scan.
+curve for the cohort, gradient correlation with the scan. With `--oracle` the truth itself stands in for the network's image, on its
+grid: what the way back to the scan allows at best.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from mmh_ray.evaluation.metrics import (
     truth_bins,
     truth_error,
 )
+from mmh_ray.harmonizer import Harmonizer
+from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.intensity import correct_bias, match_histogram, mean_quantile_function, quantile_function
+from mmh_ray.imaging.preprocess import Prepared
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.simulation.examples import random_head
 from mmh_ray.simulation.people import label_maps_in
@@ -84,31 +88,45 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="mmh-base")
     parser.add_argument("--sequences", nargs="+", default=list(PROTOCOLS))
     parser.add_argument("--people", type=int, default=3)
+    parser.add_argument("--oracle", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     maps = label_maps_in(arguments.label_maps)
     held_out = maps[len(maps) - -(-len(maps) // 5) :]
     for sequence in arguments.sequences:
-        compare(sequence, held_out, load(arguments.model), arguments.people)
+        compare(sequence, held_out, load(arguments.model), arguments.people, arguments.oracle)
 
 
-def compare(sequence: str, label_maps: tuple[str, ...], model: Model, people: int) -> None:
+class Oracle(Harmonizer):
+    """A harmonizer whose network knows the truth."""
+
+    truth: Volume
+
+    def _sample(self, prepared: Prepared, _label: int) -> np.ndarray:
+        image = to_grid(self.truth.data, self.truth.affine, prepared.affine, prepared.image.shape)
+        return (image * prepared.mask)[None]
+
+
+def compare(sequence: str, label_maps: tuple[str, ...], model: Model, people: int, is_oracle: bool) -> None:
     """Scans of every person at every protocol, harmonized and judged."""
     made: dict[str, dict[tuple[int, int], np.ndarray]] = {"raw": {}, "n4": {}, "n4+histogram": {}, "model": {}}
     truths, scans = {}, {}
+    harmonizer = Oracle(model.harmonizer.bundle) if is_oracle else model.harmonizer
     for person in range(people):
         head = random_head(label_maps, PEOPLE + person, GRID)
         oddity = random_oddity(np.random.default_rng(person))
         truths[person] = canonical_image(head, sequence, oddity), head.brain
         affine = np.diag([GRID.spacing_mm] * 3 + [1.0])
         affine[:3, 3] = -GRID.spacing_mm * np.array(GRID.shape) / 2
+        if isinstance(harmonizer, Oracle):
+            harmonizer.truth = Volume(truths[person][0], affine)
         for site, (field_t, protocol) in enumerate(PROTOCOLS[sequence]):
             rng = np.random.default_rng([SITES, site, person])
             image = render(head, Scan(sequence, field_t, protocol), rng, GRID.spacing_mm, oddity)
             volume, place = Volume(image, affine), (person, site)
             scans[place] = made["raw"][place] = image
             made["n4"][place] = correct_bias(image, head.brain, volume.spacing)
-            made["model"][place] = model.harmonizer.run(volume, sequence, head.brain).harmonized.data
+            made["model"][place] = harmonizer.run(volume, sequence, head.brain).harmonized.data
     brains = {place: truths[place[0]][1] for place in scans}
     scaled = {place: image / np.quantile(image[brains[place]], 0.995) for place, image in made["n4"].items()}
     mean = mean_quantile_function(quantile_function(image[brains[place]]) for place, image in scaled.items())
