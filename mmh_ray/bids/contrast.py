@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmh_ray.bids.derivatives import sidecar_path
 from mmh_ray.bids.entities import parse
 from mmh_ray.files import read_object
 
 _AGENT = "the model was trained without; on three scans rims at 1.3 and 1.5 times white matter kept .8 to 1.1 of their contrast"
-_NO_MAGNITUDE = {"phase", "real", "imag"}
 _NONE = {"", "none", "no", "n/a", "na"}
 _AGENT_KEYS = ("ContrastBolusAgent", "ContrastBolusIngredient")
 
@@ -30,7 +30,7 @@ def contrast_flags(uri: str | Path) -> tuple[str, ...]:
     agent = tags.get("ce") or _agent_of(_sidecar_beside(uri))
     if agent is not None:
         found.append(f"contrast agent ({agent}): {_AGENT}")
-    if tags.get("part") in _NO_MAGNITUDE:
+    if tags.get("part", "mag") != "mag":
         found.append(f"part-{tags['part']}: no magnitude image, which is all that the model knows")
     if "inv" in tags:
         found.append(f"inv-{tags['inv']}: one inversion of several, whose contrast the model may not know")
@@ -52,9 +52,7 @@ def _agent_of(sidecar: Mapping[str, Any]) -> str | None:
 
 
 def _sidecar_beside(uri: str | Path) -> Mapping[str, Any]:
-    path = Path(uri)
-    stem = path.name.removesuffix(".gz").removesuffix(".nii")
     try:
-        return read_object(path.with_name(f"{stem}.json"))
+        return read_object(sidecar_path(uri))
     except (OSError, ValueError):
         return {}

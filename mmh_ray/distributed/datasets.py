@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import ray
@@ -61,6 +61,8 @@ class UnifiedDomain:
     quantiles: dict[str, np.ndarray]
     tissues: dict[str, np.ndarray]
     canonical: dict[str, np.ndarray]
+    examples_at_hand: ClassVar[int] = 0
+    """Examples that are kept because they are viewed again."""
 
     @classmethod
     def of(cls, store: PreparedStore, config: Config) -> UnifiedDomain:
@@ -134,6 +136,7 @@ class ChosenDomain(UnifiedDomain):
     """
 
     label_maps: tuple[str, ...] = ()
+    examples_at_hand: ClassVar[int] = EXAMPLES_AT_HAND
 
     @classmethod
     def of_simulation(cls, config: Config) -> ChosenDomain:
@@ -248,13 +251,14 @@ class GroupMaker:
         return entry["sequence"], teacher.apply_inside(image, mask), styled.numpy(), mask
 
     def _simulated(self, ordinal: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-        number = self.domain.example_number(ordinal)
+        number, kept = self.domain.example_number(ordinal), self.domain.examples_at_hand
         sequence = self.simulable[(number // 2 + number // 16) % len(self.simulable)]  # two scanners, one person
-        if number not in self.at_hand:
-            while len(self.at_hand) >= EXAMPLES_AT_HAND:
+        made = self.at_hand.get(number) or self.domain.example(self.config, sequence, number)
+        if kept:
+            while number not in self.at_hand and len(self.at_hand) >= kept:
                 self.at_hand.pop(next(iter(self.at_hand)))
-            self.at_hand[number] = self.domain.example(self.config, sequence, number)
-        scan, truth, mask = self.at_hand[number]
+            self.at_hand[number] = made
+        scan, truth, mask = made
         return sequence, truth, scan, mask
 
 

@@ -113,11 +113,6 @@ def canonical(anatomy: Anatomy, sequence: str, spacing_mm: float) -> np.ndarray:
     return render(anatomy, CANONICAL, sequence, np.random.default_rng(0), spacing_mm)
 
 
-def canonical_fluid(sequence: str) -> float:
-    """What a voxel of nothing but fluid is in canonical images."""
-    return float(tissue_levels(CANONICAL, sequence)[0])
-
-
 def noise_free(scanner: Scanner) -> Scanner:
     """The same look without noise, bias field and grey levels: contrast and sharpness alone."""
     return replace(scanner, bias=0.0, noise=0.0, levels=0)

@@ -15,9 +15,9 @@ from mmh_ray.imaging.phantom import (
     SITES,
     Scanner,
     canonical,
-    canonical_fluid,
     random_scanner,
     render,
+    tissue_levels,
     tissue_signal,
 )
 
@@ -57,7 +57,7 @@ def test_a_voxel_of_nothing_but_fluid_has_its_canonical_level(sequence: str) -> 
     fluid = np.zeros((4, 3, 3, 3), np.float32)
     fluid[0] = 1
     found = canonical(Anatomy(fluid, np.zeros((3, 3, 3), np.float32), np.eye(4)), sequence, 4.0)
-    np.testing.assert_allclose(found, canonical_fluid(sequence), rtol=1e-6)
+    np.testing.assert_allclose(found, tissue_levels(CANONICAL, sequence)[0], rtol=1e-6)
 
 
 def test_sites_differ_and_are_not_the_canonical_one() -> None:
