@@ -39,6 +39,8 @@ _VENTRICLES = (4, 5, 14, 43, 44)
 """FreeSurfer's numbers of what grows where ventricles are wide."""
 _CANAL_MM = 9
 """Fluid this far from brain tissue lies in the spinal canal."""
+_DURA_MM = 4.0
+"""Radius that closes the dura between the halves of a brain, as tools do."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Person:
     """Masses with an enhancing rim, a core and oedema around them."""
     oddities: int = 0
     """Blobs of a mixture of tissues that no atlas knows: what a model must not explain away."""
+    turn_degrees: float = 3.0
+    """Standard deviation of the head's rotation about each axis; the default is that of a head upright on the working grid."""
+    shift_mm: float = 0.0
+    """Standard deviation of the head's place along each axis."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,15 @@ class Head:
         ``(X, Y, Z)`` bool, more than half brain, with the fluid around it.
     depth_mm:
         ``(X, Y, Z)`` float32 distance from the brain's surface, positive inside.
+    hull:
+        ``(X, Y, Z)`` bool, brain tissue with its furrows and ventricles, without the fluid around it.
     """
 
     fractions: np.ndarray
     texture: np.ndarray
     brain: np.ndarray
     depth_mm: np.ndarray
+    hull: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -103,8 +112,8 @@ class LabelMap:
 
 PULL_MM = 4
 """Voxel edge of :attr:`LabelMap.pull`."""
-TURN_DEGREES = 3.0
-"""Standard deviation of a head's rotation about each axis: scans lie upright on the working grid, but for that."""
+_FURROW_MM = 9.0
+"""Half the width of a furrow that the hull of a brain closes."""
 
 
 @lru_cache(maxsize=32)
@@ -147,8 +156,9 @@ def simulate_head(label_map: LabelMap, person: Person, grid: GridConfig) -> Head
     fractions = _rendered(label_map, person, grid, factor, rng)
     _thin_cortex(fractions, person.atrophy, grid.spacing_mm)
     _give_fat(fractions, grid.spacing_mm, rng)
+    hull = hull_of(fractions, grid.spacing_mm)
     _place_all(fractions, person, grid.spacing_mm, rng)
-    return finished(fractions, grid.spacing_mm, rng)
+    return finished(fractions, hull, grid.spacing_mm, rng)
 
 
 def template_head(person: Person, grid: GridConfig) -> Head:
@@ -162,8 +172,9 @@ def template_head(person: Person, grid: GridConfig) -> Head:
     fractions = np.zeros((len(TISSUES), *grid.shape), np.float32)
     for channel, share in zip((FLUID, GREY, WHITE), found.fractions, strict=False):
         fractions[channel] = _cropped(share, first, grid.shape)
+    hull = hull_of(fractions, grid.spacing_mm)
     _place_all(fractions, person, grid.spacing_mm, rng)
-    return finished(fractions, grid.spacing_mm, rng)
+    return finished(fractions, hull, grid.spacing_mm, rng)
 
 
 def _cropped(values: np.ndarray, first: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -175,22 +186,37 @@ def _cropped(values: np.ndarray, first: np.ndarray, shape: tuple[int, ...]) -> n
     return padded[box]
 
 
-def finished(fractions: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> Head:
+def hull_of(fractions: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Brain tissue with its furrows and ventricles, ``(X, Y, Z)`` bool; taken before cavities are placed, which it must hold."""
+    tissue = fractions[list(BRAIN)].sum(axis=0) - fractions[FLUID] > 0.5
+    hull = _closed(tissue, spacing_mm, _FURROW_MM)
+    across = ndimage.generate_binary_structure(2, 1)
+    for axis in (1, 2):  # wide ventricles are open to the cisterns, but closed in coronal or axial slices
+        hull |= ndimage.binary_fill_holes(hull, np.expand_dims(across, axis))
+    return hull
+
+
+def depth(inside: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Distance from the surface of a region ``(X, Y, Z)`` bool in mm, float32, positive inside."""
+    inward = ndimage.distance_transform_edt(inside) - 0.5
+    outward = ndimage.distance_transform_edt(~inside) - 0.5
+    return (np.where(inside, inward, -outward) * spacing_mm).astype(np.float32)
+
+
+def finished(fractions: np.ndarray, hull: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> Head:
     """A head of its fractions ``(T, X, Y, Z)``: texture, brain and depth."""
     brain = fractions[list(BRAIN)].sum(axis=0) > 0.5
-    brain = _closed(brain, spacing_mm)
-    inside = ndimage.distance_transform_edt(brain) - 0.5
-    outside = ndimage.distance_transform_edt(~brain) - 0.5
-    depth_mm = (np.where(brain, inside, -outside) * spacing_mm).astype(np.float32)
+    brain = _closed(brain, spacing_mm, _DURA_MM)
+    depth_mm = depth(brain, spacing_mm)
     fine = smooth_noise(rng, brain.shape, 4.0 / spacing_mm)
     wide = smooth_noise(rng, brain.shape, 15.0 / spacing_mm)
     texture = 1 + rng.uniform(0.0, 0.03) * fine + rng.uniform(0.0, 0.03) * wide
-    return Head(fractions.astype(np.float16), texture.astype(np.float32), brain, depth_mm)
+    return Head(fractions.astype(np.float16), texture.astype(np.float32), brain, depth_mm, hull)
 
 
-def _closed(brain: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """A brain with the dura between its halves, as tools find it."""
-    radius = max(1, round(4.0 / spacing_mm))
+def _closed(brain: np.ndarray, spacing_mm: float, radius_mm: float) -> np.ndarray:
+    """A region closed by a radius, without holes."""
+    radius = max(1, round(radius_mm / spacing_mm))
     padded = np.pad(brain, radius)
     closed = ndimage.binary_closing(padded, ndimage.generate_binary_structure(3, 1), iterations=radius)
     return ndimage.binary_fill_holes(closed)[(slice(radius, -radius),) * 3]
@@ -223,14 +249,17 @@ def _places(label_map: LabelMap, person: Person, grid: GridConfig, factor: int, 
     axes = [(np.arange(n) - (n - 1) / 2) * grid.spacing_mm for n in grid.shape]
     mirror = np.diag([rng.choice([-1.0, 1.0]), 1.0, 1.0])
     size = np.exp(rng.normal(0.0, 0.05) + rng.normal(0, 0.04, 3))
-    turn = Rotation.from_euler("xyz", rng.normal(0, TURN_DEGREES, 3), degrees=True).as_matrix()
+    turn = Rotation.from_euler("xyz", rng.normal(0, person.turn_degrees, 3), degrees=True).as_matrix()
     matrix = mirror @ turn @ np.diag(size)
+    centre = label_map.centre
+    if person.shift_mm:
+        centre = centre + rng.normal(0, person.shift_mm, 3)
     places = np.zeros((3, *grid.shape), np.float32)
     for row in range(3):
         across, ahead, up = (matrix[row, column] * axes[column] for column in range(3))
         wide = smooth_noise(rng, grid.shape, 50 / grid.spacing_mm)
         narrow = smooth_noise(rng, grid.shape, 20 / grid.spacing_mm)
-        places[row] = across[:, None, None] + ahead[:, None] + up + label_map.centre[row]
+        places[row] = across[:, None, None] + ahead[:, None] + up + centre[row]
         places[row] += rng.uniform(1.0, 3.5) * wide + rng.uniform(0.3, 1.3) * narrow
     steps = int(np.ceil(person.ventricles))
     for _ in range(steps):  # in one long step points would pass the ventricle and find tissue behind it

@@ -224,6 +224,11 @@ def random_scan(sequence: str, rng: np.random.Generator) -> Scan:
             return scan
 
 
+def any_contrast(rng: np.random.Generator) -> Scan:
+    """A level for every tissue, drawn with no regard to any sequence, for a network that must not mind the contrast."""
+    return Scan("any", 3.0, FreeContrast(tuple(rng.uniform(0.02, 1.0, len(TISSUES)))))
+
+
 def _draw_t1w(rng: np.random.Generator, field_t: float) -> Acquisition:
     kind = rng.random()
     if kind < 0.68:

@@ -1,0 +1,72 @@
+"""Whole heads of any contrast and where their brain is: examples for training what finds brains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mmh_ray.config import GridConfig
+from mmh_ray.imaging.brain_extractor import scaled_head
+from mmh_ray.simulation.examples import random_person
+from mmh_ray.simulation.people import Head, Person, depth, read_label_map, simulate_head
+from mmh_ray.simulation.protocols import CANONICAL, any_contrast, random_scan
+from mmh_ray.simulation.scanner import random_oddity, render
+
+ANY_CONTRAST = 0.35
+"""Share of heads whose tissues have levels of no sequence."""
+_TILTED = 0.15
+"""Share of heads that lie far from upright."""
+_STRIPPED, _DEFACED, _WITHOUT_NECK, _WITHOUT_TOP = 0.12, 0.18, 0.5, 0.1
+"""Shares of heads that lack their skull, their face, what lies below, and what lies above."""
+
+
+def whole_head(label_maps: tuple[str, ...], seed: int, grid: GridConfig) -> tuple[np.ndarray, np.ndarray]:
+    """A head as a scanner gives it; the same seed gives the same bytes.
+
+    Returns
+    -------
+    ``(X, Y, Z)`` float32 head, scaled by :func:`scaled_head`, its fields uncorrected; ``(X, Y, Z)`` float32 distance to the surface of
+    the brain's hull (:attr:`Head.hull`) in mm, positive inside.
+    """
+    rng = np.random.default_rng([seed, 8])
+    sequence = str(rng.choice(list(CANONICAL)))
+    scan = any_contrast(rng) if rng.random() < ANY_CONTRAST else random_scan(sequence, rng)
+    path = label_maps[int(rng.integers(len(label_maps)))]
+    head = simulate_head(read_label_map(path), _person(rng, seed), grid)
+    distance_mm = depth(head.hull, grid.spacing_mm)
+    image = render(head, scan, rng, grid.spacing_mm, random_oddity(rng))
+    image = _cut(image, head, distance_mm, rng, grid.spacing_mm)
+    return scaled_head(image), distance_mm
+
+
+def _person(rng: np.random.Generator, seed: int) -> Person:
+    turn_degrees = 25.0 if rng.random() < _TILTED else 8.0
+    return replace(random_person(rng, seed), turn_degrees=turn_degrees, shift_mm=8.0)
+
+
+def _cut(
+    image: np.ndarray, head: Head, distance_mm: np.ndarray, rng: np.random.Generator, spacing_mm: float
+) -> np.ndarray:
+    """What files lack: the field of view ends somewhere, a face was taken off, or the skull; most heads stay whole."""
+    kind = rng.random()
+    if kind < _STRIPPED:
+        image = image * (distance_mm > -rng.uniform(0, 6))
+    elif kind < _STRIPPED + _DEFACED:
+        image = image * ~_face(head, distance_mm, rng)
+    occupied = np.flatnonzero(head.hull.any(axis=(0, 1)))
+    if rng.random() < _WITHOUT_NECK:
+        lowest = int(occupied[0] - rng.uniform(-10, 60) / spacing_mm)
+        image[:, :, : max(0, lowest)] = 0
+    if rng.random() < _WITHOUT_TOP:
+        highest = int(occupied[-1] - rng.uniform(0, 15) / spacing_mm)
+        image[:, :, highest:] = 0
+    return image
+
+
+def _face(head: Head, distance_mm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What defacing takes away, ``(X, Y, Z)`` bool: all before a tilted plane but what is near the brain."""
+    _, length, top = head.hull.shape
+    ahead, height = np.ogrid[:length, :top]
+    before = ahead - rng.uniform(0.4, 1.2) * height > rng.uniform(0.45, 0.7) * length
+    return before[None] & (distance_mm < -rng.uniform(4, 12))
