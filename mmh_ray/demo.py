@@ -73,7 +73,8 @@ def run(out: str, config: Config) -> None:
     for name, arguments in stages.items():
         log.info("mmh %s", " ".join(arguments))
         start = time.monotonic()
-        code = main([*arguments, "--config", settings])
+        as_it_comes = name == "harmonize_base"  # the shipped model has its own grid and needs no settings
+        code = main(arguments if as_it_comes else [*arguments, "--config", settings])
         seconds[name] = round(time.monotonic() - start, 1)
         if code == INTERRUPTED:
             raise KeyboardInterrupt(f"mmh {arguments[0]} was interrupted")
