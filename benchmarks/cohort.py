@@ -29,8 +29,8 @@ import numpy as np
 from memory import MIB, Peak
 
 from mmh_ray.bids.ledger import current_rows
-from mmh_ray.imaging.anatomy import Person, simulate_anatomy
-from mmh_ray.imaging.phantom import SITES, canonical, render
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+from mmh_ray.simulation.phantom import SITES, canonical, render
 
 SPACING_MM, PEOPLE, KILLED_AT = 4.0, 12, 0.4
 Image = nib.Nifti1Image

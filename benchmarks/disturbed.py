@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation
 
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.errors import MMHError
-from mmh_ray.harmonizer import HarmonizedScan, Harmonizer
+from mmh_ray.harmonization.harmonizer import HarmonizedScan, Harmonizer
 from mmh_ray.imaging.volume import Volume, read_volume
 from mmh_ray.models.bundle import load_bundle
 

@@ -13,8 +13,8 @@ import argparse
 import numpy as np
 import torch
 
+from mmh_ray.harmonization.one_scan import load
 from mmh_ray.imaging.volume import read_volume
-from mmh_ray.single import load
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from travelers import MEASURES, measured, read
 
-from mmh_ray.harmonizer import Harmonizer
+from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.models.bundle import load_bundle
 
 WAYS = {

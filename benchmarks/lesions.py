@@ -28,13 +28,13 @@ import torch
 from scipy import ndimage
 from sklearn.isotonic import IsotonicRegression
 
-from mmh_ray.harmonizer import Harmonizer
-from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
+from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.imaging.intensity import correct_bias, match_histogram
-from mmh_ray.imaging.phantom import SEQUENCES, canonical, random_scanner, render
-from mmh_ray.imaging.simulation import canonical_quantiles, unifying_map
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.bundle import load_bundle
+from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
+from mmh_ray.simulation.phantom import SEQUENCES, canonical, random_scanner, render
+from mmh_ray.simulation.phantom_people import canonical_quantiles, unifying_map
 
 FIRST_SEED = 5000
 """Of people that neither training nor the phantom archive draws."""

@@ -96,7 +96,7 @@ def stream_stage(folder: Path, _volumes: int) -> None:
     """The batches of 100 training steps, read and let go in this process."""
     from mmh_ray.distributed.cluster import connect
     from mmh_ray.distributed.datasets import UnifiedDomain, training_stream
-    from mmh_ray.distributed.shards import PreparedStore
+    from mmh_ray.shards import PreparedStore
 
     connect()
     uri = str(folder / "prepared")
@@ -128,13 +128,13 @@ def measure_scan(edge: int, folder: Path) -> str:
     import torch
     from scipy import ndimage
 
-    from mmh_ray.distributed.look import Look
-    from mmh_ray.distributed.worker import HarmonizeWorker
-    from mmh_ray.imaging.anatomy import Person, simulate_anatomy
-    from mmh_ray.imaging.phantom import canonical
+    from mmh_ray.harmonization.target_domain import Look
+    from mmh_ray.harmonization.worker import HarmonizeWorker
     from mmh_ray.imaging.template import template
     from mmh_ray.models.bundle import save_bundle
     from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+    from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+    from mmh_ray.simulation.phantom import canonical
 
     head, quantiles = simulate_anatomy(Person(4, scalp=True), 4.0), torch.linspace(0, 1, 257).repeat(2, 2, 1)
     zoom = edge / np.array(head.brain.shape)

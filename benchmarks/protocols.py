@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from mmh_ray.config import GridConfig
-from mmh_ray.evaluation.metrics import (
+from mmh_ray.evaluation.metrics.agreement import (
     gradient_correlation,
     psnr,
     scale_by_percentiles,
@@ -26,7 +26,8 @@ from mmh_ray.evaluation.metrics import (
     truth_bins,
     truth_error,
 )
-from mmh_ray.harmonizer import Harmonizer
+from mmh_ray.harmonization.harmonizer import Harmonizer
+from mmh_ray.harmonization.one_scan import Model, load
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.intensity import correct_bias, match_histogram, mean_quantile_function, quantile_function
 from mmh_ray.imaging.preprocess import Prepared
@@ -41,7 +42,6 @@ from mmh_ray.simulation.protocols import (
     SpoiledGradientEcho,
 )
 from mmh_ray.simulation.scanner import canonical_image, random_oddity, render
-from mmh_ray.single import Model, load
 
 GRID = GridConfig(1.5, (112, 136, 112))
 PEOPLE, SITES = 8_000_000, 55

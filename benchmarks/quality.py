@@ -21,11 +21,11 @@ from scipy import ndimage
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.config import Config
 from mmh_ray.errors import MMHError, RefusedError
-from mmh_ray.evaluation.quality import check_scan, describe_scan
-from mmh_ray.imaging.anatomy import TISSUES, Person, simulate_anatomy
-from mmh_ray.imaging.phantom import SITES, render
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import Volume, read_volume
+from mmh_ray.quality.checks import check_scan, describe_scan
+from mmh_ray.simulation.anatomy import TISSUES, Person, simulate_anatomy
+from mmh_ray.simulation.phantom import SITES, render
 
 CONFIG = Config()
 FIGURES = ("registration", "coverage", "brain_ml", "fluid_contrast", "white_contrast")

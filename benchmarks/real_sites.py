@@ -13,10 +13,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from mmh_ray.harmonization.one_scan import Model, load
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.intensity import correct_bias, robust_scaling
 from mmh_ray.imaging.volume import Volume, read_volume
-from mmh_ray.single import Model, load
 
 SHAPE = (170, 210, 1)
 ABOVE_MM = 10.0

@@ -26,12 +26,12 @@ from open_clip.timm_model import TimmModel
 
 from mmh_ray.config import Config, PhantomConfig, PrepareConfig, StyleConfig
 from mmh_ray.distributed.phantom import plan
-from mmh_ray.imaging.anatomy import simulate_anatomy
-from mmh_ray.imaging.phantom import SEQUENCES, SITES, render
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import Volume
-from mmh_ray.models.style import TriPlanarStyleEncoder, make_style_encoder
-from mmh_ray.models.style_backbones import EmbeddedBackbone
+from mmh_ray.models.style.backbones import EmbeddedBackbone
+from mmh_ray.models.style.encoder import TriPlanarStyleEncoder, make_style_encoder
+from mmh_ray.simulation.anatomy import simulate_anatomy
+from mmh_ray.simulation.phantom import SEQUENCES, SITES, render
 
 CONFIG = Config(prepare=PrepareConfig(register=False))
 BIOMEDCLIP = {

@@ -47,15 +47,15 @@ from mmh_ray.distributed.evaluate_target import evaluate_target
 from mmh_ray.distributed.manifest import build_manifest
 from mmh_ray.distributed.phantom import make_archive
 from mmh_ray.distributed.prepare import prepare
-from mmh_ray.distributed.shards import PreparedStore
-from mmh_ray.evaluation.target import METHODS, OURS, RAW
-from mmh_ray.harmonizer import Harmonizer
+from mmh_ray.evaluation.target_metrics import METHODS, OURS, RAW
+from mmh_ray.harmonization.harmonizer import Harmonizer
+from mmh_ray.harmonization.reference_target import target_of_scan
 from mmh_ray.imaging.volume import read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.models.sampling import estimate_planes
-from mmh_ray.models.target_bundle import Target, load_target
-from mmh_ray.models.target_harmonizer import TargetFineTuner
-from mmh_ray.reference_target import target_of_scan
+from mmh_ray.models.target.bundle import Target, load_target
+from mmh_ray.models.target.fine_tuner import TargetFineTuner
+from mmh_ray.shards import PreparedStore
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SITE, OTHER, SUBJECTS, OTHERS, TRAVELERS = "alder", "birch", 40, 12, 4

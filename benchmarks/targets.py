@@ -23,11 +23,11 @@ from travelers import MEASURES, measured, read
 
 from mmh_ray.config import Config, load_config
 from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain
-from mmh_ray.distributed.shards import PreparedStore
-from mmh_ray.harmonizer import Harmonizer
+from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
-from mmh_ray.models.learner import Learner
+from mmh_ray.models.trainer import Learner
+from mmh_ray.shards import PreparedStore
 
 
 def trained(store: str, config: Config) -> Bundle:

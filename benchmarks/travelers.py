@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mmh_ray.evaluation.metrics import gradient_correlation, psnr, scale_by_percentiles, ssim, truth_nrmse, w1
+from mmh_ray.evaluation.metrics.agreement import gradient_correlation, psnr, scale_by_percentiles, ssim, truth_nrmse, w1
 from mmh_ray.imaging.volume import Volume, read_volume
 
 MEASURES = ("psnr", "ssim", "w1", "gradient_correlation", "truth_nrmse")

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """``load``, imported when it is asked for: it brings torch, which takes seconds."""
     if name == "load":
-        from mmh_ray.single import load
+        from mmh_ray.harmonization.one_scan import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

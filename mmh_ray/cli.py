@@ -304,7 +304,7 @@ def _harmonize(arguments: argparse.Namespace, config: Config) -> int:
         return _harmonize_scan(arguments, config)
     if arguments.mask:
         raise ConfigError("--mask with an archive", "a mask of one scan", "Put masks beside the scans, as BIDS has it.")
-    from mmh_ray.distributed.job import Job
+    from mmh_ray.harmonization.job import Job
 
     subjects = tuple(label.removeprefix("sub-") for label in arguments.participant_label)
     sequences, retry = tuple(arguments.sequence), arguments.retry_failed
@@ -330,7 +330,7 @@ def _harmonize_scan(arguments: argparse.Namespace, config: Config) -> int:
     if given or len(arguments.sequence) > 1:
         received = f"{', '.join(given) or '--sequence with several'} for one scan, {arguments.bids}"
         raise ConfigError(received, "a BIDS archive for it", "Leave it out, or give the archive.")
-    from mmh_ray.single import harmonize_file, load
+    from mmh_ray.harmonization.one_scan import harmonize_file, load
 
     sequence = arguments.sequence[0] if arguments.sequence else None
     flags = harmonize_file(arguments.bids, arguments.out, load(arguments.model, config), sequence, arguments.mask)
@@ -368,7 +368,7 @@ def _status(arguments: argparse.Namespace, _config: Config) -> int:
     if not arguments.report:
         return 0
     from mmh_ray.bids.ledger import current_rows
-    from mmh_ray.distributed.cohort_report import write_cohort_report
+    from mmh_ray.quality.run_report import write_cohort_report
 
     quality = _bounds_of(status.record)
     return 0 if write_cohort_report(arguments.out, status.record, current_rows(arguments.out), quality) else 1
@@ -414,21 +414,21 @@ def _evaluate(arguments: argparse.Namespace, config: Config) -> int:
     from rich.console import Console
 
     from mmh_ray.distributed.evaluate import evaluate
-    from mmh_ray.evaluation.summary import by_sequence
-    from mmh_ray.evaluation.table import as_table
+    from mmh_ray.evaluation.report.table import as_table
+    from mmh_ray.evaluation.statistics.summary import by_sequence
 
     archives, model = dict(arguments.archive), None
     if len(archives) < len(arguments.archive):
         raise ConfigError("two archives of one name", "a name of its own for each", "Rename one of them.")
     if arguments.model:
-        from mmh_ray.distributed.gate import check_model, keep_with_model
+        from mmh_ray.tracking.promotion import check_model, keep_with_model
 
         model = check_model(arguments.model, archives, config)
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
     outcome = evaluate(archives, arguments.out, config, arguments.truth, model, arguments.labels)
     console.print(as_table(by_sequence(outcome)))
     if labels := outcome["about"].get("labels"):
-        from mmh_ray.evaluation.labels_table import labels_table
+        from mmh_ray.evaluation.report.labels_table import labels_table
 
         console.print(labels_table(labels))
     if model:
@@ -454,8 +454,8 @@ def _evaluate_target(arguments: argparse.Namespace, config: Config) -> int:
     from rich.console import Console
 
     from mmh_ray.distributed.evaluate_target import MEASURES, evaluate_target
-    from mmh_ray.evaluation.table import as_table
-    from mmh_ray.evaluation.target import METHODS, SHOWN
+    from mmh_ray.evaluation.report.table import as_table
+    from mmh_ray.evaluation.target_metrics import METHODS, SHOWN
     from mmh_ray.provenance import write_json
 
     folders = arguments.unified, arguments.moved
@@ -481,7 +481,7 @@ def _promote(arguments: argparse.Namespace, config: Config) -> int:
     word, alias = arguments.condition
     if word != "better-than":
         raise ConfigError(f"--if {word} {alias}", "better-than ALIAS", "Write --if better-than champion.")
-    from mmh_ray.distributed.gate import promote
+    from mmh_ray.tracking.promotion import promote
 
     decision = promote(arguments.model, alias, config)
     print("\n".join([*decision.lines, decision.outcome]))

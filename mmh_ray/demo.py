@@ -14,8 +14,8 @@ import yaml
 
 from mmh_ray.config import Config, to_dict
 from mmh_ray.errors import ConfigError
-from mmh_ray.evaluation.catalogue import OURS
-from mmh_ray.evaluation.summary import by_sequence
+from mmh_ray.evaluation.metrics.registry import OURS
+from mmh_ray.evaluation.statistics.summary import by_sequence
 from mmh_ray.provenance import write_json
 
 log = logging.getLogger(__name__)

@@ -7,12 +7,16 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from mmh_ray.config import Config
+    from mmh_ray.simulation.anatomy import Anatomy
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -105,3 +109,70 @@ def quiet_page(browser: Any) -> Iterator[tuple[Any, list[str]]]:
     yield page, complaints
     page.close()
     assert complaints == []
+
+
+@pytest.fixture(scope="session")
+def spacing() -> float:
+    """Voxel edge in mm of the shared anatomy."""
+    return 6.0
+
+
+@pytest.fixture(scope="session")
+def anatomy(spacing: float) -> Anatomy:
+    """A healthy person of ICBM-152 without a scalp."""
+    from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+
+    return simulate_anatomy(Person(1), spacing)
+
+
+@pytest.fixture(scope="session")
+def clean(anatomy: Anatomy, spacing: float) -> np.ndarray:
+    """The noise-free T1w rendering of the shared anatomy."""
+    from mmh_ray.simulation.phantom import canonical
+
+    return canonical(anatomy, "T1w", spacing)
+
+
+@pytest.fixture(scope="session")
+def ball() -> np.ndarray:
+    """An ellipsoid ``(16, 20, 14)`` bool that touches no border."""
+    axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in (16, 20, 14)], indexing="ij")
+    return sum(axis**2 for axis in axes) < 0.7
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Config:
+    """T1w and T2w on a coarse grid, one plane, no bias field, one actor."""
+    from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig
+
+    return Config(
+        grid=GridConfig(6.0, (32, 40, 32)),
+        prepare=PrepareConfig(n4=False),
+        model=ModelConfig(channels=(8, 16), slab=1, distances=(1, 2), patch=2),
+        harmonize=HarmonizeConfig(planes=("axial",), slots=1),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], Path]:
+    """Writes the bundle of an untrained model of some settings."""
+    import torch
+
+    from mmh_ray.models.bundle import save_bundle
+    from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+
+    def make(config: Config) -> Path:
+        folder = tmp_path_factory.mktemp("model") / "bundle"
+        torch.manual_seed(0)
+        quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
+        model = GlobalHarmonizer(config.model, config.train, quantiles)
+        save_bundle(folder, model, config, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(make_bundle: Callable[[Config], Path], tiny_config: Config) -> Path:
+    """The bundle of an untrained model of :func:`tiny_config`."""
+    return make_bundle(tiny_config)

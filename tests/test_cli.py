@@ -16,10 +16,10 @@ import pytest
 from mmh_ray import __version__
 from mmh_ray.cli import main, parse
 from mmh_ray.config import Config, EvaluateConfig, load_config
-from mmh_ray.distributed.job import Job
 from mmh_ray.errors import ConfigError, DataError
-from mmh_ray.evaluation.promotion import Decision
-from mmh_ray.evaluation.target import METHODS
+from mmh_ray.evaluation.promotion.rules import Decision
+from mmh_ray.evaluation.target_metrics import METHODS
+from mmh_ray.harmonization.job import Job
 
 pytestmark = pytest.mark.fast
 
@@ -301,7 +301,7 @@ def test_evaluate_prints_the_table(stand_in, tmp_path: Path, capsys: pytest.Capt
     folder = str(tmp_path)
     found = {"ours": {"T1w": {"w1": {"value": 0.5}}}, "differences": {}, "about": {}}
     calls = stand_in("mmh_ray.distributed.evaluate", "evaluate", found)
-    table = stand_in("mmh_ray.evaluation.table", "as_table", "the table")
+    table = stand_in("mmh_ray.evaluation.report.table", "as_table", "the table")
     archives = ["--archive", f"raw={folder}", f"--archive=ours={folder}"]
     assert main(["evaluate", *archives, "--out", "out", "--truth", folder, "evaluate.draws=200"]) == 0
     [(given, *rest)] = calls
@@ -313,8 +313,8 @@ def test_evaluate_prints_the_table(stand_in, tmp_path: Path, capsys: pytest.Capt
 
 def test_evaluate_with_a_model_keeps_the_figures_with_it(stand_in, tmp_path: Path) -> None:
     stand_in("mmh_ray.distributed.evaluate", "evaluate", {"about": {}})
-    checked = stand_in("mmh_ray.distributed.gate", "check_model", "models:/m/3")
-    kept = stand_in("mmh_ray.distributed.gate", "keep_with_model", "run")
+    checked = stand_in("mmh_ray.tracking.promotion", "check_model", "models:/m/3")
+    kept = stand_in("mmh_ray.tracking.promotion", "keep_with_model", "run")
     archives = ["--archive", f"raw={tmp_path}", "--archive", f"ours={tmp_path}"]
     assert main(["evaluate", *archives, "--out", "out", "--model", "models:/m@candidate"]) == 0
     assert checked == [("models:/m@candidate", {"raw": str(tmp_path), "ours": str(tmp_path)}, Config())]
@@ -338,7 +338,7 @@ def test_two_archives_of_one_name_are_refused(stand_in, tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
 def test_promote_says_why(stand_in, capsys: pytest.CaptureFixture[str], passed: bool, code: int) -> None:
-    calls = stand_in("mmh_ray.distributed.gate", "promote", Decision(passed, ("T1w W1 ↓: kept",), "because"))
+    calls = stand_in("mmh_ray.tracking.promotion", "promote", Decision(passed, ("T1w W1 ↓: kept",), "because"))
     assert main(["promote", "models:/m/3", "--if", "better-than", "champion"]) == code
     assert calls == [("models:/m/3", "champion", Config())]
     assert capsys.readouterr().out == "T1w W1 ↓: kept\nbecause\n"

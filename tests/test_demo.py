@@ -13,7 +13,7 @@ from mmh_ray import demo
 from mmh_ray.config import Config, PhantomConfig, TargetConfig
 from mmh_ray.distributed import evaluate_target
 from mmh_ray.errors import ConfigError
-from mmh_ray.evaluation.target import METHODS
+from mmh_ray.evaluation.target_metrics import METHODS
 
 pytestmark = pytest.mark.fast
 

@@ -13,17 +13,17 @@ from typing import Any, NamedTuple
 import ray
 
 from mmh_ray.config import EvaluateConfig
-from mmh_ray.distributed.evaluation_files import images_table
-from mmh_ray.distributed.tasks import run_tasks
-from mmh_ray.evaluation.catalogue import MEASURES, OURS, RAW, floor_of
-from mmh_ray.evaluation.feature_baselines import FEATURE_METHODS
-from mmh_ray.evaluation.label_measures import LABEL_MEASURES
-from mmh_ray.evaluation.measuring import FACTS, Clock
-from mmh_ray.evaluation.method import Shown, cohort_figures, gather, image_figures
-from mmh_ray.evaluation.population import Figures
-from mmh_ray.evaluation.scans import Row
-from mmh_ray.evaluation.subject import Score, Training
-from mmh_ray.evaluation.summary import Entry, Figure, difference, entry, interval, site_means
+from mmh_ray.distributed.task_pool import run_tasks
+from mmh_ray.evaluation.baselines.feature_baselines import FEATURE_METHODS
+from mmh_ray.evaluation.inputs.scans import Row
+from mmh_ray.evaluation.metrics.cohort_metrics import Figures
+from mmh_ray.evaluation.metrics.label_metrics import LABEL_MEASURES
+from mmh_ray.evaluation.metrics.method import Shown, cohort_figures, gather, image_figures
+from mmh_ray.evaluation.metrics.per_image import FACTS, Clock
+from mmh_ray.evaluation.metrics.registry import MEASURES, OURS, RAW, floor_of
+from mmh_ray.evaluation.metrics.subject import Score, Training
+from mmh_ray.evaluation.report.files import images_table
+from mmh_ray.evaluation.statistics.summary import Entry, Figure, difference, entry, interval, site_means
 
 Key = tuple[str, str]
 """Sequence and method."""
@@ -38,7 +38,7 @@ class Cohort:
     methods:
         Methods with any image, by sequence.
     kept:
-        References to every case's :class:`~mmh_ray.evaluation.method.Kept`, by sequence.
+        References to every case's :class:`~mmh_ray.evaluation.metrics.method.Kept`, by sequence.
     training:
         Manifest row and facts of training images, by sequence.
     """

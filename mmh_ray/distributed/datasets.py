@@ -19,21 +19,21 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import LOADER_CPUS
-from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.imaging.intensity import MonotoneMap, mean_quantile_function, quantile_function, tissue_quantiles
-from mmh_ray.imaging.simulation import (
+from mmh_ray.models.augmentation import restyle
+from mmh_ray.models.global_harmonizer import SlabBatch
+from mmh_ray.models.slab_groups import training_group
+from mmh_ray.provenance import hash_of, sha256_file
+from mmh_ray.shards import PreparedStore
+from mmh_ray.simulation.examples import example, random_head
+from mmh_ray.simulation.people import label_maps_in
+from mmh_ray.simulation.phantom_people import (
     canonical_quantiles,
     person_number,
     simulated_pair,
     unifying_map,
 )
-from mmh_ray.models.global_harmonizer import SlabBatch
-from mmh_ray.models.groups import training_group
-from mmh_ray.models.restyle import restyle
-from mmh_ray.provenance import hash_of, sha256_file
-from mmh_ray.simulation.examples import example, random_head
-from mmh_ray.simulation.people import label_maps_in
 from mmh_ray.simulation.protocols import SEQUENCES
 from mmh_ray.simulation.scanner import canonical_image
 
@@ -216,7 +216,7 @@ class GroupMaker:
         return {name: np.stack([group[name] for group in groups]) for name in groups[0]}
 
     def group(self, number: int) -> dict[str, np.ndarray]:
-        """Arrays of :func:`mmh_ray.models.groups.training_group` for one number."""
+        """Arrays of :func:`mmh_ray.models.slab_groups.training_group` for one number."""
         simulated, ordinal = self.source(number)
         sequence, target, styled, mask = self._simulated(ordinal) if simulated else self._volume(ordinal, number)
         label = self.config.model.sequences.index(sequence)

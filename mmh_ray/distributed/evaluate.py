@@ -22,7 +22,9 @@ from mmh_ray.bids.labels import add_labels
 from mmh_ray.bids.lesions import add_lesions
 from mmh_ray.bids.status import utc_now
 from mmh_ray.config import Config
-from mmh_ray.distributed.cases import (
+from mmh_ray.distributed.cluster import connect
+from mmh_ray.distributed.cohort_figures import Cohort, measure_cohort, summarise
+from mmh_ray.distributed.selection import (
     check_archives,
     choose_cases,
     data_hash,
@@ -30,18 +32,16 @@ from mmh_ray.distributed.cases import (
     training_rows,
     usable_rows,
 )
-from mmh_ray.distributed.cluster import connect
-from mmh_ray.distributed.cohort_figures import Cohort, measure_cohort, summarise
-from mmh_ray.distributed.evaluation_files import FIGURES, Pictures, write_all
-from mmh_ray.distributed.style_vectors import style_vectors
-from mmh_ray.distributed.tasks import run_tasks
+from mmh_ray.distributed.task_pool import run_tasks
 from mmh_ray.errors import ConfigError
-from mmh_ray.evaluation.baselines import BASELINES, Baseline, Unfitted
-from mmh_ray.evaluation.catalogue import AGAIN, BEST_KNOWN, RAW, ordered
-from mmh_ray.evaluation.conditions import conditions
-from mmh_ray.evaluation.method import Kept
-from mmh_ray.evaluation.scans import Case, Row, Settings, common_masks, scan_mask
-from mmh_ray.evaluation.subject import Score, Training, score, training_facts
+from mmh_ray.evaluation.baselines.image_baselines import BASELINES, Baseline, Unfitted
+from mmh_ray.evaluation.inputs.scans import Case, Row, Settings, common_masks, scan_mask
+from mmh_ray.evaluation.metrics.method import Kept
+from mmh_ray.evaluation.metrics.registry import AGAIN, BEST_KNOWN, RAW, ordered
+from mmh_ray.evaluation.metrics.subject import Score, Training, score, training_facts
+from mmh_ray.evaluation.promotion.comparability import conditions
+from mmh_ray.evaluation.report.files import FIGURES, Pictures, write_all
+from mmh_ray.models.style.vectors import style_vectors
 from mmh_ray.provenance import check_place, code_version
 
 log = logging.getLogger(__name__)

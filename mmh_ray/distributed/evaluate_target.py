@@ -18,12 +18,12 @@ from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.style_encoder import StyleDescriber
-from mmh_ray.distributed.tasks import Done, run_tasks
+from mmh_ray.distributed.task_pool import Done, run_tasks
 from mmh_ray.errors import DataError
-from mmh_ray.evaluation.figures import before_after
-from mmh_ray.evaluation.metrics import truth_error
-from mmh_ray.evaluation.probes import cnn_site_probe, site_probe
-from mmh_ray.evaluation.target import (
+from mmh_ray.evaluation.metrics.agreement import truth_error
+from mmh_ray.evaluation.probes.site import cnn_site_probe, site_probe
+from mmh_ray.evaluation.report.figures import before_after
+from mmh_ray.evaluation.target_metrics import (
     GLOBAL,
     METHODS,
     OURS,
@@ -38,9 +38,9 @@ from mmh_ray.evaluation.target import (
     score_target,
 )
 from mmh_ray.files import read_object
-from mmh_ray.models.style import check_same_encoder, make_style_encoder
-from mmh_ray.models.style_backbones import EMBEDDED
-from mmh_ray.models.target_bundle import load_target
+from mmh_ray.models.style.backbones import EMBEDDED
+from mmh_ray.models.style.encoder import check_same_encoder, make_style_encoder
+from mmh_ray.models.target.bundle import load_target
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,16 @@ from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.status import RECORD, RunRecord, utc_now
 from mmh_ray.config import Config, HarmonizeConfig, PrepareConfig, flatten, to_dict
+from mmh_ray.distributed.actor_pool import Crew
 from mmh_ray.distributed.cluster import connect
-from mmh_ray.distributed.cohort_report import write_cohort_report
-from mmh_ray.distributed.crew import Crew
-from mmh_ray.distributed.job import Job
-from mmh_ray.distributed.look import (
+from mmh_ray.distributed.manifest import probe_all
+from mmh_ray.distributed.prepare import check_row
+from mmh_ray.distributed.task_pool import run_tasks
+from mmh_ray.errors import ConfigError, DataError, RefusedError, data_error, naming_mask
+from mmh_ray.harmonization.harmonizer import Harmonizer
+from mmh_ray.harmonization.job import Job
+from mmh_ray.harmonization.reference_target import target_of_scan
+from mmh_ray.harmonization.target_domain import (
     Look,
     Row,
     check_names,
@@ -37,18 +42,13 @@ from mmh_ray.distributed.look import (
     remove_stale,
     unknown_sequence,
 )
-from mmh_ray.distributed.manifest import probe_all
-from mmh_ray.distributed.prepare import check_row
-from mmh_ray.distributed.tasks import run_tasks
-from mmh_ray.distributed.worker import HarmonizeWorker
-from mmh_ray.errors import ConfigError, DataError, RefusedError, data_error, naming_mask
-from mmh_ray.harmonizer import Harmonizer
+from mmh_ray.harmonization.worker import HarmonizeWorker
 from mmh_ray.imaging.volume import BYTES_PER_VOXEL, read_mask, read_volume
 from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
-from mmh_ray.models.target_bundle import SAMPLING, Target, load_target
+from mmh_ray.models.target.bundle import SAMPLING, Target, load_target
 from mmh_ray.progress import progress
 from mmh_ray.provenance import check_place, code_version, hash_of, remove_partial, sha256_file
-from mmh_ray.reference_target import target_of_scan
+from mmh_ray.quality.run_report import write_cohort_report
 from mmh_ray.stopping import stoppable, why
 
 log = logging.getLogger(__name__)

@@ -19,11 +19,11 @@ from mmh_ray.config import PhantomConfig
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.errors import ConfigError
 from mmh_ray.files import read_object
-from mmh_ray.imaging.anatomy import TISSUES, Anatomy, Person, simulate_anatomy
-from mmh_ray.imaging.phantom import SEQUENCES, SITES, Scanner, canonical, noise_free, render
 from mmh_ray.imaging.volume import Volume, write_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import check_place, whole_file, write_json
+from mmh_ray.simulation.anatomy import TISSUES, Anatomy, Person, simulate_anatomy
+from mmh_ray.simulation.phantom import SEQUENCES, SITES, Scanner, canonical, noise_free, render
 
 GENERATOR = "mmh_ray.phantom"
 """Name in `GeneratedBy`; not that of the derivatives, so that an archive is never taken for a harmonizer's output."""
@@ -58,7 +58,7 @@ class Subject:
     number:
         Position in the archive, part of every random seed.
     sites:
-        Indices into :data:`mmh_ray.imaging.phantom.SITES`.
+        Indices into :data:`mmh_ray.simulation.phantom.SITES`.
     traveling:
         Whether each scan is a session of its own.
     """

@@ -19,16 +19,16 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
+from mmh_ray import shards
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config, GridConfig, PrepareConfig, QualityConfig
-from mmh_ray.distributed import shards
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.errors import DataError, data_error, naming_mask
-from mmh_ray.evaluation.quality import check_prepared, describe_scan
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.volume import check_memory, read_mask, read_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of, sha256_file
+from mmh_ray.quality.checks import check_prepared, describe_scan
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmh_ray.config import Config, StyleConfig
-from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.imaging.intensity import robust_scaling
-from mmh_ray.models.restyle import restyle
-from mmh_ray.models.style import TriPlanarStyleEncoder, make_style_encoder
-from mmh_ray.models.style_backbones import EMBEDDED
-from mmh_ray.models.style_training import train_aggregator
+from mmh_ray.models.augmentation import restyle
+from mmh_ray.models.style.backbones import EMBEDDED
+from mmh_ray.models.style.contrast import train_aggregator
+from mmh_ray.models.style.encoder import TriPlanarStyleEncoder, make_style_encoder
+from mmh_ray.shards import PreparedStore
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class StyleDescriber:
     Attributes
     ----------
     config, aggregator:
-        As :func:`mmh_ray.models.style.make_style_encoder` takes them.
+        As :func:`mmh_ray.models.style.encoder.make_style_encoder` takes them.
     """
 
     config: StyleConfig

@@ -36,15 +36,15 @@ from mmh_ray.distributed.datasets import (
     usable,
     validation_batches,
 )
-from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import ConfigError
-from mmh_ray.evaluation.figures import before_after, middle_slice
+from mmh_ray.evaluation.report.figures import before_after, middle_slice
 from mmh_ray.models.bundle import load_bundle, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
-from mmh_ray.models.learner import Learner, best_weights
 from mmh_ray.models.sampling import harmonize_volume
+from mmh_ray.models.trainer import Learner, best_weights
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of
+from mmh_ray.shards import PreparedStore
 from mmh_ray.stopping import handlers_kept
 
 log = logging.getLogger(__name__)

@@ -19,18 +19,17 @@ from mmh_ray import tracking
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.datasets import usable
-from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for
-from mmh_ray.distributed.target_places import check_places, place_of, put_target
+from mmh_ray.distributed.target_storage import check_places, place_of, put_target
 from mmh_ray.distributed.train import open_storage
 from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.imaging.preprocess import bias_step
-from mmh_ray.models.adapter import SiteStyle
+from mmh_ray.models.augmentation import restyle
 from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
-from mmh_ray.models.restyle import restyle
-from mmh_ray.models.style import make_style_encoder
-from mmh_ray.models.target_bundle import save_target
-from mmh_ray.models.target_harmonizer import (
+from mmh_ray.models.style.encoder import make_style_encoder
+from mmh_ray.models.target.adapter import SiteStyle
+from mmh_ray.models.target.bundle import save_target
+from mmh_ray.models.target.fine_tuner import (
     TargetBatch,
     TargetFineTuner,
     TunedAdapter,
@@ -39,6 +38,7 @@ from mmh_ray.models.target_harmonizer import (
     tune,
 )
 from mmh_ray.progress import progress
+from mmh_ray.shards import PreparedStore
 
 log = logging.getLogger(__name__)
 

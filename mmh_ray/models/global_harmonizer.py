@@ -61,7 +61,7 @@ class SlabBatch:
 
     @classmethod
     def of_groups(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """Stacked groups ``(G, n, ...)`` (see :mod:`mmh_ray.models.groups`) as one batch of ``G n`` slabs."""
+        """Stacked groups ``(G, n, ...)`` (see :mod:`mmh_ray.models.slab_groups`) as one batch of ``G n`` slabs."""
         groups, slabs = arrays["plane"].shape
         tensors = {name: torch.from_numpy(np.array(array)).flatten(0, 1) for name, array in arrays.items()}
         integers = ("sequence", "plane", "twin", "key")

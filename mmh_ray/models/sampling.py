@@ -14,7 +14,7 @@ from mmh_ray.errors import ModelError
 from mmh_ray.imaging.slices import AXES, NORMAL, PLANES, along, assemble, take_slabs
 from mmh_ray.models.denoiser import Context, to_diffusion, to_unit
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
-from mmh_ray.models.groups import Conditioner, brain_slices
+from mmh_ray.models.slab_groups import Conditioner, brain_slices
 from mmh_ray.threads import one_thread
 
 Denoise = Callable[[Tensor, int], Tensor]

@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 
 from mmh_ray.config import GridConfig
-from mmh_ray.imaging.anatomy import smooth_noise
 from mmh_ray.imaging.intensity import correct_bias, robust_scaling
+from mmh_ray.simulation.anatomy import smooth_noise
 from mmh_ray.simulation.people import Head, Person, read_label_map, simulate_head, template_head
 from mmh_ray.simulation.protocols import random_scan
 from mmh_ray.simulation.scanner import canonical_image, random_oddity, render

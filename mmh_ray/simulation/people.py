@@ -17,9 +17,9 @@ from scipy.spatial.transform import Rotation
 
 from mmh_ray.config import GridConfig
 from mmh_ray.errors import DataError
-from mmh_ray.imaging import anatomy
-from mmh_ray.imaging.anatomy import smooth_noise
 from mmh_ray.imaging.grid import working_affine
+from mmh_ray.simulation import anatomy
+from mmh_ray.simulation.anatomy import smooth_noise
 from mmh_ray.simulation.tissues import (
     AIR,
     BRAIN,

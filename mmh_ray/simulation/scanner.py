@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from mmh_ray.imaging.anatomy import smooth_noise
+from mmh_ray.simulation.anatomy import smooth_noise
 from mmh_ray.simulation.people import Head
 from mmh_ray.simulation.protocols import CANONICAL, Matter, Scan, canonical_levels
 from mmh_ray.simulation.tissues import ODDITY, TISSUES

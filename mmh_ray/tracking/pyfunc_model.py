@@ -26,9 +26,9 @@ class HarmonizerModel(PythonModel):
         That is the registered one that the target names, in the caller's store, or what ``model_config={"base": FOLDER}`` names.
         """
         from mmh_ray.config import TrackingConfig
-        from mmh_ray.harmonizer import Harmonizer
+        from mmh_ray.harmonization.harmonizer import Harmonizer
         from mmh_ray.models.bundle import load_bundle
-        from mmh_ray.models.target_bundle import FACTS, load_target
+        from mmh_ray.models.target.bundle import FACTS, load_target
         from mmh_ray.tracking import BASE, resolve_recorded
 
         folder, self.target = Path(context.artifacts["bundle"]), None

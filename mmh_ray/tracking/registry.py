@@ -55,7 +55,7 @@ def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingCon
     from mlflow.models import Model
 
     from mmh_ray.models.bundle import bundle_hash
-    from mmh_ray.models.target_bundle import target_hash, target_site
+    from mmh_ray.models.target.bundle import target_hash, target_site
 
     client, is_target = mlflow.MlflowClient(), Path(bundle_dir, TARGET).is_file()
     run = client.get_run(run_id)
@@ -133,7 +133,7 @@ def resolve_target(target: str, base: str | Path, tracking: TrackingConfig) -> t
 
 def _of_site(site: str, folder: Path, uri: str) -> tuple[Path, str]:
     """Folder and URI, if the target there is the site's: names of two sites may have become one."""
-    from mmh_ray.models.target_bundle import target_site
+    from mmh_ray.models.target.bundle import target_site
 
     found = target_site(folder)
     if found != unicodedata.normalize("NFC", site):

@@ -16,10 +16,10 @@ import torch
 from mmh_ray.config import Config, GridConfig, ModelConfig, TrainConfig
 from mmh_ray.distributed import datasets
 from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain, training_stream, usable, validation_batches
-from mmh_ray.distributed.shards import PreparedStore, shard_entries, write_index, write_shard
 from mmh_ray.errors import DataError
 from mmh_ray.imaging.intensity import quantile_function, tissue_quantiles
 from mmh_ray.models.global_harmonizer import SlabBatch
+from mmh_ray.shards import PreparedStore, shard_entries, write_index, write_shard
 
 SHAPE = (16, 24, 16)
 CONFIG = Config(

@@ -16,8 +16,8 @@ from mmh_ray.bids.manifest import SCHEMA, to_table, write_manifest
 from mmh_ray.config import Config, EvaluateConfig, ModelConfig, PrepareConfig
 from mmh_ray.distributed.evaluate import evaluate
 from mmh_ray.errors import ConfigError, DataError
-from mmh_ray.evaluation.baselines import BASELINES
-from mmh_ray.evaluation.summary import by_sequence
+from mmh_ray.evaluation.baselines.image_baselines import BASELINES
+from mmh_ray.evaluation.statistics.summary import by_sequence
 from mmh_ray.imaging.volume import Volume, read_volume, write_volume
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

@@ -12,8 +12,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from mmh_ray.cli import main
-from mmh_ray.evaluation.baselines import BASELINES
-from mmh_ray.evaluation.label_measures import LABEL_MEASURES
+from mmh_ray.evaluation.baselines.image_baselines import BASELINES
+from mmh_ray.evaluation.metrics.label_metrics import LABEL_MEASURES
 from mmh_ray.imaging.volume import Volume, read_volume, write_volume
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

@@ -13,7 +13,7 @@ from mmh_ray.cli import main
 from mmh_ray.config import PhantomConfig
 from mmh_ray.demo import EXPECTED, metrics_of
 from mmh_ray.distributed.phantom import make_archive
-from mmh_ray.evaluation.baselines import BASELINES
+from mmh_ray.evaluation.baselines.image_baselines import BASELINES
 from mmh_ray.imaging.volume import read_volume, write_volume
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

@@ -11,8 +11,8 @@ import pytest
 from mmh_ray.config import Config, StyleConfig
 from mmh_ray.distributed.evaluate_target import _cases, _check_answers, _describer
 from mmh_ray.errors import DataError, ModelError
-from mmh_ray.evaluation.target import TargetCase
-from mmh_ray.models.style import make_style_encoder
+from mmh_ray.evaluation.target_metrics import TargetCase
+from mmh_ray.models.style.encoder import make_style_encoder
 
 pytestmark = pytest.mark.fast
 

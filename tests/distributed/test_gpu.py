@@ -14,18 +14,18 @@ import torch
 from mmh_ray.bids.ledger import read_ledger
 from mmh_ray.config import Config, ManifestConfig, ModelConfig, PhantomConfig, TargetConfig, TrackingConfig, TrainConfig
 from mmh_ray.distributed.harmonize import harmonize
-from mmh_ray.distributed.job import Job
-from mmh_ray.distributed.look import Look
 from mmh_ray.distributed.manifest import build_manifest
 from mmh_ray.distributed.phantom import make_archive
 from mmh_ray.distributed.prepare import prepare
 from mmh_ray.distributed.train import train_global
 from mmh_ray.distributed.train_target import train_targets
-from mmh_ray.distributed.worker import HarmonizeWorker
-from mmh_ray.imaging.anatomy import Person, simulate_anatomy
-from mmh_ray.imaging.phantom import canonical
+from mmh_ray.harmonization.job import Job
+from mmh_ray.harmonization.target_domain import Look
+from mmh_ray.harmonization.worker import HarmonizeWorker
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.models.sampling import harmonize_volume
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+from mmh_ray.simulation.phantom import canonical
 
 pytestmark = [
     pytest.mark.gpu,

@@ -21,13 +21,13 @@ from mmh_ray.bids.status import run_status
 from mmh_ray.cli import main
 from mmh_ray.config import Config, GridConfig
 from mmh_ray.distributed.harmonize import harmonize, plan
-from mmh_ray.distributed.job import Job
 from mmh_ray.errors import ConfigError, DataError, ModelError
-from mmh_ray.imaging.anatomy import Person, simulate_anatomy
+from mmh_ray.harmonization.job import Job
 from mmh_ray.imaging.grid import to_grid
-from mmh_ray.imaging.phantom import canonical
 from mmh_ray.models.bundle import bundle_hash
 from mmh_ray.provenance import hash_of, sha256_file
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+from mmh_ray.simulation.phantom import canonical
 
 pytestmark = pytest.mark.ray
 

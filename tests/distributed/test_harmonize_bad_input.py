@@ -18,10 +18,10 @@ import pytest
 from mmh_ray.bids.ledger import current_rows
 from mmh_ray.config import Config
 from mmh_ray.distributed.harmonize import harmonize
-from mmh_ray.distributed.job import Job
 from mmh_ray.errors import ConfigError, DataError
-from mmh_ray.imaging.anatomy import Person, simulate_anatomy
-from mmh_ray.imaging.phantom import canonical
+from mmh_ray.harmonization.job import Job
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+from mmh_ray.simulation.phantom import canonical
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

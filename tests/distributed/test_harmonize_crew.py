@@ -13,10 +13,10 @@ import pytest
 import ray
 
 from mmh_ray.config import Config
-from mmh_ray.distributed import crew
+from mmh_ray.distributed import actor_pool as crew
 from mmh_ray.distributed import harmonize as driver
-from mmh_ray.distributed.job import Job
-from mmh_ray.distributed.look import Look, ledger_row
+from mmh_ray.harmonization.job import Job
+from mmh_ray.harmonization.target_domain import Look, ledger_row
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -17,9 +17,9 @@ from mmh_ray.cli import parse
 from mmh_ray.config import Config
 from mmh_ray.distributed import harmonize as driver
 from mmh_ray.distributed.harmonize import harmonize, plan
-from mmh_ray.distributed.job import Job
-from mmh_ray.distributed.look import LEFT, Row, ledger_row
 from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.harmonization.job import Job
+from mmh_ray.harmonization.target_domain import LEFT, Row, ledger_row
 
 pytestmark = pytest.mark.fast
 
@@ -175,7 +175,7 @@ def test_a_report_that_fails_hides_no_other_error(
     def broken(*_: object) -> None:
         raise KeyError("a key that is not there")
 
-    monkeypatch.setattr("mmh_ray.distributed.cohort_report.write_report", broken)
+    monkeypatch.setattr("mmh_ray.quality.run_report.write_report", broken)
     monkeypatch.setattr(Journal, "append", lambda *_: (_ for _ in ()).throw(DataError("a full disk", "space", "Free.")))
     with pytest.raises(DataError, match="a full disk"):
         harmonize(job)

@@ -22,8 +22,8 @@ import yaml
 from mmh_ray.bids.derivatives import sidecar_path
 from mmh_ray.bids.ledger import current_rows, read_ledger
 from mmh_ray.config import Config, to_dict
-from mmh_ray.imaging.anatomy import Person, simulate_anatomy
-from mmh_ray.imaging.phantom import canonical
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+from mmh_ray.simulation.phantom import canonical
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -18,12 +18,12 @@ from scipy.spatial.transform import Rotation
 from mmh_ray.bids.derivatives import read_sidecar
 from mmh_ray.config import Config, PrepareConfig
 from mmh_ray.distributed.harmonize import harmonize
-from mmh_ray.distributed.job import Job
-from mmh_ray.harmonizer import Harmonizer
-from mmh_ray.imaging.anatomy import Person, simulate_anatomy
-from mmh_ray.imaging.phantom import SITES, render
+from mmh_ray.harmonization.harmonizer import Harmonizer
+from mmh_ray.harmonization.job import Job
 from mmh_ray.imaging.volume import read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+from mmh_ray.simulation.phantom import SITES, render
 
 pytestmark = pytest.mark.ray
 

@@ -17,14 +17,14 @@ from mmh_ray.bids.ledger import JOURNAL, LEDGER, Journal, current_rows, write_le
 from mmh_ray.config import Config, HarmonizeConfig, PhantomConfig
 from mmh_ray.distributed.evaluate import evaluate
 from mmh_ray.distributed.harmonize import harmonize, plan
-from mmh_ray.distributed.job import Job
-from mmh_ray.distributed.look import Look, ledger_row, remove_stale
 from mmh_ray.distributed.phantom import make_archive
-from mmh_ray.distributed.shards import keep_only
-from mmh_ray.distributed.worker import HarmonizeWorker
 from mmh_ray.errors import ConfigError
-from mmh_ray.imaging.anatomy import Person, simulate_anatomy
-from mmh_ray.imaging.phantom import canonical
+from mmh_ray.harmonization.job import Job
+from mmh_ray.harmonization.target_domain import Look, ledger_row, remove_stale
+from mmh_ray.harmonization.worker import HarmonizeWorker
+from mmh_ray.shards import keep_only
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+from mmh_ray.simulation.phantom import canonical
 
 pytestmark = pytest.mark.fast
 

@@ -12,9 +12,9 @@ from mmh_ray.bids.manifest import find_images
 from mmh_ray.config import PhantomConfig
 from mmh_ray.distributed.phantom import AGES, make_archive, plan, write_subject
 from mmh_ray.errors import ConfigError
-from mmh_ray.imaging.anatomy import simulate_anatomy
-from mmh_ray.imaging.phantom import SITES, canonical, render
 from mmh_ray.imaging.volume import read_volume
+from mmh_ray.simulation.anatomy import simulate_anatomy
+from mmh_ray.simulation.phantom import SITES, canonical, render
 
 TINY = PhantomConfig(sites=2, subjects_per_site=1, travelers=1, spacing_mm=6, lesions=1.0, seed=3)
 

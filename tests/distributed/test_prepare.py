@@ -11,17 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.quality import computed_tomography
+from mmh_ray import shards
 from mmh_ray.bids.manifest import read_manifest, to_table, write_manifest
 from mmh_ray.config import Config, GridConfig, ModelConfig, PrepareConfig, QualityConfig
-from mmh_ray.distributed import shards
 from mmh_ray.distributed.prepare import Outcome, _parts, prepare, prepare_shard
-from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import ConfigError, DataError
-from mmh_ray.imaging.anatomy import Person, simulate_anatomy
-from mmh_ray.imaging.phantom import SITES, render
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import read_volume
 from mmh_ray.provenance import sha256_file
+from mmh_ray.shards import PreparedStore
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+from mmh_ray.simulation.phantom import SITES, render
 
 PLAIN = PrepareConfig(n4=False, register=False, shard_volumes=2)
 CONFIG = Config(grid=GridConfig(8.0, (24, 24, 24)), prepare=PLAIN)

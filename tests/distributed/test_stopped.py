@@ -19,9 +19,9 @@ import yaml
 from mmh_ray.bids.ledger import JOURNAL
 from mmh_ray.bids.status import run_status
 from mmh_ray.config import Config, to_dict
-from mmh_ray.imaging.anatomy import Person, simulate_anatomy
-from mmh_ray.imaging.phantom import canonical
 from mmh_ray.imaging.volume import Volume, write_volume
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+from mmh_ray.simulation.phantom import canonical
 from mmh_ray.stopping import INTERRUPTED, STOPPED, handlers_kept, stoppable, why
 
 PATIENCE_S = 300

@@ -15,13 +15,13 @@ import pytest
 from mmh_ray.config import Config
 from mmh_ray.distributed import harmonize
 from mmh_ray.distributed.harmonize import _looks
-from mmh_ray.distributed.job import Job
 from mmh_ray.errors import ModelError
+from mmh_ray.harmonization.job import Job
 from mmh_ray.imaging.volume import Volume, write_volume
-from mmh_ray.models.adapter import SiteStyle
 from mmh_ray.models.bundle import load_bundle
-from mmh_ray.models.target_bundle import save_target
-from mmh_ray.models.target_harmonizer import TunedAdapter
+from mmh_ray.models.target.adapter import SiteStyle
+from mmh_ray.models.target.bundle import save_target
+from mmh_ray.models.target.fine_tuner import TunedAdapter
 
 pytestmark = pytest.mark.fast
 

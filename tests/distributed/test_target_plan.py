@@ -20,12 +20,12 @@ from mmh_ray.config import Config, HarmonizeConfig, StyleConfig, TargetConfig
 from mmh_ray.distributed import style_encoder, train_target
 from mmh_ray.distributed.evaluate_target import _describer, _summaries
 from mmh_ray.distributed.style_encoder import StyleDescriber, chosen, learn_aggregator
-from mmh_ray.distributed.target_places import put_target
+from mmh_ray.distributed.target_storage import put_target
 from mmh_ray.distributed.train_target import TargetTask, TrainedTarget, plan_site, train_targets
 from mmh_ray.errors import ConfigError, DataError, ModelError
-from mmh_ray.evaluation.target import METHODS, RAW, TargetCase
-from mmh_ray.models.style import make_style_encoder
-from mmh_ray.models.target_bundle import save_target
+from mmh_ray.evaluation.target_metrics import METHODS, RAW, TargetCase
+from mmh_ray.models.style.encoder import make_style_encoder
+from mmh_ray.models.target.bundle import save_target
 
 pytestmark = pytest.mark.fast
 

@@ -18,16 +18,16 @@ from mmh_ray.bids.ledger import read_ledger
 from mmh_ray.config import Config, ManifestConfig, PhantomConfig, StyleConfig, TargetConfig, TrackingConfig
 from mmh_ray.distributed.evaluate_target import draw, evaluate_target
 from mmh_ray.distributed.harmonize import harmonize, plan
-from mmh_ray.distributed.job import Job
 from mmh_ray.distributed.manifest import build_manifest
 from mmh_ray.distributed.phantom import make_archive
 from mmh_ray.distributed.prepare import prepare
-from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.distributed.train_target import TrainedTarget, plan_site, train_targets
 from mmh_ray.errors import ConfigError, DataError, ModelError
-from mmh_ray.evaluation.target import METHODS
+from mmh_ray.evaluation.target_metrics import METHODS
+from mmh_ray.harmonization.job import Job
 from mmh_ray.models.bundle import bundle_hash, load_bundle
-from mmh_ray.models.target_bundle import load_target
+from mmh_ray.models.target.bundle import load_target
+from mmh_ray.shards import PreparedStore
 
 pytestmark = [
     pytest.mark.ray,

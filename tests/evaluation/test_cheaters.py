@@ -12,15 +12,15 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from mmh_ray.evaluation.measuring import Clock, Output, bulk_of, make_output, measure_image, measure_pair
-from mmh_ray.evaluation.method import Gathered, image_figures
-from mmh_ray.evaluation.metrics import psnr, w1
-from mmh_ray.evaluation.population import Figures, Population, population_figures
-from mmh_ray.evaluation.scans import Scan, Settings, Truth, common_masks
-from mmh_ray.evaluation.summary import difference, interval
-from mmh_ray.imaging.anatomy import Person, simulate_anatomy
-from mmh_ray.imaging.phantom import SITES, canonical, render
+from mmh_ray.evaluation.inputs.scans import Scan, Settings, Truth, common_masks
+from mmh_ray.evaluation.metrics.agreement import psnr, w1
+from mmh_ray.evaluation.metrics.cohort_metrics import Figures, Population, population_figures
+from mmh_ray.evaluation.metrics.method import Gathered, image_figures
+from mmh_ray.evaluation.metrics.per_image import Clock, Output, bulk_of, make_output, measure_image, measure_pair
+from mmh_ray.evaluation.statistics.summary import difference, interval
 from mmh_ray.imaging.volume import Volume
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+from mmh_ray.simulation.phantom import SITES, canonical, render
 from tests.evaluation.cheaters import blur, copy_moments, mark_site, print_noise, return_template
 
 pytestmark = pytest.mark.slow

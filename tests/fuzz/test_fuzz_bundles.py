@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from mmh_ray.config import Config, GridConfig, ModelConfig, TargetConfig
-from mmh_ray.models import bundle, target_bundle
-from mmh_ray.models.adapter import SiteStyle, attach, state_of
+from mmh_ray.models import bundle
 from mmh_ray.models.bundle import bundle_files, bundle_hash, load_bundle, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
-from mmh_ray.models.target_bundle import load_target, save_target, target_hash
-from mmh_ray.models.target_harmonizer import TunedAdapter
+from mmh_ray.models.target import bundle as target_bundle
+from mmh_ray.models.target.adapter import SiteStyle, attach, state_of
+from mmh_ray.models.target.bundle import load_target, save_target, target_hash
+from mmh_ray.models.target.fine_tuner import TunedAdapter
 from tests.fuzz.conftest import Guard
 from tests.fuzz.mutations import Edit, as_json, byte_edits, edited, fuzz, reshaped, tree_edits
 

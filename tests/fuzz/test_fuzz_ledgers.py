@@ -14,7 +14,7 @@ from mmh_ray.bids.ledger import JOURNAL, LEDGER, Journal, current_rows, read_led
 from mmh_ray.bids.status import RECORD, RunRecord, run_status
 from mmh_ray.cli import _bounds_of
 from mmh_ray.config import Config, to_dict
-from mmh_ray.distributed.cohort_report import write_cohort_report
+from mmh_ray.quality.run_report import write_cohort_report
 from tests.fuzz.conftest import Guard
 from tests.fuzz.mutations import Edit, as_json, byte_edits, edited, fuzz, reshaped, tree_edits
 

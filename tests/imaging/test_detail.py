@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.detail import NOISE, continued, fit_curve, fit_look, without_noise
-from mmh_ray.imaging.phantom import canonical
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+from mmh_ray.simulation.phantom import canonical
 
 pytestmark = pytest.mark.fast
 

@@ -8,12 +8,12 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from mmh_ray.config import GridConfig, PrepareConfig, QualityConfig
-from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.imaging.fill import find_fill
 from mmh_ray.imaging.ground import is_stripped
-from mmh_ray.imaging.phantom import SITES, canonical, render
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.volume import Volume
+from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
+from mmh_ray.simulation.phantom import SITES, canonical, render
 
 pytestmark = pytest.mark.fast
 

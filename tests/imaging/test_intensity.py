@@ -7,7 +7,6 @@ import pytest
 from scipy.stats import gamma, norm
 
 from mmh_ray.errors import DataError
-from mmh_ray.imaging.anatomy import Anatomy
 from mmh_ray.imaging.intensity import (
     QUANTILES,
     MonotoneMap,
@@ -21,6 +20,7 @@ from mmh_ray.imaging.intensity import (
     robust_scaling,
     tissue_quantiles,
 )
+from mmh_ray.simulation.anatomy import Anatomy
 
 pytestmark = pytest.mark.fast
 

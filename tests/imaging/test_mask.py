@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from mmh_ray.errors import DataError
-from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.imaging.ground import is_stripped
 from mmh_ray.imaging.mask import find_brain, on_grid_of
-from mmh_ray.imaging.phantom import SEQUENCES, SITES, render
 from mmh_ray.imaging.volume import Volume
+from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
+from mmh_ray.simulation.phantom import SEQUENCES, SITES, render
 
 pytestmark = pytest.mark.fast
 

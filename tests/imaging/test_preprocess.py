@@ -11,10 +11,10 @@ from scipy.spatial.transform import Rotation
 
 from mmh_ray.config import GridConfig, PrepareConfig
 from mmh_ray.errors import DataError
-from mmh_ray.imaging.anatomy import Anatomy
 from mmh_ray.imaging.grid import from_grid, to_grid, working_affine
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import Volume
+from mmh_ray.simulation.anatomy import Anatomy
 
 pytestmark = pytest.mark.fast
 

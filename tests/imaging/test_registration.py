@@ -10,13 +10,13 @@ import pytest
 from nilearn import datasets
 from scipy.spatial.transform import Rotation
 
-from mmh_ray.imaging.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.mask import find_brain
-from mmh_ray.imaging.phantom import SITES, Scanner, render
 from mmh_ray.imaging.registration import POOR, Registration, in_template_space, register_brain
 from mmh_ray.imaging.template import OUTPUT_AFFINE, OUTPUT_SHAPE, template
 from mmh_ray.imaging.volume import Volume, read_volume
+from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
+from mmh_ray.simulation.phantom import SITES, Scanner, render
 
 pytestmark = pytest.mark.slow
 

@@ -12,11 +12,11 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from mmh_ray.config import GridConfig, PrepareConfig
-from mmh_ray.imaging.anatomy import Person, simulate_anatomy
 from mmh_ray.imaging.intensity import correct_bias
-from mmh_ray.imaging.phantom import SITES, render
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import Volume
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+from mmh_ray.simulation.phantom import SITES, render
 
 COARSE = GridConfig(6.0, (32, 40, 32))
 

@@ -10,7 +10,7 @@ import torch
 
 from mmh_ray.config import ModelConfig, TrainConfig
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
-from mmh_ray.models.groups import training_group
+from mmh_ray.models.slab_groups import training_group
 
 SHAPE = (16, 24, 16)
 

@@ -1,0 +1,1 @@
+"""The simple methods that ours is compared with."""

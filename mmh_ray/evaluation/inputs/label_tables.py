@@ -1,0 +1,104 @@
+"""Numberings of label maps, each told apart into plain tissues: fluid, grey matter, white matter.
+
+Grey matter is cortex: that of the cerebrum and that of the cerebellum. Deep grey nuclei (thalamus, pallidum, putamen,
+caudate and the like) hold iron and fibres, so that their T1 and T2 lie between cortex and white matter; hippocampus and
+amygdala are drawn with the white matter and the fluid that they border on. Neither counts as grey, nor does the brain
+stem as white: what is measured is whether the tissues stand apart that an image must show apart. The plain tables
+`tissues` and `bids` cannot tell these, so their figures do not compare with those of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from mmh_ray.evaluation.metrics.segmentation import TISSUES
+
+TableName = Literal["freesurfer", "dlmuse", "tissues", "bids"]
+
+UNKNOWN = 255
+"""Code of a number that a table does not know."""
+_CODES = {tissue: code for code, tissue in enumerate(TISSUES, start=1)}
+
+
+class LabelTable(NamedTuple):
+    """Numbers of a labelling by tissue.
+
+    ``others`` are known and no tissue of ours: deep grey, brain stem, vessels, what is no brain.
+    """
+
+    csf: frozenset[int]
+    gm: frozenset[int]
+    wm: frozenset[int]
+    others: frozenset[int]
+
+    def codes(self) -> np.ndarray:
+        """uint8 code by number from 0 on, as :data:`TISSUES` has them: 1 CSF, 2 GM, 3 WM, 0 others, :data:`UNKNOWN`."""
+        found = np.full(max(frozenset.union(*self)) + 1, UNKNOWN, np.uint8)
+        found[0] = 0
+        for numbers, code in zip(self, (*_CODES.values(), 0), strict=True):
+            found[list(numbers)] = code
+        return found
+
+
+def _numbers(*parts: int | Iterable[int]) -> frozenset[int]:
+    found: set[int] = set()
+    for part in parts:
+        found |= {part} if isinstance(part, int) else set(part)
+    return frozenset(found)
+
+
+@cache
+def label_table(name: TableName) -> LabelTable:
+    """A table by its name.
+
+    ``freesurfer``: `FreeSurferColorLUT.txt` (Fischl et al. 2002; Desikan et al. 2006), as FreeSurfer, FastSurfer and
+    SynthSeg write it: aseg, the cortical parcels of aparc (1000-2999) and of aparc.a2009s (11100-12199), the white
+    matter parcels of wmparc. ``dlmuse``: the ROIs of MUSE (Doshi et al. 2016) and DLMUSE, numbered after
+    Neuromorphometrics, with fluid around the brain as 1. ``tissues``: 1 CSF, 2 GM, 3 WM, as FSL FAST, ANTs Atropos and
+    IBSR number them. ``bids``: 1 GM, 2 WM, 3 CSF, as the BIDS derivatives specification and fMRIPrep do, with 4-7 for
+    what is no brain or a lesion, 8 cortex, 9 deep grey, 10 brain stem, 11 cerebellum.
+    """
+    return {"freesurfer": _freesurfer, "dlmuse": _dlmuse, "tissues": _tissues, "bids": _bids}[name]()
+
+
+def _freesurfer() -> LabelTable:
+    no_cortex = {1000, 2000, 1004, 2004, 11100, 12100, 11142, 12142}  # unknown, corpus callosum, medial wall
+    parcels = _numbers(range(1001, 1100), range(2001, 2100), range(11101, 11200), range(12101, 12200))
+    white_parcels = _numbers(range(3001, 3100), range(4001, 4100), 5001, 5002, range(13101, 13200), range(14101, 14200))
+    corpus_callosum = _numbers(192, range(251, 256), 1004, 2004)
+    fluid = _numbers(4, 43, 5, 44, 14, 15, 72, 24)
+    deep_grey = _numbers(9, 48, 10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 28, 60, 91, 92)
+    limbic = _numbers(17, 53, 18, 54)
+    vessels_and_plexus = _numbers(30, 62, 31, 63, 85)
+    lesions = _numbers(25, 57, range(77, 83), 99)
+    no_brain = _numbers(1, 40, 6, 45, 165, 257, 258, 259, range(500, 600), 3000, 4000, 13100, 14100)
+    return LabelTable(
+        csf=fluid,
+        gm=_numbers(3, 42, 8, 47, parcels) - no_cortex,
+        wm=_numbers(2, 41, 7, 46) | corpus_callosum | white_parcels,
+        others=deep_grey | limbic | vessels_and_plexus | lesions | no_brain | _numbers(16, no_cortex) - corpus_callosum,
+    )
+
+
+def _dlmuse() -> LabelTable:
+    deep_grey = _numbers(23, 30, 36, 37, range(55, 63), 75, 76)
+    limbic = _numbers(31, 32, 47, 48)
+    lesions_and_vessels = _numbers(53, 54, 63, 64, 69)
+    return LabelTable(
+        csf=_numbers(1, 4, 11, 46, range(49, 53)),
+        gm=_numbers(38, 39, 71, 72, 73, range(100, 208)),
+        wm=_numbers(40, 41, 44, 45, range(81, 96)),
+        others=deep_grey | limbic | lesions_and_vessels | _numbers(35, 42, 43),
+    )
+
+
+def _tissues() -> LabelTable:
+    return LabelTable(_numbers(1), _numbers(2), _numbers(3), frozenset())
+
+
+def _bids() -> LabelTable:
+    return LabelTable(csf=_numbers(3), gm=_numbers(1, 8), wm=_numbers(2), others=_numbers(range(4, 8), 9, 10, 11))

@@ -1,0 +1,1 @@
+"""Networks and regressions trained anew to ask what an image still tells: site, age, tissue."""

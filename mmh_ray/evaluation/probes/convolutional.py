@@ -1,0 +1,113 @@
+"""The convolutional site probe: a small network that looks at slices and at their finest detail.
+
+Shapes: ``N`` images, ``S`` slices of each, ``P`` pixels a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmh_ray.evaluation.probes.site import Training
+
+EPOCHS = 150
+"""Passes over the training slices at which training ends though the sites are not known yet."""
+_BATCH = 32
+_RATE = 3e-3
+
+KNOWN = 0.02
+"""Mean training loss below which a network knows its training images."""
+
+
+class SliceClassifier(nn.Module):
+    """Logits ``(N, classes)`` of slices ``(N, P, P)``: two channels (slice, high-pass), three convolutions, mean and spread pooling."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.third = nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in (2, 8, 16, 32))
+        self.head = nn.Linear(80, classes)
+
+    def forward(self, slices: Tensor) -> Tensor:
+        image = slices[:, None]
+        detail = image - F.avg_pool2d(image, 3, stride=1, padding=1)
+        x = self.norms[0](torch.cat([image, detail * (image != 0)], dim=1))
+        x = F.avg_pool2d(F.relu(self.norms[1](self.first(x))), 2)
+        x = F.relu(self.norms[2](self.second(x)))
+        early = x.mean(dim=(2, 3))
+        x = F.relu(self.norms[3](self.third(x)))
+        return self.head(torch.cat([early, x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1))
+
+
+def train_classifier(
+    slices: np.ndarray, classes: np.ndarray, seed: int
+) -> tuple[Callable[[np.ndarray], np.ndarray], Training]:
+    """Train on ``(N, S, P, P)`` slices and ``(N,)`` class numbers; gives back what tells the classes of other such slices, and how it went.
+
+    Adam (Kingma & Ba 2015), classes weighted inversely to their size, until the mean loss is below :data:`KNOWN` or for
+    :data:`EPOCHS` epochs; a loss that stands still for a while ends nothing, as a faint mark is learnt late. An image is what its slices
+    together say. The global random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = SliceClassifier(int(classes.max()) + 1)
+        epochs, loss = _fit(network, slices, classes)
+        _settle(network, _tensor(slices).flatten(0, 1))
+
+    def predict(unknown: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            logits = torch.stack([F.log_softmax(network(_tensor(own)), dim=1).mean(dim=0) for own in unknown])
+        return logits.argmax(dim=1).numpy()
+
+    return predict, Training(epochs, loss, float((predict(slices) == classes).mean()), loss < KNOWN)
+
+
+def _fit(network: SliceClassifier, slices: np.ndarray, classes: np.ndarray) -> tuple[int, float]:
+    x = _tensor(slices).flatten(0, 1)
+    y = torch.from_numpy(np.repeat(classes, slices.shape[1]))
+    counts = torch.bincount(y)
+    weight = len(y) / (len(counts) * counts.clamp(min=1).float())
+    optimizer = torch.optim.Adam(network.parameters(), lr=_RATE, weight_decay=1e-4)
+    epochs, loss = 0, float("inf")
+    while epochs < EPOCHS and loss >= KNOWN:
+        loss = _epoch(network, optimizer, x, y, weight)
+        epochs += 1
+    return epochs, loss
+
+
+def _settle(network: SliceClassifier, x: Tensor) -> None:
+    """Means and spreads of the norms from all training slices: the running ones lag behind weights that few batches have changed."""
+    for norm in network.norms:
+        assert isinstance(norm, nn.BatchNorm2d)
+        norm.reset_running_stats()
+        norm.momentum = None  # plain mean over batches
+    network.train()
+    with torch.no_grad():
+        for rows in torch.randperm(len(x)).split(_BATCH):
+            if len(rows) > 1:
+                network(x[rows])
+    network.eval()
+
+
+def _epoch(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, weight: Tensor) -> float:
+    network.train()
+    total = 0.0
+    for rows in torch.randperm(len(x)).split(_BATCH):
+        if len(rows) < 2:
+            continue  # a batch of one has no spread to normalise by
+        loss = F.cross_entropy(network(x[rows]), y[rows], weight=weight)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(rows)
+    return total / len(x)
+
+
+def _tensor(slices: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(slices, np.float32))

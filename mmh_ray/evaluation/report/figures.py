@@ -1,0 +1,191 @@
+"""Pictures for people: before and after at every site, what changed, and the histograms.
+
+Slices are 2-D arrays as :func:`middle_slice` cuts them, scaled to 0-1 by
+:func:`~mmh_ray.evaluation.metrics.agreement.scale_by_percentiles`. Nothing here needs a display.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+
+from mmh_ray.provenance import whole_file
+
+DIVERGING = LinearSegmentedColormap.from_list("ice_fire", ["#a6e3ff", "#2b7bd6", "#000000", "#d1491b", "#ffd98a"])
+"""Diverging colours whose middle is black, for differences on a black ground."""
+
+_SITE_COLOURS = ("#4cc9f0", "#f9a03f", "#80ed99", "#f15bb5", "#fee440", "#9b8cff", "#ff6b6b", "#c7c7c7")
+_INK, _FAINT = "#f2f2f2", "#9a9a9a"
+
+
+def middle_slice(data: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Axial slice through the middle of the brain, anterior up, the subject's left on the left; 0 outside the mask."""
+    orientation = nib.orientations.io_orientation(affine)
+    brain, inside = (nib.orientations.apply_orientation(x, orientation) for x in (np.where(mask, data, 0), mask))
+    extent = np.flatnonzero(inside.any(axis=(0, 1)))
+    return np.rot90(brain[:, :, (extent[0] + extent[-1]) // 2])
+
+
+def before_after(path: str | Path, rows: Mapping[str, Sequence[np.ndarray]], sites: Sequence[str], title: str) -> None:
+    """One traveler: a row per method (label → a slice per site), a column per site, one display window from 0 to 1."""
+    rows = _cropped(rows)
+    figure, axes = _canvas(len(rows), len(sites), title, _aspect(rows))
+    for line, (label, slices) in zip(axes, rows.items(), strict=True):
+        for ax, image in zip(line, slices, strict=True):
+            ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        _row_label(line[0], label)
+    _column_titles(axes, sites)
+    _save(figure, path)
+
+
+def differences(
+    path: str | Path,
+    source: Sequence[np.ndarray],
+    harmonized: Sequence[np.ndarray],
+    sites: Sequence[str],
+    title: str,
+    limit: float = 0.5,
+) -> None:
+    """What the harmonization changed, and what is left between each site and the first, before and after.
+
+    Colours run from ``-limit`` to ``limit`` of the brain's intensity range, 0 is black.
+    """
+    pairs = _cropped({"source": source, "harmonized": harmonized})
+    source, harmonized = pairs["source"], pairs["harmonized"]
+    rows = {
+        "harmonized\n- source": [after - before for before, after in zip(source, harmonized, strict=True)],
+        f"before:\nsite - {sites[0]}": [image - source[0] for image in source],
+        f"after:\nsite - {sites[0]}": [image - harmonized[0] for image in harmonized],
+    }
+    figure, axes = _canvas(len(rows), len(sites), title, _aspect(rows), bar=True)
+    shown: AxesImage | None = None
+    for line, (label, slices) in zip(axes, rows.items(), strict=True):
+        for ax, image in zip(line, slices, strict=True):
+            shown = ax.imshow(image, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest")
+        _row_label(line[0], label)
+    _column_titles(axes, sites)
+    assert shown is not None
+    bar = figure.colorbar(shown, ax=list(axes.flat), fraction=0.03, pad=0.02, extend="both")
+    bar.set_label("difference (1 = brain's 1st to 99th percentile)", color=_INK)
+    bar.ax.tick_params(colors=_INK)
+    bar.outline.set_edgecolor(_FAINT)
+    _save(figure, path)
+
+
+def histograms(
+    path: str | Path, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], title: str, bins: int = 80
+) -> None:
+    """Density of brain intensities per site (site → intensities), before and after, on common axes."""
+    figure = Figure(figsize=(10, 4), facecolor="black", layout="constrained")
+    figure.suptitle(title, color=_INK, fontsize=13)
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    edges = np.linspace(-0.1, 1.2, bins + 1)
+    middles = (edges[:-1] + edges[1:]) / 2
+    colours = {site: _SITE_COLOURS[i % len(_SITE_COLOURS)] for i, site in enumerate(sorted({*before, *after}))}
+    for ax, name, values in zip(axes, ("before (raw)", "after (harmonized)"), (before, after), strict=True):
+        for site, intensities in sorted(values.items()):
+            counts, _ = np.histogram(intensities, edges)
+            density = _smooth(counts / (max(intensities.size, 1) * (edges[1] - edges[0])))
+            ax.plot(middles, density, color=colours[site], linewidth=1.8, alpha=0.9)
+        _dark_axes(ax, name)
+    axes[0].set_ylabel("density", color=_INK)
+    _site_legend(figure, colours)
+    _save(figure, path)
+
+
+def feature_map(path: str | Path, panels: Mapping[str, tuple[np.ndarray, Sequence[str]]], title: str) -> None:
+    """Images on a map of their features, a panel per method (label → ``(n, 2)`` places and their sites).
+
+    Distances on such a map say who is near whom, not how far; the panels have no common axes.
+    """
+    sites = sorted({site for _, own in panels.values() for site in own})
+    colours = {site: _SITE_COLOURS[i % len(_SITE_COLOURS)] for i, site in enumerate(sites)}
+    figure = Figure(figsize=(3.4 * len(panels), 4), facecolor="black", layout="constrained")
+    figure.suptitle(title, color=_INK, fontsize=13)
+    for ax, (label, (places, own)) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        ax.scatter(places[:, 0], places[:, 1], c=[colours[site] for site in own], s=22, alpha=0.85, linewidths=0)
+        ax.set_facecolor("black")
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(label, color=_INK, fontsize=11)
+        ax.spines[:].set_color("#333333")
+    _site_legend(figure, colours)
+    _save(figure, path)
+
+
+def _site_legend(figure: Figure, colours: Mapping[str, str]) -> None:
+    lines = [Line2D([], [], color=colour, linewidth=3, label=site) for site, colour in colours.items()]
+    columns = min(len(lines), 8)
+    figure.legend(handles=lines, loc="outside lower center", ncols=columns, frameon=False, labelcolor=_INK)
+
+
+def _canvas(rows: int, columns: int, title: str, aspect: float, bar: bool = False) -> tuple[Figure, np.ndarray]:
+    width = 2.1
+    size = (width * columns + 1.1 + bar, width * aspect * rows + 0.9)
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0, hspace=0)
+    figure = Figure(figsize=size, facecolor="black", layout=layout)
+    figure.suptitle(title, color=_INK, fontsize=13)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_facecolor("black")
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _aspect(rows: Mapping[str, Sequence[np.ndarray]]) -> float:
+    heights, widths = zip(*(image.shape for slices in rows.values() for image in slices), strict=True)
+    return max(heights) / max(widths)
+
+
+def _cropped(rows: Mapping[str, Sequence[np.ndarray]], margin: int = 2) -> dict[str, list[np.ndarray]]:
+    """Slices without the empty border that all of one site (column) share; they stay comparable voxel by voxel."""
+    columns = []
+    for column in zip(*rows.values(), strict=True):
+        filled = np.any([image != 0 for image in column], axis=0)
+        filled = filled if filled.any() else np.ones_like(filled)
+        spans = [np.flatnonzero(filled.any(axis=axis)) for axis in (1, 0)]
+        columns.append([slice(max(0, int(span[0]) - margin), int(span[-1]) + 1 + margin) for span in spans])
+    return {
+        label: [image[tuple(box)] for image, box in zip(slices, columns, strict=True)] for label, slices in rows.items()
+    }
+
+
+def _row_label(ax: Axes, label: str) -> None:
+    ax.set_ylabel(label, color=_INK, fontsize=11)
+
+
+def _column_titles(axes: np.ndarray, sites: Sequence[str]) -> None:
+    for ax, site in zip(axes[0], sites, strict=True):
+        ax.set_title(site, color=_FAINT, fontsize=11)
+
+
+def _dark_axes(ax: Axes, title: str) -> None:
+    ax.set_facecolor("black")
+    ax.set_title(title, color=_INK, fontsize=11)
+    ax.set_xlabel("intensity (brain's 1st to 99th percentile = 0 to 1)", color=_INK)
+    ax.tick_params(colors=_FAINT)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(_FAINT)
+    ax.grid(color="#333333", linewidth=0.5)
+
+
+def _smooth(density: np.ndarray) -> np.ndarray:
+    return np.convolve(np.pad(density, 1, mode="edge"), (0.25, 0.5, 0.25), mode="valid")
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    FigureCanvasAgg(figure)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=110, facecolor="black")

@@ -1,0 +1,1 @@
+"""Intervals over subjects, and what a table shows of them."""

@@ -1,0 +1,1 @@
+"""Harmonizing one scan, or what an archive's worker does with each; no Ray."""

@@ -1,0 +1,295 @@
+"""One scan through the whole of stage 1: prepare, harmonize, bring back to its own grid. No Ray, no BIDS: files or arrays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
+from mmh_ray.errors import ConfigError, RefusedError
+from mmh_ray.imaging.detail import NOISE, continued, fit_look, without_noise
+from mmh_ray.imaging.grid import from_grid
+from mmh_ray.imaging.ground import background
+from mmh_ray.imaging.intensity import noise_level
+from mmh_ray.imaging.preprocess import Prepared, prepare_volume
+from mmh_ray.imaging.registration import in_template_space
+from mmh_ray.imaging.template import SPACE
+from mmh_ray.imaging.volume import Volume
+from mmh_ray.models.bundle import Bundle
+from mmh_ray.models.sampling import estimate_planes, fuse
+from mmh_ray.models.target.adapter import SiteStyle, wearing
+from mmh_ray.models.target.bundle import Target
+from mmh_ray.quality.checks import check_prepared, describe_air, describe_outcome, describe_scan, flags
+from mmh_ray.threads import one_thread
+
+
+@dataclass(frozen=True)
+class HarmonizedScan:
+    """What the harmonizer made of a scan.
+
+    Attributes
+    ----------
+    volume:
+        The harmonized image on the scan's own grid or the template's; finite; not negative in unit intensity (unified domain).
+    space:
+        BIDS name of the template space it lies in; None for the scan's own.
+    stripped:
+        Whether it shows the brain only.
+    prepared:
+        The scan on the working grid.
+    model_image:
+        ``(X, Y, Z)`` the model's own image on the working grid, before any detail projection.
+    source, harmonized:
+        The scan and the harmonized image, both on the scan's own grid and in unit intensity, whatever was asked for.
+    quality:
+        Figure by :attr:`mmh_ray.quality.cohort.Measure.name`: see :func:`mmh_ray.quality.checks.measures`.
+    flags:
+        Why a person should look at it, in words; empty if nothing is out of bounds.
+    """
+
+    volume: Volume
+    space: str | None
+    stripped: bool
+    prepared: Prepared
+    model_image: np.ndarray
+    source: Volume
+    harmonized: Volume
+    quality: dict[str, float]
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReadyScan:
+    """A scan that waits for the model.
+
+    Attributes
+    ----------
+    volume:
+        The scan at its native grid.
+    sequence:
+        BIDS suffix.
+    prepared:
+        The scan on the working grid.
+    figures:
+        What :func:`mmh_ray.quality.checks.describe_scan` says of it, and how much of its brain the working grid holds.
+    """
+
+    volume: Volume
+    sequence: str
+    prepared: Prepared
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class InferredImage:
+    """What the model made of a scan.
+
+    Attributes
+    ----------
+    values:
+        ``(X, Y, Z)`` on the working grid, unit intensity.
+    noise:
+        Standard deviation of the noise that belongs to the look.
+    disagreement:
+        Mean standard deviation of the planes' estimates in the unified domain; None of a single plane, which agrees with itself.
+    """
+
+    values: np.ndarray
+    noise: float
+    disagreement: float | None
+
+
+class Harmonizer:
+    """A loaded model, ready for any number of scans.
+
+    Parameters
+    ----------
+    bundle:
+        The model and the preparation it was trained with.
+    settings:
+        How to sample; the bundle's own settings by default.
+    prepare:
+        Where its crop_neck, register and skull come from; what decides intensities is always the bundle's.
+    quality:
+        What is flagged and refused; the bundle's own by default.
+
+    Raises
+    ------
+    ConfigError
+        If the template's space is asked for without registration.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: HarmonizeConfig | None = None,
+        prepare: PrepareConfig | None = None,
+        quality: QualityConfig | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.settings = settings or bundle.config.harmonize
+        self.quality = quality or bundle.config.quality
+        self.prepare = bundle.config.prepare
+        if prepare is not None:
+            self.prepare = replace(
+                self.prepare, crop_neck=prepare.crop_neck, register=prepare.register, skull=prepare.skull
+            )
+        if self.settings.space == "template" and not self.prepare.register:
+            raise ConfigError(
+                "harmonize.space=template with prepare.register=false", "a registration", "Set prepare.register=true."
+            )
+
+    def run(self, volume: Volume, sequence: str, mask: np.ndarray | Volume | None = None) -> HarmonizedScan:
+        """Harmonize a scan into the unified domain.
+
+        Parameters
+        ----------
+        volume:
+            The scan, any orientation, spacing and shape.
+        sequence:
+            BIDS suffix, one of the model's sequences.
+        mask:
+            ``(I, J, K)`` bool brain mask at the scan's grid, or a volume on any grid; None estimates one.
+
+        Raises
+        ------
+        ModelError
+            If the model does not know the sequence.
+        DataError
+            If the scan cannot be used; a MaskError if its mask does not fit.
+        RefusedError
+            If the template does not fit, or the tissues are not ordered as those of the sequence.
+        """
+        return self.run_targets(volume, sequence, mask, [None])[0]
+
+    def run_targets(
+        self,
+        volume: Volume,
+        sequence: str,
+        mask: np.ndarray | Volume | None,
+        targets: Sequence[Target | None],
+    ) -> list[HarmonizedScan]:
+        """Harmonize a scan to several looks in one global pass; None is the unified domain. Otherwise as :meth:`run`.
+
+        Raises
+        ------
+        RefusedError
+            Also if a target does not know the sequence.
+        """
+        ready = self.ready(volume, sequence, mask)
+        return [self.finish(ready, image) for image in self.infer(ready, targets)]
+
+    def ready(self, volume: Volume, sequence: str, mask: np.ndarray | Volume | None = None) -> ReadyScan:
+        """First step of :meth:`run`, which takes no model: prepare the scan and refuse what must not be harmonized."""
+        self.bundle.sequence_index(sequence)
+        prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
+        figures = describe_scan(volume, prepared.brain, prepared.registration, prepared) | {"held": prepared.held}
+        check_prepared(sequence, figures, self.quality, volume, prepared, self.bundle.config.grid, self.prepare)
+        return ReadyScan(volume, sequence, prepared, figures)
+
+    @one_thread()
+    def infer(self, ready: ReadyScan, targets: Sequence[Target | None] = (None,)) -> list[InferredImage]:
+        """Second step, the model's: the image of every look on the working grid; the global pass runs once."""
+        label = self.bundle.sequence_index(ready.sequence)
+        planes = self._sample(ready.prepared, label)
+        disagreement = float(planes[:, ready.prepared.mask].std(axis=0).mean()) if len(planes) > 1 else None
+        unified = fuse(planes, ready.prepared.mask, self.settings)
+        images, before = [], None
+        for target in targets:
+            if target is None:
+                images.append(InferredImage(unified, NOISE, disagreement))
+                continue
+            style = self._style(target, ready.sequence)
+            if before is None and ready.sequence in target.weights:
+                before = self._again(unified, ready)
+            moved = self._moved(unified, before, ready, target)
+            images.append(InferredImage(moved, style.noise_left(NOISE), disagreement))
+        return images
+
+    @one_thread()
+    def finish(self, ready: ReadyScan, image: InferredImage) -> HarmonizedScan:
+        """Last step: an image back on the scan's own grid, with quality and flags."""
+        prepared = ready.prepared
+        volume = prepared.ground.lay(ready.volume)
+        native = volume.like(self._to_native(volume, prepared, image))
+        figures = ready.figures | describe_outcome(volume, native, prepared.brain)
+        figures |= describe_air(native, prepared.ground)
+        if image.disagreement is not None:
+            figures["disagreement"] = image.disagreement
+        finished, space, stripped = self._finished(native, ready)
+        source, flagged = volume.like(prepared.scaling.apply(volume.data)), flags(figures, self.quality)
+        return HarmonizedScan(finished, space, stripped, prepared, image.values, source, native, figures, flagged)
+
+    def _moved(self, unified: np.ndarray, before: np.ndarray | None, ready: ReadyScan, target: Target) -> np.ndarray:
+        """The unified image ``(X, Y, Z)`` in the look of a target, site unit intensity; ``before`` as :meth:`_again` without an adapter."""
+        sequence, mask, planes = ready.sequence, ready.prepared.mask, unified[None]
+        if sequence in target.weights:
+            assert before is not None
+            with wearing(self.bundle.model, target.adapter(sequence)):
+                planes = planes + self._again(unified, ready) - before
+        return fuse(target.styles[sequence].moved(planes, mask), mask, self.settings)
+
+    def _again(self, unified: np.ndarray, ready: ReadyScan) -> np.ndarray:
+        """What the network makes of an image that is unified already, ``(planes, X, Y, Z)``, with and without an adapter."""
+        label = self.bundle.sequence_index(ready.sequence)
+        return estimate_planes(self.bundle.model, unified, ready.prepared.mask, label, self.settings)
+
+    @staticmethod
+    def _style(target: Target, sequence: str) -> SiteStyle:
+        if sequence not in target.styles:
+            known = ", ".join(target.styles)
+            raise RefusedError(f"{sequence} for target {target.site}", f"one of {known}", "Train the target on it.")
+        return target.styles[sequence]
+
+    def _finished(self, native: Volume, ready: ReadyScan) -> tuple[Volume, str | None, bool]:
+        """The image in the space and the intensities that were asked for, with or without what surrounds the brain."""
+        prepared = ready.prepared
+        found, brain, space = native, native.like(prepared.brain), None
+        if self.settings.space == "template" and prepared.registration is not None:
+            found = in_template_space(native, prepared.registration, order=3)
+            brain, space = in_template_space(brain, prepared.registration, order=1), SPACE
+        data = np.clip(found.data, 0, None)
+        if self.prepare.skull == "strip":
+            data = data * (brain.data > 0.5)
+        if self.settings.intensity == "source":
+            data = prepared.scaling.undo(data)
+            if prepared.stripped and space is None:
+                empty = background(ready.volume.data, prepared.ground.fill)
+                data[(ready.volume.data == empty) & ~prepared.brain] = empty
+        stripped = prepared.stripped or self.prepare.skull == "strip"
+        return found.like(data), space, stripped
+
+    def _sample(self, prepared: Prepared, label: int) -> np.ndarray:
+        return estimate_planes(self.bundle.model, prepared.image, prepared.mask, label, self.settings)
+
+    def _to_native(self, volume: Volume, prepared: Prepared, inferred: InferredImage) -> np.ndarray:
+        """The harmonized image on the scan's grid, ``(I, J, K)`` float32, not negative.
+
+        With detail projection it is the scan's own voxels under the curve and the field of :func:`mmh_ray.imaging.detail.fit_look`, inside
+        the brain with less noise. Air stays dark, as the curve leads 0 to 0.
+        """
+        shape, image, mask = volume.data.shape, inferred.values, prepared.mask
+
+        def bring(values: np.ndarray) -> np.ndarray:
+            return from_grid(values, prepared.affine, volume.affine, shape)
+
+        if self.settings.detail == "model":
+            return np.clip(bring(image), 0, None)
+        curve, field = fit_look(prepared.image, image, mask, self.bundle.config.grid.spacing_mm)
+        floor = np.float32(prepared.ground.floor)
+        even = prepared.scaling.apply((volume.data - floor) * bring(prepared.gain * field) + floor)
+        projected = curve.apply(even)
+        inside = bring(mask.astype(np.float32))
+        brain = inside > 0.5
+        level = noise_level(projected, brain)
+        kept = noise_level(image, mask) / max(noise_level(curve.apply(prepared.image * field), mask), 1e-6)
+        left = max(inferred.noise, level * min(1.0, kept))  # no more is taken away than the model has taken away
+        detailed = without_noise(bring(continued(image, mask)), projected, level, brain, left)
+        return np.clip(inside * detailed + (1 - inside) * projected, 0, None)
+
+
+def with_smaller_batches(settings: HarmonizeConfig) -> HarmonizeConfig:
+    """The same settings with half the slabs per pass, for a device that ran out of memory."""
+    return replace(settings, batch_slabs=max(1, settings.batch_slabs // 2))

@@ -1,0 +1,213 @@
+"""One scan at a time, without Ray: for a notebook, and for `mmh harmonize SCAN OUT`.
+
+import mmh_ray as mmh
+
+model = mmh.load()
+harmonized = model.harmonize(nibabel.load("sub-01_T1w.nii.gz"), sequence="T1w")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from mmh_ray.bids.contrast import contrast_flags
+from mmh_ray.bids.derivatives import sidecar_path, write_sidecar
+from mmh_ray.bids.entities import parse
+from mmh_ray.config import Config
+from mmh_ray.errors import ConfigError, DataError, naming_mask
+from mmh_ray.harmonization.harmonizer import Harmonizer
+from mmh_ray.harmonization.sidecar import account_of
+from mmh_ray.imaging.volume import Volume, as_nifti, check_geometry, check_voxels, read_mask, read_volume, write_volume
+from mmh_ray.models.bundle import load_bundle
+from mmh_ray.models.shipped import BASE_MODEL
+from mmh_ray.provenance import sha256_file
+from mmh_ray.tracking import resolve_model
+
+EXTENSIONS = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model.
+
+    Attributes
+    ----------
+    harmonizer:
+        What does the work on arrays.
+    uri:
+        Which model it is: ``mmh-base``, ``models:/NAME/VERSION`` or the URI of a folder.
+    """
+
+    harmonizer: Harmonizer
+    uri: str
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """BIDS suffixes of the sequences that the model knows."""
+        return self.harmonizer.bundle.config.model.sequences
+
+    def harmonize(
+        self, image: nib.spatialimages.SpatialImage, sequence: str, mask: nib.spatialimages.SpatialImage | None = None
+    ) -> nib.Nifti1Image:
+        """A scan in the model's unified domain, on its own grid.
+
+        Parameters
+        ----------
+        image:
+            The scan, 3-D, any orientation and spacing.
+        sequence:
+            BIDS suffix of its sequence, one of :attr:`sequences`.
+        mask:
+            Brain mask on any grid in the same space, brain above 0; None estimates one.
+
+        Returns
+        -------
+        nibabel.Nifti1Image
+            float32, unit intensity, unless the settings say otherwise. ``image.header["descrip"]`` is the scan's.
+
+        Raises
+        ------
+        ModelError
+            If the model does not know the sequence.
+        DataError
+            If the scan cannot be used, or its mask does not fit; a RefusedError if it must not be harmonized.
+        """
+        inside = None if mask is None else _volume(mask, "the mask")
+        scan = self.harmonizer.run(
+            _volume(image, "the image"),
+            sequence,
+            None if inside is None else inside.like((inside.data > 0).astype(np.float32)),
+        )
+        return as_nifti(scan.volume)
+
+
+def load(model: str = BASE_MODEL, config: Config | None = None) -> Model:
+    """A model by name.
+
+    Parameters
+    ----------
+    model:
+        ``mmh-base``, which comes with the package; a bundle folder; ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+    config:
+        How to sample and what is flagged (sections ``harmonize``, ``prepare``, ``quality``), and where the registry is (``tracking``).
+
+    Raises
+    ------
+    ModelError
+        If there is no such model, or it is damaged.
+    """
+    folder, uri = resolve_model(model, (config or Config()).tracking)
+    bundle = load_bundle(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    if config is None:
+        return Model(Harmonizer(bundle), uri)
+    return Model(Harmonizer(bundle, config.harmonize, config.prepare, config.quality), uri)
+
+
+def harmonize_file(
+    scan: str | Path, out: str | Path, model: Model, sequence: str | None = None, mask: str | Path | None = None
+) -> tuple[str, ...]:
+    """Harmonize one file into another, with a sidecar beside it.
+
+    Parameters
+    ----------
+    scan, mask:
+        NIfTI files; without a mask one is estimated.
+    out:
+        ``.nii`` or ``.nii.gz``, not there yet; written whole or not at all.
+    sequence:
+        BIDS suffix; None takes it from the scan's name.
+
+    Returns
+    -------
+    tuple of str
+        Flags: why a person should look at the result; empty if nothing is out of bounds.
+
+    Raises
+    ------
+    ConfigError
+        If the sequence is not told, or ``out`` is there already or no name of a NIfTI file.
+    DataError, ModelError
+        As :meth:`Model.harmonize`.
+    """
+    target = Path(out)
+    _check_target(target)
+    known = sequence or _sequence_of(Path(scan), model.sequences)
+    volume, inside = read_volume(scan), None if mask is None else read_mask(mask)
+    with naming_mask(None if mask is None else str(mask)):
+        found = model.harmonizer.run(volume, known, inside)
+    flags = (*_name_flags(scan), *found.flags)
+    write_volume(found.volume, target)
+    bundle = model.harmonizer.bundle
+    fields = {
+        "Sources": [str(scan)],
+        "SourceSHA256": sha256_file(scan),
+        "BrainMask": None if mask is None else str(mask),
+        "Sequence": known,
+        "Model": {"URI": model.uri, "Hash": bundle.hash, "CodeVersion": bundle.facts["code_version"]},
+        "Flags": list(flags),
+        **account_of(found, model.harmonizer, has_target=False),
+    }
+    try:
+        write_sidecar(target, fields)
+    except BaseException:
+        target.unlink(missing_ok=True)  # an image without its sidecar is no result
+        raise
+    return flags
+
+
+def is_file_name(path: str) -> bool:
+    """Whether a path names a NIfTI file, and no archive."""
+    return path.lower().endswith(EXTENSIONS)
+
+
+def _check_target(target: Path) -> None:
+    if not is_file_name(target.name):
+        raise ConfigError(f"output {target}", "a file name that ends in .nii.gz or .nii", "Name it so.")
+    for path in (target, sidecar_path(target)):
+        if os.path.lexists(path):
+            raise ConfigError(f"output {path}, which is there already", "a new file", "Name another, or remove it.")
+    if not target.absolute().parent.is_dir():
+        raise ConfigError(f"output {target}", "a folder that is there", "Make the folder first.")
+
+
+def _sequence_of(scan: Path, known: Sequence[str]) -> str:
+    """The suffix of a file's name, as BIDS has it: ``sub-01_T1w.nii.gz``, but ``T1w.nii.gz`` tells it, too."""
+    stem = scan.name.removesuffix(".gz").removesuffix(".nii")
+    suffix = stem.rpartition("_")[2]
+    if suffix in known:
+        return suffix
+    raise ConfigError(
+        f"{scan.name}, a name that tells no sequence", f"one of {', '.join(known)}", "Add --sequence, such as T1w."
+    )
+
+
+def _name_flags(scan: str | Path) -> tuple[str, ...]:
+    try:
+        parse(scan)
+    except DataError:  # any name will do for one file
+        return ()
+    return contrast_flags(scan)
+
+
+def _volume(image: nib.spatialimages.SpatialImage, name: str) -> Volume:
+    """A nibabel image as a volume; DataError where it is none of one 3-D scan."""
+    data = np.asarray(image.dataobj)
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
+    if data.ndim != 3 or not np.issubdtype(data.dtype, np.number) or np.iscomplexobj(data):
+        raise DataError(
+            f"{name} of shape {data.shape} and type {data.dtype}", "one 3-D volume of numbers", "Select one volume."
+        )
+    affine = np.asarray(image.affine, np.float64)
+    check_geometry(data.shape, affine, name)
+    values = data.astype(np.float32)
+    check_voxels(values, name)
+    header = nib.Nifti1Header.from_header(image.header)
+    return Volume(values, affine, header)

@@ -1,0 +1,61 @@
+"""The account of a harmonized scan: what was done to it, for the sidecar beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmh_ray.config import to_dict
+from mmh_ray.harmonization.harmonizer import HarmonizedScan, Harmonizer
+from mmh_ray.imaging.template import SPACE
+from mmh_ray.provenance import code_version
+from mmh_ray.quality.histograms import histogram
+
+_UNITS = {
+    ("unit", False): "unit intensity of the unified domain (0 background, about 1 bright tissue)",
+    ("source", False): "the scan's own: unit intensity of the unified domain * (High - Low) + Low",
+    ("unit", True): "unit intensity of the target site (0 background, 1 bright tissue of its scans)",
+    (
+        "source",
+        True,
+    ): "the scan's own range, in the target's contrast: unit intensity of the target site * (High - Low) + Low",
+}
+"""By ``harmonize.intensity``, and whether there is a target. What a target's scans measure in their own units is not recorded."""
+
+
+def account_of(scan: HarmonizedScan, harmonizer: Harmonizer, has_target: bool) -> dict[str, Any]:
+    """Fields of the sidecar that scan and model tell; JSON-able."""
+    prepared, settings = scan.prepared, harmonizer.settings
+    return {
+        "SkullStripped": scan.stripped,
+        "Units": _UNITS[settings.intensity, has_target],
+        "Preparation": list(prepared.steps),
+        "IntensityMapping": {
+            "Low": prepared.scaling.low,
+            "High": prepared.scaling.high,
+            "Formula": "unit = (scan - Low) / (High - Low)",
+        },
+        "Registration": _registration(scan),
+        "Settings": to_dict(settings) | {"prepare": to_dict(harmonizer.prepare)},
+        "QC": scan.quality,
+        "BrainHistogram": {
+            "Before": histogram(scan.source.data[prepared.brain]),
+            "After": histogram(scan.harmonized.data[prepared.brain]),
+        },
+        "GeneratedBy": {"Name": "mmh_ray", "Version": code_version()},
+    }
+
+
+def _registration(scan: HarmonizedScan) -> dict[str, Any] | None:
+    """How the template lies in the scan: an image in template space goes back to the scan by it, as intensities do by `IntensityMapping`.
+
+    Nothing else can be undone from the sidecar: N4's field and what the model changed are not kept.
+    """
+    found = scan.prepared.registration
+    if found is None:
+        return None
+    return {
+        "Method": found.method,
+        "Quality": found.quality,
+        "TemplateSpace": SPACE,
+        "TemplateToScan": found.matrix.tolist(),
+    }

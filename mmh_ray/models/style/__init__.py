@@ -1,0 +1,1 @@
+"""How a scan looks, as a vector: backbones, tri-planar attention, training."""

@@ -1,0 +1,138 @@
+"""Contrast between styles: what the style encoder learns from, and the training of its aggregator on given volumes.
+
+Shapes: ``B`` volumes, ``3`` planes, ``K`` slices a plane, ``D`` dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmh_ray.config import StyleConfig
+from mmh_ray.errors import ModelError
+from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
+
+LEAST_SPREAD = 0.05
+"""Mean cosine distance of style vectors below which an encoder has collapsed to one answer."""
+
+_VOLUMES_PER_STEP = 32
+
+
+def style_contrast(styles: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Supervised contrastive loss (Khosla et al., 2020, eq. 2): the mean over all pairs of one label of
+    ``-log(exp(s_ij / T) / sum_{k != i} exp(s_ik / T))`` with cosines ``s``.
+
+    ``styles`` ``(B, D)``, ``labels`` ``(B,)`` long. Where people are seen by several scanners, one person's other styles are
+    among the ``k``: anatomy that shows in a style vector costs. Zero where no label comes twice.
+    """
+    unit = F.normalize(styles, dim=1)
+    itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    logs = (unit @ unit.T / temperature).masked_fill(itself, -torch.inf).log_softmax(1)
+    pairs = (labels[:, None] == labels) & ~itself
+    return -torch.where(pairs, logs, 0).sum() / pairs.sum().clamp_min(1)
+
+
+def spread_shortfall(styles: Tensor) -> Tensor:
+    """How far the dimensions' standard deviations over the batch fall short of 1, mean ``max(0, 1 - std)`` (Bardes et al., 2022).
+
+    Directions count alone: vectors are brought to length ``sqrt(D)`` first.
+    """
+    scaled = F.normalize(styles, dim=1) * math.sqrt(styles.shape[1])
+    return F.relu(1 - (scaled.var(0, unbiased=False) + 1e-4).sqrt()).mean()
+
+
+def spread(styles: Tensor) -> float:
+    """Mean cosine distance between different volumes' style vectors ``(B, D)``: 0 when all are alike."""
+    unit = F.normalize(styles, dim=1)
+    count = len(unit)
+    return float(1 - (unit.sum(0).square().sum() - count) / (count * (count - 1)))
+
+
+def train_aggregator(
+    encoder: TriPlanarStyleEncoder,
+    features: Tensor,
+    labels: Tensor,
+    sequences: Tensor,
+    config: StyleConfig,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Train attention and fusion, in place, to tell sites apart within every sequence; the backbone is not touched.
+
+    A step shows volumes of one sequence, all sequences in turn: any encoder tells T1w from T2w, and nothing would be learned from that.
+
+    Parameters
+    ----------
+    features:
+        ``(B, 3, K, D)`` of :meth:`TriPlanarStyleEncoder.features`.
+    labels:
+        ``(B,)`` long, the site of each volume, or whatever else makes its look. A sequence of fewer than two, or of which none has two
+        volumes, is left out.
+    sequences:
+        ``(B,)`` long, the sequence of each volume.
+
+    Returns
+    -------
+    ``contrast``, the mean over sequences, and ``spread``, of the sequence with the least, before (``_before``) and after.
+
+    Raises
+    ------
+    ModelError
+        No sequence with a contrast, a loss that is not finite, or style vectors of a sequence that collapsed: then the aggregator is as it
+        was before.
+    """
+    parts = _contrasted(labels, sequences)
+    aggregator, generator = encoder.aggregator, torch.Generator().manual_seed(seed)
+    start = {name: tensor.clone() for name, tensor in aggregator.state_dict().items()}
+    before = _figures(aggregator, features, labels, parts, config)
+    optimizer = torch.optim.AdamW(aggregator.parameters(), config.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    for step in range(config.steps):
+        own = parts[step % len(parts)]
+        rows = own[torch.randperm(len(own), generator=generator)[:_VOLUMES_PER_STEP].to(own.device)]
+        styles = aggregator(features[rows])
+        loss = style_contrast(styles, labels[rows], config.temperature) + config.spread_weight * spread_shortfall(
+            styles
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(aggregator.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    after = _figures(aggregator, features, labels, parts, config)
+    try:
+        _check_spread(after)
+    except ModelError:
+        aggregator.load_state_dict(start)
+        raise
+    return after | {f"{name}_before": value for name, value in before.items()}
+
+
+@torch.no_grad()
+def _figures(
+    aggregator: nn.Module, features: Tensor, labels: Tensor, parts: list[Tensor], config: StyleConfig
+) -> dict[str, float]:
+    styles = aggregator(features)
+    contrasts = [float(style_contrast(styles[rows], labels[rows], config.temperature)) for rows in parts]
+    return {"contrast": sum(contrasts) / len(parts), "spread": min(spread(styles[rows]) for rows in parts)}
+
+
+def _contrasted(labels: Tensor, sequences: Tensor) -> list[Tensor]:
+    """Indices of the volumes of each sequence that shows a contrast."""
+    parts = [(sequences == one).nonzero()[:, 0] for one in sequences.unique()]
+    counts = [labels[rows].unique(return_counts=True)[1].tolist() for rows in parts]
+    kept = [rows for rows, own in zip(parts, counts, strict=True) if len(own) > 1 and max(own) > 1]
+    if not kept:
+        received = f"sequences with {', '.join(map(str, counts))} volumes of each site"
+        remedy = "Give volumes of two sites or more, several of each."
+        raise ModelError(received, "a sequence of two sites, one of them with two volumes", remedy)
+    return kept
+
+
+def _check_spread(figures: dict[str, float]) -> None:
+    if not (math.isfinite(figures["contrast"]) and figures["spread"] >= LEAST_SPREAD):
+        received = f"collapsed style vectors (mean cosine distance {figures['spread']:.3g} within a sequence)"
+        remedy = "Lower style.learning_rate or raise style.spread_weight; the aggregator is as it was before."
+        raise ModelError(received, f"{LEAST_SPREAD} or more", remedy)

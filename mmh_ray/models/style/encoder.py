@@ -1,0 +1,286 @@
+"""The tri-planar attention style encoder: a volume to one vector that tells how it was scanned and not who was.
+
+Shapes: ``B`` volumes ``X Y Z``; 3 planes in the order of :data:`mmh_ray.imaging.slices.PLANES`; ``K`` slices a plane; ``D`` dimensions.
+
+Source: arXiv 2601.08193. Ours differs in four points: slices are spread over each brain's own extent and not between fixed indices;
+positions and features have known lengths before they are added, so that neither drowns the other; the attention starts as a mean over
+slices; a scan's planes can be left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmh_ray.config import StyleConfig
+from mmh_ray.errors import DataError, ModelError
+from mmh_ray.imaging.resolution import sharp_planes
+from mmh_ray.imaging.slices import AXES, NORMAL, PLANES
+from mmh_ray.models.style.backbones import EMBEDDED, SliceBackbone, embedded_weights, load_backbone, weights_hash
+
+HEADS = 8
+"""Heads of the attention pooling."""
+
+_MARGIN = 0.1
+_POSITION = 0.1
+_SEED = 0
+
+
+class StyleAggregator(nn.Module):
+    """Slice vectors of three planes to one style vector.
+
+    Position and plane embedding; L2 normalisation; per plane, attention pooling by a learned query and LayerNorm;
+    ``mean + alpha MLP(concatenation)``, where the MLP starts as the mean.
+
+    Parameters
+    ----------
+    dimensions:
+        ``D``, a multiple of :data:`HEADS`.
+    alpha:
+        Weight of the MLP.
+    """
+
+    def __init__(self, dimensions: int, alpha: float) -> None:
+        super().__init__()
+        self.dimensions, self.alpha = dimensions, alpha
+        self.plane = nn.Parameter(0.02 * torch.randn(len(PLANES), dimensions))
+        self.query = nn.Parameter(0.02 * torch.randn(len(PLANES), dimensions))
+        self.attention = nn.MultiheadAttention(dimensions, HEADS, bias=False, batch_first=True)
+        self.norms = nn.ModuleList(nn.LayerNorm(dimensions) for _ in PLANES)
+        self.expand = nn.Linear(len(PLANES) * dimensions, 2 * dimensions)
+        self.reduce = nn.Linear(2 * dimensions, dimensions)
+        self._start_as_mean()
+
+    def forward(self, features: Tensor, planes: Tensor | None = None) -> Tensor:
+        """Style ``(B, D)`` of slice vectors ``(B, 3, K, D)``; ``planes`` ``(B, 3)`` bool says which count (default all)."""
+        pooled = self._pool(features)
+        counts = features.new_ones(pooled.shape[:2]) if planes is None else planes.to(pooled)
+        if not (counts.sum(1) > 0).all():
+            rows = (counts.sum(1) == 0).nonzero().flatten().tolist()
+            raise DataError(f"no plane for volumes {rows}", "at least one plane per volume", "Let a plane count.")
+        kept = counts[..., None].bool()
+        mean = pooled.masked_fill(~kept, 0).sum(1) / counts.sum(1, keepdim=True)
+        filled = torch.where(kept, pooled, mean[:, None])
+        return mean + self.alpha * self.reduce(F.gelu(self.expand(filled.flatten(1))))
+
+    def _pool(self, features: Tensor) -> Tensor:
+        """Planes' vectors ``(B, 3, D)``."""
+        batch, planes, count, size = features.shape
+        places = (torch.arange(count, device=features.device) + 0.5) / count
+        embedded = F.normalize(features, dim=-1) + _POSITION * sinusoids(places, size) + self.plane[:, None]
+        slices = F.normalize(embedded, dim=-1).flatten(0, 1)
+        query = self.query.expand(batch, -1, -1).reshape(batch * planes, 1, size)
+        pooled = self.attention(query, slices, slices, need_weights=False)[0].reshape(batch, planes, size)
+        return torch.stack([norm(pooled[:, index]) for index, norm in enumerate(self.norms)], dim=1)
+
+    @torch.no_grad()
+    def _start_as_mean(self) -> None:
+        """Attention: values pass as they are. MLP: ``gelu(m) - gelu(-m) = m`` for the mean ``m`` of the planes."""
+        unit = torch.eye(self.dimensions)
+        self.attention.in_proj_weight[2 * self.dimensions :] = unit
+        self.attention.out_proj.weight.copy_(unit)
+        mean = unit.repeat(1, len(PLANES)) / len(PLANES)
+        self.expand.weight.copy_(torch.cat([mean, -mean]))
+        self.reduce.weight.copy_(torch.cat([unit, -unit], dim=1))
+        for layer in (self.expand, self.reduce):
+            layer.bias.zero_()
+
+
+def sinusoids(places: Tensor, size: int) -> Tensor:
+    """Position embedding of unit length ``(K, size)`` of places 0 to 1 along the brain (Vaswani et al., 2017; 24 places apart)."""
+    rates = torch.exp(torch.arange(0, size, 2, device=places.device) * (-9.21034 / size))
+    angles = 24 * places[:, None] * rates
+    return F.normalize(torch.cat([angles.sin(), angles.cos()], dim=1)[:, :size], dim=-1)
+
+
+class TriPlanarStyleEncoder(nn.Module):
+    """Volume to style vector, differentiable to the volume.
+
+    Parameters
+    ----------
+    backbone:
+        Turns slices into vectors; stays in evaluation mode where it is frozen.
+    config:
+        ``slices``, ``alpha`` and ``checkpoint`` count here.
+    spacing_mm:
+        Voxel edge of the volumes. Finer volumes than the backbone's pixels are averaged in three dimensions before slices are taken,
+        coarser slices are interpolated: the same head gives about the same style at any grid.
+    """
+
+    def __init__(self, backbone: SliceBackbone, config: StyleConfig, spacing_mm: float) -> None:
+        super().__init__()
+        self.backbone, self.config, self.spacing_mm = backbone, config, spacing_mm
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            self.aggregator = StyleAggregator(backbone.dimensions, config.alpha)
+
+    def forward(self, volume: Tensor, mask: Tensor, planes: Tensor | None = None) -> Tensor:
+        """Style vectors ``(B, D)``.
+
+        Parameters
+        ----------
+        volume:
+            ``(B, X, Y, Z)`` unit intensity; what lies outside the mask does not count.
+        mask:
+            ``(B, X, Y, Z)`` bool, the brain.
+        planes:
+            ``(B, 3)`` bool, planes that count: for a scan with thick slices those of :meth:`planes_of`. Default all.
+
+        Raises
+        ------
+        DataError
+            Shapes that do not fit, an empty mask, a volume without any plane that counts.
+        """
+        return self.aggregator(self.features(volume, mask), planes)
+
+    def planes_of(self, affine: np.ndarray) -> Tensor:
+        """Planes ``(1, 3)`` bool that do not cross a scan's thick slices, by its own affine ``(4, 4)``."""
+        pixel_mm = max(self.spacing_mm, self.backbone.pixel_mm)
+        return torch.from_numpy(sharp_planes(affine, pixel_mm))[None]
+
+    def of_slices(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Style vectors ``(B, D)`` of slices that were chosen already.
+
+        ``images`` and ``masks`` ``(B, 3, K, H, W)``, in the volumes' own voxels, lie as :func:`mmh_ray.imaging.slices.along` gives them.
+        """
+        found, ratio = [], self.spacing_mm / self.backbone.pixel_mm
+        for index, plane in enumerate(PLANES):
+            stacked = torch.stack([images[:, index] * masks[:, index], masks[:, index]], dim=2).flatten(0, 1)
+            if AXES[plane][1] > AXES[plane][2]:  # a volume's own slices have their axes in the volume's order
+                stacked = stacked.mT
+            size = [round(n * ratio) for n in stacked.shape[-2:]]
+            if size != list(stacked.shape[-2:]):
+                stacked = F.interpolate(stacked, size=size, mode="bilinear", align_corners=False, antialias=True)
+            found.append(self._encode(stacked[:, :1], stacked[:, 1:]).unflatten(0, (len(images), -1)))
+        return self.aggregator(torch.stack(found, dim=1))
+
+    def features(self, volume: Tensor, mask: Tensor) -> Tensor:
+        """The backbone's vectors ``(B, 3, K, D)`` of the chosen slices, which a frozen backbone need make only once."""
+        _check(volume, mask)
+        volume, mask = self._to_pixels(volume * mask, mask.to(volume))
+        found = []
+        for plane in PLANES:
+            vectors = self._encode(*self._slices(volume, mask, NORMAL[plane]))
+            found.append(vectors.unflatten(0, (len(volume), -1)))
+        return torch.stack(found, dim=1)
+
+    def _encode(self, images: Tensor, masks: Tensor) -> Tensor:
+        """The backbone's vectors ``(N, D)`` of one plane's slices; with checkpointing its activations are not kept."""
+        if self.config.checkpoint and torch.is_grad_enabled():
+            return checkpoint(self.backbone, images, masks, use_reentrant=False)
+        return self.backbone(images, masks)
+
+    def train(self, mode: bool = True) -> TriPlanarStyleEncoder:
+        """As usual, but a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            self.backbone.eval()
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """What a model bundle records of its style encoder; :func:`check_same_encoder` compares two of them.
+
+        ``slices`` are those of whole volumes. :meth:`of_slices` takes as many as it is given: stage 2 gives ``target.slabs_per_plane``,
+        which the bundle records among the settings of its training.
+        """
+        return {
+            "backbone": self.backbone.name,
+            "backbone_sha256": weights_hash(self.backbone),
+            "aggregator_sha256": weights_hash(self.aggregator),
+            "dimensions": self.backbone.dimensions,
+            "pixel_mm": self.backbone.pixel_mm,
+            "slices": self.config.slices,
+            "alpha": self.config.alpha,
+        }
+
+    def _to_pixels(self, volume: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Average a volume of finer voxels than the backbone's pixels over the brain's part of each pixel."""
+        ratio = self.spacing_mm / self.backbone.pixel_mm
+        if ratio > 0.99:
+            return volume, mask
+        size = [max(1, round(n * ratio)) for n in volume.shape[1:]]
+        share = F.interpolate(mask[:, None], size=size, mode="area")[:, 0]
+        brain = (share >= share.amax((1, 2, 3), keepdim=True).clamp_max(0.5)).to(volume)
+        return F.interpolate(volume[:, None], size=size, mode="area")[:, 0] / share.clamp_min(1e-6) * brain, brain
+
+    def _slices(self, volume: Tensor, mask: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """``(B K, 1, H, W)`` slices and masks at the backbone's size of pixel, spread over the middle 80 % of each brain."""
+        places = _MARGIN + (1 - 2 * _MARGIN) * (torch.arange(self.config.slices) + 0.5) / self.config.slices
+        images, masks = [], []
+        for one, inside in zip(volume.movedim(axis + 1, 1), mask.movedim(axis + 1, 1), strict=True):
+            brain = inside.flatten(1).any(1).nonzero()[:, 0]
+            chosen = brain[(places * len(brain)).long().to(brain.device)]
+            images.append(one[chosen])
+            masks.append(inside[chosen])
+        stacked = torch.stack([torch.cat(images), torch.cat(masks)], dim=1)
+        ratio = self.spacing_mm / self.backbone.pixel_mm
+        if ratio > 1.01:
+            size = [round(n * ratio) for n in stacked.shape[-2:]]
+            stacked = F.interpolate(stacked, size=size, mode="bilinear", align_corners=False)
+        return stacked[:, :1], stacked[:, 1:]
+
+
+def make_style_encoder(
+    config: StyleConfig, spacing_mm: float, aggregator: Mapping[str, Tensor] | None = None
+) -> TriPlanarStyleEncoder:
+    """The configured encoder for volumes of a spacing, its backbone frozen.
+
+    The embedded backbone comes with its trained aggregator. Another backbone's is ``aggregator``, the weights that
+    :func:`mmh_ray.models.style.contrast.train_aggregator` made; without, it starts as a mean over slices and planes.
+
+    Raises
+    ------
+    ModelError
+        If the backbone cannot be had (see :func:`mmh_ray.models.style.backbones.load_backbone`), or the aggregator is another's.
+    """
+    encoder = TriPlanarStyleEncoder(load_backbone(config), config, spacing_mm)
+    if aggregator:
+        load_aggregator(encoder, aggregator)
+    elif config.backbone == EMBEDDED:
+        prefix = "aggregator."
+        state = embedded_weights().items()
+        load_aggregator(encoder, {name.removeprefix(prefix): t for name, t in state if name.startswith(prefix)})
+    return encoder
+
+
+def load_aggregator(encoder: TriPlanarStyleEncoder, state: Mapping[str, Tensor]) -> None:
+    """Give an encoder's aggregator its weights; ModelError where they are another's."""
+    try:
+        encoder.aggregator.load_state_dict(dict(state))
+    except RuntimeError as error:
+        received = f"an aggregator with other weights ({' '.join(str(error).split())[:300]})"
+        raise ModelError(received, "one of this style encoder", "Train the target with it.") from error
+
+
+def check_same_encoder(recorded: dict[str, Any], found: dict[str, Any]) -> None:
+    """Refuse an encoder other than the one a model was made with; where its weights came from (its name) does not matter.
+
+    Raises
+    ------
+    ModelError
+        Names what differs between the two descriptions.
+    """
+    different = [key for key in recorded if key != "backbone" and recorded[key] != found.get(key)]
+    if different:
+        parts = ", ".join(f"{key} {found.get(key)} for {recorded[key]}" for key in different)
+        received = f"style encoder {found.get('backbone')!r} ({parts})"
+        remedy = (
+            "Style vectors of two encoders cannot be compared: configure style as recorded, or train the adapter anew."
+        )
+        raise ModelError(received, f"the one that the model was made with, {recorded.get('backbone')!r}", remedy)
+
+
+def _check(volume: Tensor, mask: Tensor) -> None:
+    if volume.ndim != 4 or volume.shape != mask.shape:
+        received = f"volumes {tuple(volume.shape)} with masks {tuple(mask.shape)}"
+        raise DataError(received, "two tensors of one shape (B, X, Y, Z)", "Stack volumes and their masks alike.")
+    empty = (~mask.bool().flatten(1).any(1)).nonzero().flatten().tolist()
+    if empty:
+        remedy = "Check the masks, or leave these volumes out."
+        raise DataError(f"empty masks of volumes {empty}", "brain voxels in every mask", remedy)

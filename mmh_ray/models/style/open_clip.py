@@ -1,0 +1,239 @@
+"""Image towers of open_clip as backbones of the style encoder: from the hub, from a folder, by name. Text towers are never built."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.factory import load_state_dict
+from open_clip.model import _build_vision_tower
+from open_clip.utils import to_2tuple
+from torch import Tensor, nn
+
+from mmh_ray.config import StyleConfig
+from mmh_ray.errors import ModelError
+from mmh_ray.files import read_object
+from mmh_ray.models.style.backbones import SliceBackbone
+from mmh_ray.provenance import sha256_file
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""Names of a folder's weights, in the order in which they are looked for."""
+HUB = "hf-hub:"
+RANDOM = "random"
+"""`style.weights` that asks for an untrained tower by name."""
+
+MOST_CONFIG = 2**20
+"""Most bytes of a folder's configuration."""
+MOST_LAYERS, MOST_SIDE, MOST_WIDTH = 256, 1024, 8192
+"""Most layers of a tower, pixels along a side of its image, and of anything else that a tower has a number of."""
+
+_MOST_OF = {"layers": MOST_LAYERS, "image_size": MOST_SIDE}
+_SEED = 0
+_COPY = "Copy the weights again, or name the model that they belong to."
+
+
+class OpenClipBackbone(SliceBackbone):
+    """The image tower of an open_clip model, at 1 mm per pixel as in arXiv 2601.08193.
+
+    Slices are centred in the tower's square (zeros around them; what lies beyond it is cut off), repeated to three channels and
+    normalised as the tower was trained.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, tower: nn.Module, dimensions: int, preprocess: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.name, self.dimensions, self.pixel_mm = name, dimensions, 1.0
+        self.tower: Any = tower
+        for key, usual in (("mean", open_clip.OPENAI_DATASET_MEAN), ("std", open_clip.OPENAI_DATASET_STD)):
+            self.register_buffer(key, torch.tensor(preprocess.get(key) or usual).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Vectors ``(N, D)`` of slices; masks do not count here, as everything outside the brain is zero."""
+        missing = [
+            wanted - had for wanted, had in zip(to_2tuple(self.tower.image_size), images.shape[-2:], strict=True)
+        ]
+        top, left = missing[0] // 2, missing[1] // 2  # negative: cut off
+        images = F.pad(images, (left, missing[1] - left, top, missing[0] - top))
+        return self.tower((images.expand(-1, 3, -1, -1) - self.mean) / self.std)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a tower is built from; without a file it stays untrained."""
+
+    settings: dict[str, Any]
+    file: Path | None
+    preprocess: dict[str, Any] = field(default_factory=dict)
+
+
+def open_clip_backbone(config: StyleConfig) -> OpenClipBackbone:
+    """The image tower that ``style.backbone`` names; see :func:`mmh_ray.models.style.backbones.load_backbone` for errors."""
+    if config.backbone.startswith(HUB):
+        source = _from_folder(_download(config.backbone), config)
+    elif os.path.isdir(config.backbone):
+        source = _from_folder(Path(config.backbone), config)
+    else:
+        source = _by_name(config)
+    tower = _build(source, config.backbone)
+    if source.file is not None:
+        _check_hash(source.file, config.sha256)
+        _fill(tower, source.file)
+    return OpenClipBackbone(config.backbone, tower, source.settings["embed_dim"], source.preprocess)
+
+
+def _download(name: str) -> Path:
+    """Folder of a hub model's configuration and weights, in the hub's own cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=[CONFIG_FILE, *WEIGHT_FILES]))
+    except Exception as error:  # the hub's client raises whatever its transport raises
+        remedy = f"Set style.backbone to a folder that holds {CONFIG_FILE} and the weights, or to embedded."
+        received = f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ModelError(received, "a model of the hub, or one in its cache", remedy) from error
+
+
+def _from_folder(folder: Path, config: StyleConfig) -> _Source:
+    if config.weights is not None:
+        received = f"style.weights={config.weights!r} with {config.backbone}"
+        raise ModelError(received, "none: the folder brings its own weights", "Leave style.weights out.")
+    place = folder / CONFIG_FILE
+    try:
+        described = read_object(place, MOST_CONFIG)
+        settings = described.get("model_cfg", described)
+        source = _Source(
+            {key: settings[key] for key in ("embed_dim", "vision_cfg")}
+            | {"quick_gelu": bool(settings.get("quick_gelu", False))},
+            next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None),
+            _checked_preprocessing(described.get("preprocess_cfg", {})),
+        )
+        _check_tower(source.settings)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        received = f"{place}: {type(error).__name__}: {error}"
+        remedy = "Copy the model's whole folder from the hub again."
+        raise ModelError(received, "an open_clip configuration with embed_dim and vision_cfg", remedy) from error
+    if source.file is None:
+        raise ModelError(f"{folder}: without weights", f"one of {', '.join(WEIGHT_FILES)}", "Copy the weights there.")
+    if not source.settings["vision_cfg"].get("timm_model_name"):  # else the name alone says how large it is
+        _check_size(source, folder)
+    return source
+
+
+def _checked_preprocessing(found: Any) -> dict[str, Any]:
+    """``mean`` and ``std`` of a configuration, where it has them; ValueError unless they are three numbers each."""
+    kept = {key: found[key] for key in ("mean", "std") if found.get(key) is not None}
+    for key, values in kept.items():
+        least = -100 if key == "mean" else 1e-6
+        if not isinstance(values, list) or len(values) != 3 or not all(least <= value <= 100 for value in values):
+            raise ValueError(f"preprocess_cfg with {key}={str(values)[:100]}")
+    return kept
+
+
+def _check_tower(settings: Mapping[str, Any]) -> None:
+    """ValueError where a tower is described by more than plain values, or by numbers that no tower has.
+
+    A model of timm may only be named by its name: with a prefix timm would fetch it from a hub, or look for it in another folder.
+    """
+    values = {"embed_dim": settings["embed_dim"], **settings["vision_cfg"]}
+    for key, value in values.items():
+        most = _MOST_OF.get(key, MOST_WIDTH)
+        items = _items_of(value)
+        if len(items) > 8 or not all(_is_modest(item, most) for item in items):
+            raise ValueError(f"{key}={str(value)[:100]}, which no tower has")
+
+
+def _items_of(value: Any) -> list[Any]:
+    """What a list or a dictionary holds; a single value is a list of one."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else [value]
+
+
+def _is_modest(value: Any, most: int) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"[A-Za-z0-9_.-]{0,200}", value) is not None
+    return value is None or (isinstance(value, int | float) and abs(value) <= most)  # NaN is not
+
+
+def _check_size(source: _Source, folder: Path) -> None:
+    """ModelError where the described tower is larger than its file of weights can be; laid out on the device that takes no memory."""
+    assert source.file is not None
+    with torch.device("meta"):
+        tower = _build(source, str(folder))
+    weights = sum(tensor.numel() for tensor in tower.state_dict().values())
+    size = source.file.stat().st_size
+    if 2 * weights > size + 2**20:  # in half precision; a tiny tower's own tables do not count
+        received = f"{folder / CONFIG_FILE}: a tower of {weights / 1e6:.0f} million weights"
+        raise ModelError(received, f"one that {source.file.name} of {size} bytes can hold", "Copy the folder again.")
+
+
+def _by_name(config: StyleConfig) -> _Source:
+    name, weights = config.backbone, config.weights
+    settings = open_clip.get_model_config(name)
+    if settings is None:
+        remedy = "Set style.backbone to one of them; open_clip.list_models() lists the names."
+        raise ModelError(
+            f"style.backbone={name!r}", "embedded, hf-hub:OWNER/NAME, a folder or an open_clip name", remedy
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if weights == RANDOM:
+        return _Source(settings, None)
+    if weights in tags:
+        known = open_clip.get_pretrained_cfg(name, weights)
+        settings["quick_gelu"] = known.get("quick_gelu", settings.get("quick_gelu", False))
+        return _Source(settings, Path(open_clip.download_pretrained(known)), known)
+    if weights is not None and os.path.isfile(weights):
+        return _Source(settings, Path(weights))
+    expected = f"a file, {RANDOM} or one of {', '.join(tags) or 'no tags'}"
+    raise ModelError(f"style.weights={weights!r} for {name}", expected, "Set style.weights.")
+
+
+def _build(source: _Source, name: str) -> nn.Module:
+    """The tower with the weights of a fixed seed, so that an untrained one is the same everywhere."""
+    vision = {**source.settings["vision_cfg"], "timm_model_pretrained": False, "output_tokens": False}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            return _build_vision_tower(source.settings["embed_dim"], vision, source.settings.get("quick_gelu", False))
+    except Exception as error:  # open_clip builds what it is told, and fails as that may have it
+        remedy = "Install the release of open_clip_torch that the model asks for."
+        raise ModelError(
+            f"{name}: {' '.join(str(error).split())[:300]}", "an image tower that open_clip can build", remedy
+        ) from error
+
+
+def _check_hash(file: Path, wanted: str | None) -> None:
+    """Log the file's hash, so that it can be pinned, and refuse another than the wanted one."""
+    found = sha256_file(file)
+    log.info("%s: SHA-256 %s", file, found)
+    if wanted not in (None, found):
+        remedy = "Copy the weights again, or correct style.sha256."
+        raise ModelError(f"{file}: SHA-256 {found}", f"style.sha256={wanted}", remedy)
+
+
+def _fill(tower: nn.Module, file: Path) -> None:
+    """Read the ``visual.`` part of a checkpoint, or one of the tower alone; nothing is unpickled but tensors."""
+    try:
+        state = load_state_dict(str(file), weights_only=True)
+        visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+        tower.load_state_dict(visual or state)
+    except Exception as error:  # a file that is anybody's fails in any way
+        received = f"{file}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ModelError(received, "weights of the configured image tower", _COPY) from error
+    spoilt = [name for name, value in tower.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if spoilt:
+        received = f"{file}: {spoilt[0]} with NaN or infinite weights"
+        raise ModelError(received, "finite weights of the configured image tower", _COPY)

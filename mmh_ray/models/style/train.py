@@ -1,0 +1,229 @@
+"""Train the embedded style encoder on simulated scanners.
+
+    python -m mmh_ray.models.style.train mmh_ray/models/weights
+
+Writes ``style.safetensors`` (backbone and aggregator) and its card ``style.md``. Each step shows a block of people, all seen by the same
+random scanners: the same scanner's scans of other people attract each other, other scanners' scans of the same person repel. Then head and
+aggregator learn the finer distinctions of scanners that are pairwise alike, from statistics of slices that are made once.
+The same seed on the same machine gives the same weights. No person and no scanner of a phantom archive takes part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from mmh_ray.config import GridConfig, RestyleConfig, StyleConfig
+from mmh_ray.imaging.intensity import correct_bias, robust_scaling
+from mmh_ray.models.augmentation import restyle
+from mmh_ray.models.style.backbones import EmbeddedBackbone, SliceBackbone
+from mmh_ray.models.style.contrast import spread, style_contrast
+from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
+from mmh_ray.progress import progress
+from mmh_ray.provenance import whole_file
+from mmh_ray.simulation.anatomy import Anatomy
+from mmh_ray.simulation.phantom import CANONICAL, SEQUENCES, Scanner, random_scanner, render
+from mmh_ray.simulation.phantom_people import simulated_person
+
+PEOPLE = 48
+PEOPLE_PER_STEP = 3
+SCANNERS_PER_STEP = 8
+SLICES = 3
+"""Slices a plane while training; any number serves afterwards."""
+PEOPLE_SEED = 97
+LEARNING_RATE = 2e-3
+REFINE_POOL, REFINE_PEOPLE, REFINE_SCANNERS, REFINE_SLICES = 20, 4, 6, 5
+REFINE_RATE, REFINE_TEMPERATURE = 1e-3, 0.07
+CURVES = RestyleConfig(bias=0, noise=0, blur_mm=0)
+"""What half of the scanners do besides their physics: a random intensity curve, gamma, a coarser axis."""
+COMMAND = "python -m mmh_ray.models.style.train mmh_ray/models/weights"
+CARD = """# Embedded style encoder
+
+Tells how a brain scan looks (contrast, sharpness, noise, shading) and not whom it shows; one vector of 96 numbers a volume. Tri-planar:
+a small convolutional net per slice, attention over the slices of each plane. It looks at 3 mm pixels: finer volumes are averaged.
+
+- command: `{command}` (one core)
+- data: simulated people (ICBM-152 tissue fractions, random shapes, ages, lesions, cavities) seen by random scanners, T1w and T2w in
+  turn; half of the scanners bend intensities by a random monotone curve. No real scan, nobody and no scanner of a phantom archive.
+- training: supervised contrast over blocks of 3 people by 8 scanners, then of head and aggregator alone over blocks of 4 people by 6
+  scanners that are pairwise alike; on such blocks kept aside: {figures}
+- size: {size}
+- SHA-256 of style.safetensors: `{sha256}`
+- held-out figures: benchmarks/2026-11-26-style.md in the repository (`python benchmarks/style.py`)
+
+Limits: trained on simulated T1w and T2w of skull-stripped brains in unit intensity alone; other sequences were not shown to it.
+"""
+
+
+def block(
+    people: list[Anatomy], sequence: str, grid: GridConfig, scanners: int, seed: list[int], alike: bool = False
+) -> Iterator[np.ndarray]:
+    """Scans ``(X, Y, Z)`` in unit intensity of every person by every random scanner: scanners outside, people inside.
+
+    ``alike``: every second scanner resembles the one before it, three quarters of the way, so that small differences matter.
+    """
+    scanner, curve = CANONICAL, None
+    for number in range(scanners):
+        rng = np.random.default_rng([*seed, number])
+        drawn, bends = random_scanner(rng), rng.integers(2**31) if rng.random() < 0.5 else None
+        scanner, curve = (_between(scanner, drawn), curve) if alike and number % 2 else (drawn, bends)
+        for anatomy in people:
+            scan, mask = render(anatomy, scanner, sequence, rng, grid.spacing_mm), anatomy.brain
+            scan = np.clip(robust_scaling(scan, mask).apply(scan), 0, 2) * mask
+            if curve is not None:  # the same draws, so the same curve, for everyone
+                same = torch.Generator().manual_seed(int(curve))
+                image, inside = torch.from_numpy(scan), torch.from_numpy(mask)
+                scan = restyle(image, inside, grid.spacing_mm, CURVES, same).numpy()
+            yield scan
+
+
+def _between(one: Scanner, other: Scanner) -> Scanner:
+    """A quarter of the way from one scanner to another, field strength left."""
+    names = ("tr_t1", "flip", "tr_t2", "te", "gamma", "bias", "blur_mm", "noise")
+    return replace(one, **{name: 0.75 * getattr(one, name) + 0.25 * getattr(other, name) for name in names})
+
+
+def train(steps: int, seed: int, people: int = PEOPLE) -> TriPlanarStyleEncoder:
+    """The whole encoder, trained on blocks of people and scanners."""
+    grid, config = GridConfig(), StyleConfig(slices=SLICES)
+    torch.manual_seed(seed)
+    encoder = TriPlanarStyleEncoder(EmbeddedBackbone(), config, grid.spacing_mm)
+    pool = [simulated_person(PEOPLE_SEED, number, grid) for number in range(people)]
+    optimizer = torch.optim.AdamW(encoder.parameters(), LEARNING_RATE, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    labels = torch.arange(SCANNERS_PER_STEP).repeat_interleave(PEOPLE_PER_STEP)
+    with progress(steps, "Training", unit="steps") as advance:
+        for step in range(steps):
+            rng = np.random.default_rng([seed, step])
+            chosen = [pool[index] for index in rng.choice(people, PEOPLE_PER_STEP, replace=False)]
+            scans = np.stack(list(block(chosen, SEQUENCES[step % 2], grid, SCANNERS_PER_STEP, [seed, step])))
+            masks = torch.from_numpy(np.stack([one.brain for one in chosen])).repeat(SCANNERS_PER_STEP, 1, 1, 1)
+            styles = encoder(torch.from_numpy(scans), masks)
+            loss = style_contrast(styles, labels, config.temperature)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            advance(note=f"contrast {float(loss.detach()):.3f}")
+    return encoder
+
+
+class _Statistics(SliceBackbone):
+    """The embedded backbone without its head."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.backbone, self.pixel_mm, self.dimensions = backbone, backbone.pixel_mm, backbone.dimensions
+
+    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
+        return self.backbone.statistics(images, masks)
+
+
+@torch.no_grad()
+def statistics_of_blocks(encoder: TriPlanarStyleEncoder, blocks: int, seed: int) -> Tensor:
+    """Slices' statistics ``(blocks, B, 3, K, S)`` of scanners that are pairwise alike, T1w and T2w in turn; ``B`` as in :func:`block`."""
+    grid, found = GridConfig(), []
+    seer = TriPlanarStyleEncoder(_Statistics(encoder.backbone), StyleConfig(slices=REFINE_SLICES), grid.spacing_mm)
+    pool = [simulated_person(PEOPLE_SEED, number, grid) for number in range(REFINE_POOL)]
+    with progress(blocks, "Scanning", unit="blocks") as advance:
+        for number in range(blocks):
+            draw = np.random.default_rng([seed, number, 1])
+            people = [pool[index] for index in draw.choice(REFINE_POOL, REFINE_PEOPLE, replace=False)]
+            masks = [one.brain for one in people] * REFINE_SCANNERS
+            scans = block(people, SEQUENCES[number % 2], grid, REFINE_SCANNERS, [seed, number, 2], alike=True)
+            corrected = [_without_bias(scan, mask, grid) for scan, mask in zip(scans, masks, strict=True)]
+            found.append(seer.features(*(torch.from_numpy(np.stack(stack)) for stack in (corrected, masks))))
+            advance()
+    return torch.stack(found)
+
+
+def _without_bias(scan: np.ndarray, mask: np.ndarray, grid: GridConfig) -> np.ndarray:
+    """The scan after N4, as prepared volumes are."""
+    corrected = correct_bias(scan, mask, (grid.spacing_mm,) * 3)
+    return np.clip(robust_scaling(corrected, mask).apply(corrected), 0, 2) * mask
+
+
+def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed: int) -> dict[str, float]:
+    """Train head and aggregator further, in place, on blocks of scanners that are alike.
+
+    ``statistics`` as :func:`statistics_of_blocks` gives them. Returns figures of the blocks kept aside (a fifth): ``contrast`` after and
+    before (``contrast_before``), ``spread`` after.
+    """
+    backbone: Any = encoder.backbone
+    head, aggregator = backbone.head, encoder.aggregator
+    parameters = [*head.parameters(), *aggregator.parameters()]
+    optimizer = torch.optim.AdamW(parameters, REFINE_RATE, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, REFINE_RATE, total_steps=max(1, steps), pct_start=0.1)
+    labels = torch.arange(REFINE_SCANNERS).repeat_interleave(REFINE_PEOPLE)
+    aside = max(2, len(statistics) // 10 * 2)
+
+    def contrast(numbers: list[int]) -> tuple[Tensor, Tensor]:
+        styles = torch.cat([aggregator(head(statistics[number])) for number in numbers])
+        return style_contrast(
+            styles, torch.cat([labels + 100 * number for number in numbers]), REFINE_TEMPERATURE
+        ), styles
+
+    def held_out() -> tuple[float, float]:
+        with torch.no_grad():
+            found = [contrast([number]) for number in range(aside)]
+        return float(np.mean([loss for loss, _ in found])), float(np.mean([spread(styles) for _, styles in found]))
+
+    rng, before = np.random.default_rng([seed, 3]), held_out()
+    for _ in range(steps):
+        same = np.arange(aside + rng.integers(2), len(statistics), 2)  # of one sequence
+        loss, _ = contrast(rng.choice(same, min(2, len(same)), replace=False).tolist())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+    after = held_out()
+    return {"contrast": after[0], "spread": after[1], "contrast_before": before[0]}
+
+
+def save(folder: Path, encoder: TriPlanarStyleEncoder, figures: dict[str, float], command: str) -> None:
+    """Write the weights and their card."""
+    weights = safetensors.torch.save({name: value.contiguous() for name, value in encoder.state_dict().items()})
+    with whole_file(folder / "style.safetensors") as partial:
+        partial.write_bytes(weights)
+    facts = {
+        "command": command,
+        "size": f"{len(weights) / 1e6:.2f} MB, {sum(p.numel() for p in encoder.parameters()):,} parameters",
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "figures": ", ".join(f"{name} {value:.3f}" for name, value in figures.items()),
+    }
+    with whole_file(folder / "style.md") as partial:
+        partial.write_text(CARD.format(**facts), encoding="utf-8")
+
+
+def main() -> None:
+    """Train, refine and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=160, help="of the whole encoder")
+    parser.add_argument("--blocks", type=int, default=60, help="seen while head and aggregator are refined")
+    parser.add_argument("--refine-steps", type=int, default=1200)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    encoder = train(arguments.steps, arguments.seed)
+    statistics = statistics_of_blocks(encoder, arguments.blocks, arguments.seed)
+    figures = refine(encoder, statistics, arguments.refine_steps, arguments.seed)
+    options = f"--steps {arguments.steps} --blocks {arguments.blocks} --refine-steps {arguments.refine_steps}"
+    save(arguments.folder, encoder, figures, f"{COMMAND} {options} --seed {arguments.seed}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From the unified domain to one site's look: adapter, fine-tuner, bundle."""

@@ -1,0 +1,299 @@
+"""Stage 2, the target fine-tuner: from the unified domain to the look of one site.
+
+The site's own scans, unified by the frozen global model, are pairs of the same voxels in both looks. An adapter learns to bring the one
+back to the other (style reconstruction), and scans of other sites, unified in the same way, along the same displacement of style.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmh_ray.config import HarmonizeConfig, TargetConfig
+from mmh_ray.imaging.intensity import noise_level
+from mmh_ray.models.denoiser import to_unit
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
+from mmh_ray.models.losses import (
+    cumulative_from_quantiles,
+    group_statistics,
+    multiscale_gradient_l1,
+    style_displacement,
+    style_distance,
+)
+from mmh_ray.models.sampling import harmonize_volume, sample
+from mmh_ray.models.slab_groups import Conditioner, slab_group
+from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
+from mmh_ray.models.target.adapter import SiteStyle, attach, state_of, wear
+
+NAME = "target"
+"""Name of the adapter while it is trained."""
+
+
+@dataclass
+class TargetBatch(SlabBatch):
+    """Slice groups whose condition comes from unified volumes.
+
+    ``image`` is what to reconstruct: the site's scan with noise independent of that in ``unified``.
+
+    Attributes
+    ----------
+    unified:
+        ``(B, K, H, W)`` the slab in the unified domain, unit intensity.
+    scan:
+        ``(B, K, H, W)`` the scan itself; of a source volume, whose look at the site nobody knows, it and ``image`` are the unified one.
+    """
+
+    unified: Tensor
+    scan: Tensor
+
+
+@dataclass(frozen=True)
+class UnifiedVolume:
+    """A volume after the global model, ready to give slice groups.
+
+    Attributes
+    ----------
+    image, unified, scan:
+        ``(X, Y, Z)`` unit intensity, what :class:`TargetBatch` has slabs of.
+    mask:
+        ``(X, Y, Z)`` bool, the brain.
+    conditioner:
+        Makes the condition of the unified volume's slabs.
+    """
+
+    image: np.ndarray
+    unified: np.ndarray
+    scan: np.ndarray
+    mask: np.ndarray
+    conditioner: Conditioner
+
+    @classmethod
+    def of_source(
+        cls, model: GlobalHarmonizer, scan: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
+    ) -> UnifiedVolume:
+        """From a prepared scan of another site, ``(X, Y, Z)`` unit intensity."""
+        unified = harmonize_volume(model, scan, mask, sequence, settings)
+        domain = model.domain_quantiles[sequence].cpu().numpy()
+        return cls(unified, unified, unified, mask, Conditioner(unified, mask, domain, model.model_config))
+
+    @classmethod
+    def of_target(
+        cls,
+        model: GlobalHarmonizer,
+        scan: np.ndarray,
+        mask: np.ndarray,
+        sequence: int,
+        settings: HarmonizeConfig,
+        styled: Callable[[np.ndarray], np.ndarray],
+        rng: np.random.Generator,
+    ) -> UnifiedVolume:
+        """From a prepared scan of the target site, which the global model is shown in the style that ``styled`` gives it.
+
+        What the global model leaves of the scan's noise must not be what is to be reconstructed: noise of the scan's own level is added
+        to what the model sees and taken from the target, after which the two are independent (Recorrupted-to-Recorrupted: Pang et al.,
+        CVPR 2021, with alpha = 1).
+        """
+        noise = rng.normal(0, noise_level(scan, mask), scan.shape).astype(np.float32) * mask
+        seen = cls.of_source(model, styled(scan + noise), mask, sequence, settings)
+        return replace(seen, image=scan - noise, scan=scan)
+
+    def group(self, sequence: int, config: TargetConfig, model: GlobalHarmonizer, seed: int) -> dict[str, np.ndarray]:
+        """Arrays of one slice group of a :class:`TargetBatch`."""
+        images = {name: getattr(self, name) for name in ("image", "unified", "scan")}
+        slabs = config.slabs_per_plane
+        return slab_group(images, self.conditioner, self.mask, sequence, slabs, model.model_config, seed, seed)
+
+
+def batch_of(groups: Sequence[dict[str, np.ndarray]]) -> TargetBatch:
+    """Groups of equal size as one batch."""
+    return TargetBatch.of_groups({name: np.stack([group[name] for group in groups]) for name in groups[0]})
+
+
+class TargetFineTuner(nn.Module):
+    """The frozen global model with one adapter to train, and the losses of stage 2.
+
+    Parameters
+    ----------
+    model:
+        The global harmonizer; it is copied.
+    style:
+        The look of the site.
+    encoder:
+        Describes style; it is frozen.
+    """
+
+    domain_cumulative: Tensor
+    domain_moments: Tensor
+
+    def __init__(
+        self,
+        model: GlobalHarmonizer,
+        style: SiteStyle,
+        encoder: TriPlanarStyleEncoder,
+        config: TargetConfig,
+        settings: HarmonizeConfig,
+    ) -> None:
+        super().__init__()
+        self.model, self.encoder = copy.deepcopy(model), encoder.requires_grad_(False)
+        attach(self.model, NAME, config.rank)
+        wear(self.model, NAME)
+        self.style, self.config, self.settings = style, config, settings
+        quantiles = torch.tensor(style.quantiles, dtype=torch.float32)
+        self.register_buffer("domain_cumulative", cumulative_from_quantiles(quantiles))
+        self.register_buffer("domain_moments", torch.stack([quantiles.mean(), quantiles.std()]))
+
+    def forward(self, site: TargetBatch, source: TargetBatch, ramp: float = 1.0) -> dict[str, Tensor]:
+        """Losses; ``loss`` is the weighted sum to differentiate, the others are its parts. ``ramp`` (0-1) brings displacement in.
+
+        What is generated shows no noise, the site's scans do: before style is compared, noise of the site's level is added.
+        """
+        config = self.config
+        (made, noise), (moved, other_noise) = self._generate(site), self._generate(source)
+        parts = {
+            "reconstruction": _masked_l1(made, site.image, site.mask),
+            "gradient": multiscale_gradient_l1(made, site.image, site.mask)
+            + multiscale_gradient_l1(moved, self.style.apply(source.unified), source.mask, scales=(2, 4, 8)),
+        }
+        moved, made = moved + self.style.noise * other_noise, made + self.style.noise * noise
+        parts["statistics"] = self._statistics(moved, source) + self._statistics(made, site)
+        loss = config.reconstruction_weight * parts["reconstruction"] + config.gradient_weight * parts["gradient"]
+        loss = loss + config.statistics_weight * parts["statistics"]
+        if config.displacement_weight:
+            wanted = (self._describe(site.scan, site) - self._describe(site.unified, site)).mean(0).detach()
+            found = self._describe(moved, source) - self._describe(source.unified, source).detach()
+            parts["displacement"] = style_displacement(found, wanted)
+            loss = loss + ramp * config.displacement_weight * parts["displacement"]
+        return {"loss": loss, **parts}
+
+    def _generate(self, batch: TargetBatch) -> tuple[Tensor, Tensor]:
+        """What the adapter makes of a batch, ``(B, K, H, W)`` site unit intensity, and noise of unit variance to add to it.
+
+        The adapter corrects the unified image by what it changes in the network's answer, so that one that changes nothing is the curve.
+        """
+        noise, _ = self.model.draw(batch)
+        context = self.model.context(batch)
+
+        def denoise(x: Tensor, t: int) -> Tensor:
+            return self.model.denoiser(x, torch.full((len(x),), t, device=x.device), batch.condition, context)
+
+        with torch.no_grad():
+            self.wear(None)
+            before = sample(self.model, denoise, noise, self.settings.steps)
+        self.wear(NAME)
+        after = sample(self.model, denoise, noise, self.settings.steps, self.config.last_steps)
+        made = self.style.apply(batch.unified + to_unit(after) - to_unit(before))
+        return made * batch.mask, noise.roll(1, 0) * batch.mask
+
+    def wear(self, name: str | None) -> None:
+        """Generate with the adapter of this name, or without any."""
+        wear(self.model, name)
+
+    def state(self) -> dict[str, Tensor]:
+        """What was trained, float32 on the CPU."""
+        return state_of(self.model, NAME)
+
+    def _statistics(self, image: Tensor, batch: TargetBatch) -> Tensor:
+        centre, groups = image.shape[1] // 2, int(batch.group.max()) + 1
+        cumulative, moments = group_statistics(image[:, centre], batch.mask[:, centre], batch.group, groups)
+        return style_distance(cumulative, moments, self.domain_cumulative, self.domain_moments).mean()
+
+    def _describe(self, image: Tensor, batch: TargetBatch) -> Tensor:
+        """Style vectors ``(G, D)`` of the groups' centre slices."""
+        centre, groups = image.shape[1] // 2, int(batch.group.max()) + 1
+
+        def by_plane(values: Tensor) -> Tensor:
+            return values[:, centre].unflatten(0, (groups, 3, -1))
+
+        return self.encoder.of_slices(by_plane(image), by_plane(batch.mask))
+
+
+@dataclass(frozen=True)
+class TunedAdapter:
+    """Outcome of :func:`tune`: the best adapter by validation.
+
+    Attributes
+    ----------
+    state:
+        Its weights.
+    validation:
+        Name to value of its validation losses; ``loss`` decided.
+    untuned:
+        The same before the first step: what the curve alone does.
+    steps:
+        Steps after which it was the best.
+    """
+
+    state: dict[str, Tensor]
+    validation: dict[str, float]
+    untuned: dict[str, float]
+    steps: int
+
+
+def tune(
+    tuner: TargetFineTuner,
+    draw: Callable[[int], tuple[TargetBatch, TargetBatch]],
+    validation: Sequence[tuple[TargetBatch, TargetBatch]],
+    advance: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+) -> TunedAdapter:
+    """Train the adapter until its validation score no longer falls.
+
+    Parameters
+    ----------
+    draw:
+        Batches of the site and of sources for a step.
+    validation:
+        Batches of images that ``draw`` never gives; the slabs' keys fix their noise.
+    advance:
+        Called after every step with its number, from 1, and losses.
+    """
+    config, device = tuner.config, next(tuner.parameters()).device
+    weights = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, config.learning_rate, weight_decay=0.0)
+    untuned = _validate(tuner, validation)
+    best = TunedAdapter(tuner.state(), untuned, untuned, 0)
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(step, config)
+        site, source = draw(step)
+        losses = tuner(site.to(device), source.to(device), min(1.0, 5 * (step + 1) / config.steps))
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        found = {name: float(value.detach()) for name, value in losses.items()}
+        if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
+            score = _validate(tuner, validation)
+            found |= {f"val_{name}": value for name, value in score.items()}
+            if score["loss"] < best.validation["loss"]:
+                best = TunedAdapter(tuner.state(), score, untuned, step + 1)
+        advance(step + 1, found)
+        if step + 1 - best.steps >= config.patience * config.validate_every:
+            break
+    return best
+
+
+@torch.no_grad()
+def _validate(tuner: TargetFineTuner, batches: Sequence[tuple[TargetBatch, TargetBatch]]) -> dict[str, float]:
+    device = next(tuner.parameters()).device
+    sums: dict[str, float] = {}
+    for site, source in batches:
+        for name, value in tuner(site.to(device), source.to(device)).items():
+            sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
+    return sums
+
+
+def _masked_l1(found: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    return ((found - wanted).abs() * mask).sum() / mask.sum().clamp_min(1)
+
+
+def _learning_rate(step: int, config: TargetConfig) -> float:
+    warm = max(1, config.steps // 10)
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))

@@ -1,0 +1,127 @@
+"""One training worker's share of stage 1: step, moving average of the weights, validation, state. Knows no Ray."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mmh_ray.config import TrainConfig
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
+from mmh_ray.models.optimiser import Muon
+
+
+class Learner:
+    """Trains a model; ``wrapped`` is the model itself or its data-parallel wrapper.
+
+    The whole state is a flat dict of tensors, so that checkpoints need no pickle and a resumed run equals an uninterrupted one.
+    """
+
+    def __init__(self, model: GlobalHarmonizer, config: TrainConfig, wrapped: nn.Module | None = None) -> None:
+        self.model, self.wrapped, self.config = model, wrapped or model, config
+        self.device = next(model.parameters()).device
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        self.best = copy.deepcopy(self.average)
+        self.best_loss = math.inf
+        self.steps_done = 0
+        hidden = [weight for name, weight in model.named_parameters() if _is_hidden(name, weight)]
+        rest = [weight for name, weight in model.named_parameters() if not _is_hidden(name, weight)]
+        self.optimizers = (
+            Muon(hidden, config.matrix_learning_rate, config.weight_decay),
+            torch.optim.AdamW(rest, config.learning_rate, weight_decay=config.weight_decay),
+        )
+
+    def step(self, batch: SlabBatch) -> dict[str, float]:
+        """One optimiser step on this worker's groups; returns the losses, the learning rate and the gradient norm."""
+        share = schedule(self.steps_done, self.config)
+        rates = share * self.config.matrix_learning_rate, share * self.config.learning_rate
+        for optimizer, rate in zip(self.optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate
+        self.wrapped.train()
+        ramp = min(1.0, self.steps_done / max(1.0, 0.2 * self.config.steps))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            losses = self.wrapped(batch.to(self.device), ramp)
+        self.model.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.steps_done += 1
+        self._update_average()
+        return _over_workers(losses) | {"learning_rate": rates[1], "gradient_norm": float(norm)}
+
+    @torch.no_grad()
+    def validate(self, batches: Sequence[SlabBatch]) -> dict[str, float]:
+        """Mean losses of the averaged weights; the slabs' keys fix noise and timesteps. Remembers the best weights."""
+        sums: dict[str, float] = {}
+        for batch in batches:
+            for name, loss in self.average(batch.to(self.device)).items():
+                sums[name] = sums.get(name, 0.0) + float(loss) / len(batches)
+        if sums["loss"] < self.best_loss:
+            self.best_loss = sums["loss"]
+            self.best.load_state_dict(self.average.state_dict())
+        return {f"val_{name}": value for name, value in sums.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs."""
+        tensors = {
+            "steps_done": torch.tensor(self.steps_done),
+            "best_loss": torch.tensor(self.best_loss, dtype=torch.float64),
+        }
+        for part in ("model", "average", "best"):
+            tensors |= {f"{part}/{name}": value for name, value in getattr(self, part).state_dict().items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer/{number}/{index}/{name}": value for name, value in moments.items()}
+        return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Continue from :meth:`state`."""
+        self.steps_done, self.best_loss = int(tensors["steps_done"]), float(tensors["best_loss"])
+        for part in ("model", "average", "best"):
+            getattr(self, part).load_state_dict(_below(tensors, f"{part}/"))
+        for number, optimizer in enumerate(self.optimizers):
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, value in _below(tensors, f"optimizer/{number}/").items():
+                index, _, key = name.partition("/")
+                moments.setdefault(int(index), {})[key] = value
+            optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = min(self.config.ema_decay, (1 + self.steps_done) / (10 + self.steps_done))
+        for mine, current in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
+            mine.lerp_(current, 1 - decay) if mine.is_floating_point() else mine.copy_(current)
+
+
+def _over_workers(losses: dict[str, Tensor]) -> dict[str, float]:
+    """Losses of the whole step: the mean over all workers, as plain numbers."""
+    values = torch.stack([loss.detach().float() for loss in losses.values()])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return dict(zip(losses, values.tolist(), strict=True))
+
+
+def _is_hidden(name: str, weight: nn.Parameter) -> bool:
+    """Whether a weight of the model is a matrix or a convolution inside the U-Net, and neither its first nor its last."""
+    return "unet." in name and weight.ndim > 1 and "conv_in." not in name and "conv_out." not in name
+
+
+def schedule(step: int, config: TrainConfig) -> float:
+    """Share of the peak learning rates: linear warm-up, then half a cosine down to 1 %."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.steps))))
+
+
+def best_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of the model that validated best, from a learner's state."""
+    return _below(tensors, "best/")
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,110 @@
+"""Simulated training pairs: a random person seen by a random scanner, and the canonical noise-free rendering of the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+import numpy as np
+
+from mmh_ray.config import GridConfig
+from mmh_ray.imaging.grid import working_affine
+from mmh_ray.imaging.intensity import MonotoneMap, mean_quantile_function, quantile_function, robust_scaling
+from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
+from mmh_ray.simulation.phantom import SEQUENCES, canonical, random_scanner, render
+
+FIRST_SEED = 1_000_000
+"""Seeds of simulated people start here; those of phantom archives stay below, so that no test person is trained on."""
+
+_TOGETHER = 8
+_REUSES = 8
+INDICES_PER_PEOPLE = _TOGETHER * _REUSES
+"""Indices so far apart are of different people."""
+_DECIMALS = 2
+_NOISY_ENDS = 2  # of 257 quantiles
+
+
+def simulated_pair(
+    index: int, sequence: str, grid: GridConfig, seed: int, upper_percentile: float = 99.5
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ``index``-th simulated training example of a sequence.
+
+    A person is drawn anew every 8 uses: of 64 consecutive indices, 8 people are seen by 8 scanners each, by two in a row.
+
+    Returns
+    -------
+    ``(X, Y, Z)`` float32 scan in unit intensity, zero outside the brain; ``(X, Y, Z)`` float32 canonical image in its own
+    units (white matter of T1w, grey matter of T2w at 1); ``(X, Y, Z)`` bool brain.
+    """
+    number = person_number(index)
+    anatomy = simulated_person(seed, number, grid)
+    rng = np.random.default_rng([seed, index, SEQUENCES.index(sequence)])
+    mask = anatomy.brain
+    scan = render(anatomy, random_scanner(rng), sequence, rng, grid.spacing_mm)
+    scan = np.clip(robust_scaling(scan, mask, upper_percentile).apply(scan), 0, 2) * mask
+    return scan, _canonical(seed, number, grid, sequence), mask
+
+
+def person_number(index: int) -> int:
+    """The person of the ``index``-th example: of 64 consecutive ones, 8 people are seen by 8 scanners each, by two in a row."""
+    return index // INDICES_PER_PEOPLE * _TOGETHER + index // 2 % _TOGETHER
+
+
+def canonical_quantiles(
+    sequences: Iterable[str], grid: GridConfig, seed: int, people: int = 24
+) -> dict[str, np.ndarray]:
+    """Mean quantile function ``(257,)`` of the canonical images of simulated people, per sequence that can be simulated."""
+    anatomies = [simulated_person(seed, number, grid) for number in range(people)]
+    return {
+        sequence: mean_quantile_function(
+            quantile_function(canonical(anatomy, sequence, grid.spacing_mm)[anatomy.brain]) for anatomy in anatomies
+        )
+        for sequence in sequences
+        if sequence in SEQUENCES
+    }
+
+
+def unifying_map(canonical: np.ndarray, quantiles: np.ndarray) -> MonotoneMap:
+    """The one map of the whole simulation from canonical to unified intensity, of the two quantile functions ``(257,)``.
+
+    A pure tissue is one intensity of the noise-free images and a broad peak of a cohort's histogram: it goes to the middle of that
+    peak, not from one end of it to the other with the last thousandth of its partial volume. The ends of a cohort's histogram are noise
+    and take no part.
+    """
+    ends = slice(_NOISY_ENDS, -_NOISY_ENDS)
+    return MonotoneMap.between(canonical.round(_DECIMALS)[ends], quantiles[ends])
+
+
+@lru_cache(maxsize=2 * _TOGETHER)
+def simulated_person(seed: int, number: int, grid: GridConfig) -> Anatomy:
+    """A person of any adult age, many with lesions, some with large ventricles, a cavity or oddities, on the working grid."""
+    rng = np.random.default_rng([seed, number, 11])
+    person = Person(
+        seed=FIRST_SEED + seed * 1_000_000 + number,
+        age=rng.uniform(18, 90),
+        lesions=int(rng.integers(1, 6)) if rng.random() < 0.4 else 0,
+        ventricles=float(rng.choice([0] * 8 + [1, 1, 2, 3])),
+        cavities=int(rng.random() < 0.15),
+        oddities=int(rng.integers(0, 7)),
+    )
+    return _on_grid(simulate_anatomy(person, grid.spacing_mm), grid)
+
+
+@lru_cache(maxsize=2 * _TOGETHER)
+def _canonical(seed: int, number: int, grid: GridConfig, sequence: str) -> np.ndarray:
+    anatomy = simulated_person(seed, number, grid)
+    return canonical(anatomy, sequence, grid.spacing_mm) * anatomy.brain
+
+
+def _on_grid(anatomy: Anatomy, grid: GridConfig) -> Anatomy:
+    """Crop or pad to the working grid, centred on the brain by whole voxels."""
+    affine = working_affine(anatomy.affine, anatomy.brain, grid)
+    first = np.round(np.linalg.inv(anatomy.affine) @ affine[:, 3])[:3].astype(int)
+    sizes = anatomy.scalp.shape
+    source = tuple(slice(max(0, s), max(0, min(n, s + m))) for s, n, m in zip(first, sizes, grid.shape, strict=True))
+    target = tuple(slice(part.start - s, part.stop - s) for part, s in zip(source, first, strict=True))
+    fractions = np.zeros((len(anatomy.fractions), *grid.shape), np.float32)
+    fractions[(slice(None), *target)] = anatomy.fractions[(slice(None), *source)]
+    scalp = np.zeros(grid.shape, np.float32)
+    scalp[target] = anatomy.scalp[source]
+    return Anatomy(fractions, scalp, affine)

@@ -1,0 +1,98 @@
+"""Evaluations and the registry: figures are kept with the model that made the images, and decide who is champion."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mmh_ray.bids.derivatives import read_sidecar
+from mmh_ray.bids.ledger import MADE, current_rows
+from mmh_ray.config import Config
+from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.evaluation.metrics.per_image import FACTS
+from mmh_ray.evaluation.metrics.registry import MEASURES, OURS
+from mmh_ray.evaluation.promotion.rules import Decision, Evaluated, decide
+from mmh_ray.evaluation.report.files import EVALUATION, PER_IMAGE, REPORT
+from mmh_ray.files import read_object
+from mmh_ray.tracking import cite, evaluation_of, move_alias, record_evaluation
+
+
+def check_model(model: str, archives: Mapping[str, str], config: Config) -> str:
+    """``models:/NAME/VERSION`` of the model, once the ledger of `ours` has shown that it made every image there.
+
+    Raises
+    ------
+    ConfigError
+        If there is no archive `ours`, or another model made some of it.
+    ModelError
+        If the model is not registered.
+    """
+    uri, bundle = cite(model, config.tracking)
+    if OURS not in archives:
+        raise ConfigError(f"--model {model} without --archive ours=OUT", "the images it made", "Add the archive.")
+    made = {
+        _maker(archives[OURS], row) for row in current_rows(archives[OURS]) if row["output"] or row["status"] in MADE
+    }
+    if made != {bundle}:
+        received = f"ours={archives[OURS]}, made by {'another model' if made else 'a model that no ledger names'}"
+        remedy = "Name the model that made it, or harmonize again with this one."
+        raise ConfigError(received, f"the images that mmh harmonize made with {uri}", remedy)
+    return uri
+
+
+def _maker(out: str, row: Mapping[str, Any]) -> str | None:
+    """Hash of the model that made an image; of one that failed, that of what an earlier run left there."""
+    if row["status"] in MADE:
+        return row["model_hash"]
+    provenance = read_sidecar(Path(out, row["output"])).get("Provenance")
+    return provenance.get("model_hash") if isinstance(provenance, dict) else None
+
+
+def keep_with_model(model: str, out: str, config: Config) -> str:
+    """Log what ``out`` says of `ours` as metrics on the model version, with the files; the run's id."""
+    evaluation = json.loads(Path(out, EVALUATION).read_text(encoding="utf-8"))
+    metrics = {
+        f"evaluation.{sequence}.{name}": found["value"]
+        for sequence, measures in evaluation.get(OURS, {}).items()
+        for name, found in measures.items()
+    }
+    return record_evaluation(model, [Path(out, name) for name in (EVALUATION, PER_IMAGE, REPORT)], metrics, config)
+
+
+def promote(model: str, alias: str, config: Config) -> Decision:
+    """Move an alias to a model if its evaluation is better than the present holder's.
+
+    Raises
+    ------
+    ConfigError
+        If the rules of ``config.promote`` cannot be used.
+    DataError
+        If the two were evaluated on different images.
+    ModelError
+        If either is not registered or was not evaluated.
+    """
+    uri, _ = cite(model, config.tracking)
+    name = uri.removeprefix("models:/").rpartition("/")[0]
+    holder, _ = cite(f"models:/{name}@{alias}", config.tracking)
+    if uri == holder:
+        return Decision(False, (), f"not promoted: {uri} is {name}@{alias} already")
+    found = decide(_evaluated(uri, config), _evaluated(holder, config), config.promote, config.evaluate.seed)
+    if not found.passed:
+        return found
+    move_alias(uri, alias)
+    return dataclasses.replace(found, outcome=f"promoted: {found.outcome}; {name}@{alias} was {holder} and is {uri}")
+
+
+def _evaluated(model: str, config: Config) -> Evaluated:
+    uri, folder = evaluation_of(model, config.tracking)
+    try:
+        evaluation = read_object(folder / EVALUATION)
+        images = pd.read_parquet(folder / PER_IMAGE).reindex(columns=[*FACTS, "method", *MEASURES])
+        return Evaluated(uri, evaluation["about"], images, evaluation.get(OURS, {}))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"evaluation of {uri}: {error}", "the files of mmh evaluate", "Evaluate it again.") from error

@@ -1,0 +1,357 @@
+"""Tracking against real stores: a SQLite file and an MLflow server on the loopback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mmh_ray import tracking
+from mmh_ray.config import Config, GridConfig, ModelConfig, TargetConfig, TrackingConfig, flatten
+from mmh_ray.errors import ModelError
+from mmh_ray.harmonization.harmonizer import Harmonizer
+from mmh_ray.imaging.volume import Volume, read_volume, write_volume
+from mmh_ray.models.bundle import bundle_hash, load_bundle, save_bundle
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.target.adapter import SiteStyle, attach, state_of
+from mmh_ray.models.target.bundle import load_target, save_target
+from mmh_ray.models.target.fine_tuner import TunedAdapter
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy
+from mmh_ray.simulation.phantom import canonical
+from mmh_ray.tracking.runs import FLUSH_METRICS, shorten
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:(mlflow|pydantic|sqlalchemy|alembic)(\..*)?"),
+    pytest.mark.filterwarnings(r"ignore::FutureWarning:mlflow(\..*)?"),
+    pytest.mark.filterwarnings(r"ignore:.*Any type hint is inferred as AnyType:UserWarning"),  # of MLflow's own types
+]
+
+START_SECONDS = 300
+
+
+@dataclass
+class Trained:
+    """A finished run with a registered model."""
+
+    config: Config
+    bundle: Path
+    run_id: str
+    model_uri: str
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No store of the user's, and a folder to stand in where nothing may be left."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an MLflow server; stopped with its children, which share its process group."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = {
+        "--backend-store-uri": f"sqlite:///{folder}/server.db",
+        "--artifacts-destination": str(folder / "artifacts"),
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--workers": "1",
+    }
+    command = [sys.executable, "-m", "mlflow", "server", *(part for option in options.items() for part in option)]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with open(folder / "log.txt", "wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health", process, folder / "log.txt")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(300)
+
+
+def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    pytest.fail(f"no MLflow server after {START_SECONDS} s:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "server"])
+def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store of either kind."""
+    if request.param == "server":
+        return request.getfixturevalue("server")
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/tracking.db"
+
+
+@pytest.fixture(scope="module")
+def trained(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """One run from start to registration."""
+    config = Config(
+        model=ModelConfig(channels=(8, 16), slab=1, distances=(1, 2)),
+        grid=GridConfig(spacing_mm=8.0, shape=(16, 16, 16)),
+        tracking=TrackingConfig(uri=uri, experiment="tests"),
+    )
+    folder = tmp_path_factory.mktemp("trained")
+    quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
+    model = GlobalHarmonizer(config.model, config.train, quantiles)
+    save_bundle(folder / "global", model, config, quantiles=quantiles, data_hash="abc", training={"steps": 3})
+    (folder / "sample.png").write_bytes(b"\x89PNG")
+    tracking.configure(config.tracking)
+    run_id = tracking.start_run(config, "trial", None, {"data_hash": "abc", "volumes": 7})
+    for step in range(3):
+        tracking.log_metrics(run_id, {"loss": 1 / (step + 1), "mse": 0.5}, step)
+    tracking.log_figure(run_id, folder / "sample.png")
+    model_uri = tracking.register(run_id, folder / "global", config.tracking.model_name, config.tracking)
+    status = mlflow.MlflowClient(uri).get_run(run_id).info.status
+    tracking.finish(run_id)
+    assert status == "RUNNING", "registration must not end the run"
+    return Trained(config, folder / "global", run_id, model_uri)
+
+
+def test_a_run_holds_settings_facts_metrics_and_figures(trained: Trained) -> None:
+    client = mlflow.MlflowClient(trained.config.tracking.uri)
+    run = client.get_run(trained.run_id)
+    assert run.data.params.keys() == flatten(trained.config).keys()
+    assert run.data.params["grid.spacing_mm"] == "8.0"
+    assert run.data.params["model.channels"] == "[8, 16]"
+    assert run.data.tags["mmh.data_hash"] == "abc"
+    assert run.data.tags["mmh.volumes"] == "7"
+    assert "mmh.code_version" in run.data.tags
+    history = client.get_metric_history(trained.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert [item.path for item in client.list_artifacts(trained.run_id, "figures")] == ["figures/sample.png"]
+    assert (run.info.run_name, run.info.status) == ("trial", "FINISHED")
+
+
+def test_nothing_lands_where_the_process_stands(trained: Trained, tmp_path: Path) -> None:
+    tracking.configure(trained.config.tracking)
+    tracking.resolve_model("models:/mmh-global@champion", trained.config.tracking)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_run_keeps_its_id_and_tells_what_changed(trained: Trained) -> None:
+    tracking.configure(trained.config.tracking)
+    run_id = tracking.start_run(trained.config, "resumed", None, {})
+    longer = replace(trained.config, train=replace(trained.config.train, steps=99))
+    assert tracking.start_run(longer, "resumed", run_id, {"data_hash": "def"}) == run_id
+    run = mlflow.MlflowClient().get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert {key: value for key, value in run.data.tags.items() if key.startswith("resumed.")} == {
+        "resumed.train.steps": "99"
+    }
+    assert run.data.tags["mmh.data_hash"] == "def"
+    tracking.finish(run_id, "FAILED")
+    assert mlflow.MlflowClient().get_run(run_id).info.status == "FAILED"
+
+
+def test_a_run_that_the_store_lost_starts_anew(trained: Trained, caplog: pytest.LogCaptureFixture) -> None:
+    tracking.configure(trained.config.tracking)
+    lost = "0" * 32
+    run_id = tracking.start_run(trained.config, "again", lost, {})
+    assert run_id != lost
+    assert f"MLflow run {lost} is not in" in caplog.text
+    tracking.finish(run_id)
+
+
+def test_metrics_are_collected_and_sent_together(trained: Trained) -> None:
+    tracking.configure(trained.config.tracking)
+    client = mlflow.MlflowClient()
+    run_id = tracking.start_run(trained.config, "many", None, {})
+    tracking.log_metrics(run_id, {"loss": 1.0}, 0)
+    assert client.get_metric_history(run_id, "loss") == []
+    for step in range(1, FLUSH_METRICS):
+        tracking.log_metrics(run_id, {"loss": 1.0}, step)
+    assert len(client.get_metric_history(run_id, "loss")) == FLUSH_METRICS
+    tracking.log_metrics(run_id, {"loss": 2.0}, FLUSH_METRICS)
+    tracking.finish(run_id)
+    assert len(client.get_metric_history(run_id, "loss")) == FLUSH_METRICS + 1
+
+
+@pytest.mark.parametrize("model", ["models:/mmh-global@champion", "models:/mmh-global/1"])
+def test_a_registered_model_resolves_to_its_bundle(trained: Trained, model: str) -> None:
+    assert trained.model_uri == "models:/mmh-global/1"
+    path, cited = tracking.resolve_model(model, trained.config.tracking)
+    assert cited == trained.model_uri
+    assert load_bundle(path).hash == bundle_hash(trained.bundle)
+
+
+def test_a_bundle_folder_resolves_to_itself(trained: Trained) -> None:
+    assert tracking.resolve_model(str(trained.bundle), trained.config.tracking) == (
+        trained.bundle,
+        trained.bundle.as_uri(),
+    )
+
+
+def test_a_version_knows_where_it_comes_from(trained: Trained) -> None:
+    version = mlflow.MlflowClient(trained.config.tracking.uri).get_model_version_by_alias("mmh-global", "champion")
+    assert version.run_id == trained.run_id
+    assert version.tags["mmh.data_hash"] == "abc"
+    assert version.tags["mmh.bundle_hash"] == bundle_hash(trained.bundle)
+
+
+@pytest.mark.parametrize("model", ["models:/mmh-global@candidate", "models:/mmh-global/17"])
+def test_a_missing_alias_or_version_names_those_that_are(trained: Trained, model: str) -> None:
+    expected = r"an alias of mmh-global \(models:/mmh-global@champion \(version 1\)\) or a version \(the newest is 1\)"
+    with pytest.raises(ModelError, match=expected) as caught:
+        tracking.resolve_model(model, trained.config.tracking)
+    assert caught.value.received.startswith(f"{model} at {trained.config.tracking.uri}")
+
+
+def test_a_missing_model_or_run_says_what_to_check(trained: Trained) -> None:
+    with pytest.raises(ModelError, match=r"expected a registered model\. Check the name, and the store"):
+        tracking.resolve_model("models:/nobody@champion", trained.config.tracking)
+    with pytest.raises(ModelError, match="expected a bundle folder, models:/NAME@ALIAS"):
+        tracking.resolve_model(f"runs:/{'0' * 32}/model", trained.config.tracking)
+
+
+def test_artifacts_that_are_no_bundle_are_refused(trained: Trained) -> None:
+    with pytest.raises(ModelError, match="holds no such bundle"):
+        tracking.resolve_model(f"runs:/{trained.run_id}/figures", trained.config.tracking)
+
+
+def test_pyfunc_harmonizes_a_table_as_the_harmonizer_does(trained: Trained, tmp_path: Path) -> None:
+    anatomy = simulate_anatomy(Person(1), 6.0)
+    shown = {name: 700 * canonical(anatomy, name, 6.0) * anatomy.brain for name in ("T1w", "T2w")}
+    scans = {name: Volume(data.astype(np.float32), anatomy.affine) for name, data in shown.items()}
+    brain = anatomy.brain
+    for name, scan in scans.items():
+        write_volume(scan, tmp_path / f"{name}.nii.gz")
+    moved = anatomy.affine.copy()  # the mask of this archive lies on a grid of its own
+    moved[:3, 3] -= 2 * moved[:3, 0]
+    write_volume(Volume(np.pad(brain, ((2, 0), (0, 0), (0, 0))).astype(np.float32), moved), tmp_path / "mask.nii.gz")
+    source, other, mask, out = (
+        str(tmp_path / name) for name in ("T1w.nii.gz", "T2w.nii.gz", "mask.nii.gz", "out.nii.gz")
+    )
+    rows = [
+        (source, "T1w", mask, out),
+        (other, "T2w", None, None),
+        (source, "FLAIR", None, None),
+        (source, "T1w", None, source),
+        (str(tmp_path / "nowhere.nii.gz"), "T1w", None, None),
+    ]
+    tracking.configure(trained.config.tracking)
+    model = mlflow.pyfunc.load_model("models:/mmh-global@champion")
+    found = model.predict(pd.DataFrame(rows, columns=["path", "sequence", "mask", "output"]))
+    assert found["status"].tolist() == ["done", "done", "failed", "failed", "failed"]
+    assert (found["output"][0], found["reason"][:2].tolist()) == (out, ["", ""])
+    harmonizer = Harmonizer(load_bundle(trained.bundle))
+    for number, (sequence, inside) in enumerate([("T1w", brain), ("T2w", None)]):
+        expected = harmonizer.run(read_volume(tmp_path / f"{sequence}.nii.gz"), sequence, inside).volume
+        np.testing.assert_array_equal(read_volume(found["output"][number]).data, expected.data)
+    for reason, words in zip(found["reason"][2:], ["one of T1w, T2w", "the scan itself", "unreadable"], strict=True):
+        assert words in reason
+    assert model.predict(pd.DataFrame({"path": [source], "sequence": ["T1w"]}))["status"].tolist() == ["done"]
+
+
+@pytest.mark.parametrize("base", ["registered", "a folder with a space"])
+def test_pyfunc_of_a_target_finds_its_base_in_the_store_or_where_the_caller_says(
+    trained: Trained, tmp_path: Path, base: str
+) -> None:
+    bundle, uri = load_bundle(trained.bundle), trained.model_uri
+    if base != "registered":
+        uri = Path(shutil.copytree(trained.bundle, tmp_path / "the base")).as_uri()
+    attach(bundle.model, "blank", 2)
+    knots = np.linspace(0, 1, 64)
+    style = SiteStyle(knots, knots**2, np.linspace(0, 1, 257), 0.02)
+    tuned = TunedAdapter(state_of(bundle.model, "blank"), {"loss": 1.0}, {"loss": 1.0}, 1)
+    config = replace(trained.config, target=TargetConfig(rank=2))
+    training = {"T1w": {"images": []}}
+    given = {"T1w": style}, {"T1w": tuned}, config, training
+    save_target(tmp_path / "north", "north", {"hash": bundle.hash, "uri": uri}, *given)
+    tracking.configure(trained.config.tracking)
+    run_id = tracking.start_run(config, "target-north", None, {})
+    tracking.register(run_id, tmp_path / "north", "mmh-target-north", config.tracking)
+    tracking.finish(run_id)
+    anatomy = simulate_anatomy(Person(1), 6.0)
+    scan = Volume((700 * canonical(anatomy, "T1w", 6.0) * anatomy.brain).astype(np.float32), anatomy.affine)
+    write_volume(scan, tmp_path / "T1w.nii.gz")
+    named = {}
+    if base != "registered":  # a target may not lead to any place: who loads it names the folder
+        with pytest.raises(ModelError, match=r"recorded in a target; expected a registered model.*model_config"):
+            mlflow.pyfunc.load_model("models:/mmh-target-north@champion")
+        named = {"model_config": {"base": str(tmp_path / "the base")}}
+    model = mlflow.pyfunc.load_model("models:/mmh-target-north@champion", **named)
+    assert mlflow.get_tracking_uri() == trained.config.tracking.uri
+    found = model.predict(pd.DataFrame({"path": [str(tmp_path / "T1w.nii.gz")], "sequence": ["T1w"]}))
+    assert found["status"].tolist() == ["done"], found["reason"][0]
+    target = load_target(tmp_path / "north")
+    own = load_bundle(trained.bundle)
+    target.attach(own)
+    (expected,) = Harmonizer(own).run_targets(read_volume(tmp_path / "T1w.nii.gz"), "T1w", None, [target])
+    np.testing.assert_array_equal(read_volume(found["output"][0]).data, expected.volume.data)
+
+
+def test_a_name_that_is_another_sites_is_not_registered_over(trained: Trained, tmp_path: Path) -> None:
+    style = SiteStyle(np.linspace(0, 1, 64), np.linspace(0, 1, 64), np.linspace(0, 1, 257), 0.0)
+    curve_alone = TunedAdapter({}, {"loss": 1.0}, {"loss": 1.0}, 0)
+    given = {"T1w": style}, {"T1w": curve_alone}, trained.config, {"T1w": {"images": []}}
+    tracking.configure(trained.config.tracking)
+    run_id = tracking.start_run(trained.config, "target-sites", None, {})
+    for site in ("site-1", "site 1"):
+        save_target(tmp_path / "bundles" / site, site, {"hash": "b" * 64, "uri": ""}, *given)
+    first = tracking.register(run_id, tmp_path / "bundles/site-1", "mmh-target-site-1", trained.config.tracking)
+    with pytest.raises(
+        ModelError, match=r"site 'site 1' to register as mmh-target-site-1, which holds that of 'site-1'"
+    ):
+        tracking.register(run_id, tmp_path / "bundles/site 1", "mmh-target-site-1", trained.config.tracking)
+    tracking.finish(run_id)
+    _, uri = tracking.resolve_target("site-1", "", trained.config.tracking)
+    assert uri == first
+    with pytest.raises(ModelError, match=r"the target of site 'site-1'; expected one of site 'site 1'"):
+        tracking.resolve_target("site 1", "", trained.config.tracking)
+
+
+def test_the_store_is_the_settings_then_the_environments_then_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tracking.configure(TrackingConfig()) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///theirs.db")
+    assert tracking.configure(TrackingConfig()) == f"sqlite:///{tmp_path}/theirs.db"
+    assert tracking.configure(TrackingConfig(uri="http://127.0.0.1:1")) == "http://127.0.0.1:1"
+    assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:///theirs.db"
+    assert mlflow.get_tracking_uri() == "http://127.0.0.1:1"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_without_a_store_no_store_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"there is no store at sqlite:///.*mlflow\.db.*MLFLOW_TRACKING_URI"):
+        tracking.resolve_model("models:/mmh-global@champion", TrackingConfig())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "empty"])
+def test_a_folder_without_a_bundle_is_refused(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        ModelError, match=rf"{folder}: (no such folder|a folder without config\.json); expected a bundle"
+    ):
+        tracking.resolve_model(folder, TrackingConfig())
+
+
+def test_long_values_are_cut_visibly() -> None:
+    assert shorten("abc", 3) == "abc"
+    assert shorten("abcd", 3) == "ab…"
