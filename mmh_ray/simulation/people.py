@@ -112,7 +112,7 @@ class LabelMap:
 
 PULL_MM = 4
 """Voxel edge of :attr:`LabelMap.pull`."""
-_FURROW_MM = 9.0
+_FURROW_MM = 15.0
 """Half the width of a furrow that the hull of a brain closes."""
 
 
@@ -188,12 +188,13 @@ def _cropped(values: np.ndarray, first: np.ndarray, shape: tuple[int, ...]) -> n
 
 def hull_of(fractions: np.ndarray, spacing_mm: float) -> np.ndarray:
     """Brain tissue with its furrows and ventricles, ``(X, Y, Z)`` bool; taken before cavities are placed, which it must hold."""
-    tissue = fractions[list(BRAIN)].sum(axis=0) - fractions[FLUID] > 0.5
-    hull = _closed(tissue, spacing_mm, _FURROW_MM)
+    with_fluid = fractions[list(BRAIN)].sum(axis=0)
+    tissue = with_fluid - fractions[FLUID] > 0.5
+    hull = tissue | (_closed(tissue, spacing_mm, _FURROW_MM) & (with_fluid > 0.5))
     across = ndimage.generate_binary_structure(2, 1)
     for axis in (1, 2):  # wide ventricles are open to the cisterns, but closed in coronal or axial slices
         hull |= ndimage.binary_fill_holes(hull, np.expand_dims(across, axis))
-    return hull
+    return _closed(hull, spacing_mm, _DURA_MM)
 
 
 def depth(inside: np.ndarray, spacing_mm: float) -> np.ndarray:

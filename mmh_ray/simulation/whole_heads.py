@@ -34,10 +34,10 @@ def whole_head(label_maps: tuple[str, ...], seed: int, grid: GridConfig) -> tupl
     scan = any_contrast(rng) if rng.random() < ANY_CONTRAST else random_scan(sequence, rng)
     path = label_maps[int(rng.integers(len(label_maps)))]
     head = simulate_head(read_label_map(path), _person(rng, seed), grid)
-    distance_mm = depth(head.hull, grid.spacing_mm)
     image = render(head, scan, rng, grid.spacing_mm, random_oddity(rng))
-    image = _cut(image, head, distance_mm, rng, grid.spacing_mm)
-    return scaled_head(image), distance_mm
+    image = _without_skull_or_face(image, head, rng, grid.spacing_mm)
+    seen = _field_of_view(head, rng, grid.spacing_mm)
+    return scaled_head(image * seen), depth(head.hull & seen, grid.spacing_mm)
 
 
 def _person(rng: np.random.Generator, seed: int) -> Person:
@@ -45,28 +45,28 @@ def _person(rng: np.random.Generator, seed: int) -> Person:
     return replace(random_person(rng, seed), turn_degrees=turn_degrees, shift_mm=8.0)
 
 
-def _cut(
-    image: np.ndarray, head: Head, distance_mm: np.ndarray, rng: np.random.Generator, spacing_mm: float
-) -> np.ndarray:
-    """What files lack: the field of view ends somewhere, a face was taken off, or the skull; most heads stay whole."""
+def _without_skull_or_face(image: np.ndarray, head: Head, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
+    """What was taken off before: the skull of some heads, the face of others; most heads stay whole."""
     kind = rng.random()
+    if kind > _STRIPPED + _DEFACED:
+        return image
+    distance_mm = depth(head.hull, spacing_mm)
     if kind < _STRIPPED:
-        image = image * (distance_mm > -rng.uniform(0, 6))
-    elif kind < _STRIPPED + _DEFACED:
-        image = image * ~_face(head, distance_mm, rng)
-    occupied = np.flatnonzero(head.hull.any(axis=(0, 1)))
-    if rng.random() < _WITHOUT_NECK:
-        lowest = int(occupied[0] - rng.uniform(-10, 60) / spacing_mm)
-        image[:, :, : max(0, lowest)] = 0
-    if rng.random() < _WITHOUT_TOP:
-        highest = int(occupied[-1] - rng.uniform(0, 15) / spacing_mm)
-        image[:, :, highest:] = 0
-    return image
-
-
-def _face(head: Head, distance_mm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What defacing takes away, ``(X, Y, Z)`` bool: all before a tilted plane but what is near the brain."""
+        return image * (distance_mm > -rng.uniform(0, 6))
     _, length, top = head.hull.shape
     ahead, height = np.ogrid[:length, :top]
-    before = ahead - rng.uniform(0.4, 1.2) * height > rng.uniform(0.45, 0.7) * length
-    return before[None] & (distance_mm < -rng.uniform(4, 12))
+    face = ahead - rng.uniform(0.4, 1.2) * height > rng.uniform(0.45, 0.7) * length
+    near = distance_mm > -rng.uniform(4, 12)
+    return image * (near | ~face[None])
+
+
+def _field_of_view(head: Head, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
+    """Which slices the scan shows, ``(Z,)`` bool: half of the heads lack what lies below, a few their top."""
+    slices = np.arange(head.hull.shape[2])
+    occupied = np.flatnonzero(head.hull.any(axis=(0, 1)))
+    seen = np.ones(len(slices), bool)
+    if rng.random() < _WITHOUT_NECK:
+        seen &= slices >= occupied[0] - rng.uniform(-10, 60) / spacing_mm
+    if rng.random() < _WITHOUT_TOP:
+        seen &= slices < occupied[-1] - rng.uniform(0, 15) / spacing_mm
+    return seen
