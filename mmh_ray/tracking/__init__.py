@@ -8,6 +8,7 @@ from mmh_ray.tracking.evaluations import cite, evaluation_of, move_alias, record
 from mmh_ray.tracking.registry import (
     BASE,
     register,
+    register_shipped,
     resolve_model,
     resolve_recorded,
     resolve_recorded_target,
@@ -29,6 +30,7 @@ __all__ = [
     "move_alias",
     "record_evaluation",
     "register",
+    "register_shipped",
     "resolve_model",
     "resolve_recorded",
     "resolve_recorded_target",

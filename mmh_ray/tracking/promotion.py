@@ -19,7 +19,8 @@ from mmh_ray.evaluation.metrics.registry import MEASURES, OURS
 from mmh_ray.evaluation.promotion.rules import Decision, Evaluated, decide
 from mmh_ray.evaluation.report.files import EVALUATION, PER_IMAGE, REPORT
 from mmh_ray.files import read_object
-from mmh_ray.tracking import cite, evaluation_of, move_alias, record_evaluation
+from mmh_ray.models.shipped import BASE_MODEL
+from mmh_ray.tracking import cite, evaluation_of, move_alias, record_evaluation, register_shipped
 
 
 def check_model(model: str, archives: Mapping[str, str], config: Config) -> str:
@@ -32,6 +33,8 @@ def check_model(model: str, archives: Mapping[str, str], config: Config) -> str:
     ModelError
         If the model is not registered.
     """
+    if model == BASE_MODEL:
+        model = register_shipped(config)
     uri, bundle = cite(model, config.tracking)
     if OURS not in archives:
         raise ConfigError(f"--model {model} without --archive ours=OUT", "the images it made", "Add the archive.")

@@ -14,10 +14,11 @@ from urllib.request import url2pathname
 import yaml
 
 from mmh_ray import __version__
-from mmh_ray.config import TrackingConfig
+from mmh_ray.config import Config, TrackingConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.files import is_inside, read_bytes
-from mmh_ray.models.shipped import shipped_bundle
+from mmh_ray.models.shipped import BASE_MODEL, shipped_bundle
+from mmh_ray.tracking.runs import finish, start_run
 from mmh_ray.tracking.store import choose_uri, configure, sqlite_file
 from mmh_ray.yaml_text import MOST_BYTES, load_yaml
 
@@ -86,6 +87,32 @@ def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingCon
     version = str(info.registered_model_version)
     client.set_registered_model_alias(name, config.alias, version)
     return f"models:/{name}/{version}"
+
+
+def register_shipped(config: Config) -> str:
+    """``models:/mmh-base/VERSION`` of the model that the package brings; registered now where the store does not have it yet.
+
+    So its evaluations are kept and compared like those of any other model.
+    """
+    import mlflow
+
+    from mmh_ray.models.bundle import bundle_hash
+
+    configure(config.tracking)
+    bundle = shipped_bundle(BASE_MODEL)
+    assert bundle is not None
+    shipped_hash = bundle_hash(bundle)
+    for version in mlflow.MlflowClient().search_model_versions(f"name='{BASE_MODEL}'"):
+        if version.tags.get(BUNDLE_HASH) == shipped_hash:
+            return version_uri(version)
+    run_id = start_run(config, BASE_MODEL, None, {"shipped_with": __version__})
+    try:
+        uri = register(run_id, bundle, BASE_MODEL, config.tracking)
+    except BaseException:
+        finish(run_id, "FAILED")
+        raise
+    finish(run_id)
+    return uri
 
 
 def _check_owner(client: Any, name: str, site: str) -> None:

@@ -32,6 +32,7 @@ from mmh_ray.evaluation.report.files import EVALUATION, PER_IMAGE, REPORT, image
 from mmh_ray.imaging.volume import Volume, read_volume, write_volume
 from mmh_ray.models.bundle import bundle_hash, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.shipped import BASE_MODEL, shipped_bundle
 from mmh_ray.provenance import write_json
 from mmh_ray.tracking.promotion import check_model, keep_with_model, promote
 
@@ -235,3 +236,16 @@ def test_the_ledger_must_name_the_model(store: tuple[Config, str], tmp_path: Pat
         check_model(CANDIDATE, archives, config)
     with pytest.raises(ConfigError, match="without --archive ours=OUT"):
         check_model(CANDIDATE, {"raw": "bids"}, config)
+
+
+def test_the_shipped_model_is_registered_once(store: tuple[Config, str], tmp_path: Path) -> None:
+    config, _ = store
+    first = tracking.register_shipped(config)
+    assert first == "models:/mmh-base/1"
+    assert tracking.register_shipped(config) == first
+    folder, _ = tracking.resolve_model(first, config.tracking)
+    shipped = shipped_bundle(BASE_MODEL)
+    assert shipped is not None
+    assert bundle_hash(folder) == bundle_hash(shipped)
+    with pytest.raises(ConfigError, match="without --archive ours"):
+        check_model(BASE_MODEL, {}, config)
