@@ -21,8 +21,12 @@ _STRIPPED, _DEFACED, _WITHOUT_NECK, _WITHOUT_TOP = 0.12, 0.18, 0.5, 0.1
 """Shares of heads that lack their skull, their face, what lies below, and what lies above."""
 
 
-def whole_head(label_maps: tuple[str, ...], seed: int, grid: GridConfig) -> tuple[np.ndarray, np.ndarray]:
+def whole_head(
+    label_maps: tuple[str, ...], seed: int, grid: GridConfig, sequence: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """A head as a scanner gives it; the same seed gives the same bytes.
+
+    ``sequence``: in a protocol of that sequence; by default of any, and some heads in a contrast of none.
 
     Returns
     -------
@@ -30,8 +34,9 @@ def whole_head(label_maps: tuple[str, ...], seed: int, grid: GridConfig) -> tupl
     the brain's hull (:attr:`Head.hull`) in mm, positive inside.
     """
     rng = np.random.default_rng([seed, 8])
-    sequence = str(rng.choice(list(CANONICAL)))
-    scan = any_contrast(rng) if rng.random() < ANY_CONTRAST else random_scan(sequence, rng)
+    drawn = str(rng.choice(list(CANONICAL)))
+    free = rng.random() < ANY_CONTRAST and sequence is None
+    scan = any_contrast(rng) if free else random_scan(sequence or drawn, rng)
     path = label_maps[int(rng.integers(len(label_maps)))]
     head = simulate_head(read_label_map(path), _person(rng, seed), grid)
     image = render(head, scan, rng, grid.spacing_mm, random_oddity(rng))
