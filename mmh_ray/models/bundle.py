@@ -10,41 +10,39 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from mmh_ray.config import Config, from_dict, to_dict
 from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.imaging.intensity import QUANTILES
-from mmh_ray.models.bundle_files import (
-    MOST_FACTS,
-    MOST_HEADER,
-    check_kinds,
-    check_weights,
-    parse_weights,
-    read_facts,
-    read_part,
-)
+from mmh_ray.models.bundle_files import MOST_FACTS, MOST_HEADER, check_kinds, check_weights, read_part
+from mmh_ray.models.bundle_format import CARD, OTHER_RELEASE, BundleFormat, write_weights
 from mmh_ray.models.denoiser import make_scheduler
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.model_card import model_card
 from mmh_ray.models.sanity import check_quantiles, check_statistics
-from mmh_ray.provenance import code_version, hash_of, write_json
+from mmh_ray.provenance import code_version, hash_of
 
-FORMAT = 6
-"""Version of the bundle's layout that this code writes and reads."""
-KIND = "global"
-"""Kind of model that this code writes and reads."""
-FACTS, WEIGHTS, CARD = "config.json", "denoiser.safetensors", "MODEL_CARD.md"
+__all__ = [
+    "CARD",
+    "FACTS",
+    "SECTIONS",
+    "WEIGHTS",
+    "Bundle",
+    "bundle_files",
+    "bundle_hash",
+    "load_bundle",
+    "save_bundle",
+]
+
+FACTS = "config.json"
+WEIGHTS = "denoiser.safetensors"
 SECTIONS = ("model", "grid", "prepare", "harmonize", "train")
 """Sections of the configuration that travel with the model."""
 
@@ -67,17 +65,23 @@ MOST_OF_SCHEDULE = 100
 
 _REBUILD = "Copy the bundle again or train anew."
 _AGAIN = "Train again, with lower learning rates."
-_KINDS = {
-    "code_version": str,
-    "data_hash": str,
-    "sequences": list,
-    "training": dict,
-    "config": dict,
-    "schedule": dict,
-    "unified_domain": dict,
-    "weights_sha256": str,
-}
-"""Facts of a bundle, besides its format and kind."""
+_FORMAT = BundleFormat(
+    kind="global",
+    version=6,
+    noun="bundle",
+    facts_file=FACTS,
+    facts={
+        "code_version": str,
+        "data_hash": str,
+        "sequences": list,
+        "training": dict,
+        "config": dict,
+        "schedule": dict,
+        "unified_domain": dict,
+        "weights_sha256": str,
+    },
+    rebuild=_REBUILD,
+)
 
 
 @dataclass(frozen=True)
@@ -143,23 +147,40 @@ def save_bundle(
         If ``path`` holds something that is not a bundle, or the model has weights that are not finite.
     """
     path = Path(path)
-    if path.exists() and not (path / FACTS).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise ModelError(f"{path}: holds something else", "a new folder or an earlier bundle", "Choose another folder.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
-    try:
+    with _FORMAT.new_folder(path) as folder:
         state = _plain_weights(model)
         check_weights(state, f"the model for {path}", _AGAIN)
         check_statistics(model, f"the model for {path}", _AGAIN)
-        weights = safetensors.torch.save(state)
-        (partial / WEIGHTS).write_bytes(weights)
-        facts = _facts(model, config, quantiles, data_hash, training, hashlib.sha256(weights).hexdigest())
-        write_json(partial / FACTS, facts)
-        (partial / CARD).write_text(model_card(facts), encoding="utf-8")
-        partial.chmod(path.parent.stat().st_mode & 0o777)
-        put_folder(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        settings = to_dict(config)
+        sequences = list(config.model.sequences)
+        facts = _FORMAT.facts_of(
+            code_version=code_version(),
+            data_hash=data_hash,
+            sequences=sequences,
+            training=dict(training),
+            config={section: settings[section] for section in SECTIONS},
+            schedule=_schedule_facts(model),
+            unified_domain=dict(zip(sequences, quantiles.tolist(), strict=True)),
+            weights_sha256=write_weights(folder / WEIGHTS, state),
+        )
+        _FORMAT.write_description(folder, facts, model_card(facts))
+
+
+def _plain_weights(model: GlobalHarmonizer) -> dict[str, Tensor]:
+    """Parameters and buffers as safetensors takes them: float32 (integers stay), contiguous, on the CPU."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        plain = tensor.detach().cpu()
+        if plain.is_floating_point():
+            plain = plain.float()
+        state[name] = plain.contiguous()
+    return state
+
+
+def _schedule_facts(model: GlobalHarmonizer) -> dict[str, Any]:
+    """What diffusers records of the model's schedule, without its private entries."""
+    scheduler: Any = model.scheduler  # diffusers hides its attributes from type checkers
+    return {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
 
 
 def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
@@ -168,122 +189,89 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     Raises
     ------
     ModelError
-        Missing folder or file; anything but a regular file in it; unknown format or facts; settings of another version or out of bounds;
-        a schedule that is not that of the settings; damaged weights, weights that do not fit or are not finite.
+        Missing folder or file; anything but a regular file in it; unknown format or facts; settings of another version
+        or out of bounds; a schedule that is not that of the settings; damaged weights, weights that do not fit or are
+        not finite.
     """
     path = Path(path)
-    facts, config, quantiles = _read_description(path)
-    model = _frame(config, quantiles)
-    content = _read_weights(path, model, facts)
-    state = parse_weights(content, str(path / WEIGHTS), _REBUILD)
+    description = _read_description(path)
+    config = description.config
+    model = _empty_model(config, description.quantiles)
+    content = _read_weights(path, model, description.facts)
+    state = _FORMAT.parse_weights(content, path / WEIGHTS)
+    # A tensor that safetensors gives lies anywhere in the file's bytes: a copy lies where the processor likes it.
+    copies = {name: tensor.clone() for name, tensor in state.items()}
     try:
-        # A tensor that safetensors gives lies anywhere in the file's bytes: a copy lies where the processor likes it.
-        model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+        model.load_state_dict(copies, assign=True)
     except (RuntimeError, ValueError) as error:
         received = f"{path / WEIGHTS}: {' '.join(str(error).split())[:400]}"
         raise ModelError(received, f"the parameters that the model section of {FACTS} asks for", _REBUILD) from error
     model.denoiser.to(memory_format=torch.channels_last)
-    model.scheduler = _scheduler(path, config, facts["schedule"])
+    model.scheduler = _checked_scheduler(path, config, description.facts["schedule"])
     check_statistics(model, str(path / WEIGHTS), _REBUILD)
-    return Bundle(model.eval().to(device), config, quantiles, hash_of(facts), facts)
+    model = model.eval().to(device)
+    return Bundle(model, config, description.quantiles, hash_of(description.facts), description.facts)
 
 
 def bundle_hash(path: str | Path) -> str:
     """The hash of a bundle without loading its weights, whose checksum is among the hashed facts."""
-    return hash_of(_read_description(Path(path))[0])
+    return hash_of(_read_description(Path(path)).facts)
 
 
 def bundle_files(path: str | Path) -> dict[str, bytes]:
     """Name and content of the files that :func:`load_bundle` needs, for another machine; raises as it does for what it reads."""
     path = Path(path)
-    facts, config, quantiles = _read_description(path)
-    weights = _read_weights(path, _frame(config, quantiles), facts)
+    description = _read_description(path)
+    model = _empty_model(description.config, description.quantiles)
+    weights = _read_weights(path, model, description.facts)
     return {FACTS: read_part(path, FACTS, MOST_FACTS, _REBUILD), WEIGHTS: weights}
 
 
-def _facts(
-    model: GlobalHarmonizer,
-    config: Config,
-    quantiles: Tensor,
-    data_hash: str,
-    training: Mapping[str, Any],
-    weights_sha256: str,
-) -> dict[str, Any]:
-    settings = to_dict(config)
-    scheduler: Any = model.scheduler  # diffusers hides its attributes from type checkers
-    schedule = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-    sequences = list(config.model.sequences)
-    return {
-        "format": FORMAT,
-        "kind": KIND,
-        "code_version": code_version(),
-        "data_hash": data_hash,
-        "sequences": sequences,
-        "training": dict(training),
-        "config": {section: settings[section] for section in SECTIONS},
-        "schedule": schedule,
-        "unified_domain": dict(zip(sequences, quantiles.tolist(), strict=True)),
-        "weights_sha256": weights_sha256,
-    }
+@dataclass(frozen=True)
+class _Description:
+    """What the facts of a bundle say: the facts, the settings among them, and quantile functions ``(S, 2, Q)``."""
+
+    facts: dict[str, Any]
+    config: Config
+    quantiles: Tensor
 
 
-def _plain_weights(model: GlobalHarmonizer) -> dict[str, Tensor]:
-    """Parameters and buffers as safetensors takes them: float32 (integers stay), contiguous, on the CPU."""
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    return {name: (value.float() if value.is_floating_point() else value).contiguous() for name, value in state.items()}
-
-
-def put_folder(new: Path, path: Path) -> None:
-    """Rename the folder into place; an earlier one steps aside first, as a folder cannot replace a full one."""
-    if not path.exists():
-        os.replace(new, path)
-        return
-    earlier = Path(tempfile.mkdtemp(prefix=f".earlier-{path.name}-", dir=path.parent))
-    try:
-        os.replace(path, earlier)
-        os.replace(new, path)
-    finally:
-        if not path.exists():
-            os.replace(earlier, path)
-        shutil.rmtree(earlier, ignore_errors=True)
-
-
-def _read_description(path: Path) -> tuple[dict[str, Any], Config, Tensor]:
-    """Facts, settings and quantile functions ``(S, 2, Q)`` of a bundle whose format and kind this code knows."""
-    facts = read_facts(path, FACTS, {"format": FORMAT, "kind": KIND}, _KINDS, _REBUILD)
+def _read_description(path: Path) -> _Description:
+    """The checked facts of a bundle whose format and kind this code knows."""
+    facts = _FORMAT.read_facts(path)
     place = str(path / FACTS)
     try:
         config: Config = from_dict(Config, facts["config"])
-        quantiles = torch.tensor(
-            [facts["unified_domain"][name] for name in config.model.sequences], dtype=torch.float32
-        )
+        domains = [facts["unified_domain"][sequence] for sequence in config.model.sequences]
+        quantiles = torch.tensor(domains, dtype=torch.float32)
     except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:
         received = f"{place}: {type(error).__name__}: {str(error)[:1000]}"
-        remedy = "Use the release of mmh-ray that wrote it (code_version tells which)."
-        raise ModelError(
-            received, f"settings and a unified domain that mmh-ray {code_version()} knows", remedy
-        ) from error
+        expected = f"settings and a unified domain that mmh-ray {code_version()} knows"
+        raise ModelError(received, expected, OTHER_RELEASE) from error
     sequences = list(config.model.sequences)
     check_kinds(facts["config"], dict.fromkeys(SECTIONS, dict), f"{place}: config", _REBUILD)
     check_kinds(facts["unified_domain"], dict.fromkeys(sequences, list), f"{place}: unified_domain", _REBUILD)
     if facts["sequences"] != sequences:
-        raise ModelError(
-            f"{place}: sequences={str(facts['sequences'])[:100]}", f"those of its settings, {sequences}", _REBUILD
-        )
-    counts = facts["training"].get("counts", {})
-    if not isinstance(counts, dict) or not all(isinstance(own, dict) for own in counts.values()):
-        raise ModelError(
-            f"{place}: training.counts={str(counts)[:100]}", "site to sequence to number of volumes", _REBUILD
-        )
+        received = f"{place}: sequences={str(facts['sequences'])[:100]}"
+        raise ModelError(received, f"those of its settings, {sequences}", _REBUILD)
+    _check_counts(facts["training"].get("counts", {}), place)
     if quantiles.shape != (len(sequences), 2, len(QUANTILES)):
         received = f"{place}: a unified domain of shape {tuple(quantiles.shape)}"
         raise ModelError(received, f"two functions of {len(QUANTILES)} quantiles a sequence", _REBUILD)
     check_quantiles(quantiles, f"{place}: unified_domain", _REBUILD)
-    return facts, config, quantiles
+    return _Description(facts, config, quantiles)
 
 
-def _frame(config: Config, quantiles: Tensor) -> GlobalHarmonizer:
-    """The model without any weights, on the device that takes no memory: what the settings ask for is known before it is built."""
+def _check_counts(counts: Any, place: str) -> None:
+    """ModelError unless the counts of training volumes are site to sequence to number."""
+    if isinstance(counts, dict) and all(isinstance(site_counts, dict) for site_counts in counts.values()):
+        return
+    received = f"{place}: training.counts={str(counts)[:100]}"
+    raise ModelError(received, "site to sequence to number of volumes", _REBUILD)
+
+
+def _empty_model(config: Config, quantiles: Tensor) -> GlobalHarmonizer:
+    """The model without any weights, on PyTorch's meta device, which takes no memory: so its size is known before it is built."""
     with torch.device("meta"):
         model = GlobalHarmonizer(config.model, config.train, quantiles.to("meta"))
     parameters = sum(tensor.numel() for tensor in model.state_dict().values())
@@ -293,70 +281,27 @@ def _frame(config: Config, quantiles: Tensor) -> GlobalHarmonizer:
     return model
 
 
-def _read_weights(path: Path, frame: GlobalHarmonizer, facts: Mapping[str, Any]) -> bytes:
-    """The weights' file, no larger than weights of the model can be, with the checksum that the facts give."""
-    size = sum(4 * tensor.numel() for tensor in frame.state_dict().values())
-    content = read_part(path, WEIGHTS, size + MOST_HEADER, _REBUILD)
-    if hashlib.sha256(content).hexdigest() != facts["weights_sha256"]:
-        raise ModelError(f"{path / WEIGHTS}: damaged (other checksum)", f"the weights that {FACTS} describes", _REBUILD)
-    return content
+def _read_weights(path: Path, model: GlobalHarmonizer, facts: Mapping[str, Any]) -> bytes:
+    """The weights' file, no larger than float32 weights of the model can be, with the checksum that the facts give."""
+    numbers = sum(tensor.numel() for tensor in model.state_dict().values())
+    return _FORMAT.read_weights(path, WEIGHTS, 4 * numbers + MOST_HEADER, facts["weights_sha256"])
 
 
-def _scheduler(path: Path, config: Config, recorded: Mapping[str, Any]) -> Any:
+def _checked_scheduler(path: Path, config: Config, recorded: Mapping[str, Any]) -> Any:
     """The schedule of the settings, which must be the recorded one; what is recorded is compared, and nothing is made of it.
 
-    diffusers' own ``from_config`` would take a text for a folder, or for a name to look up on a hub. Other releases of diffusers record
-    more than :data:`DECIDING`: plain values that nothing here looks at.
+    diffusers' own ``from_config`` would take a text for a folder, or for a name to look up on a hub. Other releases of
+    diffusers record more than :data:`DECIDING`: plain values that nothing here looks at.
     """
     scheduler: Any = make_scheduler(config.model)
-    wanted = {key: scheduler.config[key] for key in DECIDING}
-    found = {key: recorded.get(key) for key in DECIDING}
-    if found != wanted:
-        raise ModelError(f"{path / FACTS}: schedule={str(found)[:400]}", f"that of its settings, {wanted}", _REBUILD)
-    others = sorted(key for key, value in recorded.items() if isinstance(value, list | dict))
-    if others or len(recorded) > MOST_OF_SCHEDULE:
-        received = f"{path / FACTS}: schedule with {', '.join(others)[:200] or f'{len(recorded)} keys'}"
+    of_settings = {key: scheduler.config[key] for key in DECIDING}
+    of_bundle = {key: recorded.get(key) for key in DECIDING}
+    if of_bundle != of_settings:
+        received = f"{path / FACTS}: schedule={str(of_bundle)[:400]}"
+        raise ModelError(received, f"that of its settings, {of_settings}", _REBUILD)
+    nested = sorted(key for key, value in recorded.items() if isinstance(value, list | dict))
+    if nested or len(recorded) > MOST_OF_SCHEDULE:
+        what = ", ".join(nested)[:200] or f"{len(recorded)} keys"
+        received = f"{path / FACTS}: schedule with {what}"
         raise ModelError(received, f"at most {MOST_OF_SCHEDULE} plain values", _REBUILD)
     return scheduler
-
-
-def model_card(facts: Mapping[str, Any]) -> str:
-    """MODEL_CARD.md: what the model is for, what it saw and what it cannot do, from the facts of the bundle."""
-    training, config = facts["training"], facts["config"]
-    sequences, grid = ", ".join(facts["sequences"]), config["grid"]
-    edge, shape = f"{grid['spacing_mm']:g} mm", " x ".join(map(str, grid["shape"]))
-    metrics = "".join(f"- {name}: {value:.5g}\n" for name, value in (training.get("validation") or {}).items())
-    return f"""# Global harmonizer of brain MRI ({sequences})
-
-## Intended use
-Takes the scanner's style out of brain scans of these sequences: {sequences}. Every scan is brought to one unified style
-per sequence, so that scans of different sites can be analysed together in research. It is not a medical device and
-must not be used to diagnose or to treat.
-
-## Training data
-Hash of the prepared data: `{facts["data_hash"]}`. Volumes used for training:
-
-{_counts_table(training.get("counts") or {}, facts["sequences"])}
-## Training
-- optimiser steps: {training.get("steps", "not recorded")}
-- working grid: {edge} isotropic, {shape} voxels, canonical RAS axes
-- code: mmh-ray {facts["code_version"]}
-
-## Validation
-{metrics or "No validation was recorded." + chr(10)}
-## Limits
-- Other sequences than {sequences} are refused.
-- The network works at {edge}; what is finer comes from the scan itself (detail projection), unless switched off.
-- Scanners, ages and diseases that the training data do not show may be harmonized less well; a lesion may change in
-  contrast.
-- Scans are expected to show the whole brain; a wrong brain mask gives a wrong intensity scale.
-- Check a sample of results by eye before an analysis.
-"""
-
-
-def _counts_table(counts: Mapping[str, Mapping[str, int]], sequences: list[str]) -> str:
-    if not counts:
-        return "Not recorded.\n"
-    rows = [["site", *sequences], ["---"] * (len(sequences) + 1)]
-    rows += [[str(site), *(str(found.get(name, 0)) for name in sequences)] for site, found in sorted(counts.items())]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -11,11 +11,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import shutil
-import tempfile
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 from torch import Tensor
 
 from mmh_ray.config import (
@@ -36,17 +32,17 @@ from mmh_ray.config import (
     to_dict,
 )
 from mmh_ray.errors import ConfigError, ModelError
-from mmh_ray.models.bundle import Bundle, put_folder
-from mmh_ray.models.bundle_files import check_kinds, check_weights, parse_weights, read_facts, read_part
+from mmh_ray.models.bundle import Bundle
+from mmh_ray.models.bundle_files import check_kinds, check_weights, read_part
+from mmh_ray.models.bundle_format import OTHER_RELEASE, BundleFormat, write_weights
 from mmh_ray.models.style.backbones import EMBEDDED
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder, check_same_encoder, load_aggregator, make_style_encoder
 from mmh_ray.models.target.adapter import SiteStyle, attach
 from mmh_ray.models.target.fine_tuner import TunedAdapter
-from mmh_ray.provenance import code_version, hash_of, write_json
+from mmh_ray.provenance import code_version, hash_of
 
-FORMAT = 1
-KIND = "target"
-FACTS, CARD, AGGREGATOR = "target.json", "MODEL_CARD.md", "style.safetensors"
+FACTS = "target.json"
+AGGREGATOR = "style.safetensors"
 SAMPLING = ("steps", "inversion_depth", "fusion", "planes")
 """Settings of `harmonize` under which a target is trained, and which it is made for."""
 
@@ -55,20 +51,27 @@ MOST_ADAPTER = 256 * 2**20
 
 _NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,200}")
 _SUFFIX = re.compile(r"[A-Za-z0-9]{1,64}")
-_KINDS = {
-    "site": str,
-    "code_version": str,
-    "base": dict,
-    "target": dict,
-    "harmonize": dict,
-    "restyle": dict,
-    "training": dict,
-    "sequences": dict,
-}
-"""Facts of a target bundle, besides its format and kind."""
-_KINDS_OF_SEQUENCE = {"weights_sha256": str, "style": dict, "validation": dict, "untuned": dict, "steps": int}
 _REBUILD = "Copy the adapter again or train it anew with `mmh train-target`."
 _AGAIN = "Train it again, with a lower target.learning_rate."
+_FORMAT = BundleFormat(
+    kind="target",
+    version=1,
+    noun="target",
+    facts_file=FACTS,
+    facts={
+        "site": str,
+        "code_version": str,
+        "base": dict,
+        "target": dict,
+        "harmonize": dict,
+        "restyle": dict,
+        "training": dict,
+        "sequences": dict,
+    },
+    rebuild=_REBUILD,
+)
+_FACTS_OF_SEQUENCE = {"weights_sha256": str, "style": dict, "validation": dict, "untuned": dict, "steps": int}
+_FACTS_OF_STYLE = {"unified": list, "site": list, "quantiles": list, "noise": float, "blur": float}
 
 
 @dataclass(frozen=True)
@@ -168,43 +171,35 @@ def save_target(
         Weights of that encoder's aggregator, where its backbone did not bring it.
     """
     path = Path(path)
-    if path.exists() and not (path / FACTS).is_file():
-        raise ModelError(f"{path}: holds something else", "a new folder or an earlier target", "Choose another folder.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
-    try:
+    with _FORMAT.new_folder(path) as folder:
         sequences = {}
         for sequence, adapter in tuned.items():
             check_weights(adapter.state, f"the adapter of {sequence} for {site}", _AGAIN)
-            weights, style = safetensors.torch.save(adapter.state), styles[sequence]
-            (partial / f"{sequence}.safetensors").write_bytes(weights)
             sequences[sequence] = {
-                "weights_sha256": hashlib.sha256(weights).hexdigest(),
-                "style": _style_facts(style, f"the style of {sequence} for {site}"),
+                "weights_sha256": write_weights(folder / _weights_file(sequence), adapter.state),
+                "style": _style_facts(styles[sequence], f"the style of {sequence} for {site}"),
                 "validation": adapter.validation,
                 "untuned": adapter.untuned,
                 "steps": adapter.steps,
             }
         if aggregator:
-            (partial / AGGREGATOR).write_bytes(safetensors.torch.save(dict(aggregator)))
-        facts = {
-            "format": FORMAT,
-            "kind": KIND,
-            "site": site,
-            "code_version": code_version(),
-            "base": dict(base),
-            "target": to_dict(config.target) | {"site": [site]},
-            "harmonize": {key: to_dict(config.harmonize)[key] for key in SAMPLING},
-            "restyle": to_dict(config.restyle),
-            "training": dict(training),
-            "sequences": sequences,
-        }
-        write_json(partial / FACTS, facts)
-        (partial / CARD).write_text(_card(facts), encoding="utf-8")
-        partial.chmod(path.parent.stat().st_mode & 0o777)
-        put_folder(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            write_weights(folder / AGGREGATOR, aggregator)
+        sampling = to_dict(config.harmonize)
+        facts = _FORMAT.facts_of(
+            site=site,
+            code_version=code_version(),
+            base=dict(base),
+            target=to_dict(config.target) | {"site": [site]},
+            harmonize={key: sampling[key] for key in SAMPLING},
+            restyle=to_dict(config.restyle),
+            training=dict(training),
+            sequences=sequences,
+        )
+        _FORMAT.write_description(folder, facts, _model_card(facts))
+
+
+def _weights_file(sequence: str) -> str:
+    return f"{sequence}.safetensors"
 
 
 def _style_facts(style: SiteStyle, place: str) -> dict[str, Any]:
@@ -235,32 +230,40 @@ def load_target(path: str | Path, uri: str | None = None, style: StyleConfig | N
         _check_backbone(path, facts, style)
     weights: dict[str, dict[str, Tensor]] = {}
     styles: dict[str, SiteStyle] = {}
-    for sequence, found in facts["sequences"].items():
-        name = f"{sequence}.safetensors"
-        content = read_part(path, name, MOST_ADAPTER, _REBUILD)
-        if hashlib.sha256(content).hexdigest() != found["weights_sha256"]:
-            received = f"{path}: damaged weights of {sequence} (other checksum)"
-            raise ModelError(received, f"what {FACTS} describes", _REBUILD)
-        state = parse_weights(content, str(path / name), _REBUILD)
-        if found["steps"] > 0:  # one that was never the better one changes nothing, and would cost two passes
+    for sequence, sequence_facts in facts["sequences"].items():
+        name = _weights_file(sequence)
+        content = _FORMAT.read_weights(path, name, MOST_ADAPTER, sequence_facts["weights_sha256"])
+        state = _FORMAT.parse_weights(content, path / name)
+        if sequence_facts["steps"] > 0:  # one that was never the better one changes nothing, and would cost two passes
             weights[sequence] = state
-        styles[sequence] = _style(found["style"], f"{path / FACTS}: {sequence}")
-    aggregator: dict[str, Tensor] = {}
-    if os.path.lexists(path / AGGREGATOR):
-        learned = read_part(path, AGGREGATOR, MOST_ADAPTER, _REBUILD)
-        aggregator = parse_weights(learned, str(path / AGGREGATOR), _REBUILD)
-    site = unicodedata.normalize("NFC", facts["site"])
-    cited = uri or path.absolute().as_uri()
-    return Target(site, styles, _hash(facts), cited, facts, weights, settings.rank, aggregator)
+        styles[sequence] = _style(sequence_facts["style"], f"{path / FACTS}: {sequence}")
+    return Target(
+        site=_composed(facts["site"]),
+        styles=styles,
+        hash=_hash(facts),
+        uri=uri or path.absolute().as_uri(),
+        facts=facts,
+        weights=weights,
+        rank=settings.rank,
+        aggregator=_read_aggregator(path),
+    )
+
+
+def _read_aggregator(path: Path) -> dict[str, Tensor]:
+    """Weights of the style encoder's aggregator; empty where the bundle brings none."""
+    if not os.path.lexists(path / AGGREGATOR):
+        return {}
+    content = read_part(path, AGGREGATOR, MOST_ADAPTER, _REBUILD)
+    return _FORMAT.parse_weights(content, path / AGGREGATOR)
 
 
 def _style(facts: Mapping[str, Any], place: str) -> SiteStyle:
+    """A site's look from the facts of a bundle; ModelError where they are none."""
     try:
         return SiteStyle.read(facts)
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{place}: {type(error).__name__}: {str(error)[:300]}", "the look of a site's scans", _REBUILD
-        ) from error
+        received = f"{place}: {type(error).__name__}: {str(error)[:300]}"
+        raise ModelError(received, "the look of a site's scans", _REBUILD) from error
 
 
 def _check_backbone(path: Path, facts: Mapping[str, Any], style: StyleConfig) -> None:
@@ -277,54 +280,70 @@ def target_hash(path: str | Path) -> str:
 
 def target_site(path: str | Path) -> str:
     """The site of a target bundle, in the form in which Unicode composes letters."""
-    return unicodedata.normalize("NFC", _read_description(Path(path))[0]["site"])
+    facts, _ = _read_description(Path(path))
+    return _composed(facts["site"])
+
+
+def _composed(name: str) -> str:
+    """A name with composed letters (NFC), so that two spellings of one name are equal."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _hash(facts: Mapping[str, Any]) -> str:
     """Over all that decides voxels, and the site's name; not over where, when and from what it was trained."""
-    used = {
-        sequence: [found["style"], found["weights_sha256"] if found["steps"] > 0 else None]
-        for sequence, found in facts["sequences"].items()
-    }
-    return hash_of([facts["site"], facts["base"]["hash"], facts["target"]["rank"], used])
+    deciding: dict[str, list[Any]] = {}
+    for sequence, sequence_facts in facts["sequences"].items():
+        is_used = sequence_facts["steps"] > 0
+        weights = sequence_facts["weights_sha256"] if is_used else None
+        deciding[sequence] = [sequence_facts["style"], weights]
+    return hash_of([facts["site"], facts["base"]["hash"], facts["target"]["rank"], deciding])
 
 
 def _read_description(path: Path) -> tuple[dict[str, Any], TargetConfig]:
     """Facts of a target bundle, each of its kind, and the settings that it was trained with."""
-    facts = read_facts(path, FACTS, {"format": FORMAT, "kind": KIND}, _KINDS, _REBUILD)
+    facts = _FORMAT.read_facts(path)
     place = str(path / FACTS)
-    check_kinds(facts["base"], {"hash": str, "uri": str}, f"{place}: base", _REBUILD)
+    _check_facts(facts, place)
+    try:
+        from_dict(RestyleConfig, facts["restyle"], "restyle.")
+        from_dict(HarmonizeConfig, facts["harmonize"], "harmonize.")
+        return facts, from_dict(TargetConfig, facts["target"], "target.")
+    except ConfigError as error:
+        received = f"{place}: {error.received}"
+        expected = f"settings that mmh-ray {code_version()} knows: {error.expected}"
+        raise ModelError(received, expected, OTHER_RELEASE) from error
+
+
+def _check_facts(facts: Mapping[str, Any], place: str) -> None:
+    """ModelError where a fact below the first level is missing or of another type."""
+    base = facts["base"]
+    check_kinds(base, {"hash": str, "uri": str}, f"{place}: base", _REBUILD)
     check_kinds(facts["harmonize"], dict.fromkeys(SAMPLING, object), f"{place}: harmonize", _REBUILD)
-    if not facts["base"]["hash"] or not _NAME.fullmatch(facts["site"]):
-        received = f"{place}: site={facts['site'][:200]!r} on base {facts['base']['hash'][:64]!r}"
+    if not base["hash"] or not _NAME.fullmatch(facts["site"]):
+        received = f"{place}: site={facts['site'][:200]!r} on base {base['hash'][:64]!r}"
         raise ModelError(received, "a name of at most 200 characters in one line, and a hash", _REBUILD)
     if "rank" not in facts["target"]:
         raise ModelError(f"{place}: target without rank", "the rank of the adapters", _REBUILD)
     encoder = facts["training"].get("style_encoder", {})
     if not isinstance(encoder, dict):
         raise ModelError(f"{place}: style_encoder={str(encoder)[:100]}", "an object", _REBUILD)
-    for sequence, found in facts["sequences"].items():
+    for sequence, sequence_facts in facts["sequences"].items():
         if not _SUFFIX.fullmatch(sequence):
             raise ModelError(f"{place}: sequence {sequence[:100]!r}", "a BIDS suffix such as T1w", _REBUILD)
-        check_kinds(found, _KINDS_OF_SEQUENCE, f"{place}: {sequence}", _REBUILD)
-        style_kinds = {"unified": list, "site": list, "quantiles": list, "noise": float, "blur": float}
-        check_kinds(found["style"], style_kinds, f"{place}: {sequence} style", _REBUILD)
-    try:
-        from_dict(RestyleConfig, facts["restyle"], "restyle.")
-        from_dict(HarmonizeConfig, facts["harmonize"], "harmonize.")
-        return facts, from_dict(TargetConfig, facts["target"], "target.")
-    except ConfigError as error:
-        remedy = "Use the release of mmh-ray that wrote it (code_version tells which)."
-        received, expected = f"{place}: {error.received}", f"settings that mmh-ray {code_version()} knows"
-        raise ModelError(received, f"{expected}: {error.expected}", remedy) from error
+        check_kinds(sequence_facts, _FACTS_OF_SEQUENCE, f"{place}: {sequence}", _REBUILD)
+        check_kinds(sequence_facts["style"], _FACTS_OF_STYLE, f"{place}: {sequence} style", _REBUILD)
 
 
-def _card(facts: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"| {sequence} | {len(facts['training'][sequence]['images'])} | {found['steps']} "
-        f"| {found['untuned']['loss']:.4f} | {found['validation']['loss']:.4f} |\n"
-        for sequence, found in facts["sequences"].items()
-    )
+def _model_card(facts: Mapping[str, Any]) -> str:
+    """MODEL_CARD.md of a target."""
+    rows = []
+    for sequence, sequence_facts in facts["sequences"].items():
+        images = len(facts["training"][sequence]["images"])
+        loss_before = sequence_facts["untuned"]["loss"]
+        loss_after = sequence_facts["validation"]["loss"]
+        steps = sequence_facts["steps"]
+        rows.append(f"| {sequence} | {images} | {steps} | {loss_before:.4f} | {loss_after:.4f} |\n")
+    table = "".join(rows)
     return f"""# Target {facts["site"]}
 
 ## Intended use
@@ -337,7 +356,7 @@ labels, no person scanned twice. Code: mmh-ray {facts["code_version"]}.
 
 | sequence | images of the site | steps | validation loss, curve alone | with the adapter |
 |---|---|---|---|---|
-{rows}
+{table}
 ## Limits
 Those of the global model. A look learned from few images may follow what these few happen to show.
 """

@@ -1,0 +1,128 @@
+"""What both kinds of bundle share: a folder of facts in JSON and weights in safetensors, written whole or not at all.
+
+A kind of bundle is one :class:`BundleFormat`. What its facts mean, and which models they make, is said in
+:mod:`mmh_ray.models.bundle` (global model) and :mod:`mmh_ray.models.target.bundle` (adapters of one site).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from mmh_ray.errors import ModelError
+from mmh_ray.models.bundle_files import parse_weights, read_facts, read_part
+from mmh_ray.provenance import write_json
+
+CARD = "MODEL_CARD.md"
+"""File with the facts of a bundle in words. It is not part of its hash."""
+OTHER_RELEASE = "Use the release of mmh-ray that wrote it (code_version tells which)."
+"""Remedy for a bundle with settings that this release does not know."""
+
+
+@dataclass(frozen=True)
+class BundleFormat:
+    """One kind of bundle.
+
+    Attributes
+    ----------
+    kind:
+        Kind of model: `global` or `target`.
+    version:
+        Version of the layout that this code writes and reads.
+    noun:
+        What errors call such a bundle.
+    facts_file:
+        Name of the JSON file.
+    facts:
+        Keys of the facts besides `format` and `kind`, each with its type.
+    rebuild:
+        What to do about a damaged bundle.
+    """
+
+    kind: str
+    version: int
+    noun: str
+    facts_file: str
+    facts: Mapping[str, type]
+    rebuild: str
+
+    def read_facts(self, folder: Path) -> dict[str, Any]:
+        """Facts of a bundle of this kind and version, each of its type; raises as :func:`.bundle_files.read_facts`."""
+        known = {"format": self.version, "kind": self.kind}
+        return read_facts(folder, self.facts_file, known, self.facts, self.rebuild)
+
+    def read_weights(self, folder: Path, name: str, most_bytes: int, sha256: str) -> bytes:
+        """A weights' file of at most ``most_bytes`` with the checksum that the facts give; else ModelError."""
+        content = read_part(folder, name, most_bytes, self.rebuild)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            received = f"{folder / name}: damaged (other checksum)"
+            raise ModelError(received, f"the weights that {self.facts_file} describes", self.rebuild)
+        return content
+
+    def parse_weights(self, content: bytes, place: Path) -> dict[str, Tensor]:
+        """Tensors of a weights' file; raises as :func:`.bundle_files.parse_weights`."""
+        return parse_weights(content, str(place), self.rebuild)
+
+    @contextlib.contextmanager
+    def new_folder(self, path: Path) -> Iterator[Path]:
+        """A folder to write a bundle into. It takes the place of ``path`` when the block ends, and is gone if the block raises.
+
+        Raises
+        ------
+        ModelError
+            If ``path`` holds something that is not a bundle of this kind.
+        """
+        is_bundle = (path / self.facts_file).is_file()
+        is_empty = path.is_dir() and not any(path.iterdir())
+        if path.exists() and not is_bundle and not is_empty:
+            expected = f"a new folder or an earlier {self.noun}"
+            raise ModelError(f"{path}: holds something else", expected, "Choose another folder.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
+        try:
+            yield partial
+            partial.chmod(path.parent.stat().st_mode & 0o777)
+            _put_folder(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def write_description(self, folder: Path, facts: Mapping[str, Any], card: str) -> None:
+        """Write the facts and the model card."""
+        write_json(folder / self.facts_file, facts)
+        (folder / CARD).write_text(card, encoding="utf-8")
+
+    def facts_of(self, **facts: Any) -> dict[str, Any]:
+        """The facts to write: format and kind, then these."""
+        return {"format": self.version, "kind": self.kind, **facts}
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> str:
+    """Write tensors as safetensors; returns the file's SHA-256."""
+    content = safetensors.torch.save(dict(state))
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _put_folder(new: Path, path: Path) -> None:
+    """Rename the folder into place; an earlier one steps aside first, as a folder cannot replace a full one."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    earlier = Path(tempfile.mkdtemp(prefix=f".earlier-{path.name}-", dir=path.parent))
+    try:
+        os.replace(path, earlier)
+        os.replace(new, path)
+    finally:
+        if not path.exists():
+            os.replace(earlier, path)
+        shutil.rmtree(earlier, ignore_errors=True)
