@@ -54,6 +54,21 @@ def from_grid(data: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, s
     return ndimage.affine_transform(data.astype(np.float32), step, output_shape=tuple(shape), order=1, mode="nearest")
 
 
+def cut_out(data: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Data on another grid of the same spacing and axes, whole voxels away: cropped and padded with zeros, never interpolated."""
+    first = np.round(np.linalg.inv(affine) @ target_affine[:, 3])[:3].astype(int)
+    source = []
+    target = []
+    for start, length, target_length in zip(first, data.shape, shape, strict=True):
+        low = max(0, start)
+        high = max(low, min(length, start + target_length))
+        source.append(slice(low, high))
+        target.append(slice(low - start, high - start))
+    cut = np.zeros(shape, data.dtype)
+    cut[tuple(target)] = data[tuple(source)]
+    return cut
+
+
 def share_held(
     mask: np.ndarray,
     affine: np.ndarray,

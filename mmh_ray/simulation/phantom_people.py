@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from mmh_ray.config import GridConfig
-from mmh_ray.imaging.grid import working_affine
+from mmh_ray.imaging.grid import cut_out, working_affine
 from mmh_ray.imaging.intensity import MonotoneMap, mean_quantile_function, quantile_function, robust_scaling
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SEQUENCES, canonical, random_scanner, render
@@ -55,13 +55,16 @@ def canonical_quantiles(
 ) -> dict[str, np.ndarray]:
     """Mean quantile function ``(257,)`` of the canonical images of simulated people, per sequence that can be simulated."""
     anatomies = [simulated_person(seed, number, grid) for number in range(people)]
-    return {
-        sequence: mean_quantile_function(
-            quantile_function(canonical(anatomy, sequence, grid.spacing_mm)[anatomy.brain]) for anatomy in anatomies
-        )
-        for sequence in sequences
-        if sequence in SEQUENCES
-    }
+    means = {}
+    for sequence in sequences:
+        if sequence not in SEQUENCES:
+            continue
+        functions = []
+        for anatomy in anatomies:
+            image = canonical(anatomy, sequence, grid.spacing_mm)
+            functions.append(quantile_function(image[anatomy.brain]))
+        means[sequence] = mean_quantile_function(functions)
+    return means
 
 
 def unifying_map(canonical: np.ndarray, quantiles: np.ndarray) -> MonotoneMap:
@@ -99,12 +102,6 @@ def _canonical(seed: int, number: int, grid: GridConfig, sequence: str) -> np.nd
 def _on_grid(anatomy: Anatomy, grid: GridConfig) -> Anatomy:
     """Crop or pad to the working grid, centred on the brain by whole voxels."""
     affine = working_affine(anatomy.affine, anatomy.brain, grid)
-    first = np.round(np.linalg.inv(anatomy.affine) @ affine[:, 3])[:3].astype(int)
-    sizes = anatomy.scalp.shape
-    source = tuple(slice(max(0, s), max(0, min(n, s + m))) for s, n, m in zip(first, sizes, grid.shape, strict=True))
-    target = tuple(slice(part.start - s, part.stop - s) for part, s in zip(source, first, strict=True))
-    fractions = np.zeros((len(anatomy.fractions), *grid.shape), np.float32)
-    fractions[(slice(None), *target)] = anatomy.fractions[(slice(None), *source)]
-    scalp = np.zeros(grid.shape, np.float32)
-    scalp[target] = anatomy.scalp[source]
-    return Anatomy(fractions, scalp, affine)
+    fractions = [cut_out(share, anatomy.affine, affine, grid.shape) for share in anatomy.fractions]
+    scalp = cut_out(anatomy.scalp, anatomy.affine, affine, grid.shape)
+    return Anatomy(np.stack(fractions), scalp, affine)

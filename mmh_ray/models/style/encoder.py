@@ -22,13 +22,17 @@ from mmh_ray.config import StyleConfig
 from mmh_ray.errors import DataError, ModelError
 from mmh_ray.imaging.resolution import sharp_planes
 from mmh_ray.imaging.slices import AXES, NORMAL, PLANES
-from mmh_ray.models.style.backbones import EMBEDDED, SliceBackbone, embedded_weights, load_backbone, weights_hash
+from mmh_ray.models.style.backbones import load_backbone, weights_hash
+from mmh_ray.models.style.embedded import EMBEDDED, embedded_weights
+from mmh_ray.models.style.slice_backbone import SliceBackbone
 
 HEADS = 8
 """Heads of the attention pooling."""
 
 _MARGIN = 0.1
+"""Part of a brain's slices at either end that is not looked at."""
 _POSITION = 0.1
+"""Length of a position's embedding; a slice's features have length 1."""
 _SEED = 0
 
 
@@ -48,7 +52,8 @@ class StyleAggregator(nn.Module):
 
     def __init__(self, dimensions: int, alpha: float) -> None:
         super().__init__()
-        self.dimensions, self.alpha = dimensions, alpha
+        self.dimensions = dimensions
+        self.alpha = alpha
         self.plane = nn.Parameter(0.02 * torch.randn(len(PLANES), dimensions))
         self.query = nn.Parameter(0.02 * torch.randn(len(PLANES), dimensions))
         self.attention = nn.MultiheadAttention(dimensions, HEADS, bias=False, batch_first=True)
@@ -61,23 +66,29 @@ class StyleAggregator(nn.Module):
         """Style ``(B, D)`` of slice vectors ``(B, 3, K, D)``; ``planes`` ``(B, 3)`` bool says which count (default all)."""
         pooled = self._pool(features)
         counts = features.new_ones(pooled.shape[:2]) if planes is None else planes.to(pooled)
-        if not (counts.sum(1) > 0).all():
-            rows = (counts.sum(1) == 0).nonzero().flatten().tolist()
-            raise DataError(f"no plane for volumes {rows}", "at least one plane per volume", "Let a plane count.")
+        planes_that_count = counts.sum(1, keepdim=True)
+        if not (planes_that_count > 0).all():
+            without_plane = (planes_that_count[:, 0] == 0).nonzero().flatten().tolist()
+            received = f"no plane for volumes {without_plane}"
+            raise DataError(received, "at least one plane per volume", "Let a plane count.")
         kept = counts[..., None].bool()
-        mean = pooled.masked_fill(~kept, 0).sum(1) / counts.sum(1, keepdim=True)
+        mean = pooled.masked_fill(~kept, 0).sum(1) / planes_that_count
         filled = torch.where(kept, pooled, mean[:, None])
-        return mean + self.alpha * self.reduce(F.gelu(self.expand(filled.flatten(1))))
+        hidden = F.gelu(self.expand(filled.flatten(1)))
+        return mean + self.alpha * self.reduce(hidden)
 
     def _pool(self, features: Tensor) -> Tensor:
         """Planes' vectors ``(B, 3, D)``."""
         batch, planes, count, size = features.shape
         places = (torch.arange(count, device=features.device) + 0.5) / count
-        embedded = F.normalize(features, dim=-1) + _POSITION * sinusoids(places, size) + self.plane[:, None]
+        position = _POSITION * sinusoids(places, size)
+        embedded = F.normalize(features, dim=-1) + position + self.plane[:, None]
         slices = F.normalize(embedded, dim=-1).flatten(0, 1)
         query = self.query.expand(batch, -1, -1).reshape(batch * planes, 1, size)
-        pooled = self.attention(query, slices, slices, need_weights=False)[0].reshape(batch, planes, size)
-        return torch.stack([norm(pooled[:, index]) for index, norm in enumerate(self.norms)], dim=1)
+        attended, _ = self.attention(query, slices, slices, need_weights=False)
+        pooled = attended.reshape(batch, planes, size)
+        normalised = [norm(pooled[:, index]) for index, norm in enumerate(self.norms)]
+        return torch.stack(normalised, dim=1)
 
     @torch.no_grad()
     def _start_as_mean(self) -> None:
@@ -94,9 +105,11 @@ class StyleAggregator(nn.Module):
 
 def sinusoids(places: Tensor, size: int) -> Tensor:
     """Position embedding of unit length ``(K, size)`` of places 0 to 1 along the brain (Vaswani et al., 2017; 24 places apart)."""
-    rates = torch.exp(torch.arange(0, size, 2, device=places.device) * (-9.21034 / size))
+    even = torch.arange(0, size, 2, device=places.device)
+    rates = torch.exp(even * (-9.21034 / size))  # 10000 ** (-even / size)
     angles = 24 * places[:, None] * rates
-    return F.normalize(torch.cat([angles.sin(), angles.cos()], dim=1)[:, :size], dim=-1)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)[:, :size]
+    return F.normalize(waves, dim=-1)
 
 
 class TriPlanarStyleEncoder(nn.Module):
@@ -115,7 +128,9 @@ class TriPlanarStyleEncoder(nn.Module):
 
     def __init__(self, backbone: SliceBackbone, config: StyleConfig, spacing_mm: float) -> None:
         super().__init__()
-        self.backbone, self.config, self.spacing_mm = backbone, config, spacing_mm
+        self.backbone = backbone
+        self.config = config
+        self.spacing_mm = spacing_mm
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             self.aggregator = StyleAggregator(backbone.dimensions, config.alpha)
@@ -149,26 +164,34 @@ class TriPlanarStyleEncoder(nn.Module):
 
         ``images`` and ``masks`` ``(B, 3, K, H, W)``, in the volumes' own voxels, lie as :func:`mmh_ray.imaging.slices.along` gives them.
         """
-        found, ratio = [], self.spacing_mm / self.backbone.pixel_mm
+        vectors = []
         for index, plane in enumerate(PLANES):
-            stacked = torch.stack([images[:, index] * masks[:, index], masks[:, index]], dim=2).flatten(0, 1)
+            inside = masks[:, index]
+            stacked = torch.stack([images[:, index] * inside, inside], dim=2).flatten(0, 1)
             if AXES[plane][1] > AXES[plane][2]:  # a volume's own slices have their axes in the volume's order
                 stacked = stacked.mT
-            size = [round(n * ratio) for n in stacked.shape[-2:]]
+            size = [round(n * self._ratio) for n in stacked.shape[-2:]]
             if size != list(stacked.shape[-2:]):
                 stacked = F.interpolate(stacked, size=size, mode="bilinear", align_corners=False, antialias=True)
-            found.append(self._encode(stacked[:, :1], stacked[:, 1:]).unflatten(0, (len(images), -1)))
-        return self.aggregator(torch.stack(found, dim=1))
+            of_plane = self._encode(stacked[:, :1], stacked[:, 1:])
+            vectors.append(of_plane.unflatten(0, (len(images), -1)))
+        return self.aggregator(torch.stack(vectors, dim=1))
+
+    @property
+    def _ratio(self) -> float:
+        """The backbone's pixels along one voxel."""
+        return self.spacing_mm / self.backbone.pixel_mm
 
     def features(self, volume: Tensor, mask: Tensor) -> Tensor:
         """The backbone's vectors ``(B, 3, K, D)`` of the chosen slices, which a frozen backbone need make only once."""
         _check(volume, mask)
         volume, mask = self._to_pixels(volume * mask, mask.to(volume))
-        found = []
+        vectors = []
         for plane in PLANES:
-            vectors = self._encode(*self._slices(volume, mask, NORMAL[plane]))
-            found.append(vectors.unflatten(0, (len(volume), -1)))
-        return torch.stack(found, dim=1)
+            images, inside = self._slices(volume, mask, NORMAL[plane])
+            of_plane = self._encode(images, inside)
+            vectors.append(of_plane.unflatten(0, (len(volume), -1)))
+        return torch.stack(vectors, dim=1)
 
     def _encode(self, images: Tensor, masks: Tensor) -> Tensor:
         """The backbone's vectors ``(N, D)`` of one plane's slices; with checkpointing its activations are not kept."""
@@ -201,27 +224,29 @@ class TriPlanarStyleEncoder(nn.Module):
 
     def _to_pixels(self, volume: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Average a volume of finer voxels than the backbone's pixels over the brain's part of each pixel."""
-        ratio = self.spacing_mm / self.backbone.pixel_mm
-        if ratio > 0.99:
+        if self._ratio > 0.99:
             return volume, mask
-        size = [max(1, round(n * ratio)) for n in volume.shape[1:]]
+        size = [max(1, round(n * self._ratio)) for n in volume.shape[1:]]
         share = F.interpolate(mask[:, None], size=size, mode="area")[:, 0]
-        brain = (share >= share.amax((1, 2, 3), keepdim=True).clamp_max(0.5)).to(volume)
-        return F.interpolate(volume[:, None], size=size, mode="area")[:, 0] / share.clamp_min(1e-6) * brain, brain
+        least_share = share.amax((1, 2, 3), keepdim=True).clamp_max(0.5)
+        brain = (share >= least_share).to(volume)
+        averaged = F.interpolate(volume[:, None], size=size, mode="area")[:, 0]
+        return averaged / share.clamp_min(1e-6) * brain, brain
 
     def _slices(self, volume: Tensor, mask: Tensor, axis: int) -> tuple[Tensor, Tensor]:
         """``(B K, 1, H, W)`` slices and masks at the backbone's size of pixel, spread over the middle 80 % of each brain."""
-        places = _MARGIN + (1 - 2 * _MARGIN) * (torch.arange(self.config.slices) + 0.5) / self.config.slices
-        images, masks = [], []
-        for one, inside in zip(volume.movedim(axis + 1, 1), mask.movedim(axis + 1, 1), strict=True):
-            brain = inside.flatten(1).any(1).nonzero()[:, 0]
-            chosen = brain[(places * len(brain)).long().to(brain.device)]
-            images.append(one[chosen])
+        count = self.config.slices
+        places = _MARGIN + (1 - 2 * _MARGIN) * (torch.arange(count) + 0.5) / count
+        images = []
+        masks = []
+        for slices, inside in zip(volume.movedim(axis + 1, 1), mask.movedim(axis + 1, 1), strict=True):
+            with_brain = inside.flatten(1).any(1).nonzero()[:, 0]
+            chosen = with_brain[(places * len(with_brain)).long().to(with_brain.device)]
+            images.append(slices[chosen])
             masks.append(inside[chosen])
         stacked = torch.stack([torch.cat(images), torch.cat(masks)], dim=1)
-        ratio = self.spacing_mm / self.backbone.pixel_mm
-        if ratio > 1.01:
-            size = [round(n * ratio) for n in stacked.shape[-2:]]
+        if self._ratio > 1.01:
+            size = [round(n * self._ratio) for n in stacked.shape[-2:]]
             stacked = F.interpolate(stacked, size=size, mode="bilinear", align_corners=False)
         return stacked[:, :1], stacked[:, 1:]
 
@@ -243,9 +268,7 @@ def make_style_encoder(
     if aggregator:
         load_aggregator(encoder, aggregator)
     elif config.backbone == EMBEDDED:
-        prefix = "aggregator."
-        state = embedded_weights().items()
-        load_aggregator(encoder, {name.removeprefix(prefix): t for name, t in state if name.startswith(prefix)})
+        load_aggregator(encoder, embedded_weights("aggregator"))
     return encoder
 
 
@@ -258,7 +281,7 @@ def load_aggregator(encoder: TriPlanarStyleEncoder, state: Mapping[str, Tensor])
         raise ModelError(received, "one of this style encoder", "Train the target with it.") from error
 
 
-def check_same_encoder(recorded: dict[str, Any], found: dict[str, Any]) -> None:
+def check_same_encoder(recorded: dict[str, Any], configured: dict[str, Any]) -> None:
     """Refuse an encoder other than the one a model was made with; where its weights came from (its name) does not matter.
 
     Raises
@@ -266,21 +289,22 @@ def check_same_encoder(recorded: dict[str, Any], found: dict[str, Any]) -> None:
     ModelError
         Names what differs between the two descriptions.
     """
-    different = [key for key in recorded if key != "backbone" and recorded[key] != found.get(key)]
-    if different:
-        parts = ", ".join(f"{key} {found.get(key)} for {recorded[key]}" for key in different)
-        received = f"style encoder {found.get('backbone')!r} ({parts})"
-        remedy = (
-            "Style vectors of two encoders cannot be compared: configure style as recorded, or train the adapter anew."
-        )
-        raise ModelError(received, f"the one that the model was made with, {recorded.get('backbone')!r}", remedy)
+    different = [key for key in recorded if key != "backbone" and recorded[key] != configured.get(key)]
+    if not different:
+        return
+    parts = ", ".join(f"{key} {configured.get(key)} for {recorded[key]}" for key in different)
+    received = f"style encoder {configured.get('backbone')!r} ({parts})"
+    expected = f"the one that the model was made with, {recorded.get('backbone')!r}"
+    remedy = "Style vectors of two encoders cannot be compared: configure style as recorded, or train the adapter anew."
+    raise ModelError(received, expected, remedy)
 
 
 def _check(volume: Tensor, mask: Tensor) -> None:
     if volume.ndim != 4 or volume.shape != mask.shape:
         received = f"volumes {tuple(volume.shape)} with masks {tuple(mask.shape)}"
         raise DataError(received, "two tensors of one shape (B, X, Y, Z)", "Stack volumes and their masks alike.")
-    empty = (~mask.bool().flatten(1).any(1)).nonzero().flatten().tolist()
+    has_brain = mask.bool().flatten(1).any(1)
+    empty = (~has_brain).nonzero().flatten().tolist()
     if empty:
         remedy = "Check the masks, or leave these volumes out."
         raise DataError(f"empty masks of volumes {empty}", "brain voxels in every mask", remedy)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmh_ray.config import StyleConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.files import read_object
-from mmh_ray.models.style.backbones import SliceBackbone
+from mmh_ray.models.style.slice_backbone import SliceBackbone
 from mmh_ray.provenance import sha256_file
 
 log = logging.getLogger(__name__)
@@ -55,19 +55,25 @@ class OpenClipBackbone(SliceBackbone):
 
     def __init__(self, name: str, tower: nn.Module, dimensions: int, preprocess: Mapping[str, Any]) -> None:
         super().__init__()
-        self.name, self.dimensions, self.pixel_mm = name, dimensions, 1.0
+        self.name = name
+        self.dimensions = dimensions
+        self.pixel_mm = 1.0
         self.tower: Any = tower
-        for key, usual in (("mean", open_clip.OPENAI_DATASET_MEAN), ("std", open_clip.OPENAI_DATASET_STD)):
-            self.register_buffer(key, torch.tensor(preprocess.get(key) or usual).view(1, 3, 1, 1))
+        mean = preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN
+        std = preprocess.get("std") or open_clip.OPENAI_DATASET_STD
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         """Vectors ``(N, D)`` of slices; masks do not count here, as everything outside the brain is zero."""
-        missing = [
-            wanted - had for wanted, had in zip(to_2tuple(self.tower.image_size), images.shape[-2:], strict=True)
-        ]
-        top, left = missing[0] // 2, missing[1] // 2  # negative: cut off
-        images = F.pad(images, (left, missing[1] - left, top, missing[0] - top))
-        return self.tower((images.expand(-1, 3, -1, -1) - self.mean) / self.std)
+        height, width = to_2tuple(self.tower.image_size)
+        more_rows = height - images.shape[-2]  # negative: cut off
+        more_columns = width - images.shape[-1]
+        top = more_rows // 2
+        left = more_columns // 2
+        square = F.pad(images, (left, more_columns - left, top, more_rows - top))
+        coloured = square.expand(-1, 3, -1, -1)
+        return self.tower((coloured - self.mean) / self.std)
 
 
 @dataclass(frozen=True)
@@ -113,33 +119,38 @@ def _from_folder(folder: Path, config: StyleConfig) -> _Source:
     place = folder / CONFIG_FILE
     try:
         described = read_object(place, MOST_CONFIG)
-        settings = described.get("model_cfg", described)
-        source = _Source(
-            {key: settings[key] for key in ("embed_dim", "vision_cfg")}
-            | {"quick_gelu": bool(settings.get("quick_gelu", False))},
-            next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None),
-            _checked_preprocessing(described.get("preprocess_cfg", {})),
-        )
-        _check_tower(source.settings)
+        model = described.get("model_cfg", described)
+        settings = {
+            "embed_dim": model["embed_dim"],
+            "vision_cfg": model["vision_cfg"],
+            "quick_gelu": bool(model.get("quick_gelu", False)),
+        }
+        preprocess = _checked_preprocessing(described.get("preprocess_cfg", {}))
+        _check_tower(settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         received = f"{place}: {type(error).__name__}: {error}"
         remedy = "Copy the model's whole folder from the hub again."
         raise ModelError(received, "an open_clip configuration with embed_dim and vision_cfg", remedy) from error
-    if source.file is None:
+    present = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if not present:
         raise ModelError(f"{folder}: without weights", f"one of {', '.join(WEIGHT_FILES)}", "Copy the weights there.")
+    source = _Source(settings, present[0], preprocess)
     if not source.settings["vision_cfg"].get("timm_model_name"):  # else the name alone says how large it is
         _check_size(source, folder)
     return source
 
 
-def _checked_preprocessing(found: Any) -> dict[str, Any]:
+def _checked_preprocessing(preprocess: Any) -> dict[str, Any]:
     """``mean`` and ``std`` of a configuration, where it has them; ValueError unless they are three numbers each."""
-    kept = {key: found[key] for key in ("mean", "std") if found.get(key) is not None}
-    for key, values in kept.items():
-        least = -100 if key == "mean" else 1e-6
+    checked = {}
+    for key, least in (("mean", -100), ("std", 1e-6)):
+        values = preprocess.get(key)
+        if values is None:
+            continue
         if not isinstance(values, list) or len(values) != 3 or not all(least <= value <= 100 for value in values):
             raise ValueError(f"preprocess_cfg with {key}={str(values)[:100]}")
-    return kept
+        checked[key] = values
+    return checked
 
 
 def _check_tower(settings: Mapping[str, Any]) -> None:
@@ -181,13 +192,13 @@ def _check_size(source: _Source, folder: Path) -> None:
 
 
 def _by_name(config: StyleConfig) -> _Source:
-    name, weights = config.backbone, config.weights
+    name = config.backbone
+    weights = config.weights
     settings = open_clip.get_model_config(name)
     if settings is None:
+        expected = "embedded, hf-hub:OWNER/NAME, a folder or an open_clip name"
         remedy = "Set style.backbone to one of them; open_clip.list_models() lists the names."
-        raise ModelError(
-            f"style.backbone={name!r}", "embedded, hf-hub:OWNER/NAME, a folder or an open_clip name", remedy
-        )
+        raise ModelError(f"style.backbone={name!r}", expected, remedy)
     tags = open_clip.list_pretrained_tags_by_model(name)
     if weights == RANDOM:
         return _Source(settings, None)
@@ -209,19 +220,18 @@ def _build(source: _Source, name: str) -> nn.Module:
             torch.manual_seed(_SEED)
             return _build_vision_tower(source.settings["embed_dim"], vision, source.settings.get("quick_gelu", False))
     except Exception as error:  # open_clip builds what it is told, and fails as that may have it
+        received = f"{name}: {' '.join(str(error).split())[:300]}"
         remedy = "Install the release of open_clip_torch that the model asks for."
-        raise ModelError(
-            f"{name}: {' '.join(str(error).split())[:300]}", "an image tower that open_clip can build", remedy
-        ) from error
+        raise ModelError(received, "an image tower that open_clip can build", remedy) from error
 
 
-def _check_hash(file: Path, wanted: str | None) -> None:
-    """Log the file's hash, so that it can be pinned, and refuse another than the wanted one."""
-    found = sha256_file(file)
-    log.info("%s: SHA-256 %s", file, found)
-    if wanted not in (None, found):
+def _check_hash(file: Path, expected: str | None) -> None:
+    """Log the file's hash, so that it can be pinned, and refuse another than the expected one."""
+    sha256 = sha256_file(file)
+    log.info("%s: SHA-256 %s", file, sha256)
+    if expected not in (None, sha256):
         remedy = "Copy the weights again, or correct style.sha256."
-        raise ModelError(f"{file}: SHA-256 {found}", f"style.sha256={wanted}", remedy)
+        raise ModelError(f"{file}: SHA-256 {sha256}", f"style.sha256={expected}", remedy)
 
 
 def _fill(tower: nn.Module, file: Path) -> None:

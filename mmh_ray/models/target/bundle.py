@@ -35,7 +35,7 @@ from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.bundle_files import check_kinds, check_weights, read_part
 from mmh_ray.models.bundle_format import OTHER_RELEASE, BundleFormat, write_weights
-from mmh_ray.models.style.backbones import EMBEDDED
+from mmh_ray.models.style.embedded import EMBEDDED
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder, check_same_encoder, load_aggregator, make_style_encoder
 from mmh_ray.models.target.adapter import SiteStyle, attach
 from mmh_ray.models.target.fine_tuner import TunedAdapter

@@ -1,0 +1,118 @@
+"""The embedded backbone of the style encoder: a small network that ships inside the package.
+
+Shapes: ``N`` slices, ``H W`` a slice, ``C`` channels of a feature map, ``D`` dimensions of the vector.
+"""
+
+from __future__ import annotations
+
+import itertools
+from importlib import resources
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmh_ray.models.bundle_files import parse_weights
+from mmh_ray.models.style.slice_backbone import SliceBackbone
+
+EMBEDDED = "embedded"
+"""Name of the backbone that ships inside the package."""
+PIXEL_MM = 3.0
+QUANTILES = 24
+"""Quantiles of a slice's brain that the embedded backbone sees."""
+_MIDDLE, _SPREAD = 0.5, 0.25
+"""Unit intensity that the network sees as 0, and the distance from it that it sees as 1."""
+
+
+class EmbeddedBackbone(SliceBackbone):
+    """A small convolutional net whose features are means and standard deviations over the brain, never places.
+
+    The brain's quantiles and the grey levels' own pointwise features, a learned histogram, tell contrast; features of
+    three resolutions tell noise and sharpness.
+
+    Parameters
+    ----------
+    dimensions:
+        ``D``.
+    width:
+        Channels of the first level; the next two have twice and four times as many, the histogram twice.
+    """
+
+    def __init__(self, dimensions: int = 96, width: int = 12) -> None:
+        super().__init__()
+        self.name = EMBEDDED
+        self.dimensions = dimensions
+        self.pixel_mm = PIXEL_MM
+        self.histogram = nn.Sequential(nn.Conv2d(1, 2 * width, 1), nn.ReLU())
+        channels = (1, width, 2 * width, 4 * width)
+        self.levels = nn.ModuleList(_level(before, after) for before, after in itertools.pairwise(channels))
+        features = 2 * width + sum(channels[1:])
+        statistics = 2 * features + QUANTILES
+        self.head = nn.Sequential(
+            nn.LayerNorm(statistics),
+            nn.Linear(statistics, 2 * dimensions),
+            nn.GELU(),
+            nn.Linear(2 * dimensions, dimensions),
+        )
+
+    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Vectors ``(N, D)`` of slices."""
+        return self.head(self.statistics(images, masks))
+
+    def statistics(self, images: Tensor, masks: Tensor) -> Tensor:
+        """What the head sees: ``(N, S)`` quantiles over the brain, means and standard deviations of all levels' features."""
+        images = (images - _MIDDLE) / _SPREAD * masks
+        statistics = [_quantiles(images, masks), _moments(self.histogram(images), masks)]
+        features = images
+        for number, level in enumerate(self.levels):
+            if number:
+                features = F.avg_pool2d(features, 2, ceil_mode=True)
+                masks = F.avg_pool2d(masks, 2, ceil_mode=True)
+            features = level(features)
+            statistics.append(_moments(features, masks))
+        return torch.cat(statistics, dim=1)
+
+
+def _level(before: int, after: int) -> nn.Module:
+    """Two convolutions from ``before`` to ``after`` channels."""
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(after, after, 3, padding=1),
+        nn.ReLU(),
+    )
+
+
+def _quantiles(images: Tensor, masks: Tensor) -> Tensor:
+    """Quantiles ``(N, Q)``, evenly spaced, of the brain's pixels of ``(N, 1, H, W)`` images; zero where a slice shows no brain."""
+    inside = masks.flatten(1) > 0.5
+    count = inside.sum(1, keepdim=True)
+    ranked = images.flatten(1).masked_fill(~inside, torch.inf).sort(1).values
+    probabilities = (torch.arange(QUANTILES, device=images.device) + 0.5) / QUANTILES
+    chosen = ranked.gather(1, (probabilities * count).long())
+    is_empty = ~inside.any(1, keepdim=True)
+    return chosen.masked_fill(is_empty, 0)
+
+
+def _moments(features: Tensor, masks: Tensor) -> Tensor:
+    """Mean and standard deviation ``(N, 2 C)`` of ``(N, C, H, W)`` features over the brain."""
+    inside = masks.flatten(1)
+    weights = inside / inside.sum(1, keepdim=True).clamp_min(1e-3)
+    values = features.flatten(2)
+    mean = torch.einsum("ncp,np->nc", values, weights)
+    mean_square = torch.einsum("ncp,np->nc", values.square(), weights)
+    variance = (mean_square - mean.square()).clamp_min(0)
+    return torch.cat([mean, (variance + 1e-5).sqrt()], dim=1)
+
+
+def embedded_weights(part: str = "") -> dict[str, Tensor]:
+    """Trained weights of the embedded backbone (``backbone.*``) and its aggregator (``aggregator.*``).
+
+    ``part``: those of one of the two alone, without its prefix.
+    """
+    place = resources.files("mmh_ray.models") / "weights" / "style.safetensors"
+    state = parse_weights(place.read_bytes(), str(place), "Install mmh-ray again.")
+    if not part:
+        return state
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

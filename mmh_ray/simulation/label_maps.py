@@ -1,0 +1,102 @@
+"""Label maps of whole heads in FreeSurfer's numbering: found in a folder, read, and cut to the head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import nibabel as nib
+import nibabel.processing
+import numpy as np
+from scipy import ndimage
+
+from mmh_ray.errors import DataError
+from mmh_ray.simulation.tissues import AIR, BRAIN, FLUID, SOFT, freesurfer_channels
+
+PULL_MM = 4
+"""Voxel edge of :attr:`LabelMap.pull`."""
+_VENTRICLES = (4, 5, 14, 43, 44)
+"""FreeSurfer's numbers of what grows where ventricles are wide."""
+_CANAL_MM = 9
+"""Fluid this far from brain tissue lies in the spinal canal."""
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A head at 1 mm, RAS axes.
+
+    Attributes
+    ----------
+    channels:
+        ``(I, J, K)`` uint8 tissue channel, :data:`AIR` where there is no signal.
+    centre:
+        ``(3,)`` voxel in the middle of the brain.
+    pull:
+        ``(3, i, j, k)`` float32, at 4 mm: the direction in which the ventricles lie.
+    """
+
+    channels: np.ndarray
+    centre: np.ndarray
+    pull: np.ndarray
+
+
+def label_maps_in(folder: str | Path) -> tuple[str, ...]:
+    """Paths of the label maps ``*_dseg.nii[.gz]`` in a folder, in order of their names.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two, as people to validate on must be others.
+    """
+    paths = sorted(str(path) for path in Path(folder).glob("*_dseg.nii*"))
+    if len(paths) < 2:
+        remedy = (
+            "Set simulation.label_maps to a folder of whole-head label maps in FreeSurfer's numbering, or leave it out."
+        )
+        raise DataError(f"{folder}: {len(paths)} files *_dseg.nii.gz", "2 label maps or more", remedy)
+    return tuple(paths)
+
+
+@lru_cache(maxsize=32)
+def read_label_map(path: str) -> LabelMap:
+    """Read a map in FreeSurfer's numbering (see :mod:`mmh_ray.simulation.tissues`) and cut it to its head."""
+    image = nib.as_closest_canonical(nib.load(path))
+    if not np.allclose(image.header.get_zooms()[:3], 1.0, atol=0.01):
+        image = nib.processing.resample_to_output(image, (1.0, 1.0, 1.0), order=0)
+    labels = np.asarray(image.dataobj).astype(np.int64)
+    channels = freesurfer_channels()[np.clip(labels, 0, 65535)].astype(np.uint8)
+    head = _head_box(channels)
+    channels = channels[head]
+    channels[_spinal(channels)] = SOFT
+    brain = np.argwhere(np.isin(channels, BRAIN))
+    centre = (brain.min(axis=0) + brain.max(axis=0)) / 2
+    return LabelMap(channels, centre, _ventricle_pull(labels[head]))
+
+
+def _head_box(channels: np.ndarray) -> tuple[slice, ...]:
+    """The box of all that is not air, with a margin of 4 mm; found on every fourth voxel."""
+    occupied = np.argwhere(ndimage.zoom(channels != AIR, 0.25, order=0)) * 4
+    first = np.maximum(occupied.min(axis=0) - 4, 0)
+    last = np.minimum(occupied.max(axis=0) + 8, channels.shape)
+    return tuple(slice(start, stop) for start, stop in zip(first, last, strict=True))
+
+
+def _spinal(channels: np.ndarray) -> np.ndarray:
+    """Fluid far from any brain tissue, ``(I, J, K)`` bool: the spinal canal, which no mask of a brain holds."""
+    coarse = channels[::2, ::2, ::2]
+    tissue = np.isin(coarse, [channel for channel in BRAIN if channel != FLUID])
+    far = 2 * ndimage.distance_transform_edt(~tissue) > _CANAL_MM
+    for axis in range(3):
+        far = np.repeat(far, 2, axis=axis)
+    same_size = tuple(slice(n) for n in channels.shape)
+    return (channels == FLUID) & far[same_size]
+
+
+def _ventricle_pull(labels: np.ndarray) -> np.ndarray:
+    """:attr:`LabelMap.pull`: slope of the smoothed ventricles, at most 1."""
+    ventricles = np.isin(labels, _VENTRICLES).astype(np.float32)
+    soft = ndimage.gaussian_filter(ventricles, 6.0)[::PULL_MM, ::PULL_MM, ::PULL_MM]
+    pull = np.stack(np.gradient(soft)).astype(np.float32)
+    pull /= max(float(np.abs(pull).max()), 1e-6)
+    return pull
