@@ -10,6 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from mmh_ray.imaging.smoothing import smooth_inside
 from mmh_ray.imaging.template import Template, template
 from mmh_ray.threads import one_thread
 
@@ -53,15 +54,19 @@ def align(
     least_seen:
         As in :func:`match`.
     """
-    best, quality = np.eye(4), 0.0
+    best = np.eye(4)
+    best_quality = 0.0
     for start, surroundings in product(_promising(data, affine, starts), (margins, _BRAIN_ALONE)):
         matrix = _optimised(data, affine, start, surroundings, least_seen)
-        if matrix is not None:
-            found = match(data, affine, matrix, least_seen)
-            best, quality = (matrix, found) if found > quality else (best, quality)
-        if quality >= _SURE:
+        if matrix is None:
+            continue
+        quality = match(data, affine, matrix, least_seen)
+        if quality > best_quality:
+            best = matrix
+            best_quality = quality
+        if best_quality >= _SURE:
             break
-    return best, quality
+    return best, best_quality
 
 
 def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: float = WHOLE) -> float:
@@ -87,17 +92,21 @@ def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: 
     if region.sum() < least_seen * known.deep.sum():
         return 0.0
     scan = ndimage.affine_transform(data, step, output_shape=known.image.shape, order=1)
-    wanted, *tissues = (_local_contrast(image, region) for image in (scan, *known.tissues))
-    design = np.stack(tissues, axis=1)
-    left = wanted - design @ np.linalg.lstsq(design, wanted, rcond=None)[0]
-    total = float((wanted**2).sum())
-    return max(0.0, 1 - float((left**2).sum()) / total) if total > 0 else 0.0
+    contrast = _local_contrast(scan, region)
+    design = np.stack([_local_contrast(tissue, region) for tissue in known.tissues], axis=1)
+    weights = np.linalg.lstsq(design, contrast, rcond=None)[0]
+    residual = contrast - design @ weights
+    total = float((contrast**2).sum())
+    if total <= 0:
+        return 0.0
+    return max(0.0, 1 - float((residual**2).sum()) / total)
 
 
 def _local_contrast(image: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Smoothed intensity less its mean in a window, ``(n,)`` float64 of the region's voxels, with mean 0."""
     smooth = ndimage.gaussian_filter(image, 1.0)
-    weight = np.maximum(ndimage.gaussian_filter(region.astype(np.float32), _LOCAL), 1e-3)
-    contrast = (smooth - ndimage.gaussian_filter(smooth * region, _LOCAL) / weight)[region].astype(np.float64)
+    window_mean = smooth_inside(smooth, region, _LOCAL, least_weight=1e-3)
+    contrast = (smooth - window_mean)[region].astype(np.float64)
     return contrast - contrast.mean()
 
 
@@ -107,26 +116,31 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
     They are compared much as by :func:`match`, but on every third voxel of strongly smoothed contrast.
     """
     known = template()
-    coarse = (slice(None, None, 3),) * 3
-    inside = known.brain[coarse]
-    design = np.stack([_blurred_contrast(tissue)[coarse][inside] for tissue in known.tissues], axis=1)
+    every_third = (slice(None, None, 3),) * 3
+    inside = known.brain[every_third]
+    design = np.stack([_blurred_contrast(tissue)[every_third][inside] for tissue in known.tissues], axis=1)
     basis = np.linalg.qr(design - design.mean(axis=0))[0]
-    places = np.argwhere(inside) * 3 @ known.affine[:3, :3].T + known.affine[:3, 3]
-    to_scan, contrast = np.linalg.inv(affine), _blurred_contrast(data)
+    places_mm = np.argwhere(inside) * 3 @ known.affine[:3, :3].T + known.affine[:3, 3]
+    to_scan = np.linalg.inv(affine)
+    contrast = _blurred_contrast(data)
 
     def fit(start: np.ndarray) -> float:
+        """Share of the scan's contrast that the template's tissues explain from this start."""
         step = to_scan @ start
-        values = ndimage.map_coordinates(contrast, (places @ step[:3, :3].T + step[:3, 3]).T, order=1)
+        voxels = places_mm @ step[:3, :3].T + step[:3, 3]
+        values = ndimage.map_coordinates(contrast, voxels.T, order=1)
         values = values - values.mean()
-        return float(((values @ basis) ** 2).sum() / max(float(values @ values), 1e-12))
+        explained = ((values @ basis) ** 2).sum()
+        return float(explained / max(float(values @ values), 1e-12))
 
     best, *others = sorted(starts, key=fit, reverse=True)
-    ordered = {id(start): start for start in (best, *starts[:2], *others)}
+    ordered = {id(start): start for start in (best, *starts[:2], *others)}  # each once
     return list(ordered.values())[:_TRIED]
 
 
 def _blurred_contrast(image: np.ndarray) -> np.ndarray:
-    return ndimage.gaussian_filter(image, _BLUR[0]) - ndimage.gaussian_filter(image, _BLUR[1])
+    narrow, wide = _BLUR
+    return ndimage.gaussian_filter(image, narrow) - ndimage.gaussian_filter(image, wide)
 
 
 def _optimised(
@@ -134,25 +148,31 @@ def _optimised(
 ) -> np.ndarray | None:
     """``(4, 4)`` from one start: a similarity, then an affine in one region after the other; None where it leads nowhere."""
     known = template()
-    fixed, moving = _to_sitk(known.image, known.affine), _to_sitk(data, affine)
+    fixed = _to_sitk(known.image, known.affine)
+    moving = _to_sitk(data, affine)
     regions = [_region(known, margin) for margin in margins]
-    similar = sitk.Similarity3DTransform()
-    similar.SetCenter(known.middle.tolist())
-    similar.SetMatrix(start[:3, :3].ravel().tolist(), 1e-6)
-    similar.SetTranslation(((start @ [*known.middle, 1.0])[:3] - known.middle).tolist())
+    similarity = sitk.Similarity3DTransform()
+    similarity.SetCenter(known.middle.tolist())
+    similarity.SetMatrix(start[:3, :3].ravel().tolist(), 1e-6)
+    middle_in_scan = (start @ [*known.middle, 1.0])[:3]
+    similarity.SetTranslation((middle_in_scan - known.middle).tolist())
     try:
-        found = _general(_optimise(fixed, moving, regions[0], similar, [3, 2]))
-        if not _is_brain_sized(found) or match(data, affine, _matrix(found), least_seen) < _HOPELESS:
+        transform = _general(_optimise(fixed, moving, regions[0], similarity, [3, 2]))
+        if not _is_brain_sized(transform):
+            return None
+        if match(data, affine, _matrix(transform), least_seen) < _HOPELESS:
             return None
         for region in regions:
-            found = _optimise(fixed, moving, region, found, [2])
+            transform = _optimise(fixed, moving, region, transform, [2])
     except RuntimeError:  # ITK's way of saying that hardly a voxel of the region lies in the scan
         return None
-    return _matrix(found) if _is_brain_sized(found) else None
+    return _matrix(transform) if _is_brain_sized(transform) else None
 
 
 def _is_brain_sized(transform: sitk.AffineTransform) -> bool:
-    return bool(_SIZES[0] < np.linalg.det(_matrix(transform)[:3, :3]) < _SIZES[1])
+    smallest, largest = _SIZES
+    volume_ratio = np.linalg.det(_matrix(transform)[:3, :3])
+    return bool(smallest < volume_ratio < largest)
 
 
 def _matrix(transform: sitk.AffineTransform) -> np.ndarray:

@@ -13,6 +13,7 @@ from scipy import ndimage
 from sklearn.isotonic import IsotonicRegression
 
 from mmh_ray.imaging.intensity import SMOOTHING, MonotoneMap
+from mmh_ray.imaging.smoothing import smooth_inside
 
 NOISE = 0.019
 """Standard deviation, in unit intensity, of the noise that is left in every scan of the unified domain: a part of its look, too."""
@@ -51,23 +52,30 @@ def fit_curve(scan: np.ndarray, styled: np.ndarray, mask: np.ndarray) -> Monoton
     mask:
         ``(X, Y, Z)`` bool, the brain.
     """
-    plain, wanted = _soft(scan, mask, SMOOTHING)[mask], _soft(styled, mask, SMOOTHING)[mask]
-    bins = np.array_split(np.argsort(plain, kind="stable"), min(_BINS, plain.size))
-    knots, heights = (np.array([np.median(values[part]) for part in bins], np.float64) for values in (plain, wanted))
-    heights = IsotonicRegression().fit_transform(np.arange(len(knots)), heights)
-    change = ndimage.gaussian_filter1d(
-        heights - knots, _SMOOTH_BINS, mode="nearest"
-    )  # a curve that changes nothing is kept
+    scan_values = smooth_inside(scan.astype(np.float32), mask, SMOOTHING)[mask]
+    styled_values = smooth_inside(styled.astype(np.float32), mask, SMOOTHING)[mask]
+    by_scan = np.argsort(scan_values, kind="stable")
+    bins = np.array_split(by_scan, min(_BINS, scan_values.size))
+    knots = _medians(scan_values, bins)
+    heights = IsotonicRegression().fit_transform(np.arange(len(bins)), _medians(styled_values, bins))
+    # The change is smoothed, not the heights, so that a curve that changes nothing is kept.
+    change = ndimage.gaussian_filter1d(heights - knots, _SMOOTH_BINS, mode="nearest")
     rise = _RISE * np.arange(len(knots))
-    heights, knots = np.maximum.accumulate(knots + change) + rise, np.maximum.accumulate(knots) + rise
+    heights = np.maximum.accumulate(knots + change) + rise
+    knots = np.maximum.accumulate(knots) + rise
     dark = len(knots) // _DARK
-    heights[:dark] = np.minimum(heights[:dark], heights[dark] * knots[:dark] / max(knots[dark], 1e-6))
+    straight_line = heights[dark] * knots[:dark] / max(knots[dark], 1e-6)
+    heights[:dark] = np.minimum(heights[:dark], straight_line)
     slope = (heights[-1] - heights[0]) / (knots[-1] - knots[0])
     above = knots > 1e-3
-    return MonotoneMap(
-        np.array([0.0, *knots[above], knots[-1] + 10]),
-        np.maximum([0.0, *heights[above], heights[-1] + 10 * slope], 0),
-    )
+    source = np.array([0.0, *knots[above], knots[-1] + 10])
+    target = np.array([0.0, *heights[above], heights[-1] + 10 * slope])
+    return MonotoneMap(source, np.maximum(target, 0))
+
+
+def _medians(values: np.ndarray, bins: list[np.ndarray]) -> np.ndarray:
+    """Median of each bin of indices, float64."""
+    return np.array([np.median(values[indices]) for indices in bins], np.float64)
 
 
 def fit_look(
@@ -89,12 +97,15 @@ def fit_look(
     """
     field = np.ones(scan.shape, np.float32)
     scan = np.where(mask, np.clip(scan, 0, None), 0).astype(np.float32)
-    weight = np.maximum(ndimage.gaussian_filter(scan**2, FIELD_MM / spacing_mm), 1e-6)
+    sigma = FIELD_MM / spacing_mm
+    weight = np.maximum(ndimage.gaussian_filter(scan**2, sigma), 1e-6)
     for _ in range(_ROUNDS):
-        curve = fit_curve(field * scan, styled, mask)
-        before = np.interp(styled, curve.target, curve.source)
-        before = np.clip(before, field * scan / _BELIEVED, field * scan * _BELIEVED)
-        field = ndimage.gaussian_filter((before * scan * mask).astype(np.float32), FIELD_MM / spacing_mm) / weight
+        under_field = field * scan
+        curve = fit_curve(under_field, styled, mask)
+        before_curve = np.interp(styled, curve.target, curve.source)
+        believed = np.clip(before_curve, under_field / _BELIEVED, under_field * _BELIEVED)
+        product = (believed * scan * mask).astype(np.float32)
+        field = ndimage.gaussian_filter(product, sigma) / weight
         field = continued(np.clip(field, 1 / _STRONGEST, _STRONGEST), mask)
     return fit_curve(field * scan, styled, mask), field
 
@@ -119,21 +130,17 @@ def without_noise(
         Standard deviation of the noise to leave.
     """
     detail = projected - styled
-    power = _mean(detail**2 * mask) / np.maximum(_mean(mask.astype(np.float32)), 1e-6)
-    least = min(1.0, left / max(noise, 1e-6))
-    return styled + np.maximum(least, 1 - noise**2 / np.maximum(power, 1e-12)) * detail
+    covered = np.maximum(_mean(mask.astype(np.float32)), 1e-6)
+    power = _mean(detail**2 * mask) / covered
+    least_kept = min(1.0, left / max(noise, 1e-6))
+    structure = 1 - noise**2 / np.maximum(power, 1e-12)  # share of the detail's power that is no noise
+    return styled + np.maximum(least_kept, structure) * detail
 
 
 def continued(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Values outside the mask replaced by those of the nearest voxel inside."""
     nearest = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
     return values[tuple(nearest)]
-
-
-def _soft(values: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian mean over the mask's part, ``sigma`` in voxels."""
-    weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma)
-    return ndimage.gaussian_filter(np.where(mask, values, 0).astype(np.float32), sigma) / np.maximum(weight, 1e-6)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
@@ -25,15 +27,17 @@ def working_affine(
     half = grid.spacing_mm * (np.array(grid.shape) - 1) / 2
     working = np.diag([grid.spacing_mm] * 3 + [1.0])
     if axes is not None:
-        places = (np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]) @ axes  # along the grid's axes
+        places_mm = np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
+        along_axes = places_mm @ axes
+        middle = (along_axes.min(axis=0) + along_axes.max(axis=0)) / 2
         working[:3, :3] = grid.spacing_mm * axes
-        working[:3, 3] = axes @ ((places.min(axis=0) + places.max(axis=0)) / 2 - half)
+        working[:3, 3] = axes @ (middle - half)
         return working
-    occupied = [np.flatnonzero(mask.any(axis=tuple(set(range(3)) - {axis}))) for axis in range(3)]
-    centre = affine @ np.array([*((float(index[0]) + float(index[-1])) / 2 for index in occupied), 1.0])
+    centre_voxel = [(span.start + span.stop - 1) / 2 for span in box_of(mask)]
+    centre = affine @ np.array([*centre_voxel, 1.0])
     working[:3, 3] = centre[:3] - half
-    first = np.linalg.inv(affine) @ working[:, 3]
-    working[:3, 3] = (affine @ [*np.round(first[:3]), 1.0])[:3]
+    first_voxel = np.round((np.linalg.inv(affine) @ working[:, 3])[:3])
+    working[:3, 3] = (affine @ [*first_voxel, 1.0])[:3]
     return working
 
 
@@ -44,8 +48,10 @@ def to_grid(
     step = np.linalg.inv(affine) @ target_affine
     size = np.linalg.norm(step[:3, :3], axis=1)  # source voxels crossed by one target voxel, per source axis
     sigma = 0.4 * np.sqrt(np.maximum(size**2 - 1, 0))
-    smooth = ndimage.gaussian_filter(data.astype(np.float32), sigma) if sigma.any() else data.astype(np.float32)
-    return ndimage.affine_transform(smooth, step, output_shape=tuple(shape), order=order, mode="grid-constant")
+    source = data.astype(np.float32)
+    if sigma.any():
+        source = ndimage.gaussian_filter(source, sigma)
+    return ndimage.affine_transform(source, step, output_shape=tuple(shape), order=order, mode="grid-constant")
 
 
 def from_grid(data: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -86,6 +92,22 @@ def share_held(
     return float(held.mean())
 
 
-def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
-    """The smallest box of an array that holds the mask and ``margin`` voxels more on every side, where there are some."""
-    return tuple(slice(max(0, int(i.min()) - margin), int(i.max()) + 1 + margin) for i in np.nonzero(mask))
+def box_of(mask: np.ndarray, margin: int | Sequence[int] = 0) -> tuple[slice, ...]:
+    """The smallest box of an array that holds the mask and ``margin`` voxels more on every side, where there are some.
+
+    Parameters
+    ----------
+    mask:
+        Of any number of axes; one voxel or more is not zero.
+    margin:
+        One number, or one for each axis.
+    """
+    margins = np.broadcast_to(margin, mask.ndim).tolist()
+    box = []
+    for axis, (length, wider) in enumerate(zip(mask.shape, margins, strict=True)):
+        other_axes = tuple(other for other in range(mask.ndim) if other != axis)
+        occupied = np.flatnonzero(mask.any(axis=other_axes))
+        first = int(occupied[0]) - wider
+        past_last = int(occupied[-1]) + 1 + wider
+        box.append(slice(max(0, first), min(length, past_last)))
+    return tuple(box)

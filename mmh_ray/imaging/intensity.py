@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
-from scipy import ndimage
 
 from mmh_ray.errors import DataError
+from mmh_ray.imaging.smoothing import smooth_inside
 from mmh_ray.threads import one_thread
 
 QUANTILES = np.linspace(0.0, 1.0, 257)
@@ -44,14 +44,15 @@ def robust_scaling(data: np.ndarray, mask: np.ndarray, upper_percentile: float =
         If the masked voxels have no contrast.
     """
     inside = data[mask]
-    low = min(0.0, float(np.percentile(inside, 0.5))) if inside.size else 0.0
-    high = float(np.percentile(inside, upper_percentile)) if inside.size else 0.0
+    low = 0.0
+    high = 0.0
+    if inside.size:
+        low = min(0.0, float(np.percentile(inside, 0.5)))
+        high = float(np.percentile(inside, upper_percentile))
     if not high > low:
-        raise DataError(
-            f"{inside.size} masked voxels with {upper_percentile}th percentile {high:g}",
-            "positive contrast inside the mask",
-            "Check that the mask and the image belong together.",
-        )
+        received = f"{inside.size} masked voxels with {upper_percentile}th percentile {high:g}"
+        remedy = "Check that the mask and the image belong together."
+        raise DataError(received, "positive contrast inside the mask", remedy)
     return Scaling(low, high)
 
 
@@ -95,8 +96,10 @@ def bias_gain(
     # The spline is only determined where the mask supports it: outside, its value may not exceed what was seen inside.
     field = np.clip(field, field[mask].min(), field[mask].max())
     gain = np.exp(-field)
-    total = float((data * gain)[mask].mean())
-    return (gain * (float(data[mask].mean()) / total if total > 0 else 1.0)).astype(np.float32)
+    mean_before = float(data[mask].mean())
+    mean_after = float((data * gain)[mask].mean())
+    same_mean = mean_before / mean_after if mean_after > 0 else 1.0
+    return (gain * same_mean).astype(np.float32)
 
 
 def quantile_function(values: np.ndarray) -> np.ndarray:
@@ -121,14 +124,16 @@ class MonotoneMap:
     @classmethod
     def between(cls, source: np.ndarray, target: np.ndarray) -> MonotoneMap:
         """Map one quantile function onto another (histogram matching); ties in the source take the mean target."""
-        knots, inverse = np.unique(source, return_inverse=True)
-        return cls(knots, np.bincount(inverse, weights=target) / np.bincount(inverse))
+        knots, knot_of = np.unique(source, return_inverse=True)
+        mean_target = np.bincount(knot_of, weights=target) / np.bincount(knot_of)
+        return cls(knots, mean_target)
 
     def apply(self, data: np.ndarray) -> np.ndarray:
         """Mapped intensities, float32, of the shape of ``data``."""
         mapped = np.interp(data, self.source, self.target)
-        beyond = np.maximum(data - self.source[-1], 0) + np.minimum(data - self.source[0], 0)
-        return (mapped + beyond).astype(np.float32)
+        above = np.maximum(data - self.source[-1], 0)
+        below = np.minimum(data - self.source[0], 0)
+        return (mapped + (above + below)).astype(np.float32)
 
     def apply_inside(self, data: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Mapped intensities inside the mask, zero outside; only the mask's voxels are computed."""
@@ -142,9 +147,8 @@ def tissue_quantiles(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     Noise widens the peaks of a histogram, so that matching plain histograms draws the tissues of a noisy scan closer together.
     """
-    weight = ndimage.gaussian_filter(mask.astype(np.float32), SMOOTHING)
-    smooth = ndimage.gaussian_filter(np.where(mask, data, 0).astype(np.float32), SMOOTHING)
-    return quantile_function(smooth[mask] / weight[mask])
+    smooth = smooth_inside(data.astype(np.float32), mask, SMOOTHING)
+    return quantile_function(smooth[mask])
 
 
 def match_histogram(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
@@ -152,7 +156,8 @@ def match_histogram(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray) -
 
     Any increasing change of the volume's intensities leaves the result as it is.
     """
-    return MonotoneMap.between(quantile_function(data[mask]), quantiles).apply_inside(data, mask)
+    matching = MonotoneMap.between(quantile_function(data[mask]), quantiles)
+    return matching.apply_inside(data, mask)
 
 
 def match_tissues(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray, tissues: np.ndarray) -> np.ndarray:
@@ -167,7 +172,8 @@ def match_tissues(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray, tis
         ``(257,)`` quantile function to match, and the cohort's mean tissue quantiles of volumes matched to it.
     """
     matched = match_histogram(data, mask, quantiles)
-    return MonotoneMap.between(tissue_quantiles(matched, mask), tissues).apply_inside(matched, mask)
+    matching = MonotoneMap.between(tissue_quantiles(matched, mask), tissues)
+    return matching.apply_inside(matched, mask)
 
 
 def noise_level(image: np.ndarray, mask: np.ndarray) -> float:
@@ -176,8 +182,11 @@ def noise_level(image: np.ndarray, mask: np.ndarray) -> float:
     Zero for a mask without two voxels side by side in every direction. skimage's ``estimate_sigma`` knows no mask, and air would take
     part in its median.
     """
-    details, whole = image.astype(np.float64), mask
+    details = image.astype(np.float64)
+    whole = mask  # where all voxels that a detail is made of lie inside
     for axis in range(3):
         details = np.diff(details, axis=axis) / np.sqrt(2)
-        whole = np.logical_and(*(np.delete(whole, end, axis=axis) for end in (0, -1)))
-    return float(np.median(np.abs(details[whole]))) / 0.6745 if whole.any() else 0.0
+        whole = np.delete(whole, 0, axis=axis) & np.delete(whole, -1, axis=axis)
+    if not whole.any():
+        return 0.0
+    return float(np.median(np.abs(details[whole]))) / 0.6745

@@ -5,6 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 
+from mmh_ray.imaging.grid import box_of
 from mmh_ray.imaging.slices import NORMAL, PLANES
 from mmh_ray.imaging.volume import Volume
 
@@ -22,35 +23,42 @@ def sharp_planes(affine: np.ndarray, pixel_mm: float) -> np.ndarray:
     _, middle, coarsest = np.sort(sizes)
     if coarsest < COARSE * middle:
         return np.ones(len(PLANES), bool)
-    normal = nib.orientations.io_orientation(affine)[np.argmax(sizes), 0]
+    orientation = nib.orientations.io_orientation(affine)
+    normal = orientation[np.argmax(sizes), 0]
     return np.array([NORMAL[plane] == normal for plane in PLANES])
 
 
-def smoothness(volume: Volume, mask: np.ndarray) -> np.ndarray:
-    """Full width at half maximum of the scan's autocorrelation inside the mask, ``(3,)`` mm along its axes.
+def fwhm_mm(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Full width at half maximum along each axis in mm, as if the image were white noise under a Gaussian point spread.
 
-    ``FWHM = size sqrt(-2 ln 2 / ln(1 - var(difference of neighbours) / (2 var)))`` (Forman et al., MRM 1995). Anatomy takes part in it, so
-    only the comparison of the axes says something: a brain is about as smooth along all three, its slices may not be.
+    ``d √(−2 ln 2 / ln(1 − var(Δ) / 2 var(x)))`` with Δ the differences of neighbours d mm apart (Forman et al., MRM 1995).
+    0 for white noise. Anatomy takes part in it, so only comparisons say something: a brain is about as smooth along all
+    three axes, its slices may not be.
     """
-    occupied = [np.flatnonzero(mask.any(axis=tuple(set(range(3)) - {axis}))) for axis in range(3)]
-    box = tuple(slice(index[0], index[-1] + 1) for index in occupied)
-    data, inside = volume.data[box].astype(np.float64), mask[box]
-    variance = max(float(data[inside].var()), 1e-12)
+    variance = float(image[mask].var(dtype=np.float64))
     widths = []
-    for axis, size in enumerate(volume.spacing):
-        ahead, behind = (np.delete(inside, end, axis=axis) for end in (0, -1))
-        steps = np.diff(data, axis=axis)[ahead & behind]
-        kept = 1 - (float(steps.var()) if steps.size else 0.0) / (2 * variance)
-        widths.append(size * np.sqrt(-2 * np.log(2) / np.log(np.clip(kept, 1e-3, 1 - 1e-6))))
-    return np.array(widths)
+    for axis, size in enumerate(spacing):
+        are_both_inside = np.delete(mask, 0, axis=axis) & np.delete(mask, -1, axis=axis)
+        steps = np.diff(image.astype(np.float64), axis=axis)[are_both_inside]
+        correlation = 0.0
+        if steps.size and variance > 0:
+            correlation = 1 - float((steps**2).mean()) / (2 * variance)
+        if 0 < correlation < 1:
+            widths.append(size * float(np.sqrt(-2 * np.log(2) / np.log(correlation))))
+        else:
+            widths.append(0.0)
+    return widths[0], widths[1], widths[2]
 
 
 def describe(volume: Volume, mask: np.ndarray) -> str:
     """One line on voxel size and smoothness, and the axis along which a scan is coarser than along the others."""
-    widths = smoothness(volume, mask)
-    sizes, smooth = (" x ".join(f"{value:.3g}" for value in values) for values in (volume.spacing, widths))
+    box = box_of(mask)
+    widths = fwhm_mm(volume.data[box], mask[box], volume.spacing)
+    sizes = " x ".join(f"{size:.3g}" for size in volume.spacing)
+    smooth = " x ".join(f"{width:.3g}" for width in widths)
     line = f"resolution: voxels {sizes} mm, smoothness {smooth} mm"
-    ratio = max(widths) / min(widths)
-    if ratio < COARSE:
+    finest = min(widths)
+    if finest == 0 or max(widths) / finest < COARSE:
         return line
+    ratio = max(widths) / finest
     return f"{line}, {ratio:.1f} times coarser along axis {'ijk'[int(np.argmax(widths))]}: interpolated, not sharpened"

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmh_ray.config import RestyleConfig
-
-_FWHM_PER_SIGMA = 2.3548
+from mmh_ray.imaging.smoothing import FWHM_PER_SIGMA
 
 
 def restyle(
@@ -24,7 +23,7 @@ def restyle(
     styled = random_curve(image, config, generator)
     if config.coarsen > 0 and _uniform(generator) < config.coarsen:
         styled = _coarsen(styled, int(_uniform(generator, 0, 3)), _uniform(generator, 1.2, 2.0))
-    sigma = _uniform(generator, 0, config.blur_mm) / _FWHM_PER_SIGMA / spacing_mm
+    sigma = _uniform(generator, 0, config.blur_mm) / FWHM_PER_SIGMA / spacing_mm
     styled = gaussian_blur(styled, sigma) if sigma > 0.2 else styled
     if config.bias > 0:
         styled = styled * torch.exp(config.bias * _uniform(generator) * _smooth_field(image.shape, generator))

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
+from mmh_ray.imaging.grid import box_of
 from mmh_ray.provenance import whole_file
 
 HIGHEST = 1.1
@@ -45,8 +46,9 @@ def mosaic(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarr
     spacing = np.empty(3)
     spacing[orientation[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
     data, inside = (nib.orientations.apply_orientation(x, orientation) for x in (volume, mask))
-    box = _box(inside, spacing)
-    data, size = data[tuple(slice(low, high) for low, high in box)], np.diff(box)[:, 0]
+    margin = [round(MARGIN_MM / step) for step in spacing]
+    data = data[box_of(inside, margin)] if inside.any() else data
+    size = np.array(data.shape)
     pixels = np.maximum(1, np.rint(size * spacing * LONGEST / (size * spacing).max())).astype(int)
     grey = np.clip(np.nan_to_num(data) / HIGHEST, 0, 1)
     cuts = [(2, part) for part in _AXIAL] + [(1, 0.5), (0, 0.5)]
@@ -58,17 +60,6 @@ def write_mosaic(path: str | Path, volume: np.ndarray, mask: np.ndarray, affine:
     picture = Image.fromarray(mosaic(volume, mask, affine))
     with whole_file(path) as partial:
         picture.save(partial, format="JPEG", quality=QUALITY, optimize=True)
-
-
-def _box(inside: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """``(3, 2)`` first and past-the-last voxel of the brain with a margin."""
-    inside = inside if inside.any() else np.ones_like(inside)
-    box = np.empty((3, 2), int)
-    for axis, (length, step) in enumerate(zip(inside.shape, spacing, strict=True)):
-        found = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
-        margin = round(MARGIN_MM / step)
-        box[axis] = max(0, found[0] - margin), min(length, found[-1] + 1 + margin)
-    return box
 
 
 def _tile(grey: np.ndarray, axis: int, part: float, pixels: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from mmh_ray.errors import DataError
+from mmh_ray.imaging.grid import box_of
 from mmh_ray.simulation.tissues import AIR, BRAIN, FLUID, SOFT, freesurfer_channels
 
 PULL_MM = 4
@@ -69,17 +70,15 @@ def read_label_map(path: str) -> LabelMap:
     head = _head_box(channels)
     channels = channels[head]
     channels[_spinal(channels)] = SOFT
-    brain = np.argwhere(np.isin(channels, BRAIN))
-    centre = (brain.min(axis=0) + brain.max(axis=0)) / 2
+    brain = box_of(np.isin(channels, BRAIN))
+    centre = np.array([(span.start + span.stop - 1) / 2 for span in brain])
     return LabelMap(channels, centre, _ventricle_pull(labels[head]))
 
 
 def _head_box(channels: np.ndarray) -> tuple[slice, ...]:
     """The box of all that is not air, with a margin of 4 mm; found on every fourth voxel."""
-    occupied = np.argwhere(ndimage.zoom(channels != AIR, 0.25, order=0)) * 4
-    first = np.maximum(occupied.min(axis=0) - 4, 0)
-    last = np.minimum(occupied.max(axis=0) + 8, channels.shape)
-    return tuple(slice(start, stop) for start, stop in zip(first, last, strict=True))
+    coarse = box_of(ndimage.zoom(channels != AIR, 0.25, order=0))
+    return tuple(slice(max(0, 4 * span.start - 4), 4 * span.stop + 4) for span in coarse)
 
 
 def _spinal(channels: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
+from mmh_ray.imaging.smoothing import FWHM_PER_SIGMA
 from mmh_ray.simulation.anatomy import Anatomy, smooth_noise
 
 SEQUENCES = ("T1w", "T2w")
@@ -15,7 +16,6 @@ SEQUENCES = ("T1w", "T2w")
 _PROTON_DENSITY = np.array([1.0, 0.82, 0.70, 0.85])
 _T1_MS_AT_3T = np.array([4000.0, 1330.0, 840.0, 1500.0])
 _T2_MS = np.array([1500.0, 95.0, 72.0, 160.0])
-_FWHM_PER_SIGMA = 2.3548
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def render(
     image = np.einsum("t,txyz->xyz", levels, anatomy.fractions) + _scalp_signal(anatomy, rng)
     image = np.maximum(image, 0) ** scanner.gamma
     if scanner.blur_mm > 0:
-        image = ndimage.gaussian_filter(image, scanner.blur_mm / _FWHM_PER_SIGMA / spacing_mm)
+        image = ndimage.gaussian_filter(image, scanner.blur_mm / FWHM_PER_SIGMA / spacing_mm)
     if scanner.bias > 0:
         image = image * np.exp(scanner.bias * smooth_noise(rng, image.shape, 80 / spacing_mm))
     if scanner.noise > 0:

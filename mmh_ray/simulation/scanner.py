@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from mmh_ray.imaging.smoothing import FWHM_PER_SIGMA
 from mmh_ray.simulation.anatomy import smooth_noise
 from mmh_ray.simulation.people import Head
 from mmh_ray.simulation.protocols import CANONICAL, Matter, Scan, canonical_levels
 from mmh_ray.simulation.tissues import ODDITY, TISSUES
 
-_FWHM_PER_SIGMA = 2.3548
 _TRANSMIT = (0.6, 1.0, 1.4)
 """Transmit fields at which the signal is computed; between them it is interpolated."""
 
@@ -95,7 +95,7 @@ def _receive_field(shape: tuple[int, ...], field_t: float, rng: np.random.Genera
 def _resolution(image: np.ndarray, sequence: str, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
     """In-plane point spread, and the slice profile with resampling along one axis; both mild in most scans."""
     axis = int(rng.integers(3))
-    sigma = np.full(3, rng.uniform(0.3, 1.8) / _FWHM_PER_SIGMA / spacing_mm)
+    sigma = np.full(3, rng.uniform(0.3, 1.8) / FWHM_PER_SIGMA / spacing_mm)
     thin = rng.random() < (0.8 if sequence == "T1w" else 0.5)
     thickness = rng.uniform(0.8, 1.8) if thin else rng.uniform(2.0, 6.5)
     sigma[axis] = 0.0

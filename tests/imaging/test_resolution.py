@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from mmh_ray.imaging.grid import to_grid
-from mmh_ray.imaging.resolution import COARSE, describe, sharp_planes, smoothness
+from mmh_ray.imaging.resolution import COARSE, describe, fwhm_mm, sharp_planes
 from mmh_ray.imaging.volume import Volume
 
 pytestmark = pytest.mark.fast
@@ -23,9 +24,17 @@ def even(rng: np.random.Generator) -> Volume:
 
 
 def test_even_texture_is_even(even: Volume) -> None:
-    widths = smoothness(even, MASK)
-    assert widths.max() / widths.min() < 1.15
+    widths = fwhm_mm(even.data, MASK, even.spacing)
+    assert max(widths) / min(widths) < 1.15
     assert "coarser" not in describe(even, MASK)
+
+
+def test_fwhm_of_white_noise_under_a_gaussian_is_that_of_the_gaussian(rng):
+    noise = rng.normal(size=(48, 48, 48))
+    sigma = (1.5, 2.0, 2.5)
+    widths = fwhm_mm(ndimage.gaussian_filter(noise, sigma), np.ones(noise.shape, bool), (1.0, 1.0, 2.0))
+    assert widths == pytest.approx([2.3548 * 1.5, 2.3548 * 2.0, 2.3548 * 2.5 * 2], rel=0.06)
+    assert max(fwhm_mm(noise, np.ones(noise.shape, bool), (1.0, 1.0, 1.0))) < 0.6
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -35,9 +44,9 @@ def test_thick_slices_are_told_even_on_thin_voxels(even: Volume, axis: int) -> N
     thick = Volume(to_grid(even.data, even.affine, np.diag(factor), tuple(shape)), np.diag(factor))
     thin = Volume(to_grid(thick.data, thick.affine, np.eye(4), SHAPE), np.eye(4))
     for scan in (thick, thin):
-        widths = smoothness(scan, np.ones(scan.data.shape, bool))
+        widths = fwhm_mm(scan.data, np.ones(scan.data.shape, bool), scan.spacing)
         assert np.argmax(widths) == axis
-        assert widths.max() / widths.min() > COARSE
+        assert max(widths) / min(widths) > COARSE
         assert f"coarser along axis {'ijk'[axis]}" in describe(scan, np.ones(scan.data.shape, bool))
 
 

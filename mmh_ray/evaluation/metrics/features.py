@@ -14,6 +14,8 @@ from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
 from mmh_ray.evaluation.metrics.agreement import scale_by_percentiles
 from mmh_ray.imaging.grid import box_of
 from mmh_ray.imaging.intensity import noise_level
+from mmh_ray.imaging.resolution import fwhm_mm
+from mmh_ray.imaging.smoothing import smooth_inside
 
 _LEVELS = 16
 _SPECTRUM_BINS = 8
@@ -30,7 +32,7 @@ def image_features(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, fl
 
     ``quantile_*``, ``sd``, ``skewness``, ``kurtosis``, ``entropy`` (first-order radiomics; Aerts et al. 2014); ``noise`` (log MAD of the
     finest Haar details; Donoho & Johnstone 1994); ``distinct`` (log of distinct intensities: the file's grey levels); ``gradient_*`` per
-    mm; ``band_*`` (log sd of differences of Gaussians); ``fwhm_*`` (mm, see :func:`fwhm_mm`); ``spectrum_*`` and ``profile_*`` (log
+    mm; ``band_*`` (log sd of differences of Gaussians); ``fwhm_*`` (mm, see :func:`.resolution.fwhm_mm`); ``spectrum_*`` and ``profile_*`` (log
     power of fine detail along an axis in 8 bands up to Nyquist, line by line and of the lines' mean); ``glcm_*`` (Haralick et al. 1973);
     ``lbp_*`` (Ojala et al. 2002). Cannot see: where in the brain something is.
 
@@ -54,22 +56,6 @@ def image_features(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, fl
         **_texture(scaled, inside),
     }
     return {name: float(np.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)) for name, value in found.items()}
-
-
-def fwhm_mm(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> tuple[float, float, float]:
-    """Full width at half maximum along each axis in mm, as if the image were white noise under a Gaussian point spread.
-
-    ``d √(−2 ln 2 / ln(1 − var(Δ) / 2 var(x)))`` with Δ the differences of neighbours d mm apart (Forman et al. 1995). 0 for white noise.
-    """
-    variance = float(image[mask].var(dtype=np.float64))
-    widths = []
-    for axis, size in enumerate(spacing):
-        pairs = np.logical_and(*(np.delete(mask, end, axis=axis) for end in (0, -1)))
-        steps = np.diff(image.astype(np.float64), axis=axis)[pairs]
-        correlation = 1 - float((steps**2).mean()) / (2 * variance) if steps.size and variance > 0 else 0.0
-        wide = 0 < correlation < 1
-        widths.append(size * float(np.sqrt(-2 * np.log(2) / np.log(correlation))) if wide else 0.0)
-    return widths[0], widths[1], widths[2]
 
 
 def probe_slices(image: np.ndarray, mask: np.ndarray, affine: np.ndarray, size: int = 64, count: int = 6) -> np.ndarray:
@@ -133,10 +119,9 @@ def _gradients(scaled: np.ndarray, mask: np.ndarray, spacing: tuple[float, float
 
 def _bands(scaled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """Log sd inside the mask of what each smoothing takes away from the one before; smoothing knows the mask's border."""
-    weight, before, found = mask.astype(np.float32), scaled, {}
+    before, found = scaled, {}
     for sigma in _BANDS:
-        covered = np.maximum(ndimage.gaussian_filter(weight, sigma), 1e-3)
-        after = ndimage.gaussian_filter(scaled * weight, sigma) / covered
+        after = smooth_inside(scaled, mask, sigma, least_weight=1e-3)
         found[f"band_{sigma:g}"] = _log(float((before - after)[mask].std()))
         before = after
     return found

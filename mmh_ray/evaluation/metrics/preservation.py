@@ -9,10 +9,10 @@ import numpy as np
 from scipy import ndimage
 
 from mmh_ray.evaluation.metrics.agreement import scale_by_percentiles
-from mmh_ray.evaluation.metrics.features import fwhm_mm
 from mmh_ray.evaluation.metrics.segmentation import TISSUES
 from mmh_ray.imaging.grid import box_of
 from mmh_ray.imaging.intensity import noise_level
+from mmh_ray.imaging.resolution import fwhm_mm
 
 RADIUS = 2
 """Windows of the local measures are cubes of 2 · radius + 1 voxels."""
@@ -101,7 +101,7 @@ def noise_estimate(image: np.ndarray, mask: np.ndarray) -> float:
 
 
 def smoothness_mm(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> float:
-    """Geometric mean over axes of :func:`mmh_ray.evaluation.metrics.features.fwhm_mm` in mm: blur.
+    """Geometric mean over axes of :func:`mmh_ray.imaging.resolution.fwhm_mm` in mm: blur.
 
     Forman et al. 1995; the ``fwhm`` of MRIQC (Esteban et al. 2017). Lower is sharper, but noise lowers it, too: read it with
     :func:`noise_estimate`, and compare methods on the same scan, as anatomy itself is smooth. Alike between sites is the aim.

@@ -19,6 +19,7 @@ from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
+from mmh_ray.imaging.grid import box_of
 from mmh_ray.provenance import whole_file
 
 DIVERGING = LinearSegmentedColormap.from_list("ice_fire", ["#a6e3ff", "#2b7bd6", "#000000", "#d1491b", "#ffd98a"])
@@ -155,11 +156,8 @@ def _cropped(rows: Mapping[str, Sequence[np.ndarray]], margin: int = 2) -> dict[
     for column in zip(*rows.values(), strict=True):
         filled = np.any([image != 0 for image in column], axis=0)
         filled = filled if filled.any() else np.ones_like(filled)
-        spans = [np.flatnonzero(filled.any(axis=axis)) for axis in (1, 0)]
-        columns.append([slice(max(0, int(span[0]) - margin), int(span[-1]) + 1 + margin) for span in spans])
-    return {
-        label: [image[tuple(box)] for image, box in zip(slices, columns, strict=True)] for label, slices in rows.items()
-    }
+        columns.append(box_of(filled, margin))
+    return {label: [image[box] for image, box in zip(slices, columns, strict=True)] for label, slices in rows.items()}
 
 
 def _row_label(ax: Axes, label: str) -> None:

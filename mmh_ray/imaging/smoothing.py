@@ -1,0 +1,33 @@
+"""Gaussian smoothing that knows the border of a mask, and how the two ways to give its width are related."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+FWHM_PER_SIGMA = 2.3548
+"""Full width at half maximum of a Gaussian, in standard deviations."""
+
+
+def smooth_inside(
+    data: np.ndarray, mask: np.ndarray, sigma: float | Sequence[float], least_weight: float = 1e-6
+) -> np.ndarray:
+    """Gaussian mean over the mask's part of each window: what lies outside the mask has no influence.
+
+    Parameters
+    ----------
+    data:
+        ``(..., X, Y, Z)``; its floating-point type is kept.
+    mask:
+        ``(X, Y, Z)`` bool.
+    sigma:
+        Standard deviation in voxels, one or one for each axis.
+    least_weight:
+        Where the mask has less weight in a window than this, the mean is drawn towards 0.
+    """
+    weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma)
+    inside = np.where(mask, data, 0)
+    smooth = ndimage.gaussian_filter(inside, sigma, axes=(-3, -2, -1))
+    return smooth / np.maximum(weight, least_weight)
