@@ -22,11 +22,14 @@ def restyle(
     """
     styled = random_curve(image, config, generator)
     if config.coarsen > 0 and _uniform(generator) < config.coarsen:
-        styled = _coarsen(styled, int(_uniform(generator, 0, 3)), _uniform(generator, 1.2, 2.0))
+        axis = int(_uniform(generator, 0, 3))
+        styled = _coarsen(styled, axis, factor=_uniform(generator, 1.2, 2.0))
     sigma = _uniform(generator, 0, config.blur_mm) / FWHM_PER_SIGMA / spacing_mm
-    styled = gaussian_blur(styled, sigma) if sigma > 0.2 else styled
+    if sigma > 0.2:
+        styled = gaussian_blur(styled, sigma)
     if config.bias > 0:
-        styled = styled * torch.exp(config.bias * _uniform(generator) * _smooth_field(image.shape, generator))
+        strength = config.bias * _uniform(generator)
+        styled = styled * torch.exp(strength * _smooth_field(image.shape, generator))
     if config.noise > 0:
         level = _uniform(generator, 0, config.noise)
         real, imaginary = torch.randn((2, *image.shape), generator=generator) * level
@@ -37,11 +40,12 @@ def restyle(
 def random_curve(image: Tensor, config: RestyleConfig, generator: torch.Generator, knots: int = 6) -> Tensor:
     """A random increasing intensity curve through (0, 0) and (1, 1) in ``knots`` pieces, after a random gamma."""
     gamma = math.exp(config.gamma * float(torch.randn((), generator=generator)))
-    weights = torch.exp(2 * config.curve * torch.randn(knots, generator=generator))
-    heights = F.pad(torch.cumsum(weights / weights.sum(), 0), (1, 0))
+    steps = torch.exp(2 * config.curve * torch.randn(knots, generator=generator))
+    heights = F.pad(torch.cumsum(steps / steps.sum(), 0), (1, 0))
     position = image.clamp(0, 2).pow(gamma) * knots
     piece = position.floor().clamp(0, knots - 1)
-    low, high = heights[piece.long()], heights[piece.long() + 1]
+    low = heights[piece.long()]
+    high = heights[piece.long() + 1]
     return low + (high - low) * (position - piece)
 
 
@@ -61,12 +65,16 @@ def gaussian_blur(volume: Tensor, sigma: float) -> Tensor:
 def _coarsen(volume: Tensor, axis: int, factor: float) -> Tensor:
     """Lower the resolution along one axis and come back to the same grid."""
     rows = volume.movedim(axis, -1)
-    flat = rows.reshape(-1, 1, rows.shape[-1])
-    few = F.interpolate(flat, size=max(2, round(rows.shape[-1] / factor)), mode="linear")
-    return F.interpolate(few, size=rows.shape[-1], mode="linear").reshape(rows.shape).movedim(-1, axis)
+    length = rows.shape[-1]
+    coarse_length = max(2, round(length / factor))
+    flat = rows.reshape(-1, 1, length)
+    coarse = F.interpolate(flat, size=coarse_length, mode="linear")
+    back = F.interpolate(coarse, size=length, mode="linear")
+    return back.reshape(rows.shape).movedim(-1, axis)
 
 
 def _smooth_field(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Smooth random field ``(X, Y, Z)`` of zero mean and unit variance."""
     coarse = torch.randn((1, 1, 4, 4, 4), generator=generator)
     field = F.interpolate(coarse, size=tuple(shape), mode="trilinear", align_corners=True)[0, 0]
     return (field - field.mean()) / field.std()

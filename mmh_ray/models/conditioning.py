@@ -28,14 +28,20 @@ def difference_scales(volume: Tensor, mask: Tensor, distances: Sequence[int]) ->
 
     ``volume`` ``(X, Y, Z)`` float, ``mask`` ``(X, Y, Z)`` bool. Scales with the volume's contrast, so that the condition does not.
     """
-    places = mask.nonzero()
-    places = places[:: max(1, len(places) // _SAMPLES)]
-    here, last = volume[tuple(places.T)], torch.tensor(volume.shape, device=places.device) - 1
+    voxels = mask.nonzero()
+    voxels = voxels[:: max(1, len(voxels) // _SAMPLES)]
+    here = volume[tuple(voxels.T)]
+    last_voxel = torch.tensor(volume.shape, device=voxels.device) - 1
     scales = []
     for distance in distances:
-        steps = distance * torch.eye(3, dtype=places.dtype, device=places.device)
-        found = torch.cat([volume[tuple(torch.minimum(places + step, last).T)] - here for step in steps]).abs()
-        scales.append(torch.quantile(found, QUANTILE) if found.numel() else volume.new_ones(()))
+        steps = distance * torch.eye(3, dtype=voxels.dtype, device=voxels.device)
+        along_axes = []
+        for step in steps:
+            neighbours = torch.minimum(voxels + step, last_voxel)
+            along_axes.append(volume[tuple(neighbours.T)] - here)
+        differences = torch.cat(along_axes).abs()
+        scale = torch.quantile(differences, QUANTILE) if differences.numel() else volume.new_ones(())
+        scales.append(scale)
     return torch.stack(scales).clamp_min(1e-6)
 
 
@@ -55,12 +61,16 @@ def condition_slices(slices: Tensor, indices: Sequence[int], scales: Tensor, dis
         continued by its last voxel.
     """
     here = slices[list(indices)]
-    parts = []
+    last = len(slices) - 1
+    components = []
     for scale, distance in zip(scales, distances, strict=True):
-        ahead = slices[[min(index + distance, len(slices) - 1) for index in indices]]
-        for there in (ahead, _shift(here, 1, distance), _shift(here, 2, distance)):
-            parts.append(0.5 * torch.tanh(((there - here) / scale).clamp(-5, 5)))
-    return torch.stack(parts, dim=1)
+        along_normal = slices[[min(index + distance, last) for index in indices]]
+        down = _shift(here, 1, distance)
+        right = _shift(here, 2, distance)
+        for neighbour in (along_normal, down, right):
+            scaled = ((neighbour - here) / scale).clamp(-5, 5)
+            components.append(0.5 * torch.tanh(scaled))
+    return torch.stack(components, dim=1)
 
 
 def _shift(tensor: Tensor, axis: int, distance: int) -> Tensor:

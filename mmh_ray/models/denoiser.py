@@ -32,7 +32,8 @@ class Context:
     """``(B, 2)`` float, mean and standard deviation of the sequence's unified domain in unit intensity."""
 
 
-NOISE_GAIN, CONDITION_GAIN = 0.2, 4.0
+NOISE_GAIN = 0.2
+CONDITION_GAIN = 4.0
 """Scale of the network's inputs: a scan's own noise and faint contrasts, small in the condition, must not drown in the diffusion noise."""
 
 
@@ -43,18 +44,20 @@ class Denoiser(nn.Module):
         from diffusers import UNet2DModel
 
         super().__init__()
-        self.patch, self.slab = config.patch, config.slab
-        area, width = config.patch**2, 4 * config.channels[0]
-        plain = ("DownBlock2D", "UpBlock2D")
-        attentive = ("AttnDownBlock2D", "AttnUpBlock2D") if config.attention else plain
-        deep = len(config.channels) - 1
+        self.patch = config.patch
+        self.slab = config.slab
+        area = config.patch**2
+        width = 4 * config.channels[0]
+        condition = conditioning.channels(config.distances) + config.slab  # differences, then matched intensities
+        outer_levels = len(config.channels) - 1
+        deepest = "Attn" if config.attention else ""
         unet: Any = UNet2DModel(
-            in_channels=(2 * config.slab + conditioning.channels(config.distances)) * area,
+            in_channels=(config.slab + condition) * area,
             out_channels=config.slab * area,
             block_out_channels=config.channels,
             layers_per_block=config.layers,
-            down_block_types=(plain[0],) * deep + (attentive[0],),
-            up_block_types=(attentive[1],) + (plain[1],) * deep,
+            down_block_types=("DownBlock2D",) * outer_levels + (f"{deepest}DownBlock2D",),
+            up_block_types=(f"{deepest}UpBlock2D",) + ("UpBlock2D",) * outer_levels,
             add_attention=config.attention,
             norm_num_groups=8,
             class_embed_type="identity",
@@ -63,7 +66,11 @@ class Denoiser(nn.Module):
         self.unet = unet
         self.sequence = nn.Embedding(len(config.sequences), width)
         self.plane = nn.Embedding(3, width)
-        self.scalars = nn.Sequential(nn.Linear(7, width), nn.SiLU(), nn.Linear(width, width))
+        self.scalars = nn.Sequential(
+            nn.Linear(7, width),  # position, its four waves, mean and standard deviation of the domain
+            nn.SiLU(),
+            nn.Linear(width, width),
+        )
 
     def forward(self, noisy: Tensor, timestep: Tensor, condition: Tensor, context: Context) -> Tensor:
         """x0 ``(B, K, H, W)`` in diffusion intensity (-1 is background) from ``noisy`` ``(B, K, H, W)``, ``timestep`` ``(B,)`` and
@@ -75,13 +82,17 @@ class Denoiser(nn.Module):
         inputs = torch.cat([NOISE_GAIN * noisy, CONDITION_GAIN * condition], dim=1)
         folded = F.pixel_unshuffle(inputs, self.patch)
         predicted = self.unet(folded, timestep, class_labels=self.embed(context)).sample
-        smooth = F.avg_pool2d(condition[:, -self.slab :].mean(1, keepdim=True), 3, stride=1, padding=1)
+        matched = condition[:, -self.slab :].mean(1, keepdim=True)
+        smooth = F.avg_pool2d(matched, 3, stride=1, padding=1)
         return to_diffusion(smooth) + F.pixel_shuffle(predicted, self.patch)
 
     def embed(self, context: Context) -> Tensor:
         """Sum of the context's embeddings, ``(B, width)``."""
-        waves = [wave(context.position * torch.pi * k) for k in (1, 2) for wave in (torch.sin, torch.cos)]
-        scalars = torch.cat([torch.stack([context.position, *waves], dim=1), context.domain], dim=1)
+        position = [context.position]
+        for frequency in (1, 2):
+            angle = context.position * torch.pi * frequency
+            position += [torch.sin(angle), torch.cos(angle)]
+        scalars = torch.cat([torch.stack(position, dim=1), context.domain], dim=1)
         return self.sequence(context.sequence) + self.plane(context.plane) + self.scalars(scalars)
 
 

@@ -63,10 +63,12 @@ class SlabBatch:
     def of_groups(cls, arrays: Mapping[str, np.ndarray]) -> Self:
         """Stacked groups ``(G, n, ...)`` (see :mod:`mmh_ray.models.slab_groups`) as one batch of ``G n`` slabs."""
         groups, slabs = arrays["plane"].shape
-        tensors = {name: torch.from_numpy(np.array(array)).flatten(0, 1) for name, array in arrays.items()}
         integers = ("sequence", "plane", "twin", "key")
-        tensors = {name: value if name in integers else value.float() for name, value in tensors.items()}
-        return cls(**tensors, group=torch.arange(groups).repeat_interleave(slabs))
+        fields: dict[str, Tensor] = {}
+        for name, array in arrays.items():
+            values = torch.from_numpy(np.array(array)).flatten(0, 1)  # a copy: arrays from elsewhere may be read-only
+            fields[name] = values if name in integers else values.float()
+        return cls(**fields, group=torch.arange(groups).repeat_interleave(slabs))
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device."""
@@ -90,12 +92,14 @@ class GlobalHarmonizer(nn.Module):
     def __init__(self, model: ModelConfig, train: TrainConfig, quantiles: Tensor) -> None:
         super().__init__()
         quantiles = quantiles.float()
-        self.model_config, self.train_config = model, train
+        self.model_config = model
+        self.train_config = train
         self.denoiser = Denoiser(model).to(memory_format=torch.channels_last)  # a tenth faster on a CPU
         self.scheduler = make_scheduler(model)
         self.register_buffer("domain_quantiles", quantiles.clone())
         start = quantiles[:, 0]
-        self.register_buffer("domain_cumulative", torch.stack([cumulative_from_quantiles(row) for row in start]))
+        cumulative = [cumulative_from_quantiles(of_sequence) for of_sequence in start]
+        self.register_buffer("domain_cumulative", torch.stack(cumulative))
         self.register_buffer("domain_moments", torch.stack([start.mean(1), start.std(1)], dim=1))
 
     def forward(self, batch: SlabBatch, style_ramp: float = 1.0) -> dict[str, Tensor]:
@@ -105,7 +109,8 @@ class GlobalHarmonizer(nn.Module):
         """
         noise, timestep = self.draw(batch)
         predicted = self.predict(batch, noise, timestep)
-        target, weights = to_diffusion(batch.image), self.train_config
+        target = to_diffusion(batch.image)
+        weights = self.train_config
         parts = {
             "mse": masked_mse(predicted, target, batch.mask, batch.group),
             "gradient": gradient_mse(predicted, target, batch.mask, batch.group),
@@ -128,7 +133,8 @@ class GlobalHarmonizer(nn.Module):
     def draw(self, batch: SlabBatch) -> tuple[Tensor, Tensor]:
         """Noise like the image and timesteps ``(B,)``, from each slab's own key; a share of them at the last timestep."""
         length = self.scheduler.config["num_train_timesteps"]
-        noises, timesteps = [], []
+        noises = []
+        timesteps = []
         for key in batch.key.tolist():
             generator = torch.Generator().manual_seed(key)
             noises.append(torch.randn(batch.image.shape[1:], generator=generator))
@@ -142,14 +148,13 @@ class GlobalHarmonizer(nn.Module):
         """Mean distance of the groups from their unified domains; in training, moves the domains a little towards the groups."""
         centre = predicted.shape[1] // 2
         groups = int(batch.group.max()) + 1
-        cumulative, moments = group_statistics(
-            to_unit(predicted[:, centre]), batch.mask[:, centre], batch.group, groups
-        )
-        first = [int((batch.group == index).nonzero()[0]) for index in range(groups)]
-        sequence = batch.sequence[first]
-        distance = style_distance(
-            cumulative, moments, self.domain_cumulative[sequence].clone(), self.domain_moments[sequence].clone()
-        )
+        image = to_unit(predicted[:, centre])
+        cumulative, moments = group_statistics(image, batch.mask[:, centre], batch.group, groups)
+        first_slabs = [int((batch.group == index).nonzero()[0]) for index in range(groups)]
+        sequence = batch.sequence[first_slabs]
+        domain_cumulative = self.domain_cumulative[sequence].clone()  # the domains move before the backward pass
+        domain_moments = self.domain_moments[sequence].clone()
+        distance = style_distance(cumulative, moments, domain_cumulative, domain_moments)
         if self.training:
             self._drift(cumulative.detach(), moments.detach(), sequence)
         return distance.mean()
@@ -157,8 +162,10 @@ class GlobalHarmonizer(nn.Module):
     @torch.no_grad()
     def _drift(self, cumulative: Tensor, moments: Tensor, sequence: Tensor) -> None:
         """Exponential moving average of the domains over the groups of all workers."""
-        statistics = torch.cat([cumulative, moments, torch.ones_like(moments[:, :1])], dim=1)
-        total = statistics.new_zeros(len(self.domain_moments), statistics.shape[1]).index_add_(0, sequence, statistics)
+        ones = torch.ones_like(moments[:, :1])
+        statistics = torch.cat([cumulative, moments, ones], dim=1)  # the ones are summed to the number of groups
+        total = statistics.new_zeros(len(self.domain_moments), statistics.shape[1])
+        total.index_add_(0, sequence, statistics)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(total)
         count = total[:, -1:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +13,9 @@ BINS = 64
 
 _EDGES = torch.linspace(0, 1.25, BINS)
 _SOFTNESS = 0.02
+"""Width of a soft histogram's edges, in unit intensity."""
+_MOST_VALUES = 8192
+"""About as many voxels stand for a group's brain in its histogram."""
 
 
 def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, group: Tensor, outside: float = 0.1) -> Tensor:
@@ -22,7 +27,8 @@ def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, group: Tensor, o
 def gradient_mse(predicted: Tensor, target: Tensor, mask: Tensor, group: Tensor) -> Tensor:
     """Mean squared error of the in-plane forward differences over the brain (the paper's MSE of gradients), as above by group."""
     error = predicted - target
-    down, right = error[..., 1:, :] - error[..., :-1, :], error[..., 1:] - error[..., :-1]
+    down = error.diff(dim=-2)
+    right = error.diff(dim=-1)
     squared = F.pad(down.square(), (0, 0, 1, 0)) + F.pad(right.square(), (1, 0))
     return _mean_over_groups(squared * mask, mask, group)
 
@@ -32,22 +38,27 @@ def twin_mse(predicted: Tensor, mask: Tensor, group: Tensor, twin: Tensor) -> Te
 
     ``group`` and ``twin`` ``(B,)`` long; slabs of twins stand in the same order.
     """
-    numbers = [twin[group == index][0] for index in range(int(group.max()) + 1)]
-    total, pairs = predicted.sum() * 0, 0
-    for index in range(len(numbers) - 1):
-        if numbers[index] == numbers[index + 1]:
-            first, second = group == index, group == index + 1
-            weight = mask[first]
-            error = (predicted[first] - predicted[second]).square() * weight
-            total, pairs = total + error.sum() / weight.sum().clamp_min(1), pairs + 1
+    twin_of_group = [twin[group == index][0] for index in range(int(group.max()) + 1)]
+    total = predicted.sum() * 0  # not a constant: without a pair there is a gradient, too, of zero
+    pairs = 0
+    for index, (number, next_number) in enumerate(pairwise(twin_of_group)):
+        if number != next_number:
+            continue
+        first = group == index
+        second = group == index + 1
+        weight = mask[first]
+        error = (predicted[first] - predicted[second]).square() * weight
+        total = total + error.sum() / weight.sum().clamp_min(1)
+        pairs += 1
     return total / max(pairs, 1)
 
 
 def _mean_over_groups(values: Tensor, weights: Tensor, group: Tensor) -> Tensor:
     """Every volume counts the same, however the groups are shared out among workers."""
-    sums = torch.stack([values.flatten(1).sum(1), weights.flatten(1).sum(1)], dim=1)
-    total = sums.new_zeros(int(group.max()) + 1, 2).index_add_(0, group, sums)
-    return (total[:, 0] / total[:, 1].clamp_min(1)).mean()
+    of_slabs = torch.stack([values.flatten(1).sum(1), weights.flatten(1).sum(1)], dim=1)
+    of_groups = of_slabs.new_zeros(int(group.max()) + 1, 2).index_add_(0, group, of_slabs)
+    value_sums, weight_sums = of_groups.unbind(1)
+    return (value_sums / weight_sums.clamp_min(1)).mean()
 
 
 def group_statistics(image: Tensor, mask: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -56,14 +67,17 @@ def group_statistics(image: Tensor, mask: Tensor, group: Tensor, groups: int) ->
     ``image`` ``(B, H, W)`` unit intensity, ``mask`` ``(B, H, W)``, ``group`` ``(B,)`` long.
     """
     edges = _EDGES.to(image.device)
-    cumulative, moments = [], []
+    cumulative = []
+    moments = []
     for index in range(groups):
-        values = image[group == index][mask[group == index] > 0]
-        values = values[:: max(1, len(values) // 8192)]
+        in_group = group == index
+        values = image[in_group][mask[in_group] > 0]
+        values = values[:: max(1, len(values) // _MOST_VALUES)]
         if not len(values):  # a group without brain says nothing: it sits on the domain's neutral point
             values = image.new_zeros(1)
         cumulative.append(torch.sigmoid((edges[:, None] - values) / _SOFTNESS).mean(1))
-        moments.append(torch.stack([values.mean(), values.var(unbiased=False).add(1e-8).sqrt()]))
+        deviation = values.var(unbiased=False).add(1e-8).sqrt()
+        moments.append(torch.stack([values.mean(), deviation]))
     return torch.stack(cumulative), torch.stack(moments)
 
 
@@ -88,12 +102,13 @@ def multiscale_gradient_l1(
     """
     total = predicted.new_zeros(())
     for scale in scales:
-        error, weight = F.avg_pool2d((predicted - target) * mask, scale), F.avg_pool2d(mask, scale)
+        error = F.avg_pool2d((predicted - target) * mask, scale)
+        weight = F.avg_pool2d(mask, scale)
         for axis in (-2, -1):
-            whole = torch.minimum(
-                weight.narrow(axis, 1, weight.shape[axis] - 1), weight.narrow(axis, 0, weight.shape[axis] - 1)
-            )
-            total = total + (error.diff(dim=axis).abs() * whole).sum() / whole.sum().clamp_min(1)
+            pairs = weight.shape[axis] - 1
+            pair_weight = torch.minimum(weight.narrow(axis, 1, pairs), weight.narrow(axis, 0, pairs))
+            difference = error.diff(dim=axis).abs() * pair_weight
+            total = total + difference.sum() / pair_weight.sum().clamp_min(1)
     return total / (2 * len(scales))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 _MOMENTUM = 0.95
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)
+"""Coefficients of x, x**3 and x**5 that bring singular values towards 1 (Jordan et al., 2024)."""
 _ROUNDS = 5
 
 
@@ -40,20 +41,23 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[weight]
                 if not state:
                     state["momentum"] = torch.zeros_like(weight)
-                state["momentum"].lerp_(weight.grad, 1 - _MOMENTUM)
-                ahead = weight.grad.lerp(state["momentum"], _MOMENTUM).flatten(1)
-                tall = max(1.0, ahead.shape[0] / ahead.shape[1]) ** 0.5
+                momentum = state["momentum"]
+                momentum.lerp_(weight.grad, 1 - _MOMENTUM)
+                nesterov = weight.grad.lerp(momentum, _MOMENTUM).flatten(1)
+                rows, columns = nesterov.shape
+                tallness = max(1.0, rows / columns) ** 0.5
+                step = orthogonal(nesterov).view(weight.shape)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(orthogonal(ahead).view(weight.shape), alpha=-group["lr"] * tall)
+                weight.add_(step, alpha=-group["lr"] * tallness)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
     """``(n, m)`` with the same singular vectors and all singular values near 1 (about 0.7 to 1.2), by Newton-Schulz iteration."""
     a, b, c = _POLYNOMIAL
-    tall = matrix.shape[0] > matrix.shape[1]
-    found = matrix.T if tall else matrix
-    found = found / found.norm().clamp_min(1e-7)
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    wide = matrix.T if is_tall else matrix  # the product with its own transpose is then the smaller one
+    wide = wide / wide.norm().clamp_min(1e-7)
     for _ in range(_ROUNDS):
-        gram = found @ found.T
-        found = a * found + (b * gram + c * gram @ gram) @ found
-    return found.T.contiguous() if tall else found
+        gram = wide @ wide.T
+        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    return wide.T.contiguous() if is_tall else wide

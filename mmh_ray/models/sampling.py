@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -53,10 +55,9 @@ def estimate_planes(
     conditioner = Conditioner(image, mask, domain, model.model_config)
     side = max(conditioner.size) + model.model_config.slab - 1
     noise = np.random.default_rng(settings.seed).standard_normal((side,) * 3).astype(np.float32)
-    estimates = np.stack(
-        [_run_plane(model, image, mask, noise, conditioner, plane, sequence, settings) for plane in settings.planes]
-    )
-    return _finite(estimates, "the denoiser")
+    scan = _PreparedScan(image, mask, sequence, conditioner, noise)
+    estimates = [_run_plane(model, scan, plane, settings) for plane in settings.planes]
+    return _finite(np.stack(estimates), "the denoiser")
 
 
 def fuse(estimates: np.ndarray, mask: np.ndarray, settings: HarmonizeConfig) -> np.ndarray:
@@ -86,34 +87,57 @@ def harmonize_volume(
     return fuse(estimate_planes(model, image, mask, sequence, settings), mask, settings)
 
 
-def _run_plane(
-    model: GlobalHarmonizer,
-    image: np.ndarray,
-    mask: np.ndarray,
-    noise: np.ndarray,
-    conditioner: Conditioner,
-    plane: str,
-    sequence: int,
-    settings: HarmonizeConfig,
+@dataclass(frozen=True)
+class _PreparedScan:
+    """What every plane of a scan needs.
+
+    Attributes
+    ----------
+    image, mask, sequence:
+        As of :func:`estimate_planes`.
+    conditioner:
+        Makes the condition of its slabs.
+    noise:
+        Cube of noise from which all slabs take theirs; see :func:`noise_slabs`.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    sequence: int
+    conditioner: Conditioner
+    noise: np.ndarray
+
+
+def _run_plane(model: GlobalHarmonizer, scan: _PreparedScan, plane: str, settings: HarmonizeConfig) -> np.ndarray:
+    """The estimate ``(X, Y, Z)`` of one plane's slices, a batch of slabs after the other."""
+    indices = brain_slices(scan.mask, plane)
+    batches = math.ceil(len(indices) / settings.batch_slabs)
+    estimates = [_run_slabs(model, scan, plane, batch, settings) for batch in np.array_split(indices, batches)]
+    return assemble(np.concatenate(estimates), plane, indices.tolist(), scan.image.shape)
+
+
+def _run_slabs(
+    model: GlobalHarmonizer, scan: _PreparedScan, plane: str, indices: np.ndarray, settings: HarmonizeConfig
 ) -> np.ndarray:
-    indices, slab = brain_slices(mask, plane), model.model_config.slab
+    """Slabs ``(n, K, H, W)`` around some slices of a plane in the unified domain, unit intensity."""
     device = next(model.parameters()).device
-    results = []
-    for chunk in np.array_split(indices, -(-len(indices) // settings.batch_slabs)):
-        condition = torch.from_numpy(conditioner.slabs(plane, chunk.tolist())).to(device)
-        context = make_context(model, plane, chunk, image.shape[NORMAL[plane]], sequence, device)
+    shape = scan.image.shape
+    slab = model.model_config.slab
+    size = scan.conditioner.size
+    condition = torch.from_numpy(scan.conditioner.slabs(plane, indices.tolist())).to(device)
+    context = make_context(model, plane, indices, shape[NORMAL[plane]], scan.sequence, device)
 
-        def denoise(x: Tensor, t: int, condition: Tensor = condition, context: Context = context) -> Tensor:
-            return model.denoiser(x, torch.full((len(x),), t, device=x.device), condition, context)
+    def denoise(x: Tensor, t: int) -> Tensor:
+        return model.denoiser(x, torch.full((len(x),), t, device=x.device), condition, context)
 
-        if settings.inversion_depth:
-            origin = to_diffusion(torch.from_numpy(take_slabs(image, plane, chunk.tolist(), slab, conditioner.size)))
-            sampled = invert_and_sample(model, denoise, origin.to(device), settings.inversion_depth, settings.steps)
-        else:
-            start = torch.from_numpy(noise_slabs(noise, plane, chunk, slab, image.shape, conditioner.size))
-            sampled = sample(model, denoise, start.to(device), settings.steps)
-        results.append(to_unit(sampled).float().cpu().numpy())
-    return assemble(np.concatenate(results), plane, indices.tolist(), image.shape)
+    if settings.inversion_depth:
+        slabs = torch.from_numpy(take_slabs(scan.image, plane, indices.tolist(), slab, size))
+        origin = to_diffusion(slabs).to(device)
+        sampled = invert_and_sample(model, denoise, origin, settings.inversion_depth, settings.steps)
+    else:
+        noise = torch.from_numpy(noise_slabs(scan.noise, plane, indices, slab, shape, size))
+        sampled = sample(model, denoise, noise.to(device), settings.steps)
+    return to_unit(sampled).float().cpu().numpy()
 
 
 def noise_slabs(
@@ -121,22 +145,24 @@ def noise_slabs(
 ) -> np.ndarray:
     """Noise ``(n, K, H, W)`` of the slabs from a cube of side ``max(H, W) + K - 1``: a voxel has the same noise in every plane and slab."""
     side = cube.shape[0] - slab + 1
-    depth, *corner = ((side - shape[axis]) // 2 for axis in AXES[plane])  # of the volume in the cube, less half a slab
-    parts = (shape[axis] for axis in AXES[plane][1:])
-    top, left = (
-        start + slab // 2 - (whole - part) // 2 for start, whole, part in zip(corner, size, parts, strict=True)
-    )
-    slices = along(cube, plane)[:, top : top + size[0], left : left + size[1]]
-    return slices[depth + np.asarray(indices)[:, None] + np.arange(slab)]
+    slices, height, width = (shape[axis] for axis in AXES[plane])
+    padded_height, padded_width = size
+    # Where the volume begins in the cube, but for half a slab; then where the padded slice around it begins.
+    first_slice = (side - slices) // 2
+    top = (side - height) // 2 + slab // 2 - (padded_height - height) // 2
+    left = (side - width) // 2 + slab // 2 - (padded_width - width) // 2
+    padded = along(cube, plane)[:, top : top + padded_height, left : left + padded_width]
+    return padded[first_slice + np.asarray(indices)[:, None] + np.arange(slab)]
 
 
 def make_context(
     model: GlobalHarmonizer, plane: str, indices: np.ndarray, depth: int, sequence: int, device: torch.device
 ) -> Context:
     """Context of ``n`` slices of one plane of a volume with ``depth`` slices along its normal."""
-    labels = torch.full((len(indices),), sequence, device=device)
+    sequences = torch.full((len(indices),), sequence, device=device)
+    planes = torch.full_like(sequences, PLANES.index(plane))
     position = torch.as_tensor(np.asarray(indices) / max(1, depth - 1), dtype=torch.float32, device=device)
-    return Context(labels, torch.full_like(labels, PLANES.index(plane)), position, model.domain_moments[labels])
+    return Context(sequences, planes, position, model.domain_moments[sequences])
 
 
 def sample(model: GlobalHarmonizer, denoise: Denoise, noise: Tensor, steps: int, last: int | None = None) -> Tensor:
@@ -169,7 +195,9 @@ def _walk(model: GlobalHarmonizer, denoise: Denoise, x: Tensor, labels: np.ndarr
     """
     alphas = [*model.scheduler.alphas_cumprod.tolist(), 1.0]  # [-1] is the clean image
     for here, there in pairwise(labels.round().astype(int).tolist()):
+        alpha_here = alphas[here]
+        alpha_there = alphas[there]
         clean = denoise(x, here)
-        noise = (x - alphas[here] ** 0.5 * clean) / (1 - alphas[here]) ** 0.5
-        x = alphas[there] ** 0.5 * clean + (1 - alphas[there]) ** 0.5 * noise
+        noise = (x - alpha_here**0.5 * clean) / (1 - alpha_here) ** 0.5
+        x = alpha_there**0.5 * clean + (1 - alpha_there) ** 0.5 * noise
     return x

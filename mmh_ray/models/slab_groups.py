@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -28,26 +29,30 @@ class Conditioner:
     """
 
     def __init__(self, volume: np.ndarray, mask: np.ndarray, domain: np.ndarray, model: ModelConfig) -> None:
-        volume = match_tissues(volume, mask, *domain)
+        quantiles, tissues = domain
+        matched = match_tissues(volume, mask, quantiles, tissues)
+        brain = torch.from_numpy(np.ascontiguousarray(mask))
         self.slab = model.slab
-        self.distances, self.size = model.distances, padded_size(volume.shape, model)
-        self.volume = torch.from_numpy(np.ascontiguousarray(volume, np.float32))
-        self.scales = difference_scales(self.volume, torch.from_numpy(np.ascontiguousarray(mask)), self.distances)
+        self.distances = model.distances
+        self.size = padded_size(volume.shape, model)
+        self.volume = torch.from_numpy(np.ascontiguousarray(matched, np.float32))
+        self.scales = difference_scales(self.volume, brain, self.distances)
 
     def slabs(self, plane: str, indices: Sequence[int]) -> np.ndarray:
         """Condition ``(n, C, H, W)`` float32 of the slices at ``indices``: the differences, then the slab's own matched intensities."""
         volume = self.volume.numpy()
         slices = torch.from_numpy(along(volume, plane))
-        found = condition_slices(slices, indices, self.scales, self.distances)
-        levels = take_slabs(volume, plane, indices, self.slab, self.size)
-        return np.concatenate([pad_slices(found.numpy(), self.size), levels], axis=1)
+        differences = condition_slices(slices, indices, self.scales, self.distances)
+        padded = pad_slices(differences.numpy(), self.size)
+        intensities = take_slabs(volume, plane, indices, self.slab, self.size)
+        return np.concatenate([padded, intensities], axis=1)
 
 
 def padded_size(shape: Sequence[int], model: ModelConfig) -> tuple[int, int]:
     """Height and width of the slabs: hold every plane, and the U-Net can fold and halve them at every level."""
     multiple = model.patch * 2 ** (len(model.channels) - 1)
-    height, width = (-(-size // multiple) * multiple for size in slice_shape(shape))
-    return height, width
+    height, width = slice_shape(shape)
+    return math.ceil(height / multiple) * multiple, math.ceil(width / multiple) * multiple
 
 
 def brain_slices(mask: np.ndarray, plane: str) -> np.ndarray:
@@ -83,24 +88,29 @@ def slab_group(
 ) -> dict[str, np.ndarray]:
     """One group: ``slabs_per_plane`` slabs of each plane, stratified along the brain so that together they stand for the volume.
 
+    Seeds are given by the caller, who numbers groups, so that any worker makes the same group; no library's sampler does.
     ``seed`` draws its noise and ``twin`` its slices: groups of one person with the same twin number show the same slices.
 
     Returns arrays named as in ``SlabBatch`` (``group`` left out) and as in ``images``, with ``3 * slabs_per_plane`` slabs; images in
     float16.
     """
-    rng, places_rng = np.random.default_rng([seed, 3]), np.random.default_rng([twin, 4])
+    rng = np.random.default_rng([seed, 3])
+    places_rng = np.random.default_rng([twin, 4])
     size = conditioner.size
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*images, "condition", "mask", "plane", "position")}
     for number, plane in enumerate(PLANES):
         slices = brain_slices(mask, plane)
-        places = (np.arange(slabs_per_plane) + places_rng.random(slabs_per_plane)) / slabs_per_plane
-        indices = slices[np.minimum((places * len(slices)).astype(int), len(slices) - 1)]
+        last_index = mask.shape[NORMAL[plane]] - 1
+        strata = np.arange(slabs_per_plane)
+        places = (strata + places_rng.random(slabs_per_plane)) / slabs_per_plane
+        ranks = np.minimum((places * len(slices)).astype(int), len(slices) - 1)
+        indices = slices[ranks]
         for name, image in images.items():
             parts[name].append(take_slabs(image, plane, indices, model.slab, size).astype(np.float16))
         parts["condition"].append(conditioner.slabs(plane, indices.tolist()).astype(np.float16))
         parts["mask"].append(take_slabs(mask, plane, indices, model.slab, size).astype(np.uint8))
         parts["plane"].append(np.full(slabs_per_plane, number, np.int64))
-        parts["position"].append((indices / max(1, mask.shape[NORMAL[plane]] - 1)).astype(np.float32))
+        parts["position"].append((indices / max(1, last_index)).astype(np.float32))
     group = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     count = len(group["plane"])
     group["sequence"] = np.full(count, sequence, np.int64)

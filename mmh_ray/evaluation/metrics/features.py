@@ -32,7 +32,7 @@ def image_features(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, fl
 
     ``quantile_*``, ``sd``, ``skewness``, ``kurtosis``, ``entropy`` (first-order radiomics; Aerts et al. 2014); ``noise`` (log MAD of the
     finest Haar details; Donoho & Johnstone 1994); ``distinct`` (log of distinct intensities: the file's grey levels); ``gradient_*`` per
-    mm; ``band_*`` (log sd of differences of Gaussians); ``fwhm_*`` (mm, see :func:`.resolution.fwhm_mm`); ``spectrum_*`` and ``profile_*`` (log
+    mm; ``band_*`` (log sd of differences of Gaussians); ``fwhm_*`` (mm, see :func:`fwhm_mm`); ``spectrum_*`` and ``profile_*`` (log
     power of fine detail along an axis in 8 bands up to Nyquist, line by line and of the lines' mean); ``glcm_*`` (Haralick et al. 1973);
     ``lbp_*`` (Ojala et al. 2002). Cannot see: where in the brain something is.
 
