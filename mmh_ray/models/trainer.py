@@ -1,4 +1,11 @@
-"""One training worker's share of stage 1: step, moving average of the weights, validation, state. Knows no Ray."""
+"""One training worker's share of stage 1: step, moving average of the weights, validation, state. Knows no Ray.
+
+Two things are written by hand although diffusers has them, because its own would change every figure of a training:
+
+- The moving average of the weights. ``diffusers.training_utils.EMAModel`` counts its steps from one later, rounds differently, and
+  leaves out buffers, among which is the unified domain.
+- The schedule of the learning rates. ``diffusers.optimization`` lets the cosine begin after the warm-up and end at 0.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +29,18 @@ class Learner:
     """
 
     def __init__(self, model: GlobalHarmonizer, config: TrainConfig, wrapped: nn.Module | None = None) -> None:
-        self.model, self.wrapped, self.config = model, wrapped or model, config
+        self.model = model
+        self.wrapped = wrapped or model
+        self.config = config
         self.device = next(model.parameters()).device
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.best = copy.deepcopy(self.average)
         self.best_loss = math.inf
         self.steps_done = 0
-        hidden = [weight for name, weight in model.named_parameters() if _is_hidden(name, weight)]
-        rest = [weight for name, weight in model.named_parameters() if not _is_hidden(name, weight)]
+        hidden = []
+        rest = []
+        for name, weight in model.named_parameters():
+            (hidden if _is_hidden(name, weight) else rest).append(weight)
         self.optimizers = (
             Muon(hidden, config.matrix_learning_rate, config.weight_decay),
             torch.optim.AdamW(rest, config.learning_rate, weight_decay=config.weight_decay),
@@ -38,33 +49,37 @@ class Learner:
     def step(self, batch: SlabBatch) -> dict[str, float]:
         """One optimiser step on this worker's groups; returns the losses, the learning rate and the gradient norm."""
         share = schedule(self.steps_done, self.config)
-        rates = share * self.config.matrix_learning_rate, share * self.config.learning_rate
-        for optimizer, rate in zip(self.optimizers, rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate
+        muon, adam = self.optimizers
+        muon.param_groups[0]["lr"] = share * self.config.matrix_learning_rate
+        adam.param_groups[0]["lr"] = share * self.config.learning_rate
         self.wrapped.train()
-        ramp = min(1.0, self.steps_done / max(1.0, 0.2 * self.config.steps))
+        style_ramp = min(1.0, self.steps_done / max(1.0, 0.2 * self.config.steps))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            losses = self.wrapped(batch.to(self.device), ramp)
+            losses = self.wrapped(batch.to(self.device), style_ramp)
         self.model.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
         self.steps_done += 1
         self._update_average()
-        return _over_workers(losses) | {"learning_rate": rates[1], "gradient_norm": float(norm)}
+        figures = _over_workers(losses)
+        figures["learning_rate"] = adam.param_groups[0]["lr"]
+        figures["gradient_norm"] = float(gradient_norm)
+        return figures
 
     @torch.no_grad()
     def validate(self, batches: Sequence[SlabBatch]) -> dict[str, float]:
         """Mean losses of the averaged weights; the slabs' keys fix noise and timesteps. Remembers the best weights."""
-        sums: dict[str, float] = {}
+        means: dict[str, float] = {}
         for batch in batches:
-            for name, loss in self.average(batch.to(self.device)).items():
-                sums[name] = sums.get(name, 0.0) + float(loss) / len(batches)
-        if sums["loss"] < self.best_loss:
-            self.best_loss = sums["loss"]
+            losses = self.average(batch.to(self.device))
+            for name, loss in losses.items():
+                means[name] = means.get(name, 0.0) + float(loss) / len(batches)
+        if means["loss"] < self.best_loss:
+            self.best_loss = means["loss"]
             self.best.load_state_dict(self.average.state_dict())
-        return {f"val_{name}": value for name, value in sums.items()}
+        return {f"val_{name}": mean for name, mean in means.items()}
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs."""
@@ -72,18 +87,21 @@ class Learner:
             "steps_done": torch.tensor(self.steps_done),
             "best_loss": torch.tensor(self.best_loss, dtype=torch.float64),
         }
-        for part in ("model", "average", "best"):
-            tensors |= {f"{part}/{name}": value for name, value in getattr(self, part).state_dict().items()}
+        for part, model in self._models().items():
+            for name, value in model.state_dict().items():
+                tensors[f"{part}/{name}"] = value
         for number, optimizer in enumerate(self.optimizers):
             for index, moments in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer/{number}/{index}/{name}": value for name, value in moments.items()}
+                for name, value in moments.items():
+                    tensors[f"optimizer/{number}/{index}/{name}"] = value
         return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Continue from :meth:`state`."""
-        self.steps_done, self.best_loss = int(tensors["steps_done"]), float(tensors["best_loss"])
-        for part in ("model", "average", "best"):
-            getattr(self, part).load_state_dict(_below(tensors, f"{part}/"))
+        self.steps_done = int(tensors["steps_done"])
+        self.best_loss = float(tensors["best_loss"])
+        for part, model in self._models().items():
+            model.load_state_dict(_below(tensors, f"{part}/"))
         for number, optimizer in enumerate(self.optimizers):
             moments: dict[int, dict[str, Tensor]] = {}
             for name, value in _below(tensors, f"optimizer/{number}/").items():
@@ -91,11 +109,21 @@ class Learner:
                 moments.setdefault(int(index), {})[key] = value
             optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
+    def _models(self) -> dict[str, GlobalHarmonizer]:
+        """The three models of the state, by the first part of their tensors' names."""
+        return {"model": self.model, "average": self.average, "best": self.best}
+
     @torch.no_grad()
     def _update_average(self) -> None:
+        """Exponential moving average of parameters and buffers; the decay is smaller in the first steps."""
         decay = min(self.config.ema_decay, (1 + self.steps_done) / (10 + self.steps_done))
-        for mine, current in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
-            mine.lerp_(current, 1 - decay) if mine.is_floating_point() else mine.copy_(current)
+        averages = self.average.state_dict().values()
+        currents = self.model.state_dict().values()
+        for average, current in zip(averages, currents, strict=True):
+            if average.is_floating_point():
+                average.lerp_(current, 1 - decay)
+            else:
+                average.copy_(current)
 
 
 def _over_workers(losses: dict[str, Tensor]) -> dict[str, float]:
@@ -114,8 +142,9 @@ def _is_hidden(name: str, weight: nn.Parameter) -> bool:
 
 def schedule(step: int, config: TrainConfig) -> float:
     """Share of the peak learning rates: linear warm-up, then half a cosine down to 1 %."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.steps))))
+    warm_up = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    progress = min(1.0, step / config.steps)
+    return warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def best_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -124,4 +153,5 @@ def best_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -30,9 +30,10 @@ def style_contrast(styles: Tensor, labels: Tensor, temperature: float) -> Tensor
     """
     unit = F.normalize(styles, dim=1)
     itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-    logs = (unit @ unit.T / temperature).masked_fill(itself, -torch.inf).log_softmax(1)
+    similarities = unit @ unit.T / temperature
+    log_shares = similarities.masked_fill(itself, -torch.inf).log_softmax(1)
     pairs = (labels[:, None] == labels) & ~itself
-    return -torch.where(pairs, logs, 0).sum() / pairs.sum().clamp_min(1)
+    return -torch.where(pairs, log_shares, 0).sum() / pairs.sum().clamp_min(1)
 
 
 def spread_shortfall(styles: Tensor) -> Tensor:
@@ -41,14 +42,16 @@ def spread_shortfall(styles: Tensor) -> Tensor:
     Directions count alone: vectors are brought to length ``sqrt(D)`` first.
     """
     scaled = F.normalize(styles, dim=1) * math.sqrt(styles.shape[1])
-    return F.relu(1 - (scaled.var(0, unbiased=False) + 1e-4).sqrt()).mean()
+    deviation = (scaled.var(0, unbiased=False) + 1e-4).sqrt()
+    return F.relu(1 - deviation).mean()
 
 
 def spread(styles: Tensor) -> float:
     """Mean cosine distance between different volumes' style vectors ``(B, D)``: 0 when all are alike."""
     unit = F.normalize(styles, dim=1)
     count = len(unit)
-    return float(1 - (unit.sum(0).square().sum() - count) / (count * (count - 1)))
+    cosines = unit.sum(0).square().sum() - count  # of all ordered pairs: the square of the sum less the count of ones
+    return float(1 - cosines / (count * (count - 1)))
 
 
 def train_aggregator(
@@ -84,18 +87,19 @@ def train_aggregator(
         was before.
     """
     parts = _contrasted(labels, sequences)
-    aggregator, generator = encoder.aggregator, torch.Generator().manual_seed(seed)
+    aggregator = encoder.aggregator
+    generator = torch.Generator().manual_seed(seed)
     start = {name: tensor.clone() for name, tensor in aggregator.state_dict().items()}
     before = _figures(aggregator, features, labels, parts, config)
     optimizer = torch.optim.AdamW(aggregator.parameters(), config.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     for step in range(config.steps):
-        own = parts[step % len(parts)]
-        rows = own[torch.randperm(len(own), generator=generator)[:_VOLUMES_PER_STEP].to(own.device)]
-        styles = aggregator(features[rows])
-        loss = style_contrast(styles, labels[rows], config.temperature) + config.spread_weight * spread_shortfall(
-            styles
-        )
+        of_sequence = parts[step % len(parts)]
+        drawn = torch.randperm(len(of_sequence), generator=generator)[:_VOLUMES_PER_STEP]
+        volumes = of_sequence[drawn.to(of_sequence.device)]
+        styles = aggregator(features[volumes])
+        contrast = style_contrast(styles, labels[volumes], config.temperature)
+        loss = contrast + config.spread_weight * spread_shortfall(styles)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(aggregator.parameters(), 1.0)
@@ -114,16 +118,23 @@ def train_aggregator(
 def _figures(
     aggregator: nn.Module, features: Tensor, labels: Tensor, parts: list[Tensor], config: StyleConfig
 ) -> dict[str, float]:
+    """Mean contrast of the sequences, and the spread of the one with the least."""
     styles = aggregator(features)
-    contrasts = [float(style_contrast(styles[rows], labels[rows], config.temperature)) for rows in parts]
-    return {"contrast": sum(contrasts) / len(parts), "spread": min(spread(styles[rows]) for rows in parts)}
+    contrasts = [float(style_contrast(styles[part], labels[part], config.temperature)) for part in parts]
+    spreads = [spread(styles[part]) for part in parts]
+    return {"contrast": sum(contrasts) / len(parts), "spread": min(spreads)}
 
 
 def _contrasted(labels: Tensor, sequences: Tensor) -> list[Tensor]:
     """Indices of the volumes of each sequence that shows a contrast."""
-    parts = [(sequences == one).nonzero()[:, 0] for one in sequences.unique()]
-    counts = [labels[rows].unique(return_counts=True)[1].tolist() for rows in parts]
-    kept = [rows for rows, own in zip(parts, counts, strict=True) if len(own) > 1 and max(own) > 1]
+    kept = []
+    counts = []
+    for sequence in sequences.unique():
+        volumes = (sequences == sequence).nonzero()[:, 0]
+        volumes_per_site = labels[volumes].unique(return_counts=True)[1].tolist()
+        counts.append(volumes_per_site)
+        if len(volumes_per_site) > 1 and max(volumes_per_site) > 1:
+            kept.append(volumes)
     if not kept:
         received = f"sequences with {', '.join(map(str, counts))} volumes of each site"
         remedy = "Give volumes of two sites or more, several of each."
@@ -132,6 +143,7 @@ def _contrasted(labels: Tensor, sequences: Tensor) -> list[Tensor]:
 
 
 def _check_spread(figures: dict[str, float]) -> None:
+    """ModelError where an encoder has collapsed to one answer."""
     if not (math.isfinite(figures["contrast"]) and figures["spread"] >= LEAST_SPREAD):
         received = f"collapsed style vectors (mean cosine distance {figures['spread']:.3g} within a sequence)"
         remedy = "Lower style.learning_rate or raise style.spread_weight; the aggregator is as it was before."

@@ -27,11 +27,13 @@ class StyleVectors:
         import torch
 
         grid = working_affine(affine, mask, GRID)
-        image, inside = (to_grid(own, affine, grid, GRID.shape) for own in (np.where(mask, scaled, 0), mask))
+        image = to_grid(np.where(mask, scaled, 0), affine, grid, GRID.shape)
+        inside = to_grid(mask, affine, grid, GRID.shape) > 0.5
+        volume = torch.from_numpy(np.ascontiguousarray(image, np.float32))
+        encoder = _encoder(self.config)
         with torch.inference_mode():
-            encoder, volume = _encoder(self.config), torch.from_numpy(np.ascontiguousarray(image, np.float32))
-            found = encoder(volume[None], torch.from_numpy(inside > 0.5)[None], encoder.planes_of(affine))
-        return found[0].numpy()
+            vectors = encoder(volume[None], torch.from_numpy(inside)[None], encoder.planes_of(affine))
+        return vectors[0].numpy()
 
 
 def style_vectors(config: StyleConfig, notes: list[str]) -> StyleVectors | None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 
 from mmh_ray.errors import ModelError
 from mmh_ray.imaging.intensity import QUANTILES, noise_level, quantile_function, tissue_quantiles
+from mmh_ray.imaging.smoothing import smooth_inside
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.sanity import INTENSITIES
 
@@ -34,6 +34,7 @@ LEAST_STEP = 1e-6
 MOST_NOISE, MOST_BLUR = 1.0, 10.0
 """Of a site's scans: standard deviation in unit intensity, and in voxels of the working grid."""
 _INNER = slice(2, 257, 4)
+"""The 64 of 257 quantiles that are the curve's knots: every fourth, without the very ends, which are noise."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,18 @@ class SiteStyle:
         intensity was tried: it is flat within a tissue, where what varies in both is unrelated, and loses the tails of the histogram.)
         """
 
-        def mean(function: Callable[[np.ndarray, np.ndarray], Any], volumes: Sequence[np.ndarray]) -> np.ndarray:
-            return np.mean([function(volume, mask) for volume, mask in zip(volumes, masks, strict=True)], axis=0)
-
-        noise, own = float(mean(noise_level, scans)), float(mean(noise_level, unified))
-        heights = _rising(mean(tissue_quantiles, scans)[_INNER], 1e-6)
-        plain = _rising(mean(tissue_quantiles, unified)[_INNER], 1e-5)
-        wanted = noise * (plain[-1] - plain[0]) / (heights[-1] - heights[0])
-        grain = np.random.default_rng(0).standard_normal(unified[0].shape) * np.sqrt(max(0.0, wanted**2 - own**2))
+        scan_noise = float(_mean_of(noise_level, scans, masks))
+        unified_noise = float(_mean_of(noise_level, unified, masks))
+        heights = _rising(_mean_of(tissue_quantiles, scans, masks)[_INNER], 1e-6)
+        plain_knots = _rising(_mean_of(tissue_quantiles, unified, masks)[_INNER], 1e-5)
+        # The scans' noise in unified units, by the mean slope of the curve; what the unified images lack of it is added.
+        same_noise = scan_noise * (plain_knots[-1] - plain_knots[0]) / (heights[-1] - heights[0])
+        missing = np.sqrt(max(0.0, same_noise**2 - unified_noise**2))
+        grain = np.random.default_rng(0).standard_normal(unified[0].shape) * missing
         noisy = [(volume + grain * mask).astype(np.float32) for volume, mask in zip(unified, masks, strict=True)]
-        knots = _rising(mean(tissue_quantiles, noisy)[_INNER], 1e-5)
-        return cls(knots, heights, mean(lambda volume, mask: quantile_function(volume[mask]), scans), noise)
+        knots = _rising(_mean_of(tissue_quantiles, noisy, masks)[_INNER], 1e-5)
+        quantiles = _mean_of(_brain_quantiles, scans, masks)
+        return cls(knots, heights, quantiles, scan_noise)
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> SiteStyle:
@@ -89,27 +91,17 @@ class SiteStyle:
         KeyError, TypeError, ValueError
             If one is missing or of another kind, or they are no curve, quantile function, noise or point spread of images.
         """
-        least, greatest = INTENSITIES
-        curve: dict[str, np.ndarray] = {}
-        for name in ("unified", "site", "quantiles"):
-            given = facts[name]
-            plain = isinstance(given, list) and all(type(value) in (int, float) for value in given)
-            if not plain or not all(least <= value <= greatest for value in given):  # NaN is neither
-                raise ValueError(f"style.{name} is no list of intensities from {least:g} to {greatest:g}")
-            curve[name] = np.array(given, dtype=np.float64)
-        knots, heights = curve["unified"], curve["site"]
-        if not 2 <= len(knots) == len(heights) <= len(QUANTILES):
-            raise ValueError(f"style.unified and style.site are no curve: {len(knots)} and {len(heights)} knots")
-        if knots.max() > CURVE_ENDS or heights.max() > CURVE_ENDS or min(knots.min(), heights.min()) < -CURVE_ENDS:
-            raise ValueError(f"style.unified and style.site are no curve from {-CURVE_ENDS:g} to {CURVE_ENDS:g}")
-        if not ((np.diff(knots.astype(np.float32)) >= LEAST_STEP) & (np.diff(heights) > 0)).all():
-            raise ValueError("style.unified and style.site do not increase from knot to knot")
-        if len(curve["quantiles"]) != len(QUANTILES) or (np.diff(curve["quantiles"]) < 0).any():
+        unified = _intensities(facts, "unified")
+        site = _intensities(facts, "site")
+        quantiles = _intensities(facts, "quantiles")
+        _check_curve(unified, site)
+        if len(quantiles) != len(QUANTILES) or (np.diff(quantiles) < 0).any():
             raise ValueError(f"style.quantiles are not {len(QUANTILES)} values that never fall")
-        noise, blur = facts["noise"], facts["blur"]
+        noise = facts["noise"]
+        blur = facts["blur"]
         if not (0 <= noise <= MOST_NOISE and 0 <= blur <= MOST_BLUR):
             raise ValueError(f"style.noise and style.blur are not 0 to {MOST_NOISE:g} and 0 to {MOST_BLUR:g}")
-        return cls(**curve, noise=float(noise), blur=float(blur))
+        return cls(unified, site, quantiles, float(noise), float(blur))
 
     def noise_left(self, unified: float) -> float:
         """Standard deviation of the noise to leave in an image of the site's look, of the level left in unified ones.
@@ -121,17 +113,51 @@ class SiteStyle:
 
     def apply(self, unified: Tensor) -> Tensor:
         """Site intensity of unified intensity, any shape, differentiable; slope of the end pieces goes on beyond the end knots."""
-        knots, heights = (
-            torch.as_tensor(v, dtype=unified.dtype, device=unified.device) for v in (self.unified, self.site)
-        )
+        knots = torch.as_tensor(self.unified, dtype=unified.dtype, device=unified.device)
+        heights = torch.as_tensor(self.site, dtype=unified.dtype, device=unified.device)
+        slopes = heights.diff() / knots.diff()
         piece = torch.bucketize(unified.detach(), knots[1:-1])
-        slope = heights.diff() / knots.diff()
-        return heights[:-1][piece] + slope[piece] * (unified - knots[:-1][piece])
+        return heights[:-1][piece] + slopes[piece] * (unified - knots[:-1][piece])
 
     def moved(self, unified: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """A unified volume ``(..., X, Y, Z)`` with the point spread and the curve, float32, zero outside the mask."""
-        soft = point_spread(unified, mask, self.blur)
-        return self.apply(torch.from_numpy(np.ascontiguousarray(soft, np.float32))).numpy() * mask
+        soft = torch.from_numpy(np.ascontiguousarray(point_spread(unified, mask, self.blur), np.float32))
+        return self.apply(soft).numpy() * mask
+
+
+def _mean_of(
+    function: Callable[[np.ndarray, np.ndarray], Any], volumes: Sequence[np.ndarray], masks: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Mean over the volumes of a function of volume and mask."""
+    values = [function(volume, mask) for volume, mask in zip(volumes, masks, strict=True)]
+    return np.mean(values, axis=0)
+
+
+def _brain_quantiles(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return quantile_function(volume[mask])
+
+
+def _intensities(facts: Mapping[str, Any], name: str) -> np.ndarray:
+    """A list of intensities from the facts of a bundle; ValueError where it is none."""
+    values = facts[name]
+    least, greatest = INTENSITIES
+    is_plain = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+    if not is_plain or not all(least <= value <= greatest for value in values):  # NaN is neither
+        raise ValueError(f"style.{name} is no list of intensities from {least:g} to {greatest:g}")
+    return np.array(values, dtype=np.float64)
+
+
+def _check_curve(knots: np.ndarray, heights: np.ndarray) -> None:
+    """ValueError unless these are the knots of an increasing curve between intensities of images."""
+    if not 2 <= len(knots) == len(heights) <= len(QUANTILES):
+        raise ValueError(f"style.unified and style.site are no curve: {len(knots)} and {len(heights)} knots")
+    greatest = max(np.abs(knots).max(), np.abs(heights).max())
+    if greatest > CURVE_ENDS:
+        raise ValueError(f"style.unified and style.site are no curve from {-CURVE_ENDS:g} to {CURVE_ENDS:g}")
+    steps_apart = np.diff(knots.astype(np.float32)) >= LEAST_STEP
+    rises = np.diff(heights) > 0
+    if not (steps_apart & rises).all():
+        raise ValueError("style.unified and style.site do not increase from knot to knot")
 
 
 def _rising(quantiles: np.ndarray, least: float) -> np.ndarray:
@@ -143,9 +169,7 @@ def point_spread(volume: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarr
     """``(..., X, Y, Z)`` smoothed by a Gaussian of ``sigma`` voxels that does not reach outside the mask; as it is for 0."""
     if not sigma:
         return volume
-    axes = (-3, -2, -1)
-    weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma)
-    return ndimage.gaussian_filter(volume * mask, sigma, axes=axes) / np.maximum(weight, 1e-6) * mask
+    return smooth_inside(volume, mask, sigma) * mask
 
 
 def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tensor] | None = None) -> None:
@@ -165,11 +189,7 @@ def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tenso
         torch.manual_seed(0)
         inject_adapter_in_model(settings, unet, adapter_name=name)
     if state is not None:
-        unknown = set(state) ^ set(get_peft_model_state_dict(unet, adapter_name=name))
-        shapes = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(unet, adapter_name=name).items()}
-        wrong = sorted(unknown or {key for key, value in state.items() if tuple(value.shape) != shapes[key]})
-        if wrong:
-            raise _foreign(", ".join(wrong[:3]))
+        _check_shapes(state, get_peft_model_state_dict(unet, adapter_name=name))
         set_peft_model_state_dict(unet, state, adapter_name=name)
     unet.to(next(model.parameters()).device)
     wear(model, None)
@@ -178,10 +198,20 @@ def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tenso
 def _check_size(unet: nn.Module, rank: int, state: Mapping[str, Tensor]) -> None:
     """ModelError where an adapter has another number of weights than its rank gives it on the layers, before any are made."""
     layers: list[Any] = [module for name, module in unet.named_modules() if re.fullmatch(LAYERS, name)]
-    sides = sum(layer.weight[0].numel() + len(layer.weight) for layer in layers)
-    found = sum(tensor.numel() for tensor in state.values())
-    if found != rank * sides:
-        raise _foreign(f"{found} for rank {rank}, which is {rank * sides}")
+    inputs_and_outputs = sum(layer.weight[0].numel() + len(layer.weight) for layer in layers)
+    expected = rank * inputs_and_outputs
+    count = sum(tensor.numel() for tensor in state.values())
+    if count != expected:
+        raise _foreign(f"{count} for rank {rank}, which is {expected}")
+
+
+def _check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """ModelError where an adapter has other names or shapes than the layers' own."""
+    wrong = set(state) ^ set(expected)
+    if not wrong:
+        wrong = {name for name, tensor in state.items() if tensor.shape != expected[name].shape}
+    if wrong:
+        raise _foreign(", ".join(sorted(wrong)[:3]))
 
 
 def _foreign(what: str) -> ModelError:
@@ -192,8 +222,8 @@ def state_of(model: GlobalHarmonizer, name: str) -> dict[str, Tensor]:
     """Weights of an adapter, float32 on the CPU."""
     from peft import get_peft_model_state_dict
 
-    found = get_peft_model_state_dict(model.denoiser.unet, adapter_name=name)
-    return {key: value.detach().float().cpu().contiguous().clone() for key, value in found.items()}
+    state = get_peft_model_state_dict(model.denoiser.unet, adapter_name=name)
+    return {key: value.detach().float().cpu().contiguous().clone() for key, value in state.items()}
 
 
 @contextmanager
@@ -210,8 +240,10 @@ def wear(model: GlobalHarmonizer, name: str | None) -> None:
     """Switch one adapter of the model on, or all off; the weights of one that is on are trainable."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    is_on = name is not None
     for module in model.denoiser.unet.modules():
-        if isinstance(module, BaseTunerLayer):
-            if name is not None:
-                module.set_adapter(name)
-            module.enable_adapters(name is not None)
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if is_on:
+            module.set_adapter(name)
+        module.enable_adapters(is_on)

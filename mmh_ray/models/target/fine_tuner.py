@@ -105,14 +105,22 @@ class UnifiedVolume:
 
     def group(self, sequence: int, config: TargetConfig, model: GlobalHarmonizer, seed: int) -> dict[str, np.ndarray]:
         """Arrays of one slice group of a :class:`TargetBatch`."""
-        images = {name: getattr(self, name) for name in ("image", "unified", "scan")}
-        slabs = config.slabs_per_plane
-        return slab_group(images, self.conditioner, self.mask, sequence, slabs, model.model_config, seed, seed)
+        return slab_group(
+            images={"image": self.image, "unified": self.unified, "scan": self.scan},
+            conditioner=self.conditioner,
+            mask=self.mask,
+            sequence=sequence,
+            slabs_per_plane=config.slabs_per_plane,
+            model=model.model_config,
+            seed=seed,
+            twin=seed,
+        )
 
 
 def batch_of(groups: Sequence[dict[str, np.ndarray]]) -> TargetBatch:
     """Groups of equal size as one batch."""
-    return TargetBatch.of_groups({name: np.stack([group[name] for group in groups]) for name in groups[0]})
+    stacked = {name: np.stack([group[name] for group in groups]) for name in groups[0]}
+    return TargetBatch.of_groups(stacked)
 
 
 class TargetFineTuner(nn.Module):
@@ -140,10 +148,13 @@ class TargetFineTuner(nn.Module):
         settings: HarmonizeConfig,
     ) -> None:
         super().__init__()
-        self.model, self.encoder = copy.deepcopy(model), encoder.requires_grad_(False)
+        self.model = copy.deepcopy(model)
+        self.encoder = encoder.requires_grad_(False)
         attach(self.model, NAME, config.rank)
         wear(self.model, NAME)
-        self.style, self.config, self.settings = style, config, settings
+        self.style = style
+        self.config = config
+        self.settings = settings
         quantiles = torch.tensor(style.quantiles, dtype=torch.float32)
         self.register_buffer("domain_cumulative", cumulative_from_quantiles(quantiles))
         self.register_buffer("domain_moments", torch.stack([quantiles.mean(), quantiles.std()]))
@@ -154,22 +165,31 @@ class TargetFineTuner(nn.Module):
         What is generated shows no noise, the site's scans do: before style is compared, noise of the site's level is added.
         """
         config = self.config
-        (made, noise), (moved, other_noise) = self._generate(site), self._generate(source)
+        site_made, site_noise = self._generate(site)
+        source_made, source_noise = self._generate(source)
+        site_gradient = multiscale_gradient_l1(site_made, site.image, site.mask)
+        source_by_curve = self.style.apply(source.unified)
+        source_gradient = multiscale_gradient_l1(source_made, source_by_curve, source.mask, scales=(2, 4, 8))
         parts = {
-            "reconstruction": _masked_l1(made, site.image, site.mask),
-            "gradient": multiscale_gradient_l1(made, site.image, site.mask)
-            + multiscale_gradient_l1(moved, self.style.apply(source.unified), source.mask, scales=(2, 4, 8)),
+            "reconstruction": _masked_l1(site_made, site.image, site.mask),
+            "gradient": site_gradient + source_gradient,
         }
-        moved, made = moved + self.style.noise * other_noise, made + self.style.noise * noise
-        parts["statistics"] = self._statistics(moved, source) + self._statistics(made, site)
+        site_made = site_made + self.style.noise * site_noise
+        source_made = source_made + self.style.noise * source_noise
+        parts["statistics"] = self._statistics(source_made, source) + self._statistics(site_made, site)
         loss = config.reconstruction_weight * parts["reconstruction"] + config.gradient_weight * parts["gradient"]
         loss = loss + config.statistics_weight * parts["statistics"]
         if config.displacement_weight:
-            wanted = (self._describe(site.scan, site) - self._describe(site.unified, site)).mean(0).detach()
-            found = self._describe(moved, source) - self._describe(source.unified, source).detach()
-            parts["displacement"] = style_displacement(found, wanted)
+            parts["displacement"] = self._displacement(site, source, source_made)
             loss = loss + ramp * config.displacement_weight * parts["displacement"]
         return {"loss": loss, **parts}
+
+    def _displacement(self, site: TargetBatch, source: TargetBatch, source_made: Tensor) -> Tensor:
+        """How far the sources' way through the space of styles is from the site's own, from unified to scan."""
+        from_unified = self._describe(site.scan, site) - self._describe(site.unified, site)
+        of_site = from_unified.mean(0).detach()
+        of_sources = self._describe(source_made, source) - self._describe(source.unified, source).detach()
+        return style_displacement(of_sources, of_site)
 
     def _generate(self, batch: TargetBatch) -> tuple[Tensor, Tensor]:
         """What the adapter makes of a batch, ``(B, K, H, W)`` site unit intensity, and noise of unit variance to add to it.
@@ -184,11 +204,13 @@ class TargetFineTuner(nn.Module):
 
         with torch.no_grad():
             self.wear(None)
-            before = sample(self.model, denoise, noise, self.settings.steps)
+            without_adapter = sample(self.model, denoise, noise, self.settings.steps)
         self.wear(NAME)
-        after = sample(self.model, denoise, noise, self.settings.steps, self.config.last_steps)
-        made = self.style.apply(batch.unified + to_unit(after) - to_unit(before))
-        return made * batch.mask, noise.roll(1, 0) * batch.mask
+        with_adapter = sample(self.model, denoise, noise, self.settings.steps, self.config.last_steps)
+        corrected = batch.unified + to_unit(with_adapter) - to_unit(without_adapter)
+        made = self.style.apply(corrected) * batch.mask
+        other_noise = noise.roll(1, 0) * batch.mask  # another slab's, which had no part in what was made
+        return made, other_noise
 
     def wear(self, name: str | None) -> None:
         """Generate with the adapter of this name, or without any."""
@@ -199,13 +221,16 @@ class TargetFineTuner(nn.Module):
         return state_of(self.model, NAME)
 
     def _statistics(self, image: Tensor, batch: TargetBatch) -> Tensor:
-        centre, groups = image.shape[1] // 2, int(batch.group.max()) + 1
+        """Mean distance of the groups' histograms and moments from the site's."""
+        centre = image.shape[1] // 2
+        groups = int(batch.group.max()) + 1
         cumulative, moments = group_statistics(image[:, centre], batch.mask[:, centre], batch.group, groups)
         return style_distance(cumulative, moments, self.domain_cumulative, self.domain_moments).mean()
 
     def _describe(self, image: Tensor, batch: TargetBatch) -> Tensor:
         """Style vectors ``(G, D)`` of the groups' centre slices."""
-        centre, groups = image.shape[1] // 2, int(batch.group.max()) + 1
+        centre = image.shape[1] // 2
+        groups = int(batch.group.max()) + 1
 
         def by_plane(values: Tensor) -> Tensor:
             return values[:, centre].unflatten(0, (groups, 3, -1))
@@ -252,7 +277,8 @@ def tune(
     advance:
         Called after every step with its number, from 1, and losses.
     """
-    config, device = tuner.config, next(tuner.parameters()).device
+    config = tuner.config
+    device = next(tuner.parameters()).device
     weights = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, config.learning_rate, weight_decay=0.0)
     untuned = _validate(tuner, validation)
@@ -261,39 +287,49 @@ def tune(
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(step, config)
         site, source = draw(step)
-        losses = tuner(site.to(device), source.to(device), min(1.0, 5 * (step + 1) / config.steps))
+        ramp = min(1.0, 5 * (step + 1) / config.steps)
+        losses = tuner(site.to(device), source.to(device), ramp)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        found = {name: float(value.detach()) for name, value in losses.items()}
-        if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
+        figures = {name: float(loss.detach()) for name, loss in losses.items()}
+        steps_done = step + 1
+        if steps_done % config.validate_every == 0 or steps_done == config.steps:
             score = _validate(tuner, validation)
-            found |= {f"val_{name}": value for name, value in score.items()}
+            figures |= {f"val_{name}": loss for name, loss in score.items()}
             if score["loss"] < best.validation["loss"]:
-                best = TunedAdapter(tuner.state(), score, untuned, step + 1)
-        advance(step + 1, found)
-        if step + 1 - best.steps >= config.patience * config.validate_every:
+                best = TunedAdapter(tuner.state(), score, untuned, steps_done)
+        advance(steps_done, figures)
+        if steps_done - best.steps >= config.patience * config.validate_every:
             break
     return best
 
 
 @torch.no_grad()
 def _validate(tuner: TargetFineTuner, batches: Sequence[tuple[TargetBatch, TargetBatch]]) -> dict[str, float]:
+    """Mean losses over the batches."""
     device = next(tuner.parameters()).device
-    sums: dict[str, float] = {}
+    means: dict[str, float] = {}
     for site, source in batches:
-        for name, value in tuner(site.to(device), source.to(device)).items():
-            sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
-    return sums
+        losses = tuner(site.to(device), source.to(device))
+        for name, loss in losses.items():
+            means[name] = means.get(name, 0.0) + float(loss) / len(batches)
+    return means
 
 
-def _masked_l1(found: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
-    return ((found - wanted).abs() * mask).sum() / mask.sum().clamp_min(1)
+def _masked_l1(made: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    error = (made - target).abs() * mask
+    return error.sum() / mask.sum().clamp_min(1)
 
 
 def _learning_rate(step: int, config: TargetConfig) -> float:
-    warm = max(1, config.steps // 10)
-    if step < warm:
-        return config.learning_rate * (step + 1) / warm
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
+    """A tenth of the steps linear warm-up, then half a cosine to 0.
+
+    ``diffusers.optimization`` has the same curve, but begins its warm-up at a rate of 0 and multiplies in another order.
+    """
+    warm_up = max(1, config.steps // 10)
+    if step < warm_up:
+        return config.learning_rate * (step + 1) / warm_up
+    angle = math.pi * (step - warm_up) / max(1, config.steps - warm_up)
+    return config.learning_rate * 0.5 * (1 + math.cos(angle))
