@@ -1,4 +1,7 @@
-"""Fill values: what a file holds where nothing was measured, wherever that is."""
+"""Fill values: what a file holds where nothing was measured, wherever that is.
+
+:mod:`mmh_ray.imaging.fill_values` finds which values are fill, this module which voxels.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
-_KEPT_BITS = 10
-"""Of a value's 23 bits after the leading one: those by which values are told apart."""
-_LEAST_BLOCKS = 8
-"""Constant cubes of 2 x 2 x 2 voxels from which a value may be a fill value."""
-_LEAST_REPEATS = 16
-"""Voxels that must share the lowest value exactly, where they do not lie together."""
-_LOW_GAP = 0.05
-"""Distance of a fill value below zero from the darkest of all else, as a share of the range of all else."""
-_HIGH_GAP = 0.5
-"""The same above the brightest of all else, for regions that reach the volume's faces: saturated tissue seldom does."""
-_FAR_GAP = 3.0
-"""The same for regions inside the volume, which must also end abruptly."""
-_OUTNUMBERS = 2
-"""Voxels of a fill value for each voxel of another value near it: the histogram of tissue has no such lone peaks."""
-_EXACT = 0.99
-"""Part of a fill region that must have just its value to be left as it is."""
-_RINGING = 0.15
-"""Part of the step to all else by which cubic interpolation overshoots at its ends."""
+from mmh_ray.imaging.borders import edges_of, grown, reaching_edges
+from mmh_ray.imaging.fill_values import (
+    EXACT,
+    OUTLIERS,
+    RIM_TAIL,
+    RINGING,
+    Range,
+    candidate_values,
+    constant_cubes,
+    high_bound,
+    low_bound,
+    range_of,
+    rounded_levels,
+    sampled,
+)
+
 _INNER_GAP = 0.05
 """Distance from the darkest of all else of a fill value among the tissues', which must fill edges of the volume."""
 _SLOPE = 0.9
@@ -44,18 +44,8 @@ _SOLID = 0.5
 """Part of such a region that constant cubes make up; quantised noise has fewer of them."""
 _BLENDED = 0.05
 """Part of the voxels around a fill region that lie out of range, from which its rim is taken for interpolated."""
-_RIM_TAIL = 0.02
-"""Part of all else that may be an interpolated rim."""
-_OUTLIERS = 0.002
-"""Part of all else that is brighter than its range: vessels, fat."""
-_UNDERSHOT = 0.2
-"""Voxels below a low fill value, for each a little above it, from which it was interpolated and rings: noise never lies on one side."""
-_STRAY = 0.15
-"""Voxels a little above a low fill value, for each that has it, which may be its rim."""
 _WIDEST_RIM = 8
 """Voxels that a rim is wide at most."""
-_SAMPLE = 1_000_000
-"""About as many voxels stand for all in percentiles."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +68,6 @@ class Fill:
     step: float = 0.0
 
 
-@dataclass(frozen=True)
-class _Range:
-    """The darkest and the brightest of what was measured, but for outliers."""
-
-    low: float
-    high: float
-
-    @property
-    def width(self) -> float:
-        return self.high - self.low
-
-
 def find_fill(data: np.ndarray) -> Fill | None:
     """Constant values that no measurement gave: padding, masked regions, replaced NaN. None where there are none.
 
@@ -102,57 +80,52 @@ def find_fill(data: np.ndarray) -> Fill | None:
     data:
         ``(I, J, K)`` finite.
     """
-    levels = _levels(data)
-    constant = _constant_blocks(levels)
-    values, counts = np.unique(levels[:-1, :-1, :-1][constant], return_counts=True)
-    values = values[counts >= _LEAST_BLOCKS]
-    lowest = levels.min()
-    if lowest < 0 and int((levels == lowest).sum()) >= _LEAST_REPEATS:
-        values = np.union1d(values, [lowest])
-    everything = _sample(levels)
-    high = _high_bound(values, everything, levels)
-    ordered = everything[everything < high]
-    low = _low_bound(values, ordered)
-    ordered = ordered[ordered > low]
-    if ordered.size == 0:
+    levels = rounded_levels(data)
+    constant = constant_cubes(levels)
+    values = candidate_values(levels, constant)
+    everything = sampled(levels)
+    high = high_bound(values, everything, levels)
+    below_high = everything[everything < high]
+    low = low_bound(values, below_high)
+    measured = below_high[below_high > low]
+    if measured.size == 0:
         return None
+
     mask = _out_of_range(data, levels, low, high)
-    found = values[(values <= low) | (values >= high)].tolist()
+    fill_values = values[(values <= low) | (values >= high)].tolist()
     step = 0.0
     if mask.any():
-        rest = _range(ordered, _RIM_TAIL)
+        rest = range_of(measured, RIM_TAIL)
         wider = _with_rim(mask, levels, rest, low, high)
-        if wider.sum() > mask.sum():
-            step = max(abs(value - rest.low) for value in found) / rest.width if found else 0.0
+        was_interpolated = wider.sum() > mask.sum()
+        if was_interpolated and fill_values:
+            step = max(abs(value - rest.low) for value in fill_values) / rest.width
         mask = wider
+
     loose = _loose_fill(levels, mask)
     if loose is not None:
         mask |= loose.mask
-        found = found or list(loose.values)
+        fill_values = fill_values or list(loose.values)
         step = max(step, loose.step)
     if mask.all():
         return None
+
     if mask.any():
-        ordered = _sample(levels[~mask])
-    inside = values[(values > low) & (values < high)]
-    for value, region in _inner_fill(levels, inside, constant, ordered, everything):
+        measured = sampled(levels[~mask])
+    between = values[(values > low) & (values < high)]
+    for value, region in _inner_fill(levels, between, constant, measured, everything):
         mask |= region
-        found.append(value)
+        fill_values.append(value)
     if not mask.any():
         return None
-    exact = [float(np.median(data[levels == value])) if (levels == value).any() else value for value in found]
+    exact = [_exact_value(data, levels, value) for value in fill_values]
     return Fill(mask, tuple(sorted(exact)), step)
 
 
-def _levels(data: np.ndarray) -> np.ndarray:
-    """The data rounded to about three digits: interpolation leaves a constant region constant but for the last of them."""
-    dropped = 23 - _KEPT_BITS
-    bits = data.astype(np.float32).view(np.int32)
-    rounded = ((bits + (1 << (dropped - 1))) & ~((1 << dropped) - 1)).view(np.float32)
-    sizes = np.abs(_sample(data))
-    sizes = sizes[sizes > 0]
-    faint = 2.0**-_KEPT_BITS * float(np.percentile(sizes, 25)) if sizes.size else 0.0
-    return np.where(np.abs(rounded) < faint, np.float32(0), rounded)
+def _exact_value(data: np.ndarray, levels: np.ndarray, level: float) -> float:
+    """The value in the file that was rounded to a level."""
+    at_level = levels == level
+    return float(np.median(data[at_level])) if at_level.any() else level
 
 
 def _out_of_range(data: np.ndarray, levels: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -163,116 +136,26 @@ def _out_of_range(data: np.ndarray, levels: np.ndarray, low: float, high: float)
         if at.any():
             exact, counts = np.unique(data[at], return_counts=True)
             most = int(counts.argmax())
-            lone = counts[most] >= _EXACT * counts.sum()
+            lone = counts[most] >= EXACT * counts.sum()
             mask |= (data == exact[most]) if lone else at
     return mask
 
 
-def _constant_blocks(data: np.ndarray) -> np.ndarray:
-    """Which cubes of 2 x 2 x 2 voxels are constant, ``(I - 1, J - 1, K - 1)`` bool, by their first corner."""
-    least = most = data
-    for axis in range(3):
-        first = [slice(None)] * 3
-        second = [slice(None)] * 3
-        first[axis] = slice(None, -1)
-        second[axis] = slice(1, None)
-        least = np.minimum(least[tuple(first)], least[tuple(second)])
-        most = np.maximum(most[tuple(first)], most[tuple(second)])
-    return least == most
-
-
-def _sample(data: np.ndarray) -> np.ndarray:
-    """Some of the voxels, evenly spread and ascending."""
-    step = max(1, data.size // _SAMPLE) | 1  # odd, so as not to fall into step with the rows
-    return np.sort(data.ravel()[::step])
-
-
-def _range(ordered: np.ndarray, tail: float) -> _Range:
-    """Range of ascending values but for their ends: 2 % at the lower, a part of ``tail`` at the upper, which may be an interpolated rim."""
-    last = len(ordered) - 1
-    return _Range(float(ordered[int(_RIM_TAIL * last)]), float(ordered[int((1 - tail) * last)]))
-
-
-def _low_bound(values: np.ndarray, ordered: np.ndarray) -> float:
-    """At or below it all is fill: a little above the highest fill value below all else. Minus infinity where there is none."""
-    for value in values[values < 0][::-1]:
-        above = ordered[np.searchsorted(ordered, value, "right") :]
-        if above.size == 0:
-            continue
-        reach = float(np.median(above)) - value
-        ringing = value + _RINGING * reach
-        rest = _range(above[np.searchsorted(above, ringing) :], _OUTLIERS)
-        gap = rest.low - value
-        if rest.width <= 0 or gap < max(_LOW_GAP * rest.width, 2 * _RINGING * reach):
-            continue
-        under = _count(ordered, -np.inf, np.nextafter(value, np.float32(-np.inf)))
-        exact = _count(ordered, value, value)
-        over = _count(ordered, np.nextafter(value, np.float32(np.inf)), ringing)
-        near = _count(ordered, ringing, value + gap / 2)
-        is_ringing = under >= _UNDERSHOT * over
-        is_lone = over <= _STRAY * exact
-        if (is_ringing or is_lone) and _OUTNUMBERS * near <= under + exact + over:
-            bound = float(value + _RINGING * gap)
-            return float(value) if _is_exact(ordered[ordered <= bound], values) else bound
-    return -np.inf
-
-
-def _high_bound(values: np.ndarray, ordered: np.ndarray, data: np.ndarray) -> float:
-    """At or above it all is fill: a little below the lowest fill value above all else. Infinity where there is none."""
-    corners = data[:: data.shape[0] - 1, :: data.shape[1] - 1, :: data.shape[2] - 1]
-    bound = np.inf
-    for value in values[values > 0][::-1]:
-        below = ordered[: np.searchsorted(ordered, value, "left")]
-        if value >= bound or below.size == 0:
-            continue
-        reach = value - float(np.median(below))
-        ringing = value - _RINGING * reach
-        at_corner = bool((corners >= ringing).any())
-        rest = _range(below[: np.searchsorted(below, ringing)], _RIM_TAIL if at_corner else _OUTLIERS)
-        gap = value - rest.high
-        if rest.width <= 0 or gap < max(_HIGH_GAP * rest.width, 2 * _RINGING * reach):
-            continue
-        near = _count(ordered, value - gap / 2, ringing)
-        beyond = _count(ordered, value + _RINGING * reach, bound)
-        if _OUTNUMBERS * (near + beyond) > _count(ordered, ringing, bound):
-            continue
-        region = data >= ringing
-        at_faces = any(np.take(region, end, axis).any() for axis in range(3) for end in (0, -1))
-        if at_faces or (gap >= _FAR_GAP * rest.width and _is_abrupt(region, data, value - gap / 2)):
-            bound = float(value - _RINGING * gap)
-            bound = float(value) if _is_exact(ordered[ordered >= bound], values) else bound
-    return bound
-
-
-def _is_exact(fill: np.ndarray, values: np.ndarray) -> bool:
-    """Whether all but a few of the voxels have one of the fill values, so that none was interpolated."""
-    return bool(np.isin(fill, values).mean() >= _EXACT)
-
-
-def _count(ordered: np.ndarray, low: float, high: float) -> int:
-    """How many of ascending values lie between two bounds, both included."""
-    return int(np.searchsorted(ordered, high, "right") - np.searchsorted(ordered, low))
-
-
-def _is_abrupt(region: np.ndarray, data: np.ndarray, halfway: float) -> bool:
-    """Whether most of what lies around a bright region is not half as far above all else: saturated tissue fades instead."""
-    around = data[grown(region) & ~region]
-    return around.size > 0 and bool(np.median(around) <= halfway)
-
-
-def _with_rim(fill: np.ndarray, data: np.ndarray, rest: _Range, low: float, high: float) -> np.ndarray:
+def _with_rim(fill: np.ndarray, data: np.ndarray, rest: Range, low: float, high: float) -> np.ndarray:
     """Fill beyond the range of all else, with what interpolation has mixed with it.
 
     A shell of voxels in which several lie between the fill and all else was interpolated. A cubic kernel overshoots in the shell
     beyond, which is left out, too.
     """
-    below, above = -np.inf, np.inf
+    below = -np.inf
+    above = np.inf
     if np.isfinite(low):
         below = rest.low - max(0.02 * rest.width, 0.1 * (rest.low - low))
     if np.isfinite(high):
         above = rest.high + max(0.02 * rest.width, 0.1 * (high - rest.high))
     blended = (data < below) | (data > above)
-    mask, width = fill, 0
+    mask = fill
+    width = 0
     while width < _WIDEST_RIM:
         wider = grown(mask)
         shell = wider & ~mask
@@ -289,16 +172,18 @@ def _loose_fill(data: np.ndarray, known: np.ndarray) -> Fill | None:
     middle = data[tuple(slice(size // 4, size - size // 4) for size in data.shape)]
     low, high = (float(value) for value in np.percentile(middle, [0.1, 99.9]))
     width = high - low
-    beyond = ((data < low - _LOOSE_GAP * width) | (data > high + _LOOSE_GAP * width)) & ~known
-    if width <= 0 or not _edges(beyond).any():
+    far_below = data < low - _LOOSE_GAP * width
+    far_above = data > high + _LOOSE_GAP * width
+    beyond = (far_below | far_above) & ~known
+    if width <= 0 or not edges_of(beyond).any():
         return None
-    loose = _reaching_edges(beyond)
+    loose = reaching_edges(beyond)
     if loose.mean() < _LEAST_SHARE:
         return None
     value = float(np.median(data[loose]))
     step = abs(value - low) / width
-    shells = np.log(_RINGING * step / _HARMLESS) / np.log(1 / _RINGING_DECAY)
-    for _ in range(int(np.clip(np.ceil(shells), 1, _WIDEST_RIM))):
+    shells_that_ring = np.log(RINGING * step / _HARMLESS) / np.log(1 / _RINGING_DECAY)
+    for _ in range(int(np.clip(np.ceil(shells_that_ring), 1, _WIDEST_RIM))):
         loose = grown(loose)
     return Fill(loose, (value,), step)
 
@@ -309,36 +194,22 @@ def _inner_fill(
     """Values among the tissues' that fill constant regions along edges of the volume, and those regions."""
     if ordered.size == 0:
         return
-    rest = _range(ordered, _OUTLIERS)
-    for value in np.intersect1d(values, _edges(data)):
+    rest = range_of(ordered, OUTLIERS)
+    for value in np.intersect1d(values, edges_of(data)):
         darker = np.searchsorted(everything, value, "left") / len(everything)
         if value - rest.low < _INNER_GAP * rest.width or darker < _LEAST_BELOW:
             continue
-        region = _reaching_edges(data == value)
+        region = reaching_edges(data == value)
         cubes = constant & region[:-1, :-1, :-1]
-        if region.mean() >= _LEAST_SHARE and cubes.sum() >= _SOLID * region.sum():
+        is_large = region.mean() >= _LEAST_SHARE
+        is_solid = cubes.sum() >= _SOLID * region.sum()
+        if is_large and is_solid:
             yield float(value), _with_slope(region, data, float(value), rest.low)
-
-
-def _edges(data: np.ndarray) -> np.ndarray:
-    """All voxels of the twelve edges of a volume."""
-    ends = (0, -1)
-    along = [data[:, j, k] for j in ends for k in ends]
-    along += [data[i, :, k] for i in ends for k in ends]
-    along += [data[i, j, :] for i in ends for j in ends]
-    return np.concatenate(along)
-
-
-def _reaching_edges(region: np.ndarray) -> np.ndarray:
-    """The connected parts of a region that reach an edge of the volume."""
-    labels, _ = ndimage.label(region)
-    reaching = np.setdiff1d(np.unique(_edges(labels)), [0])
-    return np.isin(labels, reaching)
 
 
 def _with_slope(region: np.ndarray, data: np.ndarray, value: float, low: float) -> np.ndarray:
     """A region with the shells around it that are almost of its value, or lead from it to that of what lies beyond."""
-    alike = np.abs(data - value) <= _RINGING * (value - low)
+    alike = np.abs(data - value) <= RINGING * (value - low)
     for _ in range(_WIDEST_RIM):
         wider = grown(region)
         shell = wider & ~region
@@ -351,8 +222,3 @@ def _with_slope(region: np.ndarray, data: np.ndarray, value: float, low: float) 
             break
         region = wider
     return region
-
-
-def grown(mask: np.ndarray) -> np.ndarray:
-    """A mask wider by one voxel in every direction, diagonals too."""
-    return ndimage.maximum_filter(mask.view(np.uint8), 3).view(bool)

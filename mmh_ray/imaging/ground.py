@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from mmh_ray.imaging.borders import border
 from mmh_ray.imaging.fill import Fill, find_fill
 from mmh_ray.imaging.head import largest
 from mmh_ray.imaging.volume import Volume
@@ -84,10 +85,12 @@ def find_ground(volume: Volume) -> Ground:
     shown = volume.data != surrounding
     if fill is not None:
         shown &= ~fill.mask
+    measured = volume.data if fill is None else volume.data[~fill.mask]
     floor = 0.0
-    if shown.any() and (volume.data.min() < 0 if fill is None else volume.data[~fill.mask].min() < 0):
+    if shown.any() and measured.min() < 0:
         floor = min(0.0, float(np.percentile(volume.data[shown], _FLOOR_PERCENT)))
-    return Ground(floor, fill, shown if _is_brain_alone(volume, shown, surrounding) else None)
+    is_stripped = _is_brain_alone(volume, shown, surrounding)
+    return Ground(floor, fill, shown if is_stripped else None)
 
 
 def on_dark_ground(volume: Volume) -> tuple[Volume, float]:
@@ -106,14 +109,10 @@ def background(data: np.ndarray, fill: Fill | None = None) -> float:
     faces = border(data)
     if fill is not None:
         measured = faces[~border(fill.mask)]
-        faces = measured if measured.size >= _LEAST_MEASURED * faces.size else faces
+        if measured.size >= _LEAST_MEASURED * faces.size:
+            faces = measured
     values, counts = np.unique(faces, return_counts=True)
     return float(values[np.argmax(counts)])
-
-
-def border(data: np.ndarray) -> np.ndarray:
-    """All voxels of the six faces of a volume, ``(n,)``."""
-    return np.concatenate([np.take(data, end, axis).ravel() for axis in range(3) for end in (0, -1)])
 
 
 def _is_brain_alone(volume: Volume, shown: np.ndarray, surrounding: float) -> bool:
@@ -122,8 +121,10 @@ def _is_brain_alone(volume: Volume, shown: np.ndarray, surrounding: float) -> bo
     A head cut by its field of view, with dark air, is as small as a brain. But from its surface inwards it is bright (scalp), then
     dark (bone), then bright again, and a brain is not. That takes a background that is darkest, as the signal's zero.
     """
+    if not shown.any() or shown.mean() >= _MOST_SHOWN:
+        return False
     voxel_ml = float(np.prod(volume.spacing)) / 1000
-    if not shown.any() or shown.mean() >= _MOST_SHOWN or shown.sum() * voxel_ml >= _LARGEST_BRAIN_ML:
+    if shown.sum() * voxel_ml >= _LARGEST_BRAIN_ML:
         return False
     darker = float((volume.data[shown] < surrounding).mean())
     return darker > _MOST_DARKER or not _has_skull(volume, shown, surrounding)
@@ -133,27 +134,32 @@ def _has_skull(volume: Volume, shown: np.ndarray, zero: float) -> bool:
     """Whether a dark layer parts what a scan shows from its surface."""
     steps = [max(1, round(_LOOK_MM / size)) for size in volume.spacing]
     coarse = tuple(slice(None, None, step) for step in steps)
-    sizes = [size * step for size, step in zip(volume.spacing, steps, strict=True)]
+    sizes_mm = [size * step for size, step in zip(volume.spacing, steps, strict=True)]
     head = largest(_filled(shown[coarse]))
-    depth = _depth(head, sizes)
+    depth_mm = _depth(head, sizes_mm)
     signal = volume.data[coarse] - zero
-    deep = signal[head & (depth > _DEEP_MM)]
+    deep = signal[head & (depth_mm > _DEEP_MM)]
     if deep.size == 0:
         return False
-    rim = float(np.prod(sizes)) ** (1 / 3) * 1.01  # the outermost voxels are only in part inside
-    outer, skull, below = 0.0, np.inf, np.inf
+    rim_mm = float(np.prod(sizes_mm)) ** (1 / 3) * 1.01  # the outermost voxels are only in part inside
+    inner = head & (depth_mm > rim_mm)
+    brightest_outside = 0.0
+    darkest_skull = np.inf
+    darkest_below = np.inf
+    first_skull_mm, last_skull_mm = _SKULL_MM
     for start in np.arange(0, _DEEP_MM, _LAYER_MM):
-        layer = signal[head & (depth > start) & (depth <= start + _LAYER_MM) & (depth > rim)]
+        layer = signal[inner & (depth_mm > start) & (depth_mm <= start + _LAYER_MM)]
         if layer.size == 0:
             continue
         quartile, median = np.percentile(layer, [25, 50])
         if start < _OUTER_MM:
-            outer = max(outer, float(median))
+            brightest_outside = max(brightest_outside, float(median))
         else:
-            below = min(below, float(quartile))
-        if _SKULL_MM[0] <= start < _SKULL_MM[1]:
-            skull = min(skull, float(quartile))
-    return skull < _DARK * float(np.median(deep)) or below < _GAP * outer
+            darkest_below = min(darkest_below, float(quartile))
+        if first_skull_mm <= start < last_skull_mm:
+            darkest_skull = min(darkest_skull, float(quartile))
+    is_dark = darkest_skull < _DARK * float(np.median(deep))
+    return is_dark or darkest_below < _GAP * brightest_outside
 
 
 def _filled(shown: np.ndarray) -> np.ndarray:
@@ -169,7 +175,7 @@ def _filled(shown: np.ndarray) -> np.ndarray:
 
 def _depth(head: np.ndarray, sizes: list[float]) -> np.ndarray:
     """Depth below the surface in mm; where the field of view cuts a head, that is no surface."""
-    beyond = [int(np.ceil(_DEEP_MM / size)) + 1 for size in sizes]
-    wider = np.pad(head, [(width, width) for width in beyond], mode="edge")
-    inner = tuple(slice(width, -width) for width in beyond)
-    return ndimage.distance_transform_edt(wider, sampling=sizes)[inner]
+    margins = [int(np.ceil(_DEEP_MM / size)) + 1 for size in sizes]
+    continued = np.pad(head, [(margin, margin) for margin in margins], mode="edge")
+    without_margin = tuple(slice(margin, -margin) for margin in margins)
+    return ndimage.distance_transform_edt(continued, sampling=sizes)[without_margin]

@@ -240,10 +240,9 @@ def wear(model: GlobalHarmonizer, name: str | None) -> None:
     """Switch one adapter of the model on, or all off; the weights of one that is on are trainable."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    is_on = name is not None
     for module in model.denoiser.unet.modules():
         if not isinstance(module, BaseTunerLayer):
             continue
-        if is_on:
+        if name is not None:
             module.set_adapter(name)
-        module.enable_adapters(is_on)
+        module.enable_adapters(name is not None)

@@ -1,0 +1,178 @@
+"""Which values of a scan are fill: those that no measurement gave, by the histogram and by constant cubes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmh_ray.imaging.borders import border, grown
+
+_KEPT_BITS = 10
+"""Of a value's 23 bits after the leading one: those by which values are told apart."""
+_LEAST_BLOCKS = 8
+"""Constant cubes of 2 x 2 x 2 voxels from which a value may be a fill value."""
+_LEAST_REPEATS = 16
+"""Voxels that must share the lowest value exactly, where they do not lie together."""
+_LOW_GAP = 0.05
+"""Distance of a fill value below zero from the darkest of all else, as a share of the range of all else."""
+_HIGH_GAP = 0.5
+"""The same above the brightest of all else, for regions that reach the volume's faces: saturated tissue seldom does."""
+_FAR_GAP = 3.0
+"""The same for regions inside the volume, which must also end abruptly."""
+_OUTNUMBERS = 2
+"""Voxels of a fill value for each voxel of another value near it: the histogram of tissue has no such lone peaks."""
+EXACT = 0.99
+"""Part of a fill region that must have just its value to be left as it is."""
+RINGING = 0.15
+"""Part of the step to all else by which cubic interpolation overshoots at its ends."""
+RIM_TAIL = 0.02
+"""Part of all else that may be an interpolated rim."""
+OUTLIERS = 0.002
+"""Part of all else that is brighter than its range: vessels, fat."""
+_UNDERSHOT = 0.2
+"""Voxels below a low fill value, for each a little above it, from which it was interpolated and rings: noise never lies on one side."""
+_STRAY = 0.15
+"""Voxels a little above a low fill value, for each that has it, which may be its rim."""
+_SAMPLE = 1_000_000
+"""About as many voxels stand for all in percentiles."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The darkest and the brightest of what was measured, but for outliers."""
+
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        return self.high - self.low
+
+
+def candidate_values(levels: np.ndarray, constant: np.ndarray) -> np.ndarray:
+    """Values that may be fill, ascending: those of several constant cubes, and a lowest one below zero that repeats.
+
+    Parameters
+    ----------
+    levels:
+        ``(I, J, K)`` of :func:`rounded_levels`.
+    constant:
+        ``(I - 1, J - 1, K - 1)`` of :func:`constant_cubes`.
+    """
+    values, counts = np.unique(levels[:-1, :-1, :-1][constant], return_counts=True)
+    values = values[counts >= _LEAST_BLOCKS]
+    lowest = levels.min()
+    if lowest < 0 and int((levels == lowest).sum()) >= _LEAST_REPEATS:
+        values = np.union1d(values, [lowest])
+    return values
+
+
+def rounded_levels(data: np.ndarray) -> np.ndarray:
+    """The data rounded to about three digits: interpolation leaves a constant region constant but for the last of them."""
+    dropped = 23 - _KEPT_BITS
+    half = 1 << (dropped - 1)
+    kept = ~((1 << dropped) - 1)
+    bits = data.astype(np.float32).view(np.int32)
+    rounded = ((bits + half) & kept).view(np.float32)
+    sizes = np.abs(sampled(data))
+    sizes = sizes[sizes > 0]
+    faint = 2.0**-_KEPT_BITS * float(np.percentile(sizes, 25)) if sizes.size else 0.0
+    return np.where(np.abs(rounded) < faint, np.float32(0), rounded)
+
+
+def constant_cubes(data: np.ndarray) -> np.ndarray:
+    """Which cubes of 2 x 2 x 2 voxels are constant, ``(I - 1, J - 1, K - 1)`` bool, by their first corner."""
+    least = most = data
+    for axis in range(3):
+        first = [slice(None)] * 3
+        second = [slice(None)] * 3
+        first[axis] = slice(None, -1)
+        second[axis] = slice(1, None)
+        least = np.minimum(least[tuple(first)], least[tuple(second)])
+        most = np.maximum(most[tuple(first)], most[tuple(second)])
+    return least == most
+
+
+def sampled(data: np.ndarray) -> np.ndarray:
+    """Some of the voxels, evenly spread and ascending."""
+    step = max(1, data.size // _SAMPLE) | 1  # odd, so as not to fall into step with the rows
+    return np.sort(data.ravel()[::step])
+
+
+def range_of(ordered: np.ndarray, tail: float) -> Range:
+    """Range of ascending values but for their ends: 2 % at the lower, a part of ``tail`` at the upper, which may be an interpolated rim."""
+    last = len(ordered) - 1
+    low = ordered[int(RIM_TAIL * last)]
+    high = ordered[int((1 - tail) * last)]
+    return Range(float(low), float(high))
+
+
+def low_bound(values: np.ndarray, ordered: np.ndarray) -> float:
+    """At or below it all is fill: a little above the highest fill value below all else. Minus infinity where there is none."""
+    for value in values[values < 0][::-1]:
+        above = ordered[np.searchsorted(ordered, value, "right") :]
+        if above.size == 0:
+            continue
+        reach = float(np.median(above)) - value
+        ringing = value + RINGING * reach
+        rest = range_of(above[np.searchsorted(above, ringing) :], OUTLIERS)
+        gap = rest.low - value
+        if rest.width <= 0 or gap < max(_LOW_GAP * rest.width, 2 * RINGING * reach):
+            continue
+        just_below = np.nextafter(value, np.float32(-np.inf))
+        just_above = np.nextafter(value, np.float32(np.inf))
+        under = _count(ordered, -np.inf, just_below)
+        exact = _count(ordered, value, value)
+        over = _count(ordered, just_above, ringing)
+        near = _count(ordered, ringing, value + gap / 2)
+        is_ringing = under >= _UNDERSHOT * over
+        is_lone = over <= _STRAY * exact
+        if (is_ringing or is_lone) and _OUTNUMBERS * near <= under + exact + over:
+            bound = float(value + RINGING * gap)
+            return float(value) if _is_exact(ordered[ordered <= bound], values) else bound
+    return -np.inf
+
+
+def high_bound(values: np.ndarray, ordered: np.ndarray, data: np.ndarray) -> float:
+    """At or above it all is fill: a little below the lowest fill value above all else. Infinity where there is none."""
+    corners = data[:: data.shape[0] - 1, :: data.shape[1] - 1, :: data.shape[2] - 1]
+    bound = np.inf
+    for value in values[values > 0][::-1]:
+        below = ordered[: np.searchsorted(ordered, value, "left")]
+        if value >= bound or below.size == 0:
+            continue
+        reach = value - float(np.median(below))
+        ringing = value - RINGING * reach
+        at_corner = bool((corners >= ringing).any())
+        tail = RIM_TAIL if at_corner else OUTLIERS
+        rest = range_of(below[: np.searchsorted(below, ringing)], tail)
+        gap = value - rest.high
+        if rest.width <= 0 or gap < max(_HIGH_GAP * rest.width, 2 * RINGING * reach):
+            continue
+        near = _count(ordered, value - gap / 2, ringing)
+        beyond = _count(ordered, value + RINGING * reach, bound)
+        if _OUTNUMBERS * (near + beyond) > _count(ordered, ringing, bound):
+            continue
+        region = data >= ringing
+        is_far = gap >= _FAR_GAP * rest.width
+        if border(region).any() or (is_far and _is_abrupt(region, data, halfway=value - gap / 2)):
+            bound = float(value - RINGING * gap)
+            bound = float(value) if _is_exact(ordered[ordered >= bound], values) else bound
+    return bound
+
+
+def _is_exact(fill: np.ndarray, values: np.ndarray) -> bool:
+    """Whether all but a few of the voxels have one of the fill values, so that none was interpolated."""
+    return bool(np.isin(fill, values).mean() >= EXACT)
+
+
+def _count(ordered: np.ndarray, low: float, high: float) -> int:
+    """How many of ascending values lie between two bounds, both included."""
+    return int(np.searchsorted(ordered, high, "right") - np.searchsorted(ordered, low))
+
+
+def _is_abrupt(region: np.ndarray, data: np.ndarray, halfway: float) -> bool:
+    """Whether most of what lies around a bright region is not half as far above all else: saturated tissue fades instead."""
+    around = data[grown(region) & ~region]
+    return around.size > 0 and bool(np.median(around) <= halfway)
