@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import psutil
 
-_V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-_V2 = "memory.max", "memory.current", "inactive_file"
-"""Files with the limit and the use of a control group, and the entry of its `memory.stat` that counts what is only cache, by version."""
+
+class _GroupFiles(NamedTuple):
+    """Files of a control group with its limit and its use, and the entry of its `memory.stat` that counts what is only cache."""
+
+    limit: str
+    used: str
+    cache: str
+
+
+_V1 = _GroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _GroupFiles("memory.max", "memory.current", "inactive_file")
 
 
 def free_memory(own: str | Path = "/proc/self/cgroup", mount: str | Path = "/sys/fs/cgroup") -> int:
@@ -24,17 +33,22 @@ def free_memory(own: str | Path = "/proc/self/cgroup", mount: str | Path = "/sys
     with contextlib.suppress(OSError):
         for line in Path(own).read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            root, names = (Path(mount, "memory"), _V1) if controllers else (Path(mount), _V2)
-            if not controllers or "memory" in controllers.split(","):
-                group = PurePosixPath(path)
-                left += [_left(root / str(above).lstrip("/"), *names) for above in (group, *group.parents)]
+            is_version_2 = not controllers
+            if not is_version_2 and "memory" not in controllers.split(","):
+                continue
+            root = Path(mount) if is_version_2 else Path(mount, "memory")
+            files = _V2 if is_version_2 else _V1
+            group = PurePosixPath(path)
+            for ancestor in (group, *group.parents):
+                left.append(_left(root / str(ancestor).lstrip("/"), files))
     return int(max(0, min(left)))
 
 
-def _left(group: Path, limit: str, used: str, cache: str) -> float:
+def _left(group: Path, files: _GroupFiles) -> float:
     """Bytes that a group may still take; what has no limit, or is not shown inside a container, bounds nothing."""
     with contextlib.suppress(OSError, ValueError):  # "max" is no number
-        most, taken = (int((group / name).read_text()) for name in (limit, used))
+        limit = int((group / files.limit).read_text())
+        used = int((group / files.used).read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return most - taken + int(stat.get(cache, 0))
+        return limit - used + int(stat.get(files.cache, 0))
     return float("inf")

@@ -75,7 +75,8 @@ class Registration:
     @property
     def degrees(self) -> float:
         """Angle of that rotation."""
-        return float(np.degrees(np.arccos(np.clip((np.trace(self.rotation) - 1) / 2, -1, 1))))
+        cosine = (np.trace(self.rotation) - 1) / 2
+        return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
 
 def register_head(volume: Volume, head: np.ndarray) -> Registration:
@@ -95,14 +96,15 @@ def register_head(volume: Volume, head: np.ndarray) -> Registration:
         _placed(target + np.array([0, ahead, up]), size, turn)
         for turn, ahead, up, size in product(_TURNS, (0, -15, 15), (0, -20, -10, 10), _STARTS)
     ]
-    found = _registered(data, affine, starts, _HEAD_MARGINS)
-    if found.quality < POOR:
-        part = _registered(data, affine, starts, _HEAD_MARGINS, CUT)
-        found = part if part.quality >= POOR else found
+    registration = _registered(data, affine, starts, _HEAD_MARGINS)
+    if registration.quality < POOR:
+        of_cut_brain = _registered(data, affine, starts, _HEAD_MARGINS, CUT)
+        if of_cut_brain.quality >= POOR:
+            registration = of_cut_brain
     agreement = match(data, affine, np.eye(4))
-    if agreement >= max(POOR, found.quality):
+    if agreement >= max(POOR, registration.quality):
         return Registration(np.eye(4), agreement, "given space")
-    return found
+    return registration
 
 
 def register_brain(volume: Volume, brain: np.ndarray) -> Registration:
@@ -117,7 +119,9 @@ def register_brain(volume: Volume, brain: np.ndarray) -> Registration:
     edge_low = low - np.where(cut_low, 0, _MARGIN_MM)
     edge_high = high + np.where(cut_high, 0, _MARGIN_MM)
     data, affine = upright(volume, brain, edge_low, edge_high, GRID_MM)
-    mask = upright(volume.like(np.ones_like(volume.data)), brain, edge_low, edge_high, GRID_MM)[0] > 0.5
+    ones = volume.like(np.ones_like(volume.data))
+    share, _ = upright(ones, brain, edge_low, edge_high, GRID_MM)
+    mask = share > 0.5
     if _overlap(mask, affine) >= _SAME:
         agreement = match(data, affine, np.eye(4))
         if agreement >= POOR:
@@ -125,11 +129,12 @@ def register_brain(volume: Volume, brain: np.ndarray) -> Registration:
     whole = _registered_whole(volume, brain, data, affine, mask)
     if not is_cut or whole.quality >= POOR:
         return whole
-    starts = [
-        _placed(_anchored(low, high, cut_low, cut_high, size), size, turn) for turn, size in product(_TURNS, _STARTS)
-    ]
-    part = _registered(data, affine, starts, _BRAIN_MARGINS, CUT)
-    return part if part.quality > whole.quality else whole
+    starts = []
+    for turn, size in product(_TURNS, _STARTS):
+        middle = _anchored(low, high, cut_low, cut_high, size)
+        starts.append(_placed(middle, size, turn))
+    of_cut_brain = _registered(data, affine, starts, _BRAIN_MARGINS, CUT)
+    return of_cut_brain if of_cut_brain.quality > whole.quality else whole
 
 
 def _registered_whole(
@@ -137,8 +142,10 @@ def _registered_whole(
 ) -> Registration:
     """From starts that take the brain for a whole one: its centre on the template's, its volume the template's."""
     known = template()
-    centre = (volume.affine @ [*np.argwhere(brain).mean(axis=0), 1.0])[:3]
-    offset = known.affine[:3, 3] + GRID_MM * np.argwhere(known.brain).mean(axis=0) - known.middle
+    centre_voxel = np.argwhere(brain).mean(axis=0)
+    centre = (volume.affine @ [*centre_voxel, 1.0])[:3]
+    known_centre = known.affine[:3, 3] + GRID_MM * np.argwhere(known.brain).mean(axis=0)
+    offset = known_centre - known.middle
     size = float(mask.sum() / known.brain.sum()) ** (1 / 3)
     if size < _SMALLEST:
         return _shifted(data, affine, centre - offset)
@@ -148,26 +155,30 @@ def _registered_whole(
 
 def _cut_sides(volume: Volume, brain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Along which world axes the field of view cuts a brain at its low and at its high end, ``(3,)`` bool each."""
-    low, high = np.zeros(3, bool), np.zeros(3, bool)
+    low = np.zeros(3, bool)
+    high = np.zeros(3, bool)
     orientation = nib.orientations.io_orientation(volume.affine)
-    sections = brain.sum()
-    for axis, (world, direction) in enumerate(orientation):
-        for end, is_low in ((0, direction > 0), (-1, direction < 0)):
-            section = np.take(brain, end, axis).sum() * brain.shape[axis]
-            if section > _LEAST_SECTION * sections:
-                (low if is_low else high)[int(world)] = True
+    for axis, (world_axis, direction) in enumerate(orientation):
+        least_section = _LEAST_SECTION * brain.sum()  # times the number of sections
+        first_is_cut = np.take(brain, 0, axis).sum() * brain.shape[axis] > least_section
+        last_is_cut = np.take(brain, -1, axis).sum() * brain.shape[axis] > least_section
+        is_same_way = direction > 0  # the first slice is at the low end of the world axis
+        low[int(world_axis)] = first_is_cut if is_same_way else last_is_cut
+        high[int(world_axis)] = last_is_cut if is_same_way else first_is_cut
     return low, high
 
 
 def _anchored(low: np.ndarray, high: np.ndarray, cut_low: np.ndarray, cut_high: np.ndarray, size: float) -> np.ndarray:
     """Where the template's middle lies, mm, if a brain between two corners is laid by the sides that are not cut."""
     known = template()
-    places = np.argwhere(known.brain) @ known.affine[:3, :3].T + known.affine[:3, 3]
-    to_low = size * (places.min(axis=0) - known.middle)
-    to_high = size * (places.max(axis=0) - known.middle)
-    by_low, by_high = low - to_low, high - to_high
+    places_mm = np.argwhere(known.brain) @ known.affine[:3, :3].T + known.affine[:3, 3]
+    to_low = size * (places_mm.min(axis=0) - known.middle)
+    to_high = size * (places_mm.max(axis=0) - known.middle)
+    by_low = low - to_low
+    by_high = high - to_high
     middle = (by_low + by_high) / 2
-    return np.where(cut_low & ~cut_high, by_high, np.where(cut_high & ~cut_low, by_low, middle))
+    middle = np.where(cut_high & ~cut_low, by_low, middle)
+    return np.where(cut_low & ~cut_high, by_high, middle)
 
 
 def in_template_space(volume: Volume, registration: Registration, order: int) -> Volume:

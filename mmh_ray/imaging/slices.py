@@ -15,13 +15,18 @@ PLANES = ("axial", "coronal", "sagittal")
 NORMAL = {"axial": 2, "coronal": 1, "sagittal": 0}
 """Working-grid axis along which a plane's slices are stacked."""
 
-
 AXES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 2, 1)}
+"""Working-grid axes of a plane: along its normal, down and across its slices."""
 
 
 def slice_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Height and width of the rectangle that holds every plane's slices of a volume ``X Y Z``."""
-    heights, widths = zip(*([shape[axis] for axis in AXES[plane][1:]] for plane in PLANES), strict=True)
+    heights = []
+    widths = []
+    for plane in PLANES:
+        _, height_axis, width_axis = AXES[plane]
+        heights.append(shape[height_axis])
+        widths.append(shape[width_axis])
     return max(heights), max(widths)
 
 
@@ -34,35 +39,42 @@ def along(volume: np.ndarray, plane: str) -> np.ndarray:
 def take_slabs(volume: np.ndarray, plane: str, indices: Sequence[int], slab: int, size: tuple[int, int]) -> np.ndarray:
     """Slabs of ``slab`` neighbouring slices around ``indices``, ``(n, K, H, W)``; beyond the volume and the slice: zero."""
     slices = along(volume, plane)
+    last = len(slices) - 1
     half = slab // 2
-    wanted = np.asarray(indices)[:, None] + np.arange(-half, half + 1)
-    inside = (wanted >= 0) & (wanted < len(slices))
-    taken = slices[np.clip(wanted, 0, len(slices) - 1)] * inside[..., None, None]
+    neighbours = np.asarray(indices)[:, None] + np.arange(-half, half + 1)
+    inside = (neighbours >= 0) & (neighbours <= last)
+    taken = slices[np.clip(neighbours, 0, last)] * inside[..., None, None]
     return pad_slices(taken, size)
 
 
 def pad_slices(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Centre ``(..., height, width)`` in a rectangle of zeros ``(..., H, W)``."""
-    before = [(whole - part) // 2 for whole, part in zip(size, images.shape[-2:], strict=True)]
-    after = [whole - part - first for whole, part, first in zip(size, images.shape[-2:], before, strict=True)]
-    padding = [(0, 0)] * (images.ndim - 2) + list(zip(before, after, strict=True))
+    more_rows = size[0] - images.shape[-2]
+    more_columns = size[1] - images.shape[-1]
+    top = more_rows // 2
+    left = more_columns // 2
+    padding = [(0, 0)] * (images.ndim - 2)
+    padding += [(top, more_rows - top), (left, more_columns - left)]
     return np.pad(images, padding)
 
 
 def crop_slices(images: np.ndarray, height: int, width: int) -> np.ndarray:
     """Undo :func:`pad_slices`."""
-    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+    top = (images.shape[-2] - height) // 2
+    left = (images.shape[-1] - width) // 2
     return images[..., top : top + height, left : left + width]
 
 
 def assemble(slabs: np.ndarray, plane: str, indices: Sequence[int], shape: Sequence[int]) -> np.ndarray:
     """Mean of overlapping slabs ``(n, K, H, W)`` as a volume ``(X, Y, Z)``; voxels that no slab covers are zero."""
-    total, count = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    total_slices, count_slices = along(total, plane), along(count, plane)
+    total = np.zeros(shape, np.float32)
+    count = np.zeros(shape, np.float32)
+    total_slices = along(total, plane)  # views: what is added to them is added to the volumes
+    count_slices = along(count, plane)
     height, width = total_slices.shape[1:]
     half = slabs.shape[1] // 2
     for slab, index in zip(crop_slices(slabs, height, width), indices, strict=True):
-        for image, position in zip(slab, range(index - half, index + half + 1), strict=True):
+        for position, image in enumerate(slab, start=index - half):
             if 0 <= position < len(total_slices):
                 total_slices[position] += image
                 count_slices[position] += 1

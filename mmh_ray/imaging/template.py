@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, cached_property
 
+import nibabel as nib
 import numpy as np
 from nilearn import datasets
 from scipy import ndimage
@@ -56,20 +57,21 @@ class Template:
     @property
     def top(self) -> float:
         """Height of the brain's top in mm."""
-        return float(self.affine[2, 3] + GRID_MM * np.flatnonzero(self.brain.any(axis=(0, 1)))[-1])
+        last_slice = np.flatnonzero(self.brain.any(axis=(0, 1)))[-1]
+        return float(self.affine[2, 3] + GRID_MM * last_slice)
 
 
 @cache
 def template() -> Template:
     """The template; loaded once per process."""
     image = datasets.load_mni152_template(resolution=GRID_MM)
-    brain, grey, white = (
-        np.asarray(load(resolution=GRID_MM).dataobj, np.float32)
-        for load in (
-            datasets.load_mni152_brain_mask,
-            datasets.load_mni152_gm_template,
-            datasets.load_mni152_wm_template,
-        )
-    )
-    tissues = np.stack([grey, white, np.clip(brain - grey - white, 0, 1)])
-    return Template(np.asarray(image.dataobj, np.float32), brain > 0.5, tissues, np.asarray(image.affine))
+    brain = _voxels(datasets.load_mni152_brain_mask(resolution=GRID_MM))
+    grey = _voxels(datasets.load_mni152_gm_template(resolution=GRID_MM))
+    white = _voxels(datasets.load_mni152_wm_template(resolution=GRID_MM))
+    fluid = np.clip(brain - grey - white, 0, 1)
+    tissues = np.stack([grey, white, fluid])
+    return Template(_voxels(image), brain > 0.5, tissues, np.asarray(image.affine))
+
+
+def _voxels(image: nib.Nifti1Image) -> np.ndarray:
+    return np.asarray(image.dataobj, np.float32)

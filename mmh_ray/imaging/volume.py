@@ -101,26 +101,25 @@ def _read(path: str | Path) -> Volume:
     return Volume(data, affine, header.as_nibabel)
 
 
-def check_geometry(shape: tuple[int, ...], affine: np.ndarray, path: str | Path) -> None:
+def check_geometry(shape: tuple[int, ...], affine: np.ndarray | None, path: str | Path) -> None:
     """Raise DataError unless the image is 3-D with at least 2 voxels an axis and an invertible affine."""
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
-        remedy = (
-            "Split the series into volumes." if len(shape) > 3 else "Convert the whole volume, or leave this one out."
-        )
+        is_series = len(shape) > 3
+        remedy = "Split the series into volumes." if is_series else "Convert the whole volume, or leave this one out."
         raise DataError(f"{path}: {len(shape)}-D image of shape {tuple(shape)}", "one 3-D volume", remedy)
     if min(shape) < 2:
-        raise DataError(
-            f"{path}: shape {tuple(shape)}", "at least 2 voxels along each axis", "Leave single slices out."
-        )
+        received = f"{path}: shape {tuple(shape)}"
+        raise DataError(received, "at least 2 voxels along each axis", "Leave single slices out.")
+    if affine is None:
+        affine = np.zeros((4, 4))
     with np.errstate(all="ignore"):  # a matrix of huge numbers is refused for its sizes
-        sizes = None if affine is None else np.linalg.norm(affine[:3, :3], axis=0)
-        volume = 0.0 if affine is None else abs(np.linalg.det(affine[:3, :3]))
-    if sizes is None or not np.isfinite(affine).all() or volume < 1e-9:
-        raise DataError(
-            f"{path}: singular affine", "an invertible voxel-to-world matrix", "Restore the sform or qform."
-        )
+        sizes = np.linalg.norm(affine[:3, :3], axis=0)
+        voxel_mm3 = abs(np.linalg.det(affine[:3, :3]))
+    if not np.isfinite(affine).all() or voxel_mm3 < 1e-9:
+        received = f"{path}: singular affine"
+        raise DataError(received, "an invertible voxel-to-world matrix", "Restore the sform or qform.")
     if sizes.min() < SMALLEST_MM or sizes.max() > LARGEST_MM:
         received = f"{path}: voxels of {' x '.join(f'{size:.4g}' for size in sizes)} mm"
         raise DataError(received, f"{SMALLEST_MM:g} to {LARGEST_MM:g} mm", "Restore the voxel size: the unit is mm.")
@@ -139,14 +138,14 @@ def check_memory(path: str | Path, free: int | None = None, bytes_per_voxel: int
 
 
 def _check_room(path: str | Path, voxels: int, free: int, bytes_per_voxel: int) -> None:
+    """DataError where so many voxels need more than the ``free`` bytes."""
     need = bytes_per_voxel * voxels
+    if need <= free:
+        return
     gib = 2**30
-    if need > free:
-        raise DataError(
-            f"{path}: {voxels / 1e6:.0f} million voxels, about {need / gib:.1f} GiB to work on",
-            f"at most the {free / gib:.1f} GiB of memory that are free",
-            "Crop or resample it, or use fewer harmonize.slots or a larger machine.",
-        )
+    received = f"{path}: {voxels / 1e6:.0f} million voxels, about {need / gib:.1f} GiB to work on"
+    expected = f"at most the {free / gib:.1f} GiB of memory that are free"
+    raise DataError(received, expected, "Crop or resample it, or use fewer harmonize.slots or a larger machine.")
 
 
 def _voxels(path: str | Path) -> int:
@@ -169,7 +168,9 @@ class Room:
     """
 
     def __init__(self, processes: int = 1) -> None:
-        self._changed, self._held, self._processes = threading.Condition(), 0, processes
+        self._changed = threading.Condition()
+        self._held_bytes = 0
+        self._processes = processes
 
     @contextlib.contextmanager
     def taken_by(self, path: str | Path) -> Iterator[None]:
@@ -181,29 +182,32 @@ class Room:
             If that is more than is free although no other image is there: see :func:`check_memory`.
         """
         need = BYTES_PER_VOXEL * _voxels(path)
+
+        def has_room() -> bool:
+            share = free_memory() / self._processes
+            return not self._held_bytes or self._held_bytes + need <= share
+
         with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + need <= free_memory() / self._processes)
+            self._changed.wait_for(has_room)
             check_memory(path)
-            self._held += need
+            self._held_bytes += need
         try:
             yield
         finally:
             with self._changed:
-                self._held -= need
+                self._held_bytes -= need
                 self._changed.notify_all()
 
 
 def check_voxels(data: np.ndarray, path: str | Path) -> None:
     """Raise DataError if any voxel is not finite or all are equal."""
-    if not np.isfinite(data).all():
-        count = int((~np.isfinite(data)).sum())
-        raise DataError(
-            f"{path}: {count} NaN or infinite voxels", "finite intensities", "Convert the image again or mask them."
-        )
+    is_finite = np.isfinite(data)
+    if not is_finite.all():
+        received = f"{path}: {int((~is_finite).sum())} NaN or infinite voxels"
+        raise DataError(received, "finite intensities", "Convert the image again or mask them.")
     if data.min() == data.max():
-        raise DataError(
-            f"{path}: constant image (every voxel {data.flat[0]:g})", "an image with contrast", "Check the conversion."
-        )
+        received = f"{path}: constant image (every voxel {data.flat[0]:g})"
+        raise DataError(received, "an image with contrast", "Check the conversion.")
 
 
 def write_volume(volume: Volume, path: str | Path, dtype: type = np.float32) -> None:

@@ -27,8 +27,9 @@ def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, group: Tensor, o
 def gradient_mse(predicted: Tensor, target: Tensor, mask: Tensor, group: Tensor) -> Tensor:
     """Mean squared error of the in-plane forward differences over the brain (the paper's MSE of gradients), as above by group."""
     error = predicted - target
-    down = error.diff(dim=-2)
-    right = error.diff(dim=-1)
+    # Not `diff`: its gradients are summed in another order, and a training would not be repeated to the last digit.
+    down = error[..., 1:, :] - error[..., :-1, :]
+    right = error[..., 1:] - error[..., :-1]
     squared = F.pad(down.square(), (0, 0, 1, 0)) + F.pad(right.square(), (1, 0))
     return _mean_over_groups(squared * mask, mask, group)
 

@@ -37,8 +37,8 @@ class Learner:
         self.best = copy.deepcopy(self.average)
         self.best_loss = math.inf
         self.steps_done = 0
-        hidden = []
-        rest = []
+        hidden: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, weight in model.named_parameters():
             (hidden if _is_hidden(name, weight) else rest).append(weight)
         self.optimizers = (

@@ -36,14 +36,18 @@ class Example:
 
 def random_person(rng: np.random.Generator, seed: int) -> Person:
     """Any adult: half of them healthy, the others with lesions, wide ventricles, cavities, tumours or what no atlas knows."""
-    ill = rng.random() < 0.5
+    is_ill = rng.random() < 0.5
+    has_usual_ventricles = rng.random() < 0.7
+    ventricles = rng.uniform(0, 1) if has_usual_ventricles else rng.uniform(1, 3)
+    atrophy = rng.uniform(0, 0.5)
+    has_lesions = is_ill and rng.random() < 0.6
     return Person(
         seed=seed,
-        ventricles=float(rng.uniform(0, 1) if rng.random() < 0.7 else rng.uniform(1, 3)),
-        atrophy=float(rng.uniform(0, 0.5)),
-        lesions=int(rng.integers(1, 12)) if ill and rng.random() < 0.6 else 0,
-        cavities=int(ill and rng.random() < 0.2),
-        tumours=int(ill and rng.random() < 0.25),
+        ventricles=float(ventricles),
+        atrophy=float(atrophy),
+        lesions=int(rng.integers(1, 12)) if has_lesions else 0,
+        cavities=int(is_ill and rng.random() < 0.2),
+        tumours=int(is_ill and rng.random() < 0.25),
         oddities=int(rng.integers(0, 5)),
     )
 
@@ -69,10 +73,11 @@ def example(head: Head, sequence: str, seed: int, grid: GridConfig, n4_iteration
     oddity = random_oddity(rng)
     image = render(head, random_scan(sequence, rng), rng, grid.spacing_mm, oddity)
     mask = found_brain(head, rng, grid.spacing_mm)
-    image = correct_bias(image, mask, (grid.spacing_mm,) * 3, n4_iterations)
-    image = np.clip(robust_scaling(image, mask).apply(image), 0, 2) * mask
+    corrected = correct_bias(image, mask, (grid.spacing_mm,) * 3, n4_iterations)
+    unit = robust_scaling(corrected, mask).apply(corrected)
+    scan = np.clip(unit, 0, 2) * mask
     truth = np.clip(canonical_image(head, sequence, oddity), 0, 1.6) * mask
-    return Example(image, truth, mask)
+    return Example(scan, truth, mask)
 
 
 def found_brain(head: Head, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:

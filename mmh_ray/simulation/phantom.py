@@ -69,19 +69,22 @@ def tissue_signal(scanner: Scanner, sequence: str) -> np.ndarray:
     T1 grows with the cube root of the field strength; that of fluid does not (Rooney et al., 2007).
     """
     growth = (scanner.field_strength_t / 3.0) ** np.array([0.0, 1 / 3, 1 / 3, 1 / 3])
-    t1 = _T1_MS_AT_3T * growth
+    t1_ms = _T1_MS_AT_3T * growth
     if sequence == "T1w":
-        e1, angle = np.exp(-scanner.tr_t1 / t1), np.deg2rad(scanner.flip)
+        e1 = np.exp(-scanner.tr_t1 / t1_ms)
+        angle = np.deg2rad(scanner.flip)
         return _PROTON_DENSITY * np.sin(angle) * (1 - e1) / (1 - np.cos(angle) * e1)
     if sequence == "T2w":
-        return _PROTON_DENSITY * (1 - np.exp(-scanner.tr_t2 / t1)) * np.exp(-scanner.te / _T2_MS)
+        recovered = 1 - np.exp(-scanner.tr_t2 / t1_ms)
+        return _PROTON_DENSITY * recovered * np.exp(-scanner.te / _T2_MS)
     raise ValueError(f"sequence {sequence!r}; expected one of {SEQUENCES}. Phantoms know no other signal equation.")
 
 
 def tissue_levels(scanner: Scanner, sequence: str) -> np.ndarray:
     """:func:`tissue_signal` relative to the signal of white matter in T1w, of grey matter in T2w."""
     signal = tissue_signal(scanner, sequence)
-    return signal / float(signal[2] if sequence == "T1w" else signal[1])
+    _, grey, white, _ = signal
+    return signal / float(white if sequence == "T1w" else grey)
 
 
 def render(
@@ -97,7 +100,8 @@ def render(
     if scanner.blur_mm > 0:
         image = ndimage.gaussian_filter(image, scanner.blur_mm / FWHM_PER_SIGMA / spacing_mm)
     if scanner.bias > 0:
-        image = image * np.exp(scanner.bias * smooth_noise(rng, image.shape, 80 / spacing_mm))
+        log_field = scanner.bias * smooth_noise(rng, image.shape, 80 / spacing_mm)
+        image = image * np.exp(log_field)
     if scanner.noise > 0:
         brightest = float(levels[:3].max()) ** scanner.gamma
         real, imaginary = rng.normal(0, scanner.noise * brightest, (2, *image.shape)).astype(np.float32)
@@ -135,4 +139,7 @@ def random_scanner(rng: np.random.Generator) -> Scanner:
 
 
 def _scalp_signal(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray | float:
-    return anatomy.scalp * rng.uniform(0.4, 1.8) if anatomy.scalp.any() else 0.0
+    """Signal of a scalp of random brightness; nothing is drawn where there is none."""
+    if not anatomy.scalp.any():
+        return 0.0
+    return anatomy.scalp * rng.uniform(0.4, 1.8)

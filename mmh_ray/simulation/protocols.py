@@ -36,16 +36,19 @@ class Matter:
     @classmethod
     def typical(cls, field_t: float) -> Matter:
         """Of an average adult at a field in tesla."""
-        t1 = np.array([tissue.t1_ms for tissue in TISSUES])
-        t2 = np.array([tissue.t2_ms for tissue in TISSUES])
-        return cls(np.array([tissue.density for tissue in TISSUES]), *relaxation(field_t, t1, t2))
+        density = np.array([tissue.density for tissue in TISSUES])
+        t1_at_3t = np.array([tissue.t1_ms for tissue in TISSUES])
+        t2_at_3t = np.array([tissue.t2_ms for tissue in TISSUES])
+        t1_ms, t2_ms = relaxation(field_t, t1_at_3t, t2_at_3t)
+        return cls(density, t1_ms, t2_ms)
 
     def varied(self, rng: np.random.Generator, spread: float = 0.04) -> Matter:
         """Another person's: every value times a log-normal factor; tissues outside the brain, disease and contrast agent vary more."""
         width = np.full(len(TISSUES), 4.0)
-        width[:8] = 1.0
-        factors = np.exp(rng.normal(0, spread, (3, len(TISSUES))) * width)
-        return Matter(self.density * factors[0], self.t1_ms * factors[1], self.t2_ms * factors[2])
+        width[:8] = 1.0  # healthy brain
+        deviation = rng.normal(0, spread, (3, len(TISSUES)))
+        density_factor, t1_factor, t2_factor = np.exp(deviation * width)
+        return Matter(self.density * density_factor, self.t1_ms * t1_factor, self.t2_ms * t2_factor)
 
 
 class Acquisition(Protocol):
@@ -94,16 +97,19 @@ class InversionGradientEcho:
         waited = np.exp(-wait_ms / matter.t1_ms)
         rested = np.exp(-rest_ms / matter.t1_ms)
         between = np.exp(-self.echo_ms / matter.t1_ms)
-        decay = between * np.cos(angle)
+        decay = between * np.cos(angle)  # of a deviation from the driven state, from echo to echo
         driven = (1 - between) / (1 - decay)  # where the train would end if it never ended
-        # Magnetisation m before the inversion, a fixed point of: invert, wait, train of echoes, rest.
         train = decay**self.echoes
-        constant = 1 - rested + rested * (driven * (1 - train) + train * (1 - waited))
+        # Magnetisation before the inversion, a fixed point of: invert, wait, train of echoes, rest.
+        # After a cycle it is constant + slope * what it was before.
+        after_train = driven * (1 - train) + train * (1 - waited)
+        constant = 1 - rested + rested * after_train
         slope = -rested * train * waited * self.efficiency
-        before = constant / (1 - slope)
-        first = 1 - (1 + self.efficiency * before) * waited
-        centre = driven + (first - driven) * decay ** (self.echoes / 2)
-        return matter.density * np.sin(angle) * np.abs(centre) * np.exp(-1.5 * self.te_ms / matter.t2_ms)
+        before_inversion = constant / (1 - slope)
+        first_echo = 1 - (1 + self.efficiency * before_inversion) * waited
+        centre_echo = driven + (first_echo - driven) * decay ** (self.echoes / 2)
+        t2_star_decay = np.exp(-1.5 * self.te_ms / matter.t2_ms)
+        return matter.density * np.sin(angle) * np.abs(centre_echo) * t2_star_decay
 
 
 @dataclass(frozen=True)
@@ -118,8 +124,9 @@ class SpoiledGradientEcho:
         """See :class:`Acquisition`."""
         angle = np.deg2rad(self.flip * transmit)
         e1 = np.exp(-self.tr_ms / matter.t1_ms)
-        steady = np.sin(angle) * (1 - e1) / (1 - e1 * np.cos(angle))
-        return matter.density * steady * np.exp(-1.5 * self.te_ms / matter.t2_ms)
+        steady_state = np.sin(angle) * (1 - e1) / (1 - e1 * np.cos(angle))
+        t2_star_decay = np.exp(-1.5 * self.te_ms / matter.t2_ms)
+        return matter.density * steady_state * t2_star_decay
 
 
 @dataclass(frozen=True)
@@ -134,9 +141,13 @@ class SpinEcho:
 
     def signal(self, matter: Matter, transmit: float) -> np.ndarray:
         """See :class:`Acquisition`."""
-        recovered = 1 - 2 * np.exp(-(self.tr_ms - self.te_ms / 2) / matter.t1_ms) + np.exp(-self.tr_ms / matter.t1_ms)
-        excited = np.sin(np.deg2rad(90 * transmit)) * np.sin(np.deg2rad(90 * transmit)) ** 2
-        return matter.density * np.maximum(recovered, 0) * excited * np.exp(-self.te_ms / matter.t2_ms)
+        since_refocusing_ms = self.tr_ms - self.te_ms / 2
+        refocused = 2 * np.exp(-since_refocusing_ms / matter.t1_ms)
+        recovered = 1 - refocused + np.exp(-self.tr_ms / matter.t1_ms)
+        excitation = np.sin(np.deg2rad(90 * transmit))
+        refocusing = np.sin(np.deg2rad(90 * transmit)) ** 2
+        t2_decay = np.exp(-self.te_ms / matter.t2_ms)
+        return matter.density * np.maximum(recovered, 0) * (excitation * refocusing) * t2_decay
 
 
 @dataclass(frozen=True)
@@ -151,9 +162,11 @@ class InversionSpinEcho:
     def signal(self, matter: Matter, transmit: float) -> np.ndarray:
         """See :class:`Acquisition`."""
         inverted = (1 + self.efficiency) * np.exp(-self.ti_ms / matter.t1_ms)
-        late = self.efficiency * np.exp(-self.tr_ms / matter.t1_ms)
+        not_recovered = self.efficiency * np.exp(-self.tr_ms / matter.t1_ms)
+        longitudinal = np.abs(1 - inverted + not_recovered)
         excited = np.sin(np.deg2rad(90 * transmit)) ** 3
-        return matter.density * np.abs(1 - inverted + late) * excited * np.exp(-self.te_ms / matter.t2_ms)
+        t2_decay = np.exp(-self.te_ms / matter.t2_ms)
+        return matter.density * longitudinal * excited * t2_decay
 
 
 @dataclass(frozen=True)
@@ -211,17 +224,28 @@ _LIMITS = {
 }
 
 
+_FIELDS_T = (0.064, 0.3, 0.5, 1.0, 1.5, 3.0, 7.0)
+_SHARES_OF_FIELDS = (0.02, 0.02, 0.03, 0.08, 0.35, 0.42, 0.08)
+
+
 def random_scan(sequence: str, rng: np.random.Generator) -> Scan:
     """A protocol of a sequence as the scanners of a cohort might have it, for training: wide, but a usable scan of that sequence."""
     while True:
-        field_t = float(rng.choice([0.064, 0.3, 0.5, 1.0, 1.5, 3.0, 7.0], p=[0.02, 0.02, 0.03, 0.08, 0.35, 0.42, 0.08]))
+        field_t = float(rng.choice(_FIELDS_T, p=_SHARES_OF_FIELDS))
         scan = Scan(sequence, field_t, _DRAW[sequence](rng, field_t))
-        signal = scan.signal(Matter.typical(field_t))
-        fluid, grey, white = signal[FLUID], signal[GREY], signal[WHITE]
-        contrast = (white - grey) / max(white, grey)
-        (least, most), (fluid_least, fluid_most) = _LIMITS[sequence]
-        if least <= contrast <= most and fluid_least <= fluid / white <= fluid_most:
+        if _is_usable(scan):
             return scan
+
+
+def _is_usable(scan: Scan) -> bool:
+    """Whether grey matter, white matter and fluid of an average adult differ as those of a usable scan do."""
+    signal = scan.signal(Matter.typical(scan.field_t))
+    white = signal[WHITE]
+    grey = signal[GREY]
+    contrast = (white - grey) / max(white, grey)
+    fluid = signal[FLUID] / white
+    (least_contrast, most_contrast), (least_fluid, most_fluid) = _LIMITS[scan.sequence]
+    return bool(least_contrast <= contrast <= most_contrast and least_fluid <= fluid <= most_fluid)
 
 
 def any_contrast(rng: np.random.Generator) -> Scan:
@@ -238,31 +262,35 @@ def _draw_t1w(rng: np.random.Generator, field_t: float) -> Acquisition:
         growth = (field_t / 3.0) ** 0.38  # inversion times follow the tissues' T1
         ti_ms = train_ms / 2 + rng.uniform(50, 750) * growth
         tr_ms = ti_ms + train_ms / 2 + rng.uniform(100, 1600) * growth
-        return InversionGradientEcho(tr_ms, ti_ms, echo_ms, echoes, rng.uniform(6, 16), rng.uniform(1.5, 5))
+        flip = rng.uniform(6, 16)
+        return InversionGradientEcho(tr_ms, ti_ms, echo_ms, echoes, flip, te_ms=rng.uniform(1.5, 5))
     if kind < 0.78:
-        return SpoiledGradientEcho(rng.uniform(5, 45), rng.uniform(8, 45), rng.uniform(1.5, 10))
+        return SpoiledGradientEcho(tr_ms=rng.uniform(5, 45), flip=rng.uniform(8, 45), te_ms=rng.uniform(1.5, 10))
     if kind < 0.83:
-        return SpinEcho(rng.uniform(350, 900), rng.uniform(7, 20))
+        return SpinEcho(tr_ms=rng.uniform(350, 900), te_ms=rng.uniform(7, 20))
     return _free(rng, "T1w", fluid=(0.02, 0.38), grey=(0.4, 0.85))
 
 
 def _draw_t2w(rng: np.random.Generator, field_t: float) -> Acquisition:
     if rng.random() < 0.85:
-        return SpinEcho(rng.uniform(2000, 9000), rng.uniform(55, 150))
+        return SpinEcho(tr_ms=rng.uniform(2000, 9000), te_ms=rng.uniform(55, 150))
     return _free(rng, "T2w", fluid=(2.0, 4.5), grey=(1.05, 1.9))
 
 
 def _draw_flair(rng: np.random.Generator, field_t: float) -> Acquisition:
     if rng.random() < 0.8:
         tr_ms = rng.uniform(4800, 11000)
-        null_ms = 4300 * (np.log(1.95) - np.log1p(0.95 * np.exp(-tr_ms / 4300)))
-        return InversionSpinEcho(tr_ms, null_ms * rng.uniform(0.88, 1.1), rng.uniform(70, 160))
+        fluid_t1_ms = 4300
+        not_recovered = 0.95 * np.exp(-tr_ms / fluid_t1_ms)
+        null_ms = fluid_t1_ms * (np.log(1.95) - np.log1p(not_recovered))  # where the signal of fluid crosses zero
+        ti_ms = null_ms * rng.uniform(0.88, 1.1)
+        return InversionSpinEcho(tr_ms, ti_ms, te_ms=rng.uniform(70, 160))
     return _free(rng, "FLAIR", fluid=(0.02, 0.6), grey=(1.06, 1.5))
 
 
 def _draw_pdw(rng: np.random.Generator, field_t: float) -> Acquisition:
     if rng.random() < 0.85:
-        return SpinEcho(rng.uniform(1800, 7000), rng.uniform(8, 40))
+        return SpinEcho(tr_ms=rng.uniform(1800, 7000), te_ms=rng.uniform(8, 40))
     return _free(rng, "PDw", fluid=(0.6, 0.95), grey=(1.05, 1.5))
 
 
@@ -281,17 +309,18 @@ def _free(
     network learns to make the one from the other.
     """
     canonical = canonical_levels(sequence)
-    order = sorted((FLUID, GREY, WHITE), key=lambda tissue: canonical[tissue])
     drawn = {FLUID: rng.uniform(*fluid), GREY: rng.uniform(*grey), WHITE: 1.0}
-    knots = np.array([canonical[tissue] for tissue in order])
-    heights = np.array([drawn[tissue] for tissue in order])
+    dark_to_bright = sorted(drawn, key=lambda tissue: canonical[tissue])
+    knots = np.array([canonical[tissue] for tissue in dark_to_bright])
+    heights = np.array([drawn[tissue] for tissue in dark_to_bright])
+    # A curve from canonical level to level: through the three tissues, below them to near 0, above them on.
     far = 3.0
-    slope = (heights[2] - heights[1]) / (knots[2] - knots[1])
-    beyond = heights[2] + max(slope, 0.2) * far * rng.uniform(0.3, 1.0)
-    levels = np.interp(canonical, [0.0, *knots, knots[2] + far], [0.3 * heights[0], *heights, beyond])
-    shifted = np.ones(len(TISSUES))
-    shifted[3:8] = np.exp(rng.normal(0, 0.05, 5))
-    levels = levels * shifted
+    last_slope = (heights[2] - heights[1]) / (knots[2] - knots[1])
+    far_height = heights[2] + max(last_slope, 0.2) * far * rng.uniform(0.3, 1.0)
+    levels = np.interp(canonical, [0.0, *knots, knots[2] + far], [0.3 * heights[0], *heights, far_height])
+    shift = np.ones(len(TISSUES))
+    shift[3:8] = np.exp(rng.normal(0, 0.05, 5))
+    levels = levels * shift
     outside = [channel for channel in range(len(TISSUES)) if channel not in BRAIN]
     levels[outside] = rng.uniform(0.02, 1.8, len(outside))
     return FreeContrast(tuple(levels))

@@ -12,7 +12,7 @@ from mmh_ray.imaging.smoothing import FWHM_PER_SIGMA
 from mmh_ray.simulation.anatomy import smooth_noise
 from mmh_ray.simulation.people import Head
 from mmh_ray.simulation.protocols import CANONICAL, Matter, Scan, canonical_levels
-from mmh_ray.simulation.tissues import ODDITY, TISSUES
+from mmh_ray.simulation.tissues import ODDITY, TISSUES, WHITE
 
 _TRANSMIT = (0.6, 1.0, 1.4)
 """Transmit fields at which the signal is computed; between them it is interpolated."""
@@ -25,9 +25,11 @@ def canonical_image(head: Head, sequence: str, oddity: np.ndarray | None = None)
     """
     levels = canonical_levels(sequence)
     if oddity is not None:
+        scan = CANONICAL[sequence]
         typical = Matter.typical(3.0)
-        reference = float(levels[0] / CANONICAL[sequence].signal(typical)[0])
-        levels[ODDITY] = CANONICAL[sequence].signal(_with_oddity(typical, oddity))[ODDITY] * reference
+        level_per_signal = float(levels[0] / scan.signal(typical)[0])
+        odd_signal = scan.signal(_with_oddity(typical, oddity))[ODDITY]
+        levels[ODDITY] = odd_signal * level_per_signal
     return _mixed(head, levels) * head.texture
 
 
@@ -35,7 +37,7 @@ def render(head: Head, scan: Scan, rng: np.random.Generator, spacing_mm: float, 
     """What a scanner makes of a head, ``(X, Y, Z)`` float32, not negative; arbitrary units."""
     matter = _with_oddity(Matter.typical(scan.field_t), oddity).varied(rng)
     image = _excited(head, scan, matter, rng, spacing_mm) * head.texture
-    white = max(float(scan.signal(matter)[2]), 1e-6)
+    white = max(float(scan.signal(matter)[WHITE]), 1e-6)
     image = image / white
     image = _ringing(image, rng)
     image = _resolution(image, scan.sequence, rng, spacing_mm)
@@ -48,11 +50,17 @@ def render(head: Head, scan: Scan, rng: np.random.Generator, spacing_mm: float, 
 
 def random_oddity(rng: np.random.Generator) -> np.ndarray:
     """``(3,)`` density, T1 and T2 in ms at 3 T of a tissue that no atlas knows."""
-    return np.array([rng.uniform(0.65, 1.0), np.exp(rng.uniform(np.log(500), np.log(3000))), rng.uniform(40, 400)])
+    density = rng.uniform(0.65, 1.0)
+    t1_ms = np.exp(rng.uniform(np.log(500), np.log(3000)))
+    t2_ms = rng.uniform(40, 400)
+    return np.array([density, t1_ms, t2_ms])
 
 
 def _with_oddity(matter: Matter, oddity: np.ndarray) -> Matter:
-    density, t1_ms, t2_ms = matter.density.copy(), matter.t1_ms.copy(), matter.t2_ms.copy()
+    """The tissues with the person's own odd one."""
+    density = matter.density.copy()
+    t1_ms = matter.t1_ms.copy()
+    t2_ms = matter.t2_ms.copy()
     density[ODDITY], t1_ms[ODDITY], t2_ms[ODDITY] = oddity
     return Matter(density, t1_ms, t2_ms)
 
@@ -69,59 +77,67 @@ def _mixed(head: Head, levels: np.ndarray) -> np.ndarray:
 
 def _excited(head: Head, scan: Scan, matter: Matter, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
     """Signal where the transmit field differs from place to place: quadratic in the field between three exact values."""
-    nominal = _mixed(head, scan.signal(matter, _TRANSMIT[1]))
+    weakest, nominal_transmit, strongest = _TRANSMIT
+    nominal = _mixed(head, scan.signal(matter, nominal_transmit))
     strength = rng.uniform(0, 0.04 + 0.03 * scan.field_t)
     if strength < 0.02:
         return nominal
-    weak = _mixed(head, scan.signal(matter, _TRANSMIT[0]))
-    strong = _mixed(head, scan.signal(matter, _TRANSMIT[2]))
+    weak = _mixed(head, scan.signal(matter, weakest))
+    strong = _mixed(head, scan.signal(matter, strongest))
     field = smooth_noise(rng, nominal.shape, rng.uniform(60, 110) / spacing_mm)
-    offset = np.clip(strength * field, -0.4, 0.4) / 0.4
-    curved = (weak + strong) / 2 - nominal
-    return np.maximum(nominal + offset * (strong - weak) / 2 + offset**2 * curved, 0)
+    offset = np.clip(strength * field, -0.4, 0.4) / 0.4  # -1 at the weakest, 1 at the strongest
+    linear = offset * (strong - weak) / 2
+    curvature = (weak + strong) / 2 - nominal
+    return np.maximum(nominal + linear + offset**2 * curvature, 0)
 
 
 def _receive_field(shape: tuple[int, ...], field_t: float, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
     """Sensitivity of the coils: smooth in the large, brighter or darker in the middle, up to three times from end to end at high field."""
-    strength = rng.uniform(0, 0.12 + 0.05 * min(field_t, 3.0) + 0.03 * max(field_t - 3, 0))
+    strongest = 0.12 + 0.05 * min(field_t, 3.0) + 0.03 * max(field_t - 3, 0)
+    strength = rng.uniform(0, strongest)
     wide = smooth_noise(rng, shape, rng.uniform(70, 130) / spacing_mm)
     narrow = smooth_noise(rng, shape, rng.uniform(40, 60) / spacing_mm)
-    axes = [(np.arange(n) - (n - 1) / 2) * spacing_mm / 90 for n in shape]
-    squared = axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2
-    dome = rng.normal(0, 1.0) * strength * squared
-    return np.exp(strength * wide + 0.2 * strength * narrow + dome).astype(np.float32)
+    across, ahead, up = ((np.arange(n) - (n - 1) / 2) * spacing_mm / 90 for n in shape)  # 1 is 90 mm from the middle
+    squared_distance = across[:, None, None] ** 2 + ahead[:, None] ** 2 + up**2
+    dome = rng.normal(0, 1.0) * strength * squared_distance
+    log_field = strength * wide + 0.2 * strength * narrow + dome
+    return np.exp(log_field).astype(np.float32)
 
 
 def _resolution(image: np.ndarray, sequence: str, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
     """In-plane point spread, and the slice profile with resampling along one axis; both mild in most scans."""
-    axis = int(rng.integers(3))
-    sigma = np.full(3, rng.uniform(0.3, 1.8) / FWHM_PER_SIGMA / spacing_mm)
-    thin = rng.random() < (0.8 if sequence == "T1w" else 0.5)
-    thickness = rng.uniform(0.8, 1.8) if thin else rng.uniform(2.0, 6.5)
-    sigma[axis] = 0.0
+    slice_axis = int(rng.integers(3))
+    in_plane_sigma = rng.uniform(0.3, 1.8) / FWHM_PER_SIGMA / spacing_mm
+    is_thin = rng.random() < (0.8 if sequence == "T1w" else 0.5)
+    thickness_mm = rng.uniform(0.8, 1.8) if is_thin else rng.uniform(2.0, 6.5)
+    sigma = np.full(3, in_plane_sigma)
+    sigma[slice_axis] = 0.0
     image = ndimage.gaussian_filter(image, sigma)
-    if thickness <= 0.9 * spacing_mm:
+    if thickness_mm <= 0.9 * spacing_mm:
         return image
     # A slice profile of this width is near a Gaussian of the same variance; slices lie one thickness apart.
-    image = ndimage.gaussian_filter1d(image, 0.35 * thickness / spacing_mm, axis=axis)
-    if thickness <= 1.2 * spacing_mm:
+    image = ndimage.gaussian_filter1d(image, 0.35 * thickness_mm / spacing_mm, axis=slice_axis)
+    if thickness_mm <= 1.2 * spacing_mm:
         return image
-    length = image.shape[axis]
-    step = thickness / spacing_mm
+    length = image.shape[slice_axis]
+    step = thickness_mm / spacing_mm
     slices = np.arange(rng.uniform(0, step), length, step)
-    sampled = _interpolated(image, slices, axis)
+    sliced = _interpolated(image, slices, slice_axis)
     back = np.clip((np.arange(length) - slices[0]) / step, 0, len(slices) - 1)
-    return _interpolated(sampled, back, axis)
+    return _interpolated(sliced, back, slice_axis)
 
 
 def _interpolated(image: np.ndarray, places: np.ndarray, axis: int) -> np.ndarray:
     """Linear interpolation at places along one axis."""
-    low = np.clip(np.floor(places).astype(int), 0, image.shape[axis] - 1)
-    high = np.minimum(low + 1, image.shape[axis] - 1)
+    last = image.shape[axis] - 1
+    low = np.clip(np.floor(places).astype(int), 0, last)
+    high = np.minimum(low + 1, last)
     shape = [1, 1, 1]
     shape[axis] = len(places)
     weight = (places - low).reshape(shape).astype(np.float32)
-    return np.take(image, low, axis) * (1 - weight) + np.take(image, high, axis) * weight
+    image_low = np.take(image, low, axis)
+    image_high = np.take(image, high, axis)
+    return image_low * (1 - weight) + image_high * weight
 
 
 def _ringing(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -131,10 +147,11 @@ def _ringing(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     axis = int(rng.integers(3))
     spectrum = np.fft.rfft(image, axis=axis)
     kept = int(np.ceil(rng.uniform(0.6, 0.95) * spectrum.shape[axis]))
-    index = [slice(None)] * 3
-    index[axis] = slice(kept, None)
-    spectrum[tuple(index)] = 0
-    return np.maximum(np.fft.irfft(spectrum, n=image.shape[axis], axis=axis), 0).astype(np.float32)
+    cut_off = [slice(None)] * 3
+    cut_off[axis] = slice(kept, None)
+    spectrum[tuple(cut_off)] = 0
+    ringing = np.fft.irfft(spectrum, n=image.shape[axis], axis=axis)
+    return np.maximum(ringing, 0).astype(np.float32)
 
 
 def _ghost(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -143,16 +160,17 @@ def _ghost(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return image
     axis = int(rng.integers(3))
     shift = int(rng.integers(4, image.shape[axis] // 2 + 1))
-    return image + rng.uniform(0.005, 0.05) * np.roll(image, shift, axis=axis)
+    strength = rng.uniform(0.005, 0.05)
+    return image + strength * np.roll(image, shift, axis=axis)
 
 
 def _noise(image: np.ndarray, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
     """Rician noise, stronger here than there (parallel imaging)."""
     level = float(np.exp(rng.uniform(np.log(0.004), np.log(0.07))))
-    spread = smooth_noise(rng, image.shape, 60 / spacing_mm)
-    here = level * np.exp(rng.uniform(0, 0.3) * spread)
-    real = rng.standard_normal(image.shape, np.float32) * here
-    imaginary = rng.standard_normal(image.shape, np.float32) * here
+    wander = smooth_noise(rng, image.shape, 60 / spacing_mm)
+    local_level = level * np.exp(rng.uniform(0, 0.3) * wander)
+    real = rng.standard_normal(image.shape, np.float32) * local_level
+    imaginary = rng.standard_normal(image.shape, np.float32) * local_level
     return np.hypot(image + real, imaginary).astype(np.float32)
 
 
@@ -164,11 +182,12 @@ def _filtered(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     elif kind < 0.16:
         image = ndimage.gaussian_filter(image, rng.uniform(0.3, 0.6))
     elif kind < 0.26:
-        soft = ndimage.gaussian_filter(image, 1.0)
-        image = np.maximum(image + rng.uniform(0.2, 0.7) * (image - soft), 0)
+        edges = image - ndimage.gaussian_filter(image, 1.0)
+        image = np.maximum(image + rng.uniform(0.2, 0.7) * edges, 0)
     if rng.random() < 0.15:
         top = max(float(np.quantile(image, 0.999)), 1e-6)
-        image = top * np.maximum(image / top, 0) ** np.exp(rng.normal(0, 0.2))
+        gamma = np.exp(rng.normal(0, 0.2))
+        image = top * np.maximum(image / top, 0) ** gamma
     return image
 
 
@@ -176,5 +195,7 @@ def _levels(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Grey levels of a stored file."""
     if rng.random() > 0.25:
         return image.astype(np.float32)
-    step = float(np.quantile(image, 0.9995)) / rng.integers(120, 256)
-    return (np.round(image / max(step, 1e-6)) * step).astype(np.float32)
+    brightest = float(np.quantile(image, 0.9995))
+    step = brightest / rng.integers(120, 256)
+    levels = np.round(image / max(step, 1e-6))
+    return (levels * step).astype(np.float32)

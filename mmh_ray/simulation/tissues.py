@@ -63,9 +63,14 @@ TISSUES = (
 """Every tissue that is simulated; the position is its channel. `oddity` is drawn anew for each scan; `enhancing` took up contrast agent."""
 
 NAMES = tuple(tissue.name for tissue in TISSUES)
-FLUID, GREY, WHITE = 0, 1, 2
-LESION, ODDITY, ENHANCING = (NAMES.index(name) for name in ("lesion", "oddity", "enhancing"))
-FAT, SOFT = (NAMES.index(name) for name in ("fat", "soft tissue"))
+FLUID = NAMES.index("fluid")
+GREY = NAMES.index("grey matter")
+WHITE = NAMES.index("white matter")
+SOFT = NAMES.index("soft tissue")
+FAT = NAMES.index("fat")
+LESION = NAMES.index("lesion")
+ODDITY = NAMES.index("oddity")
+ENHANCING = NAMES.index("enhancing")
 BRAIN = (*range(8), LESION, ODDITY, ENHANCING)
 """Channels that are brain, fluid around and inside it included."""
 
@@ -107,4 +112,5 @@ def relaxation(field_t: float, t1_ms: np.ndarray, t2_ms: np.ndarray) -> tuple[np
     """T1 and T2 in ms at a field in tesla, of their values at 3 T, ``(T,)`` each."""
     t1_growth = np.array([tissue.t1_growth for tissue in TISSUES])
     t2_growth = np.array([tissue.t2_growth for tissue in TISSUES])
-    return t1_ms * (field_t / 3.0) ** t1_growth, t2_ms * (field_t / 3.0) ** t2_growth
+    field_ratio = field_t / 3.0
+    return t1_ms * field_ratio**t1_growth, t2_ms * field_ratio**t2_growth

@@ -30,8 +30,8 @@ class StyleVectors:
         image = to_grid(np.where(mask, scaled, 0), affine, grid, GRID.shape)
         inside = to_grid(mask, affine, grid, GRID.shape) > 0.5
         volume = torch.from_numpy(np.ascontiguousarray(image, np.float32))
-        encoder = _encoder(self.config)
         with torch.inference_mode():
+            encoder = _encoder(self.config)  # made in this mode: with other weights PyTorch rounds differently
             vectors = encoder(volume[None], torch.from_numpy(inside)[None], encoder.planes_of(affine))
         return vectors[0].numpy()
 
