@@ -90,14 +90,14 @@ class NiftiHeader:
             If it is no whole number, within the header or more than 64 MiB after it. A smaller one than the header needs would show its
             bytes as voxels, and every voxel out of its place.
         """
-        given = float(self.fields["vox_offset"])
+        offset = float(self.fields["vox_offset"])
         first = self.layout.first_offset
         last = first + MOST_EXTENSION_BYTES
-        if not first <= given <= last or given != math.floor(given):
-            received = f"{self.path}: unreadable (vox_offset {given:.9g}, where the voxels begin)"
+        if not first <= offset <= last or offset != math.floor(offset):
+            received = f"{self.path}: unreadable (vox_offset {offset:.9g}, where the voxels begin)"
             expected = f"a whole number of bytes from {first}, after the header, to {last}"
             raise DataError(received, expected, RECONVERT)
-        return int(given)
+        return int(offset)
 
     def voxel_type(self) -> np.dtype:
         """Type of the stored voxels, in the file's byte order.
@@ -108,9 +108,9 @@ class NiftiHeader:
             Unless each is one whole or real number of at most 64 bits.
         """
         with contextlib.suppress(KeyError):  # a type that nibabel does not know
-            found = self.fields.get_data_dtype()
-            if found.kind in "iuf" and 0 < found.itemsize <= _MOST_VOXEL_BYTES:
-                return found
+            stored = self.fields.get_data_dtype()
+            if stored.kind in "iuf" and 0 < stored.itemsize <= _MOST_VOXEL_BYTES:
+                return stored
         received = f"{self.path}: voxels of type {self.fields.get_value_label('datatype')}"
         remedy = "RGB and complex images have no single intensity: convert."
         raise DataError(received, "one number per voxel", remedy)
@@ -123,7 +123,8 @@ class NiftiHeader:
         DataError
             If they are not finite.
         """
-        slope, inter = float(self.fields["scl_slope"]), float(self.fields["scl_inter"])
+        slope = float(self.fields["scl_slope"])
+        inter = float(self.fields["scl_inter"])
         if slope == 0 or math.isnan(slope):
             return 1.0, 0.0
         if not math.isfinite(slope) or not math.isfinite(inter):
@@ -167,13 +168,15 @@ class NiftiHeader:
 
     def _check_geometry_fields(self) -> None:
         """Raise DataError where nibabel would go on with what it makes up: another matrix, or a voxel of 1 mm."""
-        sform, qform = int(self.fields["sform_code"]), int(self.fields["qform_code"])
+        sform = int(self.fields["sform_code"])
+        qform = int(self.fields["qform_code"])
         if sform not in _XFORM_CODES or qform not in _XFORM_CODES:
             received = f"{self.path}: sform_code {sform} and qform_code {qform}"
             raise DataError(received, "0 to 5", "Restore the sform or qform.")
         handedness, *sizes = (float(size) for size in self.fields["pixdim"][:4])
-        known = all(math.isfinite(size) for size in sizes)
-        if not known or (sform == 0 and 0 in sizes[: len(self.shape)]):
+        are_finite = all(math.isfinite(size) for size in sizes)
+        lacks_size = sform == 0 and 0 in sizes[: len(self.shape)]  # without an sform, sizes make the matrix
+        if not are_finite or lacks_size:
             shown = " x ".join(f"{size:g}" for size in sizes)
             received = f"{self.path}: voxels of {shown} mm (pixdim)"
             raise DataError(received, f"{SMALLEST_MM:g} to {LARGEST_MM:g} mm", "Restore the voxel size.")

@@ -98,9 +98,9 @@ def _moments(features: Tensor, masks: Tensor) -> Tensor:
     """Mean and standard deviation ``(N, 2 C)`` of ``(N, C, H, W)`` features over the brain."""
     inside = masks.flatten(1)
     weights = inside / inside.sum(1, keepdim=True).clamp_min(1e-3)
-    values = features.flatten(2)
-    mean = torch.einsum("ncp,np->nc", values, weights)
-    mean_square = torch.einsum("ncp,np->nc", values.square(), weights)
+    # Flattened twice, not once: else gradients are summed in another order, which changes their last digits.
+    mean = torch.einsum("ncp,np->nc", features.flatten(2), weights)
+    mean_square = torch.einsum("ncp,np->nc", features.flatten(2).square(), weights)
     variance = (mean_square - mean.square()).clamp_min(0)
     return torch.cat([mean, (variance + 1e-5).sqrt()], dim=1)
 

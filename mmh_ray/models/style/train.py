@@ -72,18 +72,26 @@ def block(
 
     ``alike``: every second scanner resembles the one before it, three quarters of the way, so that small differences matter.
     """
-    scanner, curve = CANONICAL, None
+    scanner = CANONICAL
+    curve = None
     for number in range(scanners):
         rng = np.random.default_rng([*seed, number])
-        drawn, bends = random_scanner(rng), rng.integers(2**31) if rng.random() < 0.5 else None
-        scanner, curve = (_between(scanner, drawn), curve) if alike and number % 2 else (drawn, bends)
+        drawn_scanner = random_scanner(rng)
+        drawn_curve = rng.integers(2**31) if rng.random() < 0.5 else None
+        if alike and number % 2:
+            scanner = _between(scanner, drawn_scanner)  # with the curve of the one before
+        else:
+            scanner = drawn_scanner
+            curve = drawn_curve
         for anatomy in people:
-            scan, mask = render(anatomy, scanner, sequence, rng, grid.spacing_mm), anatomy.brain
+            mask = anatomy.brain
+            scan = render(anatomy, scanner, sequence, rng, grid.spacing_mm)
             scan = np.clip(robust_scaling(scan, mask).apply(scan), 0, 2) * mask
             if curve is not None:  # the same draws, so the same curve, for everyone
-                same = torch.Generator().manual_seed(int(curve))
-                image, inside = torch.from_numpy(scan), torch.from_numpy(mask)
-                scan = restyle(image, inside, grid.spacing_mm, CURVES, same).numpy()
+                same_draws = torch.Generator().manual_seed(int(curve))
+                image = torch.from_numpy(scan)
+                inside = torch.from_numpy(mask)
+                scan = restyle(image, inside, grid.spacing_mm, CURVES, same_draws).numpy()
             yield scan
 
 

@@ -167,15 +167,14 @@ class TargetFineTuner(nn.Module):
         config = self.config
         site_made, site_noise = self._generate(site)
         source_made, source_noise = self._generate(source)
+        # The order of these lines is the order in which gradients are summed: changing it changes last digits.
+        reconstruction = _masked_l1(site_made, site.image, site.mask)
         site_gradient = multiscale_gradient_l1(site_made, site.image, site.mask)
         source_by_curve = self.style.apply(source.unified)
         source_gradient = multiscale_gradient_l1(source_made, source_by_curve, source.mask, scales=(2, 4, 8))
-        parts = {
-            "reconstruction": _masked_l1(site_made, site.image, site.mask),
-            "gradient": site_gradient + source_gradient,
-        }
-        site_made = site_made + self.style.noise * site_noise
+        parts = {"reconstruction": reconstruction, "gradient": site_gradient + source_gradient}
         source_made = source_made + self.style.noise * source_noise
+        site_made = site_made + self.style.noise * site_noise
         parts["statistics"] = self._statistics(source_made, source) + self._statistics(site_made, site)
         loss = config.reconstruction_weight * parts["reconstruction"] + config.gradient_weight * parts["gradient"]
         loss = loss + config.statistics_weight * parts["statistics"]
