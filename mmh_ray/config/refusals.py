@@ -18,7 +18,6 @@ MOST_SHOWN = 200
 """Characters of a value or key in an error."""
 
 _UNKNOWN_KEY = ("unexpected_keyword_argument", "unexpected_positional_argument", "invalid_key")
-_UNBOUNDED = {bool: "true or false", int: "a whole number", float: "a finite number"}
 
 
 def require(condition: bool, key: str, received: Any, expected: str) -> None:
@@ -88,9 +87,13 @@ def expectation(hint: Any, depth: int = 0) -> str:
         return expectation(arguments[0], depth - 1)
     if kind is tuple and arguments[-1] is not Ellipsis:
         return f"a list of {len(arguments)} items"
+    if hint is bool:
+        return "true or false"
     words = list(_in_words(constraints))
-    if hint in _UNBOUNDED:
-        words.append(_UNBOUNDED[hint])
+    if hint is int:
+        words.append("a whole number")
+    if hint is float and not words:
+        words.append("a finite number")
     return ", ".join(words)
 
 

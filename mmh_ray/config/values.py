@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BeforeValidator, FailFast, Field, Strict
 
 LONGEST_TEXT = 4096
 """Most characters of a text."""
+MOST_ITEMS = 10_000
+"""Most items of a list."""
 
 Item = TypeVar("Item")
 
@@ -56,8 +58,8 @@ def _each_once(items: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
 Whole = Annotated[int, Strict(), BeforeValidator(_as_whole)]
 Number = Annotated[float, Strict(), BeforeValidator(_as_number)]
 Text = Annotated[str, Field(strict=True, max_length=LONGEST_TEXT), AfterValidator(_without_control_characters)]
-Several = Annotated[tuple[Item, ...], FailFast(), BeforeValidator(_as_items)]
-"""A list of any length. The first bad item ends the reading, so that a million of them cost nothing."""
+Several = Annotated[tuple[Item, ...], Field(max_length=MOST_ITEMS), FailFast(), BeforeValidator(_as_items)]
+"""A list. The first bad item, or one item too many, ends the reading: a million of them cost nothing."""
 EachOnce = AfterValidator(_each_once)
 
 Count = Annotated[Whole, Interval(ge=1, le=10**7)]
