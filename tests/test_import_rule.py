@@ -25,7 +25,6 @@ LEAVES = {
     "html_page",
     "progress",
     "provenance",
-    "settings",
     "stopping",
     "tables",
     "threads",
