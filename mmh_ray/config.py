@@ -244,6 +244,9 @@ class TrainConfig(Section):
     """Data-parallel training workers."""
     use_gpu: bool = False
     """One GPU per worker."""
+    wait_s: Annotated[float, Range(0, 10**6)] = 600.0
+    """Seconds that training waits for room after a node was lost, or while other jobs hold the cluster, before it ends with the reason. It
+    waits only where not even one worker fits; otherwise it goes on with fewer."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Autocast precision; bf16 only on GPU."""
     storage: Place = "runs"
@@ -258,10 +261,16 @@ class TrainConfig(Section):
         require(self.terminal_share > 0, "train.terminal_share", self.terminal_share, "a share above 0")
         divides = self.volumes_per_step % self.workers == 0
         require(divides, "train.volumes_per_step", self.volumes_per_step, "a multiple of train.workers")
-        together = self.volumes_per_step % (2 * self.workers) == 0 or not self.consistency_weight
+        together = self.workers in self.worker_counts
         expected = "a multiple of 2 x train.workers, as two scans of one person go to one worker, or train.consistency_weight=0"
         require(together, "train.volumes_per_step", self.volumes_per_step, expected)
         require(self.precision == "fp32" or self.use_gpu, "train.precision", self.precision, "fp32 without a GPU")
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """`workers` and every smaller number of workers that could share out a step evenly; the largest first."""
+        together = 2 if self.consistency_weight else 1
+        return [count for count in range(self.workers, 0, -1) if self.volumes_per_step % (together * count) == 0]
 
 
 @dataclass(frozen=True)
