@@ -16,7 +16,6 @@ import numpy as np
 import ray
 import torch
 from ray.data import ActorPoolStrategy, DataContext
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmh_ray.config import Config
 from mmh_ray.errors import ConfigError, DataError
@@ -306,14 +305,14 @@ def _execute(
     )
     # The loaders reserve nothing, as the worker beside which they run has reserved their CPUs with its own. Loaders that were
     # placed by themselves could find no room after a node was lost, and the workers, which hold the CPUs, would wait for ever.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    this_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     groups = blocks.map_batches(
         _Loader,
         fn_constructor_args=(store_uri, config, domain),
         batch_size=GROUPS_PER_BLOCK,
         compute=ActorPoolStrategy(size=loaders),
         num_cpus=0,
-        scheduling_strategy=here,
+        label_selector=this_node,
     )
     for batch in groups.iter_batches(batch_size=share, prefetch_batches=4, batch_format="numpy"):
         yield SlabBatch.of_groups(batch)
