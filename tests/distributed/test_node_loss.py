@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -79,14 +78,6 @@ class TwoNodes:
         return any(actor in name for name in names)
 
 
-def agent_ports() -> dict[str, int]:
-    """Free ports for a node's agents. Agents that choose their own must be up within 15 seconds, too few for a busy machine."""
-    names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
-    with contextlib.ExitStack() as open_sockets:
-        probes = [open_sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
-        return {name: probe.getsockname()[1] for name, probe in zip(names, probes, strict=True)}
-
-
 @pytest.fixture
 def two_nodes(request: pytest.FixtureRequest) -> Iterator[TwoNodes]:
     """Nodes of as many CPUs as the test's parameter says."""
@@ -95,10 +86,9 @@ def two_nodes(request: pytest.FixtureRequest) -> Iterator[TwoNodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        head = {"num_cpus": 0, "include_dashboard": False, **agent_ports()}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         try:
-            nodes = [cluster.add_node(num_cpus=request.param, **agent_ports()) for _ in range(2)]
+            nodes = [cluster.add_node(num_cpus=request.param) for _ in range(2)]
             yield TwoNodes(cluster, nodes)
         finally:
             cluster.shutdown()
