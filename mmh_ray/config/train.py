@@ -70,6 +70,9 @@ class TrainConfig(Section):
     """Data-parallel training workers."""
     use_gpu: StrictBool = False
     """One GPU per worker."""
+    wait_s: Annotated[Number, Interval(ge=0, le=10**6)] = 600.0
+    """Seconds that training waits for room after a node was lost, or while other jobs hold the cluster, before it ends with the reason. It
+    waits only where not even one worker fits; otherwise it goes on with fewer."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Autocast precision; bf16 only on GPU."""
     storage: Place = "runs"
@@ -87,7 +90,7 @@ class TrainConfig(Section):
             "a multiple of train.workers",
         )
         require(
-            self.consistency_weight == 0 or self.volumes_per_step % (2 * self.workers) == 0,
+            self.workers in self.worker_counts,
             "train.volumes_per_step",
             self.volumes_per_step,
             "a multiple of 2 x train.workers, as two scans of one person go to one worker, or train.consistency_weight=0",
@@ -98,3 +101,9 @@ class TrainConfig(Section):
             self.precision,
             "fp32 without a GPU",
         )
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """`workers` and every smaller number of workers that could share out a step evenly; the largest first."""
+        together = 2 if self.consistency_weight else 1
+        return [count for count in range(self.workers, 0, -1) if self.volumes_per_step % (together * count) == 0]

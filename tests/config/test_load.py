@@ -224,3 +224,9 @@ def test_flatten_names_every_leaf_as_an_override_does() -> None:
 def test_template_space_needs_the_registration() -> None:
     with pytest.raises(ConfigError, match=r"prepare\.register=False; expected true with harmonize\.space=template"):
         load_config(None, ["prepare.register=false", "harmonize.space=template"])
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("weight", "counts"), [(1.0, [6, 3, 2, 1]), (0.0, [6, 4, 3, 2, 1])])
+def test_fewer_workers_also_share_out_a_step_evenly(weight: float, counts: list[int]) -> None:
+    assert TrainConfig(workers=6, volumes_per_step=12, consistency_weight=weight).worker_counts == counts
