@@ -22,6 +22,7 @@ LEAVES = {
     "config",
     "errors",
     "files",
+    "object_store",
     "provenance",
     "progress",
     "settings",

@@ -21,7 +21,7 @@ from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.status import RECORD, RunRecord, utc_now
 from mmh_ray.config import Config, HarmonizeConfig, PrepareConfig, flatten, to_dict
-from mmh_ray.distributed.cluster import connect
+from mmh_ray.distributed.cluster import connect, live_nodes
 from mmh_ray.distributed.cohort_report import write_cohort_report
 from mmh_ray.distributed.crew import Crew
 from mmh_ray.distributed.job import Job
@@ -343,7 +343,7 @@ def _run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: Sequence[Lo
     files = ray.put(bundle_files(folder))
     shared = ray.put(list(looks))
     worker = ray.remote(HarmonizeWorker).options(**options)
-    neighbours = -(-slots // sum(node["Alive"] for node in ray.nodes()))  # actors are spread
+    neighbours = -(-slots // live_nodes())  # actors are spread
 
     def hire() -> Any:
         return worker.remote(files, job.config, os.path.abspath(job.out), facts, shared, neighbours)

@@ -43,6 +43,7 @@ from mmh_ray.models.bundle import load_bundle, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.learner import Learner, best_weights
 from mmh_ray.models.sampling import harmonize_volume
+from mmh_ray.object_store import below, open_folder
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of
 from mmh_ray.stopping import handlers_kept
@@ -273,8 +274,7 @@ def open_storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if "://" not in uri:
         Path(uri).mkdir(parents=True, exist_ok=True)
         return pyarrow.fs.LocalFileSystem(), str(Path(uri).absolute())
-    storage, folder = pyarrow.fs.FileSystem.from_uri(uri)
-    return storage, folder
+    return open_folder(uri)
 
 
 def _start_or_continue(storage: pyarrow.fs.FileSystem, folder: str, config: Config, facts: dict[str, Any]) -> str:
@@ -325,7 +325,8 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
         for picture in pictures:
             tracking.log_figure(run.run_id, picture)
     tracking.finish(run.run_id)
-    return TrainedModel(target, uri, run.run_id, validation)
+    place = below(config.train.storage, config.train.run_name, "bundle") if "://" in config.train.storage else target
+    return TrainedModel(place, uri, run.run_id, validation)
 
 
 def _sample_figures(model: GlobalHarmonizer, store: PreparedStore, config: Config, folder: Path) -> Iterator[Path]:

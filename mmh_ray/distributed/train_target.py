@@ -30,6 +30,7 @@ from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
 from mmh_ray.models.restyle import restyle
 from mmh_ray.models.style import make_style_encoder
 from mmh_ray.models.target_bundle import save_target
+from mmh_ray.object_store import below
 from mmh_ray.models.target_harmonizer import (
     TargetBatch,
     TargetFineTuner,
@@ -370,4 +371,6 @@ def _publish(
         put_target(storage, local, target)
         uri = tracking.register(run_id, local, name, config.tracking)
     tracking.finish(run_id)
-    return TrainedTarget(site, target, uri, run_id, {name: found.validation for name, found in tuned.items()})
+    storage_uri = config.target.storage
+    place = below(storage_uri, target.removeprefix(f"{root}/")) if "://" in storage_uri else target
+    return TrainedTarget(site, place, uri, run_id, {name: found.validation for name, found in tuned.items()})
