@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,6 @@ from typing import Any
 import pytest
 
 from mmh_ray import object_store
-from mmh_ray.cli import main
 from mmh_ray.config import Config, GridConfig, ModelConfig, TrackingConfig
 from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.object_store import below, fetch_bundle, is_remote, open_folder
@@ -170,24 +171,32 @@ def test_a_small_file_is_no_upload_in_parts(client: Any) -> None:
     assert client.get_object(Bucket="bucket", Key="runs/run.json")["Body"].read() == b"{}"
 
 
+ALL_IN_ONE = (
+    "import json, sys; from mmh_ray.cli import main; sys.exit(max(main(line) for line in json.loads(sys.argv[1])))"
+)
+"""Runs command after command on one Ray, whose processes have the environment's credentials."""
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:(mlflow|pydantic|sqlalchemy|alembic)(\..*)?")
-@pytest.mark.filterwarnings(r"ignore::FutureWarning:mlflow(\..*)?")
-@pytest.mark.filterwarnings(r"ignore:.*Any type hint is inferred as AnyType:UserWarning")
-def test_what_training_prints_is_a_model_to_harmonize_with(
-    client: Any, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_training_prints_is_a_model_to_harmonize_with(client: Any, repository: Path, tmp_path: Path) -> None:
     bids, manifest, store, out = (str(tmp_path / name) for name in ("bids", "manifest.parquet", "prepared", "out"))
     config = ["--config", str(repository / "configs/demo.yaml"), *TINY, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
-    for command in (["phantom", bids], ["manifest", bids, manifest], ["prepare", manifest, store]):
-        assert main([*command, *config]) == 0
-    assert main(["train-global", store, *config, "train.storage=s3://bucket/runs", "train.run_name=first"]) == 0
-    printed = re.search(r"^bundle (\S+)$", capsys.readouterr().out, re.MULTILINE)
-    assert printed is not None
-    assert printed[1] == "s3://bucket/runs/first/bundle"
-    assert main(["harmonize", bids, out, "--model", printed[1], "--sequence", "T1w", *config]) == 0
+    bundle = "s3://bucket/runs/first/bundle"
+    commands = [
+        ["phantom", bids],
+        ["manifest", bids, manifest],
+        ["prepare", manifest, store],
+        ["train-global", store, "train.storage=s3://bucket/runs", "train.run_name=first"],
+        ["harmonize", bids, out, "--model", bundle, "--sequence", "T1w"],
+    ]
+    lines = json.dumps([[*command, *config] for command in commands])
+    run = [sys.executable, "-c", ALL_IN_ONE, lines]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"bundle {bundle}\n" in done.stdout
+    sidecar = next(Path(out).rglob("*_T1w.json"))
+    assert json.loads(sidecar.read_text())["Model"]["URI"] == bundle
     assert "Uploads" not in client.list_multipart_uploads(Bucket="bucket")
-    left = [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()]
-    assert left == []
+    assert "Downloading artifacts" not in done.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()] == []

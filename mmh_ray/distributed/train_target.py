@@ -30,7 +30,6 @@ from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
 from mmh_ray.models.restyle import restyle
 from mmh_ray.models.style import make_style_encoder
 from mmh_ray.models.target_bundle import save_target
-from mmh_ray.object_store import below
 from mmh_ray.models.target_harmonizer import (
     TargetBatch,
     TargetFineTuner,
@@ -39,6 +38,7 @@ from mmh_ray.models.target_harmonizer import (
     batch_of,
     tune,
 )
+from mmh_ray.object_store import below
 from mmh_ray.progress import progress
 
 log = logging.getLogger(__name__)
