@@ -36,6 +36,7 @@ from mmh_ray.distributed.datasets import (
     usable,
     validation_batches,
 )
+from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.shards import PreparedStore
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.figures import before_after, middle_slice
@@ -113,7 +114,8 @@ def train_global(prepared: str | None, config: Config) -> TrainedModel:
         facts = {"data_hash": store.data_hash, "prepared": store.uri}
     storage, folder = open_storage(config.train.storage)
     tracking.configure(config.tracking)
-    run_id = _start_or_continue(storage, f"{folder}/{config.train.run_name}", config, facts)
+    run_id = _start_or_continue(storage, f"{folder}/{config.train.run_name}", config, facts | ray_facts())
+    note_in_job({"mlflow_run_id": run_id})
     run = _Run(config, store, domain, storage, folder, run_id, facts["data_hash"])
     try:
         return _publish(run, _fit(run))

@@ -29,6 +29,8 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, config: Config, bundle: Path, folde
     ends; the others wait for a second image beside them."""
 
     class Meeting:
+        model_idle_s = 0.0
+
         def __init__(self, *_: Any) -> None: ...
 
         def harmonize(self, row: dict[str, Any]) -> list[dict[str, Any]]:
