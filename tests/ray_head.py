@@ -78,7 +78,9 @@ def running_head() -> Iterator[Head]:
         environment = {name: value for name, value in os.environ.items() if name not in own}
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # as in an activated environment
-        environment |= {"RAY_metrics_report_interval_ms": "1000", "RAY_raylet_start_wait_time_s": "600"}
+        environment["RAY_metrics_report_interval_ms"] = "1000"
+        # A machine that runs other tests as well needs longer than Ray grants itself.
+        environment |= {"RAY_raylet_start_wait_time_s": "600", "RAY_agent_register_timeout_ms": "600000"}
         port, dashboard, client, agent, metrics = (free_port() for _ in range(5))
         command = [ray_command(), "start", "--head", "--block", "--num-cpus", "4", "--temp-dir", f"{folder}/ray"]
         command += ["--port", str(port), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client)]
