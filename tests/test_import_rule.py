@@ -23,6 +23,7 @@ LEAVES = {
     "errors",
     "files",
     "html_page",
+    "object_store",
     "progress",
     "provenance",
     "stopping",

@@ -47,7 +47,12 @@ def connect() -> None:
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     resources = ray.cluster_resources()
-    log.info("Ray: %d CPUs, %d GPUs on %d nodes", resources.get("CPU", 0), resources.get("GPU", 0), len(ray.nodes()))
+    log.info("Ray: %d CPUs, %d GPUs on %d nodes", resources.get("CPU", 0), resources.get("GPU", 0), live_nodes())
+
+
+def live_nodes() -> int:
+    """Machines that the cluster has now; Ray also lists those that it has lost."""
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
+import uuid
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.status import RECORD, RunRecord, utc_now
 from mmh_ray.config import Config, HarmonizeConfig, PrepareConfig, flatten, to_dict
 from mmh_ray.distributed.actor_pool import Crew
-from mmh_ray.distributed.cluster import connect
+from mmh_ray.distributed.cluster import connect, live_nodes
 from mmh_ray.distributed.manifest import probe_all
+from mmh_ray.distributed.metrics import MeasuredHarmonizeWorker, count_image, set_queue
 from mmh_ray.distributed.prepare import check_row
 from mmh_ray.distributed.task_pool import run_tasks
 from mmh_ray.errors import ConfigError, DataError, RefusedError, data_error, naming_mask
@@ -324,8 +327,9 @@ def _work_through(
     job: Job, tasks: list[Row], folder: Path, facts: Row, looks: Sequence[Look], journal: Journal
 ) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    found = _run(tasks, job, folder, facts, looks)
-    with contextlib.closing(found), progress(len(tasks), "Harmonizing", "images") as advance:
+    with contextlib.ExitStack() as stack:
+        advance = stack.enter_context(progress(len(tasks), "Harmonizing", "images"))
+        found = stack.enter_context(contextlib.closing(_run(tasks, job, folder, facts, looks, lambda: advance(0))))
         for rows in found:
             for row in rows:
                 if row["status"] in NO_RESULT:
@@ -337,21 +341,35 @@ def _work_through(
     return dict(counts)
 
 
-def _run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: Sequence[Look]) -> Generator[list[Row]]:
-    """Ledger rows of the images as they finish."""
+def _run(
+    rows: list[Row],
+    job: Job,
+    folder: Path,
+    facts: Row,
+    looks: Sequence[Look],
+    ready: Callable[[], object] = lambda: None,
+) -> Generator[list[Row]]:
+    """Ledger rows of the images as they finish; ``ready`` is called whenever an actor has come up."""
     options, slots = _slots(job.config.harmonize, len(rows))
     files = ray.put(bundle_files(folder))
     shared = ray.put(list(looks))
-    worker = ray.remote(HarmonizeWorker).options(**options)
-    neighbours = -(-slots // sum(node["Alive"] for node in ray.nodes()))  # actors are spread
+    neighbours = -(-slots // live_nodes())  # actors are spread
+    run = uuid.uuid4().hex[:4]  # an earlier run's actors may not have gone yet, and no two may have one name
+    numbers = itertools.count(1)
 
     def hire() -> Any:
-        return worker.remote(files, job.config, os.path.abspath(job.out), facts, shared, neighbours)
+        actor = ray.remote(MeasuredHarmonizeWorker).options(**options, name=f"harmonize {run} {next(numbers)}")
+        place = os.path.abspath(job.out)
+        return actor.remote(HarmonizeWorker, files, job.config, place, facts, shared, neighbours)
 
     def failed(row: Row, reason: str) -> list[Row]:
-        return [ledger_row(row, look, "failed", reason) for look in looks]
+        found = [ledger_row(row, look, "failed", reason) for look in looks]
+        for lost in found:  # no actor was left to count it
+            count_image("harmonize", lost)
+        return found
 
-    return Crew(hire, slots, options["max_concurrency"], job.config.harmonize.timeout_s, failed).run(rows)
+    crew = Crew(hire, slots, options["max_concurrency"], job.config.harmonize.timeout_s, failed)
+    return crew.run(rows, ready, lambda images: set_queue("harmonize", images))
 
 
 def _slots(settings: HarmonizeConfig, images: int) -> tuple[dict[str, Any], int]:
