@@ -13,7 +13,7 @@ import pytest
 from mmh_ray.bids.derivatives import derivative_files, sidecar_path
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.status import RunRecord, run_status
-from mmh_ray.cli import parse
+from mmh_ray.cli import main
 from mmh_ray.config import Config
 from mmh_ray.distributed import harmonize as driver
 from mmh_ray.distributed.harmonize import harmonize, plan
@@ -187,11 +187,10 @@ def test_the_report_of_a_killed_run_is_written_when_asked_for(job: Job, work: di
     page = Path(job.out, "report.html")
     page.unlink()
     replace(RunRecord.read(job.out), finished=None).write(job.out)
-    arguments, _ = parse(["status", job.out, "--report"])
     with Journal(job.out) as journal:  # as a run goes on
         journal.append({"image_id": "sub-99_T1w", "status": "failed", "reason": "killed", "source": "sub-99_T1w.nii"})
-        assert arguments.handler(arguments, Config()) == 0
+        assert main(["status", job.out, "--report"]) == 0
     assert all(name in page.read_text() for name in ("sub-01_T1w", "sub-99_T1w"))
     page.unlink()
     page.mkdir()
-    assert arguments.handler(arguments, Config()) == 1
+    assert main(["status", job.out, "--report"]) == 1
