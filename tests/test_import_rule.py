@@ -56,7 +56,7 @@ MAY_USE = {
     "harmonization": {*LEAVES, "bids", "imaging", "models", "quality", "tracking", "harmonization"},
     "tracking": CORE,
     "distributed": {*CORE, "distributed"},
-    "cli": {*CORE, "distributed", "demo"},
+    "cli": {*CORE, "distributed", "demo", "cli"},
     "demo": {*CORE, "distributed"},
     "jobs": {"cli"},
 }

@@ -19,9 +19,8 @@ import click
 from mmh_ray.cli.options import HELP_FLAGS, ListOption, config_option, verbose_option
 
 SETTINGS_AND_CODES = """\
-Any setting: section.key=value, anywhere on the line (a path like that: ./site=A).
-Exit codes: 0 done; 1 something failed; 2 unusable arguments or settings;
-130 interrupted.
+Any setting: section.key=value, anywhere (a path of that form: ./site=A).
+Exit codes: 0 done, 1 something failed, 2 unusable line, 130 interrupted.
 """
 
 
@@ -78,7 +77,8 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Spell the options out as Click knows them, then let it read them."""
-        self._check_values(ctx, args)
+        if not ctx.resilient_parsing:  # the shell completes a line that is not whole yet
+            self._check_values(ctx, args)
         return super().parse_args(ctx, self._one_value_each(args))
 
     def invoke(self, ctx: click.Context) -> Invocation:
@@ -92,12 +92,13 @@ class Command(click.Command):
 
     def _check_values(self, ctx: click.Context, words: Sequence[str]) -> None:
         """Refuse an option without a value, which Click would give the next option for one."""
-        options = [parameter for parameter in self.params if isinstance(parameter, click.Option)]
-        with_value = {flag for option in options if not option.is_flag for flag in option.opts}
+        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
+        flags = {flag for option in options for flag in option.opts}
+        flags_with_value = {flag for option in options if not option.is_flag for flag in option.opts}
         for word, following in itertools.pairwise([*words, "--"]):
             if word == "--":
                 return
-            if word in with_value and following.startswith("--"):
+            if word in flags_with_value and (following.startswith("--") or following in flags):
                 raise click.BadOptionUsage(word, f"Option '{word}' requires an argument.", ctx)
 
     def _one_value_each(self, words: Sequence[str]) -> list[str]:

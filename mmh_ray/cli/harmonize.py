@@ -36,32 +36,32 @@ log = logging.getLogger(__name__)
 @model_option
 @list_option("--participant-label", help="Only these subjects, with or without `sub-`.")
 @list_option("--session-label", help="Only these sessions, with or without `ses-`.")
-@list_option("--sequence", help="Only these suffixes, such as T1w; of one scan its own.")
-@list_option("--target", help="Take these looks: names of sites, target bundles or registered models.")
+@list_option("--sequence", help="Only these suffixes; of one scan its own.")
+@list_option("--target", help="Sites, target bundles or registered models whose looks the images take.")
 @click.option(
     "--target-image",
     type=EXISTING,
     metavar="FILE.nii.gz",
-    help="Take the look of this scan, named as BIDS has it.",
+    help="Scan in BIDS naming; the images take its look.",
 )
 @click.option("--mask", type=EXISTING, metavar="FILE.nii.gz", help="Brain mask of one scan.")
 @setting_option(
     "--space",
     "harmonize.space",
     type=click.Choice(["native", "template"]),
-    help="Grid of the output: the scan's own or ICBM-152's.",
+    help="Grid: the scan's own or ICBM-152's.",
 )
 @setting_option(
     "--intensity",
     "harmonize.intensity",
     type=click.Choice(["unit", "source"]),
-    help="0-1 of the unified domain, or the scan's own range.",
+    help="Range: about 0-1, or the scan's own.",
 )
 @setting_option(
     "--detail",
     "harmonize.detail",
     type=click.Choice(["project", "model"]),
-    help="Detail from the scan, or the model's image alone.",
+    help="Detail from the scan, or the model alone.",
 )
 @setting_option(
     "--skull",
@@ -74,10 +74,10 @@ log = logging.getLogger(__name__)
     "harmonize.slots",
     type=int,
     metavar="N",
-    help="Worker processes; 0 takes one per GPU, or per two CPUs.",
+    help="Workers; 0: one per GPU, or per two CPUs.",
 )
 @click.option("--retry-failed", is_flag=True, help="Only images that failed or were refused before.")
-@click.option("--dry-run", is_flag=True, help="Show what would be done and refused; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
 @json_option
 def harmonize(
     config: Config,

@@ -62,7 +62,7 @@ def list_option(flag: str, **options: Any) -> Callable[..., Any]:
     return click.option(flag, cls=ListOption, metavar="NAME...", **options)
 
 
-config_option = click.option("--config", metavar="FILE.yaml", help="YAML file of settings; without it, the defaults.")
+config_option = click.option("--config", metavar="FILE.yaml", help="YAML file of settings.")
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log details, and the traceback of an error.")
 model_option = click.option(
     "--model",
