@@ -283,7 +283,7 @@ def test_harmonize_tells_the_truth_by_its_exit_code(
     assert main([*line, "--sequence", "T1w"]) == code
     assert calls == [(Job(str(tmp_path), "out", "m", Config(), ("01", "02"), ("T1w",)),)]
     text = capsys.readouterr().out
-    assert f"Harmonized {counts.get('done', 0)} images" in text
+    assert f"Harmonized: {counts.get('done', 0)}, in" in text
     assert ("Not harmonized" in text) == bool(code)
     assert f"Where to look: {Path('out/ledger.parquet')}" in text  # there is no report
 
@@ -301,11 +301,11 @@ def test_harmonize_closes_with_reasons_and_places(stand_in, tmp_path: Path, caps
     assert main(line) == 1
     said = capsys.readouterr().out.splitlines()
     assert said[1:] == [
-        "Not harmonized: 1 failed, 0 refused.",
+        "Not harmonized: 1 failed, 0 refused",
         "      1 x 4-D image",
-        "To look at: 1 harmonized images have a warning.",
+        "Flagged, for a person to look at: 1",
         f"Where to look: {out / 'report.html'}",
-        "Once the causes are mended: the same command with --retry-failed.",
+        "Once the causes are mended: the same command with --retry-failed",
     ]
     assert main([*line, "--json"]) == 1
     summary = json.loads(capsys.readouterr().out)

@@ -61,20 +61,20 @@ class Summary:
         took = timedelta(seconds=round(self.seconds))
         done = self.counts.get("done", 0)
         skipped = self.counts.get("skipped", 0)
-        lines = [f"Harmonized {done} images in {took}; {skipped} were up to date already."]
+        lines = [f"Harmonized: {done}, in {took}; up to date already: {skipped}"]
         if self.without_result:
             failed = self.counts.get("failed", 0)
             refused = self.counts.get("refused", 0)
-            lines.append(f"Not harmonized: {failed} failed, {refused} refused.")
+            lines.append(f"Not harmonized: {failed} failed, {refused} refused")
         reasons = list(self.reasons.items())
         lines += [f"{count:>7} x {reason}" for reason, count in reasons[:REASONS_SHOWN]]
         if len(reasons) > REASONS_SHOWN:
             lines.append(f"        and {len(reasons) - REASONS_SHOWN} more reasons")
         if self.flagged:
-            lines.append(f"To look at: {self.flagged} harmonized images have a warning.")
+            lines.append(f"Flagged, for a person to look at: {self.flagged}")
         lines.append(f"Where to look: {self.report or self.ledger}")
         if self.without_result:
-            lines.append("Once the causes are mended: the same command with --retry-failed.")
+            lines.append("Once the causes are mended: the same command with --retry-failed")
         return "\n".join(lines)
 
 

@@ -194,3 +194,13 @@ def test_the_report_of_a_killed_run_is_written_when_asked_for(job: Job, work: di
     page.unlink()
     page.mkdir()
     assert main(["status", job.out, "--report"]) == 1
+
+
+def test_only_the_sessions_that_are_named_are_looked_at(job: Job, work: dict[str, Any]) -> None:
+    for session in ("1", "2"):
+        path = Path(job.bids, f"sub-02/ses-{session}/anat/sub-02_ses-{session}_T1w.nii.gz")
+        path.parent.mkdir(parents=True)
+        path.write_text(session)
+    assert [row["image_id"] for row in plan(replace(job, sessions=("2",)))] == ["sub-02_ses-2_T1w"]
+    with pytest.raises(ConfigError, match=r"sessions \['9'\]; expected sessions of the archive"):
+        plan(replace(job, sessions=("9",)))
