@@ -34,6 +34,8 @@ class Invocation:
         Its name.
     handler:
         Takes the configuration and the arguments by name, returns the exit code.
+    arguments:
+        Values of the command's own arguments and options.
     config:
         YAML file of settings; None for the defaults.
     overrides:
@@ -72,8 +74,8 @@ class Command(click.Command):
 
     def __init__(self, name: str, examples: Iterable[str], **options: Any) -> None:
         super().__init__(name, context_settings=HELP_FLAGS, epilog=_epilog(examples), **options)
-        for add in (verbose_option, config_option):
-            add(self)
+        verbose_option(self)
+        config_option(self)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Spell the options out as Click knows them, then let it read them."""
@@ -92,13 +94,18 @@ class Command(click.Command):
 
     def _check_values(self, ctx: click.Context, words: Sequence[str]) -> None:
         """Refuse an option without a value, which Click would give the next option for one."""
-        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
-        flags = {flag for option in options for flag in option.opts}
-        flags_with_value = {flag for option in options if not option.is_flag for flag in option.opts}
+        flags: set[str] = set()
+        flags_with_value: set[str] = set()
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option):
+                flags.update(parameter.opts)
+                if not parameter.is_flag:
+                    flags_with_value.update(parameter.opts)
         for word, following in itertools.pairwise([*words, "--"]):
             if word == "--":
                 return
-            if word in flags_with_value and (following.startswith("--") or following in flags):
+            is_option = following.startswith("--") or following in flags
+            if word in flags_with_value and is_option:
                 raise click.BadOptionUsage(word, f"Option '{word}' requires an argument.", ctx)
 
     def _one_value_each(self, words: Sequence[str]) -> list[str]:
