@@ -204,3 +204,20 @@ def test_only_the_sessions_that_are_named_are_looked_at(job: Job, work: dict[str
     assert [row["image_id"] for row in plan(replace(job, sessions=("2",)))] == ["sub-02_ses-2_T1w"]
     with pytest.raises(ConfigError, match=r"sessions \['9'\]; expected sessions of the archive"):
         plan(replace(job, sessions=("9",)))
+
+
+def test_the_command_closes_with_a_summary_of_its_own_run(
+    job: Job, work: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the ledger that the run wrote, and its report."""
+    work["does"] = lambda row: (
+        {"flags": ["dark"]} if row["image_id"] == "sub-01_T1w" else {"status": "refused", "reason": "no brain"}
+    )
+    assert main(["harmonize", job.bids, job.out, "--model", job.model, "--json"]) == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["counts"] == {"done": 1, "refused": 1}
+    assert (summary["flagged"], summary["reasons"]) == (1, {"no brain": 1})
+    assert summary["report"] == str(Path(job.out, "report.html"))
+    work["does"] = lambda row: {"status": "skipped"}
+    assert main(["harmonize", job.bids, job.out, "--model", job.model]) == 0
+    assert "up to date already: 2\nWhere to look:" in capsys.readouterr().out
