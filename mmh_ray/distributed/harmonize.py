@@ -157,7 +157,7 @@ def _prepare(job: Job) -> tuple[list[Row], Path, Row, list[Look]]:
     bundle = load_bundle(folder)  # what is wrong with it is said here, and not image by image
     _check_preparation(job.config, bundle.config)
     facts = {"model": uri, "model_hash": bundle.hash}
-    rows, looks = _select(found, job.participants, job.sequences), _looks(job, folder)
+    rows, looks = _select(found, job), _looks(job, folder)
     mark_shared_outputs(rows, looks, job.config.harmonize)
     return rows, folder, facts, looks
 
@@ -266,21 +266,29 @@ def _check_writable(out: str) -> None:
         raise ConfigError(f"output {out}: {there}: {problem}", "a folder that can be written to", "Name another.")
 
 
-def _select(rows: list[Row], participants: Iterable[str], sequences: Iterable[str]) -> list[Row]:
-    subjects, suffixes = set(participants), set(sequences)
-    unknown = subjects - {row["subject"] for row in rows}
-    if unknown:
-        raise ConfigError(f"participants {sorted(unknown)}", "subjects of the archive", "Check --participant-label.")
-    kept = [
-        row
-        for row in rows
-        if (not subjects or row["subject"] in subjects) and (not suffixes or row["sequence"] in suffixes)
-    ]
-    if not kept:
-        raise ConfigError(
-            "no image left to harmonize", "images of these participants and sequences", "Check the filters."
+def _select(rows: list[Row], job: Job) -> list[Row]:
+    """Rows of the participants, sessions and sequences that the job names; ConfigError where one is not there."""
+    _check_labels("participants", job.participants, {row["subject"] for row in rows}, "--participant-label")
+    _check_labels("sessions", job.sessions, {row["session"] for row in rows}, "--session-label")
+    kept = []
+    for row in rows:
+        is_wanted = (
+            (not job.participants or row["subject"] in job.participants)
+            and (not job.sessions or row["session"] in job.sessions)
+            and (not job.sequences or row["sequence"] in job.sequences)
         )
+        if is_wanted:
+            kept.append(row)
+    if not kept:
+        expected = "images of these participants, sessions and sequences"
+        raise ConfigError("no image left to harmonize", expected, "Check the filters.")
     return kept
+
+
+def _check_labels(kind: str, labels: Iterable[str], known: set[str | None], flag: str) -> None:
+    unknown = set(labels) - known
+    if unknown:
+        raise ConfigError(f"{kind} {sorted(unknown)}", f"{kind} of the archive", f"Check {flag}.")
 
 
 def _tasks(job: Job, rows: list[Row], known: dict[str, Row], looks: Sequence[Look]) -> list[Row]:
