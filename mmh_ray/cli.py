@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
 import os
 import re
@@ -15,13 +16,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from mmh_ray import __version__
 from mmh_ray.config import Config, QualityConfig, from_dict, load_config
 from mmh_ray.errors import ConfigError, MMHError
 from mmh_ray.models.shipped import BASE_MODEL
 from mmh_ray.stopping import stoppable
+from mmh_ray.suggestions import with_suggestion
 
 if TYPE_CHECKING:
     import pyarrow
@@ -104,7 +106,7 @@ def _is_override(before: str, token: str) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `mmh` with a subparser per command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mmh",
         description="Takes the scanner out of multi-site brain MRI and leaves the person in.",
         epilog=EPILOG,
@@ -125,10 +127,19 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate_target(commands)
     _add_promote(commands)
     _add_demo(commands)
+    _add_doctor(commands)
     return parser
 
 
-class _CommandParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """Names the word that was probably meant where one is mistyped."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2, the usage and what is wrong."""
+        super().error(with_suggestion(self, message))
+
+
+class _CommandParser(_Parser):
     """Takes positional arguments anywhere among the options, which argparse's own subparsers do not."""
 
     _nested = False
@@ -498,6 +509,19 @@ def _demo(arguments: argparse.Namespace, config: Config) -> int:
 
     run(arguments.out, config)
     return 0
+
+
+def _add_doctor(commands: Commands) -> None:
+    parser = _add_command(commands, "doctor", _doctor, "check this machine: versions, GPU, Ray, disk, weights, MLflow")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _doctor(arguments: argparse.Namespace, config: Config) -> int:
+    from mmh_ray.doctor import as_json, as_text, examine, is_healthy
+
+    findings = examine(config.tracking)
+    print(json.dumps(as_json(findings), indent=2) if arguments.json else as_text(findings))
+    return 0 if is_healthy(findings) else 1
 
 
 def _as_text(counts: dict[str, int]) -> str:

@@ -27,6 +27,7 @@ LEAVES = {
     "provenance",
     "settings",
     "stopping",
+    "suggestions",
     "tables",
     "threads",
     "yaml_text",
@@ -45,7 +46,7 @@ CORE = {
 }
 MAY_USE = {
     **dict.fromkeys(LEAVES, LEAVES),
-    "": {*LEAVES, "harmonization"},  # when `mmh_ray.load` is asked for
+    "": {*LEAVES, "harmonization", "quality"},  # when `mmh_ray.load` or `mmh_ray.compare` is asked for
     "bids": {*LEAVES, "bids"},
     "imaging": {*LEAVES, "imaging"},
     "shards": LEAVES,
@@ -56,7 +57,8 @@ MAY_USE = {
     "harmonization": {*LEAVES, "bids", "imaging", "models", "quality", "tracking", "harmonization"},
     "tracking": CORE,
     "distributed": {*CORE, "distributed"},
-    "cli": {*CORE, "distributed", "demo"},
+    "doctor": {*LEAVES, "models", "tracking"},
+    "cli": {*CORE, "distributed", "demo", "doctor"},
     "demo": {*CORE, "distributed", "cli"},
     "jobs": {"cli"},
 }
