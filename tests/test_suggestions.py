@@ -27,7 +27,7 @@ def test_the_word_that_was_meant_is_named(argv: list[str], meant: str, capsys: p
     assert capsys.readouterr().err.rstrip().endswith(f"Did you mean {meant}?")
 
 
-@pytest.mark.parametrize(("override", "meant"), [("trian.steps=1", "train"), ("train.setps=1", "train.steps")])
+@pytest.mark.parametrize(("override", "meant"), [("trains.steps=1", "train"), ("train.setps=1", "train.steps")])
 def test_the_setting_that_was_meant_is_named(override: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train-global", override]) == 2
     assert capsys.readouterr().err.rstrip().endswith(f"Did you mean {meant}?")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 _PLANES = ((2, "axial"), (1, "coronal"), (0, "sagittal"))
 """Axis in RAS along which a plane is cut, and the plane's name."""
-_PERCENTILES = (1.0, 99.5)
-"""Of the voxels above 0: what stands for unit intensity 0 and 1."""
+_UPPER_PERCENTILE = 99.5
+"""Of the voxels above 0: what stands for intensity 1, as in the preparation of scans. 0 stays 0, so that air has no difference."""
 _INCHES = 3.0
 """Edge of a panel."""
 _MOST_DIFFERENCE = 0.5
@@ -28,15 +28,15 @@ def compare(
 ) -> Figure:
     """Draw a scan before, after, and their difference: a row each for an axial, a coronal and a sagittal slice.
 
-    Both images are scaled by themselves (1st and 99.5th percentile of their voxels above 0 become 0 and 1), because scanners have no
-    common unit. The difference is after - before of the scaled images: red is brighter afterwards, blue is darker. It is shown from
-    -0.5 to 0.5. The slices go through the middle of the foreground of ``before``. Anterior or superior is up; the subject's left is
-    on the left.
+    Both images are scaled by themselves (the 99.5th percentile of their voxels above 0 becomes 1), because scanners have no common unit.
+    The difference is after - before of the scaled images: red is brighter afterwards, blue is darker. It is shown from -0.5 to 0.5.
+    The slices go through the middle of the foreground of ``before``. Anterior or superior is up; the subject's left is on the left.
 
     Parameters
     ----------
     before, after:
-        3-D images on one grid: the same shape ``(I, J, K)`` and the same affine to a hundredth of a millimetre.
+        3-D images on one grid: the same shape ``(I, J, K)`` and the same affine to a hundredth of a millimetre. A fourth axis of length 1,
+        as some scanners write it, counts for nothing.
     title:
         A line above the panels; none by default.
 
@@ -52,6 +52,8 @@ def compare(
     """
     from matplotlib.figure import Figure
 
+    before = _without_fourth_axis(before)
+    after = _without_fourth_axis(after)
     _check_one_grid(before, after)
     orientation = io_orientation(before.affine)
     old = apply_orientation(_scaled(before, "before"), orientation)
@@ -83,6 +85,10 @@ def compare(
     return figure
 
 
+def _without_fourth_axis(image: nib.spatialimages.SpatialImage) -> nib.spatialimages.SpatialImage:
+    return image.slicer[..., 0] if len(image.shape) == 4 and image.shape[3] == 1 else image
+
+
 def _check_one_grid(before: nib.spatialimages.SpatialImage, after: nib.spatialimages.SpatialImage) -> None:
     for name, image in (("before", before), ("after", after)):
         if len(image.shape) != 3:
@@ -104,5 +110,4 @@ def _scaled(image: nib.spatialimages.SpatialImage, name: str) -> np.ndarray:
     foreground = data[data > 0]
     if foreground.size == 0:
         raise DataError(f"{name} without a voxel above 0", "a scan", "Check the file.")
-    low, high = np.percentile(foreground, _PERCENTILES)
-    return (data - low) / max(high - low, np.finfo(np.float32).tiny)
+    return data / np.percentile(foreground, _UPPER_PERCENTILE)
