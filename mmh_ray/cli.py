@@ -16,14 +16,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from mmh_ray import __version__
 from mmh_ray.config import Config, QualityConfig, from_dict, load_config
 from mmh_ray.errors import ConfigError, MMHError
 from mmh_ray.models.shipped import BASE_MODEL
 from mmh_ray.stopping import stoppable
-from mmh_ray.suggestions import with_suggestion
 
 if TYPE_CHECKING:
     import pyarrow
@@ -106,7 +105,7 @@ def _is_override(before: str, token: str) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `mmh` with a subparser per command."""
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         prog="mmh",
         description="Takes the scanner out of multi-site brain MRI and leaves the person in.",
         epilog=EPILOG,
@@ -131,15 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
-    """Names the word that was probably meant where one is mistyped."""
-
-    def error(self, message: str) -> NoReturn:
-        """Leave with exit code 2, the usage and what is wrong."""
-        super().error(with_suggestion(self, message))
-
-
-class _CommandParser(_Parser):
+class _CommandParser(argparse.ArgumentParser):
     """Takes positional arguments anywhere among the options, which argparse's own subparsers do not."""
 
     _nested = False

@@ -27,7 +27,6 @@ LEAVES = {
     "provenance",
     "settings",
     "stopping",
-    "suggestions",
     "tables",
     "threads",
     "yaml_text",
