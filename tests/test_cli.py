@@ -25,7 +25,7 @@ pytestmark = pytest.mark.fast
 
 COMMANDS = [
     *("phantom", "manifest", "prepare", "train-global", "train-target", "harmonize", "evaluate", "evaluate-target"),
-    *("promote", "demo"),
+    *("promote", "demo", "doctor"),
 ]
 
 
