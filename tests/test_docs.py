@@ -18,6 +18,7 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 import nibabel as nib
 import numpy as np
@@ -33,6 +34,7 @@ FENCE = re.compile(
     r"(?P<comment><!--[^\n]*-->\n)?^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```",
     re.MULTILINE | re.DOTALL,
 )
+ASSIGNMENT = re.compile(r"^(?:export )?([A-Z_]+)=(\"[^\"]*\"|'[^']*'|\S+)", re.MULTILINE)
 COMMENTS = {"", "<!-- run -->", "<!-- needs OUT -->"}
 SHELL = ("", "bash", "console", "shell", "sh")
 SPACING_MM = 6.0
@@ -48,14 +50,23 @@ class Block:
     comment: str
 
     @property
-    def commands(self) -> list[list[str]]:
-        """Words of each `mmh` command of a block for the shell, as the shell would hand them over; jobs count as their command."""
+    def variables(self) -> dict[str, str]:
+        """Variables that a block for the shell sets."""
+        if self.language not in SHELL:
+            return {}
+        return {name: "".join(shlex.split(value)) for name, value in ASSIGNMENT.findall(self.text)}
+
+    def commands(self, variables: dict[str, str]) -> list[list[str]]:
+        """Words of each `mmh` command of a block for the shell, as the shell would hand them over; jobs count as their command.
+
+        `variables` are those that the page sets; of others the name is kept.
+        """
         if self.language not in SHELL:
             return []
         lines = self.text.replace("\\\n", " ").splitlines()
         found = []
         for line in lines:
-            words = line.strip().removeprefix("$ ")
+            words = Template(line.strip().removeprefix("$ ")).safe_substitute(variables)
             start = re.match(r"mmh |.*\bpython jobs/(?P<job>\w+)\.py ", words)
             if start is None:
                 continue
@@ -73,10 +84,20 @@ def blocks_of(page: Path) -> list[Block]:
     ]
 
 
+def commands_of(page: Path, comment: str | None = None) -> list[tuple[Path, list[str]]]:
+    """The commands of a page, or only those in blocks below one comment."""
+    blocks = blocks_of(page)
+    variables: dict[str, str] = {}
+    for block in blocks:
+        variables |= block.variables
+    chosen = [block for block in blocks if comment in (None, block.comment)]
+    return [(page, words) for block in chosen for words in block.commands(variables)]
+
+
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
-COMMANDS = [(block.page, words) for block in BLOCKS for words in block.commands]
+COMMANDS = [command for page in PAGES for command in commands_of(page)]
 PYTHON_PAGES = sorted({block.page for block in BLOCKS if block.language == "python" and block.page.name != "README.md"})
-RUNNABLE = [(block.page, words) for block in BLOCKS if block.comment == "<!-- run -->" for words in block.commands]
+RUNNABLE = [command for page in PAGES for command in commands_of(page, "<!-- run -->")]
 
 
 def named(case: tuple[Path, list[str]]) -> str:
