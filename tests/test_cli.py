@@ -27,7 +27,7 @@ pytestmark = pytest.mark.fast
 
 COMMANDS = [
     *("phantom", "manifest", "prepare", "train-global", "train-target", "harmonize", "evaluate", "evaluate-target"),
-    *("status", "promote", "demo"),
+    *("status", "promote", "demo", "doctor"),
 ]
 
 

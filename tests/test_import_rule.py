@@ -45,7 +45,7 @@ CORE = {
 }
 MAY_USE = {
     **dict.fromkeys(LEAVES, LEAVES),
-    "": {*LEAVES, "harmonization"},  # when `mmh_ray.load` is asked for
+    "": {*LEAVES, "harmonization", "quality"},  # when `mmh_ray.load` or `mmh_ray.compare` is asked for
     "bids": {*LEAVES, "bids"},
     "imaging": {*LEAVES, "imaging"},
     "shards": LEAVES,
@@ -56,7 +56,8 @@ MAY_USE = {
     "harmonization": {*LEAVES, "bids", "imaging", "models", "quality", "tracking", "harmonization"},
     "tracking": CORE,
     "distributed": {*CORE, "distributed"},
-    "cli": {*CORE, "distributed", "demo", "cli"},
+    "doctor": {*LEAVES, "models", "tracking"},
+    "cli": {*CORE, "distributed", "demo", "doctor", "cli"},
     "demo": {*CORE, "distributed"},
     "jobs": {"cli"},
 }

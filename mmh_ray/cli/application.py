@@ -7,6 +7,7 @@ import click
 from mmh_ray import __version__
 from mmh_ray.cli.command_line import Application
 from mmh_ray.cli.demo import demo
+from mmh_ray.cli.doctor import doctor
 from mmh_ray.cli.evaluate import evaluate
 from mmh_ray.cli.evaluate_target import evaluate_target
 from mmh_ray.cli.harmonize import harmonize
@@ -31,6 +32,7 @@ COMMANDS = (
     evaluate_target,
     promote,
     demo,
+    doctor,
 )
 """In the order in which `mmh --help` lists them: the way of the data."""
 

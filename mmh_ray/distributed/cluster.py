@@ -73,7 +73,7 @@ def _start() -> None:
     options = session_options()
     try:
         ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **options, **QUIET)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises plain ones, too, such as where a busy machine is slow to start it
         received = f"Ray does not start on this machine ({type(error).__name__}: {error})"
         remedy = "Look for processes that take its memory or ports, or name a short folder in RAY_TMPDIR."
         raise ConfigError(received, "room, memory and sockets for a cluster of its own", remedy) from error

@@ -30,6 +30,7 @@ from mmh_ray.distributed.metrics import MeasuredHarmonizeWorker, count_image, se
 from mmh_ray.distributed.prepare import check_row
 from mmh_ray.distributed.task_pool import run_tasks
 from mmh_ray.errors import ConfigError, DataError, RefusedError, data_error, naming_mask
+from mmh_ray.harmonization.citation import write_citation
 from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.harmonization.job import Job
 from mmh_ray.harmonization.reference_target import target_of_scan
@@ -86,6 +87,7 @@ def harmonize(job: Job) -> dict[str, int]:
         tasks = _tasks(job, rows, journal.rows(), looks)
         record = _record(job, len(tasks) * len(looks), facts)
         _write_record(record, job.out)
+        _write_citation(record, job.out, looks)
         failure: str | None = None
         try:
             connect()
@@ -329,6 +331,14 @@ def _write_record(record: RunRecord, out: str) -> None:
         record.write(out)
     except (DataError, OSError) as error:
         log.warning("%s: no record of the run (%s)", out, error)
+
+
+def _write_citation(record: RunRecord, out: str, looks: Sequence[Look]) -> None:
+    targets = [look.name for look in looks if look.name is not None]
+    try:
+        write_citation(record, out, targets)
+    except (DataError, OSError) as error:
+        log.warning("%s: no text to cite the run by (%s)", out, error)
 
 
 def _work_through(
