@@ -7,13 +7,14 @@ INSTALLED := .venv/.installed
 OUT ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint fast audit
+.PHONY: help install demo test lint fast docs audit
 
 help:
 	@echo "make demo    the whole way on phantoms, 15 to 45 minutes on 2 cores (OUT=demo)"
 	@echo "make test    lint, format, types, all tests that need no GPU and no browser"
 	@echo "make fast    the tests of under a minute"
 	@echo "make lint    lint, format, types"
+	@echo "make docs    the documentation as a site, site/index.html; a warning is an error"
 	@echo "make audit   known vulnerabilities, in what is installed and in the lowest versions allowed (asks osv.dev)"
 
 install: $(INSTALLED)
@@ -23,7 +24,7 @@ $(INSTALLED): pyproject.toml
 		|| { echo "A working Python 3.11 or later is needed." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -40,6 +41,9 @@ test: lint
 
 fast: $(INSTALLED)
 	$(BIN)/pytest -m "fast and not slow"
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Strict: a package that the service does not know, or a service that does not answer, is no clean bill of health.
 AUDIT := $(BIN)/pip-audit --strict --no-deps --disable-pip --vulnerability-service osv --progress-spinner off

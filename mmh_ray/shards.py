@@ -22,6 +22,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.object_store import open_folder, shown
 from mmh_ray.provenance import hash_of
 from mmh_ray.tables import read_table
 
@@ -149,11 +150,11 @@ def names_in(uri: str) -> set[str]:
     store, folder = _located(uri)
     try:
         if store.get_file_info(folder).type == pa.fs.FileType.File:
-            raise ConfigError(f"{_shown(uri)}: a file", "a folder for prepared volumes", "Name a folder.")
+            raise ConfigError(f"{shown(uri)}: a file", "a folder for prepared volumes", "Name a folder.")
         return {info.base_name for info in store.get_file_info(pa.fs.FileSelector(folder, allow_not_found=True))}
     except OSError as error:
         raise ConfigError(
-            f"{_shown(uri)}: {error}", "a folder that can be listed", "Check it and its access."
+            f"{shown(uri)}: {error}", "a folder that can be listed", "Check it and its access."
         ) from error
 
 
@@ -170,7 +171,7 @@ def check_own(uri: str) -> set[str]:
     names = names_in(uri)
     foreign = {name for name in names if not (name == INDEX or is_shard(name) or name.startswith(_PARTIAL))}
     if foreign and INDEX not in names:
-        received = f"{_shown(uri)}: holds {min(foreign)} and no {INDEX}"
+        received = f"{shown(uri)}: holds {min(foreign)} and no {INDEX}"
         raise ConfigError(received, "a new folder or one made by `mmh prepare`", "Name another folder.")
     if INDEX in names:
         _read_index(uri)
@@ -216,7 +217,7 @@ class PreparedStore:
         self.uri = uri
         if INDEX not in names_in(uri):
             remedy = "Run `mmh prepare MANIFEST OUT` to its end."
-            raise DataError(f"{_shown(uri)}: no {INDEX}", "a folder made by `mmh prepare`", remedy)
+            raise DataError(f"{shown(uri)}: no {INDEX}", "a folder made by `mmh prepare`", remedy)
         self.index: list[Row] = _entries(_read_index(uri))
         """A row per image, ordered by `image_id`: :data:`INDEX_SCHEMA`, with `affine` and `registration` ``(4, 4)`` float64 and
         `quantiles` and `tissues` ``(257,)`` float32 as arrays. Rows of status failed have neither voxels nor geometry."""
@@ -249,7 +250,7 @@ class PreparedStore:
             image = np.frombuffer(columns["image"][0].as_buffer(), "<f2").reshape(entry["shape"])
             bits = np.frombuffer(columns["mask"][0].as_buffer(), np.uint8)
         except (OSError, ValueError, pa.ArrowException) as error:
-            received = f"{_shown(self.uri)}/{entry['shard']}: {error}"
+            received = f"{shown(self.uri)}/{entry['shard']}: {error}"
             raise DataError(received, "a readable shard", "Remove the shard and run `mmh prepare` again.") from error
         mask = np.unpackbits(bits, count=image.size).astype(bool).reshape(image.shape)
         return image.astype(np.float32), mask
@@ -293,20 +294,14 @@ def _entries(table: pa.Table) -> list[Row]:
 def _read_index(uri: str) -> pa.Table:
     store, folder = _located(uri)
     remedy = "Prepare into a new folder."
-    return read_table(f"{folder}/{INDEX}", INDEX_SCHEMA, "index", remedy, store, f"{_shown(uri)}/{INDEX}")
+    return read_table(f"{folder}/{INDEX}", INDEX_SCHEMA, "index", remedy, store, f"{shown(uri)}/{INDEX}")
 
 
 def _located(uri: str) -> tuple[pa.fs.FileSystem, str]:
     """File system of a URI and the folder on it; a plain path is a local folder."""
     if "://" not in uri:
         return pa.fs.LocalFileSystem(), str(Path(uri).absolute())
-    try:
-        store, folder = pa.fs.FileSystem.from_uri(uri)
-    except (OSError, ValueError) as error:
-        received = f"{_shown(uri)}: {str(error).replace(uri, _shown(uri))}"
-        expected = "a folder or a URI such as s3://bucket/prepared"
-        raise ConfigError(received, expected, "Check its scheme and the access keys.") from error
-    return store, folder.rstrip("/")
+    return open_folder(uri)
 
 
 def _open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
@@ -326,8 +321,3 @@ def _publish(store: pa.fs.FileSystem, partial: Path, target: str) -> None:
         return
     with open(partial, "rb") as source, store.open_output_stream(target) as sink:
         shutil.copyfileobj(source, sink, 1 << 20)
-
-
-def _shown(uri: str) -> str:
-    """The URI without the keys and options that may stand in it."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri).split("?")[0] if "://" in uri else uri

@@ -23,9 +23,9 @@ LEAVES = {
     "errors",
     "files",
     "html_page",
+    "object_store",
     "progress",
     "provenance",
-    "settings",
     "stopping",
     "tables",
     "threads",
@@ -45,7 +45,7 @@ CORE = {
 }
 MAY_USE = {
     **dict.fromkeys(LEAVES, LEAVES),
-    "": {*LEAVES, "harmonization"},  # when `mmh_ray.load` is asked for
+    "": {*LEAVES, "harmonization", "quality"},  # when `mmh_ray.load` or `mmh_ray.compare` is asked for
     "bids": {*LEAVES, "bids"},
     "imaging": {*LEAVES, "imaging"},
     "shards": LEAVES,
@@ -56,8 +56,9 @@ MAY_USE = {
     "harmonization": {*LEAVES, "bids", "imaging", "models", "quality", "tracking", "harmonization"},
     "tracking": CORE,
     "distributed": {*CORE, "distributed"},
-    "cli": {*CORE, "distributed", "demo"},
-    "demo": {*CORE, "distributed", "cli"},
+    "doctor": {*LEAVES, "models", "tracking"},
+    "cli": {*CORE, "distributed", "demo", "doctor", "cli"},
+    "demo": {*CORE, "distributed"},
     "jobs": {"cli"},
 }
 ONLY_IN = {"ray": {"distributed"}, "mlflow": {"tracking"}}
@@ -65,7 +66,7 @@ NOT_IN = {"bids": {"torch"}}
 
 
 def room_of(path: Path) -> str:
-    """`mmh_ray/bids/manifest.py` is in room `bids`, `mmh_ray/cli.py` is room `cli`, `jobs/*.py` are room `jobs`."""
+    """`mmh_ray/bids/manifest.py` is in room `bids`, `mmh_ray/demo.py` is room `demo`, `jobs/*.py` are room `jobs`."""
     if not path.is_relative_to(PACKAGE):
         return "jobs"
     first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")

@@ -18,6 +18,8 @@ ATTEMPTS = 2
 """Times an image is tried when the worker that had it died."""
 STARTING_S = 600.0
 """Seconds that a run waits at least for a place for its actors; a cluster may have to grow first."""
+ENDING_S = 20.0
+"""Seconds that a run that is through waits for actors that start still, so that they end by themselves."""
 STARTS = 3
 """Workers that may fail to start one after the other before no further one is started."""
 
@@ -59,10 +61,22 @@ class Crew:
         self._attempts: Counter[str] = Counter()
         self._bad_starts: list[RayError] = []
 
-    def run(self, rows: Iterable[Row]) -> Generator[list[Row]]:
+    def run(
+        self,
+        rows: Iterable[Row],
+        ready: Callable[[], object] = lambda: None,
+        queue: Callable[[int], object] = lambda images: None,
+    ) -> Generator[list[Row]]:
         """Ledger rows of the images as they finish; whoever stops before the last of them closes this, which ends the actors.
 
         On a cluster that stands they would go on writing to a folder that is another run's by then.
+
+        Parameters
+        ----------
+        ready:
+            Called whenever an actor has come up.
+        queue:
+            Told how many images no actor has yet.
         """
         self._waiting.extend(rows)
         try:
@@ -70,6 +84,7 @@ class Crew:
                 self._start()
             while self._waiting or self._busy:
                 self._hand_out()
+                queue(len(self._waiting))
                 watched = [*self._busy, *self._starting]
                 finished = ray.wait(watched, timeout=self._patience())[0] if watched else []
                 if not finished and not self._busy:
@@ -77,10 +92,13 @@ class Crew:
                 elif not finished:
                     yield from self._overdue()
                 elif finished[0] in self._starting:
-                    self._started(finished[0])
+                    if self._started(finished[0]):
+                        ready()
                 else:
                     yield from self._finished(finished[0])
+            self._let_go()
         finally:
+            queue(0)
             for actor in (*self._ready, *(actor for actor, _ in self._starting.values())):
                 ray.kill(actor)
 
@@ -88,7 +106,19 @@ class Crew:
         actor = self._hire()
         self._starting[actor.__ray_ready__.remote()] = (actor, time.monotonic())
 
-    def _started(self, ref: ray.ObjectRef) -> None:
+    def _let_go(self) -> None:
+        """Forget the actors, which ends them.
+
+        One that is killed while it starts would stand as FAILED on the dashboard of a run that succeeded.
+        """
+        starting = list(self._starting)
+        came_up = ray.wait(starting, num_returns=len(starting), timeout=ENDING_S)[0] if starting else []
+        for ref in came_up:
+            del self._starting[ref]
+        self._ready.clear()
+
+    def _started(self, ref: ray.ObjectRef) -> bool:
+        """Take up an actor that is ready, or start another for it; says whether it is."""
         actor, _ = self._starting.pop(ref)
         try:
             ray.get(ref)
@@ -96,15 +126,17 @@ class Crew:
             self._bad_starts.append(error)
             if len(self._bad_starts) < STARTS:
                 self._start()
-            return
+            return False
         self._ready.append(actor)
         self._bad_starts.clear()
+        return True
 
     def _hand_out(self) -> None:
         for actor in self._ready * self._abreast:
             if self._waiting and self._may_start(actor):
                 row = self._waiting.popleft()
-                self._busy[actor.harmonize.remote(row)] = _Task(actor, row, time.monotonic())
+                call = actor.harmonize.options(name=f"harmonize {row['image_id']}")
+                self._busy[call.remote(row)] = _Task(actor, row, time.monotonic())
 
     def _may_start(self, actor: Any) -> bool:
         """An image whose worker died works alone: if that one dies too, no other image is to blame, nor to pay."""

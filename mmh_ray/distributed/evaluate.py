@@ -1,7 +1,7 @@
-"""Evaluation on Ray: an archive, outputs of any methods for it, and the classical opponents, measured the same way.
+"""Evaluation on Ray: an archive, outputs of any methods for it, and classical methods, measured the same way.
 
-One task is one subject and sequence: it reads the subject's scans, applies every method and sends back small numbers;
-what the cohort's measures need besides stays in the object store, so that the driver's memory does not grow with the
+One task is one subject and sequence. It reads the subject's scans, applies every method and sends back small numbers.
+What the cohort's metrics need besides stays in the object store, so that the driver's memory does not grow with the
 scans. Baselines are fitted on training images only.
 """
 
@@ -11,9 +11,9 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -23,31 +23,59 @@ from mmh_ray.bids.lesions import add_lesions
 from mmh_ray.bids.status import utc_now
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
-from mmh_ray.distributed.cohort_figures import Cohort, measure_cohort, summarise
+from mmh_ray.distributed.cohort_metrics import StoredCohort, measure_cohort, summarise
 from mmh_ray.distributed.selection import (
     check_archives,
     choose_cases,
     data_hash,
     note_untrained,
-    training_rows,
+    training_records,
     usable_rows,
 )
 from mmh_ray.distributed.task_pool import run_tasks
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.baselines.image_baselines import BASELINES, Baseline, Unfitted
-from mmh_ray.evaluation.inputs.scans import Case, Row, Settings, common_masks, scan_mask
-from mmh_ray.evaluation.metrics.method import Kept
+from mmh_ray.evaluation.inputs.records import ImageRecord
+from mmh_ray.evaluation.inputs.scans import Case, GridKey, ScoringSettings, common_masks, scan_mask
 from mmh_ray.evaluation.metrics.registry import AGAIN, BEST_KNOWN, RAW, ordered
-from mmh_ray.evaluation.metrics.subject import Score, Training, score, training_facts
+from mmh_ray.evaluation.metrics.runner import EvaluationLog, MetricRunner
+from mmh_ray.evaluation.metrics.scoring import CaseMetrics, CasePictures, TrainingImage, score_case, training_image
 from mmh_ray.evaluation.promotion.comparability import conditions
-from mmh_ray.evaluation.report.files import FIGURES, Pictures, write_all
+from mmh_ray.evaluation.report.files import FIGURES, write_all
+from mmh_ray.evaluation.report.pictures import Pictures
 from mmh_ray.models.style.vectors import style_vectors
 from mmh_ray.provenance import check_place, code_version
 
 log = logging.getLogger(__name__)
 
-Trained = dict[str, list[tuple[Row, Training]]]
-"""Manifest rows and facts of training images by sequence."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """Who is scored, and on whom baselines are fitted."""
+
+    cases: list[Case]
+    training: list[ImageRecord]
+
+
+@dataclass
+class _Scores:
+    """What scoring leaves, by sequence.
+
+    Attributes
+    ----------
+    methods:
+        Those with any image, in the order of the tables.
+    cases:
+        References to every case's metrics.
+    pictures:
+        Of the pictured cases.
+    """
+
+    methods: dict[str, list[str]] = field(default_factory=dict)
+    cases: dict[str, list[ray.ObjectRef]] = field(default_factory=dict)
+    pictures: dict[str, list[CasePictures]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -68,7 +96,7 @@ def evaluate(
     config:
         Uses ``evaluate``, ``style``, ``manifest``, ``model.sequences`` and ``prepare.n4_iterations``.
     truth:
-        Folder `derivatives/truth` of a simulated archive, for the measures that need it.
+        Folder `derivatives/truth` of a simulated archive, for the metrics that need it.
     model:
         URI of the model behind `ours`, to be cited.
     labels:
@@ -77,9 +105,9 @@ def evaluate(
     Returns
     -------
     dict
-        ``{method: {sequence: {measure: {value, low, high, n}}}}``, and under ``differences`` the same of ours minus each
-        with ``p``; under ``about`` who was scored, ``problems`` (images without usable output), ``notes``, times, and under ``labels``
-        ``{sequence: {method: {site: {measure: mean, "n": images}}}}`` of the tissues that others drew.
+        ``{method: {sequence: {metric: {value, low, high, n}}}}``, and under ``differences`` the same of ours minus each
+        with ``p``. Under ``about`` who was scored, ``problems`` (images without usable output), ``notes``, times, and
+        under ``labels`` ``{sequence: {method: {site: {metric: mean, "n": images}}}}`` of the tissues that others drew.
 
     Raises
     ------
@@ -90,159 +118,220 @@ def evaluate(
     """
     check_archives(archives)
     check_place(Path(out, FIGURES, "picture"), out, ConfigError)
-    start, started, total = time.monotonic(), utc_now().isoformat(timespec="seconds"), Score()
+    start = time.monotonic()
+    started = utc_now().isoformat(timespec="seconds")
+    evaluation_log = EvaluationLog()
     connect()
-    rows = usable_rows(archives, out, config, total.notes, total.problems)
-    add_lesions(rows)
-    total.notes += add_labels(rows, labels)
-    cases = choose_cases(rows, config, total.notes)
-    scored = {row["image_id"] for case in cases for row in case.rows}
-    total.problems = [row for row in total.problems if row["method"] == RAW or row["image_id"] in scored]
-    training = training_rows(rows)
-    note_untrained(training, cases, total.notes)
-    trained = _train(training, config.prepare.n4_iterations, total)
-    baselines = {case.sequence: _fit(trained.get(case.sequence, [])) for case in cases}
-    _note_unfitted(baselines, total)
-    methods = tuple(ordered([*BASELINES, *(name for name in archives if not name.endswith(AGAIN))]))
-    sliced, common = _sliced(methods, config), _common(cases, total)
-    style = style_vectors(config.style, total.notes) if sliced else None
-    table = config.evaluate.label_table
-    settings = Settings(methods, baselines, truth, config.prepare.n4_iterations, sliced, common, style, table)
-    scores = _score_all(cases, settings, total)
-    measured, shown = measure_cohort(Cohort(scores.methods, scores.kept, trained, config.evaluate), total)
-    summary = summarise(measured, config.evaluate)
-    problems = sorted(total.problems, key=lambda row: (row["method"], row["image_id"]))
+    selection = _select(archives, out, config, labels, evaluation_log)
+    cases = selection.cases
+    training = _read_training(selection.training, config.prepare.n4_iterations, evaluation_log)
+    settings = _settings(cases, training, archives, truth, config, evaluation_log)
+    scores = _score_all(cases, settings, evaluation_log)
+    cohort = StoredCohort(scores.methods, scores.cases, training, config.evaluate)
+    metrics, picture_data = measure_cohort(cohort, evaluation_log)
+    summary = summarise(metrics, config.evaluate)
+
+    problems = sorted(evaluation_log.problems, key=lambda problem: (problem.method, problem.image_id))
+    for problem in problems:
+        log.warning("%s of %s is not scored: %s", problem.image_id, problem.method, problem.reason)
+    scored_records = [record for case in cases for record in case.records]
     about = {
         "archives": dict(archives),
         "model": model,
         "started": started,
         "data_hash": data_hash(cases),
-        "conditions": conditions((row for case in cases for row in case.rows), truth, config),
+        "conditions": conditions(scored_records, truth, config),
         **_counts(cases),
         "labels": {sequence: summary.labels[sequence] for sequence in sorted(summary.labels)},
-        "problems": problems,
-        "notes": sorted({*total.notes, *total.clock.said()}),
-        "processor_seconds": _times(total),
-        "probe_trainings": dict(sorted(total.clock.trainings.items())),
+        "problems": [asdict(problem) for problem in problems],
+        "notes": sorted({*evaluation_log.notes, *evaluation_log.runner.sentences()}),
+        "processor_seconds": _times(evaluation_log.runner),
+        "probe_trainings": dict(sorted(evaluation_log.runner.trainings.items())),
         "seconds": round(time.monotonic() - start, 1),
         "code_version": code_version(),
     }
-    for problem in problems:
-        log.warning("%s of %s is not scored: %s", problem["image_id"], problem["method"], problem["reason"])
-    evaluation = {**summary.values, "differences": summary.differences, "about": about}
+    evaluation = {**summary.entries, "differences": dict(summary.differences), "about": about}
     tables = (ray.get(summary.tables[key]) for key in sorted(summary.tables))
-    write_all(Path(out), evaluation, tables, Pictures(scores.pictured, shown))
+    write_all(Path(out), evaluation, tables, Pictures(scores.pictures, picture_data))
     return evaluation
 
 
-def _sliced(methods: Sequence[str], config: Config) -> frozenset[str]:
+def _select(
+    archives: Mapping[str, str], out: str, config: Config, labels: str | None, evaluation_log: EvaluationLog
+) -> _Selection:
+    rows = usable_rows(archives, out, config, evaluation_log.notes, evaluation_log.problems)
+    add_lesions(rows)
+    evaluation_log.notes += add_labels(rows, labels)
+    records = [ImageRecord.from_row(row) for row in rows]
+    cases = choose_cases(records, config, evaluation_log.notes)
+    scored_ids = {record.image_id for case in cases for record in case.records}
+    # outputs that are missing of images that nobody scores are no problem
+    evaluation_log.problems = [
+        problem for problem in evaluation_log.problems if problem.method == RAW or problem.image_id in scored_ids
+    ]
+    training = training_records(records)
+    note_untrained(training, cases, evaluation_log.notes)
+    return _Selection(cases, training)
+
+
+def _settings(
+    cases: Sequence[Case],
+    training: Mapping[str, Sequence[TrainingImage]],
+    archives: Mapping[str, str],
+    truth: str | None,
+    config: Config,
+    evaluation_log: EvaluationLog,
+) -> ScoringSettings:
+    baselines = {case.sequence: _fit_baselines(training.get(case.sequence, [])) for case in cases}
+    _note_unfitted(baselines, evaluation_log)
+    method_archives = [name for name in archives if not name.endswith(AGAIN)]
+    methods = tuple(ordered([*BASELINES, *method_archives]))
+    sliced_methods = _sliced_methods(methods, config)
+    common = _common_masks(cases, evaluation_log)
+    style = style_vectors(config.style, evaluation_log.notes) if sliced_methods else None
+    return ScoringSettings(
+        methods=methods,
+        baselines=baselines,
+        truth=truth,
+        iterations=config.prepare.n4_iterations,
+        sliced_methods=sliced_methods,
+        common_masks=common,
+        style=style,
+        label_table=config.evaluate.label_table,
+    )
+
+
+def _sliced_methods(methods: Sequence[str], config: Config) -> frozenset[str]:
     """Methods whose images the convolutional probes judge."""
-    some = [name for name in methods if name in (RAW, BEST_KNOWN) or name not in BASELINES]
-    return frozenset({"all": methods, "some": some, "none": ()}[config.evaluate.cnn])
+    if config.evaluate.cnn == "none":
+        return frozenset()
+    if config.evaluate.cnn == "all":
+        return frozenset(methods)
+    return frozenset(method for method in methods if method in (RAW, BEST_KNOWN) or method not in BASELINES)
 
 
-def _common(cases: Sequence[Case], total: Score) -> dict[tuple[str, tuple[int, ...]], np.ndarray]:
+def _common_masks(cases: Sequence[Case], evaluation_log: EvaluationLog) -> dict[GridKey, np.ndarray]:
     """What is brain in everybody, of sequences with people who have several images."""
-    several = {case.sequence for case in cases if len(case.rows) > 1}
-    rows = [row for case in cases for row in case.rows if case.sequence in several]
-    tasks = run_tasks(_mask, rows, None, "Reading masks", "images")
-    common = common_masks((done.item, done.result) for done in tasks if not isinstance(done.result, Exception))
-    if several - {sequence for sequence, _ in common}:
-        total.notes.append("no part of the grid is brain in everybody: people cannot be looked for")
+    sequences = {case.sequence for case in cases if len(case.records) > 1}
+    records = [record for case in cases for record in case.records if case.sequence in sequences]
+    tasks = run_tasks(_read_mask, records, None, "Reading masks", "images")
+    readable = ((done.item, done.result) for done in tasks if not isinstance(done.result, Exception))
+    common = common_masks(readable)
+    sequences_with_mask = {sequence for sequence, _ in common}
+    if sequences - sequences_with_mask:
+        evaluation_log.notes.append("no part of the grid is brain in everybody: people cannot be looked for")
     return common
 
 
-def _mask(row: Row, _shared: None) -> np.ndarray:
-    return scan_mask(row)
+def _read_mask(record: ImageRecord, _shared: None) -> np.ndarray:
+    return scan_mask(record)
 
 
-def _train(rows: Sequence[Row], iterations: tuple[int, ...], total: Score) -> Trained:
-    """Facts of the training images that can be read, in the order of the rows."""
-    found: dict[str, Training] = {}
-    for done in run_tasks(training_facts, rows, iterations, "Fitting baselines", "images"):
+def _read_training(
+    records: Sequence[ImageRecord], iterations: tuple[int, ...], evaluation_log: EvaluationLog
+) -> dict[str, list[TrainingImage]]:
+    """The training images that can be read, by sequence, in the order of the records."""
+    images: dict[str, TrainingImage] = {}
+    for done in run_tasks(training_image, records, iterations, "Fitting baselines", "images"):
+        image_id = done.item.image_id
         if isinstance(done.result, Exception):
-            total.fail(RAW, done.item, done.result)
+            evaluation_log.add_unusable(RAW, image_id, done.result)
         else:
-            found[done.item["image_id"]] = done.result
-    trained: Trained = defaultdict(list)
-    for row in rows:
-        if row["image_id"] in found:
-            trained[row["sequence"]].append((row, found[row["image_id"]]))
-    return dict(trained)
+            images[image_id] = done.result
+    by_sequence: dict[str, list[TrainingImage]] = defaultdict(list)
+    for record in records:
+        if record.image_id in images:
+            by_sequence[record.sequence].append(images[record.image_id])
+    return dict(by_sequence)
 
 
-def _fit(trained: Sequence[tuple[Row, Training]]) -> dict[str, Baseline]:
+def _fit_baselines(training: Sequence[TrainingImage]) -> dict[str, Baseline]:
     """Every baseline from training images; without any, those that learn nothing from a cohort."""
-    if not trained:
-        return {name: kind() for name, kind in BASELINES.items() if issubclass(kind, Unfitted)}
-    before, after = zip(*((facts.before, facts.after) for _, facts in trained), strict=True)
-    kinds = BASELINES.items()
-    return {name: kind.from_quantiles(after if kind.bias_corrected else before) for name, kind in kinds}
+    fitted: dict[str, Baseline] = {}
+    for method, baseline in BASELINES.items():
+        if training:
+            quantiles = [image.after if baseline.bias_corrected else image.before for image in training]
+            fitted[method] = baseline.from_quantiles(quantiles)
+        elif issubclass(baseline, Unfitted):
+            fitted[method] = baseline()
+    return fitted
 
 
-def _note_unfitted(baselines: Mapping[str, Mapping[str, Baseline]], total: Score) -> None:
+def _note_unfitted(baselines: Mapping[str, Mapping[str, Baseline]], evaluation_log: EvaluationLog) -> None:
     for sequence, fitted in baselines.items():
-        if lacking := [name for name in BASELINES if name not in fitted]:
-            total.notes.append(f"{sequence}: no image of split train, so nothing to fit {', '.join(lacking)} on")
+        unfitted = [method for method in BASELINES if method not in fitted]
+        if unfitted:
+            names = ", ".join(unfitted)
+            evaluation_log.notes.append(f"{sequence}: no image of split train, so nothing to fit {names} on")
 
 
-class _Scores(NamedTuple):
-    """By sequence: methods with any image, references to what every case kept, and the pictured cases."""
+@dataclass
+class _CaseReport:
+    """What comes back to the driver of a case; its metrics stay in the object store."""
 
-    methods: dict[str, list[str]]
-    kept: dict[str, list[ray.ObjectRef]]
-    pictured: dict[str, list[Score]]
-
-
-def _score_case(case: Case, settings: Settings) -> tuple[tuple[Score, set[str]], Kept]:
-    """The rows of images and pairs stay in the object store; the rest of the score and the methods it is of come back."""
-    found, bulks = score(case, settings)
-    light = replace(found, images=[], pairs=[])
-    return (light, {row["method"] for row in found.images}), Kept(found.images, found.pairs, bulks)
+    methods: set[str]
+    pictures: CasePictures
+    log: EvaluationLog
 
 
-def _score_all(cases: Sequence[Case], settings: Settings, total: Score) -> _Scores:
-    """Score every case and gather notes, problems and seconds in ``total``."""
-    kept: dict[str, dict[str, ray.ObjectRef]] = defaultdict(dict)
-    pictured: dict[str, dict[str, Score]] = defaultdict(dict)
+def _score_case(case: Case, settings: ScoringSettings) -> tuple[_CaseReport, CaseMetrics]:
+    scores = score_case(case, settings)
+    methods = {image.method for image in scores.metrics.images}
+    return _CaseReport(methods, scores.pictures, scores.log), scores.metrics
+
+
+def _score_all(cases: Sequence[Case], settings: ScoringSettings, evaluation_log: EvaluationLog) -> _Scores:
+    """Score every case and gather notes, problems and seconds in the log."""
+    metrics: dict[str, dict[str, ray.ObjectRef]] = defaultdict(dict)
+    pictures: dict[str, dict[str, CasePictures]] = defaultdict(dict)
     methods: dict[str, set[str]] = defaultdict(set)
     for done in run_tasks(_score_case, cases, settings, "Evaluating", "subjects", keep=True):
         case: Case = done.item
         if isinstance(done.result, Exception):
-            for row in case.rows:
-                total.fail(RAW, row, done.result)
+            for record in case.records:
+                evaluation_log.add_unusable(RAW, record.image_id, done.result)
             continue
-        found, own = done.result
-        total.add(found)
-        methods[case.sequence] |= own
+        report: _CaseReport = done.result
+        evaluation_log.merge(report.log)
+        methods[case.sequence] |= report.methods
         assert done.kept is not None
-        kept[case.sequence][case.subject] = done.kept
-        if case.pictured:
-            pictured[case.sequence][case.subject] = found
-    names = {sequence: [name for name in settings.methods if name in own] for sequence, own in methods.items() if own}
-    return _Scores(names, _listed(kept), _listed(pictured))
+        metrics[case.sequence][case.subject] = done.kept
+        if case.is_pictured:
+            pictures[case.sequence][case.subject] = report.pictures
+    scores = _Scores(cases=_by_subject(metrics), pictures=_by_subject(pictures))
+    for sequence, with_images in methods.items():
+        if with_images:
+            scores.methods[sequence] = [method for method in settings.methods if method in with_images]
+    return scores
 
 
-def _listed(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
+def _by_subject(groups: Mapping[str, Mapping[str, T]]) -> dict[str, list[T]]:
     """Values in the order of the subjects' names, whatever the order in which tasks ended."""
-    return {sequence: [own[subject] for subject in sorted(own)] for sequence, own in groups.items()}
+    in_order = {}
+    for sequence, by_subject in groups.items():
+        in_order[sequence] = [by_subject[subject] for subject in sorted(by_subject)]
+    return in_order
 
 
 def _counts(cases: Iterable[Case]) -> dict[str, dict[str, int]]:
     """Subjects, images and sites by sequence."""
-    groups: dict[str, list[Case]] = defaultdict(list)
+    subjects: dict[str, int] = defaultdict(int)
+    images: dict[str, int] = defaultdict(int)
+    sites: dict[str, set[str]] = defaultdict(set)
     for case in cases:
-        groups[case.sequence].append(case)
+        subjects[case.sequence] += 1
+        images[case.sequence] += len(case.records)
+        sites[case.sequence] |= {record.site for record in case.records}
     return {
-        "subjects": {name: len(own) for name, own in groups.items()},
-        "images": {name: sum(len(case.rows) for case in own) for name, own in groups.items()},
-        "sites": {name: len({row["site"] for case in own for row in case.rows}) for name, own in groups.items()},
+        "subjects": dict(subjects),
+        "images": dict(images),
+        "sites": {sequence: len(names) for sequence, names in sites.items()},
     }
 
 
-def _times(total: Score) -> dict[str, dict[str, float]]:
-    """Processor seconds and calls of every measure."""
-    clock = total.clock
-    return {
-        name: {"seconds": round(clock.seconds[name], 3), "calls": clock.calls[name]} for name in sorted(clock.calls)
-    }
+def _times(runner: MetricRunner) -> dict[str, dict[str, float]]:
+    """Processor seconds and calls of every metric."""
+    times = {}
+    for metric in sorted(runner.calls):
+        times[metric] = {"seconds": round(runner.seconds[metric], 3), "calls": runner.calls[metric]}
+    return times

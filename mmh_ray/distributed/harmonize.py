@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
+import uuid
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,13 @@ from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.status import RECORD, RunRecord, utc_now
 from mmh_ray.config import Config, HarmonizeConfig, PrepareConfig, flatten, to_dict
 from mmh_ray.distributed.actor_pool import Crew
-from mmh_ray.distributed.cluster import connect
+from mmh_ray.distributed.cluster import connect, live_nodes
 from mmh_ray.distributed.manifest import probe_all
+from mmh_ray.distributed.metrics import MeasuredHarmonizeWorker, count_image, set_queue
 from mmh_ray.distributed.prepare import check_row
 from mmh_ray.distributed.task_pool import run_tasks
 from mmh_ray.errors import ConfigError, DataError, RefusedError, data_error, naming_mask
+from mmh_ray.harmonization.citation import write_citation
 from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.harmonization.job import Job
 from mmh_ray.harmonization.reference_target import target_of_scan
@@ -83,6 +87,7 @@ def harmonize(job: Job) -> dict[str, int]:
         tasks = _tasks(job, rows, journal.rows(), looks)
         record = _record(job, len(tasks) * len(looks), facts)
         _write_record(record, job.out)
+        _write_citation(record, job.out, looks)
         failure: str | None = None
         try:
             connect()
@@ -154,7 +159,7 @@ def _prepare(job: Job) -> tuple[list[Row], Path, Row, list[Look]]:
     bundle = load_bundle(folder)  # what is wrong with it is said here, and not image by image
     _check_preparation(job.config, bundle.config)
     facts = {"model": uri, "model_hash": bundle.hash}
-    rows, looks = _select(found, job.participants, job.sequences), _looks(job, folder)
+    rows, looks = _select(found, job), _looks(job, folder)
     mark_shared_outputs(rows, looks, job.config.harmonize)
     return rows, folder, facts, looks
 
@@ -263,21 +268,29 @@ def _check_writable(out: str) -> None:
         raise ConfigError(f"output {out}: {there}: {problem}", "a folder that can be written to", "Name another.")
 
 
-def _select(rows: list[Row], participants: Iterable[str], sequences: Iterable[str]) -> list[Row]:
-    subjects, suffixes = set(participants), set(sequences)
-    unknown = subjects - {row["subject"] for row in rows}
-    if unknown:
-        raise ConfigError(f"participants {sorted(unknown)}", "subjects of the archive", "Check --participant-label.")
-    kept = [
-        row
-        for row in rows
-        if (not subjects or row["subject"] in subjects) and (not suffixes or row["sequence"] in suffixes)
-    ]
-    if not kept:
-        raise ConfigError(
-            "no image left to harmonize", "images of these participants and sequences", "Check the filters."
+def _select(rows: list[Row], job: Job) -> list[Row]:
+    """Rows of the participants, sessions and sequences that the job names; ConfigError where one is not there."""
+    _check_labels("participants", job.participants, {row["subject"] for row in rows}, "--participant-label")
+    _check_labels("sessions", job.sessions, {row["session"] for row in rows}, "--session-label")
+    kept = []
+    for row in rows:
+        is_wanted = (
+            (not job.participants or row["subject"] in job.participants)
+            and (not job.sessions or row["session"] in job.sessions)
+            and (not job.sequences or row["sequence"] in job.sequences)
         )
+        if is_wanted:
+            kept.append(row)
+    if not kept:
+        expected = "images of these participants, sessions and sequences"
+        raise ConfigError("no image left to harmonize", expected, "Check the filters.")
     return kept
+
+
+def _check_labels(kind: str, labels: Iterable[str], known: set[str | None], flag: str) -> None:
+    unknown = set(labels) - known
+    if unknown:
+        raise ConfigError(f"{kind} {sorted(unknown)}", f"{kind} of the archive", f"Check {flag}.")
 
 
 def _tasks(job: Job, rows: list[Row], known: dict[str, Row], looks: Sequence[Look]) -> list[Row]:
@@ -320,12 +333,21 @@ def _write_record(record: RunRecord, out: str) -> None:
         log.warning("%s: no record of the run (%s)", out, error)
 
 
+def _write_citation(record: RunRecord, out: str, looks: Sequence[Look]) -> None:
+    targets = [look.name for look in looks if look.name is not None]
+    try:
+        write_citation(record, out, targets)
+    except (DataError, OSError) as error:
+        log.warning("%s: no text to cite the run by (%s)", out, error)
+
+
 def _work_through(
     job: Job, tasks: list[Row], folder: Path, facts: Row, looks: Sequence[Look], journal: Journal
 ) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    found = _run(tasks, job, folder, facts, looks)
-    with contextlib.closing(found), progress(len(tasks), "Harmonizing", "images") as advance:
+    with contextlib.ExitStack() as stack:
+        advance = stack.enter_context(progress(len(tasks), "Harmonizing", "images"))
+        found = stack.enter_context(contextlib.closing(_run(tasks, job, folder, facts, looks, lambda: advance(0))))
         for rows in found:
             for row in rows:
                 if row["status"] in NO_RESULT:
@@ -337,21 +359,35 @@ def _work_through(
     return dict(counts)
 
 
-def _run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: Sequence[Look]) -> Generator[list[Row]]:
-    """Ledger rows of the images as they finish."""
+def _run(
+    rows: list[Row],
+    job: Job,
+    folder: Path,
+    facts: Row,
+    looks: Sequence[Look],
+    ready: Callable[[], object] = lambda: None,
+) -> Generator[list[Row]]:
+    """Ledger rows of the images as they finish; ``ready`` is called whenever an actor has come up."""
     options, slots = _slots(job.config.harmonize, len(rows))
     files = ray.put(bundle_files(folder))
     shared = ray.put(list(looks))
-    worker = ray.remote(HarmonizeWorker).options(**options)
-    neighbours = -(-slots // sum(node["Alive"] for node in ray.nodes()))  # actors are spread
+    neighbours = -(-slots // live_nodes())  # actors are spread
+    run = uuid.uuid4().hex[:4]  # an earlier run's actors may not have gone yet, and no two may have one name
+    numbers = itertools.count(1)
 
     def hire() -> Any:
-        return worker.remote(files, job.config, os.path.abspath(job.out), facts, shared, neighbours)
+        actor = ray.remote(MeasuredHarmonizeWorker).options(**options, name=f"harmonize {run} {next(numbers)}")
+        place = os.path.abspath(job.out)
+        return actor.remote(HarmonizeWorker, files, job.config, place, facts, shared, neighbours)
 
     def failed(row: Row, reason: str) -> list[Row]:
-        return [ledger_row(row, look, "failed", reason) for look in looks]
+        found = [ledger_row(row, look, "failed", reason) for look in looks]
+        for lost in found:  # no actor was left to count it
+            count_image("harmonize", lost)
+        return found
 
-    return Crew(hire, slots, options["max_concurrency"], job.config.harmonize.timeout_s, failed).run(rows)
+    crew = Crew(hire, slots, options["max_concurrency"], job.config.harmonize.timeout_s, failed)
+    return crew.run(rows, ready, lambda images: set_queue("harmonize", images))
 
 
 def _slots(settings: HarmonizeConfig, images: int) -> tuple[dict[str, Any], int]:

@@ -20,6 +20,7 @@ from mmh_ray.distributed.cluster import connect
 from mmh_ray.errors import ConfigError, DataError, data_error
 from mmh_ray.imaging.nifti import read_header
 from mmh_ray.imaging.volume import READING_BYTES_PER_VOXEL, check_memory, read_volume
+from mmh_ray.object_store import shown
 from mmh_ray.progress import progress
 from mmh_ray.provenance import sha256_file
 
@@ -49,7 +50,7 @@ def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
     DataError
         If the archive has no image or no site at all.
     ConfigError
-        If `manifest.site_pattern` is unusable or ``out`` is a folder.
+        If there is no such archive, `manifest.site_pattern` is unusable, or ``out`` is a folder or cannot be written.
     """
     if os.path.isdir(out):
         raise ConfigError(f"{out}: a folder", "a file to write", f"Write for example {Path(out) / 'manifest.parquet'}.")
@@ -57,7 +58,11 @@ def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
         rows = find_images(bids, config.manifest.site_pattern, advance)
     probe_all([row for row in rows if row["status"] == "ok"])
     table = to_table(assign_splits(rows, config.manifest))
-    write_manifest(table, out)
+    try:
+        write_manifest(table, out)
+    except OSError as error:
+        received = f"output {shown(out)}: {' '.join(str(error).split())[:300]}"
+        raise ConfigError(received, "a file that can be written", "Name another.") from error
     return table
 
 

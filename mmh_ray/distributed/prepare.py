@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from mmh_ray import shards
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config, GridConfig, PrepareConfig, QualityConfig
 from mmh_ray.distributed.cluster import connect
+from mmh_ray.distributed.metrics import add_wait, count_image, set_queue
 from mmh_ray.errors import DataError, data_error, naming_mask
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.volume import check_memory, read_mask, read_volume
@@ -159,7 +161,9 @@ def _prepare_all(rows: list[Row], out: str, config: Config) -> list[Row]:
         while waiting or pending:
             while waiting and len(pending) < 2 * cpus:
                 part = waiting.popleft()
-                pending[task.remote(part, out, config.grid, config.prepare, config.quality)] = part
+                named = task.options(name=_task_name(part))
+                pending[named.remote(part, out, config.grid, config.prepare, config.quality)] = part
+            set_queue("prepare", sum(len(part) for part in waiting))
             (ready,), _ = ray.wait(list(pending), num_returns=1)
             part = pending.pop(ready)
             try:
@@ -172,12 +176,19 @@ def _prepare_all(rows: list[Row], out: str, config: Config) -> list[Row]:
                     waiting.extend([row] for row in part)
                     continue
                 finished = [_failed(part[0], error)]
+                count_image("prepare", finished[0])  # no task was left to count it
             for entry in finished:
                 if entry["status"] == "failed":
                     log.warning("%s: %s", entry["image_id"], entry["reason"])
             entries += finished
             advance(len(finished))
     return entries
+
+
+def _task_name(part: list[Row]) -> str:
+    """What the dashboard shows."""
+    others = f" and {len(part) - 1} more" if len(part) > 1 else ""
+    return f"prepare {part[0]['image_id']}{others}"
 
 
 def _parts(rows: list[Row], shard_volumes: int) -> list[list[Row]]:
@@ -200,10 +211,15 @@ def prepare_shard(
 
     def prepared() -> Iterator[Row]:
         for row in rows:
+            start = time.perf_counter()
             try:
-                yield prepare_row(row, grid, settings, quality)
+                found = prepare_row(row, grid, settings, quality)
             except Exception as error:
                 failed.append(_failed(row, error))
+                count_image("prepare", failed[-1])
+                continue
+            count_image("prepare", _facts(row) | {"status": "ok", "seconds": time.perf_counter() - start})
+            yield found
 
     name = shards.write_shard(out, prepared())
     return failed + (shards.shard_entries(out, name) if name else [])
@@ -219,7 +235,10 @@ def prepare_row(row: Row, grid: GridConfig, settings: PrepareConfig, quality: Qu
     RefusedError
         If `mmh harmonize` would refuse the scan: no model is to learn from what is no adult's head of this sequence.
     """
-    if sha256_file(row["uri"]) != row["sha256"]:
+    start = time.perf_counter()
+    digest = sha256_file(row["uri"])
+    add_wait("prepare", time.perf_counter() - start)
+    if digest != row["sha256"]:
         raise DataError(f"{row['uri']}: changed since the manifest", "the same bytes", "Build the manifest again.")
     result = _prepared(row, grid, settings, quality)
     return _facts(row) | {
@@ -243,9 +262,11 @@ def check_row(row: Row, settings: tuple[GridConfig, PrepareConfig, QualityConfig
 
 
 def _prepared(row: Row, grid: GridConfig, settings: PrepareConfig, quality: QualityConfig) -> Prepared:
+    start = time.perf_counter()
     check_memory(row["uri"])
     volume = read_volume(row["uri"])
     mask = read_mask(row["mask_uri"]) if row["mask_uri"] else None
+    add_wait("prepare", time.perf_counter() - start)
     with naming_mask(row["mask_uri"]):
         result = prepare_volume(volume, mask, grid, settings)
         figures = describe_scan(volume, result.brain, result.registration, result)

@@ -1,12 +1,12 @@
-"""Who is scored in an evaluation, on what outputs, and who the baselines are fitted on."""
+"""Who is scored in an evaluation, on what outputs, and on whom the baselines are fitted."""
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmh_ray.bids.archives import match
 from mmh_ray.bids.manifest import read_manifest
@@ -15,8 +15,9 @@ from mmh_ray.distributed.manifest import build_manifest
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.evaluation.baselines.feature_baselines import FEATURE_METHODS
 from mmh_ray.evaluation.baselines.image_baselines import BASELINES
-from mmh_ray.evaluation.inputs.scans import Case, Row
-from mmh_ray.evaluation.metrics.cohort_metrics import probes_make_sense
+from mmh_ray.evaluation.inputs.records import ImageRecord, Problem
+from mmh_ray.evaluation.inputs.scans import Case
+from mmh_ray.evaluation.metrics.cohort import probes_make_sense
 from mmh_ray.evaluation.metrics.registry import AGAIN, RAW
 from mmh_ray.evaluation.statistics.summary import NO_METHODS
 from mmh_ray.provenance import hash_of
@@ -46,24 +47,30 @@ _COLUMNS = [
 ]
 
 
+Subjects = Mapping[str, Sequence[ImageRecord]]
+"""Images of one sequence by subject."""
+
+
 def check_archives(archives: Mapping[str, str]) -> None:
     """Raise ConfigError unless there is an archive `raw` and every name can stand in the results."""
     if RAW not in archives:
         remedy = "Give --archive raw=BIDS, the scans as they were."
         raise ConfigError(f"archives {', '.join(archives) or 'none'}", "one named raw", remedy)
     for name in archives:
-        if name.endswith(AGAIN) and name.removesuffix(AGAIN) not in archives:
-            remedy = f"Add --archive {name.removesuffix(AGAIN)}=FOLDER."
+        first_pass = name.removesuffix(AGAIN)
+        if name.endswith(AGAIN) and first_pass not in archives:
+            remedy = f"Add --archive {first_pass}=FOLDER."
             raise ConfigError(f"archive {name}", "what was harmonized again as an archive, too", remedy)
-        if name in RESERVED or not name.replace("_", "").replace("-", "").isalnum():
+        is_word = name.replace("_", "").replace("-", "").isalnum()
+        if name in RESERVED or not is_word:
             expected = f"letters, digits, - and _, and none of {', '.join(RESERVED)}"
             raise ConfigError(f"archive name {name!r}", expected, "Name it otherwise.")
 
 
 def usable_rows(
-    archives: Mapping[str, str], out: str, config: Config, notes: list[str], problems: list[Row]
-) -> list[Row]:
-    """Usable images of the raw archive by `image_id`, each with the paths of its outputs by archive under `outputs`.
+    archives: Mapping[str, str], out: str, config: Config, notes: list[str], problems: list[Problem]
+) -> list[dict[str, Any]]:
+    """Manifest rows of the usable images by `image_id`, each with the paths of its outputs by archive under `outputs`.
 
     Parameters
     ----------
@@ -77,40 +84,32 @@ def usable_rows(
     DataError
         If a folder or table cannot be read, or no image of the model's sequences can be used.
     """
-    raw, sequences = archives[RAW], config.model.sequences
-    if os.path.isdir(raw):
-        raw = str(Path(out, "manifest.parquet"))
-        build_manifest(archives[RAW], raw, config)
-    everything = read_manifest(raw).select(_COLUMNS).to_pylist()
-    problems += [
-        {
-            "method": RAW,
-            "image_id": row["image_id"],
-            "status": row["status"],
-            "reason": row["reason"] or "no reason given",
-        }
-        for row in everything
-        if row["status"] != "ok" and row["sequence"] in (None, *sequences)
-    ]
-    rows = [row for row in everything if row["status"] == "ok"]
-    others = [row["sequence"] for row in rows if row["sequence"] not in sequences]
-    notes += [f"{others.count(name)} images of {name} left out: not in model.sequences" for name in sorted(set(others))]
-    rows = sorted((row for row in rows if row["sequence"] in sequences), key=lambda row: row["image_id"])
+    sequences = config.model.sequences
+    rows = []
+    left_out: Counter[str] = Counter()
+    for row in _manifest_rows(archives[RAW], out, config):
+        is_wanted = row["sequence"] in sequences
+        if row["status"] != "ok":
+            if is_wanted or row["sequence"] is None:
+                reason = row["reason"] or "no reason given"
+                problems.append(Problem(RAW, row["image_id"], row["status"], reason))
+        elif is_wanted:
+            rows.append(row | {"outputs": {}})
+        else:
+            left_out[row["sequence"]] += 1
+    for sequence, count in sorted(left_out.items()):
+        notes.append(f"{count} images of {sequence} left out: not in model.sequences")
     if not rows:
         remedy = "Set model.sequences to the archive's suffixes, or see the manifest's column reason."
         raise DataError(f"{archives[RAW]}: no usable image", f"images of {', '.join(sequences)}", remedy)
-    rows = [row | {"outputs": {}} for row in rows]
-    for name, root in archives.items():
-        if name != RAW:
-            found = match(name, root, rows)
-            problems += [unmatched._asdict() for unmatched in found.unmatched]
-            for row in rows:
-                if path := found.paths.get(row["image_id"]):
-                    row["outputs"][name] = path
+    rows.sort(key=lambda row: row["image_id"])
+    for archive, folder in archives.items():
+        if archive != RAW:
+            _add_outputs(rows, archive, folder, problems)
     return rows
 
 
-def choose_cases(rows: Iterable[Row], config: Config, notes: list[str]) -> list[Case]:
+def choose_cases(records: Iterable[ImageRecord], config: Config, notes: list[str]) -> list[Case]:
     """The subjects of each sequence that `evaluate.subjects` asks for.
 
     Raises
@@ -118,56 +117,76 @@ def choose_cases(rows: Iterable[Row], config: Config, notes: list[str]) -> list[
     DataError
         If there is none.
     """
-    groups: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        groups[row["sequence"]][row["subject"]].append(row)
+    by_sequence: dict[str, dict[str, list[ImageRecord]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        by_sequence[record.sequence][record.subject].append(record)
     cases = []
-    for sequence, subjects in sorted(groups.items()):
-        chosen = _chosen(subjects, config.evaluate.subjects, sequence, notes)
-        pictured = _pictured(chosen)
-        cases += [Case(name, sequence, tuple(own), name in pictured) for name, own in chosen.items()]
+    for sequence, subjects in sorted(by_sequence.items()):
+        chosen = _choose_subjects(subjects, config.evaluate.subjects, sequence, notes)
+        pictured = _pictured_subjects(chosen)
+        for subject, images in chosen.items():
+            cases.append(Case(subject, sequence, tuple(images), is_pictured=subject in pictured))
     if not cases:
         remedy = "Choose evaluate.subjects=all, or an archive with such subjects."
         raise DataError(f"no subject of evaluate.subjects={config.evaluate.subjects}", "one at least", remedy)
     return cases
 
 
-def training_rows(rows: Iterable[Row]) -> list[Row]:
+def training_records(records: Iterable[ImageRecord]) -> list[ImageRecord]:
     """At most :data:`TRAINING_IMAGES` of split train per site and sequence, first by image_id."""
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["split"] == "train":
-            groups[row["sequence"], row["site"]].append(row)
-    return [row for own in groups.values() for row in own[:TRAINING_IMAGES]]
+    groups: dict[tuple[str, str], list[ImageRecord]] = defaultdict(list)
+    for record in records:
+        if record.split == "train":
+            groups[record.sequence, record.site].append(record)
+    return [record for group in groups.values() for record in group[:TRAINING_IMAGES]]
 
 
-def note_untrained(training: Iterable[Row], cases: Iterable[Case], notes: list[str]) -> None:
-    """Say which scored sites baselines were fitted without; where there is no training image at all, nothing is fitted."""
-    fitted: dict[str, set[str]] = defaultdict(set)
-    scored: dict[str, set[str]] = defaultdict(set)
-    for row in training:
-        fitted[row["sequence"]].add(row["site"])
+def note_untrained(training: Iterable[ImageRecord], cases: Iterable[Case], notes: list[str]) -> None:
+    """Say which scored sites baselines were fitted without; without any training image nothing is fitted."""
+    training_sites: dict[str, set[str]] = defaultdict(set)
+    scored_sites: dict[str, set[str]] = defaultdict(set)
+    for record in training:
+        training_sites[record.sequence].add(record.site)
     for case in cases:
-        scored[case.sequence] |= {row["site"] for row in case.rows}
-    for sequence, sites in sorted(scored.items()):
-        if fitted[sequence] and (lacking := sorted(sites - fitted[sequence])):
+        scored_sites[case.sequence] |= {record.site for record in case.records}
+    for sequence, sites in sorted(scored_sites.items()):
+        untrained = sorted(sites - training_sites[sequence])
+        if training_sites[sequence] and untrained:
             notes.append(
-                f"{sequence}: no image of split train of {', '.join(lacking)}; baselines were fitted without, and "
+                f"{sequence}: no image of split train of {', '.join(untrained)}; baselines were fitted without, and "
                 "ComBat and CovBat cannot be"
             )
 
 
 def data_hash(cases: Sequence[Case]) -> str:
     """Hash of the scored images: two evaluations of one hash can be compared."""
-    return hash_of(sorted((row["image_id"], row["sha256"]) for case in cases for row in case.rows))
+    return hash_of(sorted((record.image_id, record.sha256) for case in cases for record in case.records))
 
 
-def _chosen(subjects: dict[str, list[Row]], kind: str, sequence: str, notes: list[str]) -> dict[str, list[Row]]:
-    travelers = {name: own for name, own in subjects.items() if _sites(own) > 1}
-    tested = {name: own for name, own in subjects.items() if own[0]["split"] == "test"}
+def _manifest_rows(raw: str, out: str, config: Config) -> list[dict[str, Any]]:
+    """Of the raw archive; a folder's manifest is built first."""
+    manifest = raw
+    if os.path.isdir(raw):
+        manifest = str(Path(out, "manifest.parquet"))
+        build_manifest(raw, manifest, config)
+    return read_manifest(manifest).select(_COLUMNS).to_pylist()
+
+
+def _add_outputs(rows: list[dict[str, Any]], archive: str, folder: str, problems: list[Problem]) -> None:
+    matched = match(archive, folder, rows)
+    for unmatched in matched.unmatched:
+        problems.append(Problem(**unmatched._asdict()))
+    for row in rows:
+        path = matched.paths.get(row["image_id"])
+        if path:
+            row["outputs"][archive] = path
+
+
+def _choose_subjects(subjects: Subjects, kind: str, sequence: str, notes: list[str]) -> Subjects:
+    travelers = {subject: images for subject, images in subjects.items() if _count_sites(images) > 1}
+    tested = {subject: images for subject, images in subjects.items() if images[0].split == "test"}
     if kind == "auto":
-        enough = probes_make_sense(list(itertools.chain(*tested.values())))
-        kind = "travelers" if travelers else "test" if enough else "all"
+        kind = _automatic_kind(travelers, tested)
     chosen = {"travelers": travelers, "test": tested, "all": subjects}[kind]
     if chosen and not travelers.keys() & chosen.keys():
         notes.append(
@@ -176,7 +195,8 @@ def _chosen(subjects: dict[str, list[Row]], kind: str, sequence: str, notes: lis
         )
     if 0 < len(chosen) < FEW:
         notes.append(f"{sequence}: {len(chosen)} subjects; intervals over so few are narrower than what is known")
-    if trained := sum(own[0]["split"] == "train" for own in chosen.values()):
+    trained = sum(images[0].split == "train" for images in chosen.values())
+    if trained:
         notes.append(
             f"{sequence}: {trained} of {len(chosen)} scored subjects are of split train, on which baselines were "
             "fitted and which a model may have seen"
@@ -184,18 +204,26 @@ def _chosen(subjects: dict[str, list[Row]], kind: str, sequence: str, notes: lis
     return chosen
 
 
-def _pictured(subjects: Mapping[str, list[Row]]) -> set[str]:
+def _automatic_kind(travelers: Subjects, tested: Subjects) -> str:
+    """Travelers if there are any, else the test split if it is large enough for the probes, else everybody."""
+    if travelers:
+        return "travelers"
+    tested_records = [record for images in tested.values() for record in images]
+    return "test" if probes_make_sense(tested_records) else "all"
+
+
+def _pictured_subjects(subjects: Subjects) -> set[str]:
     """The subject with the most sites; where all have one, the first subject of every site."""
     if not subjects:
         return set()
-    most = max(subjects, key=lambda name: _sites(subjects[name]))
-    if _sites(subjects[most]) > 1:
-        return {most}
-    first: dict[str, str] = {}
-    for name, own in subjects.items():
-        first.setdefault(own[0]["site"], name)
-    return set(list(first.values())[:PICTURED_SITES])
+    most_sites = max(subjects, key=lambda subject: _count_sites(subjects[subject]))
+    if _count_sites(subjects[most_sites]) > 1:
+        return {most_sites}
+    first_of_site: dict[str, str] = {}
+    for subject, images in subjects.items():
+        first_of_site.setdefault(images[0].site, subject)
+    return set(list(first_of_site.values())[:PICTURED_SITES])
 
 
-def _sites(rows: Iterable[Row]) -> int:
-    return len({row["site"] for row in rows})
+def _count_sites(records: Iterable[ImageRecord]) -> int:
+    return len({record.site for record in records})

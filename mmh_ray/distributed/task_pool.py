@@ -1,4 +1,4 @@
-"""Many small tasks, a few at a time: what memory they take does not depend on how many there are."""
+"""Many small tasks, a few at a time: the memory that they take does not depend on how many there are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import ray
 from mmh_ray.progress import progress
 
 
-class Done(NamedTuple):
+class TaskResult(NamedTuple):
     """An item with its task's result, or with the exception that is its alone.
 
     ``kept`` refers to what stays in Ray's object store (on disk where memory is short), for other tasks to use.
@@ -24,26 +24,32 @@ class Done(NamedTuple):
 
 def run_tasks(
     task: Callable, items: Sequence[Any], shared: Any, title: str, unit: str, keep: bool = False
-) -> Iterator[Done]:
-    """Run ``task(item, shared)`` for every item and yield what is done as it is done.
+) -> Iterator[TaskResult]:
+    """Run ``task(item, shared)`` for every item and yield results in the order in which tasks end.
+
+    Two tasks a processor are submitted at a time: one runs, and the next is ready.
 
     Parameters
     ----------
     shared:
         Sent to the cluster once.
+    title, unit:
+        For the progress bar.
     keep:
         The task returns two things; only the first comes here, the second stays in the object store.
     """
-    remote = ray.remote(num_cpus=1, num_returns=2 if keep else 1)(task)
-    argument = ray.put(shared)
+    remote_task = ray.remote(num_cpus=1, num_returns=2 if keep else 1)(task)
+    shared_reference = ray.put(shared)
     limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting, pending = iter(items), dict[Any, Any]()
+    waiting = iter(items)
+    pending: dict[ray.ObjectRef, tuple[Any, ray.ObjectRef | None]] = {}
     with progress(len(items), title, unit=unit) as advance:
         while True:
             for item in itertools.islice(waiting, limit - len(pending)):
-                refs = remote.remote(item, argument)
-                first, kept = refs if keep else (refs, None)
-                pending[first] = (item, kept)
+                named_task = remote_task.options(name=_name(title, item))
+                references = named_task.remote(item, shared_reference)
+                result_reference, kept = references if keep else (references, None)
+                pending[result_reference] = (item, kept)
             if not pending:
                 return
             (ready,), _ = ray.wait(list(pending), num_returns=1)
@@ -51,6 +57,13 @@ def run_tasks(
             try:
                 result = ray.get(ready)
             except Exception as error:  # it belongs to its item, not to the job
-                result, kept = getattr(error, "cause", None) or error, None
+                result = getattr(error, "cause", None) or error
+                kept = None
             advance(1)
-            yield Done(item, result, kept)
+            yield TaskResult(item, result, kept)
+
+
+def _name(title: str, item: Any) -> str:
+    """What the dashboard shows: of an image also which."""
+    image_id = item.get("image_id") if isinstance(item, dict) else getattr(item, "image_id", None)
+    return f"{title} {image_id}" if image_id else title

@@ -19,6 +19,7 @@ from mmh_ray import tracking
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.datasets import usable
+from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for
 from mmh_ray.distributed.target_storage import check_places, place_of, put_target
 from mmh_ray.distributed.train import open_storage
@@ -37,6 +38,7 @@ from mmh_ray.models.target.fine_tuner import (
     batch_of,
     tune,
 )
+from mmh_ray.object_store import below
 from mmh_ray.progress import progress
 from mmh_ray.shards import PreparedStore
 
@@ -134,7 +136,8 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
     tracking.configure(config.tracking)
     facts = {"data_hash": store.data_hash, "base_hash": base["hash"], "base_uri": base["uri"]}
     planned = dict.fromkeys(task.site for task in tasks)
-    runs = {site: tracking.start_run(config, f"target-{site}", None, facts) for site in planned}
+    runs = {site: tracking.start_run(config, f"target-{site}", None, facts | ray_facts()) for site in planned}
+    note_in_job({f"mlflow_run_id {site}": run_id for site, run_id in runs.items()})
     finished: dict[str, TrainedTarget] = {}
     try:
         outcomes: dict[str, dict[str, tuple[TargetTask, TaskOutcome]]] = {}
@@ -152,7 +155,7 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
                     failed[task.site] = error
     finally:
         for site in set(runs) - set(finished):
-            tracking.finish(runs[site], "FAILED")
+            tracking.mark_failed(runs[site])
     _raise_for(failed, finished)
     return [finished[site] for site in config.target.site]
 
@@ -354,9 +357,6 @@ def _publish(
     aggregator: TrainedAggregator,
 ) -> TrainedTarget:
     """Bundle the adapters of a site, put the bundle into the storage and register it."""
-    for sequence, (_, outcome) in outcomes.items():
-        for step, losses in outcome.history:
-            tracking.log_metrics(run_id, {f"{sequence}/{name}": value for name, value in losses.items()}, step)
     training: dict[str, Any] = {sequence: task.as_facts() for sequence, (task, _) in outcomes.items()}
     training["style_encoder"] = next(iter(outcomes.values()))[1].encoder
     training["aggregator"] = aggregator.figures
@@ -368,6 +368,17 @@ def _publish(
         local = Path(scratch, name)
         save_target(local, site, base, styles, tuned, config, training, aggregator.state)
         put_target(storage, local, target)
+        tracking.log_metrics(run_id, _metric_rows(outcomes))
         uri = tracking.register(run_id, local, name, config.tracking)
     tracking.finish(run_id)
-    return TrainedTarget(site, target, uri, run_id, {name: found.validation for name, found in tuned.items()})
+    storage_uri = config.target.storage
+    place = below(storage_uri, target.removeprefix(f"{root}/")) if "://" in storage_uri else target
+    return TrainedTarget(site, place, uri, run_id, {name: found.validation for name, found in tuned.items()})
+
+
+def _metric_rows(outcomes: Mapping[str, tuple[TargetTask, TaskOutcome]]) -> Iterator[tracking.MetricRow]:
+    """Losses of a site's adapters by step, named ``SEQUENCE/LOSS``."""
+    for sequence, (_, outcome) in outcomes.items():
+        for step, losses in outcome.history:
+            values = {f"{sequence}/{name}": value for name, value in losses.items()}
+            yield tracking.MetricRow.of_now(step, values)

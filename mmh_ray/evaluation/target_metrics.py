@@ -1,20 +1,37 @@
-"""How near scans of other sites come to a target site: a traveling subject's own scan there is the answer, and never an input."""
+"""How near scans of other sites come to a target site.
+
+A traveling subject's own scan at the target is the answer, and never an input.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mmh_ray.errors import DataError, MMHError
-from mmh_ray.evaluation.baselines.image_baselines import HistogramMatching, Nyul, quantile_function
+from mmh_ray.evaluation.baselines.image_baselines import (
+    Baseline,
+    CorrectedHistogramMatching,
+    Nyul,
+    apply_baseline,
+    quantile_function,
+)
+from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.inputs.scans import Scan, Truth, on_one_grid, read_output, read_scan, read_truth
-from mmh_ray.evaluation.metrics.agreement import gradient_correlation, psnr, scale_by_percentiles, ssim, truth_bins, w1
+from mmh_ray.evaluation.metrics.agreement import (
+    JointBins,
+    gradient_correlation,
+    psnr,
+    scale_by_percentiles,
+    ssim,
+    truth_bins,
+    w1,
+)
 from mmh_ray.evaluation.metrics.features import probe_slices
 from mmh_ray.evaluation.metrics.preservation import distance
 from mmh_ray.evaluation.metrics.segmentation import BY_BRIGHTNESS, mean_dice, segment_tissues, tissue_labels
@@ -29,9 +46,17 @@ RAW, MATCHED, NYUL, GLOBAL, OURS, TRUTH = METHODS = (
     "target_harmonized",
     "target_truth",
 )
-"""The source scan as it is; N4 and histogram matching to the target cohort's mean histogram; Nyúl fitted on the target cohort; the
-global harmonizer alone; the global harmonizer and the target's adapter. And no method, but what the figures are worth: the noise-free
-truth at the target, which differs from the scan there by noise and bias field alone."""
+"""What is scored of every source scan.
+
+- RAW: the scan as it is.
+- MATCHED: N4 and histogram matching to the target cohort's mean histogram.
+- NYUL: Nyúl fitted on the target cohort.
+- GLOBAL: the global harmonizer alone.
+- OURS: the global harmonizer and the target's adapter.
+- TRUTH: no method, but what the metrics are worth. It is the noise-free truth at the target, which differs from the
+scan
+  there by noise and bias field alone.
+"""
 
 SHOWN = {
     RAW: "raw",
@@ -43,7 +68,8 @@ SHOWN = {
 }
 """Their names in tables."""
 
-Row = dict[str, Any]
+ARCHIVES = (GLOBAL, OURS)
+"""Methods whose outputs lie in an archive, so that a record names their paths."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +79,35 @@ class TargetCase:
     Attributes
     ----------
     target:
-        Manifest row of the scan at the target site.
+        The scan at the target site.
     sources:
-        Rows of the scans elsewhere. All have the paths of their outputs under the keys ``global`` and ``target``.
+        The scans elsewhere. All records have the paths of their outputs by the method's name.
     """
 
     subject: str
     sequence: str
-    target: Row
-    sources: tuple[Row, ...]
+    target: ImageRecord
+    sources: tuple[ImageRecord, ...]
+
+
+class CohortImage(NamedTuple):
+    """What the cohort needs of one image of the target.
+
+    Attributes
+    ----------
+    before, after:
+        ``(1001,)`` quantile functions of the brain before and after N4.
+    scaled, corrected:
+        The same of the image scaled by its percentiles.
+    style:
+        ``(D,)`` style vector.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    scaled: np.ndarray
+    corrected: np.ndarray
+    style: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -70,43 +116,33 @@ class TargetCohort:
 
     Attributes
     ----------
-    matching, nyul:
-        Baselines fitted on them.
+    baselines:
+        Fitted on them, by method.
     intensities:
-        ``(1001 n,)`` quantile functions of their ``n`` brains' scaled intensities, pooled: every image has the same weight.
+        ``(1001 n,)`` quantile functions of their ``n`` brains' scaled intensities, pooled: every image has the same
+        weight.
     corrected:
         ``(1001 n,)`` the same after N4.
     style:
         ``(D,)`` their mean style vector.
     """
 
-    matching: HistogramMatching
-    nyul: Nyul
+    baselines: Mapping[str, Baseline]
     intensities: np.ndarray
     corrected: np.ndarray
     style: np.ndarray
 
     @classmethod
     def of(cls, images: Sequence[CohortImage]) -> TargetCohort:
-        """From the facts of the images."""
+        """From what is known of the images."""
+        matching = CorrectedHistogramMatching.from_quantiles(image.after for image in images)
+        nyul = Nyul.from_quantiles(image.before for image in images)
         return cls(
-            HistogramMatching.from_quantiles(image.after for image in images),
-            Nyul.from_quantiles(image.before for image in images),
-            np.concatenate([image.scaled for image in images]),
-            np.concatenate([image.corrected for image in images]),
-            np.mean([image.style for image in images], axis=0),
+            baselines={MATCHED: matching, NYUL: nyul},
+            intensities=np.concatenate([image.scaled for image in images]),
+            corrected=np.concatenate([image.corrected for image in images]),
+            style=np.mean([image.style for image in images], axis=0),
         )
-
-
-class CohortImage(NamedTuple):
-    """Of one image of the target: quantile functions ``(1001,)`` of the brain before and after N4 and of both scaled by their percentiles
-    (``scaled``, ``corrected``), and the style vector ``(D,)``."""
-
-    before: np.ndarray
-    after: np.ndarray
-    scaled: np.ndarray
-    corrected: np.ndarray
-    style: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -121,8 +157,8 @@ class TargetSettings:
         Gives the style vector ``(D,)``, of unit length, of an image, a mask ``(I, J, K)`` and their affine.
     truth:
         Folder of the truth, if there is one.
-    slices:
-        Whether slices for the convolutional probe are wanted.
+    has_slices:
+        Whether the convolutional probe needs slices.
     methods:
         Those to score.
     cohorts:
@@ -132,25 +168,49 @@ class TargetSettings:
     iterations: tuple[int, ...]
     describe: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
     truth: str | None = None
-    slices: bool = False
+    has_slices: bool = False
     methods: tuple[str, ...] = METHODS
     cohorts: Mapping[str, TargetCohort] = field(default_factory=dict)
 
 
-def cohort_image(row: Row, settings: TargetSettings) -> CohortImage:
+@dataclass(frozen=True, eq=False)
+class TargetMetrics:
+    """The metrics of one scan under one method, or the reason why there are none.
+
+    Attributes
+    ----------
+    values:
+        By the metric's name; of the scan at the target ``identity`` alone: how far the method moves it.
+    joint:
+        What the truth error needs.
+    style, slices:
+        What the probes need.
+    """
+
+    record: ImageRecord
+    method: str
+    values: Mapping[str, float] = field(default_factory=dict)
+    joint: JointBins | None = None
+    style: np.ndarray | None = None
+    slices: np.ndarray | None = None
+    reason: str | None = None
+
+
+def cohort_image(record: ImageRecord, settings: TargetSettings) -> CohortImage:
     """What the cohort needs of one image of the target."""
-    scan = read_scan(row, settings.iterations)
-    images = scan.volume.data, scan.corrected
-    before, after = (quantile_function(image, scan.mask) for image in images)
-    scaled, corrected = (quantile_function(scale_by_percentiles(image, scan.mask), scan.mask) for image in images)
-    style = settings.describe(scan.volume.data, scan.mask, scan.volume.affine)
-    return CohortImage(before, after, scaled, corrected, style)
+    scan = read_scan(record, settings.iterations)
+    image = scan.volume.data
+    return CohortImage(
+        before=quantile_function(image, scan.mask),
+        after=quantile_function(scan.corrected, scan.mask),
+        scaled=quantile_function(scale_by_percentiles(image, scan.mask), scan.mask),
+        corrected=quantile_function(scale_by_percentiles(scan.corrected, scan.mask), scan.mask),
+        style=settings.describe(image, scan.mask, scan.volume.affine),
+    )
 
 
-def score_target(case: TargetCase, settings: TargetSettings) -> list[Row]:
-    """A row per source scan and method: measures; under ``joint`` what the truth error needs, under ``style`` and ``slices`` what the
-    probes need. What cannot be scored has a ``reason`` instead. Of the scan at the target there is a row per method with ``identity``
-    alone: how far the method moves what looks as wanted already.
+def score_target(case: TargetCase, settings: TargetSettings) -> list[TargetMetrics]:
+    """Metrics of every source scan and method, and of the scan at the target.
 
     Raises
     ------
@@ -159,70 +219,100 @@ def score_target(case: TargetCase, settings: TargetSettings) -> list[Row]:
     """
     answer = read_scan(case.target, settings.iterations)
     truth = _read_truth(settings.truth, case.target)
-    measurer = _Measurer(answer, truth, settings, settings.cohorts.get(case.sequence))
-    methods = [name for name in settings.methods if measurer.cohort or name not in (MATCHED, NYUL)]
-    methods = [name for name in methods if truth or name != TRUTH]
-    rows = _identity(measurer, methods)
-    for source in case.sources:
-        about = {name: source[name] for name in ("image_id", "subject", "site", "sequence")}
+    scorer = _Scorer(answer, truth, settings, settings.cohorts.get(case.sequence))
+    metrics = [scorer.identity(method) for method in scorer.methods if scorer.has_output_of_target(method)]
+    for record in case.sources:
         try:
-            scan = read_scan(source, settings.iterations)
-            if not on_one_grid(scan, answer):
-                where = f"{source['uri']}: another grid than {case.target['uri']}"
-                raise DataError(where, "scans of one grid", "Resample one of them.")
+            scan = _read_source(record, answer, settings)
         except MMHError as error:
-            rows += [about | {"method": method, "reason": str(error)} for method in methods]
+            metrics += [TargetMetrics(record, method, reason=str(error)) for method in scorer.methods]
             continue
-        for method in methods:
-            rows.append(_row(about, method, partial(measurer, method, scan)))
-    return rows
-
-
-def _identity(measurer: _Measurer, methods: Sequence[str]) -> list[Row]:
-    """Rows of the scan at the target; none of a folder without an output of it, as nobody need harmonize the target's own scans."""
-    own = measurer.answer.row
-    about = {name: own[name] for name in ("image_id", "subject", "site", "sequence")}
-    outputs = {GLOBAL: own["global"], OURS: own["target"]}
-    made = [name for name in methods if name != TRUTH and (name not in outputs or Path(outputs[name]).is_file())]
-    return [_row(about, method, partial(measurer.identity, method)) for method in made]
-
-
-def _row(about: Row, method: str, measure: Callable[[], Row]) -> Row:
-    """What was measured, or the reason why it could not be."""
-    try:
-        return about | {"method": method} | measure()
-    except MMHError as error:
-        return about | {"method": method, "reason": str(error)}
+        metrics += [scorer.score(method, scan) for method in scorer.methods]
+    return metrics
 
 
 def middle_slices(case: TargetCase, iterations: tuple[int, ...], truth: str | None) -> dict[str, list[np.ndarray]]:
-    """Middle slices of one subject for a picture, a column per source scan: the scan, what was made of it, and what it should be."""
+    """Middle slices of one subject for a picture: the scan, the outputs, and what they should be, by source scan."""
     answer = read_scan(case.target, iterations)
-    wanted = {"the same person's\nscan at the target": answer.volume.data}
-    if found := _read_truth(truth, case.target):
-        wanted["noise-free truth\nof the target"] = found.noisefree
+    true_images = {"the same person's\nscan at the target": answer.volume.data}
+    target_truth = _read_truth(truth, case.target)
+    if target_truth is not None:
+        true_images["noise-free truth\nof the target"] = target_truth.noisefree
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
-    for source in case.sources:
-        scan = read_scan(source, iterations)
-        made = {"source": scan.volume.data, "global": read_output(source["global"], scan)}
-        made["moved to\nthe target"] = read_output(source["target"], scan)
-        for name, image in {**made, **wanted}.items():
-            mask = answer.mask if name in wanted else scan.mask
-            affine = answer.volume.affine if name in wanted else scan.volume.affine
-            rows[name].append(middle_slice(scale_by_percentiles(image, mask), mask, affine))
+    for record in case.sources:
+        scan = read_scan(record, iterations)
+        images = {
+            "source": scan.volume.data,
+            "global": read_output(record.outputs[GLOBAL], scan),
+            "moved to\nthe target": read_output(record.outputs[OURS], scan),
+        }
+        for name, image in images.items():
+            rows[name].append(_scaled_slice(image, scan))
+        for name, image in true_images.items():
+            rows[name].append(_scaled_slice(image, answer))
     return dict(rows)
 
 
-class _Measurer:
-    """Measures of an image against the answer, as scanned and (``_n4``) without its bias field, which is drawn anew with every scan and
-    no site's look. Every image is scaled by nothing but itself before it is compared."""
+def direct_error(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
+    """``√mean((output − truth)²) / sd(truth)`` over the brain, both scaled by their own percentiles.
+
+    No map is fitted, so that wrong contrast counts, which :func:`mmh_ray.evaluation.metrics.agreement.truth_nrmse`
+    forgives. Range 0 to ∞; lower is better; 0 for the truth itself under any gain and offset.
+    """
+    scaled_truth = scale_by_percentiles(truth, mask)[mask]
+    return float(np.sqrt(np.mean((scaled[mask] - scaled_truth) ** 2)) / scaled_truth.std())
+
+
+class _Scorer:
+    """Metrics of an image against the answer, as scanned and (``_n4``) without its bias field.
+
+    The bias field is drawn anew with every scan, so it is no part of a site's look. Every image is scaled by nothing
+    but itself before it is compared.
+    """
 
     def __init__(
         self, answer: Scan, truth: Truth | None, settings: TargetSettings, cohort: TargetCohort | None
     ) -> None:
-        self.answer, self.truth, self.settings, self.cohort = answer, truth, settings, cohort
-        self.wanted = scale_by_percentiles(answer.volume.data, answer.mask)
-        self.corrected = scale_by_percentiles(answer.corrected, answer.mask)
+        self.answer = answer
+        self.truth = truth
+        self.settings = settings
+        self.cohort = cohort
+        self.scaled_answer = scale_by_percentiles(answer.volume.data, answer.mask)
+        self.corrected_answer = scale_by_percentiles(answer.corrected, answer.mask)
+
+    @property
+    def methods(self) -> list[str]:
+        """Those of the settings that can be scored with this truth and cohort."""
+        methods = []
+        for method in self.settings.methods:
+            lacks_cohort = method in (MATCHED, NYUL) and self.cohort is None
+            lacks_truth = method == TRUTH and self.truth is None
+            if not lacks_cohort and not lacks_truth:
+                methods.append(method)
+        return methods
+
+    def has_output_of_target(self, method: str) -> bool:
+        """Whether the method made something of the scan at the target: nobody need harmonize the target's own scans."""
+        if method == TRUTH:
+            return False
+        return method not in ARCHIVES or Path(self.answer.record.outputs[method]).is_file()
+
+    def identity(self, method: str) -> TargetMetrics:
+        """How far the method moves the scan at the target, which is as it should be already."""
+        answer = self.answer
+        try:
+            moved = distance(self._output(method, answer), answer.volume.data, answer.mask)
+        except MMHError as error:
+            return TargetMetrics(answer.record, method, reason=str(error))
+        return TargetMetrics(answer.record, method, {"identity": moved})
+
+    def score(self, method: str, scan: Scan) -> TargetMetrics:
+        """The metrics of a source scan, or the reason why it has none."""
+        try:
+            image = self._output(method, scan)
+            return self._measure(method, image, scan)
+        except MMHError as error:
+            return TargetMetrics(scan.record, method, reason=str(error))
 
     def _output(self, method: str, scan: Scan) -> np.ndarray:
         if method == RAW:
@@ -230,59 +320,59 @@ class _Measurer:
         if method == TRUTH:
             assert self.truth is not None
             return self.truth.noisefree
-        if method in (MATCHED, NYUL):
-            assert self.cohort is not None
-            matched = method == MATCHED
-            return (self.cohort.matching if matched else self.cohort.nyul).apply(
-                scan.corrected if matched else scan.volume.data, scan.mask
-            )
-        return read_output(scan.row["global" if method == GLOBAL else "target"], scan)
+        if method in ARCHIVES:
+            return read_output(scan.record.outputs[method], scan)
+        assert self.cohort is not None
+        return apply_baseline(self.cohort.baselines[method], scan.volume.data, scan.corrected, scan.mask)
 
-    def identity(self, method: str) -> Row:
-        """How far the scan at the target is moved."""
-        answer = self.answer
-        return {"identity": distance(self._output(method, answer), answer.volume.data, answer.mask)}
-
-    def __call__(self, method: str, scan: Scan) -> Row:
-        image = self._output(method, scan)
-        both, scaled = scan.mask & self.answer.mask, scale_by_percentiles(image, scan.mask)
+    def _measure(self, method: str, image: np.ndarray, scan: Scan) -> TargetMetrics:
+        scaled = scale_by_percentiles(image, scan.mask)
         style = self.settings.describe(image, scan.mask, scan.volume.affine)
-        row: Row = {"psnr": psnr(scaled, self.wanted, both), "ssim": ssim(scaled, self.wanted, both)}
-        row |= {"psnr_n4": psnr(scaled, self.corrected, both), "ssim_n4": ssim(scaled, self.corrected, both)}
-        row["gradient_correlation"] = gradient_correlation(image, scan.volume.data, scan.mask)
+        both = scan.mask & self.answer.mask
+        values = {
+            "psnr": psnr(scaled, self.scaled_answer, both),
+            "ssim": ssim(scaled, self.scaled_answer, both),
+            "psnr_n4": psnr(scaled, self.corrected_answer, both),
+            "ssim_n4": ssim(scaled, self.corrected_answer, both),
+            "gradient_correlation": gradient_correlation(image, scan.volume.data, scan.mask),
+        }
         if self.cohort is not None:
-            row["w1"] = w1(scaled[scan.mask], self.cohort.intensities)
-            row["w1_n4"] = w1(scaled[scan.mask], self.cohort.corrected)
-            row["style_distance"] = 1 - float(style @ self.cohort.style / np.linalg.norm(self.cohort.style))
+            values["w1"] = w1(scaled[scan.mask], self.cohort.intensities)
+            values["w1_n4"] = w1(scaled[scan.mask], self.cohort.corrected)
+            values["style_distance"] = 1 - float(style @ self.cohort.style / np.linalg.norm(self.cohort.style))
+        joint = None
         if self.truth is not None:
-            row["joint"] = truth_bins(scaled, self.truth.noisefree, scan.mask)
-            row["truth_nrmse_direct"] = direct_error(scaled, self.truth.noisefree, scan.mask)
-            row |= self._dice(scaled, scan)
-        slices = probe_slices(image, scan.mask, scan.volume.affine) if self.settings.slices else None
-        return row | {"style": style, "slices": slices}
-
-    def _dice(self, scaled: np.ndarray, scan: Scan) -> Row:
-        labels, sequence = self.truth and self.truth.labels, scan.row["sequence"]
-        if labels is None or sequence not in BY_BRIGHTNESS:
-            return {}
-        found = tissue_labels(segment_tissues(scaled, scan.mask, sequence))
-        return {"dice": mean_dice(found, labels * scan.mask)}
+            joint = truth_bins(scaled, self.truth.noisefree, scan.mask)
+            values["truth_nrmse_direct"] = direct_error(scaled, self.truth.noisefree, scan.mask)
+            if self.truth.labels is not None and scan.record.sequence in BY_BRIGHTNESS:
+                segmented = tissue_labels(segment_tissues(scaled, scan.mask, scan.record.sequence))
+                values["dice"] = mean_dice(segmented, self.truth.labels * scan.mask)
+        slices = None
+        if self.settings.has_slices:
+            slices = probe_slices(image, scan.mask, scan.volume.affine)
+        return TargetMetrics(scan.record, method, values, joint, style, slices)
 
 
-def direct_error(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
-    """``√mean((output − truth)²) / sd(truth)`` over the brain, both scaled by their own percentiles.
+def _read_source(record: ImageRecord, answer: Scan, settings: TargetSettings) -> Scan:
+    """A scan of another site; DataError where it lies on another grid than the answer."""
+    scan = read_scan(record, settings.iterations)
+    if not on_one_grid(scan, answer):
+        received = f"{record.uri}: another grid than {answer.record.uri}"
+        raise DataError(received, "scans of one grid", "Resample one of them.")
+    return scan
 
-    No map is fitted, so that wrong contrast counts, which :func:`mmh_ray.evaluation.metrics.agreement.truth_nrmse` forgives.
-    Range 0 to ∞; lower is better; 0 for the truth itself under any gain and offset.
-    """
-    wanted = scale_by_percentiles(truth, mask)[mask]
-    return float(np.sqrt(np.mean((scaled[mask] - wanted) ** 2)) / wanted.std())
 
-
-def _read_truth(folder: str | None, row: Row) -> Truth | None:
+def _read_truth(folder: str | None, record: ImageRecord) -> Truth | None:
     """Noise-free image of the subject as the target's scanner would show it, and the subject's tissues."""
     if folder is None:
         return None
-    parts = [f"sub-{row['subject']}", *([f"ses-{row['session']}"] if row["session"] else [])]
-    path = Path(folder, *parts, "anat", f"{'_'.join(parts)}_desc-noisefree_{row['sequence']}.nii.gz")
-    return replace(read_truth(folder, row["subject"], row["sequence"]), noisefree=read_volume(path).data)
+    parts = [f"sub-{record.subject}"]
+    if record.session:
+        parts.append(f"ses-{record.session}")
+    file_name = f"{'_'.join(parts)}_desc-noisefree_{record.sequence}.nii.gz"
+    noisefree = read_volume(Path(folder, *parts, "anat", file_name)).data
+    return replace(read_truth(folder, record.subject, record.sequence), noisefree=noisefree)
+
+
+def _scaled_slice(image: np.ndarray, scan: Scan) -> np.ndarray:
+    return middle_slice(scale_by_percentiles(image, scan.mask), scan.mask, scan.volume.affine)

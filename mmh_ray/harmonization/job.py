@@ -25,6 +25,8 @@ class Job:
         Sites, target bundles or ``models:/NAME@ALIAS`` to move the images to.
     target_image:
         A scan whose look the images are to take on, instead of or besides ``targets``. Without either, the unified domain is the aim.
+    sessions:
+        Labels without ``ses-`` to keep; empty keeps all.
     """
 
     bids: str
@@ -36,3 +38,4 @@ class Job:
     retry_failed: bool = False
     targets: tuple[str, ...] = ()
     target_image: str | None = None
+    sessions: tuple[str, ...] = ()

@@ -58,6 +58,11 @@ class HarmonizeWorker:
         What every image is to look like; all of them share the global pass.
     neighbours:
         Workers on this machine, with this one: they share its memory.
+
+    Attributes
+    ----------
+    model_idle_s:
+        Seconds that the model had nothing to do between two images.
     """
 
     def __init__(
@@ -80,6 +85,8 @@ class HarmonizeWorker:
                 look.target.attach(bundle)
         self.harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
         self.out, self.facts, self.looks = Path(out), facts, looks
+        self.model_idle_s = 0.0
+        self._idle_since: float | None = None  # its start is no wait
         self._model_lock, self._device, self._room = threading.Lock(), _device_of(bundle.model), Room(neighbours)
 
     def harmonize(self, row: Row) -> list[Row]:
@@ -111,7 +118,10 @@ class HarmonizeWorker:
         with self._room.taken_by(row["uri"]):
             ready = self._ready(row, digest)
             with self._model_lock:
+                if self._idle_since is not None:
+                    self.model_idle_s += time.perf_counter() - self._idle_since
                 images = self._with_less_memory(ready, row["image_id"], [look.target for look, _ in pending])
+                self._idle_since = time.perf_counter()
             for (look, facts), image in zip(pending, images, strict=True):
                 scan, target = self.harmonizer.finish(ready, image), self.out / facts["output"]
                 with _all_or_none(*derivative_files(target)) as written:

@@ -1,4 +1,4 @@
-"""Evaluations and the registry: figures are kept with the model that made the images, and decide who is champion."""
+"""Evaluations and the registry: metrics are kept with the model that made the images, and decide who is champion."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from mmh_ray.bids.derivatives import read_sidecar
 from mmh_ray.bids.ledger import MADE, current_rows
 from mmh_ray.config import Config
 from mmh_ray.errors import ConfigError, DataError
-from mmh_ray.evaluation.metrics.per_image import FACTS
-from mmh_ray.evaluation.metrics.registry import MEASURES, OURS
+from mmh_ray.evaluation.metrics.registry import OURS
 from mmh_ray.evaluation.promotion.rules import Decision, Evaluated, decide
-from mmh_ray.evaluation.report.files import EVALUATION, PER_IMAGE, REPORT
+from mmh_ray.evaluation.report.files import EVALUATION, PER_IMAGE, REPORT, TABLE_COLUMNS
 from mmh_ray.files import read_object
 from mmh_ray.models.shipped import BASE_MODEL
 from mmh_ray.tracking import cite, evaluation_of, move_alias, record_evaluation, register_shipped
@@ -38,33 +37,35 @@ def check_model(model: str, archives: Mapping[str, str], config: Config) -> str:
     uri, bundle = cite(model, config.tracking)
     if OURS not in archives:
         raise ConfigError(f"--model {model} without --archive ours=OUT", "the images it made", "Add the archive.")
-    made = {
-        _maker(archives[OURS], row) for row in current_rows(archives[OURS]) if row["output"] or row["status"] in MADE
-    }
-    if made != {bundle}:
-        received = f"ours={archives[OURS]}, made by {'another model' if made else 'a model that no ledger names'}"
+    out = archives[OURS]
+    model_hashes = set()
+    for ledger_row in current_rows(out):
+        if ledger_row["output"] or ledger_row["status"] in MADE:
+            model_hashes.add(_model_hash(out, ledger_row))
+    if model_hashes != {bundle}:
+        maker = "another model" if model_hashes else "a model that no ledger names"
         remedy = "Name the model that made it, or harmonize again with this one."
-        raise ConfigError(received, f"the images that mmh harmonize made with {uri}", remedy)
+        raise ConfigError(f"ours={out}, made by {maker}", f"the images that mmh harmonize made with {uri}", remedy)
     return uri
 
 
-def _maker(out: str, row: Mapping[str, Any]) -> str | None:
+def _model_hash(out: str, ledger_row: Mapping[str, Any]) -> str | None:
     """Hash of the model that made an image; of one that failed, that of what an earlier run left there."""
-    if row["status"] in MADE:
-        return row["model_hash"]
-    provenance = read_sidecar(Path(out, row["output"])).get("Provenance")
+    if ledger_row["status"] in MADE:
+        return ledger_row["model_hash"]
+    provenance = read_sidecar(Path(out, ledger_row["output"])).get("Provenance")
     return provenance.get("model_hash") if isinstance(provenance, dict) else None
 
 
 def keep_with_model(model: str, out: str, config: Config) -> str:
     """Log what ``out`` says of `ours` as metrics on the model version, with the files; the run's id."""
     evaluation = json.loads(Path(out, EVALUATION).read_text(encoding="utf-8"))
-    metrics = {
-        f"evaluation.{sequence}.{name}": found["value"]
-        for sequence, measures in evaluation.get(OURS, {}).items()
-        for name, found in measures.items()
-    }
-    return record_evaluation(model, [Path(out, name) for name in (EVALUATION, PER_IMAGE, REPORT)], metrics, config)
+    metrics = {}
+    for sequence, entries in evaluation.get(OURS, {}).items():
+        for name, entry in entries.items():
+            metrics[f"evaluation.{sequence}.{name}"] = entry["value"]
+    files = [Path(out, name) for name in (EVALUATION, PER_IMAGE, REPORT)]
+    return record_evaluation(model, files, metrics, config)
 
 
 def promote(model: str, alias: str, config: Config) -> Decision:
@@ -84,18 +85,19 @@ def promote(model: str, alias: str, config: Config) -> Decision:
     holder, _ = cite(f"models:/{name}@{alias}", config.tracking)
     if uri == holder:
         return Decision(False, (), f"not promoted: {uri} is {name}@{alias} already")
-    found = decide(_evaluated(uri, config), _evaluated(holder, config), config.promote, config.evaluate.seed)
-    if not found.passed:
-        return found
+    decision = decide(_evaluated(uri, config), _evaluated(holder, config), config.promote, config.evaluate.seed)
+    if not decision.passed:
+        return decision
     move_alias(uri, alias)
-    return dataclasses.replace(found, outcome=f"promoted: {found.outcome}; {name}@{alias} was {holder} and is {uri}")
+    outcome = f"promoted: {decision.outcome}; {name}@{alias} was {holder} and is {uri}"
+    return dataclasses.replace(decision, outcome=outcome)
 
 
 def _evaluated(model: str, config: Config) -> Evaluated:
     uri, folder = evaluation_of(model, config.tracking)
     try:
         evaluation = read_object(folder / EVALUATION)
-        images = pd.read_parquet(folder / PER_IMAGE).reindex(columns=[*FACTS, "method", *MEASURES])
+        images = pd.read_parquet(folder / PER_IMAGE).reindex(columns=list(TABLE_COLUMNS))
         return Evaluated(uri, evaluation["about"], images, evaluation.get(OURS, {}))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"evaluation of {uri}: {error}", "the files of mmh evaluate", "Evaluate it again.") from error

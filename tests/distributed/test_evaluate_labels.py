@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from mmh_ray.cli import main
 from mmh_ray.evaluation.baselines.image_baselines import BASELINES
-from mmh_ray.evaluation.metrics.label_metrics import LABEL_MEASURES
+from mmh_ray.evaluation.metrics.label_metrics import LABEL_METRICS
 from mmh_ray.imaging.volume import Volume, read_volume, write_volume
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -86,7 +86,7 @@ def test_labels_of_several_kinds_are_reported_by_method_and_site(tmp_path: Path,
     assert labels.keys() == {*BASELINES, "ours"}
     assert {site: own["n"] for site, own in labels["raw"].items()} == {"alder": 4, "birch": 2}
     raw, ours = labels["raw"], labels["ours"]
-    assert raw["alder"].keys() == {*LABEL_MEASURES, "n"}
+    assert raw["alder"].keys() == {*LABEL_METRICS, "n"}
     assert raw["alder"]["label_contrast"] == pytest.approx(1 - GREY["alder"], abs=0.02)
     assert raw["birch"]["label_contrast"] == pytest.approx(1 - GREY["birch"], abs=0.02)
     assert ours["birch"]["label_contrast"] == pytest.approx(0.4, abs=0.02)

@@ -146,6 +146,10 @@ def test_counts_are_of_all_images(job: FirstRun) -> None:
     assert job.counts == {"done": 2, "failed": 3, "refused": 1}
 
 
+def test_a_text_to_cite_the_run_by_names_its_model(job: FirstRun) -> None:
+    assert bundle_hash(job.bundle) in (job.out / "logs/CITATION.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", GOOD)
 def test_a_derivative_lies_on_the_grid_of_its_scan(job: FirstRun, name: str) -> None:
     source, image = nib.load(job.scan(name)), nib.load(job.derivative(name))

@@ -29,6 +29,8 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, config: Config, bundle: Path, folde
     ends; the others wait for a second image beside them."""
 
     class Meeting:
+        model_idle_s = 0.0
+
         def __init__(self, *_: Any) -> None: ...
 
         def harmonize(self, row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -124,3 +126,30 @@ def test_no_actor_outlives_a_run_that_stops(tmp_path: Path) -> None:
     while psutil.pid_exists(int(written.name)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not psutil.pid_exists(int(written.name))
+
+
+def test_an_actor_that_starts_still_when_all_is_done_is_let_to_end_by_itself(tmp_path: Path) -> None:
+    """One that is killed meanwhile is a FAILED task on the dashboard of a run that succeeded."""
+
+    class Starting:
+        def __init__(self, seconds: float) -> None:
+            time.sleep(seconds)
+            (tmp_path / str(os.getpid())).touch()
+
+        def harmonize(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+            return [row]
+
+    seconds = iter((0.0, 3.0))
+    came_up: list[bool] = []
+    waiting: list[int] = []
+    run = crew.Crew(lambda: ray.remote(num_cpus=0)(Starting).remote(next(seconds)), 2, 1, 60, lambda row, reason: [])
+    rows = [{"image_id": "one"}, {"image_id": "other"}]
+    assert list(run.run(rows, lambda: came_up.append(True), waiting.append)) == [[row] for row in rows]
+    written = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(written) == 2
+    assert came_up == [True]
+    assert (waiting[0], waiting[-1]) == (2, 0)
+    deadline = time.monotonic() + 60
+    while any(map(psutil.pid_exists, written)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(psutil.pid_exists, written))

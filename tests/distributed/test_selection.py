@@ -10,6 +10,7 @@ import pytest
 from mmh_ray.bids.manifest import SCHEMA, to_table, write_manifest
 from mmh_ray.config import Config, ModelConfig
 from mmh_ray.distributed.selection import check_archives, note_untrained, usable_rows
+from mmh_ray.evaluation.inputs.records import ImageRecord, Problem
 from mmh_ray.evaluation.inputs.scans import Case
 
 pytestmark = pytest.mark.fast
@@ -22,16 +23,21 @@ def _row(name: str, **facts: Any) -> dict[str, Any]:
     return dict.fromkeys(SCHEMA.names) | row | {"sequence": "T1w", "status": "ok", "split": "test"} | facts
 
 
+def _record(name: str, **facts: Any) -> ImageRecord:
+    return ImageRecord.from_row(_row(name, **facts))
+
+
 def test_scans_that_cannot_be_used_are_problems_with_their_reason(tmp_path: Path) -> None:
     bad, foreign = {"status": "unusable", "reason": "cut off"}, {"sequence": "FLAIR"}
     rows = [_row("1"), _row("2", **bad), _row("3", **bad, **foreign), _row("4", **bad, sequence=None)]
     write_manifest(to_table(rows), tmp_path / "manifest.parquet")
-    notes, problems = list[str](), list[dict[str, Any]]()
+    notes = list[str]()
+    problems = list[Problem]()
     found = usable_rows({"raw": str(tmp_path / "manifest.parquet")}, str(tmp_path), CONFIG, notes, problems)
     assert [row["image_id"] for row in found] == ["sub-1_T1w"]
-    assert [(row["method"], row["image_id"], row["status"], row["reason"]) for row in problems] == [
-        ("raw", "sub-2_T1w", "unusable", "cut off"),
-        ("raw", "sub-4_T1w", "unusable", "cut off"),
+    assert problems == [
+        Problem("raw", "sub-2_T1w", "unusable", "cut off"),
+        Problem("raw", "sub-4_T1w", "unusable", "cut off"),
     ]
 
 
@@ -40,10 +46,10 @@ def test_a_target_archive_may_have_a_name_of_its_own() -> None:
 
 
 def test_sites_that_baselines_were_fitted_without_are_named() -> None:
-    cases = [Case(name, "T1w", (_row(name, site=site),)) for name, site in (("1", "a"), ("2", "b"))]
-    for training, said in (([], 0), ([_row("3")], 1), ([_row("3"), _row("4", site="b")], 0)):
+    cases = [Case(name, "T1w", (_record(name, site=site),)) for name, site in (("1", "a"), ("2", "b"))]
+    for training, said in (([], 0), ([_record("3")], 1), ([_record("3"), _record("4", site="b")], 0)):
         notes = list[str]()
         note_untrained(training, cases, notes)
         assert len(notes) == said
-    note_untrained([_row("3")], cases, notes)
+    note_untrained([_record("3")], cases, notes)
     assert notes[0].startswith("T1w: no image of split train of b;")

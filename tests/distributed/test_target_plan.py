@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 
 from mmh_ray.config import Config, HarmonizeConfig, StyleConfig, TargetConfig
 from mmh_ray.distributed import style_encoder, train_target
-from mmh_ray.distributed.evaluate_target import _describer, _summaries
+from mmh_ray.distributed.evaluate_target import style_describer, summarise_methods
 from mmh_ray.distributed.style_encoder import StyleDescriber, chosen, learn_aggregator
 from mmh_ray.distributed.target_storage import put_target
 from mmh_ray.distributed.train_target import TargetTask, TrainedTarget, plan_site, train_targets
 from mmh_ray.errors import ConfigError, DataError, ModelError
-from mmh_ray.evaluation.target_metrics import METHODS, RAW, TargetCase
+from mmh_ray.evaluation.inputs.records import ImageRecord
+from mmh_ray.evaluation.target_metrics import METHODS, OURS, RAW, TargetCase, TargetMetrics
 from mmh_ray.models.style.encoder import make_style_encoder
 from mmh_ray.models.target.bundle import save_target
 
@@ -212,7 +213,8 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Any) -> Simp
         resolve_model=lambda *_: (tmp_path, "models:/mmh-global/1"),
         configure=lambda *_: None,
         start_run=lambda _config, name, *_: name,
-        finish=lambda run, status="FINISHED": found.ended.setdefault(run, status),
+        finish=lambda run: found.ended.setdefault(run, "FINISHED"),
+        mark_failed=lambda run: found.ended.setdefault(run, "FAILED"),
         target_model_name=lambda site: f"mmh-target-{site}",
     )
     stand_ins = {
@@ -334,31 +336,33 @@ def test_a_target_of_another_tower_is_evaluated_with_its_own_aggregator(
     save_target(tmp_path / "north", "north", base, {}, {}, config, training, encoder.aggregator.state_dict())
     made = {"URI": (tmp_path / "north").as_uri(), "training": training}
     (tmp_path / "sub-1_T1w.json").write_text(json.dumps({"TargetModel": made}))
-    case = TargetCase("1", "T1w", {}, ({"target": str(tmp_path / "sub-1_T1w.nii.gz")},))
+    answer = ImageRecord("sub-1_ses-north_T1w", "1", "north", "T1w")
+    source = ImageRecord("sub-1_T1w", "1", "south", "T1w", outputs={OURS: str(tmp_path / "sub-1_T1w.nii.gz")})
+    case = TargetCase("1", "T1w", answer, (source,))
     image, affine = rng.uniform(0.2, 1, SHAPE).astype(np.float32), np.diag([3.0, 3, 3, 1])
     found, plain = (
-        describe(image, image > 0, affine) for describe in (_describer([case], config), StyleDescriber(config.style))
+        describe(image, image > 0, affine)
+        for describe in (style_describer([case], config), StyleDescriber(config.style))
     )
     wanted = StyleDescriber(config.style, encoder.aggregator.state_dict())(image, image > 0, affine)
     assert np.array_equal(found, wanted)
     assert not np.allclose(found, plain, atol=1e-3)
     for backbone in (str(other), "embedded"):
         with pytest.raises(ModelError, match=r"style encoder .*backbone_sha256.* for "):
-            _describer([case], Config(style=StyleConfig(backbone=backbone, slices=2)))
+            style_describer([case], Config(style=StyleConfig(backbone=backbone, slices=2)))
 
 
 def test_what_cannot_be_had_is_none_and_the_rest_is_the_mean() -> None:
-    def row(name: str, subject: int, site: str, **more: float) -> dict[str, Any]:
+    def metrics(method: str, subject: int, site: str, **more: float) -> TargetMetrics:
         style = np.array([site == "a", site == "b"]) + 0.01 * subject
-        about = {"image_id": f"{site}{subject}", "subject": str(subject), "site": site, "method": name}
-        return about | {"psnr": 20.0 + subject, "ssim": 0.5, "gradient_correlation": 1.0} | {"style": style} | more
+        record = ImageRecord(f"{site}{subject}", str(subject), site, "T1w")
+        values = {"psnr": 20.0 + subject, "ssim": 0.5, "gradient_correlation": 1.0, **more}
+        return TargetMetrics(record, method, values, style=style)
 
-    slices = {"slices": None}
-    raw = [row(RAW, subject, site, w1=0.2) | slices for subject in range(4) for site in "ab"]
-    ours = [row("target_harmonized", subject, "a", w1=0.05) | slices for subject in range(3)]
-    bad = {"image_id": "a9", "subject": "9", "site": "a", "reason": "unreadable"}
-    found = {("T1w", RAW): [*raw, bad], ("T1w", "target_harmonized"): ours}
-    summaries = _summaries(found, "T1w")
+    raw = [metrics(RAW, subject, site, w1=0.2) for subject in range(4) for site in "ab"]
+    ours = [metrics(OURS, subject, "a", w1=0.05) for subject in range(3)]
+    bad = TargetMetrics(ImageRecord("a9", "9", "a", "T1w"), RAW, reason="unreadable")
+    summaries = summarise_methods({("T1w", RAW): [*raw, bad], ("T1w", OURS): ours}, "T1w")
     assert tuple(summaries) == METHODS
     assert (summaries[RAW]["scans"], summaries[RAW]["failed"]) == (8, 1)
     assert summaries[RAW]["psnr"] == pytest.approx(21.5)

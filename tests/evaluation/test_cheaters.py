@@ -12,11 +12,18 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from mmh_ray.evaluation.inputs.scans import Scan, Settings, Truth, common_masks
+from mmh_ray.evaluation.inputs.records import ImageRecord
+from mmh_ray.evaluation.inputs.scans import Scan, ScoringSettings, Truth, common_masks
 from mmh_ray.evaluation.metrics.agreement import psnr, w1
-from mmh_ray.evaluation.metrics.cohort_metrics import Figures, Population, population_figures
-from mmh_ray.evaluation.metrics.method import Gathered, image_figures
-from mmh_ray.evaluation.metrics.per_image import Clock, Output, bulk_of, make_output, measure_image, measure_pair
+from mmh_ray.evaluation.metrics.cohort import MethodCohort
+from mmh_ray.evaluation.metrics.cohort_inputs import cohort_inputs
+from mmh_ray.evaluation.metrics.cohort_metrics import cohort_metrics
+from mmh_ray.evaluation.metrics.method_metrics import MethodResults, mean_metrics
+from mmh_ray.evaluation.metrics.outputs import MethodOutput, make_output
+from mmh_ray.evaluation.metrics.per_image import measure_image
+from mmh_ray.evaluation.metrics.per_pair import measure_pair
+from mmh_ray.evaluation.metrics.runner import MetricRunner
+from mmh_ray.evaluation.statistics.metric_values import ValuesByMetric
 from mmh_ray.evaluation.statistics.summary import difference, interval
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
@@ -45,54 +52,56 @@ def _scans(seed: int) -> list[tuple[Scan, Truth]]:
     made = []
     for scanner in SITES[:4]:
         image = render(anatomy, scanner, "T1w", rng, MM) * anatomy.brain
-        facts = {"image_id": f"sub-{seed}_ses-{scanner.name}_T1w", "subject": str(seed), "site": scanner.name}
-        row = facts | {"sequence": "T1w", "age": 25.0 + 7 * seed, "sex": "MF"[seed % 2], "outputs": {}}
-        made.append((Scan(row, Volume(image, np.diag([MM, MM, MM, 1])), anatomy.brain, image), truth))
+        image_id = f"sub-{seed}_ses-{scanner.name}_T1w"
+        record = ImageRecord(image_id, str(seed), scanner.name, "T1w", age=25.0 + 7 * seed, sex="MF"[seed % 2])
+        made.append((Scan(record, Volume(image, np.diag([MM, MM, MM, 1])), anatomy.brain, image), truth))
     return made
 
 
 @cache
-def _outputs(method: Method) -> tuple[Output, ...]:
-    return tuple(make_output(method.__name__, scan, method(scan, truth), Clock()) for scan, truth in _cohort())
+def _outputs(method: Method) -> tuple[MethodOutput, ...]:
+    return tuple(make_output(method.__name__, scan, method(scan, truth), MetricRunner()) for scan, truth in _cohort())
 
 
 @cache
-def _settings() -> Settings:
-    return Settings((), {}, None, (), common=common_masks((scan.row, scan.mask) for scan, _ in _cohort()))
+def _settings() -> ScoringSettings:
+    return ScoringSettings(
+        (), {}, None, (), common_masks=common_masks((scan.record, scan.mask) for scan, _ in _cohort())
+    )
 
 
 @cache
-def _figures(method: Method) -> Figures:
+def _metrics(method: Method) -> ValuesByMetric:
     """All the table says of a method, but for the convolutional probes."""
-    clock, outputs = Clock(), _outputs(method)
+    runner, outputs = MetricRunner(), _outputs(method)
     truths = [truth for _, truth in _cohort()]
-    images = [measure_image(output, truth, clock) for output, truth in zip(outputs, truths, strict=True)]
+    images = [measure_image(output, truth, runner) for output, truth in zip(outputs, truths, strict=True)]
     people = [outputs[first : first + 4] for first in range(0, len(outputs), 4)]
-    pairs = [measure_pair(a, b, clock) for own in people for a, b in combinations(own, 2)]
-    bulks = [bulk_of(output, truth, _settings(), clock) for output, truth in zip(outputs, truths, strict=True)]
-    features = np.array([list(bulk.features.values()) for bulk in bulks])
+    pairs = [measure_pair(a, b, runner) for own in people for a, b in combinations(own, 2)]
+    inputs = [cohort_inputs(output, truth, _settings(), runner) for output, truth in zip(outputs, truths, strict=True)]
+    features = np.array([list(of_image.features.values()) for of_image in inputs])
     raws = features if method is raw else _features_of_raw()
-    population = Population(method.__name__, images, features, raws, bulks)
-    return image_figures(Gathered(images, pairs, bulks, bulks)) | population_figures(population, 0, clock)
+    cohort = MethodCohort(method.__name__, images, features, raws, inputs)
+    return mean_metrics(MethodResults(images, pairs, inputs, inputs)) | cohort_metrics(cohort, 0, runner)
 
 
 @cache
 def _features_of_raw() -> np.ndarray:
-    bulks = [bulk_of(output, None, _settings(), Clock()) for output in _outputs(raw)]
-    return np.array([list(bulk.features.values()) for bulk in bulks])
+    inputs = [cohort_inputs(output, None, _settings(), MetricRunner()) for output in _outputs(raw)]
+    return np.array([list(of_image.features.values()) for of_image in inputs])
 
 
 def _value(method: Method, measure: str) -> float:
-    return interval(_figures(method)[measure], 100).value
+    return interval(_metrics(method)[measure], 100).value
 
 
 def _chance_high(method: Method, measure: str) -> float:
-    return _figures(method)[measure].guessed["chance_high"]
+    return _metrics(method)[measure].guessed["chance_high"]
 
 
 def _worse(method: Method, than: Method, measure: str, sign: int) -> bool:
     """Whether the paired difference has the given sign with its whole interval."""
-    found = difference(_figures(method)[measure], _figures(than)[measure], 200)
+    found = difference(_metrics(method)[measure], _metrics(than)[measure], 200)
     assert found is not None
     return bool(np.sign(found.low) == np.sign(found.high) == sign)
 
@@ -103,7 +112,7 @@ def raw(scan: Scan, truth: Truth) -> np.ndarray:
 
 def ideal(scan: Scan, truth: Truth) -> np.ndarray:
     """What a perfect harmonizer would give: the truth under noise alike everywhere."""
-    seed = [int(scan.row["subject"]), *map(ord, scan.row["site"])]
+    seed = [int(scan.record.subject), *map(ord, scan.record.site)]
     return truth.noisefree + np.random.default_rng(seed).normal(0, 0.02, scan.mask.shape)
 
 
@@ -121,7 +130,7 @@ def blurred(scan: Scan, truth: Truth) -> np.ndarray:
 
 
 def _site(scan: Scan) -> int:
-    return [scanner.name for scanner in SITES].index(scan.row["site"])
+    return [scanner.name for scanner in SITES].index(scan.record.site)
 
 
 def waved(scan: Scan, truth: Truth) -> np.ndarray:

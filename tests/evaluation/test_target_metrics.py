@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.metrics.agreement import scale_by_percentiles
 from mmh_ray.evaluation.target_metrics import (
     GLOBAL,
@@ -21,6 +21,7 @@ from mmh_ray.evaluation.target_metrics import (
     CohortImage,
     TargetCase,
     TargetCohort,
+    TargetMetrics,
     TargetSettings,
     cohort_image,
     direct_error,
@@ -61,22 +62,33 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> TargetCase:
         share = Volume(anatomy.fractions[TISSUES.index(tissue)], anatomy.affine)
         write_volume(share, stem / f"sub-p_label-{tissue}_probseg.nii.gz")
 
-    def row(site: str, name: str) -> dict[str, Any]:
-        about = {"image_id": f"sub-p_ses-{site}_T1w", "subject": "p", "session": site, "site": site, "sequence": "T1w"}
-        return about | {"uri": str(folder / f"{name}.nii.gz"), "mask_uri": str(folder / "mask.nii.gz")}
+    def record(site: str, name: str) -> ImageRecord:
+        return ImageRecord(
+            f"sub-p_ses-{site}_T1w",
+            "p",
+            site,
+            "T1w",
+            session=site,
+            uri=str(folder / f"{name}.nii.gz"),
+            mask_uri=str(folder / "mask.nii.gz"),
+            outputs={GLOBAL: str(folder / "global.nii.gz"), OURS: str(folder / "moved.nii.gz")},
+        )
 
-    outputs = {"global": str(folder / "global.nii.gz"), "target": str(folder / "moved.nii.gz")}
-    return TargetCase("p", "T1w", row("b", "answer") | outputs, (row("a", "source") | outputs,))
+    return TargetCase("p", "T1w", record("b", "answer"), (record("a", "source"),))
 
 
-def scored(case: TargetCase, settings: TargetSettings) -> list[dict[str, Any]]:
-    """Rows of the scans of other sites."""
-    return [row for row in score_target(case, settings) if row["site"] != case.target["site"]]
+def with_output(record: ImageRecord, method: str, path: Path) -> ImageRecord:
+    return replace(record, outputs={**record.outputs, method: str(path)})
+
+
+def scored(case: TargetCase, settings: TargetSettings) -> list[TargetMetrics]:
+    """Metrics of the scans of other sites."""
+    return [metrics for metrics in score_target(case, settings) if metrics.record.site != case.target.site]
 
 
 @pytest.fixture(scope="module")
 def settings(case: TargetCase) -> TargetSettings:
-    bare = TargetSettings((2,), by_mean, truth=str(Path(case.target["uri"]).parent / "truth"), slices=True)
+    bare = TargetSettings((2,), by_mean, truth=str(Path(case.target.uri).parent / "truth"), has_slices=True)
     cohort = TargetCohort.of([cohort_image(case.target, bare)])
     return replace(bare, cohorts={"T1w": cohort})
 
@@ -84,8 +96,9 @@ def settings(case: TargetCase) -> TargetSettings:
 def test_the_output_of_the_target_is_scored_as_ours_and_the_global_one_as_global(
     case: TargetCase, settings: TargetSettings
 ) -> None:
-    rows = {row["method"]: row for row in scored(case, settings)}
-    assert tuple(rows) == METHODS
+    found = {metrics.method: metrics for metrics in scored(case, settings)}
+    assert tuple(found) == METHODS
+    rows = {method: metrics.values for method, metrics in found.items()}
     assert rows[TRUTH]["truth_nrmse_direct"] == pytest.approx(0, abs=1e-6)
     assert rows[TRUTH]["psnr"] > 60
     assert rows[OURS]["psnr"] > 60 > 30 > rows[GLOBAL]["psnr"] > rows[RAW]["psnr"]
@@ -95,49 +108,49 @@ def test_the_output_of_the_target_is_scored_as_ours_and_the_global_one_as_global
     assert rows[OURS]["w1"] < rows[GLOBAL]["w1"] < rows[RAW]["w1"]
     assert rows[RAW]["gradient_correlation"] == pytest.approx(1)
     assert all(0.5 < row["dice"] <= 1 for row in rows.values())
-    assert all(row["slices"].shape == (6, 64, 64) for row in rows.values())
+    assert all(metrics.slices is not None and metrics.slices.shape == (6, 64, 64) for metrics in found.values())
 
 
 def test_the_target_s_own_scan_is_left_alone_by_what_moves_to_the_target(
     case: TargetCase, settings: TargetSettings
 ) -> None:
-    own = [row for row in score_target(case, settings) if row["site"] == case.target["site"]]
-    moved = {row["method"]: row["identity"] for row in own}
+    own = [metrics for metrics in score_target(case, settings) if metrics.record.site == case.target.site]
+    moved = {metrics.method: metrics.values["identity"] for metrics in own}
     assert moved[RAW] == 0
     assert moved[OURS] < 1e-3 < 0.02 < moved[GLOBAL]
-    unharmonized = replace(case, target=case.target | {"target": "nowhere.nii.gz"})
-    others = [row for row in score_target(unharmonized, settings) if row["site"] == case.target["site"]]
-    assert {row["method"] for row in others} == set(METHODS) - {OURS, TRUTH}
+    unharmonized = replace(case, target=with_output(case.target, OURS, Path("nowhere.nii.gz")))
+    others = [metrics for metrics in score_target(unharmonized, settings) if metrics.record.site == case.target.site]
+    assert {metrics.method for metrics in others} == set(METHODS) - {OURS, TRUTH}
 
 
 def test_a_bad_output_of_the_target_s_own_scan_is_told(
     case: TargetCase, settings: TargetSettings, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.nii.gz").write_bytes(b"no image")
-    broken = replace(case, target=case.target | {"target": str(tmp_path / "bad.nii.gz")})
-    (bad,) = [row for row in score_target(broken, settings) if "reason" in row]
-    assert (bad["method"], bad["site"]) == (OURS, "b")
-    assert "bad.nii.gz" in bad["reason"]
+    broken = replace(case, target=with_output(case.target, OURS, tmp_path / "bad.nii.gz"))
+    (bad,) = [metrics for metrics in score_target(broken, settings) if metrics.reason is not None]
+    assert (bad.method, bad.record.site) == (OURS, "b")
+    assert "bad.nii.gz" in str(bad.reason)
 
 
 def test_one_bad_output_costs_one_row(case: TargetCase, settings: TargetSettings, tmp_path: Path) -> None:
     (tmp_path / "bad.nii.gz").write_bytes(b"no image")
     (source,) = case.sources
-    broken = TargetCase("p", "T1w", case.target, (source | {"global": str(tmp_path / "bad.nii.gz")}, source))
+    broken = TargetCase("p", "T1w", case.target, (with_output(source, GLOBAL, tmp_path / "bad.nii.gz"), source))
     rows = scored(broken, settings)
-    bad = [row for row in rows if "reason" in row]
+    bad = [metrics for metrics in rows if metrics.reason is not None]
     assert len(rows) == 2 * len(METHODS)
-    assert [row["method"] for row in bad] == [GLOBAL]
-    assert "bad.nii.gz" in bad[0]["reason"]
-    unread = TargetCase("p", "T1w", case.target, (source | {"uri": str(tmp_path / "bad.nii.gz")}, source))
-    assert sum("reason" in row for row in score_target(unread, settings)) == len(METHODS)
+    assert [metrics.method for metrics in bad] == [GLOBAL]
+    assert "bad.nii.gz" in str(bad[0].reason)
+    unread = TargetCase("p", "T1w", case.target, (replace(source, uri=str(tmp_path / "bad.nii.gz")), source))
+    assert sum(metrics.reason is not None for metrics in score_target(unread, settings)) == len(METHODS)
 
 
 def test_without_a_cohort_what_needs_none_is_scored(case: TargetCase) -> None:
     rows = scored(case, TargetSettings((2,), by_mean))
-    assert [row["method"] for row in rows] == [RAW, GLOBAL, OURS]
-    assert not {MATCHED, NYUL} & {row["method"] for row in rows}
-    assert all("psnr" in row and "w1" not in row and "dice" not in row for row in rows)
+    assert [metrics.method for metrics in rows] == [RAW, GLOBAL, OURS]
+    assert not {MATCHED, NYUL} & {metrics.method for metrics in rows}
+    assert all("psnr" in metrics.values and not {"w1", "dice"} & metrics.values.keys() for metrics in rows)
 
 
 def test_the_picture_shows_source_output_answer_and_truth(case: TargetCase, settings: TargetSettings) -> None:

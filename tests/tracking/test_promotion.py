@@ -18,15 +18,16 @@ from mmh_ray import tracking
 from mmh_ray.bids.derivatives import write_sidecar
 from mmh_ray.bids.ledger import LEDGER, LEDGER_SCHEMA, write_ledger
 from mmh_ray.config import Config, EvaluateConfig, GridConfig, ModelConfig, PromoteConfig, TrackingConfig
-from mmh_ray.distributed.cohort_figures import entries_of
+from mmh_ray.distributed.cohort_metrics import entries_of
 from mmh_ray.distributed.selection import data_hash
 from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.evaluation.baselines.image_baselines import Raw
-from mmh_ray.evaluation.inputs.scans import Case, Settings
-from mmh_ray.evaluation.metrics.method import Kept, cohort_figures, gather, image_figures
-from mmh_ray.evaluation.metrics.per_image import Clock
-from mmh_ray.evaluation.metrics.registry import MEASURES
-from mmh_ray.evaluation.metrics.subject import score
+from mmh_ray.evaluation.inputs.records import ImageRecord
+from mmh_ray.evaluation.inputs.scans import Case, ScoringSettings
+from mmh_ray.evaluation.metrics.method_metrics import gather, mean_metrics, metrics_and_pictures
+from mmh_ray.evaluation.metrics.registry import METRICS
+from mmh_ray.evaluation.metrics.runner import MetricRunner
+from mmh_ray.evaluation.metrics.scoring import score_case
 from mmh_ray.evaluation.promotion.comparability import conditions
 from mmh_ray.evaluation.report.files import EVALUATION, PER_IMAGE, REPORT, images_table
 from mmh_ray.imaging.volume import Volume, read_volume, write_volume
@@ -71,7 +72,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
 def _evaluation(out: Path, error: float, data: str = "same") -> str:
     """A folder as `mmh evaluate` leaves it: eight subjects whose error to the truth differs by person."""
     facts = [{"image_id": f"sub-{i}_T1w", "subject": str(i), "site": "ab"[i % 2]} for i in range(8)]
-    own: dict[str, Any] = dict.fromkeys(MEASURES, np.nan) | {"gradient_correlation": 0.98}
+    own: dict[str, Any] = dict.fromkeys(METRICS, np.nan) | {"gradient_correlation": 0.98}
     rows = [
         {**row, **own, "sequence": "T1w", "method": "ours", "truth_nrmse": error + 0.01 * i}
         for i, row in enumerate(facts)
@@ -152,21 +153,22 @@ def _scanned(root: Path) -> list[Case]:
         truth = gaussian_filter(np.random.default_rng(i).normal(size=mask.shape), 1.2).argsort(axis=None).argsort()
         truth = (0.2 + 0.8 * truth.reshape(mask.shape) / mask.size).astype(np.float32)
         write_volume(Volume(truth, affine), root / f"truth/sub-{i}/anat/sub-{i}_desc-noisefree_T1w.nii.gz")
-        rows = []
+        records = []
         for site, gamma in (("a", 0.7), ("b", 1.5)):
             image_id = f"sub-{i}_ses-{site}_T1w"
             write_volume(Volume(300 * truth**gamma, affine), root / f"{image_id}.nii.gz")
-            rows.append(
-                {"image_id": image_id, "uri": str(root / f"{image_id}.nii.gz"), "subject": str(i), "site": site}
+            records.append(
+                ImageRecord(
+                    image_id,
+                    str(i),
+                    site,
+                    "T1w",
+                    uri=str(root / f"{image_id}.nii.gz"),
+                    mask_uri=str(root / "mask.nii.gz"),
+                    sha256="-",
+                )
             )
-            rows[-1] |= {
-                "sequence": "T1w",
-                "age": None,
-                "sex": None,
-                "mask_uri": str(root / "mask.nii.gz"),
-                "sha256": "-",
-            }
-        cases.append(Case(str(i), "T1w", tuple(rows)))
+        cases.append(Case(str(i), "T1w", tuple(records)))
     return cases
 
 
@@ -174,23 +176,25 @@ def _evaluated_for_real(root: Path, cases: list[Case], noise: float, config: Con
     """What `mmh evaluate` does, without a cluster, for outputs that are the truth with that much noise."""
     out, truth = root / f"out{noise}{lost}", root / "truth"
     config = replace(config, evaluate=EvaluateConfig(draws=100, cnn="none"))
+    scored = []
     for case in cases:
         clean = read_volume(truth / f"sub-{case.subject}/anat/sub-{case.subject}_desc-noisefree_T1w.nii.gz")
-        for row in case.rows:
+        records = []
+        for record in case.records:
             rng = np.random.default_rng(int(case.subject))
-            path = out / "images" / f"{row['image_id']}.nii.gz"
+            path = out / "images" / f"{record.image_id}.nii.gz"
             write_volume(clean.like((clean.data + rng.normal(0, noise, clean.data.shape)).astype(np.float32)), path)
-            row["outputs"] = {} if lost and row is cases[0].rows[0] else {"ours": str(path)}
-    settings = Settings(("raw", "ours"), {"T1w": {"raw": Raw()}}, str(truth), (2,))
-    scores = [score(case, settings) for case in cases]
-    kept = [Kept(found.images, found.pairs, bulks) for found, bulks in scores]
-    found = gather(kept, "ours")
-    more, _ = cohort_figures("ours", found, (), 0, Clock())
-    figures = image_figures(found) | more
-    pq.write_table(images_table(found.rows, figures), out / PER_IMAGE)
-    values, _ = entries_of(figures, {}, config.evaluate)
-    rows = [row for case in cases for row in case.rows]
-    about = {"data_hash": data_hash(cases), "conditions": conditions(rows, str(truth), config)}
+            is_lost = lost and record is cases[0].records[0]
+            records.append(replace(record, outputs={} if is_lost else {"ours": str(path)}))
+        scored.append(replace(case, records=tuple(records)))
+    settings = ScoringSettings(("raw", "ours"), {"T1w": {"raw": Raw()}}, str(truth), (2,))
+    results = gather([score_case(case, settings).metrics for case in scored], "ours")
+    more, _ = metrics_and_pictures("ours", results, (), 0, MetricRunner())
+    metrics = mean_metrics(results) | more
+    pq.write_table(images_table("ours", [image.record for image in results.images], metrics), out / PER_IMAGE)
+    values, _ = entries_of(metrics, {}, config.evaluate)
+    records = [record for case in cases for record in case.records]
+    about = {"data_hash": data_hash(cases), "conditions": conditions(records, str(truth), config)}
     write_json(out / EVALUATION, {"ours": {"T1w": values}, "differences": {}, "about": about})
     (out / REPORT).write_text("<html></html>")
     return str(out)

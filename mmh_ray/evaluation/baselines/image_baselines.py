@@ -1,4 +1,6 @@
-"""The classical opponents: raw, z-score, WhiteStripe, Nyúl, N4, histogram matching without and after it, and the same denoised.
+"""The classical methods that ours is compared with.
+
+Raw, z-score, WhiteStripe, Nyúl, N4, histogram matching without and after it, and the same denoised.
 
 Each is fitted on training images of all sites and applied to one image. :data:`BASELINES` names them; where
 ``bias_corrected`` is True, both sides work on images after N4 (:func:`mmh_ray.imaging.intensity.correct_bias`)::
@@ -93,17 +95,19 @@ class ZScore(Unfitted):
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Mean 0 and standard deviation 1 inside the mask; a flat brain becomes 0."""
-        values = image[mask].astype(np.float64)
-        return ((image - values.mean()) / (values.std() or 1.0)).astype(np.float32)
+        brain = image[mask].astype(np.float64)
+        deviation = brain.std() or 1.0
+        return ((image - brain.mean()) / deviation).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class WhiteStripe:
     """``(x − μ) / σ`` with the mean and standard deviation of normal-appearing white matter (Shinohara et al. 2014).
 
-    White matter is the peak of the brain's histogram farthest from the fluid: the brightest where fluid is dark (T1w), the darkest where it
-    is bright (T2w, where the paper takes the largest, which in coarse scans is grey matter). The stripe is what lies within 5 % of
-    the brain's voxels to either side of it. Nothing of other images enters but the side on which fluid lies.
+    White matter is the peak of the brain's histogram farthest from the fluid: the brightest where fluid is dark
+    (T1w), the darkest where it is bright (T2w, where the paper takes the largest, which in coarse scans is grey
+    matter). The stripe is what lies within 5 % of the brain's voxels to either side of it. Nothing of other images
+    enters but the side on which fluid lies.
     """
 
     fluid_is_bright: bool
@@ -118,18 +122,27 @@ class WhiteStripe:
 
     @classmethod
     def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> WhiteStripe:
-        """Whether the histograms' tails (to the 1st and the 99th percentile) are longer above their medians than below."""
-        low, middle, high = (round(share * (LEVELS - 1)) for share in (0.01, 0.5, 0.99))
-        tails = [(q[high] + q[low] - 2 * q[middle]) / (q[high] - q[low]) for q in quantiles if q[high] > q[low]]
-        return cls(bool(np.mean(tails) > 0))
+        """Whether the histograms' tails, to the 1st and the 99th percentile, are longer above the median than below."""
+        skews = []
+        for quantile in quantiles:
+            low = quantile[round(0.01 * (LEVELS - 1))]
+            middle = quantile[round(0.5 * (LEVELS - 1))]
+            high = quantile[round(0.99 * (LEVELS - 1))]
+            if high > low:
+                skews.append((high + low - 2 * middle) / (high - low))
+        return cls(fluid_is_bright=bool(np.mean(skews) > 0))
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """White matter at 0 and its spread at 1; a flat brain becomes 0."""
         values = np.sort(image[mask].astype(np.float64))
-        place = np.searchsorted(values, self._peak(values)) / values.size
-        first, last = (int(np.clip(place + side * _STRIPE, 0, 1) * (values.size - 1)) for side in (-1, 1))
+        peak_rank = np.searchsorted(values, self._peak(values)) / values.size  # 0 to 1
+        lowest_rank = max(peak_rank - _STRIPE, 0)
+        highest_rank = min(peak_rank + _STRIPE, 1)
+        first = int(lowest_rank * (values.size - 1))
+        last = int(highest_rank * (values.size - 1))
         stripe = values[first : last + 1]
-        return ((image - stripe.mean()) / (stripe.std() or 1.0)).astype(np.float32)
+        deviation = stripe.std() or 1.0
+        return ((image - stripe.mean()) / deviation).astype(np.float32)
 
     def _peak(self, values: np.ndarray) -> float:
         """Intensity of the white matter's peak in the smoothed histogram of the brain."""
@@ -137,10 +150,12 @@ class WhiteStripe:
         if not high > low:
             return float(low)
         counts, edges = np.histogram(values, 256, (low, high))
-        smooth = gaussian_filter1d(np.pad(counts.astype(float), _MARGIN), 4)
-        peaks, _ = find_peaks(smooth, prominence=0.02 * smooth.max())
-        white = int(np.clip(peaks[0 if self.fluid_is_bright else -1] - _MARGIN, 0, 255))
-        return float((edges[white] + edges[white + 1]) / 2)
+        smoothed = gaussian_filter1d(np.pad(counts.astype(float), _MARGIN), 4)
+        peaks, _ = find_peaks(smoothed, prominence=0.02 * smoothed.max())
+        # peaks are sorted by intensity
+        farthest_from_fluid = peaks[0] if self.fluid_is_bright else peaks[-1]
+        white_bin = int(np.clip(farthest_from_fluid - _MARGIN, 0, 255))
+        return float((edges[white_bin] + edges[white_bin + 1]) / 2)
 
 
 @dataclass(frozen=True)
@@ -160,18 +175,25 @@ class Nyul:
     @classmethod
     def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Nyul:
         """Mean of the images' landmarks, each image's first and last mapped to 0 and 100."""
-        found = [_landmarks(quantile) for quantile in quantiles]
-        scaled = [100 * (x - x[0]) / (x[-1] - x[0]) for x in found if x[-1] > x[0]]
+        scaled = []
+        for quantile in quantiles:
+            landmarks = _landmarks(quantile)
+            first = landmarks[0]
+            last = landmarks[-1]
+            if last > first:
+                scaled.append(100 * (landmarks - first) / (last - first))
         return cls(np.mean(scaled, axis=0))
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Piecewise linear from the image's landmarks to the standard ones; the outer pieces continue beyond them."""
-        knots = MonotoneMap.between(_landmarks(quantile_function(image, mask)), self.landmarks)
-        own, standard = knots.source, knots.target
-        mapped = np.interp(image, own, standard)
-        if own.size > 1:
-            slopes = np.diff(standard) / np.diff(own)
-            mapped += np.minimum(image - own[0], 0) * slopes[0] + np.maximum(image - own[-1], 0) * slopes[-1]
+        landmarks_of_image = _landmarks(quantile_function(image, mask))
+        knots = MonotoneMap.between(landmarks_of_image, self.landmarks)
+        mapped = np.interp(image, knots.source, knots.target)
+        if knots.source.size > 1:
+            slopes = np.diff(knots.target) / np.diff(knots.source)
+            below = np.minimum(image - knots.source[0], 0) * slopes[0]
+            above = np.maximum(image - knots.source[-1], 0) * slopes[-1]
+            mapped += below + above
         return mapped.astype(np.float32)
 
 
@@ -192,12 +214,17 @@ class HistogramMatching:
     @classmethod
     def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
         """Mean over images; zero stays zero."""
-        top = round(0.99 * (LEVELS - 1))
-        return cls(np.mean([quantile / quantile[top] for quantile in quantiles if quantile[top] > 0], axis=0))
+        scaled = []
+        for quantile in quantiles:
+            percentile_99 = quantile[round(0.99 * (LEVELS - 1))]
+            if percentile_99 > 0:
+                scaled.append(quantile / percentile_99)
+        return cls(np.mean(scaled, axis=0))
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Rank for rank onto the cohort's intensities inside the mask, 0 outside."""
-        mapped = MonotoneMap.between(quantile_function(image, mask), self.quantiles).apply(image)
+        to_cohort = MonotoneMap.between(quantile_function(image, mask), self.quantiles)
+        mapped = to_cohort.apply(image)
         return np.where(mask, mapped, 0).astype(np.float32)
 
 
@@ -231,10 +258,18 @@ class DenoisedHistogramMatching:
         """Patches of 3³ voxels, searched 2 voxels around, with the noise level estimated from the matched image."""
         matched = self.matching.apply(image, mask)
         box = box_of(mask)
-        brain, output = matched[box], np.zeros_like(matched)
+        brain = matched[box]
         sigma = noise_level(brain, mask[box])
-        settings = {"patch_size": 3, "patch_distance": 2, "h": max(0.8 * sigma, 1e-6), "fast_mode": True}
-        output[box] = denoise_nl_means(brain, sigma=sigma, preserve_range=True, **settings)
+        output = np.zeros_like(matched)
+        output[box] = denoise_nl_means(
+            brain,
+            patch_size=3,
+            patch_distance=2,
+            h=max(0.8 * sigma, 1e-6),
+            fast_mode=True,
+            sigma=sigma,
+            preserve_range=True,
+        )
         return np.where(mask, output, 0).astype(np.float32)
 
 
@@ -248,6 +283,11 @@ BASELINES: dict[str, type[Baseline]] = {
     "n4_histogram_matching": CorrectedHistogramMatching,
     "n4_histogram_matching_nlm": DenoisedHistogramMatching,
 }
+
+
+def apply_baseline(baseline: Baseline, image: np.ndarray, corrected: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The standardised image, from the scan as it is or from the scan after N4, whichever the method works on."""
+    return baseline.apply(corrected if baseline.bias_corrected else image, mask)
 
 
 def _landmarks(quantile: np.ndarray) -> np.ndarray:

@@ -37,18 +37,21 @@ class LabelTable(NamedTuple):
 
     def codes(self) -> np.ndarray:
         """uint8 code by number from 0 on, as :data:`TISSUES` has them: 1 CSF, 2 GM, 3 WM, 0 others, :data:`UNKNOWN`."""
-        found = np.full(max(frozenset.union(*self)) + 1, UNKNOWN, np.uint8)
-        found[0] = 0
-        for numbers, code in zip(self, (*_CODES.values(), 0), strict=True):
-            found[list(numbers)] = code
-        return found
+        largest = max(frozenset.union(*self))
+        codes = np.full(largest + 1, UNKNOWN, np.uint8)
+        codes[0] = 0
+        codes[list(self.csf)] = _CODES["CSF"]
+        codes[list(self.gm)] = _CODES["GM"]
+        codes[list(self.wm)] = _CODES["WM"]
+        codes[list(self.others)] = 0
+        return codes
 
 
 def _numbers(*parts: int | Iterable[int]) -> frozenset[int]:
-    found: set[int] = set()
+    numbers: set[int] = set()
     for part in parts:
-        found |= {part} if isinstance(part, int) else set(part)
-    return frozenset(found)
+        numbers |= {part} if isinstance(part, int) else set(part)
+    return frozenset(numbers)
 
 
 @cache
@@ -62,7 +65,8 @@ def label_table(name: TableName) -> LabelTable:
     IBSR number them. ``bids``: 1 GM, 2 WM, 3 CSF, as the BIDS derivatives specification and fMRIPrep do, with 4-7 for
     what is no brain or a lesion, 8 cortex, 9 deep grey, 10 brain stem, 11 cerebellum.
     """
-    return {"freesurfer": _freesurfer, "dlmuse": _dlmuse, "tissues": _tissues, "bids": _bids}[name]()
+    makers = {"freesurfer": _freesurfer, "dlmuse": _dlmuse, "tissues": _tissues, "bids": _bids}
+    return makers[name]()
 
 
 def _freesurfer() -> LabelTable:

@@ -1,4 +1,4 @@
-"""Label maps that others drew, read onto a scan's grid as plain tissues."""
+"""Label maps that others drew, read onto a scan's grid as plain tissues: fluid, grey matter, white matter."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ _LEAST_FRACTION = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
-    """What others drew in a scan.
+class LabelMap:
+    """The tissues that others drew in a scan.
 
     Attributes
     ----------
@@ -81,17 +81,18 @@ class Drawn:
 
     def remarks(self) -> list[str]:
         """What to know of the map, in words that maps of one kind share."""
-        said = []
+        remarks = []
         if self.unknown:
-            numbers = ", ".join(map(str, sorted(self.unknown)[:NAMED]))
+            numbers = ", ".join(str(number) for number in sorted(self.unknown)[:NAMED])
             more = f" and {len(self.unknown) - NAMED} more" if len(self.unknown) > NAMED else ""
-            said.append(f"labels that the table {self.table} does not know count as none: {numbers}{more}")
+            remarks.append(f"labels that the table {self.table} does not know count as none: {numbers}{more}")
         if self.lacking:
-            said.append(f"fewer than {LEAST_VOXELS} labelled voxels of {', '.join(self.lacking)}: no figures of it")
-        return said
+            tissues = ", ".join(self.lacking)
+            remarks.append(f"fewer than {LEAST_VOXELS} labelled voxels of {tissues}: no figures of it")
+        return remarks
 
 
-def read_drawn(
+def read_label_map(
     path: str,
     scan: Volume,
     mask: np.ndarray,
@@ -99,7 +100,7 @@ def read_drawn(
     table: Literal["auto"] | TableName = "auto",
     names: Sequence[str] = (),
     space: str | None = None,
-) -> Drawn:
+) -> LabelMap:
     """Read a label map and lay it on a scan: the nearest label through the affines, where its grid is another one.
 
     Parameters
@@ -121,20 +122,20 @@ def read_drawn(
     """
     volume = read_volume(path)
     numbers = _whole_numbers(volume.data)
-    named = _by_name(names) if table == "auto" else table
-    chosen = named or _by_numbers(numbers)
-    codes, unknown = _coded(numbers, chosen)
+    named_table = _table_by_name(names) if table == "auto" else table
+    table_name = named_table or _table_by_numbers(numbers)
+    codes, unknown = _tissue_codes(numbers, table_name)
     if not np.isin(codes, (2, 3)).any():
-        received = f"a label map without grey and white matter by the table {chosen}"
+        received = f"a label map without grey and white matter by the table {table_name}"
         raise DataError(received, "both tissues", _SETTING)
     tissues = _on_grid(codes, volume, scan, space)
-    _check_order(tissues, scan.data, sequence, chosen, is_told=named is not None)
-    solid = tissues >= 2
-    inside = float((solid & mask).sum()) / max(int(solid.sum()), 1)
+    _check_order(tissues, scan.data, sequence, table_name, is_table_named=named_table is not None)
+    grey_and_white = tissues >= 2
+    inside = float((grey_and_white & mask).sum()) / max(int(grey_and_white.sum()), 1)
     if inside < LEAST_INSIDE:
         received = f"a label map of which {inside:.0%} of grey and white matter lie in the scan's brain mask"
         raise DataError(received, f"{LEAST_INSIDE:.0%} or more", "Check that it is of this scan, and its affine.")
-    return Drawn(tissues * mask, chosen, inside, unknown)
+    return LabelMap(tissues * mask, table_name, inside, unknown)
 
 
 def _whole_numbers(data: np.ndarray) -> np.ndarray:
@@ -145,34 +146,37 @@ def _whole_numbers(data: np.ndarray) -> np.ndarray:
     return rounded.astype(np.int32)
 
 
-def _by_name(names: Sequence[str]) -> TableName | None:
+def _table_by_name(names: Sequence[str]) -> TableName | None:
     """The table that the map's name gives."""
-    known = [_BY_NAME[name.lower()] for name in names if name.lower() in _BY_NAME]
-    return known[0] if known else None
+    for name in names:
+        if name.lower() in _BY_NAME:
+            return _BY_NAME[name.lower()]
+    return None
 
 
-def _by_numbers(numbers: np.ndarray) -> TableName:
+def _table_by_numbers(numbers: np.ndarray) -> TableName:
     """``tissues`` for a map of 1, 2 and 3, all of them and nothing else."""
-    if numbers.min() >= 0 and set(np.unique(numbers)) - {0} == {1, 2, 3}:
+    if set(np.unique(numbers)) - {0} == {1, 2, 3}:
         return "tissues"
     received = f"a label map of numbers from {numbers.min()} to {numbers.max()} whose name says no table"
-    raise DataError(received, f"1, 2 and 3, or desc- one of {', '.join(_BY_NAME)}", _SETTING)
+    expected = f"1, 2 and 3, or desc- one of {', '.join(_BY_NAME)}"
+    raise DataError(received, expected, _SETTING)
 
 
-def _coded(numbers: np.ndarray, name: TableName) -> tuple[np.ndarray, dict[int, int]]:
+def _tissue_codes(numbers: np.ndarray, name: TableName) -> tuple[np.ndarray, dict[int, int]]:
     """uint8 tissues, and how many voxels have each number that the table does not know."""
     by_number = label_table(name).codes()
     is_listed = (numbers >= 0) & (numbers < by_number.size)
     codes = by_number[np.where(is_listed, numbers, 0)]
     codes[~is_listed] = UNKNOWN
     is_unknown = codes == UNKNOWN
-    found, counts = np.unique(numbers[is_unknown], return_counts=True)
-    share = float(counts.sum()) / max(int((numbers != 0).sum()), 1)
-    if share > MOST_UNKNOWN:
-        received = f"a label map of which the table {name} knows {1 - share:.0%}"
+    unknown_numbers, counts = np.unique(numbers[is_unknown], return_counts=True)
+    unknown_share = float(counts.sum()) / max(int((numbers != 0).sum()), 1)
+    if unknown_share > MOST_UNKNOWN:
+        received = f"a label map of which the table {name} knows {1 - unknown_share:.0%}"
         raise DataError(received, f"{1 - MOST_UNKNOWN:.0%} or more", _SETTING)
     codes[is_unknown] = 0
-    return codes, dict(zip(found.tolist(), counts.tolist(), strict=True))
+    return codes, dict(zip(unknown_numbers.tolist(), counts.tolist(), strict=True))
 
 
 def _on_grid(codes: np.ndarray, volume: Volume, scan: Volume, space: str | None) -> np.ndarray:
@@ -182,24 +186,25 @@ def _on_grid(codes: np.ndarray, volume: Volume, scan: Volume, space: str | None)
     if space is not None:
         received = f"a label map in the space {space}, on another grid than the scan's"
         raise DataError(received, "a label map in the scan's own space", "Bring it there, and leave `space` out.")
-    held = share_held(codes > 0, volume.affine, scan.affine, shape)
-    if held < LEAST_INSIDE:
-        received = f"a label map of which {held:.0%} lies in the scan's field of view"
+    share_in_view = share_held(codes > 0, volume.affine, scan.affine, shape)
+    if share_in_view < LEAST_INSIDE:
+        received = f"a label map of which {share_in_view:.0%} lies in the scan's field of view"
         raise DataError(received, f"{LEAST_INSIDE:.0%} or more", "Check the affines of map and scan.")
-    step = np.linalg.inv(volume.affine) @ scan.affine
-    return ndimage.affine_transform(codes, step, output_shape=shape, order=0, mode="grid-constant")
+    scan_to_map = np.linalg.inv(volume.affine) @ scan.affine
+    return ndimage.affine_transform(codes, scan_to_map, output_shape=shape, order=0, mode="grid-constant")
 
 
-def _check_order(tissues: np.ndarray, image: np.ndarray, sequence: str, table: TableName, is_told: bool) -> None:
+def _check_order(tissues: np.ndarray, image: np.ndarray, sequence: str, table: TableName, is_table_named: bool) -> None:
     """Raise DataError where the median intensities of the tissues are not in the order of the sequence.
 
     Then the map was numbered by another table (1 GM, 2 WM, 3 CSF is as usual as 1 CSF, 2 GM, 3 WM), or is of another
-    scan. ``is_told``: the map's name or the setting gives the table.
+    scan. ``is_table_named``: the map's name or the setting gives the table.
     """
-    for brighter, darker in _orders(sequence, is_told):
-        bright, dark = (image[tissues == TISSUES.index(tissue) + 1] for tissue in (brighter, darker))
+    for brighter, darker in _orders(sequence, is_table_named):
+        bright = image[tissues == TISSUES.index(brighter) + 1]
+        dark = image[tissues == TISSUES.index(darker) + 1]
         is_small = min(bright.size, dark.size) < LEAST_VOXELS
-        if is_told and is_small:
+        if is_table_named and is_small:
             continue
         if is_small or np.median(bright) <= np.median(dark):
             received = f"a label map that, read by the table {table}, shows {brighter} no brighter than {darker}"
@@ -207,19 +212,19 @@ def _check_order(tissues: np.ndarray, image: np.ndarray, sequence: str, table: T
             raise DataError(received, f"the tissues in the order of a {sequence}", remedy)
 
 
-def _orders(sequence: str, is_told: bool) -> list[tuple[str, str]]:
+def _orders(sequence: str, is_table_named: bool) -> list[tuple[str, str]]:
     """Pairs of tissues, the brighter first, that a scan must show if its map was read by the right table.
 
     Grey and white are all but equal in some adults' scans of other sequences than T1w: there they tell a table that
     nobody gave, and refute none.
     """
-    solid, fluid = BRIGHTER.get(sequence, (None, None))
-    if not is_told and (solid is None or fluid is None):
+    grey_white, fluid = BRIGHTER.get(sequence, (None, None))
+    if not is_table_named and (grey_white is None or fluid is None):
         received = "a label map of the numbers 1 to 3 whose name says no table"
         raise DataError(received, f"a name, as the order of tissues in {sequence} tells none", _SETTING)
-    found = []
+    orders = []
     if fluid is not None:
-        found.append(("CSF", "WM") if fluid[0] == "CSF" else ("WM", "CSF"))
-    if not is_told or sequence == "T1w":
-        found += [pair for pair in (solid, fluid) if pair is not None]
-    return found
+        orders.append(("CSF", "WM") if fluid[0] == "CSF" else ("WM", "CSF"))
+    if not is_table_named or sequence == "T1w":
+        orders += [pair for pair in (grey_white, fluid) if pair is not None]
+    return orders

@@ -1,28 +1,30 @@
-"""A subject's scans of one sequence as the evaluation reads them: scan, brain mask, truth, and every method's output."""
+"""A subject's scans of one sequence as the evaluation reads them: scan, brain mask, truth, every method's output."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from mmh_ray.errors import DataError, naming_mask
 from mmh_ray.evaluation.baselines.image_baselines import Baseline
 from mmh_ray.evaluation.inputs.label_tables import TableName
-from mmh_ray.evaluation.inputs.labels import Drawn, read_drawn
+from mmh_ray.evaluation.inputs.labels import LabelMap, read_label_map
+from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.metrics.segmentation import TISSUES, tissue_labels
 from mmh_ray.imaging.intensity import correct_bias
 from mmh_ray.imaging.mask import find_brain, on_grid_of
 from mmh_ray.imaging.volume import Volume, read_mask, read_volume
 
-Row = dict[str, Any]
-
 _SAME_AFFINE_MM = 1e-3
 LEAST_COMMON = 500
-"""Voxels of a common part below which its features say little."""
+"""A common part of fewer voxels is left out: its features say little."""
+
+GridKey = tuple[str, tuple[int, ...]]
+"""Sequence, and shape of the voxel grid."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +33,18 @@ class Case:
 
     Attributes
     ----------
-    rows:
-        Manifest rows, each with the paths of its outputs by archive under the key ``outputs``.
-    pictured:
-        Whether middle slices are wanted for the figures.
+    is_pictured:
+        Whether the report shows middle slices of this subject.
     """
 
     subject: str
     sequence: str
-    rows: tuple[Row, ...]
-    pictured: bool = False
+    records: tuple[ImageRecord, ...]
+    is_pictured: bool = False
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScoringSettings:
     """What scoring any case needs.
 
     Attributes
@@ -57,12 +57,13 @@ class Settings:
         Folder of the truth.
     iterations:
         N4's iterations per level.
-    slices:
-        Methods of which slices for the convolutional probes are wanted.
-    style:
-        Style vector ``(D,)`` of an image scaled by its percentiles, its brain and affine; wanted of the same methods.
-    common:
+    sliced_methods:
+        Methods whose slices the convolutional probes look at.
+    common_masks:
         By sequence and shape of the grid, the voxels that are brain in everybody (:func:`common_masks`).
+    style:
+        Style vector ``(D,)`` of an image scaled by its percentiles, its brain and affine; computed for the same
+        methods.
     label_table:
         By which table label maps are read, as ``evaluate.label_table`` says.
     """
@@ -71,15 +72,27 @@ class Settings:
     baselines: Mapping[str, Mapping[str, Baseline]]
     truth: str | None
     iterations: tuple[int, ...]
-    slices: frozenset[str] = frozenset()
-    common: Mapping[tuple[str, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
+    sliced_methods: frozenset[str] = frozenset()
+    common_masks: Mapping[GridKey, np.ndarray] = field(default_factory=dict)
     style: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
     label_table: Literal["auto"] | TableName = "auto"
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What a simulated archive knows: noise-free image, shares and labels of the tissues, lesions; None where not given."""
+    """What a simulated archive knows of a subject; None where it does not say.
+
+    Attributes
+    ----------
+    noisefree:
+        ``(I, J, K)`` noise-free image of the sequence.
+    tissues:
+        ``(I, J, K)`` share of each tissue, 0 to 1, by its name.
+    labels:
+        ``(I, J, K)`` uint8 as of :func:`~mmh_ray.evaluation.metrics.segmentation.tissue_labels`.
+    lesion:
+        ``(I, J, K)`` bool.
+    """
 
     noisefree: np.ndarray
     tissues: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -89,16 +102,26 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """One usable scan with its brain mask, the scan after N4, and the tissues that others drew in it, where there are such."""
+    """One usable scan.
 
-    row: Row
+    Attributes
+    ----------
+    mask:
+        ``(I, J, K)`` bool, the brain.
+    corrected:
+        ``(I, J, K)`` the scan after N4.
+    label_map:
+        The tissues that somebody drew in the scan, if there is a usable label map.
+    """
+
+    record: ImageRecord
     volume: Volume
     mask: np.ndarray
     corrected: np.ndarray
-    drawn: Drawn | None = None
+    label_map: LabelMap | None = None
 
 
-def read_scan(row: Row, iterations: tuple[int, ...], truth: Truth | None = None) -> Scan:
+def read_scan(record: ImageRecord, iterations: tuple[int, ...], truth: Truth | None = None) -> Scan:
     """Read a scan and its mask, estimated where the archive has none, and correct its bias field.
 
     Raises
@@ -106,11 +129,12 @@ def read_scan(row: Row, iterations: tuple[int, ...], truth: Truth | None = None)
     DataError
         If scan or mask cannot be used, or the truth lies on another grid.
     """
-    volume = read_volume(row["uri"])
-    mask = _read_mask(row, volume)
+    volume = read_volume(record.uri)
+    mask = _read_mask(record, volume)
     if truth is not None:
-        _check_shape(truth.noisefree, volume, f"truth of {row['image_id']}")
-    return Scan(row, volume, mask, correct_bias(volume.data, mask, volume.spacing, iterations))
+        _check_shape(truth.noisefree, volume, f"truth of {record.image_id}")
+    corrected = correct_bias(volume.data, mask, volume.spacing, iterations)
+    return Scan(record, volume, mask, corrected)
 
 
 def read_output(path: str, scan: Scan) -> np.ndarray:
@@ -123,10 +147,11 @@ def read_output(path: str, scan: Scan) -> np.ndarray:
     """
     output = read_volume(path)
     _check_shape(output.data, scan.volume, path)
-    off = float(np.abs(output.affine - scan.volume.affine).max())
-    if off > _SAME_AFFINE_MM:
+    largest_difference = float(np.abs(output.affine - scan.volume.affine).max())
+    if largest_difference > _SAME_AFFINE_MM:
+        received = f"{path}: affine differs by up to {largest_difference:.3g} mm"
         remedy = "Resample it to the scan's grid (mmh harmonize does so by default)."
-        raise DataError(f"{path}: affine differs by up to {off:.3g} mm", "the scan's affine", remedy)
+        raise DataError(received, "the scan's affine", remedy)
     return output.data
 
 
@@ -135,17 +160,21 @@ def read_lesion(path: str, scan: Scan) -> np.ndarray:
     return read_output(path, scan) > 0.5
 
 
-def read_labels(scan: Scan, table: Literal["auto"] | TableName) -> Drawn:
-    """The tissues that others drew in a scan, from the label map that its row names.
+def read_labels(scan: Scan, table: Literal["auto"] | TableName) -> LabelMap:
+    """The tissues that somebody drew in a scan, from the label map that its record names.
 
     Raises
     ------
     DataError
-        As :func:`~mmh_ray.evaluation.inputs.labels.read_drawn`.
+        As :func:`~mmh_ray.evaluation.inputs.labels.read_label_map`.
     """
-    row, corrected = scan.row, scan.volume.like(scan.corrected)
-    names, space = row.get("labels_names") or (), row.get("labels_space")
-    return read_drawn(row["labels_uri"], corrected, scan.mask, row["sequence"], table, names, space)
+    record = scan.record
+    assert record.labels_uri is not None
+    corrected = scan.volume.like(scan.corrected)
+    names = record.labels_names or ()
+    return read_label_map(
+        record.labels_uri, corrected, scan.mask, record.sequence, table, names=names, space=record.labels_space
+    )
 
 
 def read_truth(folder: str, subject: str, sequence: str) -> Truth:
@@ -157,15 +186,21 @@ def read_truth(folder: str, subject: str, sequence: str) -> Truth:
         If there is no noise-free image of the sequence, or a map that is there cannot be read.
     """
     stem = Path(folder, f"sub-{subject}", "anat", f"sub-{subject}")
-    paths = {tissue: Path(f"{stem}_label-{tissue}_probseg.nii.gz") for tissue in TISSUES}
     noisefree = read_volume(f"{stem}_desc-noisefree_{sequence}.nii.gz").data
-    tissues = {tissue: read_volume(path).data for tissue, path in paths.items() if path.exists()}
-    labels = tissue_labels(np.stack([tissues[name] for name in TISSUES])) if len(tissues) == len(TISSUES) else None
-    lesion = Path(f"{stem}_label-lesion_mask.nii.gz")
-    return Truth(noisefree, tissues, labels, read_volume(lesion).data > 0.5 if lesion.exists() else None)
+    tissues = {}
+    for tissue in TISSUES:
+        path = Path(f"{stem}_label-{tissue}_probseg.nii.gz")
+        if path.exists():
+            tissues[tissue] = read_volume(path).data
+    labels = None
+    if len(tissues) == len(TISSUES):
+        labels = tissue_labels(np.stack([tissues[tissue] for tissue in TISSUES]))
+    lesion_path = Path(f"{stem}_label-lesion_mask.nii.gz")
+    lesion = read_volume(lesion_path).data > 0.5 if lesion_path.exists() else None
+    return Truth(noisefree, tissues, labels, lesion)
 
 
-def scan_mask(row: Row) -> np.ndarray:
+def scan_mask(record: ImageRecord) -> np.ndarray:
     """The brain of a scan as :func:`read_scan` gives it.
 
     Raises
@@ -173,40 +208,44 @@ def scan_mask(row: Row) -> np.ndarray:
     DataError
         If scan or mask cannot be used.
     """
-    return _read_mask(row, read_volume(row["uri"]))
+    return _read_mask(record, read_volume(record.uri))
 
 
-def common_masks(
-    masks: Iterable[tuple[Row, np.ndarray]],
-) -> dict[tuple[str, tuple[int, ...]], np.ndarray]:
+def common_masks(masks: Iterable[tuple[ImageRecord, np.ndarray]]) -> dict[GridKey, np.ndarray]:
     """By sequence and shape, the voxels that are brain in every scan of that shape: a part that names no person.
 
-    Whoever looks at people inside their own brains finds them again by the outline, even where a method gave everybody one picture. A
-    shape of a single subject, or of which fewer than :data:`LEAST_COMMON` voxels are left, has no common part.
+    A method that gives everybody one picture must not be told apart by the outline of the brain. So people are looked
+    for in the common part alone. A shape has no common part if it is of a single subject, or if fewer than
+    :data:`LEAST_COMMON` voxels are left.
     """
-    common: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
-    people: dict[tuple[str, tuple[int, ...]], set[str]] = {}
-    for row, mask in masks:
-        key = (row["sequence"], mask.shape)
+    common: dict[GridKey, np.ndarray] = {}
+    subjects: dict[GridKey, set[str]] = {}
+    for record, mask in masks:
+        key = (record.sequence, mask.shape)
         common[key] = common.get(key, mask) & mask
-        people.setdefault(key, set()).add(row["subject"])
-    return {key: own for key, own in common.items() if len(people[key]) > 1 and own.sum() >= LEAST_COMMON}
+        subjects.setdefault(key, set()).add(record.subject)
+    usable = {}
+    for key, mask in common.items():
+        if len(subjects[key]) > 1 and mask.sum() >= LEAST_COMMON:
+            usable[key] = mask
+    return usable
 
 
 def on_one_grid(a: Scan, b: Scan) -> bool:
     """Whether two scans can be compared voxel by voxel."""
-    same = a.volume.data.shape == b.volume.data.shape
-    return same and np.allclose(a.volume.affine, b.volume.affine, atol=_SAME_AFFINE_MM)
+    if a.volume.data.shape != b.volume.data.shape:
+        return False
+    return np.allclose(a.volume.affine, b.volume.affine, atol=_SAME_AFFINE_MM)
 
 
-def _read_mask(row: Row, volume: Volume) -> np.ndarray:
-    if row["mask_uri"] is None:
+def _read_mask(record: ImageRecord, volume: Volume) -> np.ndarray:
+    if record.mask_uri is None:
         return find_brain(volume).mask
-    given = read_mask(row["mask_uri"])
-    with naming_mask(row["mask_uri"]):
-        mask, _ = on_grid_of(volume, given)
+    archive_mask = read_mask(record.mask_uri)
+    with naming_mask(record.mask_uri):
+        mask, _ = on_grid_of(volume, archive_mask)
     if not mask.any():
-        raise DataError(f"{row['mask_uri']}: empty mask", "voxels of 1 in the brain", "Make the mask again.")
+        raise DataError(f"{record.mask_uri}: empty mask", "voxels of 1 in the brain", "Make the mask again.")
     return mask
 
 

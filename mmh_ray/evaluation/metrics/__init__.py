@@ -1,4 +1,4 @@
-"""Measures of single images, of pairs of images and of cohorts."""
+"""Metrics of single images, of pairs of images and of cohorts."""
 
-MEASURES_VERSION = 1
-"""Raise it when any figure of an evaluation changes for the same files: evaluations of two versions are not compared."""
+METRICS_VERSION = 1
+"""Raise it when any value of an evaluation changes for the same files: evaluations of two versions are not compared."""

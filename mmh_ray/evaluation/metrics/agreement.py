@@ -1,7 +1,8 @@
-"""How alike, how true and how well preserved: one function per measure, with formula, citation, range and better way.
+"""How alike two images are, and how near an image comes to the truth: one function per metric.
 
-Images are 3-D arrays ``(I, J, K)`` on one grid, masks are boolean arrays of the same shape. Similarity between sites
-alone rewards blur; :func:`truth_nrmse` cannot be flattered that way, so read them together.
+Each function gives formula, citation, range and the better direction. Images are 3-D arrays ``(I, J, K)`` on one grid,
+masks are boolean arrays of the same shape. Similarity between sites alone rewards blur. :func:`truth_nrmse` cannot be
+flattered that way, so read them together.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import binary_erosion
-from skimage.metrics import structural_similarity
+from scipy.stats import wasserstein_distance
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.isotonic import IsotonicRegression
 
 from mmh_ray.imaging.grid import box_of
@@ -31,7 +33,8 @@ def scale_by_percentiles(image: np.ndarray, mask: np.ndarray, low: float = 1, hi
     bottom, top = np.percentile(image[mask], (low, high))
     if not top > bottom:
         return np.zeros(image.shape, np.float32)
-    return ((image - bottom) / (top - bottom)).astype(np.float32)
+    scaled = (image - bottom) / (top - bottom)
+    return scaled.astype(np.float32)
 
 
 def w1(a: np.ndarray, b: np.ndarray) -> float:
@@ -42,23 +45,20 @@ def w1(a: np.ndarray, b: np.ndarray) -> float:
     >>> w1(np.array([0.0, 1.0]), np.array([0.0]))
     0.5
     """
-    a, b = np.sort(np.ravel(a)).astype(np.float64), np.sort(np.ravel(b)).astype(np.float64)
-    if a.size == b.size:
-        return float(np.abs(a - b).mean())
-    edges = np.union1d(np.arange(1, a.size + 1) / a.size, np.arange(1, b.size + 1) / b.size)
-    widths = np.diff(edges, prepend=0.0)
-    middles = edges - widths / 2
-    x, y = (values[np.minimum((middles * values.size).astype(int), values.size - 1)] for values in (a, b))
-    return float(np.sum(widths * np.abs(x - y)))
+    return float(wasserstein_distance(np.ravel(a), np.ravel(b)))
 
 
 def psnr(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
     """Peak signal-to-noise ratio in the mask, ``−10 log₁₀ mean((a − b)²)`` dB, for a data range of 1.
 
-    Huynh-Thu & Ghanbari 2008. Range −∞ to ∞; higher is better; equal images give :data:`PSNR_LIMIT`.
+    Huynh-Thu & Ghanbari 2008. Range −∞ to :data:`PSNR_LIMIT`, which equal images have; higher is better.
     """
-    error = float(np.mean((a[mask].astype(np.float64) - b[mask]) ** 2))
-    return PSNR_LIMIT if error <= 10 ** (-PSNR_LIMIT / 10) else -10 * float(np.log10(error))
+    # in float64, as scikit-image keeps the precision of its input
+    first = a[mask].astype(np.float64)
+    second = b[mask].astype(np.float64)
+    with np.errstate(divide="ignore"):  # equal images: infinite
+        decibels = float(peak_signal_noise_ratio(first, second, data_range=1.0))
+    return min(decibels, PSNR_LIMIT)
 
 
 def ssim(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
@@ -68,10 +68,14 @@ def ssim(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
     a method that clears the background gains nothing at the border.
     """
     box = box_of(mask)
-    inside, margin = mask[box], _SSIM_WINDOW // 2
-    first, second = (np.pad(np.where(inside, x[box], 0).astype(np.float32), margin) for x in (a, b))
-    _, full = structural_similarity(first, second, win_size=_SSIM_WINDOW, data_range=1.0, full=True)
-    return float(full[np.pad(inside, margin)].mean(dtype=np.float64))
+    inside = mask[box]
+    margin = _SSIM_WINDOW // 2
+    brain_a = np.where(inside, a[box], 0).astype(np.float32)
+    brain_b = np.where(inside, b[box], 0).astype(np.float32)
+    _, similarity = structural_similarity(
+        np.pad(brain_a, margin), np.pad(brain_b, margin), win_size=_SSIM_WINDOW, data_range=1.0, full=True
+    )
+    return float(similarity[np.pad(inside, margin)].mean(dtype=np.float64))
 
 
 def gradient_correlation(output: np.ndarray, source: np.ndarray, mask: np.ndarray) -> float:
@@ -83,8 +87,10 @@ def gradient_correlation(output: np.ndarray, source: np.ndarray, mask: np.ndarra
     inner = binary_erosion(mask)
     if not inner.any():
         return 0.0
-    x, y = (np.sqrt(sum(g**2 for g in np.gradient(image.astype(np.float64))))[inner] for image in (output, source))
-    x, y = x - x.mean(), y - y.mean()
+    x = _gradient_magnitude(output)[inner]
+    y = _gradient_magnitude(source)[inner]
+    x = x - x.mean()
+    y = y - y.mean()
     norm = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / norm if norm > 0 else 0.0
 
@@ -95,16 +101,21 @@ def tissue_contrast(image: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> float:
     Cohen 1988 (d). Range 0 to ∞; higher is better, though denoising raises it too. A voxel belongs to the tissue that
     fills more than half of it; 0 where a tissue has fewer than two voxels or nothing varies.
     """
-    grey, white = image[gm > 0.5].astype(np.float64), image[wm > 0.5].astype(np.float64)
+    grey = image[gm > 0.5].astype(np.float64)
+    white = image[wm > 0.5].astype(np.float64)
     if min(grey.size, white.size) < 2:
         return 0.0
     squares = grey.var() * grey.size + white.var() * white.size
-    pooled = float(np.sqrt(squares / (grey.size + white.size - 2)))
-    return float(abs(white.mean() - grey.mean())) / pooled if pooled > 0 else 0.0
+    degrees_of_freedom = grey.size + white.size - 2
+    pooled_sd = float(np.sqrt(squares / degrees_of_freedom))
+    if not pooled_sd > 0:
+        return 0.0
+    difference = float(abs(white.mean() - grey.mean()))
+    return difference / pooled_sd
 
 
-class Joint(NamedTuple):
-    """An image's voxels gathered into bins of equally many, by rank of output intensity: all the truth error needs.
+class JointBins(NamedTuple):
+    """An image's voxels in bins of equally many, by rank of output intensity: all that the error to the truth needs.
 
     Attributes are ``(bins,)``: the bin's median output intensity, its voxels, the truth's sum and sum of squares.
     """
@@ -122,19 +133,25 @@ class TruthError(NamedTuple):
     per_image: np.ndarray
 
 
-def joint_bins(output: np.ndarray, truth: np.ndarray, mask: np.ndarray, bins: int = JOINT_BINS) -> Joint:
+def joint_bins(output: np.ndarray, truth: np.ndarray, mask: np.ndarray, bins: int = JOINT_BINS) -> JointBins:
     """Bin the brain voxels of an output and its truth; a monotone change of the output leaves the bins as they are."""
-    x, t = output[mask].astype(np.float64), truth[mask].astype(np.float64)
-    order = np.argsort(x, kind="stable")
-    bins = min(bins, x.size)
-    starts = np.arange(bins) * x.size // bins
-    ends = np.append(starts[1:], x.size)
-    t = t[order]
-    sums, squares = np.add.reduceat(t, starts), np.add.reduceat(t**2, starts)
-    return Joint(x[order][(starts + ends - 1) // 2], (ends - starts).astype(np.float64), sums, squares)
+    intensities = output[mask].astype(np.float64)
+    truths = truth[mask].astype(np.float64)
+    order = np.argsort(intensities, kind="stable")
+    bins = min(bins, intensities.size)
+    starts = np.arange(bins) * intensities.size // bins
+    ends = np.append(starts[1:], intensities.size)
+    middles = (starts + ends - 1) // 2
+    truths = truths[order]
+    return JointBins(
+        output=intensities[order][middles],
+        voxels=(ends - starts).astype(np.float64),
+        truth=np.add.reduceat(truths, starts),
+        truth_squared=np.add.reduceat(truths**2, starts),
+    )
 
 
-def truth_bins(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> Joint:
+def truth_bins(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> JointBins:
     """:func:`joint_bins` of an image that is scaled by its percentiles and of the truth, scaled by its own.
 
     One rule for every method and evaluation: the unit of an MR image is no one's merit.
@@ -142,19 +159,29 @@ def truth_bins(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> Joint
     return joint_bins(scaled, scale_by_percentiles(truth, mask), mask)
 
 
-def truth_error(joints: Sequence[Joint]) -> TruthError:
+def truth_error(joints: Sequence[JointBins]) -> TruthError:
     """nRMSE to the truth from binned images; see :func:`truth_nrmse`."""
-    output, count, truth, squared = (np.concatenate(parts) for parts in zip(*joints, strict=True))
+    # one regression for all images: a map of each image's own would forgive differences between them
+    output = np.concatenate([joint.output for joint in joints])
+    voxels = np.concatenate([joint.voxels for joint in joints])
+    truth = np.concatenate([joint.truth for joint in joints])
+    truth_squared = np.concatenate([joint.truth_squared for joint in joints])
     with warnings.catch_warnings():  # the direction is in doubt only where the output hardly follows the truth
         warnings.filterwarnings("ignore", "Confidence interval of the Spearman", UserWarning)
         isotonic = IsotonicRegression(increasing="auto", out_of_bounds="clip")
-        fitted = isotonic.fit_transform(output, truth / count, sample_weight=count)
-    errors = np.maximum(squared - 2 * fitted * truth + count * fitted**2, 0)
-    total = count.sum()
-    spread = float(np.sqrt(squared.sum() / total - (truth.sum() / total) ** 2))
-    starts = np.cumsum([0] + [joint.voxels.size for joint in joints[:-1]])
-    per_image = np.sqrt(np.add.reduceat(errors, starts) / np.add.reduceat(count, starts)) / spread
-    return TruthError(float(np.sqrt(errors.sum() / total)) / spread, per_image)
+        fitted = isotonic.fit_transform(output, truth / voxels, sample_weight=voxels)
+    # Σ (truth − fitted)² of each bin; rounding can take it below 0
+    squared_errors = np.maximum(truth_squared - 2 * fitted * truth + voxels * fitted**2, 0)
+    all_voxels = voxels.sum()
+    truth_sd = float(np.sqrt(truth_squared.sum() / all_voxels - (truth.sum() / all_voxels) ** 2))
+    bins_of_images = [joint.voxels.size for joint in joints]
+    first_bins = np.cumsum([0, *bins_of_images[:-1]])
+    errors_of_images = np.add.reduceat(squared_errors, first_bins)
+    voxels_of_images = np.add.reduceat(voxels, first_bins)
+    return TruthError(
+        cohort=float(np.sqrt(squared_errors.sum() / all_voxels)) / truth_sd,
+        per_image=np.sqrt(errors_of_images / voxels_of_images) / truth_sd,
+    )
 
 
 def truth_nrmse(images: Sequence[np.ndarray], truths: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> TruthError:
@@ -165,4 +192,10 @@ def truth_nrmse(images: Sequence[np.ndarray], truths: Sequence[np.ndarray], mask
     lower is better. Blur cannot flatter it, nor can any monotone change common to the cohort alter it. Voxels are
     gathered by rank into :data:`JOINT_BINS` bins an image, so that memory does not grow with the cohort's voxels.
     """
-    return truth_error([joint_bins(*triple) for triple in zip(images, truths, masks, strict=True)])
+    triples = zip(images, truths, masks, strict=True)
+    return truth_error([joint_bins(image, truth, mask) for image, truth, mask in triples])
+
+
+def _gradient_magnitude(image: np.ndarray) -> np.ndarray:
+    gradients = np.gradient(image.astype(np.float64))
+    return np.sqrt(sum(gradient**2 for gradient in gradients))

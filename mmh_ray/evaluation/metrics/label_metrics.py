@@ -1,23 +1,24 @@
-"""Do the tissues that others drew stand apart? One function per measure, with formula, citation, range and better way.
+"""Do the tissues that others drew stand apart? One function per metric.
 
-All look at labelled voxels inside the brain mask alone (:class:`~mmh_ray.evaluation.inputs.labels.Drawn`). None of them can
-see whether the labels are right: drawn on one scan, they are as good as whoever drew them, and partial volume at their
-borders counts against every method alike.
+Each gives formula, citation, range and the better direction. All look at labelled voxels inside the brain mask alone
+(:class:`~mmh_ray.evaluation.inputs.labels.LabelMap`). None of them can see whether the labels are right: they are as
+good as whoever drew them. Partial volume at their borders counts against every method alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 
-from mmh_ray.evaluation.inputs.labels import BRIGHTER, Drawn
+from mmh_ray.evaluation.inputs.labels import BRIGHTER, LabelMap
 from mmh_ray.evaluation.metrics.agreement import tissue_contrast
 from mmh_ray.evaluation.metrics.segmentation import TISSUES, mean_dice
 
-LABEL_MEASURES = ("label_auc_wm", "label_auc_csf", "label_contrast", "label_cnr", "label_dice", "label_inside")
+LABEL_METRICS = ("label_auc_wm", "label_auc_csf", "label_contrast", "label_cnr", "label_dice", "label_inside")
 """What an image has of the tissues that others drew in it."""
 
 
@@ -33,7 +34,7 @@ class Medians(NamedTuple):
     wm: float
 
     @property
-    def reach(self) -> float:
+    def fluid_to_white(self) -> float:
         """``|WM − CSF|``, the range that differences are given in."""
         return abs(self.wm - self.csf)
 
@@ -48,10 +49,11 @@ def auc(bright: np.ndarray, dark: np.ndarray) -> float:
     >>> auc(np.array([1.0, 2.0]), np.array([0.0, 1.0]))
     0.875
     """
-    ordered, values = np.sort(dark), np.sort(bright)
-    below = np.searchsorted(ordered, values, "left").sum(dtype=np.float64)
-    up_to = np.searchsorted(ordered, values, "right").sum(dtype=np.float64)
-    return float((below + up_to) / 2 / (ordered.size * values.size))
+    dark = np.sort(dark)
+    bright = np.sort(bright)
+    darker = np.searchsorted(dark, bright, "left").sum(dtype=np.float64)
+    darker_or_equal = np.searchsorted(dark, bright, "right").sum(dtype=np.float64)
+    return float((darker + darker_or_equal) / 2 / (dark.size * bright.size))
 
 
 def median_contrast(bright: np.ndarray, dark: np.ndarray) -> float:
@@ -61,51 +63,62 @@ def median_contrast(bright: np.ndarray, dark: np.ndarray) -> float:
     have changed places. NaN where a median is below 0: such images (z-scores) have no zero to count from. Cannot see:
     noise; an offset, which changes it although nothing was gained.
     """
-    high, low = float(np.median(bright)), float(np.median(dark))
-    return (high - low) / high if high > 0 and low >= 0 else float("nan")
+    bright_median = float(np.median(bright))
+    dark_median = float(np.median(dark))
+    if not (bright_median > 0 and dark_median >= 0):
+        return float("nan")
+    return (bright_median - dark_median) / bright_median
 
 
-def mixture_dice(found: np.ndarray, drawn: np.ndarray) -> float:
+def mixture_dice(segmented: np.ndarray, drawn: np.ndarray) -> float:
     """Mean Dice of GM and WM between a segmentation and the labels, at the voxels where a tissue was drawn.
 
-    :func:`~mmh_ray.evaluation.metrics.segmentation.mean_dice` without fluid. Range 0 to 1; higher is better. Cannot see: tissue
-    found where none was drawn. It jumps with where the classes of the mixture fall: read it beside the AUC.
+    :func:`~mmh_ray.evaluation.metrics.segmentation.mean_dice` without fluid. Range 0 to 1; higher is better. Cannot
+    see: tissue found where none was drawn. It jumps with where the classes of the mixture fall: read it beside the
+    AUC.
     """
-    inside = np.where(drawn > 0, found, 0)
+    inside = np.where(drawn > 0, segmented, 0)
     # a tissue that neither has, here fluid, is left out of the mean
     return mean_dice(inside * (inside >= 2), drawn * (drawn >= 2))
 
 
-def drawn_measures(
-    image: np.ndarray, found: np.ndarray | None, drawn: Drawn, sequence: str
+def label_metrics(
+    image: np.ndarray, segmented: np.ndarray | None, label_map: LabelMap, sequence: str
 ) -> dict[str, Callable[[], float]]:
-    """Functions by the measure's name: of an image, and of what the mixture ``found`` in it.
+    """Functions by the metric's name: of an image, and of the tissues that a mixture ``segmented`` in it.
 
-    Those of tissues that were not drawn are left out. The direction is that of the sequence: 1 is best of every AUC.
+    Metrics of tissues that were not drawn are left out. The direction is that of the sequence: 1 is best of every AUC.
     """
-    made: dict[str, Callable[[], float]] = {"label_inside": lambda: drawn.inside}
-    if found is not None:
-        made["label_dice"] = lambda: mixture_dice(found, drawn.tissues)
-    known = set(TISSUES) - set(drawn.lacking)
-    if known >= {"GM", "WM"}:
-        made["label_cnr"] = lambda: tissue_contrast(image, drawn.of("GM"), drawn.of("WM"))
-    solid, fluid = BRIGHTER.get(sequence, (None, None))
-    if solid is not None and known >= set(solid):
-        bright, dark = solid
-        made["label_auc_wm"] = lambda: auc(image[drawn.of(bright)], image[drawn.of(dark)])
-        made["label_contrast"] = lambda: median_contrast(image[drawn.of(bright)], image[drawn.of(dark)])
-    if fluid is not None and known >= set(fluid):
-        above, below = fluid
-        made["label_auc_csf"] = lambda: auc(image[drawn.of(above)], image[drawn.of(below)])
-    return made
+    functions: dict[str, Callable[[], float]] = {"label_inside": lambda: label_map.inside}
+    if segmented is not None:
+        functions["label_dice"] = partial(mixture_dice, segmented, label_map.tissues)
+    tissues = set(TISSUES) - set(label_map.lacking)
+    if tissues >= {"GM", "WM"}:
+        functions["label_cnr"] = lambda: tissue_contrast(image, label_map.of("GM"), label_map.of("WM"))
+
+    def intensities(tissue: str) -> np.ndarray:
+        return image[label_map.of(tissue)]
+
+    grey_white, grey_fluid = BRIGHTER.get(sequence, (None, None))
+    if grey_white is not None and tissues >= set(grey_white):
+        bright, dark = grey_white
+        functions["label_auc_wm"] = lambda: auc(intensities(bright), intensities(dark))
+        functions["label_contrast"] = lambda: median_contrast(intensities(bright), intensities(dark))
+    if grey_fluid is not None and tissues >= set(grey_fluid):
+        brighter, darker = grey_fluid
+        functions["label_auc_csf"] = lambda: auc(intensities(brighter), intensities(darker))
+    return functions
 
 
-def medians(scaled: np.ndarray, drawn: Drawn) -> Medians:
+def medians(scaled: np.ndarray, label_map: LabelMap) -> Medians:
     """Medians of an image that is scaled by its own percentiles."""
-    found = [
-        float("nan") if tissue in drawn.lacking else float(np.median(scaled[drawn.of(tissue)])) for tissue in TISSUES
-    ]
-    return Medians(drawn.table, *found)
+    values = []
+    for tissue in TISSUES:
+        if tissue in label_map.lacking:
+            values.append(float("nan"))
+        else:
+            values.append(float(np.median(scaled[label_map.of(tissue)])))
+    return Medians(label_map.table, *values)
 
 
 def median_change(a: Medians, b: Medians) -> float:
@@ -115,10 +128,11 @@ def median_change(a: Medians, b: Medians) -> float:
     tissue is lacking. Images are scaled by themselves. Cannot see: places; an image without any contrast; a person who
     changed in between.
     """
-    reach = (a.reach + b.reach) / 2
-    if a.table != b.table or not reach > 0:
+    fluid_to_white = (a.fluid_to_white + b.fluid_to_white) / 2
+    if a.table != b.table or not fluid_to_white > 0:
         return float("nan")
-    return (abs(a.gm - b.gm) + abs(a.wm - b.wm)) / 2 / reach
+    mean_difference = (abs(a.gm - b.gm) + abs(a.wm - b.wm)) / 2
+    return mean_difference / fluid_to_white
 
 
 def spread_between_sites(values: np.ndarray, labels: np.ndarray) -> float:
@@ -135,16 +149,21 @@ def spread_between_sites(values: np.ndarray, labels: np.ndarray) -> float:
     labels:
         ``(n,)`` as :func:`site_label` makes them.
     """
-    means: dict[str, dict[str, np.ndarray]] = {}
+    means_by_table: dict[str, dict[str, np.ndarray]] = {}
     for label in np.unique(labels):
         table, _, site = str(label).partition(":")
-        means.setdefault(table, {})[site] = values[labels == label].mean(axis=0)
-    pairs = [pair for sites in means.values() for pair in combinations(sites.values(), 2)]
-    if not pairs:
+        means_by_table.setdefault(table, {})[site] = values[labels == label].mean(axis=0)
+    differences = []
+    ranges = []
+    for means in means_by_table.values():
+        for (median_a, _), (median_b, _) in combinations(means.values(), 2):
+            differences.append(abs(median_a - median_b))
+        if len(means) > 1:
+            ranges += [fluid_to_white for _, fluid_to_white in means.values()]
+    if not differences:
         return float("nan")
-    apart = np.mean([abs(a[0] - b[0]) for a, b in pairs])
-    reach = np.mean([site[1] for sites in means.values() if len(sites) > 1 for site in sites.values()])
-    return float(apart / reach) if reach > 0 else float("nan")
+    mean_range = np.mean(ranges)
+    return float(np.mean(differences) / mean_range) if mean_range > 0 else float("nan")
 
 
 def site_label(table: str, site: str) -> str:

@@ -21,15 +21,17 @@ SMOOTHNESS = 0.6
 _ITERATIONS = 8
 _TAILS = (3.0, 97.0)  # percentiles to clip at: the bright fluid of a T2w would else draw a class to itself
 _LEAST_DEVIATION = 0.02
-_NEIGHBOURS = ndimage.generate_binary_structure(3, 1).astype(np.float32) - (np.arange(27) == 13).reshape(3, 3, 3)
+_NEIGHBOURS = ndimage.generate_binary_structure(3, 1).astype(np.float32)  # the 6 neighbours, without the voxel itself
+_NEIGHBOURS[1, 1, 1] = 0
 
 
 def segment_tissues(image: np.ndarray, mask: np.ndarray, sequence: str) -> np.ndarray:
     """Three Gaussians of one variance with a Potts field of the 6 neighbours, by mean-field expectation maximisation.
 
-    Zhang, Brady & Smith 2001 (FAST), less its bias field; started by Otsu's thresholds (Otsu 1979, multi-level after Liao et al. 2001), so
-    that there is no chance in it. Nothing but the image is used: neither gain nor offset matters. Cannot see: a bias field is taken for
-    tissue (correct it first); partial volume at the brain's edge is taken for fluid in T1w and FLAIR.
+    Zhang, Brady & Smith 2001 (FAST), less its bias field. It starts from Otsu's thresholds (Otsu 1979, multi-level
+    after Liao et al. 2001), so that there is no chance in it. Nothing but the image is used: neither gain nor offset
+    matters. Cannot see: a bias field is taken for tissue (correct it first); partial volume at the brain's edge is
+    taken for fluid in T1w and FLAIR.
 
     Parameters
     ----------
@@ -40,7 +42,8 @@ def segment_tissues(image: np.ndarray, mask: np.ndarray, sequence: str) -> np.nd
 
     Returns
     -------
-    ``(3, I, J, K)`` float32 probabilities of :data:`TISSUES`, zero outside the mask; a third each in a brain without three intensities.
+    ``(3, I, J, K)`` float32 probabilities of :data:`TISSUES`, zero outside the mask; a third each in a brain without
+    three intensities.
 
     Raises
     ------
@@ -50,10 +53,11 @@ def segment_tissues(image: np.ndarray, mask: np.ndarray, sequence: str) -> np.nd
     if sequence not in BY_BRIGHTNESS:
         known = ", ".join(BY_BRIGHTNESS)
         raise DataError(f"tissues of {sequence}", f"one of {known}", "Leave segmentation out for other sequences.")
-    probabilities = np.zeros((3, *image.shape), np.float32)
-    box = (slice(None), *box_of(mask))
+    box = box_of(mask)
+    dark_to_bright = _classify(image[box], mask[box])
     order = [BY_BRIGHTNESS[sequence].index(tissue) for tissue in TISSUES]
-    probabilities[box] = _classify(image[box[1:]], mask[box[1:]])[order]
+    probabilities = np.zeros((3, *image.shape), np.float32)
+    probabilities[(slice(None), *box)] = dark_to_bright[order]
     return probabilities
 
 
@@ -65,22 +69,26 @@ def tissue_labels(probabilities: np.ndarray) -> np.ndarray:
 def tissue_volumes(probabilities: np.ndarray, spacing: tuple[float, float, float]) -> dict[str, float]:
     """Millilitres of every tissue: the sum of its probabilities times the voxel's volume."""
     voxel_ml = float(np.prod(spacing)) / 1000
-    return {name: float(p.sum(dtype=np.float64)) * voxel_ml for name, p in zip(TISSUES, probabilities, strict=True)}
+    volumes = {}
+    for tissue, probability in zip(TISSUES, probabilities, strict=True):
+        volumes[tissue] = float(probability.sum(dtype=np.float64)) * voxel_ml
+    return volumes
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     """``2 |a ∩ b| / (|a| + |b|)`` of two boolean arrays.
 
-    Dice 1945. Range 0 to 1; higher is better; NaN where both are empty. Cannot see: how far off the rest is; a rim of one voxel costs thin
-    structures more than thick ones.
+    Dice 1945. Range 0 to 1; higher is better; NaN where both are empty. Cannot see: how far off the rest is; a rim of
+    one voxel costs thin structures more than thick ones.
     """
     total = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / total if total else float("nan")
+    shared = int((a & b).sum())
+    return 2 * shared / total if total else float("nan")
 
 
 def tissue_dice(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """:func:`dice` of every tissue of two label images of :func:`tissue_labels`."""
-    return {name: dice(a == label, b == label) for label, name in enumerate(TISSUES, start=1)}
+    return {tissue: dice(a == label, b == label) for label, tissue in enumerate(TISSUES, start=1)}
 
 
 def mean_dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -91,10 +99,13 @@ def mean_dice(a: np.ndarray, b: np.ndarray) -> float:
 def volume_error(a: np.ndarray, b: np.ndarray) -> float:
     """``|Σa − Σb| / Σb`` of two boolean arrays or probability maps on one grid, ``b`` the reference.
 
-    Range 0 to ∞; lower is better; NaN where the reference is empty. Cannot see: where the volume lies; that is what Dice is for.
+    Range 0 to ∞; lower is better; NaN where the reference is empty. Cannot see: where the volume lies; that is what
+    Dice is for.
     """
     reference = float(b.sum(dtype=np.float64))
-    return abs(float(a.sum(dtype=np.float64)) - reference) / reference if reference > 0 else float("nan")
+    if not reference > 0:
+        return float("nan")
+    return abs(float(a.sum(dtype=np.float64)) - reference) / reference
 
 
 def mean_volume_error(a: np.ndarray, b: np.ndarray) -> float:
@@ -107,28 +118,36 @@ def _classify(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """``(3, I, J, K)`` probabilities of the classes from dark to bright."""
     values = image[mask].astype(np.float32)
     low, high = np.percentile(values, _TAILS)
-    spread = np.zeros((3, *mask.shape), np.float32)
     values = np.clip((values - low) / max(high - low, 1e-30), 0, 1)
+    volume = np.zeros((3, *mask.shape), np.float32)
     if len(np.unique(np.round(values * 255))) < 3:
-        spread[:, mask] = 1 / 3
-        return spread
-    found = np.eye(3, dtype=np.float32)[np.digitize(values, threshold_multiotsu(values[:, None], 3))].T
-    around = np.maximum(ndimage.convolve(mask.astype(np.float32), _NEIGHBOURS, mode="constant")[mask], 1)
+        volume[:, mask] = 1 / 3
+        return volume
+    thresholds = threshold_multiotsu(values[:, None], 3)
+    probabilities = np.eye(3, dtype=np.float32)[np.digitize(values, thresholds)].T
+    brain_neighbours = np.maximum(_sum_of_neighbours(mask.astype(np.float32))[mask], 1)
     for _ in range(_ITERATIONS):
-        spread[:, mask] = found
-        alike = np.stack([ndimage.convolve(own, _NEIGHBOURS, mode="constant")[mask] for own in spread])
-        found = _softmax(_log_likelihood(values, found) + SMOOTHNESS * 6 * alike / around)
-    spread[:, mask] = found
-    return spread
+        volume[:, mask] = probabilities
+        neighbours_alike = np.stack([_sum_of_neighbours(one_class)[mask] for one_class in volume])
+        potential = SMOOTHNESS * 6 * neighbours_alike / brain_neighbours
+        probabilities = _softmax(_log_likelihood(values, probabilities) + potential)
+    volume[:, mask] = probabilities
+    return volume
+
+
+def _sum_of_neighbours(volume: np.ndarray) -> np.ndarray:
+    return ndimage.convolve(volume, _NEIGHBOURS, mode="constant")
 
 
 def _log_likelihood(values: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """``(3, n)`` up to a constant: Gaussians of the classes' means and their common variance."""
-    counts = np.maximum(probabilities.sum(axis=1, dtype=np.float64), 1)
-    means = (probabilities @ values / counts).astype(np.float32)
+    class_sizes = probabilities.sum(axis=1, dtype=np.float64)  # in voxels
+    class_sums = probabilities @ values
+    means = (class_sums / np.maximum(class_sizes, 1)).astype(np.float32)
     squares = (values - means[:, None]) ** 2
-    variance = float((probabilities * squares).sum(dtype=np.float64)) / values.size
-    return -0.5 * squares / max(variance, _LEAST_DEVIATION**2)
+    sum_of_squares = float((probabilities * squares).sum(dtype=np.float64))
+    variance = max(sum_of_squares / values.size, _LEAST_DEVIATION**2)
+    return -0.5 * squares / variance
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

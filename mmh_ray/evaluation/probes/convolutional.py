@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmh_ray.evaluation.probes.site import Training
+from mmh_ray.evaluation.probes.result import ProbeTraining
 
 EPOCHS = 150
 """Passes over the training slices at which training ends though the sites are not known yet."""
@@ -24,7 +24,10 @@ KNOWN = 0.02
 
 
 class SliceClassifier(nn.Module):
-    """Logits ``(N, classes)`` of slices ``(N, P, P)``: two channels (slice, high-pass), three convolutions, mean and spread pooling."""
+    """Logits ``(N, classes)`` of slices ``(N, P, P)``.
+
+    Two channels (slice, high-pass), three convolutions, pooling by mean and by standard deviation.
+    """
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -36,53 +39,63 @@ class SliceClassifier(nn.Module):
 
     def forward(self, slices: Tensor) -> Tensor:
         image = slices[:, None]
-        detail = image - F.avg_pool2d(image, 3, stride=1, padding=1)
-        x = self.norms[0](torch.cat([image, detail * (image != 0)], dim=1))
-        x = F.avg_pool2d(F.relu(self.norms[1](self.first(x))), 2)
+        high_pass = image - F.avg_pool2d(image, 3, stride=1, padding=1)
+        inside = image != 0
+        x = self.norms[0](torch.cat([image, high_pass * inside], dim=1))
+        x = F.relu(self.norms[1](self.first(x)))
+        x = F.avg_pool2d(x, 2)
         x = F.relu(self.norms[2](self.second(x)))
-        early = x.mean(dim=(2, 3))
+        early_mean = x.mean(dim=(2, 3))
         x = F.relu(self.norms[3](self.third(x)))
-        return self.head(torch.cat([early, x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1))
+        pooled = torch.cat([early_mean, x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1)
+        return self.head(pooled)
 
 
 def train_classifier(
     slices: np.ndarray, classes: np.ndarray, seed: int
-) -> tuple[Callable[[np.ndarray], np.ndarray], Training]:
-    """Train on ``(N, S, P, P)`` slices and ``(N,)`` class numbers; gives back what tells the classes of other such slices, and how it went.
+) -> tuple[Callable[[np.ndarray], np.ndarray], ProbeTraining]:
+    """Train on ``(N, S, P, P)`` slices and ``(N,)`` class numbers.
 
-    Adam (Kingma & Ba 2015), classes weighted inversely to their size, until the mean loss is below :data:`KNOWN` or for
-    :data:`EPOCHS` epochs; a loss that stands still for a while ends nothing, as a faint mark is learnt late. An image is what its slices
-    together say. The global random state is left as it was.
+    Gives back a function that tells the classes of other such slices, and how training ended. Adam (Kingma & Ba
+    2015), classes weighted inversely to their size, until the mean loss is below :data:`KNOWN` or for :data:`EPOCHS`
+    epochs. A loss that stands still for a while ends nothing, as a faint mark is learnt late. An image is what its
+    slices together say. The global random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = SliceClassifier(int(classes.max()) + 1)
         epochs, loss = _fit(network, slices, classes)
-        _settle(network, _tensor(slices).flatten(0, 1))
+        _settle_norms(network, _tensor(slices).flatten(0, 1))
 
     def predict(unknown: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            logits = torch.stack([F.log_softmax(network(_tensor(own)), dim=1).mean(dim=0) for own in unknown])
-        return logits.argmax(dim=1).numpy()
+            logits = []
+            for image_slices in unknown:
+                log_shares = F.log_softmax(network(_tensor(image_slices)), dim=1)
+                logits.append(log_shares.mean(dim=0))
+            return torch.stack(logits).argmax(dim=1).numpy()
 
-    return predict, Training(epochs, loss, float((predict(slices) == classes).mean()), loss < KNOWN)
+    accuracy = float((predict(slices) == classes).mean())
+    return predict, ProbeTraining(epochs, loss, accuracy, converged=loss < KNOWN)
 
 
 def _fit(network: SliceClassifier, slices: np.ndarray, classes: np.ndarray) -> tuple[int, float]:
+    """Epochs until the end, and the last mean loss."""
     x = _tensor(slices).flatten(0, 1)
     y = torch.from_numpy(np.repeat(classes, slices.shape[1]))
     counts = torch.bincount(y)
-    weight = len(y) / (len(counts) * counts.clamp(min=1).float())
+    class_weights = len(y) / (len(counts) * counts.clamp(min=1).float())
     optimizer = torch.optim.Adam(network.parameters(), lr=_RATE, weight_decay=1e-4)
-    epochs, loss = 0, float("inf")
+    epochs = 0
+    loss = float("inf")
     while epochs < EPOCHS and loss >= KNOWN:
-        loss = _epoch(network, optimizer, x, y, weight)
+        loss = _epoch(network, optimizer, x, y, class_weights)
         epochs += 1
     return epochs, loss
 
 
-def _settle(network: SliceClassifier, x: Tensor) -> None:
-    """Means and spreads of the norms from all training slices: the running ones lag behind weights that few batches have changed."""
+def _settle_norms(network: SliceClassifier, x: Tensor) -> None:
+    """Set the norms' means and variances from all training slices: the running ones lag behind after few batches."""
     for norm in network.norms:
         assert isinstance(norm, nn.BatchNorm2d)
         norm.reset_running_stats()
@@ -95,13 +108,13 @@ def _settle(network: SliceClassifier, x: Tensor) -> None:
     network.eval()
 
 
-def _epoch(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, weight: Tensor) -> float:
+def _epoch(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, class_weights: Tensor) -> float:
     network.train()
     total = 0.0
     for rows in torch.randperm(len(x)).split(_BATCH):
         if len(rows) < 2:
             continue  # a batch of one has no spread to normalise by
-        loss = F.cross_entropy(network(x[rows]), y[rows], weight=weight)
+        loss = F.cross_entropy(network(x[rows]), y[rows], weight=class_weights)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -28,7 +28,8 @@ class AgeResult:
     baseline:
         Mean absolute error in years of always saying the mean age of the training images: what knows nothing reaches.
     predicted, errors:
-        ``(n,)`` predicted age and absolute error in years, by a model that saw neither this subject nor, if asked so, this site.
+        ``(n,)`` predicted age and absolute error in years, by a model that saw neither this subject nor, if asked so,
+        this site.
     """
 
     mae: float
@@ -44,14 +45,14 @@ def brain_age(
     site: Sequence[str] | np.ndarray | None = None,
     seed: int = 0,
 ) -> AgeResult:
-    """Age by ridge regression (Hoerl & Kennard 1970) on standardised features, the penalty chosen among other training people.
+    """Age by ridge regression (Hoerl & Kennard 1970) on standardised features; training people choose the penalty.
 
-    Cross-validated by subject in 5 folds; with ``site``, the training images are those of other subjects *and* other sites (leave one site
-    out). Scaling, penalty and regression are fitted on training images alone. No answer lies beyond the youngest or the oldest of them: a
-    line drawn on to images unlike any of them may end at any age.
+    Cross-validated by subject in 5 folds; with ``site``, the training images are those of other subjects *and* other
+    sites (leave one site out). Scaling, penalty and regression are fitted on training images alone. No answer lies
+    beyond the youngest or the oldest of them: a line drawn on to images unlike any of them may end at any age.
 
-    Cannot see: whether a method learnt the cohort's ages by site (age and site confounded): compare both ways. A low error on few people of
-    one age says little: compare with ``baseline``.
+    Cannot see: whether a method learnt the cohort's ages by site (age and site confounded): compare both ways. A low
+    error on few people of one age says little: compare with ``baseline``.
 
     Raises
     ------
@@ -59,75 +60,101 @@ def brain_age(
         If there are fewer than two subjects, or two sites, of known age.
     """
     years = np.asarray(age, float)
-    known = np.flatnonzero(np.isfinite(years))
-    people = np.asarray(subject)[known]
-    places = None if site is None else np.asarray(site)[known]
-    predicted, guessed = np.full((2, len(years)), np.nan)
-    for training, tested in _splits(people, places, seed):
-        scale = StandardScaler().fit(features[known[training]])
-        own, other = (scale.transform(features[known[rows]]) for rows in (training, tested))
-        seen = years[known[training]]
-        model = Ridge(choose_penalty(own, seen, people[training]))
-        predicted[known[tested]] = model.fit(own, seen).predict(other).clip(seen.min(), seen.max())
-        guessed[known[tested]] = seen.mean()
+    with_age = np.flatnonzero(np.isfinite(years))
+    subjects = np.asarray(subject)[with_age]
+    sites = None if site is None else np.asarray(site)[with_age]
+    predicted = np.full(len(years), np.nan)
+    mean_age = np.full(len(years), np.nan)
+    for training, tested in _splits(subjects, sites, seed):
+        training_images = with_age[training]
+        tested_images = with_age[tested]
+        scaler = StandardScaler().fit(features[training_images])
+        training_features = scaler.transform(features[training_images])
+        tested_features = scaler.transform(features[tested_images])
+        training_years = years[training_images]
+        penalty = choose_penalty(training_features, training_years, subjects[training])
+        model = Ridge(penalty).fit(training_features, training_years)
+        predicted[tested_images] = model.predict(tested_features).clip(training_years.min(), training_years.max())
+        mean_age[tested_images] = training_years.mean()
     errors = np.abs(predicted - years)
-    return AgeResult(_finite_mean(errors), _finite_mean(np.abs(guessed - years)), predicted, errors)
+    baseline = _finite_mean(np.abs(mean_age - years))
+    return AgeResult(_finite_mean(errors), baseline, predicted, errors)
 
 
 def association(
     values: Sequence[float] | np.ndarray, trait: Sequence[float] | np.ndarray, site: Sequence[str] | np.ndarray
 ) -> float:
-    """Spearman's rank correlation of a measure with age (or sex as 0 and 1) after each site's mean rank is taken from both.
+    """Spearman's rank correlation of a metric with a trait, after each site's mean rank is taken from both.
 
-    Spearman 1904. Range −1 to 1; harmonization must keep raw's, or bring sites' curves together and strengthen it; one that turns or fades
-    was erased. Ranks are of the whole cohort; means are taken away within sites, so that sites of older people cannot feign an
-    association. NaN where nothing varies. Cannot see: what is not monotone; associations that differ between sites.
+    The trait is age, or sex as 0 and 1.
+
+    Spearman 1904. Range −1 to 1. Harmonization must keep raw's association, or bring sites' curves together and
+    strengthen it; one that turns or fades was erased. Ranks are of the whole cohort; means are taken away within
+    sites, so that sites of older people cannot feign an association. NaN where nothing varies. Cannot see: what is
+    not monotone; associations that differ between sites.
     """
-    x, y = np.asarray(values, float), np.asarray(trait, float)
+    x = np.asarray(values, float)
+    y = np.asarray(trait, float)
     known = np.isfinite(x) & np.isfinite(y)
-    _, place = np.unique(np.asarray(site)[known], return_inverse=True)
-    x, y = (_centred(rankdata(part[known]), place) for part in (x, y))
+    _, site_codes = np.unique(np.asarray(site)[known], return_inverse=True)
+    x = _centred_in_sites(rankdata(x[known]), site_codes)
+    y = _centred_in_sites(rankdata(y[known]), site_codes)
     norm = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / norm if norm > 0 else float("nan")
 
 
-def choose_penalty(features: np.ndarray, target: np.ndarray, people: np.ndarray) -> float:
-    """The ridge penalty of least squared error on images of other people, in 5 folds of whole people; with one person, the largest.
+def choose_penalty(features: np.ndarray, target: np.ndarray, subjects: np.ndarray) -> float:
+    """The ridge penalty of least squared error on images of other people, in 5 folds of whole people.
 
-    Every fold's singular value decomposition serves all penalties.
+    With one person, the largest. Every fold's singular value decomposition serves all penalties. Not scikit-learn's
+    ``RidgeCV``: by folds, it takes the mean of the folds' errors, so that an image of a small fold counts more and
+    another penalty may win.
     """
-    count = min(FOLDS, len(np.unique(people)))
-    if count < 2:
+    folds = min(FOLDS, len(np.unique(subjects)))
+    if folds < 2:
         return float(_PENALTIES[-1])
     errors = np.zeros(len(_PENALTIES))
-    for known, held in GroupKFold(count).split(people, groups=people):
-        middle, level = features[known].mean(axis=0), target[known].mean()
-        left, sizes, right = np.linalg.svd(features[known] - middle, full_matrices=False)
-        part = left.T @ (target[known] - level)
-        shrunk = (sizes * part)[:, None] / (sizes[:, None] ** 2 + _PENALTIES)
-        predicted = level + (features[held] - middle) @ right.T @ shrunk
-        errors += ((predicted - target[held][:, None]) ** 2).sum(axis=0)
+    for training, tested in GroupKFold(folds).split(subjects, groups=subjects):
+        feature_means = features[training].mean(axis=0)
+        target_mean = target[training].mean()
+        centred = features[training] - feature_means
+        u, singular_values, vt = np.linalg.svd(centred, full_matrices=False)
+        projected = u.T @ (target[training] - target_mean)
+        # from here on a column per penalty
+        scaled = (singular_values * projected)[:, None]
+        shrunk = scaled / (singular_values[:, None] ** 2 + _PENALTIES)
+        tested_centred = features[tested] - feature_means
+        predicted = target_mean + tested_centred @ vt.T @ shrunk
+        squares = (predicted - target[tested][:, None]) ** 2
+        errors += squares.sum(axis=0)
     return float(_PENALTIES[np.argmin(errors)])
 
 
-def _splits(people: np.ndarray, places: np.ndarray | None, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows to train on and to test; no subject, and where places are given no site, is in both."""
-    for groups, kind in ((people, "subjects"), (places, "sites")):
-        if groups is not None and (count := len(np.unique(groups))) < 2:
-            raise DataError(f"{count} {kind} with known age", f"two {kind} or more", "Give ages in participants.tsv.")
-    folds = GroupKFold(min(FOLDS, len(np.unique(people))), shuffle=True, random_state=seed)
-    for training, tested in folds.split(people, groups=people):
-        if places is None:
+def _splits(subjects: np.ndarray, sites: np.ndarray | None, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows to train on and to test; no subject, and where sites are given no site, is in both."""
+    _check_count(subjects, "subjects")
+    if sites is not None:
+        _check_count(sites, "sites")
+    folds = GroupKFold(min(FOLDS, len(np.unique(subjects))), shuffle=True, random_state=seed)
+    for training, tested in folds.split(subjects, groups=subjects):
+        if sites is None:
             yield training, tested
             continue
-        for place in np.unique(places[tested]):
-            yield training[places[training] != place], tested[places[tested] == place]
+        for site in np.unique(sites[tested]):
+            yield training[sites[training] != site], tested[sites[tested] == site]
 
 
-def _centred(ranks: np.ndarray, place: np.ndarray) -> np.ndarray:
+def _check_count(groups: np.ndarray, plural: str) -> None:
+    count = len(np.unique(groups))
+    if count < 2:
+        raise DataError(f"{count} {plural} with known age", f"two {plural} or more", "Give ages in participants.tsv.")
+
+
+def _centred_in_sites(ranks: np.ndarray, site_codes: np.ndarray) -> np.ndarray:
     if not ranks.size:
         return ranks
-    return ranks - (np.bincount(place, ranks) / np.bincount(place))[place]
+    site_means = np.bincount(site_codes, ranks) / np.bincount(site_codes)
+    return ranks - site_means[site_codes]
 
 
 def _finite_mean(values: np.ndarray) -> float:

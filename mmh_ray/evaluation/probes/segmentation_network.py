@@ -1,4 +1,4 @@
-"""A small U-Net that learns tissues at one site and is tried at the others: what a user's own network would make of a method's output.
+"""A small U-Net that learns tissues at one site and is tried at the others, as a user's own network would be.
 
 Works on 16 axial slices of 4 mm pixels, 64 a side. Needs torch and diffusers.
 """
@@ -33,8 +33,16 @@ _CHANNELS = (8, 16, 32)
 
 
 class TissueSlices(NamedTuple):
-    """Of one image: axial slices ``(16, 64, 64)`` float16, zero outside the brain, and their tissues int8: 0 outside, else 1 + the place in
-    :data:`mmh_ray.evaluation.metrics.segmentation.TISSUES`."""
+    """Axial slices of one image.
+
+    Attributes
+    ----------
+    image:
+        ``(16, 64, 64)`` float16, zero outside the brain.
+    labels:
+        ``(16, 64, 64)`` int8 tissues: 0 outside, else 1 + the index in
+        :data:`mmh_ray.evaluation.metrics.segmentation.TISSUES`.
+    """
 
     image: np.ndarray
     labels: np.ndarray
@@ -45,25 +53,32 @@ def tissue_slices(image: np.ndarray, mask: np.ndarray, labels: np.ndarray, affin
     grid = working_affine(affine, mask, GridConfig(spacing_mm=SPACING_MM, shape=SHAPE))
 
     def sliced(values: np.ndarray) -> np.ndarray:
-        return np.moveaxis(to_grid(values, affine, grid, SHAPE)[:, :, ::EVERY], 2, 0)
+        resampled = to_grid(values, affine, grid, SHAPE)
+        return np.moveaxis(resampled[:, :, ::EVERY], 2, 0)
 
-    shares = np.stack([sliced((labels == label).astype(np.float32)) for label in range(1, len(TISSUES) + 1)])
+    tissue_shares = []
+    for label in range(1, len(TISSUES) + 1):
+        is_tissue = (labels == label).astype(np.float32)
+        tissue_shares.append(sliced(is_tissue))
+    shares = np.stack(tissue_shares)
     inside = sliced(mask.astype(np.float32)) > 0.5
-    known = np.where(inside & (shares.max(axis=0) > 0), shares.argmax(axis=0) + 1, 0)
-    scaled = np.where(inside, sliced(np.where(mask, scale_by_percentiles(image, mask), 0)), 0)
-    return TissueSlices(scaled.astype(np.float16), known.astype(np.int8))
+    has_tissue = inside & (shares.max(axis=0) > 0)
+    answer = np.where(has_tissue, shares.argmax(axis=0) + 1, 0)
+    brain = np.where(mask, scale_by_percentiles(image, mask), 0)
+    shown = np.where(inside, sliced(brain), 0)
+    return TissueSlices(shown.astype(np.float16), answer.astype(np.int8))
 
 
 def unet_transfer(
     images: Sequence[TissueSlices], site: Sequence[str], subject: Sequence[str], seed: int = 0, steps: int = STEPS
 ) -> np.ndarray:
-    """``(n, 2)`` mean Dice of the tissues and mean relative volume error of grey and white matter, of images of all sites but one.
+    """``(n, 2)`` mean Dice, and mean relative volume error of grey and white matter, of images of all sites but one.
 
-    At that one, the site of most images, a U-Net (Ronneberger et al. 2015; ``diffusers.UNet2DModel`` of 8, 16 and 32 channels)
-    learns tissues from a method's output: cross-entropy inside the brain, Adam with the rate falling to zero, nothing augmented. Half of
-    the subjects teach it, the other half's images of the other sites are its test; then the other way round. Dice: higher is better; volume
-    error: lower. Rows of images that are no test are NaN. The same images and seed give the same figures; the global random state is
-    left as it was.
+    At that one, the site of most images, a U-Net (Ronneberger et al. 2015; ``diffusers.UNet2DModel`` of 8, 16 and 32
+    channels) learns tissues from a method's output: cross-entropy inside the brain, Adam with the rate falling to
+    zero, nothing augmented. Half of the subjects teach it, the other half's images of the other sites are its test;
+    then the other way round. Dice: higher is better; volume error: lower. Rows of images that are no test are NaN.
+    The same images and seed give the same figures; the global random state is left as it was.
 
     Cannot see: what a segmenter made robust by augmentation would not mind; structures below 4 mm.
 
@@ -72,33 +87,42 @@ def unet_transfer(
     DataError
         If a half of the subjects has no image at that site, or the other half none at another.
     """
-    sites, people = np.asarray(site, str), np.asarray(subject, str)
-    home = min(Counter(sites).items(), key=lambda item: (-item[1], item[0]))[0]
-    order = {name: number % 2 for number, name in enumerate(_home_first(people, people[sites == home]))}
-    half = np.array([order[name] for name in people])
-    found = np.full((len(images), 2), np.nan)
+    sites = np.asarray(site, str)
+    subjects = np.asarray(subject, str)
+    home = _most_frequent(sites)
+    half_of_subject = _halves(subjects, subjects[sites == home])
+    half = np.array([half_of_subject[name] for name in subjects])
+    scores = np.full((len(images), 2), np.nan)
     for teaching in (0, 1):
-        known = np.flatnonzero((sites == home) & (half == teaching)).tolist()
+        training = np.flatnonzero((sites == home) & (half == teaching)).tolist()
         tested = np.flatnonzero((sites != home) & (half != teaching)).tolist()
-        if not (known and tested):
-            received = f"{len(known)} images to learn from at {home}, {len(tested)} of others elsewhere"
+        if not (training and tested):
+            received = f"{len(training)} images to learn from at {home}, {len(tested)} of others elsewhere"
             raise DataError(received, "one or more of both", "Evaluate more subjects.")
-        network = _train([images[i] for i in known], seed, steps)
-        for index in tested:
-            found[index] = _score(network, images[index])
-    return found
+        network = _train([images[i] for i in training], seed, steps)
+        for i in tested:
+            scores[i] = _score(network, images[i])
+    return scores
 
 
-def _home_first(people: np.ndarray, at_home: np.ndarray) -> list[str]:
-    """Subjects in the order in which they are dealt to the halves, so that both halves have teachers."""
-    return [*np.unique(at_home), *np.setdiff1d(people, at_home)]
+def _most_frequent(sites: np.ndarray) -> str:
+    """The site of most images; of several, the first by name."""
+    counts = Counter(sites)
+    return min(counts, key=lambda name: (-counts[name], name))
+
+
+def _halves(subjects: np.ndarray, at_home: np.ndarray) -> dict[str, int]:
+    """0 or 1 by subject; those seen at home are dealt first, so that both halves have somebody to learn from."""
+    in_order = [*np.unique(at_home), *np.setdiff1d(subjects, at_home)]
+    return {name: number % 2 for number, name in enumerate(in_order)}
 
 
 def _train(images: Sequence[TissueSlices], seed: int, steps: int) -> nn.Module:
-    x = torch.from_numpy(np.concatenate([own.image for own in images]).astype(np.float32))
-    y = torch.from_numpy(np.concatenate([own.labels for own in images]).astype(np.int64)) - 1
-    shown = (y >= 0).flatten(1).any(dim=1)
-    x, y = x[shown], y[shown]
+    x = torch.from_numpy(np.concatenate([image.image for image in images]).astype(np.float32))
+    y = torch.from_numpy(np.concatenate([image.labels for image in images]).astype(np.int64)) - 1
+    has_tissue = (y >= 0).flatten(1).any(dim=1)
+    x = x[has_tissue]
+    y = y[has_tissue]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _network()
@@ -136,6 +160,7 @@ def _logits(network: nn.Module, slices: Tensor) -> Tensor:
 
 def _score(network: nn.Module, image: TissueSlices) -> tuple[float, float]:
     with torch.inference_mode():
-        likeliest = _logits(network, torch.from_numpy(image.image.astype(np.float32))).argmax(dim=1).numpy() + 1
-    found = np.where(image.labels > 0, likeliest, 0)
-    return mean_dice(found, image.labels), mean_volume_error(found, image.labels)
+        slices = torch.from_numpy(image.image.astype(np.float32))
+        likeliest = _logits(network, slices).argmax(dim=1).numpy() + 1
+    predicted = np.where(image.labels > 0, likeliest, 0)
+    return mean_dice(predicted, image.labels), mean_volume_error(predicted, image.labels)

@@ -1,15 +1,13 @@
 """Can the site still be told? Frozen and retrained probes, on features and on slices.
 
-A *frozen* probe was trained on raw images: it finds only the marks that raw images carry, and a method can learn to fool it. A
-*retrained* probe is trained on the method's own output: it finds whatever mark is left or was added. Judge by the retrained one. Both
-are cross-validated by subject, so that no probe knows a person.
+A *frozen* probe was trained on raw images: it finds only the marks that raw images carry, and a method can learn to
+fool it. A *retrained* probe is trained on the method's own output: it finds whatever mark is left or was added. Judge
+by the retrained one. Both are cross-validated by subject, so that no probe knows a person.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from sklearn.impute import SimpleImputer
@@ -20,9 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from mmh_ray.errors import DataError
-from mmh_ray.evaluation.metrics.features import image_features, probe_slices
-
-__all__ = ["ProbeResult", "cnn_site_probe", "image_features", "probe_slices", "site_probe"]
+from mmh_ray.evaluation.probes.result import ProbeResult, ProbeTraining
 
 FOLDS = 5
 CNN_FOLDS = 3
@@ -33,117 +29,70 @@ _OUTLIER = 10.0  # standard deviations: a frozen probe meets features far from t
 
 Labels = Sequence[str] | np.ndarray
 
-
-class Training(NamedTuple):
-    """How a probe's training ended: steps or epochs, mean loss and share of training images that it tells right, whether it was done."""
-
-    epochs: int
-    loss: float
-    accuracy: float
-    converged: bool
-
-
-Predict = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, Training | None]]
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """What a probe found.
-
-    Attributes
-    ----------
-    balanced_accuracy:
-        Mean over sites of the share of their images that are told right, 0 to 1; after harmonization, lower is better down to ``chance``.
-    chance:
-        ``1 / sites``: what guessing reaches on average.
-    chance_high:
-        What 95 of 100 guessers stay below: the 95th percentile when the predictions are dealt to the images anew. Above it sites
-        can be told. It takes images for independent, so with several images a person it is a little low.
-    correct:
-        ``(n,)`` bool, image by image, each judged by a probe that never saw its subject; for
-        :func:`mmh_ray.evaluation.statistics.bootstrap.bootstrap` with the sites as strata.
-    predicted:
-        ``(n,)`` site names.
-    trainings:
-        How training ended, fold by fold; empty for a probe that has nothing to train.
-    """
-
-    balanced_accuracy: float
-    chance: float
-    chance_high: float
-    correct: np.ndarray
-    predicted: np.ndarray
-    trainings: tuple[Training, ...] = ()
+Predict = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, ProbeTraining | None]]
+"""Of training images, their sites and tested images: the sites of the tested ones, and how training ended."""
 
 
 def site_probe(
     features: np.ndarray, site: Labels, subject: Labels, seed: int = 0, trained_on: np.ndarray | None = None
 ) -> ProbeResult:
-    """Linear probe: multinomial logistic regression (Cox 1958), ridge penalty 1, on features standardised in the training folds.
+    """Linear probe: multinomial logistic regression (Cox 1958), ridge penalty 1, on standardised features.
 
-    The penalty is the same for every method, or their accuracies would differ by it, too; and folds within folds of so few people would
-    choose it by chance. Cannot see: marks that no feature carries, and combinations of features that no plane separates; and it cannot
-    tell a scanner from its population: where sites differ in age, an honest method stays above chance.
+    Features are standardised in the training folds. The penalty is the same for every method, or their accuracies would
+    differ by it, too; and folds within folds of so few people would choose it by chance.
+
+    Cannot see: marks that no feature carries, and combinations of features that no plane separates. It cannot tell a
+    scanner from its population either: where sites differ in age, an honest method stays above chance.
 
     Parameters
     ----------
     features:
         ``(n, F)`` of the method's output; NaN takes the training folds' mean.
     trained_on:
-        None: *retrained* on the method's own output. The raw images' features ``(n, F)``, row for row: *frozen*, trained on raw images of
-        the training folds and applied to the method's output of the held-out subjects.
+        None: *retrained* on the method's own output. The raw images' features ``(n, F)``, row for row: *frozen*,
+        trained on raw images of the training folds and applied to the method's output of the held-out subjects.
 
     Raises
     ------
     DataError
         If there are fewer than two sites, or a site of fewer than two subjects.
     """
-
-    def predict(known: np.ndarray, names: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, Training]:
-        model = make_pipeline(
-            SimpleImputer(keep_empty_features=True),
-            StandardScaler(),
-            FunctionTransformer(_without_outliers),
-            LogisticRegression(class_weight="balanced", max_iter=_STEPS),
-        ).fit(known, names)
-        steps, accuracy = int(model[-1].n_iter_.max()), float(model.score(known, names))
-        loss = float(log_loss(names, model.predict_proba(known), labels=model.classes_))
-        return model.predict(unknown), Training(steps, loss, accuracy, steps < _STEPS)
-
-    return _probe(predict, np.asarray(features, float), site, subject, FOLDS, seed, trained_on)
+    output = np.asarray(features, float)
+    return _cross_validate(_predict_linear, output, site, subject, folds=FOLDS, seed=seed, trained_on=trained_on)
 
 
 def cnn_site_probe(
     slices: np.ndarray, site: Labels, subject: Labels, seed: int = 0, trained_on: np.ndarray | None = None
 ) -> ProbeResult:
-    """The same with a small convolutional network on ``(n, S, P, P)`` slices of :func:`probe_slices`, 3 folds. Needs torch.
+    """The same with a small convolutional network on ``(n, S, P, P)`` slices of ``features.probe_slices``, 3 folds.
 
-    It sees each slice and its high-pass, and is trained until it knows the training images or for 150 epochs (``trainings`` tells which);
-    an epoch takes about .01 CPU s an image. The same seed gives the same answer. Cannot see: what is outside the slices; marks for which
-    so few images and so small a network do not suffice.
+    It sees each slice and its high-pass, and is trained until it knows the training images or for 150 epochs
+    (``trainings`` tells which); an epoch takes about .01 CPU s an image. The same seed gives the same answer. Needs
+    torch. Cannot see: what is outside the slices; marks for which so few images and so small a network do not suffice.
 
     Raises
     ------
     DataError
         As :func:`site_probe`.
     """
-    from mmh_ray.evaluation.probes.convolutional import train_classifier
+    from mmh_ray.evaluation.probes.convolutional import train_classifier  # imports torch
 
-    def predict(known: np.ndarray, names: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, Training]:
-        kinds, codes = np.unique(names, return_inverse=True)
+    def predict(known: np.ndarray, sites: np.ndarray, tested: np.ndarray) -> tuple[np.ndarray, ProbeTraining]:
+        names, codes = np.unique(sites, return_inverse=True)
         classify, training = train_classifier(known, codes, seed)
-        return kinds[classify(unknown)], training
+        return names[classify(tested)], training
 
-    return _probe(predict, slices, site, subject, CNN_FOLDS, seed, trained_on)
+    return _cross_validate(predict, slices, site, subject, folds=CNN_FOLDS, seed=seed, trained_on=trained_on)
 
 
 def pattern_site_probe(detail: np.ndarray, site: Labels, subject: Labels, seed: int = 0) -> ProbeResult:
-    """Matched filter: is an image's fine detail that of a site's images? Trained on the method's own output, as all retrained probes.
+    """Matched filter: is an image's fine detail that of a site's images? Trained on the method's own output.
 
-    In every training fold a site's pattern is the mean of its images' details less the mean of all sites' (the fingerprint of a sensor:
-    Lukáš, Fridrich & Goljan 2006); voxels count inversely to their spread within sites; a held-out image is of the site whose pattern it
-    correlates with best. It finds a fixed pattern that is white and far below the noise, of which no feature and few slices tell. Cannot
-    see: what lies outside the block; marks that are not at the same voxels in every image.
+    In every training fold a site's pattern is the mean of its images' details less the mean of all sites' (the
+    fingerprint of a sensor: Lukáš, Fridrich & Goljan 2006). Voxels count inversely to their spread within sites. A
+    held-out image is of the site whose pattern it correlates with best. It finds a fixed pattern that is white and
+    far below the noise, of which no feature and few slices tell. Cannot see: what lies outside the block; marks that
+    are not at the same voxels in every image.
 
     Parameters
     ----------
@@ -156,60 +105,101 @@ def pattern_site_probe(detail: np.ndarray, site: Labels, subject: Labels, seed: 
         As :func:`site_probe`.
     """
     flat = detail.reshape(len(detail), -1)
-    return _probe(_closest_pattern, flat, site, subject, FOLDS, seed, None)
+    return _cross_validate(_predict_by_pattern, flat, site, subject, folds=FOLDS, seed=seed, trained_on=None)
 
 
-def _closest_pattern(known: np.ndarray, names: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, None]:
-    kinds, codes = np.unique(names, return_inverse=True)
-    means = np.stack([known[codes == code].mean(axis=0, dtype=np.float32) for code in range(len(kinds))])
-    spread = np.sqrt(((known - means[codes]) ** 2).mean(axis=0))
-    inside = spread > _TINY
-    weight = inside / np.maximum(spread, np.median(spread[inside]) if inside.any() else 1)
-    patterns = (means - means.mean(axis=0)) * weight
-    patterns /= np.maximum(np.linalg.norm(patterns, axis=1, keepdims=True), _TINY)
-    return kinds[((unknown - means.mean(axis=0)) * weight @ patterns.T).argmax(axis=1)], None
+def _predict_linear(known: np.ndarray, sites: np.ndarray, tested: np.ndarray) -> tuple[np.ndarray, ProbeTraining]:
+    model = make_pipeline(
+        SimpleImputer(keep_empty_features=True),
+        StandardScaler(),
+        FunctionTransformer(_without_outliers),
+        LogisticRegression(class_weight="balanced", max_iter=_STEPS),
+    )
+    model.fit(known, sites)
+    steps = int(model[-1].n_iter_.max())
+    training = ProbeTraining(
+        epochs=steps,
+        loss=float(log_loss(sites, model.predict_proba(known), labels=model.classes_)),
+        accuracy=float(model.score(known, sites)),
+        converged=steps < _STEPS,
+    )
+    return model.predict(tested), training
 
 
-def _probe(
+def _predict_by_pattern(known: np.ndarray, sites: np.ndarray, tested: np.ndarray) -> tuple[np.ndarray, None]:
+    names, codes = np.unique(sites, return_inverse=True)
+    site_means = np.stack([known[codes == code].mean(axis=0, dtype=np.float32) for code in range(len(names))])
+    squares_within_sites = (known - site_means[codes]) ** 2
+    spread = np.sqrt(squares_within_sites.mean(axis=0))
+    varies = spread > _TINY
+    # no voxel counts more than one of median spread: a nearly constant one would outweigh all
+    least_spread = np.median(spread[varies]) if varies.any() else 1
+    weight = varies / np.maximum(spread, least_spread)
+    overall_mean = site_means.mean(axis=0)
+    patterns = (site_means - overall_mean) * weight
+    lengths = np.linalg.norm(patterns, axis=1, keepdims=True)
+    patterns /= np.maximum(lengths, _TINY)
+    weighted = (tested - overall_mean) * weight
+    correlations = weighted @ patterns.T
+    return names[correlations.argmax(axis=1)], None
+
+
+def _cross_validate(
     predict: Predict,
     output: np.ndarray,
     site: Labels,
     subject: Labels,
+    *,
     folds: int,
     seed: int,
     trained_on: np.ndarray | None,
 ) -> ProbeResult:
-    names = np.asarray(site, str)
+    sites = np.asarray(site, str)
+    subjects = np.asarray(subject, str)
     source = output if trained_on is None else np.asarray(trained_on, output.dtype)
-    predicted, trainings = np.empty_like(names), list[Training]()
-    for training, tested in _splits(names, np.asarray(subject, str), folds, seed):
-        predicted[tested], ended = predict(source[training], names[training], output[tested])
-        trainings += [] if ended is None else [ended]
-    chance = 1 / len(np.unique(names))
-    accuracy, high = _balanced(names, predicted), _chance_high(names, predicted, seed)
-    return ProbeResult(accuracy, chance, high, predicted == names, predicted, tuple(trainings))
+    predicted = np.empty_like(sites)
+    trainings = []
+    for known, tested in _splits(sites, subjects, folds, seed):
+        predicted[tested], training = predict(source[known], sites[known], output[tested])
+        if training is not None:
+            trainings.append(training)
+    return ProbeResult(
+        balanced_accuracy=_balanced_accuracy(sites, predicted),
+        chance=1 / len(np.unique(sites)),
+        chance_high=_chance_high(sites, predicted, seed),
+        correct=predicted == sites,
+        predicted=predicted,
+        trainings=tuple(trainings),
+    )
 
 
-def _splits(site: np.ndarray, subject: np.ndarray, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _splits(sites: np.ndarray, subjects: np.ndarray, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Folds by subject in which every site has its share of images."""
-    people = {name: len(np.unique(subject[site == name])) for name in np.unique(site)}
-    if len(people) < 2 or min(people.values()) < 2:
-        seen = ", ".join(f"{name}: {count}" for name, count in people.items())
-        raise DataError(f"subjects by site {seen}", "two sites of two subjects or more", "Leave small sites out.")
-    splitter = StratifiedGroupKFold(min(folds, *people.values()), shuffle=True, random_state=seed)
-    return splitter.split(site, site, subject)
+    subjects_by_site = {}
+    for site in np.unique(sites):
+        subjects_by_site[site] = len(np.unique(subjects[sites == site]))
+    fewest = min(subjects_by_site.values(), default=0)
+    if len(subjects_by_site) < 2 or fewest < 2:
+        counts = ", ".join(f"{site}: {count}" for site, count in subjects_by_site.items())
+        raise DataError(f"subjects by site {counts}", "two sites of two subjects or more", "Leave small sites out.")
+    splitter = StratifiedGroupKFold(min(folds, fewest), shuffle=True, random_state=seed)
+    return splitter.split(sites, sites, subjects)
 
 
-def _balanced(site: np.ndarray, predicted: np.ndarray) -> float:
-    return float(recall_score(site, predicted, labels=np.unique(site), average="macro"))
+def _balanced_accuracy(sites: np.ndarray, predicted: np.ndarray) -> float:
+    return float(recall_score(sites, predicted, labels=np.unique(sites), average="macro"))
 
 
-def _chance_high(site: np.ndarray, predicted: np.ndarray, seed: int) -> float:
-    _, truth, counts = np.unique(site, return_inverse=True, return_counts=True)
-    weights = 1 / (len(counts) * counts[truth])
+def _chance_high(sites: np.ndarray, predicted: np.ndarray, seed: int) -> float:
+    """95th percentile of the balanced accuracy of the same predictions, dealt to the images at random."""
+    _, codes, counts = np.unique(sites, return_inverse=True, return_counts=True)
+    weights = 1 / (len(counts) * counts[codes])
     rng = np.random.default_rng(seed)
-    drawn = [float(weights[rng.permutation(predicted) == site].sum()) for _ in range(_SHUFFLES)]
-    return float(np.percentile(drawn, 95))
+    accuracies = []
+    for _ in range(_SHUFFLES):
+        is_right = rng.permutation(predicted) == sites
+        accuracies.append(float(weights[is_right].sum()))
+    return float(np.percentile(accuracies, 95))
 
 
 def _without_outliers(features: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What decides an evaluation's figures besides the images: two evaluations can be compared only where all of it is the same."""
+"""What decides an evaluation's metrics besides the images: two can be compared only where all of it is the same."""
 
 from __future__ import annotations
 
@@ -8,37 +8,58 @@ from pathlib import Path
 from typing import Any
 
 from mmh_ray.config import Config
-from mmh_ray.evaluation.metrics import MEASURES_VERSION
-from mmh_ray.evaluation.metrics.per_image import FACTS
+from mmh_ray.evaluation.inputs.records import IMAGE_COLUMNS, ImageRecord
+from mmh_ray.evaluation.metrics import METRICS_VERSION
 from mmh_ray.provenance import hash_of
 
 
-def conditions(rows: Iterable[Mapping[str, Any]], truth: str | None, config: Config) -> dict[str, Any]:
-    """Facts, masks, labels and truth of the scored images, settings, and the version of the measures; hashes where they are long.
+def conditions(records: Iterable[ImageRecord], truth: str | None, config: Config) -> dict[str, Any]:
+    """Facts, masks, labels and truth of the scored images, settings, and the version of the metrics.
 
-    Masks, labels and truth count by names and sizes of their files: reading them would take as long as scoring.
+    What is long is given as its hash. Masks, labels and truth count by names and sizes of their files: reading them
+    would take as long as scoring.
     """
-    rows = sorted(rows, key=lambda row: row["image_id"])
-    folders = [] if truth is None else [Path(truth, f"sub-{name}") for name in sorted({r["subject"] for r in rows})]
-    files = [path for folder in folders for path in sorted(folder.rglob("*.nii*"))]
+    records = sorted(records, key=lambda record: record.image_id)
+    facts = [[getattr(record, column) for column in IMAGE_COLUMNS] for record in records]
+    mask_paths = []
+    label_paths = []
+    for record in records:
+        mask_paths += [Path(uri) for uri in (record.mask_uri, record.lesion_uri) if uri]
+        if record.labels_uri:
+            label_paths.append(Path(record.labels_uri))
+    has_cnn = config.evaluate.cnn != "none"
     return {
-        "facts": hash_of([[row[name] for name in FACTS] for row in rows]),
-        "masks": _sizes(Path(row[kind]) for row in rows for kind in ("mask_uri", "lesion_uri") if row.get(kind)),
-        "labels": _sizes(Path(row["labels_uri"]) for row in rows if row.get("labels_uri")),
+        "facts": hash_of(facts),
+        "masks": _hash_of_sizes(mask_paths),
+        "labels": _hash_of_sizes(label_paths),
         "label_table": config.evaluate.label_table,
-        "truth": None if truth is None else _sizes(files),
-        "cnn": config.evaluate.cnn != "none",
-        "style": asdict(config.style) if config.evaluate.cnn != "none" else None,
+        "truth": None if truth is None else _hash_of_sizes(_truth_files(truth, records)),
+        "cnn": has_cnn,
+        "style": asdict(config.style) if has_cnn else None,
         "seed": config.evaluate.seed,
-        "measures": MEASURES_VERSION,
+        "measures": METRICS_VERSION,
     }
 
 
-def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def differing_conditions(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Names of the conditions that differ, or that one of the two does not tell."""
-    names = sorted({*one, *other})
-    return [name for name in names if name not in one or name not in other or one[name] != other[name]]
+    differing = []
+    for name in sorted({*one, *other}):
+        is_in_both = name in one and name in other
+        if not is_in_both or one[name] != other[name]:
+            differing.append(name)
+    return differing
 
 
-def _sizes(paths: Iterable[Path]) -> str:
-    return hash_of([(path.name, path.stat().st_size if path.exists() else None) for path in paths])
+def _truth_files(truth: str, records: Iterable[ImageRecord]) -> list[Path]:
+    files = []
+    for subject in sorted({record.subject for record in records}):
+        files += sorted(Path(truth, f"sub-{subject}").rglob("*.nii*"))
+    return files
+
+
+def _hash_of_sizes(paths: Iterable[Path]) -> str:
+    sizes = []
+    for path in paths:
+        sizes.append((path.name, path.stat().st_size if path.exists() else None))
+    return hash_of(sizes)

@@ -1,4 +1,7 @@
-"""Whether one model's evaluation is better than another's: paired over the subjects that both were scored on."""
+"""Whether a model may take over an alias: its evaluation against that of the present holder.
+
+They are compared on the images that both were scored on.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ import pandas as pd
 
 from mmh_ray.config import PromoteConfig
 from mmh_ray.errors import ConfigError, DataError
-from mmh_ray.evaluation.metrics.registry import MEASURES, OURS, floor_of, text_of
-from mmh_ray.evaluation.promotion.comparability import unlike
+from mmh_ray.evaluation.metrics.registry import METRICS, OURS, floor_of, text_of
+from mmh_ray.evaluation.promotion.comparability import differing_conditions
 from mmh_ray.evaluation.statistics.bootstrap import Difference, bootstrap, paired_difference
 
 SIGNIFICANT = 0.05
@@ -19,15 +22,29 @@ SIGNIFICANT = 0.05
 NAMED = 5
 """Most images named in a reason."""
 
-_BALANCED = tuple(name for name in MEASURES if name.startswith("site_probe"))
+_BALANCED = tuple(metric for metric in METRICS if metric.startswith("site_probe"))
 
 Verdict = Literal["better", "kept", "worse", "unsure", "lacking", "silent"]
-"""``unsure``: neither a loss beyond what is allowed nor its absence is shown; ``lacking``: measured of the holder, not, or not everywhere,
-of the model; ``silent``: nothing to compare."""
+"""``unsure``: neither a loss beyond what is allowed nor its absence is shown.
+
+``lacking``: measured of the holder, but not, or not everywhere, of the model. ``silent``: nothing to compare.
+"""
 
 
 class Evaluated(NamedTuple):
-    """A model's evaluation: its name, ``about`` of `evaluation.json`, the table of its images' figures, and its entries by sequence."""
+    """A model's evaluation.
+
+    Attributes
+    ----------
+    name:
+        Of the model.
+    about:
+        The same of `evaluation.json`.
+    images:
+        The table of its images' metrics.
+    entries:
+        Of ours in `evaluation.json`, by sequence and metric.
+    """
 
     name: str
     about: Mapping[str, Any]
@@ -45,165 +62,209 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class _Compared:
-    """One measure of one sequence."""
+class _Comparison:
+    """One metric of one sequence."""
 
     sequence: str
-    name: str
+    metric: str
     verdict: Verdict
     text: str
 
     @property
     def heading(self) -> str:
-        return f"{self.sequence} {MEASURES[self.name].heading}"
+        return f"{self.sequence} {METRICS[self.metric].heading}"
 
 
 def decide(model: Evaluated, holder: Evaluated, rules: PromoteConfig, seed: int = 0) -> Decision:
-    """Compare a model with the present holder of an alias, measure by measure and sequence by sequence.
+    """Compare a model with the present holder of an alias, metric by metric and sequence by sequence.
 
-    It must have been scored on every image that the holder was scored on, and in every measure of ``rules.keep`` and ``rules.watch`` that
-    the holder has. Of ``rules.keep`` a loss must be excluded: the 95 % interval's worse end stays within the margin, which is never less
-    than the last digit that tables show. Of ``rules.watch`` no loss may be shown: the interval does not lie wholly on the worse side. Of
-    ``rules.improve`` one must be better: the interval lies beyond 0 and the sign-flip test has p of at most :data:`SIGNIFICANT`. Values
-    below chance count as chance. Cannot see: how often it was tried; of many tries, some pass by luck.
+    The model must have been scored on every image that the holder was scored on, and in every metric of ``rules.keep``
+    and ``rules.watch`` that the holder has. Values below chance count as chance. The rules:
+
+    - ``rules.keep``: a loss must be excluded. The 95 % interval's worse end stays within the margin, which is never
+    less
+      than the last digit that tables show.
+    - ``rules.watch``: no loss may be shown. The interval does not lie wholly on the worse side.
+    - ``rules.improve``: one must be better. The interval lies beyond 0 and the sign-flip test has p of at most
+      :data:`SIGNIFICANT`.
+
+    Cannot see: how often it was tried; of many tries, some pass by luck.
 
     Raises
     ------
     ConfigError
-        If the rules name a measure that there is not, or one of which neither way is better.
+        If the rules name a metric that there is not, or one of which neither direction is better.
     DataError
         If the two were not evaluated on the same images under the same conditions.
     """
     _check_rules(rules)
-    _check_alike(model, holder)
-    mine, theirs = (_of_ours(evaluated.images) for evaluated in (model, holder))
-    if lost := sorted(theirs.index.difference(mine.index)):
-        named = ", ".join(lost[:NAMED]) + (f" and {len(lost) - NAMED} more" if len(lost) > NAMED else "")
-        reason = (
-            f"{model.name} was not scored on {len(lost)} of the {len(theirs)} images that {holder.name} was scored on"
-        )
-        return Decision(False, (), f"not promoted: {reason}: {named}")
-    pairs = _paired(mine, theirs)
-    subjects = min((own["subject"].nunique() for own in pairs.values()), default=0)
+    _check_comparable(model, holder)
+    model_images = _images_of_ours(model)
+    holder_images = _images_of_ours(holder)
+    lacking = sorted(holder_images.index.difference(model_images.index))
+    if lacking:
+        named = ", ".join(lacking[:NAMED])
+        if len(lacking) > NAMED:
+            named += f" and {len(lacking) - NAMED} more"
+        scored = f"{len(lacking)} of the {len(holder_images)} images that {holder.name} was scored on"
+        return Decision(False, (), f"not promoted: {model.name} was not scored on {scored}: {named}")
+    pairs = _paired(model_images, holder_images)
+    subjects = min((images["subject"].nunique() for images in pairs.values()), default=0)
     if subjects < rules.least_subjects:
         return Decision(False, (), f"not promoted: {subjects} subjects, {rules.least_subjects} are needed to tell")
-    names = dict.fromkeys((*rules.keep, *rules.watch, *rules.improve))
-    found = [
-        _compare(sequence, name, own, (model, holder), rules, seed) for sequence, own in pairs.items() for name in names
+    comparisons = []
+    for sequence, images in pairs.items():
+        for metric in dict.fromkeys((*rules.keep, *rules.watch, *rules.improve)):
+            comparisons.append(_compare(sequence, metric, images, model, holder, rules, seed))
+    return _outcome(comparisons, rules, model.name, holder.name)
+
+
+def _outcome(comparisons: Sequence[_Comparison], rules: PromoteConfig, model: str, holder: str) -> Decision:
+    lines = tuple(f"{comparison.sequence} {comparison.text}" for comparison in comparisons)
+    objections = _objections(comparisons, rules, model)
+    improved = [
+        comparison.heading
+        for comparison in comparisons
+        if comparison.metric in rules.improve and comparison.verdict == "better"
     ]
-    return _outcome(found, rules, model.name, holder.name)
-
-
-def _outcome(found: Sequence[_Compared], rules: PromoteConfig, model: str, holder: str) -> Decision:
-    lines = tuple(f"{own.sequence} {own.text}" for own in found)
-    guards = {*rules.keep, *rules.watch}
-    sequences = dict.fromkeys(own.sequence for own in found)
-    guarded = {own.sequence for own in found if own.name in guards and own.verdict != "silent"}
-    reasons = {
-        f"{model} lacks": [own.heading for own in found if own.name in guards and own.verdict == "lacking"],
-        f"no loss beyond {100 * rules.margin:g} % is excluded for": [
-            own.heading for own in found if own.name in rules.keep and own.verdict in ("worse", "unsure")
-        ],
-        "a loss is shown for": [
-            own.heading
-            for own in found
-            if own.name in rules.watch and own.verdict == "worse" and own.name not in rules.keep
-        ],
-        "nothing that must not be worse was measured in": [
-            name for name in sequences if guards and name not in guarded
-        ],
-    }
-    said = [f"{reason} {', '.join(names)}" for reason, names in reasons.items() if names]
-    gained = [own.heading for own in found if own.name in rules.improve and own.verdict == "better"]
-    if not gained:
-        said.append(f"none of {', '.join(rules.improve)} is shown to be better")
-    if said:
-        return Decision(False, lines, f"not promoted: {'; '.join(said)}")
-    outcome = f"{model} is better than {holder} in {', '.join(gained)} and not worse where it must not be"
+    if not improved:
+        objections.append(f"none of {', '.join(rules.improve)} is shown to be better")
+    if objections:
+        return Decision(False, lines, f"not promoted: {'; '.join(objections)}")
+    outcome = f"{model} is better than {holder} in {', '.join(improved)} and not worse where it must not be"
     return Decision(True, lines, outcome)
 
 
+def _objections(comparisons: Sequence[_Comparison], rules: PromoteConfig, model: str) -> list[str]:
+    """What speaks against the model in the metrics that must not become worse."""
+    guards = {*rules.keep, *rules.watch}
+    lacking = []
+    not_excluded = []
+    lost = []
+    unguarded = dict.fromkeys(comparison.sequence for comparison in comparisons) if guards else {}
+    for comparison in comparisons:
+        if comparison.metric not in guards:
+            continue
+        if comparison.verdict != "silent":
+            unguarded.pop(comparison.sequence, None)
+        if comparison.verdict == "lacking":
+            lacking.append(comparison.heading)
+        elif comparison.metric in rules.keep and comparison.verdict in ("worse", "unsure"):
+            not_excluded.append(comparison.heading)
+        elif comparison.metric not in rules.keep and comparison.verdict == "worse":
+            lost.append(comparison.heading)
+    objections = {
+        f"{model} lacks": lacking,
+        f"no loss beyond {100 * rules.margin:g} % is excluded for": not_excluded,
+        "a loss is shown for": lost,
+        "nothing that must not be worse was measured in": list(unguarded),
+    }
+    return [f"{objection} {', '.join(names)}" for objection, names in objections.items() if names]
+
+
 def _compare(
-    sequence: str, name: str, images: pd.DataFrame, both: tuple[Evaluated, Evaluated], rules: PromoteConfig, seed: int
-) -> _Compared:
-    """Verdict and line of one measure; a figure of the whole cohort, which no image has, is shown and decides nothing."""
-    kind, has = MEASURES[name], images[f"{name}_holder"].notna()
-    lost = has & images[f"{name}_model"].isna()
-    mine, theirs = (evaluated.entries.get(sequence, {}).get(name) for evaluated in both)
-    if has.any() and lost.any():
-        text = f"{kind.heading}: not measured on {lost.sum()} of the {has.sum()} images on which the holder's was"
-        return _Compared(sequence, name, "lacking", text)
-    if has.any():
-        return _Compared(sequence, name, *_judge(name, images[has], rules, seed))
-    if theirs and not mine:
-        return _Compared(sequence, name, "lacking", f"{kind.heading}: not measured, and the holder's was")
-    if theirs and mine:
-        numbers = f"{text_of(name, mine['value'])} against {text_of(name, theirs['value'])}"
-        text = (
-            f"{kind.heading} {kind.arrow}: {numbers}, one figure for the cohort and none for an image: decides nothing"
-        )
-        return _Compared(sequence, name, "silent", text)
-    return _Compared(sequence, name, "silent", f"{kind.heading}: not measured of the holder: decides nothing")
+    sequence: str,
+    name: str,
+    images: pd.DataFrame,
+    model: Evaluated,
+    holder: Evaluated,
+    rules: PromoteConfig,
+    seed: int,
+) -> _Comparison:
+    """Verdict and line of one metric; a value of the whole cohort, which no image has, is shown and decides nothing."""
+    metric = METRICS[name]
+    holder_has = images[f"{name}_holder"].notna()
+    model_lacks = holder_has & images[f"{name}_model"].isna()
+    if model_lacks.any():
+        lacking = f"{model_lacks.sum()} of the {holder_has.sum()} images on which the holder's was"
+        return _Comparison(sequence, name, "lacking", f"{metric.heading}: not measured on {lacking}")
+    if holder_has.any():
+        verdict, text = _judge(name, images[holder_has], rules, seed)
+        return _Comparison(sequence, name, verdict, text)
+    model_entry = model.entries.get(sequence, {}).get(name)
+    holder_entry = holder.entries.get(sequence, {}).get(name)
+    if not holder_entry:
+        return _Comparison(sequence, name, "silent", f"{metric.heading}: not measured of the holder: decides nothing")
+    if not model_entry:
+        return _Comparison(sequence, name, "lacking", f"{metric.heading}: not measured, and the holder's was")
+    values = f"{text_of(name, model_entry['value'])} against {text_of(name, holder_entry['value'])}"
+    remark = "one figure for the cohort and none for an image: decides nothing"
+    return _Comparison(sequence, name, "silent", f"{metric.heading} {metric.arrow}: {values}, {remark}")
 
 
 def _judge(name: str, images: pd.DataFrame, rules: PromoteConfig, seed: int) -> tuple[Verdict, str]:
-    kind, floor = MEASURES[name], floor_of(name, images["site"].nunique())
+    """Verdict and line of a metric that both models have on the same images."""
+    metric = METRICS[name]
+    floor = floor_of(name, images["site"].nunique())
     strata = images["site"].tolist() if name in _BALANCED else None
     subjects = images["subject"].tolist()
-    mine, theirs = (kind.judged(images[f"{name}_{who}"].to_numpy()) for who in ("model", "holder"))
-    found = paired_difference(mine, theirs, subjects, seed, strata=strata, floor=floor)
-    before = max(bootstrap(theirs, subjects, seed, strata=strata).value, floor)
-    is_watched = name in rules.watch and name not in rules.keep
-    verdict = _verdict(found, kind.sign, 0 if is_watched else _allowed(name, before, rules.margin))
-    numbers = f"{text_of(name, before + found.value)} against {text_of(name, before)}"
-    numbers = f"off 1 by {numbers}" if kind.better == "one" else numbers
-    ends = f"{text_of(name, found.low)} to {text_of(name, found.high)}"
-    said = "no loss shown" if is_watched and verdict == "unsure" else verdict
-    text = f"{kind.heading} {kind.arrow}: {numbers}, difference {ends}, p {found.p:.2g}, {found.n} subjects: {said}"
+    model_values = metric.judged(images[f"{name}_model"].to_numpy())
+    holder_values = metric.judged(images[f"{name}_holder"].to_numpy())
+    difference = paired_difference(model_values, holder_values, subjects, seed, strata=strata, floor=floor)
+    before = max(bootstrap(holder_values, subjects, seed, strata=strata).value, floor)
+    is_only_watched = name in rules.watch and name not in rules.keep
+    allowed = 0 if is_only_watched else _allowed_loss(name, before, rules.margin)
+    verdict = _verdict(difference, metric.sign, allowed)
+
+    values = f"{text_of(name, before + difference.value)} against {text_of(name, before)}"
+    if metric.better == "one":
+        values = f"off 1 by {values}"
+    interval = f"{text_of(name, difference.low)} to {text_of(name, difference.high)}"
+    said = "no loss shown" if is_only_watched and verdict == "unsure" else verdict
+    text = (
+        f"{metric.heading} {metric.arrow}: {values}, difference {interval}, p {difference.p:.2g}, "
+        f"{difference.n} subjects: {said}"
+    )
     return verdict, text
 
 
-def _allowed(name: str, before: float, margin: float) -> float:
-    """Loss that passes: the margin's share of what there was, or of the measure's yardstick; at least the last digit that is shown."""
-    kind = MEASURES[name]
-    whole = abs(before) if kind.yardstick is None else kind.yardstick
-    return max(margin * whole, 10.0**-kind.digits)
+def _allowed_loss(name: str, before: float, margin: float) -> float:
+    """The margin's share of what there was, or of the metric's yardstick; at least the last digit that is shown."""
+    metric = METRICS[name]
+    whole = abs(before) if metric.yardstick is None else metric.yardstick
+    return max(margin * whole, 10.0**-metric.digits)
 
 
-def _verdict(found: Difference, sign: int, allowed: float) -> Verdict:
-    worst, best = sorted((sign * found.low, sign * found.high))
-    if worst > 0 and found.p <= SIGNIFICANT:
+def _verdict(difference: Difference, sign: int, allowed_loss: float) -> Verdict:
+    worst, best = sorted((sign * difference.low, sign * difference.high))
+    if worst > 0 and difference.p <= SIGNIFICANT:
         return "better"
-    if best < -allowed:
+    if best < -allowed_loss:
         return "worse"
-    return "kept" if worst >= -allowed else "unsure"
+    return "kept" if worst >= -allowed_loss else "unsure"
 
 
-def _of_ours(images: pd.DataFrame) -> pd.DataFrame:
+def _images_of_ours(evaluated: Evaluated) -> pd.DataFrame:
+    images = evaluated.images
     return images[images["method"] == OURS].set_index("image_id")
 
 
-def _paired(mine: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Figures of both on the images that the holder was scored on, side by side, by sequence."""
-    facts, names = theirs[["sequence", "subject", "site"]], [*MEASURES]
-    both = facts.join(mine[names].add_suffix("_model")).join(theirs[names].add_suffix("_holder"))
-    return {str(sequence): own for sequence, own in both.groupby("sequence")}
+def _paired(model_images: pd.DataFrame, holder_images: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Values of both on the images that the holder was scored on, side by side, by sequence."""
+    columns = [*METRICS]
+    paired = holder_images[["sequence", "subject", "site"]]
+    paired = paired.join(model_images[columns].add_suffix("_model"))
+    paired = paired.join(holder_images[columns].add_suffix("_holder"))
+    return {str(sequence): images for sequence, images in paired.groupby("sequence")}
 
 
-def _check_alike(model: Evaluated, holder: Evaluated) -> None:
+def _check_comparable(model: Evaluated, holder: Evaluated) -> None:
     remedy = "Run mmh evaluate for both with the same raw archive, truth, settings and version of mmh."
     if model.about["data_hash"] != holder.about["data_hash"]:
         raise DataError(f"evaluations of {model.name} and {holder.name} on different images", "the same images", remedy)
-    one, other = (evaluated.about.get("conditions") for evaluated in (model, holder))
-    names = unlike(one, other) if one and other else ["what they say of their conditions"]
-    if names:
-        received = f"evaluations of {model.name} and {holder.name} that differ in {', '.join(names)}"
+    of_model = model.about.get("conditions")
+    of_holder = holder.about.get("conditions")
+    differing = ["what they say of their conditions"]
+    if of_model and of_holder:
+        differing = differing_conditions(of_model, of_holder)
+    if differing:
+        received = f"evaluations of {model.name} and {holder.name} that differ in {', '.join(differing)}"
         raise DataError(received, "the same conditions", remedy)
 
 
 def _check_rules(rules: PromoteConfig) -> None:
     for key, names in (("improve", rules.improve), ("keep", rules.keep), ("watch", rules.watch)):
         for name in names:
-            if name not in MEASURES or not MEASURES[name].sign:
-                known = ", ".join(own for own, kind in MEASURES.items() if kind.sign)
+            if name not in METRICS or not METRICS[name].sign:
+                known = ", ".join(metric for metric in METRICS if METRICS[metric].sign)
                 raise ConfigError(f"promote.{key}: {name}", f"one of {known}", "Change promote in the YAML file.")

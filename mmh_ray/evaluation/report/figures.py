@@ -6,7 +6,7 @@ Slices are 2-D arrays as :func:`middle_slice` cuts them, scaled to 0-1 by
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -32,19 +32,21 @@ _INK, _FAINT = "#f2f2f2", "#9a9a9a"
 def middle_slice(data: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Axial slice through the middle of the brain, anterior up, the subject's left on the left; 0 outside the mask."""
     orientation = nib.orientations.io_orientation(affine)
-    brain, inside = (nib.orientations.apply_orientation(x, orientation) for x in (np.where(mask, data, 0), mask))
-    extent = np.flatnonzero(inside.any(axis=(0, 1)))
-    return np.rot90(brain[:, :, (extent[0] + extent[-1]) // 2])
+    brain = nib.orientations.apply_orientation(np.where(mask, data, 0), orientation)
+    inside = nib.orientations.apply_orientation(mask, orientation)
+    heights = np.flatnonzero(inside.any(axis=(0, 1)))
+    middle = (heights[0] + heights[-1]) // 2
+    return np.rot90(brain[:, :, middle])
 
 
 def before_after(path: str | Path, rows: Mapping[str, Sequence[np.ndarray]], sites: Sequence[str], title: str) -> None:
     """One traveler: a row per method (label → a slice per site), a column per site, one display window from 0 to 1."""
     rows = _cropped(rows)
     figure, axes = _canvas(len(rows), len(sites), title, _aspect(rows))
-    for line, (label, slices) in zip(axes, rows.items(), strict=True):
-        for ax, image in zip(line, slices, strict=True):
+    for axes_row, (label, slices) in zip(axes, rows.items(), strict=True):
+        for ax, image in zip(axes_row, slices, strict=True):
             ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        _row_label(line[0], label)
+        _row_label(axes_row[0], label)
     _column_titles(axes, sites)
     _save(figure, path)
 
@@ -61,19 +63,20 @@ def differences(
 
     Colours run from ``-limit`` to ``limit`` of the brain's intensity range, 0 is black.
     """
-    pairs = _cropped({"source": source, "harmonized": harmonized})
-    source, harmonized = pairs["source"], pairs["harmonized"]
+    cropped = _cropped({"source": source, "harmonized": harmonized})
+    source = cropped["source"]
+    harmonized = cropped["harmonized"]
     rows = {
         "harmonized\n- source": [after - before for before, after in zip(source, harmonized, strict=True)],
         f"before:\nsite - {sites[0]}": [image - source[0] for image in source],
         f"after:\nsite - {sites[0]}": [image - harmonized[0] for image in harmonized],
     }
-    figure, axes = _canvas(len(rows), len(sites), title, _aspect(rows), bar=True)
+    figure, axes = _canvas(len(rows), len(sites), title, _aspect(rows), has_bar=True)
     shown: AxesImage | None = None
-    for line, (label, slices) in zip(axes, rows.items(), strict=True):
-        for ax, image in zip(line, slices, strict=True):
+    for axes_row, (label, slices) in zip(axes, rows.items(), strict=True):
+        for ax, image in zip(axes_row, slices, strict=True):
             shown = ax.imshow(image, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest")
-        _row_label(line[0], label)
+        _row_label(axes_row[0], label)
     _column_titles(axes, sites)
     assert shown is not None
     bar = figure.colorbar(shown, ax=list(axes.flat), fraction=0.03, pad=0.02, extend="both")
@@ -92,11 +95,13 @@ def histograms(
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     edges = np.linspace(-0.1, 1.2, bins + 1)
     middles = (edges[:-1] + edges[1:]) / 2
-    colours = {site: _SITE_COLOURS[i % len(_SITE_COLOURS)] for i, site in enumerate(sorted({*before, *after}))}
-    for ax, name, values in zip(axes, ("before (raw)", "after (harmonized)"), (before, after), strict=True):
+    bin_width = edges[1] - edges[0]
+    colours = _colours({*before, *after})
+    panels = {"before (raw)": before, "after (harmonized)": after}
+    for ax, (name, values) in zip(axes, panels.items(), strict=True):
         for site, intensities in sorted(values.items()):
             counts, _ = np.histogram(intensities, edges)
-            density = _smooth(counts / (max(intensities.size, 1) * (edges[1] - edges[0])))
+            density = _smooth(counts / (max(intensities.size, 1) * bin_width))
             ax.plot(middles, density, color=colours[site], linewidth=1.8, alpha=0.9)
         _dark_axes(ax, name)
     axes[0].set_ylabel("density", color=_INK)
@@ -105,18 +110,17 @@ def histograms(
 
 
 def feature_map(path: str | Path, panels: Mapping[str, tuple[np.ndarray, Sequence[str]]], title: str) -> None:
-    """Images on a map of their features, a panel per method (label → ``(n, 2)`` places and their sites).
+    """Images on a map of their features, a panel per method: label → ``(n, 2)`` points, and the site or person of each.
 
     Distances on such a map say who is near whom, not how far; the panels have no common axes.
     """
-    sites = sorted({site for _, own in panels.values() for site in own})
-    colours = {site: _SITE_COLOURS[i % len(_SITE_COLOURS)] for i, site in enumerate(sites)}
+    colours = _colours({group for _, groups in panels.values() for group in groups})
     figure = Figure(figsize=(3.4 * len(panels), 4), facecolor="black", layout="constrained")
     figure.suptitle(title, color=_INK, fontsize=13)
-    for ax, (label, (places, own)) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
-        ax.scatter(places[:, 0], places[:, 1], c=[colours[site] for site in own], s=22, alpha=0.85, linewidths=0)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (label, (points, groups)) in zip(axes, panels.items(), strict=True):
+        point_colours = [colours[group] for group in groups]
+        ax.scatter(points[:, 0], points[:, 1], c=point_colours, s=22, alpha=0.85, linewidths=0)
         ax.set_facecolor("black")
         ax.set(xticks=[], yticks=[])
         ax.set_title(label, color=_INK, fontsize=11)
@@ -125,15 +129,22 @@ def feature_map(path: str | Path, panels: Mapping[str, tuple[np.ndarray, Sequenc
     _save(figure, path)
 
 
+def _colours(groups: Iterable[str]) -> dict[str, str]:
+    """A colour by group, in the order of their names; after eight they come again."""
+    return {group: _SITE_COLOURS[i % len(_SITE_COLOURS)] for i, group in enumerate(sorted(groups))}
+
+
 def _site_legend(figure: Figure, colours: Mapping[str, str]) -> None:
     lines = [Line2D([], [], color=colour, linewidth=3, label=site) for site, colour in colours.items()]
     columns = min(len(lines), 8)
     figure.legend(handles=lines, loc="outside lower center", ncols=columns, frameon=False, labelcolor=_INK)
 
 
-def _canvas(rows: int, columns: int, title: str, aspect: float, bar: bool = False) -> tuple[Figure, np.ndarray]:
-    width = 2.1
-    size = (width * columns + 1.1 + bar, width * aspect * rows + 0.9)
+def _canvas(rows: int, columns: int, title: str, aspect: float, has_bar: bool = False) -> tuple[Figure, np.ndarray]:
+    """A black figure with a grid of empty axes; ``aspect`` is height over width of a slice."""
+    slice_inches = 2.1
+    bar_inches = 1 if has_bar else 0
+    size = (slice_inches * columns + 1.1 + bar_inches, slice_inches * aspect * rows + 0.9)
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0, hspace=0)
     figure = Figure(figsize=size, facecolor="black", layout=layout)
     figure.suptitle(title, color=_INK, fontsize=13)
@@ -146,18 +157,27 @@ def _canvas(rows: int, columns: int, title: str, aspect: float, bar: bool = Fals
 
 
 def _aspect(rows: Mapping[str, Sequence[np.ndarray]]) -> float:
-    heights, widths = zip(*(image.shape for slices in rows.values() for image in slices), strict=True)
-    return max(heights) / max(widths)
+    shapes = [image.shape for slices in rows.values() for image in slices]
+    tallest = max(height for height, _ in shapes)
+    widest = max(width for _, width in shapes)
+    return tallest / widest
 
 
-def _cropped(rows: Mapping[str, Sequence[np.ndarray]], margin: int = 2) -> dict[str, list[np.ndarray]]:
+def _cropped(rows: Mapping[str, Sequence[np.ndarray]]) -> dict[str, list[np.ndarray]]:
     """Slices without the empty border that all of one site (column) share; they stay comparable voxel by voxel."""
-    columns = []
-    for column in zip(*rows.values(), strict=True):
-        filled = np.any([image != 0 for image in column], axis=0)
-        filled = filled if filled.any() else np.ones_like(filled)
-        columns.append(box_of(filled, margin))
-    return {label: [image[box] for image, box in zip(slices, columns, strict=True)] for label, slices in rows.items()}
+    boxes = [_filled_box(column) for column in zip(*rows.values(), strict=True)]
+    cropped = {}
+    for label, slices in rows.items():
+        cropped[label] = [image[box] for image, box in zip(slices, boxes, strict=True)]
+    return cropped
+
+
+def _filled_box(images: Sequence[np.ndarray], margin: int = 2) -> tuple[slice, ...]:
+    """Rows and columns in which any of the images is not 0, and a margin; all of them where every image is empty."""
+    is_filled = np.any([image != 0 for image in images], axis=0)
+    if not is_filled.any():
+        is_filled = np.ones_like(is_filled)
+    return box_of(is_filled, margin)
 
 
 def _row_label(ax: Axes, label: str) -> None:

@@ -7,43 +7,47 @@ from collections.abc import Mapping
 from rich.console import Group
 from rich.table import Table
 
-from mmh_ray.evaluation.metrics.label_metrics import LABEL_MEASURES
-from mmh_ray.evaluation.metrics.registry import MEASURES, OURS, ordered, shown_name, text_of
+from mmh_ray.evaluation.metrics.label_metrics import LABEL_METRICS
+from mmh_ray.evaluation.metrics.registry import METRICS, OURS, ordered, shown_name, text_of
 
 Means = Mapping[str, float]
-"""Mean by measure over a site's images, and their number as ``n``."""
+"""Mean by metric over a site's images, and their number as ``n``."""
 
 
 def labels_table(labels: Mapping[str, Mapping[str, Mapping[str, Means]]]) -> Group:
-    """One rich table per sequence: a row per site and method, a column per measure.
+    """One rich table per sequence: a row per site and method, a column per metric.
 
     Parameters
     ----------
     labels:
         ``{sequence: {method: {site: means}}}``, the ``about.labels`` of an evaluation.
     """
-    return Group(*(_of_sequence(sequence, methods) for sequence, methods in labels.items()))
+    return Group(*(_sequence_table(sequence, methods) for sequence, methods in labels.items()))
 
 
 def site_lines(methods: Mapping[str, Mapping[str, Means]]) -> list[tuple[str, str, Means]]:
     """Site, method and means, methods of one site one after the other, in the order of all tables."""
-    sites = sorted({site for own in methods.values() for site in own})
-    places = [(site, method) for site in sites for method in ordered(methods)]
-    return [(site, method, methods[method][site]) for site, method in places if site in methods[method]]
+    sites = {site for means_by_site in methods.values() for site in means_by_site}
+    lines = []
+    for site in sorted(sites):
+        for method in ordered(methods):
+            if site in methods[method]:
+                lines.append((site, method, methods[method][site]))
+    return lines
 
 
-def _of_sequence(sequence: str, methods: Mapping[str, Mapping[str, Means]]) -> Table:
+def _sequence_table(sequence: str, methods: Mapping[str, Mapping[str, Means]]) -> Table:
     table = Table(title=f"{sequence}: labelled tissues by site")
     for heading in ("site", "method"):
         table.add_column(heading, no_wrap=True)
     table.add_column("images", justify="right")
-    for measure in LABEL_MEASURES:
-        table.add_column(f"{MEASURES[measure].heading} {MEASURES[measure].arrow}".strip(), justify="right")
-    shown = None
+    for metric in LABEL_METRICS:
+        table.add_column(f"{METRICS[metric].heading} {METRICS[metric].arrow}".strip(), justify="right")
+    previous_site = None
     for site, method, means in site_lines(methods):
-        if shown not in (None, site):
+        if previous_site not in (None, site):
             table.add_section()
-        shown = site
-        cells = [text_of(name, means[name]) if name in means else "-" for name in LABEL_MEASURES]
+        previous_site = site
+        cells = [text_of(name, means[name]) if name in means else "-" for name in LABEL_METRICS]
         table.add_row(site, shown_name(method), str(means["n"]), *cells, style="bold" if method == OURS else None)
     return table

@@ -6,31 +6,43 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmh_ray.evaluation.metrics.label_metrics import LABEL_MEASURES
-from mmh_ray.evaluation.metrics.registry import GROUPS, MEASURES, OURS, Kind, ordered, shown_name, text_of
+from mmh_ray.evaluation.metrics.label_metrics import LABEL_METRICS
+from mmh_ray.evaluation.metrics.registry import GROUPS, METRICS, OURS, Metric, ordered, shown_name, text_of
 from mmh_ray.evaluation.report.labels_table import site_lines
 from mmh_ray.evaluation.report.narrative import sentences, verdicts, where_it_beats_ours
-from mmh_ray.evaluation.statistics.summary import by_sequence
+from mmh_ray.evaluation.statistics.summary import NO_METHODS, by_sequence
 from mmh_ray.html_page import data_uri, write_page
 
 PROBLEMS = 200
-"""Most problems listed; evaluation.json holds them all."""
+"""Most problems listed; `evaluation.json` holds them all."""
 
 CAPTIONS = {
     "before_after": "Axial slices, each scaled by its own percentiles; one window for all.",
     "differences": "What harmonizing changed, and what is left between sites.",
-    "dissimilarity": "Where the structure differs from the scan's: black 0 (the same), grey one half (unrelated), white 1 (inverted).",
+    "dissimilarity": "Where the structure differs from the scan's: "
+    "black 0 (the same), grey one half (unrelated), white 1 (inverted).",
     "histograms": "Brain intensities by site, each image scaled by its own percentiles.",
     "umap": "The same images, placed by UMAP.",
     "map_people": "Persons who were scanned several times, each in a colour: their images should lie together.",
-    "map": "Every dot is an image. Sites that lie apart can be told apart; a good method mixes them and keeps persons together.",
+    "map": "Every dot is an image. Sites that lie apart can be told apart; "
+    "a good method mixes them and keeps persons together.",
 }
-
-Row = Mapping[str, Any]
 
 
 class Cell(NamedTuple):
-    """A value with its interval as text, what it is sorted by, and how ours compares: better, worse, even or nothing."""
+    """A value of the table.
+
+    Attributes
+    ----------
+    text, interval:
+        The value, and below it its interval.
+    value:
+        What the table is sorted by.
+    verdict:
+        How ours compares: better, worse, even or nothing.
+    title:
+        What shows where somebody points at the cell.
+    """
 
     text: str
     interval: str
@@ -49,18 +61,28 @@ class Line(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One table: the measures of a group for every method of a sequence."""
+    """One table: the metrics of a group for every method of a sequence."""
 
     question: str
-    kinds: list[Kind]
-    rows: list[Line]
+    metrics: list[Metric]
+    lines: list[Line]
     chance: float | None
+
+
+class SiteMeans(NamedTuple):
+    """Mean noise and smoothness over a site's images under one method; None where unknown."""
+
+    sequence: str
+    site: str
+    method: str
+    noise: float | None
+    smoothness_mm: float | None
 
 
 def write_evaluation_report(
     path: str | Path,
     evaluation: Mapping[str, Any],
-    by_site: Sequence[Row],
+    by_site: Sequence[SiteMeans],
     pictures: Mapping[str, Mapping[str, Path]],
 ) -> None:
     """Write the page, whole or not at all.
@@ -70,26 +92,27 @@ def write_evaluation_report(
     evaluation:
         As `evaluation.json` holds it.
     by_site:
-        Rows of ``sequence, site, method, noise, smoothness_mm``: means over the site's images.
+        Of every sequence, site and method.
     pictures:
         PNG files by sequence and kind; they become part of the page.
     """
     sequences = list(by_sequence(evaluation))
     about = evaluation["about"]
+    captioned = {}
+    for sequence, files in pictures.items():
+        captioned[sequence] = [(CAPTIONS[kind], data_uri(file)) for kind, file in files.items()]
     context = {
         "about": about,
         "sequences": sequences,
-        "sentences": {name: sentences(evaluation, name) for name in sequences},
-        "blocks": {name: blocks(evaluation, name) for name in sequences},
-        "pictures": {
-            name: [(CAPTIONS[kind], data_uri(file)) for kind, file in own.items()] for name, own in pictures.items()
-        },
+        "sentences": {sequence: sentences(evaluation, sequence) for sequence in sequences},
+        "blocks": {sequence: blocks(evaluation, sequence) for sequence in sequences},
+        "pictures": captioned,
         "sites": _site_rows(by_site),
         "labels": _label_rows(about.get("labels", {})),
-        "label_kinds": [MEASURES[name] for name in LABEL_MEASURES],
+        "label_metrics": [METRICS[metric] for metric in LABEL_METRICS],
         "problems": about["problems"][:PROBLEMS],
         "other_problems": len(about["problems"][PROBLEMS:]),
-        "kinds": MEASURES,
+        "metrics": METRICS,
         "times": _times(about["processor_seconds"]),
         "has_ours": OURS in evaluation,
     }
@@ -98,76 +121,122 @@ def write_evaluation_report(
 
 
 def blocks(evaluation: Mapping[str, Any], sequence: str) -> list[Block]:
-    """The tables of a sequence, without measures that no method has."""
-    methods = [name for name in ordered(evaluation.keys() - {"about", "differences"}) if sequence in evaluation[name]]
-    found = []
+    """The tables of a sequence, without metrics that no method has."""
+    methods = ordered(evaluation.keys() - NO_METHODS)
+    methods = [method for method in methods if sequence in evaluation[method]]
+    tables = []
     for group, question in GROUPS.items():
-        names = [name for name, kind in MEASURES.items() if kind.group == group]
-        names = [name for name in names if any(name in evaluation[method][sequence] for method in methods)]
+        names = []
+        for name, metric in METRICS.items():
+            is_measured = any(name in evaluation[method][sequence] for method in methods)
+            if metric.group == group and is_measured:
+                names.append(name)
         if not names:
             continue
-        rows = []
-        for method in methods:
-            cells = [_cell(evaluation, method, sequence, name) for name in names]
-            if any(cell.value is not None for cell in cells):
-                won = where_it_beats_ours(evaluation, sequence, method, names)
-                rows.append(Line(shown_name(method), method == OURS, cells, won))
-        chances = {evaluation[method][sequence].get(name, {}).get("chance") for method in methods for name in names}
-        chance = max(chances - {None}, default=None) if group == "site" else None
-        found.append(Block(question, [MEASURES[name] for name in names], rows, chance))
-    return found
+        lines = _lines(evaluation, sequence, methods, names)
+        chance = _chance(evaluation, sequence, methods, names) if group == "site" else None
+        tables.append(Block(question, [METRICS[name] for name in names], lines, chance))
+    return tables
 
 
-def _cell(evaluation: Mapping[str, Any], method: str, sequence: str, name: str) -> Cell:
-    found = evaluation[method][sequence].get(name)
-    if found is None:
-        return Cell("\N{EN DASH}", "", None, "", "not measured")
-    ends = [found["low"], found["high"]]
-    interval = "" if None in ends else " to ".join(text_of(name, end) for end in ends)
-    difference = evaluation["differences"].get(method, {}).get(sequence, {}).get(name)
-    title = f"{found['n']} subjects" + (_against(name, difference) if difference else "")
-    verdict = verdicts(evaluation, sequence, method).get(name, "")
-    return Cell(text_of(name, found["value"]), interval, found["value"], verdict, title)
+def _lines(evaluation: Mapping[str, Any], sequence: str, methods: Sequence[str], metrics: Sequence[str]) -> list[Line]:
+    """A line per method that has any of the metrics."""
+    lines = []
+    for method in methods:
+        cells = [_cell(evaluation, method, sequence, metric) for metric in metrics]
+        if any(cell.value is not None for cell in cells):
+            beats_ours_in = where_it_beats_ours(evaluation, sequence, method, metrics)
+            lines.append(Line(shown_name(method), method == OURS, cells, beats_ours_in))
+    return lines
 
 
-def _against(name: str, difference: Mapping[str, Any]) -> str:
-    ends = (
-        ""
-        if difference["low"] is None
-        else f" ({text_of(name, difference['low'])} to {text_of(name, difference['high'])})"
+def _chance(
+    evaluation: Mapping[str, Any], sequence: str, methods: Sequence[str], metrics: Sequence[str]
+) -> float | None:
+    """What guessing the site reaches; None where no probe says so."""
+    chances = []
+    for method in methods:
+        for metric in metrics:
+            chance = evaluation[method][sequence].get(metric, {}).get("chance")
+            if chance is not None:
+                chances.append(chance)
+    return max(chances, default=None)
+
+
+def _cell(evaluation: Mapping[str, Any], method: str, sequence: str, metric: str) -> Cell:
+    entry = evaluation[method][sequence].get(metric)
+    if entry is None:
+        return Cell(text="\N{EN DASH}", interval="", value=None, verdict="", title="not measured")
+    interval = ""
+    if entry["low"] is not None and entry["high"] is not None:
+        interval = f"{text_of(metric, entry['low'])} to {text_of(metric, entry['high'])}"
+    title = f"{entry['n']} subjects"
+    difference = evaluation["differences"].get(method, {}).get(sequence, {}).get(metric)
+    if difference:
+        title += _difference_to_ours(metric, difference)
+    return Cell(
+        text=text_of(metric, entry["value"]),
+        interval=interval,
+        value=entry["value"],
+        verdict=verdicts(evaluation, sequence, method).get(metric, ""),
+        title=title,
     )
-    chance = "" if difference["p"] is None else f", p {difference['p']:.3g}"
-    return f"; ours minus this: {text_of(name, difference['value'])}{ends}{chance}"
 
 
-def _site_rows(by_site: Sequence[Row]) -> list[dict[str, Any]]:
-    place = {name: i for i, name in enumerate(ordered({row["method"] for row in by_site}))}
-    rows = sorted(by_site, key=lambda row: (row["sequence"], place[row["method"]], str(row["site"])))
-    shown = []
-    for row in rows:
-        cells = {
-            name: None if row[name] is None else (text_of(name, row[name]), row[name])
-            for name in ("noise", "smoothness_mm")
-        }
-        shown.append({**row, **cells, "method": shown_name(row["method"])})
-    return shown
+def _difference_to_ours(metric: str, difference: Mapping[str, Any]) -> str:
+    text = f"; ours minus this: {text_of(metric, difference['value'])}"
+    if difference["low"] is not None:
+        text += f" ({text_of(metric, difference['low'])} to {text_of(metric, difference['high'])})"
+    if difference["p"] is not None:
+        text += f", p {difference['p']:.3g}"
+    return text
+
+
+def _site_rows(by_site: Sequence[SiteMeans]) -> list[dict[str, Any]]:
+    """Sequence, method, site and two cells; methods in the order of all tables."""
+    methods = ordered({means.method for means in by_site})
+    in_order = sorted(by_site, key=lambda means: (means.sequence, methods.index(means.method), str(means.site)))
+    rows = []
+    for means in in_order:
+        rows.append(
+            {
+                "sequence": means.sequence,
+                "site": means.site,
+                "method": shown_name(means.method),
+                "noise": _sortable("noise", means.noise),
+                "smoothness_mm": _sortable("smoothness_mm", means.smoothness_mm),
+            }
+        )
+    return rows
 
 
 def _label_rows(labels: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Sequence, site, method, images and a cell per measure of the tissues that others drew; None where it is lacking."""
-    shown = []
+    """Sequence, site, method, images and a cell per metric of the tissues that others drew."""
+    rows = []
     for sequence, methods in labels.items():
         for site, method, means in site_lines(methods):
-            cells = [(text_of(name, means[name]), means[name]) if name in means else None for name in LABEL_MEASURES]
-            facts = {"sequence": sequence, "site": site, "method": shown_name(method), "images": means["n"]}
-            shown.append({**facts, "cells": cells})
-    return shown
+            rows.append(
+                {
+                    "sequence": sequence,
+                    "site": site,
+                    "method": shown_name(method),
+                    "images": means["n"],
+                    "cells": [_sortable(metric, means.get(metric)) for metric in LABEL_METRICS],
+                }
+            )
+    return rows
 
 
-def _times(seconds: Mapping[str, Mapping[str, float]]) -> list[tuple[str, float, int, float]]:
-    """Measure, processor seconds a call, calls, seconds in all; the dearest first."""
-    rows = [
-        (name, own["seconds"] / max(own["calls"], 1), int(own["calls"]), own["seconds"])
-        for name, own in seconds.items()
-    ]
+def _sortable(metric: str, value: float | None) -> tuple[str, float] | None:
+    """Text of a cell, and what it is sorted by; None where there is no value."""
+    return None if value is None else (text_of(metric, value), value)
+
+
+def _times(processor_seconds: Mapping[str, Mapping[str, float]]) -> list[tuple[str, float, int, float]]:
+    """Metric, processor seconds a call, calls, seconds in all; the most expensive first."""
+    rows = []
+    for metric, spent in processor_seconds.items():
+        seconds = spent["seconds"]
+        calls = int(spent["calls"])
+        rows.append((metric, seconds / max(calls, 1), calls, seconds))
     return sorted(rows, key=lambda row: -row[3])

@@ -8,53 +8,63 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mmh_ray.evaluation.metrics.registry import MEASURES, OURS, SIMPLE, ordered, shown_name, text_of
+from mmh_ray.evaluation.metrics.registry import METRICS, OURS, SIMPLE, ordered, shown_name, text_of
 
-Results = Mapping[str, Mapping[str, Mapping[str, float | None]]]
-"""``{sequence: {method: {measure: value}}}``; None, or no key, where a measure cannot be had."""
+MethodValues = Mapping[str, Mapping[str, float | None]]
+"""``{method: {metric: value}}``; None, or no key, where a metric cannot be had."""
+
+Results = Mapping[str, MethodValues]
+"""The same by sequence."""
 
 COLUMNS = ("site_probe", "psnr", "ssim", "w1", "truth_nrmse", "gradient_correlation", "tissue_contrast")
-"""Measures that fit into a terminal; the report has all."""
+"""Metrics that fit into a terminal; the report has all."""
 
 
-def best_baseline(methods: Mapping[str, Mapping[str, float | None]], measure: str) -> str | None:
-    """The simple method with the best value of a measure; None when none has one."""
-    values = {name: row.get(measure) for name, row in methods.items() if name in SIMPLE}
-    known = {name: value for name, value in values.items() if value is not None}
-    if not known:
+def best_baseline(methods: MethodValues, metric: str) -> str | None:
+    """The simple method with the best value of a metric; None when none has one."""
+    worth: dict[str, float] = {}
+    for method in methods:
+        value = methods[method].get(metric)
+        if method in SIMPLE and value is not None:
+            worth[method] = _worth(metric, value)
+    if not worth:
         return None
-    kind = MEASURES[measure]
-    return max(known, key=lambda name: kind.sign * kind.judged(known[name]))
+    return max(worth, key=lambda method: worth[method])
 
 
 def as_table(results: Results, columns: Sequence[str] = COLUMNS) -> Group:
-    """One rich table per sequence with a column per measure; arrows show the better way, an asterisk the best simple baseline.
+    """One rich table per sequence with a column per metric; arrows show the better direction.
 
-    Print it with ``rich.console.Console().print(as_table(results))``.
+    An asterisk stands at the best simple baseline. Print with ``rich.console.Console().print(as_table(results))``.
     """
-    return Group(*(_one(sequence, methods, columns) for sequence, methods in results.items()))
+    return Group(*(_sequence_table(sequence, methods, columns) for sequence, methods in results.items()))
 
 
-def _one(sequence: str, methods: Mapping[str, Mapping[str, float | None]], columns: Sequence[str]) -> Table:
+def _sequence_table(sequence: str, methods: MethodValues, columns: Sequence[str]) -> Table:
     table = Table(title=sequence, caption="* best simple method; green: ours is better")
     table.add_column("method", no_wrap=True)
-    for measure in columns:
-        table.add_column(f"{MEASURES[measure].heading} {MEASURES[measure].arrow}", justify="right")
-    best = {measure: best_baseline(methods, measure) for measure in columns}
-    for name in ordered(methods):
-        cells = [_cell(methods, name, measure, best[measure]) for measure in columns]
-        table.add_row(shown_name(name), *cells, style="bold" if name == OURS else None)
+    for metric in columns:
+        table.add_column(f"{METRICS[metric].heading} {METRICS[metric].arrow}", justify="right")
+    best = {metric: best_baseline(methods, metric) for metric in columns}
+    for method in ordered(methods):
+        cells = [_cell(methods, method, metric, best[metric]) for metric in columns]
+        table.add_row(shown_name(method), *cells, style="bold" if method == OURS else None)
     return table
 
 
-def _cell(methods: Mapping[str, Mapping[str, float | None]], name: str, measure: str, best: str | None) -> Text:
-    value = methods[name].get(measure)
+def _cell(methods: MethodValues, method: str, metric: str, best: str | None) -> Text:
+    value = methods[method].get(metric)
     if value is None:
         return Text("-", style="dim")
-    text = Text(text_of(measure, value))
-    if name == best:
+    text = Text(text_of(metric, value))
+    if method == best:
         return text.append(" *")
-    rival, kind = methods[best].get(measure) if best else None, MEASURES[measure]
-    if name == OURS and rival is not None and kind.sign * (kind.judged(value) - kind.judged(rival)) > 0:
+    rival = methods[best].get(metric) if best else None
+    if method == OURS and rival is not None and _worth(metric, value) > _worth(metric, rival):
         text.stylize("green")
     return text
+
+
+def _worth(metric: str, value: float) -> float:
+    """A value whose more is better."""
+    return METRICS[metric].sign * METRICS[metric].judged(value)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmh_ray.errors import DataError
-from mmh_ray.evaluation.inputs.labels import Drawn, read_drawn
+from mmh_ray.evaluation.inputs.labels import LabelMap, read_label_map
 from mmh_ray.imaging.volume import Volume, write_volume
 
 pytestmark = pytest.mark.fast
@@ -38,11 +38,11 @@ def _numbered(tissues: np.ndarray, numbers: tuple[int, int, int]) -> np.ndarray:
     return np.array([0, *numbers])[tissues]
 
 
-def _read(folder: Path, labels: np.ndarray, scan: Volume, affine: np.ndarray = AFFINE, **given: Any) -> Drawn:
+def _read(folder: Path, labels: np.ndarray, scan: Volume, affine: np.ndarray = AFFINE, **given: Any) -> LabelMap:
     path = folder / "sub-1_dseg.nii.gz"
     write_volume(Volume(labels.astype(np.float32), affine), path, np.int16)
     mask, sequence = given.pop("mask", scan.data > 0), given.pop("sequence", "T1w")
-    return read_drawn(str(path), scan, mask, sequence, **given)
+    return read_label_map(str(path), scan, mask, sequence, **given)
 
 
 @pytest.mark.parametrize(
@@ -193,11 +193,11 @@ def test_probabilities_empty_maps_and_no_image_are_refused(tmp_path: Path, tissu
     path, scan = tmp_path / "sub-1_dseg.nii.gz", _scan(tissues)
     write_volume(Volume(tissues * np.float32(0.3), AFFINE), path)
     with pytest.raises(DataError, match="fractions"):
-        read_drawn(str(path), scan, tissues > 0, "T1w", "tissues")
+        read_label_map(str(path), scan, tissues > 0, "T1w", "tissues")
     with pytest.raises(DataError, match="constant image"):
         _read(tmp_path, np.zeros(SHAPE), scan)
     with pytest.raises(DataError, match="without grey and white matter"):
         _read(tmp_path, tissues == 1, scan, table="tissues")
     path.write_bytes(b"no image")
     with pytest.raises(DataError, match="unreadable"):
-        read_drawn(str(path), scan, tissues > 0, "T1w")
+        read_label_map(str(path), scan, tissues > 0, "T1w")

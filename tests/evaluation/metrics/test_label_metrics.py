@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmh_ray.evaluation.inputs.labels import Drawn
+from mmh_ray.evaluation.inputs.labels import LabelMap
 from mmh_ray.evaluation.metrics.label_metrics import (
-    LABEL_MEASURES,
+    LABEL_METRICS,
     Medians,
     auc,
-    drawn_measures,
+    label_metrics,
     median_change,
     median_contrast,
     medians,
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.fast
 
 
 @pytest.fixture
-def drawn() -> Drawn:
+def drawn() -> LabelMap:
     """A thousand voxels of each tissue."""
     tissues = np.zeros((10, 40, 10), np.uint8)
     tissues.reshape(10, 4, 10, 10)[:] = np.arange(4, dtype=np.uint8)[:, None, None]
-    return Drawn(tissues, "tissues", 0.9, {})
+    return LabelMap(tissues, "tissues", 0.9, {})
 
 
-def _image(drawn: Drawn, csf: float, gm: float, wm: float) -> np.ndarray:
+def _image(drawn: LabelMap, csf: float, gm: float, wm: float) -> np.ndarray:
     return np.array([0, csf, gm, wm], np.float32)[drawn.tissues]
 
 
@@ -68,43 +68,43 @@ def test_contrast_of_constructed_sets() -> None:
     ("sequence", "look"),
     [("T1w", (0.2, 0.7, 1.0)), ("T2w", (1.5, 1.0, 0.7)), ("FLAIR", (0.1, 1.0, 0.7)), ("PDw", (0.9, 1.0, 0.7))],
 )
-def test_every_sequence_has_its_direction_and_1_is_best(drawn: Drawn, sequence: str, look) -> None:
-    functions = drawn_measures(_image(drawn, *look), drawn.tissues, drawn, sequence)
+def test_every_sequence_has_its_direction_and_1_is_best(drawn: LabelMap, sequence: str, look) -> None:
+    functions = label_metrics(_image(drawn, *look), drawn.tissues, drawn, sequence)
     found = {name: function() for name, function in functions.items()}
     assert found["label_auc_wm"] == 1
     assert found["label_contrast"] == pytest.approx(0.3)
     assert found["label_dice"] == 1
     assert found["label_inside"] == 0.9
-    assert found.keys() == {*LABEL_MEASURES} - ({"label_auc_csf"} if sequence == "PDw" else set())
+    assert found.keys() == {*LABEL_METRICS} - ({"label_auc_csf"} if sequence == "PDw" else set())
     assert found.get("label_auc_csf", 1) == 1
-    inverted = drawn_measures(2 - _image(drawn, *look), drawn.tissues, drawn, sequence)
+    inverted = label_metrics(2 - _image(drawn, *look), drawn.tissues, drawn, sequence)
     assert inverted["label_auc_wm"]() == 0
     assert inverted["label_contrast"]() < 0
 
 
-def test_contrast_to_noise_is_in_standard_deviations(drawn: Drawn, rng) -> None:
+def test_contrast_to_noise_is_in_standard_deviations(drawn: LabelMap, rng) -> None:
     image = _image(drawn, 0.2, 0.7, 1.0) + rng.normal(0, 0.1, drawn.tissues.shape)
-    found = drawn_measures(image, None, drawn, "T1w")
+    found = label_metrics(image, None, drawn, "T1w")
     assert found["label_cnr"]() == pytest.approx(3, rel=0.1)
     assert found["label_auc_wm"]() == pytest.approx(0.983, abs=0.005)  # Φ(3 / √2)
     assert "label_dice" not in found
 
 
-def test_tissues_that_were_not_drawn_and_other_sequences_have_no_figures(drawn: Drawn) -> None:
+def test_tissues_that_were_not_drawn_and_other_sequences_have_no_figures(drawn: LabelMap) -> None:
     image = _image(drawn, 0.2, 0.7, 1.0)
-    some = Drawn(drawn.tissues * (drawn.tissues > 1), "tissues", 1.0, {})
-    assert drawn_measures(image, None, some, "T1w").keys() == {
+    some = LabelMap(drawn.tissues * (drawn.tissues > 1), "tissues", 1.0, {})
+    assert label_metrics(image, None, some, "T1w").keys() == {
         "label_auc_wm",
         "label_contrast",
         "label_cnr",
         "label_inside",
     }
-    grey = Drawn(2 * (drawn.tissues == 2).astype(np.uint8), "tissues", 1.0, {})
-    assert drawn_measures(image, None, grey, "T1w").keys() == {"label_inside"}
-    assert drawn_measures(image, None, drawn, "bold").keys() == {"label_cnr", "label_inside"}
+    grey = LabelMap(2 * (drawn.tissues == 2).astype(np.uint8), "tissues", 1.0, {})
+    assert label_metrics(image, None, grey, "T1w").keys() == {"label_inside"}
+    assert label_metrics(image, None, drawn, "bold").keys() == {"label_cnr", "label_inside"}
 
 
-def test_mixture_dice_is_of_grey_and_white_where_something_was_drawn(drawn: Drawn) -> None:
+def test_mixture_dice_is_of_grey_and_white_where_something_was_drawn(drawn: LabelMap) -> None:
     labels = drawn.tissues
     assert mixture_dice(labels, labels) == 1
     assert mixture_dice(np.where(labels == 0, 2, labels), labels) == 1  # deep grey, which was not drawn, found as grey
@@ -114,10 +114,10 @@ def test_mixture_dice_is_of_grey_and_white_where_something_was_drawn(drawn: Draw
     assert mixture_dice(np.ones_like(labels), labels) == 0
 
 
-def test_medians_and_their_change(drawn: Drawn) -> None:
+def test_medians_and_their_change(drawn: LabelMap) -> None:
     first = medians(_image(drawn, 0.1, 0.6, 0.9), drawn)
     assert first == pytest.approx(("tissues", 0.1, 0.6, 0.9))
-    assert first.reach == pytest.approx(0.8)
+    assert first.fluid_to_white == pytest.approx(0.8)
     second = first._replace(gm=0.64, wm=0.88)
     assert median_change(first, second) == pytest.approx((0.04 + 0.02) / 2 / 0.79)
     assert median_change(first, first) == 0

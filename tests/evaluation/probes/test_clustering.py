@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from math import comb
+
 import numpy as np
 import pytest
 from scipy.stats import chisquare
-from sklearn.metrics import adjusted_rand_score, silhouette_score
+from sklearn.metrics import silhouette_score
 
 from mmh_ray.evaluation.probes.clustering import (
     adjusted_rand,
@@ -46,11 +49,23 @@ def test_adjusted_rand_is_1_for_sites_far_apart_and_0_for_labels_dealt_at_random
     assert abs(adjusted_rand(_cohort(20), rng.permutation(SITE))) < 0.05
 
 
-def test_agreement_is_scikit_learns(rng):
-    for groups in (1, 2, 3, 20):
-        clusters, labels = rng.integers(groups, size=20), rng.choice(["a", "b", "c"], size=20)
-        assert agreement(clusters, labels) == pytest.approx(adjusted_rand_score(labels, clusters))
-    assert agreement(np.arange(5), np.arange(5)) == adjusted_rand_score(range(5), range(5)) == 1
+def _pairs(codes) -> int:
+    """Pairs of images of one code."""
+    return sum(comb(count, 2) for count in Counter(codes).values())
+
+
+def test_agreement_is_that_of_pairs_beyond_chance(rng):
+    for groups in (2, 3, 20):
+        clusters = rng.integers(groups, size=20)
+        labels = rng.choice(["a", "b", "c"], size=20)
+        together = _pairs(zip(clusters.tolist(), labels.tolist(), strict=True))
+        in_clusters = _pairs(clusters.tolist())
+        in_labels = _pairs(labels.tolist())
+        chance = in_clusters * in_labels / comb(20, 2)
+        most = (in_clusters + in_labels) / 2
+        assert agreement(clusters, labels) == pytest.approx((together - chance) / (most - chance), abs=1e-9)
+    assert agreement(np.arange(5), np.arange(5)) == 1
+    assert agreement(np.zeros(5), np.array(["a"] * 5)) == 1
 
 
 def test_lisi_is_0_apart_and_that_of_labels_dealt_at_random_mixed(rng):

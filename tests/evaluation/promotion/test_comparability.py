@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from mmh_ray.config import Config, EvaluateConfig
-from mmh_ray.evaluation.metrics import MEASURES_VERSION
-from mmh_ray.evaluation.promotion.comparability import conditions, unlike
+from mmh_ray.evaluation.inputs.records import ImageRecord
+from mmh_ray.evaluation.metrics import METRICS_VERSION
+from mmh_ray.evaluation.promotion.comparability import conditions, differing_conditions
 
 pytestmark = pytest.mark.fast
 
-ROW = {"image_id": "i", "subject": "1", "site": "a", "sequence": "T1w", "age": 30.0, "sex": "F", "mask_uri": None}
+RECORD = ImageRecord("i", "1", "a", "T1w", age=30.0, sex="F")
 
 
 @pytest.fixture
@@ -26,25 +27,29 @@ def truth(tmp_path: Path) -> Path:
 def test_the_same_again_is_alike_and_each_change_is_named(truth: Path, tmp_path: Path) -> None:
     config, mask = Config(), tmp_path / "mask.nii.gz"
     mask.write_bytes(b"1")
-    found = conditions([ROW], str(truth), config)
-    assert unlike(found, conditions([dict(ROW)], str(truth), config)) == []
+    found = conditions([RECORD], str(truth), config)
+    assert differing_conditions(found, conditions([replace(RECORD)], str(truth), config)) == []
     other = replace(config, evaluate=EvaluateConfig(cnn="none", seed=1))
-    assert unlike(found, conditions([ROW], str(truth), other)) == ["cnn", "seed", "style"]
+    assert differing_conditions(found, conditions([RECORD], str(truth), other)) == ["cnn", "seed", "style"]
     other = replace(config, style=replace(config.style, slices=3))
-    assert unlike(found, conditions([ROW], str(truth), other)) == ["style"]
-    assert unlike(found, conditions([ROW | {"site": "b"}], str(truth), config)) == ["facts"]
+    assert differing_conditions(found, conditions([RECORD], str(truth), other)) == ["style"]
+    assert differing_conditions(found, conditions([replace(RECORD, site="b")], str(truth), config)) == ["facts"]
     for kind in ("mask_uri", "lesion_uri"):
-        assert unlike(found, conditions([ROW | {kind: str(mask)}], str(truth), config)) == ["masks"]
-    assert unlike(found, conditions([ROW | {"labels_uri": str(mask)}], str(truth), config)) == ["labels"]
+        assert differing_conditions(found, conditions([replace(RECORD, **{kind: str(mask)})], str(truth), config)) == [
+            "masks"
+        ]
+    assert differing_conditions(found, conditions([replace(RECORD, labels_uri=str(mask))], str(truth), config)) == [
+        "labels"
+    ]
     other = replace(config, evaluate=EvaluateConfig(label_table="dlmuse"))
-    assert unlike(found, conditions([ROW], str(truth), other)) == ["label_table"]
-    assert unlike(found, conditions([ROW], None, config)) == ["truth"]
+    assert differing_conditions(found, conditions([RECORD], str(truth), other)) == ["label_table"]
+    assert differing_conditions(found, conditions([RECORD], None, config)) == ["truth"]
     next(truth.rglob("*.nii.gz")).write_bytes(b"123")
-    assert unlike(found, conditions([ROW], str(truth), config)) == ["truth"]
-    assert unlike(found, {name: own for name, own in found.items() if name != "measures"}) == ["measures"]
+    assert differing_conditions(found, conditions([RECORD], str(truth), config)) == ["truth"]
+    assert differing_conditions(found, {name: own for name, own in found.items() if name != "measures"}) == ["measures"]
 
 
 def test_figures_of_other_measures_are_not_comparable(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = conditions([ROW], None, Config())
-    monkeypatch.setattr("mmh_ray.evaluation.promotion.comparability.MEASURES_VERSION", MEASURES_VERSION + 1)
-    assert unlike(found, conditions([ROW], None, Config())) == ["measures"]
+    found = conditions([RECORD], None, Config())
+    monkeypatch.setattr("mmh_ray.evaluation.promotion.comparability.METRICS_VERSION", METRICS_VERSION + 1)
+    assert differing_conditions(found, conditions([RECORD], None, Config())) == ["measures"]

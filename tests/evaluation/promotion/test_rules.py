@@ -8,7 +8,7 @@ import pytest
 
 from mmh_ray.config import PromoteConfig
 from mmh_ray.errors import ConfigError, DataError
-from mmh_ray.evaluation.metrics.registry import MEASURES
+from mmh_ray.evaluation.metrics.registry import METRICS
 from mmh_ray.evaluation.promotion.rules import Evaluated, decide
 
 pytestmark = pytest.mark.fast
@@ -34,7 +34,7 @@ def _evaluated(
                 "method": "ours",
             }
             own = {key: value if np.isscalar(value) else value[i] for key, value in values.items()}
-            rows.append(facts | dict.fromkeys(MEASURES, np.nan) | own)
+            rows.append(facts | dict.fromkeys(METRICS, np.nan) | own)
     about = {"data_hash": data, "conditions": conditions}
     return Evaluated(name, about, pd.DataFrame(rows), {"T1w": entries or {}})
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmh_ray.evaluation.metrics.registry import GROUPS, MEASURES
+from mmh_ray.evaluation.metrics.registry import GROUPS, METRICS
 from mmh_ray.evaluation.report.narrative import best_simple, sentences, verdicts
-from mmh_ray.evaluation.report.page import blocks, write_evaluation_report
+from mmh_ray.evaluation.report.page import SiteMeans, blocks, write_evaluation_report
 
 pytestmark = pytest.mark.fast
 
@@ -91,7 +91,7 @@ def test_sentences_say_what_was_found(evaluation):
     assert "grey and white matter keep 90 % (85 to 95) of their contrast" in text
     assert "0.360 (0.310 to 0.410) of its spread, 0.480 before" in text
     assert "found across sites for 75 % of images, 50 % before" in text
-    assert "Best simple alternative: Nyúl. Against it ours is better in site probe; 1 further measures" in text
+    assert "Best simple alternative: Nyúl. Against it ours is better in site probe; 1 further metrics" in text
     assert "Against the raw scans ours loses in PSNR dB." in text  # edges cannot but change
 
 
@@ -127,7 +127,7 @@ def test_where_another_method_beats_ours_is_said_in_its_row_and_in_words(evaluat
     assert "No other method is shown to beat ours" in sentences(evaluation, "T1w")[-1]
     against["zscore"] = {"T1w": {"truth_nrmse": _difference(0.02), "site_probe": _difference(-0.4)}}
     assert sentences(evaluation, "T1w")[-1] == "Ours is beaten by z-score (in nRMSE to truth)."
-    won = {line.method: line.beats_ours_in for block in blocks(evaluation, "T1w")[1:2] for line in block.rows}
+    won = {line.method: line.beats_ours_in for block in blocks(evaluation, "T1w")[1:2] for line in block.lines}
     assert won == {"raw": "", "z-score": "nRMSE to truth", "Nyúl": "", "harmonized (ours)": ""}
 
 
@@ -158,16 +158,16 @@ def test_tables_hold_what_was_measured_and_nothing_else(evaluation):
     found = blocks(evaluation, "T1w")
     assert [block.question for block in found] == [GROUPS[name] for name in ("site", "truth", "kept", "people")]
     site = found[0]
-    assert [kind.heading for kind in site.kinds] == ["site probe"]
-    assert [line.method for line in site.rows] == ["raw", "z-score", "Nyúl", "ComBat (features)", "harmonized (ours)"]
-    assert [line.cells[0].verdict for line in site.rows] == ["better", "", "better", "", ""]
-    assert "ours minus this: -0.500 (-0.510 to -0.490), p 0.03" in site.rows[0].cells[0].title
+    assert [kind.heading for kind in site.metrics] == ["site probe"]
+    assert [line.method for line in site.lines] == ["raw", "z-score", "Nyúl", "ComBat (features)", "harmonized (ours)"]
+    assert [line.cells[0].verdict for line in site.lines] == ["better", "", "better", "", ""]
+    assert "ours minus this: -0.500 (-0.510 to -0.490), p 0.03" in site.lines[0].cells[0].title
     assert site.chance == 0.25
-    assert [line.method for line in found[1].rows] == ["raw", "z-score", "Nyúl", "harmonized (ours)"]
+    assert [line.method for line in found[1].lines] == ["raw", "z-score", "Nyúl", "harmonized (ours)"]
 
 
 def test_every_measure_belongs_to_a_question():
-    assert {kind.group for kind in MEASURES.values()} == GROUPS.keys()
+    assert {kind.group for kind in METRICS.values()} == GROUPS.keys()
 
 
 class _Reader(HTMLParser):
@@ -186,7 +186,7 @@ class _Reader(HTMLParser):
 def _written(folder: Path, evaluation: dict[str, Any]) -> _Reader:
     picture = folder / "T1w_map.png"
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(picture)
-    by_site = [{"sequence": "T1w", "site": "alder", "method": "raw", "noise": 0.02, "smoothness_mm": None}]
+    by_site = [SiteMeans("T1w", "alder", "raw", noise=0.02, smoothness_mm=None)]
     write_evaluation_report(folder / "report.html", evaluation, by_site, {"T1w": {"map": picture}})
     reader = _Reader()
     reader.feed((folder / "report.html").read_text(encoding="utf-8"))

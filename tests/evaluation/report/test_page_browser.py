@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmh_ray.evaluation.metrics.registry import MEASURES
+from mmh_ray.evaluation.metrics.registry import METRICS
 from mmh_ray.evaluation.report.narrative import PROBES
-from mmh_ray.evaluation.report.page import write_evaluation_report
+from mmh_ray.evaluation.report.page import SiteMeans, write_evaluation_report
 
 pytestmark = pytest.mark.browser
 
@@ -23,7 +23,7 @@ def _evaluation(name: str) -> dict[str, Any]:
     values = dict(zip(METHODS, (21.5, None, 9.75, 100.0, 28.0), strict=True))
     evaluation: dict[str, Any] = {"differences": {}}
     for method, value in values.items():
-        row = {measure: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 6} for measure in MEASURES if measure != "psnr"}
+        row = {measure: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 6} for measure in METRICS if measure != "psnr"}
         for probe in PROBES:
             row[probe] |= {"chance": 0.25, "chance_high": 0.4}
         evaluation[method] = {
@@ -55,7 +55,7 @@ def page(quiet_page, tmp_path: Path) -> Any:
     page.on("request", lambda request: request.url.startswith((own, "data:")) or complaints.append(request.url))
     picture = tmp_path / "map.png"
     Image.fromarray(np.zeros((30, 40), np.uint8)).save(picture)
-    by_site = [{"sequence": "T1w", "site": site, "method": "raw", "noise": 0.02, "smoothness_mm": 9.5} for site in "ab"]
+    by_site = [SiteMeans("T1w", site, "raw", noise=0.02, smoothness_mm=9.5) for site in "ab"]
     hostile = "<img src=x onerror=alert(1)>"
     write_evaluation_report(tmp_path / "report.html", _evaluation(hostile), by_site, {"T1w": {"map": picture}})
     page.goto(own)
@@ -75,7 +75,7 @@ def test_a_column_sorts_by_figure_both_ways_with_the_missing_last(page) -> None:
 
 
 def test_every_measure_is_in_a_table_and_the_picture_is_inside(page) -> None:
-    for kind in MEASURES.values():
+    for kind in METRICS.values():
         assert page.locator("section#T1w thead button", has_text=kind.heading).count() >= 1
     assert page.locator("section#T1w img").evaluate("image => image.naturalWidth") == 40
 

@@ -1,0 +1,23 @@
+"""`mmh doctor`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from mmh_ray.cli.command_line import Command
+from mmh_ray.cli.options import json_option
+from mmh_ray.cli.running import DONE, FAILED
+from mmh_ray.config import Config
+
+
+@click.command("doctor", cls=Command, examples=["mmh doctor", "mmh doctor --json"])
+@json_option
+def doctor(config: Config, as_json: bool) -> int:
+    """Check this machine: versions, GPU, Ray, disk, weights, MLflow."""
+    from mmh_ray import doctor as examination
+
+    findings = examination.examine(config.tracking)
+    print(json.dumps(examination.as_json(findings), indent=2) if as_json else examination.as_text(findings))
+    return DONE if examination.is_healthy(findings) else FAILED

@@ -1,0 +1,209 @@
+"""Metrics of whole cohorts on Ray: a task per sequence and method gathers what single images left in the object store.
+
+Metrics of images stay there, too. What comes back to the driver does not grow with the cohort, but for the points on
+its maps.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import ray
+
+from mmh_ray.config import EvaluateConfig
+from mmh_ray.distributed.task_pool import run_tasks
+from mmh_ray.evaluation.baselines.feature_baselines import FEATURE_METHODS
+from mmh_ray.evaluation.inputs.records import ImageRecord
+from mmh_ray.evaluation.metrics.label_metrics import LABEL_METRICS
+from mmh_ray.evaluation.metrics.method_metrics import PictureData, gather, mean_metrics, metrics_and_pictures
+from mmh_ray.evaluation.metrics.registry import METRICS, OURS, RAW, floor_of
+from mmh_ray.evaluation.metrics.runner import EvaluationLog, MetricRunner
+from mmh_ray.evaluation.metrics.scoring import TrainingImage
+from mmh_ray.evaluation.report.files import images_table
+from mmh_ray.evaluation.statistics.metric_values import MetricValues, ValuesByMetric
+from mmh_ray.evaluation.statistics.summary import Entry, difference, entry, interval, site_means
+
+Key = tuple[str, str]
+"""Sequence and method."""
+
+
+@dataclass(frozen=True)
+class StoredCohort:
+    """What metrics of a cohort are computed from.
+
+    Attributes
+    ----------
+    methods:
+        Methods with any image, by sequence.
+    cases:
+        References to every case's :class:`~mmh_ray.evaluation.metrics.scoring.CaseMetrics`, by sequence.
+    training:
+        Training images by sequence.
+    """
+
+    methods: Mapping[str, Sequence[str]]
+    cases: Mapping[str, Sequence[ray.ObjectRef]]
+    training: Mapping[str, Sequence[TrainingImage]]
+    config: EvaluateConfig
+
+
+class MethodMetrics(NamedTuple):
+    """What a method leaves in the object store: its images (none: it makes no images), and its metrics."""
+
+    records: list[ImageRecord]
+    metrics: ValuesByMetric
+
+
+class MethodSummary(NamedTuple):
+    """What `evaluation.json` holds of a method and sequence.
+
+    Attributes
+    ----------
+    entries:
+        By metric.
+    differences:
+        The same of ours minus this method.
+    labels:
+        ``{site: {metric: mean, "n": images}}`` of the tissues that others drew; empty without label maps.
+    """
+
+    entries: dict[str, Entry]
+    differences: dict[str, Entry]
+    labels: dict[str, dict[str, float | int]]
+
+
+@dataclass
+class Summary:
+    """What an evaluation holds of all methods.
+
+    Attributes
+    ----------
+    entries, differences:
+        ``{method: {sequence: {metric: entry}}}``, and the same of the differences of ours to each.
+    tables:
+        References to tables of images' metrics.
+    labels:
+        ``{sequence: {method: {site: {metric: mean, "n": images}}}}`` of the tissues that others drew.
+    """
+
+    entries: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
+    differences: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
+    tables: dict[Key, ray.ObjectRef] = field(default_factory=dict)
+    labels: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
+
+
+def measure_cohort(cohort: StoredCohort, log: EvaluationLog) -> tuple[dict[Key, ray.ObjectRef], dict[Key, PictureData]]:
+    """References to every method's :class:`MethodMetrics`, and what pictures need."""
+    keys = [(sequence, method) for sequence, methods in cohort.methods.items() for method in methods]
+    for sequence in cohort.cases:
+        if cohort.training.get(sequence):
+            keys += [(sequence, method) for method in FEATURE_METHODS]
+    metrics: dict[Key, ray.ObjectRef] = {}
+    pictures: dict[Key, PictureData] = {}
+    for done in run_tasks(_measure_method, keys, cohort, "Comparing", "methods", keep=True):
+        if isinstance(done.result, Exception):
+            sequence, method = done.item
+            log.notes.append(f"{sequence}: no metrics of {method}: {done.result}")
+            continue
+        assert done.kept is not None
+        metrics[done.item] = done.kept
+        pictures[done.item], runner = done.result
+        log.runner.merge(runner)
+    return metrics, pictures
+
+
+def summarise(metrics: Mapping[Key, ray.ObjectRef], config: EvaluateConfig) -> Summary:
+    """Values, differences and tables of all methods."""
+    summaries: dict[Key, MethodSummary] = {}
+    tables: dict[Key, ray.ObjectRef] = {}
+    for done in run_tasks(_summarise_method, sorted(metrics), (metrics, config), "Intervals", "methods", keep=True):
+        if isinstance(done.result, Exception):
+            raise done.result
+        assert done.kept is not None
+        summaries[done.item] = done.result
+        tables[done.item] = done.kept
+    summary = Summary()
+    for key in sorted(summaries):  # whatever the order in which tasks ended
+        sequence, method = key
+        summary.entries[method][sequence] = summaries[key].entries
+        if summaries[key].labels:
+            summary.labels[sequence][method] = summaries[key].labels
+        if summaries[key].differences:
+            summary.differences[method][sequence] = summaries[key].differences
+        if method not in FEATURE_METHODS:
+            summary.tables[key] = tables[key]
+    return summary
+
+
+def entries_of(
+    metrics: ValuesByMetric, ours: ValuesByMetric, config: EvaluateConfig
+) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """What JSON holds of a method's metrics, and of ours minus them.
+
+    Of a ratio whose best is 1, distances to 1 are compared.
+    """
+    entries = {}
+    differences = {}
+    for name, metric in metrics.items():
+        own_entry = entry(interval(metric, config.draws, config.seed), metric.guessed)
+        if own_entry is not None:
+            entries[name] = own_entry
+        if name not in ours:
+            continue
+        floor = floor_of(name, sites=len(set(metric.strata or ())))
+        found = difference(_judged(name, ours[name]), _judged(name, metric), config.draws, config.seed, floor)
+        difference_entry = None if found is None else entry(found)
+        if difference_entry is not None:
+            differences[name] = difference_entry
+    return entries, differences
+
+
+def _measure_method(key: Key, cohort: StoredCohort) -> tuple[tuple[PictureData, MetricRunner], MethodMetrics]:
+    """Metrics of single images are kept even where those of the cohort fail."""
+    sequence, method = key
+    is_on_features = method in FEATURE_METHODS
+    cases = (ray.get(reference) for reference in cohort.cases[sequence])  # one at a time in memory
+    results = gather(cases, RAW if is_on_features else method)
+    records: list[ImageRecord] = []
+    metrics: ValuesByMetric = {}
+    if not is_on_features:
+        records = [image.record for image in results.images]
+        metrics = mean_metrics(results)
+    pictures = PictureData({}, {})
+    runner = MetricRunner()
+    training = cohort.training.get(sequence, ())
+    try:
+        more_metrics, pictures = metrics_and_pictures(method, results, training, cohort.config.seed, runner)
+        metrics |= more_metrics
+    except Exception as error:  # whatever a probe's library raises
+        if is_on_features:
+            raise
+        runner.notes[f"{sequence}: no cohort metrics, {error}"].append(method)
+    return (pictures, runner), MethodMetrics(records, metrics)
+
+
+def _summarise_method(
+    key: Key, shared: tuple[Mapping[Key, ray.ObjectRef], EvaluateConfig]
+) -> tuple[MethodSummary, Any]:
+    """A method's summary, and the table of its images."""
+    references, config = shared
+    sequence, method = key
+    records, metrics = ray.get(references[key])
+    metrics_of_ours: ValuesByMetric = {}
+    if method != OURS and (sequence, OURS) in references:
+        metrics_of_ours = ray.get(references[sequence, OURS]).metrics
+    entries, differences = entries_of(metrics, metrics_of_ours, config)
+    sites = {record.image_id: record.site for record in records}
+    of_labels = {name: metrics[name] for name in LABEL_METRICS if name in metrics}
+    summary = MethodSummary(entries, differences, site_means(of_labels, sites))
+    return summary, images_table(method, records, metrics)
+
+
+def _judged(name: str, metric: MetricValues) -> MetricValues:
+    """The metric as it is compared: itself, or its distance to 1."""
+    if metric.reduce is not None:
+        return metric
+    return replace(metric, values=METRICS[name].judged(metric.values))

@@ -1,0 +1,261 @@
+"""`mmh doctor`: what mmh_ray needs of this machine, checked one thing at a time, for bug reports.
+
+A check never raises: what goes wrong in it is its finding.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Literal
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, build_opener
+
+from mmh_ray.config import TrackingConfig
+from mmh_ray.provenance import code_version, sha256_file
+
+PACKAGES = ("torch", "ray", "mlflow", "diffusers", "SimpleITK", "nibabel", "numpy", "pyarrow")
+"""Packages whose version is told."""
+RAY_PATIENCE_S = 90.0
+"""Seconds that Ray may take to start: a busy laptop needs about twenty."""
+TRACKING_PATIENCE_S = 3.0
+"""Seconds that a tracking server may take to answer."""
+LEAST_DISK = 1e9
+"""Bytes free in the temporary folder below which Ray cannot work."""
+LITTLE_DISK = 10e9
+LITTLE_SHARED_MEMORY = 2e9
+"""Bytes below which a check is a note: large archives need more."""
+SHARED_MEMORY = Path("/dev/shm")
+_GB = 1e9
+_START_RAY = "from mmh_ray.distributed.cluster import connect, disconnect; connect(); disconnect()"
+
+State = Literal["ok", "note", "broken"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Attributes
+    ----------
+    name:
+        What was looked at.
+    state:
+        ``ok``; ``note``, worth knowing, but nothing that every command needs; ``broken``, some command cannot work.
+    text:
+        What was found, in words, with the remedy where there is one.
+    """
+
+    name: str
+    state: State
+    text: str
+
+
+def examine(tracking: TrackingConfig) -> list[Finding]:
+    """Run every check, one after the other; most of the time Ray is starting.
+
+    Parameters
+    ----------
+    tracking:
+        Where the MLflow registry is.
+    """
+    checks: Mapping[str, Callable[[], Finding]] = {
+        "mmh_ray": _software,
+        "Python": _python,
+        "machine": _machine,
+        **{package: lambda package=package: _package(package) for package in PACKAGES},  # type: ignore[misc]
+        "GPU": _gpu,
+        "shared memory": _shared_memory,
+        "temporary folder": _temporary_folder,
+        "model mmh-base": _base_model,
+        "style weights": _style_weights,
+        "tracking": lambda: _tracking(tracking),
+        "Ray start-up": _ray_starts,
+    }
+    return [_run(name, check) for name, check in checks.items()]
+
+
+def _run(name: str, check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except Exception as error:  # whatever it is, the other checks go on
+        return Finding(name, "broken", f"{type(error).__name__}: {error}")
+
+
+def is_healthy(findings: list[Finding]) -> bool:
+    """Whether nothing is broken."""
+    return all(finding.state != "broken" for finding in findings)
+
+
+def as_text(findings: list[Finding]) -> str:
+    """A line per finding, and a last line that says whether all is well."""
+    width = max(len(finding.name) for finding in findings)
+    lines = [f"{finding.state:<6} {finding.name:<{width}}  {finding.text}" for finding in findings]
+    broken = [finding.name for finding in findings if finding.state == "broken"]
+    lines.append(f"broken: {', '.join(broken)}" if broken else "all that is needed works")
+    return "\n".join(lines)
+
+
+def as_json(findings: list[Finding]) -> dict[str, object]:
+    """The same for machines: ``healthy``, and ``checks``, name to ``state`` and ``text``."""
+    checks = {finding.name: {"state": finding.state, "text": finding.text} for finding in findings}
+    return {"healthy": is_healthy(findings), "checks": checks}
+
+
+def _software() -> Finding:
+    return Finding("mmh_ray", "ok", code_version())
+
+
+def _python() -> Finding:
+    return Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
+
+
+def _machine() -> Finding:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    text = f"{platform.platform()}; {os.cpu_count()} CPUs; {memory.total / _GB:.0f} GB memory, "
+    return Finding("machine", "ok", f"{text}{memory.available / _GB:.0f} GB of it free")
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, "ok", metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Finding(name, "broken", "not installed; run `pip install .` again in the folder of mmh_ray")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("GPU", "note", "none that PyTorch can use; everything works without, only slower")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Finding("GPU", "ok", ", ".join(names))
+
+
+def _shared_memory() -> Finding:
+    name = "shared memory"
+    if not SHARED_MEMORY.is_dir():
+        return Finding(name, "note", f"no {SHARED_MEMORY} on this system; Ray uses the temporary folder")
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    text = f"{usage.free / _GB:.1f} of {usage.total / _GB:.1f} GB free in {SHARED_MEMORY}"
+    if usage.free < LITTLE_SHARED_MEMORY:
+        return Finding(name, "note", f"{text}; Ray will be slow. In a container give --shm-size=4g or more")
+    return Finding(name, "ok", text)
+
+
+def _temporary_folder() -> Finding:
+    name = "temporary folder"
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    usage = shutil.disk_usage(folder)
+    text = f"{usage.free / _GB:.1f} GB free in {folder}"
+    if usage.free < LEAST_DISK:
+        return Finding(name, "broken", f"{text}; free some space, or name another folder in TMPDIR")
+    if usage.free < LITTLE_DISK:
+        return Finding(name, "note", f"{text}; a large archive may need more")
+    return Finding(name, "ok", text)
+
+
+def _base_model() -> Finding:
+    from mmh_ray.models.bundle import load_bundle
+    from mmh_ray.models.shipped import BASE_MODEL, shipped_bundle
+
+    folder = shipped_bundle(BASE_MODEL)
+    assert folder is not None, "the package has a model of that name"
+    bundle = load_bundle(folder)  # compares the checksum of the weights
+    return Finding(f"model {BASE_MODEL}", "ok", f"{', '.join(bundle.config.model.sequences)}; hash {bundle.hash[:12]}")
+
+
+def _style_weights() -> Finding:
+    name = "style weights"
+    folder = resources.files("mmh_ray.models") / "weights"
+    found = sha256_file(str(folder / "style.safetensors"))
+    expected = re.search(r"\b[0-9a-f]{64}\b", (folder / "style.md").read_text(encoding="utf-8"))
+    if expected is None or found != expected[0]:
+        return Finding(name, "broken", f"damaged (checksum {found[:12]}); install mmh_ray again")
+    return Finding(name, "ok", f"hash {found[:12]}")
+
+
+def _tracking(tracking: TrackingConfig) -> Finding:
+    from mmh_ray.tracking.store import choose_uri, sqlite_file
+
+    uri = choose_uri(tracking)
+    shown = _without_password(uri)
+    database = sqlite_file(uri)
+    if database is not None:
+        return _database(database, shown)
+    if urlsplit(uri).scheme in ("http", "https"):
+        return _server(uri, shown)
+    return Finding("tracking", "note", f"{shown}: not tried, only servers (http) and SQLite files are")
+
+
+def _database(database: Path, shown: str) -> Finding:
+    if database.exists() and not os.access(database, os.R_OK | os.W_OK):
+        return Finding("tracking", "broken", f"{shown}: no right to read and write it; change its permissions")
+    if not os.access(database.parent, os.W_OK | os.X_OK):
+        return Finding("tracking", "broken", f"{shown}: its folder is missing or cannot be written to")
+    state = "is there" if database.exists() else "is made when it is needed"
+    return Finding("tracking", "ok", f"{shown} {state}")
+
+
+def _server(uri: str, shown: str) -> Finding:
+    is_local = urlsplit(uri).hostname in ("localhost", "127.0.0.1", "::1")
+    opener = build_opener(*([ProxyHandler({})] if is_local else []))
+    try:
+        with opener.open(f"{uri.rstrip('/')}/health", timeout=TRACKING_PATIENCE_S):
+            return Finding("tracking", "ok", f"{shown} answers")
+    except HTTPError as error:
+        if error.code in (401, 403):
+            text = f"{shown} answers, but wants a password (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD)"
+            return Finding("tracking", "note", text)
+        return Finding("tracking", "broken", f"{shown} answers with status {error.code}; is it an MLflow server?")
+    except OSError as error:  # URLError, a time limit and a reset connection are all of this kind
+        text = f"{shown}: no answer within {TRACKING_PATIENCE_S:g} s ({error}); start it or change MLFLOW_TRACKING_URI"
+        return Finding("tracking", "broken", text)
+
+
+def _without_password(uri: str) -> str:
+    """A URI as it may stand in a bug report."""
+    return re.sub(r"//[^/@]*@", "//***@", uri)
+
+
+def _ray_starts() -> Finding:
+    """In a process of its own, so that a crash or a hang of Ray ends nothing else."""
+    name = "Ray start-up"
+    command = [sys.executable, "-c", _START_RAY]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        _, complaint = process.communicate(timeout=RAY_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        _end(process)
+        return Finding(name, "broken", f"did not start within {RAY_PATIENCE_S:g} s; stop other programs and try again")
+    if process.returncode == 0:
+        address = os.environ.get("RAY_ADDRESS")
+        return Finding(name, "ok", f"joined the cluster at {address}" if address else "started and stopped")
+    lines = complaint.strip().splitlines() or [f"ended with code {process.returncode}"]
+    return Finding(name, "broken", lines[-1].removeprefix("mmh_ray.errors.ConfigError: "))
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a process with all that it started in its session."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=10)
+            return

@@ -1,0 +1,83 @@
+"""What an evaluation knows of an image before it reads a voxel: its row of the manifest, and paths of other files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+IMAGE_COLUMNS = ("image_id", "subject", "site", "sequence", "age", "sex")
+"""What the tables of metrics repeat of an image."""
+
+_SEX_CODES = {"M": 0.0, "F": 1.0}
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One usable image of the raw archive.
+
+    Attributes
+    ----------
+    uri, mask_uri:
+        Paths of the scan and of its brain mask; without a mask the brain is estimated.
+    age, sex:
+        In years; ``M`` or ``F``. None where the archive does not say.
+    outputs:
+        Path of the output by the name of the archive that holds it.
+    lesion_uri:
+        Path of a lesion mask that somebody drew.
+    labels_uri, labels_names, labels_space:
+        Path of a label map, the values of its `desc` and the like, and the template's space that its name gives.
+    """
+
+    image_id: str
+    subject: str
+    site: str
+    sequence: str
+    uri: str = ""
+    mask_uri: str | None = None
+    session: str | None = None
+    split: str | None = None
+    age: float | None = None
+    sex: str | None = None
+    sha256: str | None = None
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    lesion_uri: str | None = None
+    labels_uri: str | None = None
+    labels_names: Sequence[str] | None = None
+    labels_space: str | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> ImageRecord:
+        """From a row of the manifest; columns that an evaluation does not need are ignored."""
+        known = {column.name: row[column.name] for column in fields(cls) if column.name in row}
+        return cls(**known)
+
+
+def ages_of(records: Iterable[ImageRecord]) -> np.ndarray:
+    """``(n,)`` in years; NaN where unknown."""
+    ages = [np.nan if record.age is None else record.age for record in records]
+    return np.array(ages, dtype=np.float64)
+
+
+def sexes_of(records: Iterable[ImageRecord]) -> np.ndarray:
+    """``(n,)`` 0 for male, 1 for female; NaN where unknown."""
+    return np.array([_SEX_CODES.get(record.sex or "", np.nan) for record in records])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An image that a method has no usable output of.
+
+    Attributes
+    ----------
+    status:
+        ``missing``, ``ambiguous``, ``unusable``, or the status that the manifest gives.
+    """
+
+    method: str
+    image_id: str
+    status: str
+    reason: str

@@ -1,0 +1,110 @@
+"""One method's images of a sequence, row for row: what the metrics of a cohort are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mmh_ray.evaluation.inputs.records import ImageRecord, ages_of, sexes_of
+from mmh_ray.evaluation.metrics.cohort_inputs import CohortInputs
+from mmh_ray.evaluation.metrics.per_image import ImageMetrics
+from mmh_ray.evaluation.statistics.metric_values import MetricValues
+
+LEAST_SUBJECTS = 3
+"""Subjects a site must have for the probes, which hold some of them out."""
+
+
+@dataclass(frozen=True, eq=False)
+class MethodCohort:
+    """One method's images of a sequence.
+
+    Attributes
+    ----------
+    images:
+        Records and metrics. Of a method that works on features alone they are those of the raw scans.
+    features, raw_features:
+        ``(n, F)`` of the method's images and of the raw scans.
+    inputs:
+        What else the metrics need of each image; empty for a method that works on features alone.
+    raw_slices:
+        ``(n, S, P, P)`` of the raw scans, for the frozen CNN; None: no CNN probes.
+    """
+
+    method: str
+    images: Sequence[ImageMetrics]
+    features: np.ndarray
+    raw_features: np.ndarray
+    inputs: Sequence[CohortInputs] = ()
+    raw_slices: np.ndarray | None = None
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """Of every row."""
+        return tuple(image.record.image_id for image in self.images)
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Of every row."""
+        return tuple(image.record.subject for image in self.images)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Of every row."""
+        return tuple(image.record.site for image in self.images)
+
+    @property
+    def ages(self) -> np.ndarray:
+        """``(n,)`` in years; NaN where unknown."""
+        return ages_of(image.record for image in self.images)
+
+    @property
+    def sexes(self) -> np.ndarray:
+        """``(n,)`` 0 for male, 1 for female; NaN where unknown."""
+        return sexes_of(image.record for image in self.images)
+
+    @property
+    def grey_matter_shares(self) -> np.ndarray:
+        """``(n,)`` part of the brain that is grey matter; NaN where unknown."""
+        return np.array([image.values.get("gm_share", np.nan) for image in self.images], dtype=np.float64)
+
+    @property
+    def has_travelers(self) -> bool:
+        """Whether any subject was scanned at more than one site."""
+        visits = set(zip(self.subjects, self.sites, strict=True))
+        return len(visits) > len(set(self.subjects))
+
+    @property
+    def styles(self) -> np.ndarray | None:
+        """``(n, D)`` style vectors; None unless every image has one."""
+        styles = [image.style for image in self.inputs if image.style is not None]
+        if not styles or len(styles) < len(self.images):
+            return None
+        return np.stack(styles)
+
+    def only(self, rows: Sequence[int], features: np.ndarray) -> MethodCohort:
+        """Some images with other features, and without what else the metrics need."""
+        images = [self.images[row] for row in rows]
+        return replace(self, images=images, features=features, inputs=())
+
+    def metric(self, values: np.ndarray, **facts: Any) -> MetricValues:
+        """A metric with a unit per row whose value is finite; ``facts`` as of :class:`MetricValues`."""
+        if values.dtype != np.float32:
+            values = np.asarray(values, dtype=np.float64)
+        is_known = np.isfinite(values if values.ndim == 1 else values.sum(axis=1))
+        metric = MetricValues(values, self.image_ids, self.subjects, **facts)
+        if is_known.all():
+            return metric
+        return metric.only(np.array(metric.units)[is_known].tolist())
+
+
+def probes_make_sense(records: Iterable[ImageRecord]) -> bool:
+    """At least two sites, each with :data:`LEAST_SUBJECTS` subjects."""
+    subjects_by_site: dict[str, set[str]] = {}
+    for record in records:
+        subjects_by_site.setdefault(record.site, set()).add(record.subject)
+    if len(subjects_by_site) < 2:
+        return False
+    return min(len(subjects) for subjects in subjects_by_site.values()) >= LEAST_SUBJECTS

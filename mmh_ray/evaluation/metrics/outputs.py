@@ -1,0 +1,56 @@
+"""What a method made of a scan, scaled and segmented once for all metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmh_ray.evaluation.inputs.scans import Scan
+from mmh_ray.evaluation.metrics.agreement import scale_by_percentiles
+from mmh_ray.evaluation.metrics.label_metrics import Medians, medians
+from mmh_ray.evaluation.metrics.runner import MetricRunner
+from mmh_ray.evaluation.metrics.segmentation import TISSUES, segment_tissues, tissue_labels
+
+
+@dataclass(frozen=True, eq=False)
+class MethodOutput:
+    """What a method made of a scan.
+
+    Attributes
+    ----------
+    image, scaled:
+        ``(I, J, K)`` the image, and the same scaled by its own percentiles.
+    labels:
+        ``(I, J, K)`` uint8 tissues that a mixture finds in it; None where the sequence's order of tissues is not known.
+    medians:
+        Of the scaled image in the tissues that others drew; None where they drew none.
+    """
+
+    method: str
+    scan: Scan
+    image: np.ndarray
+    scaled: np.ndarray
+    labels: np.ndarray | None
+    medians: Medians | None = None
+
+    def tissue_share(self, tissue: str) -> float | None:
+        """Part of the brain that is this tissue, 0 to 1."""
+        if self.labels is None:
+            return None
+        return float(np.mean(self.labels[self.scan.mask] == TISSUES.index(tissue) + 1))
+
+
+def make_output(method: str, scan: Scan, image: np.ndarray, runner: MetricRunner) -> MethodOutput:
+    """Scale an image by nothing but itself and segment it."""
+    image_id = scan.record.image_id
+    scaled = scale_by_percentiles(image, scan.mask)
+    labels = runner.run("segmentation", image_id, _segmented, scaled, scan)
+    label_medians = None
+    if scan.label_map is not None:
+        label_medians = runner.run("label_medians", image_id, medians, scaled, scan.label_map)
+    return MethodOutput(method, scan, image, scaled, labels, label_medians)
+
+
+def _segmented(scaled: np.ndarray, scan: Scan) -> np.ndarray:
+    return tissue_labels(segment_tissues(scaled, scan.mask, scan.record.sequence))

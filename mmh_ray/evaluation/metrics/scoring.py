@@ -1,0 +1,214 @@
+"""One subject's scans of one sequence (a case) under every method: small numbers out, however large the scans."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from mmh_ray.errors import DataError
+from mmh_ray.evaluation.baselines.image_baselines import apply_baseline, quantile_function
+from mmh_ray.evaluation.inputs.records import ImageRecord
+from mmh_ray.evaluation.inputs.scans import (
+    Case,
+    Scan,
+    ScoringSettings,
+    Truth,
+    read_labels,
+    read_output,
+    read_scan,
+    read_truth,
+)
+from mmh_ray.evaluation.metrics.agreement import scale_by_percentiles
+from mmh_ray.evaluation.metrics.cohort_inputs import CohortInputs, cohort_inputs
+from mmh_ray.evaluation.metrics.features import image_features
+from mmh_ray.evaluation.metrics.outputs import MethodOutput, make_output
+from mmh_ray.evaluation.metrics.per_image import ImageMetrics, measure_image
+from mmh_ray.evaluation.metrics.per_pair import PairMetrics, measure_pair
+from mmh_ray.evaluation.metrics.preservation import dissimilarity_map
+from mmh_ray.evaluation.metrics.registry import RAW
+from mmh_ray.evaluation.metrics.runner import EvaluationLog, MetricRunner
+from mmh_ray.evaluation.report.figures import middle_slice
+
+
+@dataclass
+class CaseMetrics:
+    """Metrics of single images and of pairs, and what the cohort's metrics need; all methods together.
+
+    Attributes
+    ----------
+    cohort_inputs:
+        By method and image.
+    """
+
+    images: list[ImageMetrics] = field(default_factory=list)
+    pairs: list[PairMetrics] = field(default_factory=list)
+    cohort_inputs: dict[tuple[str, str], CohortInputs] = field(default_factory=dict)
+
+
+@dataclass
+class CasePictures:
+    """Middle slices of a pictured case; empty for any other.
+
+    Attributes
+    ----------
+    sites:
+        Of the case's scans.
+    slices:
+        By method and ``truth``, one per site; methods that lack a site are left out.
+    maps:
+        The same of :func:`~mmh_ray.evaluation.metrics.preservation.dissimilarity_map`.
+    """
+
+    sites: list[str] = field(default_factory=list)
+    slices: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    maps: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+
+@dataclass
+class CaseScores:
+    """All that comes of one case."""
+
+    metrics: CaseMetrics = field(default_factory=CaseMetrics)
+    pictures: CasePictures = field(default_factory=CasePictures)
+    log: EvaluationLog = field(default_factory=EvaluationLog)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingImage:
+    """All that baselines are fitted from.
+
+    Attributes
+    ----------
+    before, after:
+        Quantile functions of the brain before and after N4.
+    features:
+        Named features of the scan.
+    """
+
+    record: ImageRecord
+    before: np.ndarray
+    after: np.ndarray
+    features: Mapping[str, float]
+
+
+def score_case(case: Case, settings: ScoringSettings) -> CaseScores:
+    """Apply every method to a subject's scans and measure; one method's images are held at a time."""
+    scores = CaseScores()
+    truth = _read_truth(case, settings, scores.log)
+    scans = []
+    for record in case.records:
+        scan = _read_scan(record, settings, truth, scores.log)
+        if scan is not None:
+            scans.append(scan)
+    raw_labels: dict[str, np.ndarray | None] = {}
+    for method in settings.methods:  # raw comes first: the others are compared with its tissues
+        outputs = []
+        for scan, image in _apply(method, scans, settings, scores.log):
+            outputs.append(make_output(method, scan, image, scores.log.runner))
+        if method == RAW:
+            raw_labels = {output.scan.record.image_id: output.labels for output in outputs}
+        _measure(outputs, truth, raw_labels, settings, scores)
+        if case.is_pictured and len(outputs) == len(scans):
+            _add_pictures(method, outputs, scores.pictures)
+    if case.is_pictured:
+        scores.pictures.sites = [scan.record.site for scan in scans]
+        if truth is not None:
+            scores.pictures.slices["truth"] = [_truth_slice(scan, truth) for scan in scans]
+    return scores
+
+
+def training_image(record: ImageRecord, iterations: tuple[int, ...]) -> TrainingImage:
+    """What baselines need of one training image."""
+    scan = read_scan(record, iterations)
+    before = quantile_function(scan.volume.data, scan.mask)
+    after = quantile_function(scan.corrected, scan.mask)
+    features = image_features(scan.volume.data, scan.mask, scan.volume.spacing)
+    return TrainingImage(record, before, after, features)
+
+
+def _measure(
+    outputs: list[MethodOutput],
+    truth: Truth | None,
+    raw_labels: Mapping[str, np.ndarray | None],
+    settings: ScoringSettings,
+    scores: CaseScores,
+) -> None:
+    """Add the metrics of one method's images, of their pairs, and what the cohort needs of them."""
+    runner = scores.log.runner
+    for output in outputs:
+        image_id = output.scan.record.image_id
+        labels_of_raw = raw_labels.get(image_id)
+        scores.metrics.images.append(measure_image(output, truth, runner, labels_of_raw))
+        inputs = cohort_inputs(output, truth, settings, runner, labels_of_raw)
+        scores.metrics.cohort_inputs[output.method, image_id] = inputs
+    for a, b in itertools.combinations(outputs, 2):
+        scores.metrics.pairs.append(measure_pair(a, b, runner))
+
+
+def _apply(
+    method: str, scans: list[Scan], settings: ScoringSettings, log: EvaluationLog
+) -> Iterator[tuple[Scan, np.ndarray]]:
+    """Every scan with what the method makes of it; an output that cannot be used goes into the log."""
+    for scan in scans:
+        record = scan.record
+        baseline = settings.baselines.get(record.sequence, {}).get(method)
+        if baseline is not None:
+            yield scan, apply_baseline(baseline, scan.volume.data, scan.corrected, scan.mask)
+        elif method in record.outputs:
+            try:
+                yield scan, read_output(record.outputs[method], scan)
+            except DataError as error:
+                log.add_unusable(method, record.image_id, error)
+
+
+def _read_scan(record: ImageRecord, settings: ScoringSettings, truth: Truth | None, log: EvaluationLog) -> Scan | None:
+    try:
+        scan = read_scan(record, settings.iterations, truth)
+    except DataError as error:
+        log.add_unusable(RAW, record.image_id, error)
+        return None
+    return _with_label_map(scan, settings, log.runner)
+
+
+def _with_label_map(scan: Scan, settings: ScoringSettings, runner: MetricRunner) -> Scan:
+    """A label map that cannot be used leaves a note, and the scan is scored without it."""
+    if scan.record.labels_uri is None:
+        return scan
+    image_id = scan.record.image_id
+    label_map = runner.run("labels", image_id, read_labels, scan, settings.label_table)
+    if label_map is None:
+        return scan
+    unknown_voxels = sum(label_map.unknown.values())
+    for remark in label_map.remarks():
+        detail = f"{image_id}, {unknown_voxels} unknown voxels" if unknown_voxels else image_id
+        runner.notes[remark].append(detail)
+    return replace(scan, label_map=label_map)
+
+
+def _read_truth(case: Case, settings: ScoringSettings, log: EvaluationLog) -> Truth | None:
+    if settings.truth is None:
+        return None
+    try:
+        return read_truth(settings.truth, case.subject, case.sequence)
+    except DataError as error:
+        log.notes.append(f"no truth for sub-{case.subject} {case.sequence}: {error}")
+        return None
+
+
+def _add_pictures(method: str, outputs: list[MethodOutput], pictures: CasePictures) -> None:
+    slices = []
+    maps = []
+    for output in outputs:
+        scan = output.scan
+        dissimilarity = dissimilarity_map(output.image, scan.volume.data, scan.mask)
+        slices.append(middle_slice(output.scaled, scan.mask, scan.volume.affine))
+        maps.append(middle_slice(dissimilarity, scan.mask, scan.volume.affine))
+    pictures.slices[method] = slices
+    pictures.maps[method] = maps
+
+
+def _truth_slice(scan: Scan, truth: Truth) -> np.ndarray:
+    return middle_slice(scale_by_percentiles(truth.noisefree, scan.mask), scan.mask, scan.volume.affine)

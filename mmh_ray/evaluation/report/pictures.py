@@ -1,0 +1,141 @@
+"""Which pictures an evaluation draws of a sequence, and of which methods."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmh_ray.evaluation.metrics.method_metrics import PictureData, is_pictured
+from mmh_ray.evaluation.metrics.registry import BEST_KNOWN, OURS, RAW, ordered, shown_name
+from mmh_ray.evaluation.metrics.scoring import CasePictures
+from mmh_ray.evaluation.report import figures
+
+PEOPLE_SHOWN = 8
+"""Most persons on a map that is coloured by person: as many as there are colours."""
+
+
+class Pictures(NamedTuple):
+    """What pictures are made of: pictured cases by sequence, and data by sequence and method."""
+
+    cases: Mapping[str, Sequence[CasePictures]]
+    methods: Mapping[tuple[str, str], PictureData]
+
+
+def write_pictures(folder: Path, pictures: Pictures) -> dict[str, dict[str, Path]]:
+    """PNG files by sequence and kind; a picture for which there is no data is left out."""
+    paths: dict[str, dict[str, Path]] = {}
+    for sequence in sorted({sequence for sequence, _ in pictures.methods}):
+        methods = {method: data for (name, method), data in pictures.methods.items() if name == sequence}
+        cases = pictures.cases.get(sequence, ())
+        paths[sequence] = _write_sequence(folder, sequence, cases, methods)
+    return paths
+
+
+def _write_sequence(
+    folder: Path, sequence: str, cases: Sequence[CasePictures], methods: Mapping[str, PictureData]
+) -> dict[str, Path]:
+    kinds = ("before_after", "differences", "dissimilarity", "histograms", "map", "umap", "map_people")
+    paths = {kind: folder / f"{sequence}_{kind}.png" for kind in kinds}
+    title = f"{sequence}: images by their features"
+    is_drawn = {
+        "before_after": _before_after(paths["before_after"], sequence, cases),
+        "differences": _differences(paths["differences"], sequence, cases),
+        "dissimilarity": _dissimilarity(paths["dissimilarity"], sequence, cases),
+        "histograms": _histograms(paths["histograms"], sequence, methods),
+        "map": _map_of_sites(paths["map"], f"{title} (t-SNE)", methods, "map"),
+        "umap": _map_of_sites(paths["umap"], f"{title} (UMAP)", methods, "umap"),
+        "map_people": _map_of_people(paths["map_people"], f"{title} (t-SNE)", methods),
+    }
+    return {kind: path for kind, path in paths.items() if is_drawn[kind]}
+
+
+def _before_after(path: Path, sequence: str, cases: Sequence[CasePictures]) -> bool:
+    """Whether there was something to draw; the same of each function below."""
+    if not cases:
+        return False
+    complete = _in_every_case([case.slices for case in cases])
+    others = [method for method in ordered(complete) if method not in (RAW, BEST_KNOWN) and is_pictured(method)]
+    chosen = [method for method in (RAW, BEST_KNOWN, *others) if method in complete]
+    if "truth" in complete:
+        chosen.append("truth")
+    rows = {}
+    for method in chosen:
+        rows[shown_name(method)] = [image for case in cases for image in case.slices[method]]
+    who = "one person at every site" if len(cases) == 1 else "a person of every site"
+    figures.before_after(path, rows, _sites(cases), f"{sequence}: {who}")
+    return True
+
+
+def _differences(path: Path, sequence: str, cases: Sequence[CasePictures]) -> bool:
+    if len(cases) != 1:
+        return False
+    (case,) = cases
+    if RAW not in case.slices or OURS not in case.slices:
+        return False
+    figures.differences(path, case.slices[RAW], case.slices[OURS], case.sites, f"{sequence}: differences")
+    return True
+
+
+def _dissimilarity(path: Path, sequence: str, cases: Sequence[CasePictures]) -> bool:
+    """Where the structure of a method's image is not the scan's."""
+    if not cases:
+        return False
+    complete = _in_every_case([case.maps for case in cases])
+    chosen = [method for method in ordered(complete) if method != RAW and is_pictured(method)]
+    if not chosen:
+        return False
+    rows = {}
+    for method in chosen:
+        rows[shown_name(method)] = [image for case in cases for image in case.maps[method]]
+    figures.before_after(path, rows, _sites(cases), f"{sequence}: unlike the scan")
+    return True
+
+
+def _histograms(path: Path, sequence: str, methods: Mapping[str, PictureData]) -> bool:
+    if RAW not in methods or OURS not in methods:
+        return False
+    title = f"{sequence}: brain intensities by site"
+    figures.histograms(path, methods[RAW].quantiles, methods[OURS].quantiles, title)
+    return True
+
+
+def _map_of_sites(path: Path, title: str, methods: Mapping[str, PictureData], kind: str) -> bool:
+    panels = {}
+    for method in ordered(methods):
+        feature_map = methods[method].maps.get(kind)
+        if feature_map is not None:
+            panels[shown_name(method)] = (feature_map.points, feature_map.sites)
+    if panels:
+        figures.feature_map(path, panels, f"{title}, coloured by site")
+    return bool(panels)
+
+
+def _map_of_people(path: Path, title: str, methods: Mapping[str, PictureData]) -> bool:
+    """The map of those who were scanned several times, each in a colour."""
+    panels = {}
+    for method in ordered(methods):
+        feature_map = methods[method].maps.get("map")
+        if feature_map is None:
+            continue
+        images_of = Counter(feature_map.subjects)
+        people = sorted(subject for subject, count in images_of.items() if count > 1)[:PEOPLE_SHOWN]
+        if len(people) < 2:
+            continue
+        rows = [row for row, subject in enumerate(feature_map.subjects) if subject in people]
+        panels[shown_name(method)] = (feature_map.points[rows], [feature_map.subjects[row] for row in rows])
+    if panels:
+        figures.feature_map(path, panels, f"{title}, coloured by person")
+    return bool(panels)
+
+
+def _in_every_case(slices: Sequence[Mapping[str, list[np.ndarray]]]) -> set[str]:
+    """Methods that every pictured case has slices of."""
+    return set.intersection(*(set(of_case) for of_case in slices))
+
+
+def _sites(cases: Sequence[CasePictures]) -> list[str]:
+    return [site for case in cases for site in case.sites]

@@ -1,0 +1,74 @@
+"""The values of one metric, image by image, so that subjects can be drawn again and methods compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class MetricValues:
+    """One metric of one method and sequence, unit by unit. A unit is an image, or a pair of images.
+
+    Attributes
+    ----------
+    values:
+        ``(n,)`` a number per unit, or ``(n, k)`` what ``reduce`` needs of it.
+    units, subjects:
+        Name of the unit (an image's id, or two with a space between them) and whose it is.
+    strata:
+        Sites, where the value is the mean of the sites' means (balanced accuracy).
+    reduce:
+        The value of some units from their ``values`` and ``labels``; None: their mean.
+    labels:
+        A label per unit for ``reduce``.
+    guessed:
+        ``chance``, what a guess reaches, and ``chance_high``, what 95 of 100 guessers stay below; empty where neither
+        says something.
+    shown:
+        The unit's own value, where ``values`` holds something else.
+    """
+
+    values: np.ndarray
+    units: tuple[str, ...]
+    subjects: tuple[str, ...]
+    strata: tuple[str, ...] | None = None
+    reduce: Callable[[np.ndarray, np.ndarray], float] | None = None
+    labels: tuple[str, ...] | None = None
+    guessed: Mapping[str, float] = field(default_factory=dict)
+    shown: np.ndarray | None = None
+
+    @property
+    def per_unit(self) -> np.ndarray | None:
+        """``(n,)`` the unit's own value; None where a unit has none."""
+        return self.values if self.reduce is None else self.shown
+
+    def only(self, units: Iterable[str]) -> MetricValues:
+        """The same of these units, in their order."""
+        row_of_unit = {unit: row for row, unit in enumerate(self.units)}
+        rows = [row_of_unit[unit] for unit in units]
+
+        def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(names[row] for row in rows)
+
+        return replace(
+            self,
+            values=self.values[rows],
+            units=chosen(self.units),
+            subjects=chosen(self.subjects),
+            strata=None if self.strata is None else chosen(self.strata),
+            labels=None if self.labels is None else chosen(self.labels),
+            shown=None if self.shown is None else self.shown[rows],
+        )
+
+    def of(self, rows: np.ndarray) -> float:
+        """The value of some rows, by ``reduce``."""
+        assert self.reduce is not None
+        assert self.labels is not None
+        return self.reduce(self.values[rows], np.asarray(self.labels)[rows])
+
+
+ValuesByMetric = dict[str, MetricValues]
+"""One method's values by the metric's name."""
