@@ -20,12 +20,10 @@ from mmh_ray.simulation.label_maps import LabelMap, label_maps_in, read_label_ma
 from mmh_ray.simulation.person import Person
 from mmh_ray.simulation.tissues import BRAIN, FAT, FLUID, GREY, SOFT, TISSUES, WHITE
 
-__all__ = ["Head", "Person", "depth", "label_maps_in", "read_label_map", "simulate_head", "template_head"]
+__all__ = ["Head", "Person", "label_maps_in", "read_label_map", "simulate_head", "template_head"]
 
 _DURA_MM = 4.0
 """Radius that closes the dura between the halves of a brain, as tools do."""
-_FURROW_MM = 15.0
-"""Half the width of a furrow that the hull of a brain closes."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +40,12 @@ class Head:
         ``(X, Y, Z)`` bool, more than half brain, with the fluid around it.
     depth_mm:
         ``(X, Y, Z)`` float32 distance from the brain's surface, positive inside.
-    hull:
-        ``(X, Y, Z)`` bool, brain tissue with its furrows and ventricles, without the fluid around it.
     """
 
     fractions: np.ndarray
     texture: np.ndarray
     brain: np.ndarray
     depth_mm: np.ndarray
-    hull: np.ndarray
 
 
 def simulate_head(label_map: LabelMap, person: Person, grid: GridConfig) -> Head:
@@ -95,11 +90,10 @@ def _give_fat(fractions: np.ndarray, spacing_mm: float, rng: np.random.Generator
 
 
 def _finished(fractions: np.ndarray, person: Person, spacing_mm: float, rng: np.random.Generator) -> Head:
-    """A head of its tissue shares ``(T, X, Y, Z)``: what ails it is placed, and hull, brain, depth and texture are found."""
-    hull = _hull(fractions, spacing_mm)  # before cavities are placed, which it must hold
+    """A head of its tissue shares ``(T, X, Y, Z)``: what ails it is placed, and brain, depth and texture are found."""
     place_findings(fractions, person, spacing_mm, rng)
     brain = fractions[list(BRAIN)].sum(axis=0) > 0.5
-    brain = _closed(brain, spacing_mm, _DURA_MM)
+    brain = _closed(brain, spacing_mm)
     fine = smooth_noise(rng, brain.shape, 4.0 / spacing_mm)
     wide = smooth_noise(rng, brain.shape, 15.0 / spacing_mm)
     texture = 1 + rng.uniform(0.0, 0.03) * fine + rng.uniform(0.0, 0.03) * wide
@@ -107,26 +101,13 @@ def _finished(fractions: np.ndarray, person: Person, spacing_mm: float, rng: np.
         fractions=fractions.astype(np.float16),
         texture=texture.astype(np.float32),
         brain=brain,
-        depth_mm=depth(brain, spacing_mm),
-        hull=hull,
+        depth_mm=_depth(brain, spacing_mm),
     )
 
 
-def _hull(fractions: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """Brain tissue with its furrows and ventricles, ``(X, Y, Z)`` bool."""
-    with_fluid = fractions[list(BRAIN)].sum(axis=0)
-    tissue = with_fluid - fractions[FLUID] > 0.5
-    furrows = _closed(tissue, spacing_mm, _FURROW_MM) & (with_fluid > 0.5)
-    hull = tissue | furrows
-    in_plane = ndimage.generate_binary_structure(2, 1)
-    for axis in (1, 2):  # wide ventricles are open to the cisterns, but closed in coronal or axial slices
-        hull |= ndimage.binary_fill_holes(hull, np.expand_dims(in_plane, axis))
-    return _closed(hull, spacing_mm, _DURA_MM)
-
-
-def _closed(region: np.ndarray, spacing_mm: float, radius_mm: float) -> np.ndarray:
-    """A region closed by a radius, without holes."""
-    radius = max(1, round(radius_mm / spacing_mm))
+def _closed(region: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """A brain with the dura between its halves, without holes."""
+    radius = max(1, round(_DURA_MM / spacing_mm))
     padded = np.pad(region, radius)
     neighbours = ndimage.generate_binary_structure(3, 1)
     closed = ndimage.binary_closing(padded, neighbours, iterations=radius)
@@ -134,7 +115,7 @@ def _closed(region: np.ndarray, spacing_mm: float, radius_mm: float) -> np.ndarr
     return ndimage.binary_fill_holes(closed)[without_padding]
 
 
-def depth(inside: np.ndarray, spacing_mm: float) -> np.ndarray:
+def _depth(inside: np.ndarray, spacing_mm: float) -> np.ndarray:
     """Distance from the surface of a region ``(X, Y, Z)`` bool in mm, float32, positive inside."""
     inward = ndimage.distance_transform_edt(inside) - 0.5
     outward = ndimage.distance_transform_edt(~inside) - 0.5
