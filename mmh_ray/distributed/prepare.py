@@ -28,7 +28,8 @@ from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.volume import check_memory, read_mask, read_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of, sha256_file
-from mmh_ray.quality.checks import check_prepared, describe_scan
+from mmh_ray.quality.checks import check_prepared
+from mmh_ray.quality.describe import describe_scan
 
 log = logging.getLogger(__name__)
 

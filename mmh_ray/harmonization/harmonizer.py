@@ -21,7 +21,9 @@ from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.sampling import estimate_planes, fuse
 from mmh_ray.models.target.adapter import SiteStyle, wearing
 from mmh_ray.models.target.bundle import Target
-from mmh_ray.quality.checks import check_prepared, describe_air, describe_outcome, describe_scan, flags
+from mmh_ray.quality.checks import check_prepared
+from mmh_ray.quality.describe import describe_air, describe_outcome, describe_scan
+from mmh_ray.quality.measures import flags
 from mmh_ray.threads import one_thread
 
 

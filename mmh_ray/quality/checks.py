@@ -1,0 +1,132 @@
+"""Whether a scan is what the model is for: the head of an adult, of its sequence, that lies as its header says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from mmh_ray.config import GridConfig, PrepareConfig, QualityConfig
+from mmh_ray.errors import DataError, MaskError, RefusedError
+from mmh_ray.imaging.preprocess import Prepared, prepare_volume
+from mmh_ray.imaging.volume import Volume
+from mmh_ray.quality.describe import describe_scan
+
+FLUID_IS_BRIGHT = {"T1w": False, "T2w": True, "FLAIR": False}
+"""Whether fluid is the brightest or the darkest tissue; the contrasts of other sequences are not checked."""
+WHITE_IS_BRIGHT = {"T1w": True, "T2w": False}
+"""Whether white matter of adults is brighter than grey."""
+
+
+def check_scan(sequence: str, figures: Mapping[str, float], config: QualityConfig, mask_given: bool = False) -> None:
+    """Refuse a scan that the model is not for.
+
+    That is one whose integers ran over, one that shows no adult's head, a head that lies otherwise than its header
+    says, or another sequence. Without a registration only the first is known.
+
+    Parameters
+    ----------
+    mask_given:
+        Whether the brain mask came with the scan, so that none can be asked for.
+
+    Raises
+    ------
+    RefusedError
+        If the template does not fit, the tissues are not ordered as those of the sequence, or bright voxels start anew
+        from the dark end.
+    """
+    wrapped_steps = figures.get("wrapped", 0)
+    if wrapped_steps > config.most_wrapped:
+        raise RefusedError(
+            f"integers that ran over: {wrapped_steps:.0f} steps from the brightest to the darkest between neighbours",
+            f"{config.most_wrapped:g} at most",
+            "Convert the scan again to a type that holds its largest value, such as float32.",
+        )
+    if "registration" not in figures:
+        return
+    if figures["registration"] < config.least_fit:
+        remedy = "Check that it is an MRI of an adult's head and that its orientation is right"
+        raise RefusedError(
+            f"a head that the ICBM-152 template fits by {figures['registration']:.2f}",
+            f"{config.least_fit:g} or more",
+            f"{remedy}." if mask_given else f"{remedy}; give a brain mask if it is.",
+        )
+    if sequence in FLUID_IS_BRIGHT:
+        _check_tissues(sequence, figures["fluid_contrast"], figures["white_contrast"], config.least_contrast)
+
+
+def check_prepared(
+    sequence: str,
+    figures: Mapping[str, float],
+    config: QualityConfig,
+    volume: Volume,
+    prepared: Prepared,
+    grid: GridConfig,
+    settings: PrepareConfig,
+) -> None:
+    """:func:`check_scan` of a scan that was prepared so. One refused with a given mask is tried without it, to tell which is at fault.
+
+    Raises
+    ------
+    RefusedError
+        As :func:`check_scan`.
+    MaskError
+        If the scan would pass with a mask estimated from it: the given one is another's, or lies elsewhere.
+    """
+    try:
+        check_scan(sequence, figures, config, prepared.given)
+    except RefusedError as refusal:
+        if prepared.given and _passes_without_mask(sequence, config, volume, grid, settings):
+            raise MaskError(
+                f"a brain mask in which the scan shows {refusal.received}; with an estimated mask it passes",
+                "a mask of this scan's brain",
+                "Check that the mask belongs to this scan and its affine is right, or leave it out.",
+            ) from refusal
+        raise
+
+
+def _passes_without_mask(
+    sequence: str, config: QualityConfig, volume: Volume, grid: GridConfig, settings: PrepareConfig
+) -> bool:
+    try:
+        without_mask = prepare_volume(volume, None, grid, settings)
+        figures = describe_scan(volume, without_mask.brain, without_mask.registration, without_mask)
+        check_scan(sequence, figures, config)
+    except DataError:
+        return False
+    return True
+
+
+class _Order(NamedTuple):
+    """How a tissue must differ from grey matter: in which direction, and by how many standard deviations at least."""
+
+    tissue: str
+    is_brighter: bool
+    least: float
+
+    def holds(self, contrast: float) -> bool:
+        """Whether a tissue that is so much brighter than grey matter is as it must be."""
+        return (contrast if self.is_brighter else -contrast) >= self.least
+
+    def __str__(self) -> str:
+        direction = "brighter" if self.is_brighter else "darker"
+        return f"{self.tissue} {direction} than grey by {self.least:g}"
+
+
+def _check_tissues(sequence: str, fluid: float, white: float, least: float) -> None:
+    """Raise RefusedError unless fluid and white matter lie on the right sides of grey matter."""
+    fluid_order = _Order("fluid", FLUID_IS_BRIGHT[sequence], least)
+    orders = [fluid_order]
+    is_right = fluid_order.holds(fluid)
+    if sequence in WHITE_IS_BRIGHT:
+        white_is_bright = WHITE_IS_BRIGHT[sequence]
+        # Grey and white matter of some T2w are all but equal.
+        white_order = _Order("white matter", white_is_bright, least if white_is_bright else 0.0)
+        orders.append(white_order)
+        is_right = is_right and white_order.holds(white)
+    if not is_right:
+        wanted = ", ".join(map(str, orders))
+        raise RefusedError(
+            f"fluid {fluid:+.2f} and white matter {white:+.2f} standard deviations from grey",
+            f"a {sequence}: {wanted} or more",
+            "Check the sequence in the file's name.",
+        )
