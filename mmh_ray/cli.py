@@ -294,7 +294,8 @@ def _add_list(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     text = (
-        f"{BASE_MODEL} (the default, which the package brings), a bundle folder or models:/NAME@ALIAS; also model=..."
+        f"{BASE_MODEL} (the default, which the package brings), a bundle folder or its s3:// or gs:// URI, or "
+        "models:/NAME@ALIAS; also model=..."
     )
     parser.add_argument("--model", default=BASE_MODEL, help=text)
 

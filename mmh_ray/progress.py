@@ -21,7 +21,10 @@ class Advance(Protocol):
     """What :func:`progress` yields."""
 
     def __call__(self, count: int = 1, note: str = "") -> None:
-        """Count finished units; the note (such as `data wait 3 %`) stands behind the rate until the next one."""
+        """Count finished units; the note (such as `data wait 3 %`) stands behind the rate until the next one.
+
+        A count of 0 tells that the start-up is over: rate and time left count from there, else from the first finished unit on.
+        """
 
 
 @contextlib.contextmanager
@@ -44,56 +47,83 @@ def progress(total: int | None, title: str, unit: str = "items") -> Iterator[Adv
         yield advance
 
 
+class _Pace:
+    """How fast units get done, without the start-up: from the first call of ``advance`` on."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self._created = time.monotonic()
+        self._first: tuple[float, int] | None = None
+
+    def advance(self, count: int) -> None:
+        """Count finished units."""
+        self.done += count
+        if self._first is None:
+            self._first = (time.monotonic(), self.done)
+
+    def rate(self) -> str:
+        """Units a second, or a minute where they are slow; with the start-up as long as nothing was done after it."""
+        rate = self._per_second()
+        if rate is None:
+            rate = self.done / max(time.monotonic() - self._created, 1e-3)
+        return f"{rate:.1f}/s" if rate >= 1 or not self.done else f"{60 * rate:.1f}/min"
+
+    def time_left(self, total: int | None) -> str:
+        """With a comma before it; empty where it cannot be told."""
+        rate = self._per_second()
+        if not total or rate is None:
+            return ""
+        return f", {_clock(max(total - self.done, 0) / rate)} left"
+
+    def _per_second(self) -> float | None:
+        """Units a second; None until one is done after the start-up."""
+        if self._first is None:
+            return None
+        moment, units = self._first
+        if self.done == units:
+            return None
+        return (self.done - units) / max(time.monotonic() - moment, 1e-3)
+
+
 @contextlib.contextmanager
 def _bar(total: int | None, title: str, unit: str, console: Console) -> Iterator[Advance]:
     rate = TextColumn(f"{unit}, {{task.fields[rate]}} {{task.fields[note]}}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate)
+    pace = _Pace()
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
-        task = bars.add_task(title, total=total, rate="-/s", note="")
-        started, done = time.monotonic(), 0
+        task = bars.add_task(title, total=total, rate=pace.rate(), note="")
 
         def advance(count: int = 1, note: str = "") -> None:
-            nonlocal done
-            done += count
-            bars.update(task, advance=count, rate=_rate(done, started), note=note)
+            pace.advance(count)
+            bars.update(task, advance=count, rate=pace.rate(), note=note)
 
         yield advance
 
 
 @contextlib.contextmanager
 def _lines(total: int | None, title: str, unit: str) -> Iterator[Advance]:
-    started = shown = time.monotonic()
-    done, last = 0, ""
+    started = time.monotonic()
+    shown = started
+    pace = _Pace()
+    last = ""
 
     def line(end: str = "") -> None:
         known = "" if total is None else f"/{total}"
-        log.info(
-            "%s: %d%s %s, %s%s", title, done, known, unit, _rate(done, started), end + (f", {last}" if last else "")
-        )
+        note = f", {last}" if last else ""
+        log.info("%s: %d%s %s, %s%s%s", title, pace.done, known, unit, pace.rate(), end, note)
 
     def advance(count: int = 1, note: str = "") -> None:
-        nonlocal done, shown, last
-        done, last = done + count, note
+        nonlocal shown, last
+        pace.advance(count)
+        last = note
         if time.monotonic() - shown >= INTERVAL_S:
             shown = time.monotonic()
-            line(_time_left(done, total, started))
+            line(pace.time_left(total))
 
     try:
         yield advance
     finally:
         line(f", took {_clock(time.monotonic() - started)}")
-
-
-def _rate(done: int, started: float) -> str:
-    """Units a second, or a minute where they are slow."""
-    rate = done / max(time.monotonic() - started, 1e-3)
-    return f"{rate:.1f}/s" if rate >= 1 or not done else f"{60 * rate:.1f}/min"
-
-
-def _time_left(done: int, total: int | None, started: float) -> str:
-    if not total or not done:
-        return ""
-    return f", {_clock((time.monotonic() - started) / done * max(total - done, 0))} left"
 
 
 def _clock(seconds: float) -> str:

@@ -23,6 +23,7 @@ LEAVES = {
     "errors",
     "files",
     "html_page",
+    "object_store",
     "progress",
     "provenance",
     "settings",
@@ -48,7 +49,7 @@ MAY_USE = {
     "": {*LEAVES, "harmonization"},  # when `mmh_ray.load` is asked for
     "bids": {*LEAVES, "bids"},
     "imaging": {*LEAVES, "imaging"},
-    "shards": LEAVES,
+    "shards": {*LEAVES, "bids"},  # the type of its rows
     "simulation": {*LEAVES, "imaging", "simulation"},
     "models": {*LEAVES, "imaging", "simulation", "models"},
     "evaluation": {*LEAVES, "bids", "imaging", "evaluation"},

@@ -2,115 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import signal
-import socket
+import json
+import re
 import subprocess
-import sys
-import tempfile
-import time
+import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from mmh_ray.cli import main
+from tests.ray_head import TINY, Head, ray_command, running_head
 
 pytestmark = [pytest.mark.slow]
-
-PATIENCE_S = 900
-SMALL = [
-    "phantom.sites=2",
-    "phantom.subjects_per_site=3",
-    "phantom.travelers=0",
-    "phantom.spacing_mm=6",
-    "grid.spacing_mm=6",
-    "grid.shape=[32,40,32]",
-    "prepare.n4=false",
-    "manifest.val_fraction=0.25",
-    "manifest.test_fraction=0",
-    "model.channels=[8,16]",
-    "train.steps=4",
-    "train.validation_groups=1",
-]
-
-
-@dataclass
-class Head:
-    """A running cluster: where jobs are submitted, and the environment of those who may."""
-
-    address: str
-    environment: dict[str, str]
-
-    def submit(self, repository: Path, *command: str) -> subprocess.CompletedProcess[str]:
-        """Submit a command from the repository and wait for its end."""
-        submit = [ray_command(), "job", "submit", "--address", self.address, "--working-dir", ".", "--", *command]
-        return subprocess.run(
-            submit,
-            cwd=repository,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-
-
-def ray_command() -> str:
-    """The `ray` of this Python's environment."""
-    return str(Path(sys.executable).with_name("ray"))
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """`ray start --head` with token authentication on free ports; stopped by its process group."""
-    with tempfile.TemporaryDirectory(prefix="mmh", ignore_cleanup_errors=True) as folder:  # short: it holds sockets
-        token = Path(folder, "token")
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
-        own = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI")
-        environment = {name: value for name, value in os.environ.items() if name not in own}
-        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # as in an activated environment
-        port, dashboard, client, agent = (free_port() for _ in range(4))
-        command = [ray_command(), "start", "--head", "--block", "--num-cpus", "4", "--temp-dir", f"{folder}/ray"]
-        command += ["--port", str(port), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client)]
-        command += ["--dashboard-agent-listen-port", str(agent)]  # another Ray on this machine has the default one
-        with open(f"{folder}/head.log", "w") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-            try:
-                address = f"http://127.0.0.1:{dashboard}"
-                wait_for(address, environment, process, Path(folder, "head.log"))
-                yield Head(address, environment)
-            finally:
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait(300)
-
-
-def wait_for(address: str, environment: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the cluster runs a job of a client that has the token."""
-    deadline = time.monotonic() + PATIENCE_S
-    trial = [ray_command(), "job", "submit", "--address", address, "--", "true"]
-    while subprocess.run(trial, env=environment, capture_output=True, check=False).returncode != 0:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(1)
+    """A running cluster."""
+    with running_head() as found:
+        yield found
 
 
 def test_submitted_training_succeeds_and_its_run_is_in_mlflow(head: Head, repository: Path, tmp_path: Path) -> None:
     import mlflow
 
     store_uri = f"sqlite:///{tmp_path}/mlflow.db"
-    config = ["--config", str(repository / "configs/demo.yaml"), *SMALL]
+    config = ["--config", str(repository / "configs/demo.yaml"), *TINY]
     bids, manifest, store = (str(tmp_path / name) for name in ("bids", "manifest.parquet", "prepared"))
     for command in (["phantom", bids], ["manifest", bids, manifest], ["prepare", manifest, store]):
         assert main([*command, *config]) == 0
@@ -130,3 +48,73 @@ def test_a_job_of_unusable_arguments_fails_and_says_why(head: Head, repository: 
     done = head.submit(repository, "python", "jobs/train_global.py", "configs", "train.stepz=1")
     assert done.returncode != 0
     assert "unknown key train.stepz" in done.stdout + done.stderr
+
+
+ALL_IN_ONE = (
+    "import json, sys; from mmh_ray.cli import main; sys.exit(max(main(line) for line in json.loads(sys.argv[1])))"
+)
+"""Command after command in one job."""
+
+
+def test_an_operator_sees_names_figures_and_no_failure_of_a_job_that_succeeded(
+    head: Head, repository: Path, tmp_path: Path
+) -> None:
+    import mlflow
+
+    store_uri = f"sqlite:///{tmp_path}/mlflow.db"
+    bids, manifest, store, out = (str(tmp_path / name) for name in ("bids", "manifest.parquet", "prepared", "out"))
+    config = ["--config", str(repository / "configs/demo.yaml"), *TINY, f"tracking.uri={store_uri}"]
+    commands = [
+        ["phantom", bids],
+        ["manifest", bids, manifest],
+        ["prepare", manifest, store],
+        ["train-global", store, f"train.storage={tmp_path}/runs"],
+        ["harmonize", bids, out, "--model", "models:/mmh-global@champion"],
+    ]
+    lines = json.dumps([[*command, *config] for command in commands])
+    done = head.submit(repository, "python", "-c", ALL_IN_ONE, lines)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Downloading artifacts" not in done.stdout + done.stderr
+
+    tasks = _listed(head, "tasks", "--limit", "1000")
+    assert [(task["name"], task["error_type"]) for task in tasks if task["state"] == "FAILED"] == []
+    names = {task["name"] for task in tasks}
+    images = {path.name.removesuffix(".nii.gz") for path in Path(bids).glob("sub-*/**/*.nii.gz")}
+    assert {f"harmonize {image}" for image in images} <= names
+    assert any(name.startswith("prepare sub-") for name in names)
+    actors = {actor["name"] for actor in _listed(head, "actors")}
+    assert any(re.fullmatch(r"harmonize [0-9a-f]{4} 1", name) for name in actors)
+
+    with urllib.request.urlopen(head.metrics) as answer:
+        exported = answer.read().decode()
+    for stage in ("harmonize", "prepare"):
+        counted = re.findall(rf'^ray_mmh_images_total{{.*stage="{stage}".*}} (\S+)$', exported, re.MULTILINE)
+        assert sum(map(float, counted)) == len(images), (stage, counted)
+        assert "ray_mmh_queue_length{" in exported
+        assert re.search(rf'^ray_mmh_image_seconds_sum{{.*stage="{stage}"', exported, re.MULTILINE)
+        assert re.search(rf'^ray_mmh_data_wait_seconds_total{{.*stage="{stage}"', exported, re.MULTILINE)
+
+    client = mlflow.MlflowClient(store_uri, registry_uri=store_uri)
+    run = client.get_run(client.get_model_version_by_alias("mmh-global", "champion").run_id)
+    submitted = [
+        job for job in _listed(head, "jobs") if (job["metadata"] or {}).get("mlflow_run_id") == run.info.run_id
+    ]
+    assert [job["submission_id"] for job in submitted] == [run.data.tags["mmh.ray_submission_id"]]
+    assert submitted[0]["status"] == "SUCCEEDED"
+
+
+def _listed(head: Head, what: str, *options: str) -> list[dict]:
+    """What `ray list` shows."""
+    command = [ray_command(), "list", what, "--address", head.address, "--format", "json", "--detail", *options]
+    done = subprocess.run(command, env=head.environment, capture_output=True, text=True, check=True, timeout=300)
+    return json.loads(done.stdout)
+
+
+def test_an_upload_of_the_repository_leaves_checkpoints_behind(head: Head, repository: Path, tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_bytes((repository / ".gitignore").read_bytes())
+    for name in ("runs", "demo", "jobs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    done = head.submit(tmp_path, "find", ".", "-name", "file")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^\./\w+/file$", done.stdout, re.MULTILINE) == ["./jobs/file"]

@@ -46,17 +46,38 @@ def test_a_short_step_logs_one_line(plain):
 
 
 def test_slow_units_are_counted_by_the_minute(plain, clock):
-    with progress(2, "Harmonizing", unit="images") as advance:
-        clock[0] = 30.0
+    with progress(3, "Harmonizing", unit="images") as advance:
+        clock[0] = 1.0
+        advance(1)
+        clock[0] = 31.0
         advance(1, note="data wait 3 %")
-    assert plain.messages[0] == "Harmonizing: 1/2 images, 2.0/min, 0:00:30 left, data wait 3 %"
+    assert plain.messages[0] == "Harmonizing: 2/3 images, 2.0/min, 0:00:30 left, data wait 3 %"
+
+
+def test_the_time_left_does_not_hang_on_the_start(plain, clock):
+    with progress(10, "Harmonizing", unit="images") as advance:
+        clock[0] = 200.0  # Ray, the model, the first image
+        advance(1)
+        clock[0] = 210.0
+        advance(5)
+    assert plain.messages[0] == "Harmonizing: 1/10 images, 0.3/min"
+    assert plain.messages[1] == "Harmonizing: 6/10 images, 30.0/min, 0:00:08 left"
+
+
+def test_units_done_side_by_side_count_from_where_the_start_is_over(plain, clock):
+    with progress(64, "Harmonizing", unit="images") as advance:
+        clock[0] = 200.0
+        advance(0)
+        clock[0] = 230.0
+        advance(32)
+    assert plain.messages[1] == "Harmonizing: 32/64 images, 1.1/s, 0:00:30 left"
 
 
 def test_unknown_total(plain, clock):
     with progress(None, "Finding", unit="images") as advance:
         clock[0] = 20.0
         advance(40)
-    assert plain.messages[0] == "Finding: 40 images, 2.0/s"
+    assert plain.messages[0] == "Finding: 40 images, 2.0/s"  # nothing but the start so far
 
 
 def test_an_error_passes_and_the_last_line_tells_how_far(plain):

@@ -1,7 +1,8 @@
 #!/bin/bash
 # A Ray cluster for the length of one Slurm job, with token authentication. From the repository's root:
 #   sbatch configs/cluster/slurm.sh python jobs/train_global.py /shared/prepared --config configs/global.yaml
-# The repository with its .venv, and every path given, must lie on a file system that all nodes share.
+# The repository with its .venv, and every path given, must lie on a file system that all nodes share. Give absolute paths,
+# also train.storage: the job runs in a copy of the repository, which goes with it. docs/cluster.md walks through it.
 #SBATCH --job-name=mmh
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -20,6 +21,8 @@ source .venv/bin/activate
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH="$HOME/.ray/mmh-$SLURM_JOB_ID.token"
 export RAY_USAGE_STATS_ENABLED=0
+# Where runs and models are kept: a server if you name one, else a file that outlives the job.
+export MLFLOW_TRACKING_URI="${MLFLOW_TRACKING_URI:-sqlite:///$SLURM_SUBMIT_DIR/mlflow.db}"
 mkdir -p "$HOME/.ray"
 (umask 077; python -c "import secrets; print(secrets.token_hex(32), end='')" >"$RAY_AUTH_TOKEN_PATH")
 steps=()
@@ -66,4 +69,5 @@ while True:
 PYTHON
 
 # Uploads the working folder without what .gitignore names (.venv, demo, ...); the job's exit code becomes 0 or 1.
-ray job submit --address "http://$head_ip:$dashboard" --working-dir . -- "$@"
+ray job submit --address "http://$head_ip:$dashboard" --working-dir . \
+  --metadata-json "{\"slurm_job_id\": \"$SLURM_JOB_ID\"}" -- "$@"

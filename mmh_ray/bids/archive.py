@@ -19,7 +19,7 @@ from mmh_ray.bids.sidecars import sidecars_among
 from mmh_ray.bids.sites import CORRECT, HELP
 from mmh_ray.bids.strays import PLACE, images_outside, is_nearly_a_subject, stray_rows, stray_rows_below
 from mmh_ray.bids.text import Findings, listed, printable
-from mmh_ray.errors import DataError
+from mmh_ray.errors import ConfigError, DataError
 
 _INNER = re.compile(r"(?P<archive>.+?)/sub-[^/]+/")
 """Path of an image in an archive that lies in this one."""
@@ -47,7 +47,7 @@ class Archive:
     def __init__(self, root: str | Path, site_pattern: str | None, require_site: bool) -> None:
         if not os.path.isdir(root):
             remedy = "Name the folder that holds the sub-* folders; mount or copy archives of an object store."
-            raise DataError(f"{root}: no such folder", "a BIDS archive on a local or mounted disk", remedy)
+            raise ConfigError(f"{root}: no such folder", "a BIDS archive on a local or mounted disk", remedy)
         self.root = Path(root).resolve()
         self.require_site = require_site
         self.findings = Findings()

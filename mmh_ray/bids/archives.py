@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mmh_ray.bids.entities import Entities, output_path, parse
 from mmh_ray.bids.folders import check_file, leads_to_folder, walk
 from mmh_ray.bids.text import printable, warn_of
-from mmh_ray.errors import DataError
+from mmh_ray.errors import ConfigError, DataError
 
 IGNORED = ("desc", "space", "res", "den")
 """Entities that say how a volume was made and on which grid, not of which image."""
@@ -51,12 +51,12 @@ def match(name: str, root: str | Path, rows: Iterable[Mapping[str, Any]]) -> Mat
 
     Raises
     ------
-    DataError
+    ConfigError
         If there is no such folder.
     """
     root = Path(root)
     if not os.path.isdir(root):
-        raise DataError(f"{name}={root}: no such folder", "a folder of volumes in BIDS naming", "Check the path.")
+        raise ConfigError(f"{name}={root}: no such folder", "a folder of volumes in BIDS naming", "Check the path.")
     images = [(row["image_id"], parse(row["uri"])) for row in rows]
     candidates = _volumes(root, {entities.suffix for _, entities in images})
     images_of_key = Counter(_key(entities) for _, entities in images)

@@ -52,10 +52,10 @@ def find_images(
     Raises
     ------
     DataError
-        If the folder or every image's site is missing, its participants.tsv is there and cannot be read, or it holds no
+        If every image's site is missing, its participants.tsv is there and cannot be read, or it holds no
         image in its place.
     ConfigError
-        If ``site_pattern`` is no regular expression with a group `site`.
+        If there is no such folder, or ``site_pattern`` is no regular expression with a group `site`.
     """
     rows = Archive(bids_root, site_pattern, require_site).all_rows(advance)
     return sorted(rows, key=lambda row: row["image_id"])

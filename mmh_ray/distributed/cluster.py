@@ -42,7 +42,12 @@ def connect() -> None:
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     resources = ray.cluster_resources()
-    log.info("Ray: %d CPUs, %d GPUs on %d nodes", resources.get("CPU", 0), resources.get("GPU", 0), len(ray.nodes()))
+    log.info("Ray: %d CPUs, %d GPUs on %d nodes", resources.get("CPU", 0), resources.get("GPU", 0), live_nodes())
+
+
+def live_nodes() -> int:
+    """Machines that the cluster has now; Ray also lists those that it has lost."""
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -76,6 +81,8 @@ def disconnect() -> None:
 
 LOADER_CPUS = 0.5
 """CPUs that an actor of the data stream reserves; it waits for the trainer most of the time."""
+MOST_LOADERS = 8
+"""Actors of the data stream per training worker at most."""
 
 
 def training_resources(workers: int, use_gpu: bool) -> tuple[dict[str, float], int]:
@@ -87,21 +94,21 @@ def training_resources(workers: int, use_gpu: bool) -> tuple[dict[str, float], i
         If the cluster has too few GPUs or CPUs for the workers; waiting for them could last for ever.
     """
     resources = ray.cluster_resources()
-    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
+    cpus = resources.get("CPU", 0.0)
+    gpus = int(resources.get("GPU", 0))
+    remedy = "Lower train.workers or add nodes."
     if use_gpu and gpus < workers:
-        raise ConfigError(
-            f"{gpus} GPUs in the cluster", f"{workers}, one per worker", "Lower train.workers or add nodes."
-        )
-    share = cpus / workers
-    if share < 2 * LOADER_CPUS:
-        raise ConfigError(
-            f"{cpus:g} CPUs in the cluster for {workers} workers",
-            f"at least {2 * LOADER_CPUS:g} per worker",
-            "Lower train.workers or add nodes.",
-        )
-    own = min(1.0, share / 2)
-    loaders = max(1, min(8, int((share - own) / (4 * LOADER_CPUS))))
-    log.info(
-        "training: %d workers with %g CPUs%s, %d loaders each", workers, own, " and a GPU" if use_gpu else "", loaders
-    )
-    return {"CPU": own} | ({"GPU": 1.0} if use_gpu else {}), loaders
+        raise ConfigError(f"{gpus} GPUs in the cluster", f"{workers}, one per worker", remedy)
+    cpus_per_worker = cpus / workers
+    if cpus_per_worker < 2 * LOADER_CPUS:
+        received = f"{cpus:g} CPUs in the cluster for {workers} workers"
+        raise ConfigError(received, f"at least {2 * LOADER_CPUS:g} per worker", remedy)
+    trainer_cpus = min(1.0, cpus_per_worker / 2)
+    loaders = int((cpus_per_worker - trainer_cpus) / (4 * LOADER_CPUS))
+    loaders = max(1, min(MOST_LOADERS, loaders))
+    with_gpu = " and a GPU" if use_gpu else ""
+    log.info("training: %d workers with %g CPUs%s, %d loaders each", workers, trainer_cpus, with_gpu, loaders)
+    worker_resources = {"CPU": trainer_cpus}
+    if use_gpu:
+        worker_resources["GPU"] = 1.0
+    return worker_resources, loaders

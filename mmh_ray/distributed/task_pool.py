@@ -41,7 +41,7 @@ def run_tasks(
     with progress(len(items), title, unit=unit) as advance:
         while True:
             for item in itertools.islice(waiting, limit - len(pending)):
-                refs = remote.remote(item, argument)
+                refs = remote.options(name=_name(title, item)).remote(item, argument)
                 first, kept = refs if keep else (refs, None)
                 pending[first] = (item, kept)
             if not pending:
@@ -54,3 +54,8 @@ def run_tasks(
                 result, kept = getattr(error, "cause", None) or error, None
             advance(1)
             yield Done(item, result, kept)
+
+
+def _name(title: str, item: Any) -> str:
+    """What the dashboard shows: of an image also which."""
+    return f"{title} {item['image_id']}" if isinstance(item, dict) and "image_id" in item else title

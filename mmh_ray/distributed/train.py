@@ -36,12 +36,14 @@ from mmh_ray.distributed.datasets import (
     usable,
     validation_batches,
 )
+from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.report.figures import before_after, middle_slice
 from mmh_ray.models.bundle import load_bundle, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.sampling import harmonize_volume
 from mmh_ray.models.trainer import Learner, best_weights
+from mmh_ray.object_store import below, open_folder
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of
 from mmh_ray.shards import PreparedStore
@@ -112,7 +114,8 @@ def train_global(prepared: str | None, config: Config) -> TrainedModel:
         facts = {"data_hash": store.data_hash, "prepared": store.uri}
     storage, folder = open_storage(config.train.storage)
     tracking.configure(config.tracking)
-    run_id = _start_or_continue(storage, f"{folder}/{config.train.run_name}", config, facts)
+    run_id = _start_or_continue(storage, f"{folder}/{config.train.run_name}", config, facts | ray_facts())
+    note_in_job({"mlflow_run_id": run_id})
     run = _Run(config, store, domain, storage, folder, run_id, facts["data_hash"])
     try:
         return _publish(run, _fit(run))
@@ -273,8 +276,7 @@ def open_storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if "://" not in uri:
         Path(uri).mkdir(parents=True, exist_ok=True)
         return pyarrow.fs.LocalFileSystem(), str(Path(uri).absolute())
-    storage, folder = pyarrow.fs.FileSystem.from_uri(uri)
-    return storage, folder
+    return open_folder(uri)
 
 
 def _start_or_continue(storage: pyarrow.fs.FileSystem, folder: str, config: Config, facts: dict[str, Any]) -> str:
@@ -325,7 +327,8 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
         for picture in pictures:
             tracking.log_figure(run.run_id, picture)
     tracking.finish(run.run_id)
-    return TrainedModel(target, uri, run.run_id, validation)
+    place = below(config.train.storage, config.train.run_name, "bundle") if "://" in config.train.storage else target
+    return TrainedModel(place, uri, run.run_id, validation)
 
 
 def _sample_figures(model: GlobalHarmonizer, store: PreparedStore, config: Config, folder: Path) -> Iterator[Path]:

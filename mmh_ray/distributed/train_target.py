@@ -19,6 +19,7 @@ from mmh_ray import tracking
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.datasets import usable
+from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for
 from mmh_ray.distributed.target_storage import check_places, place_of, put_target
 from mmh_ray.distributed.train import open_storage
@@ -37,6 +38,7 @@ from mmh_ray.models.target.fine_tuner import (
     batch_of,
     tune,
 )
+from mmh_ray.object_store import below
 from mmh_ray.progress import progress
 from mmh_ray.shards import PreparedStore
 
@@ -134,7 +136,8 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
     tracking.configure(config.tracking)
     facts = {"data_hash": store.data_hash, "base_hash": base["hash"], "base_uri": base["uri"]}
     planned = dict.fromkeys(task.site for task in tasks)
-    runs = {site: tracking.start_run(config, f"target-{site}", None, facts) for site in planned}
+    runs = {site: tracking.start_run(config, f"target-{site}", None, facts | ray_facts()) for site in planned}
+    note_in_job({f"mlflow_run_id {site}": run_id for site, run_id in runs.items()})
     finished: dict[str, TrainedTarget] = {}
     try:
         outcomes: dict[str, dict[str, tuple[TargetTask, TaskOutcome]]] = {}
@@ -370,4 +373,6 @@ def _publish(
         put_target(storage, local, target)
         uri = tracking.register(run_id, local, name, config.tracking)
     tracking.finish(run_id)
-    return TrainedTarget(site, target, uri, run_id, {name: found.validation for name, found in tuned.items()})
+    storage_uri = config.target.storage
+    place = below(storage_uri, target.removeprefix(f"{root}/")) if "://" in storage_uri else target
+    return TrainedTarget(site, place, uri, run_id, {name: found.validation for name, found in tuned.items()})

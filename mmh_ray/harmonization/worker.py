@@ -60,6 +60,11 @@ class HarmonizeWorker:
         Domains that every image is mapped to; all of them share the global pass.
     neighbours:
         Workers on this machine, with this one: they share its memory.
+
+    Attributes
+    ----------
+    model_idle_s:
+        Seconds that the model had nothing to do between two images.
     """
 
     def __init__(
@@ -84,6 +89,8 @@ class HarmonizeWorker:
         self.out = Path(out)
         self.model = model
         self.domains = domains
+        self.model_idle_s = 0.0
+        self._idle_since: float | None = None  # its start is no wait
         self._model_lock = threading.Lock()
         self._device = _device_of(bundle.model)
         self._room = Room(neighbours)
@@ -128,7 +135,10 @@ class HarmonizeWorker:
         with self._room.taken_by(task["uri"]):
             ready = self._ready(task, digest)
             with self._model_lock:
+                if self._idle_since is not None:
+                    self.model_idle_s += time.perf_counter() - self._idle_since
                 images = self._with_less_memory(ready, task["image_id"], targets)
+                self._idle_since = time.perf_counter()
             for (domain, output), image in zip(pending, images, strict=True):
                 scan = self.harmonizer.finish(ready, image)
                 self._write(self.out / output, scan, self._sidecar(task, scan, digest, domain))

@@ -18,6 +18,7 @@ from mmh_ray.config import Config, TrackingConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.files import is_inside, read_bytes
 from mmh_ray.models.shipped import BASE_MODEL, shipped_bundle
+from mmh_ray.object_store import fetch_bundle, is_remote
 from mmh_ray.tracking.runs import finish, start_run
 from mmh_ray.tracking.store import choose_uri, configure, sqlite_file
 from mmh_ray.yaml_text import MOST_BYTES, load_yaml
@@ -33,7 +34,7 @@ BUNDLE_HASH, SITE = "mmh.bundle_hash", "mmh.site"
 BASE = "base"
 """Key of the ``model_config`` of a registered target: the global model to put it on, where it is not the registered one."""
 _MAKERS = {GLOBAL: "mmh train-global", TARGET: "mmh train-target"}
-_FORMS = "a bundle folder, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH"
+_FORMS = "a bundle folder, s3://BUCKET/BUNDLE, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH"
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/]+)|/(?P<version>\d+))")
 
 
@@ -130,7 +131,8 @@ def resolve_model(model: str, tracking: TrackingConfig) -> tuple[Path, str]:
     Parameters
     ----------
     model:
-        ``mmh-base``, which the package brings; a bundle folder, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN_ID/PATH``.
+        ``mmh-base``, which the package brings; a bundle folder; its URI in an object store, from where it is copied to a temporary
+        folder; ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN_ID/PATH``.
 
     Raises
     ------
@@ -208,6 +210,8 @@ def _resolve(model: str, tracking: TrackingConfig, facts: str) -> tuple[Path, st
             remedy = f"Check the path; `{_MAKERS[facts]}` makes bundles and registers them."
             raise ModelError(received, _FORMS, remedy)
         return folder, folder.as_uri()
+    if is_remote(model):
+        return fetch_bundle(model, facts)
     open_store(model, tracking)
     cited = version_uri(find_version(model)) if _REGISTERED.fullmatch(model) else model
     return _bundle_inside(_download(model, cited), model, facts), cited

@@ -20,6 +20,7 @@ def configure(tracking: TrackingConfig) -> str:
     a SQLite file by its absolute path: tell it to other processes, which may stand elsewhere.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # they would fill a job's log
     import mlflow
 
     chosen = os.environ.get(ENVIRONMENT)

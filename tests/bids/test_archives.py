@@ -8,7 +8,7 @@ import pytest
 
 from mmh_ray.bids.archives import match
 from mmh_ray.bids.entities import desc_of
-from mmh_ray.errors import DataError
+from mmh_ray.errors import ConfigError
 from tests.bids.archive_files import SPECIAL, put_special
 
 pytestmark = pytest.mark.fast
@@ -76,7 +76,7 @@ def test_hidden_foreign_and_other_sequences_files_are_passed_over(tmp_path: Path
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"other=.*nowhere: no such folder"):
+    with pytest.raises(ConfigError, match=r"other=.*nowhere: no such folder"):
         match("other", tmp_path / "nowhere", [_row()])
 
 

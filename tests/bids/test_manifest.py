@@ -81,7 +81,7 @@ def test_missing_site_says_how_to_give_one(tmp_path):
 
 
 def test_an_archive_without_any_site_or_image_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(ConfigError, match="no such folder"):
         find_images(tmp_path / "absent")
     with pytest.raises(DataError, match="no image"):
         find_images(tmp_path)

@@ -20,7 +20,7 @@ from mmh_ray.distributed.evaluate import evaluate
 from mmh_ray.distributed.harmonize import harmonize, plan
 from mmh_ray.distributed.phantom import make_archive
 from mmh_ray.errors import ConfigError
-from mmh_ray.harmonization.job import Job
+from mmh_ray.harmonization.job import Job, ModelIdentity
 from mmh_ray.harmonization.outputs import ledger_row, remove_stale
 from mmh_ray.harmonization.target_domain import TargetDomain
 from mmh_ray.harmonization.worker import HarmonizeWorker
@@ -105,7 +105,7 @@ def test_a_dry_run_foresees_it(
 def ray_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """The archive is looked at in this process."""
     monkeypatch.setattr("mmh_ray.distributed.harmonize.probe_all", lambda *_: None)
-    monkeypatch.setattr("mmh_ray.distributed.harmonize._amiss", lambda *_: {})
+    monkeypatch.setattr("mmh_ray.distributed.harmonize.find_problems", lambda *_: {})
 
 
 @pytest.mark.parametrize("name", [path.name for path in derivative_files(IMAGE)])
@@ -166,7 +166,7 @@ def test_a_file_of_out_that_is_a_link_is_replaced(
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that finds all images done."""
     monkeypatch.setattr("mmh_ray.distributed.harmonize.connect", lambda: None)
-    monkeypatch.setattr("mmh_ray.distributed.harmonize._run", lambda *_: (row for row in ()))
+    monkeypatch.setattr("mmh_ray.distributed.harmonize.run_pool", lambda *_, **__: (row for row in ()))
 
 
 def test_out_itself_may_be_a_link(

@@ -14,7 +14,7 @@ import pytest
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config
 from mmh_ray.distributed.manifest import build_manifest, probe
-from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.errors import ConfigError
 from mmh_ray.provenance import sha256_file
 
 AFFINE = np.array([[0, 0, 3.0, 0], [-1.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 0, 1]])  # the axes point to P, S and R
@@ -97,7 +97,7 @@ def test_every_image_keeps_a_row_in_order(archive, tmp_path, ray_cluster, caplog
 
 @pytest.mark.fast
 def test_an_unusable_archive_or_target_is_refused_before_ray_starts(tmp_path):
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(ConfigError, match="no such folder"):
         build_manifest(str(tmp_path / "absent"), str(tmp_path / "m.parquet"), Config())
     with pytest.raises(ConfigError, match="a file to write"):
         build_manifest(str(tmp_path), str(tmp_path), Config())
