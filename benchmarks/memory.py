@@ -128,6 +128,7 @@ def measure_scan(edge: int, folder: Path) -> str:
     import torch
     from scipy import ndimage
 
+    from mmh_ray.harmonization.job import ModelIdentity
     from mmh_ray.harmonization.target_domain import TargetDomain
     from mmh_ray.harmonization.worker import HarmonizeWorker
     from mmh_ray.imaging.template import template

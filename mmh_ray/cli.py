@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow
 
     from mmh_ray.bids.status import RunRecord
+    from mmh_ray.distributed.harmonize import PlannedImage
 
 log = logging.getLogger(__name__)
 
@@ -345,7 +346,7 @@ _ARCHIVES_ONLY = ("--participant-label", "--target", "--target-image", "--retry-
 """Flags of `mmh harmonize` that make no sense for one scan."""
 
 
-def _show_plan(rows: list[dict]) -> int:
+def _show_plan(rows: Sequence[PlannedImage]) -> int:
     """A line per image on stdout, the counts on stderr."""
     for row in rows:
         print("\t".join(filter(None, (row["action"], row["image_id"], row["reason"]))))

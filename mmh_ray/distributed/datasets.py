@@ -17,6 +17,7 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy, DataContext
 
+from mmh_ray.bids.rows import PreparedRow
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import LOADER_CPUS
 from mmh_ray.errors import ConfigError, DataError
@@ -333,7 +334,7 @@ def validation_batches(store_uri: str | None, config: Config, domain: UnifiedDom
     return [SlabBatch.of_groups(maker({"id": pair})) for pair in np.split(numbers, range(2, len(numbers), 2))]
 
 
-def usable(store: PreparedStore, split: str) -> list[dict[str, Any]]:
+def usable(store: PreparedStore, split: str) -> list[PreparedRow]:
     """Index rows of a split that hold a volume."""
     return [entry for entry in store.index if entry["status"] == "ok" and entry["split"] == split]
 

@@ -24,19 +24,17 @@ LEFT = "(what an earlier run made of it was left in its place)"
 """Stands after the reason of an image that was not looked at."""
 
 
-def input_hash(image: ManifestRow) -> str:
-    """Hash of the scan (the row's ``sha256``); where the image has a brain mask, of both.
+def input_hash(image: ManifestRow) -> str | None:
+    """Hash of the scan (the row's ``sha256``); where the image has a brain mask, of both. None where the scan was not hashed.
 
     Raises
     ------
     OSError
         If the mask cannot be read.
     """
-    scan_hash = image["sha256"]
-    assert scan_hash is not None, "the scan is hashed before"
     if not image["mask_uri"]:
-        return scan_hash
-    return hash_of([scan_hash, sha256_file(image["mask_uri"])])
+        return image["sha256"]
+    return hash_of([image["sha256"], sha256_file(image["mask_uri"])])
 
 
 def provenance(digest: str | None, model_hash: str, domain: TargetDomain) -> dict[str, str | None]:
@@ -44,7 +42,7 @@ def provenance(digest: str | None, model_hash: str, domain: TargetDomain) -> dic
     return {"input_sha256": digest, "model_hash": model_hash, "settings_hash": domain.settings_hash}
 
 
-def is_current(earlier: LedgerRow | None, out: Path, digest: str, model_hash: str, domain: TargetDomain) -> bool:
+def is_current(earlier: LedgerRow | None, out: Path, digest: str | None, model_hash: str, domain: TargetDomain) -> bool:
     """Whether an image was done before from the same bytes by the same model and settings, and is still there whole.
 
     The row tells what was done, the sidecar what lies there. A run that was killed may have replaced the one and not

@@ -126,7 +126,7 @@ class HarmonizeWorker:
             row["seconds"] = seconds
         return rows
 
-    def _harmonize(self, task: Task, digest: str, rows: list[LedgerRow]) -> None:
+    def _harmonize(self, task: Task, digest: str | None, rows: list[LedgerRow]) -> None:
         """Append a row for every domain as it is finished."""
         pending = self._pending(task, digest, rows)
         if not pending:
@@ -145,7 +145,7 @@ class HarmonizeWorker:
                 flags = _flags(task, scan)
                 rows.append(ledger_row(task, domain, Status.DONE, output=output, input_sha256=digest, flags=flags))
 
-    def _pending(self, task: Task, digest: str, rows: list[LedgerRow]) -> list[_Pending]:
+    def _pending(self, task: Task, digest: str | None, rows: list[LedgerRow]) -> list[_Pending]:
         """The domains for which the image is to be harmonized; a row is appended for every other."""
         model_sequences = self.harmonizer.bundle.config.model.sequences
         pending = []
@@ -176,7 +176,7 @@ class HarmonizeWorker:
             written.append(after_path)
             write_sidecar(image_path, sidecar)
 
-    def _ready(self, task: Task, digest: str) -> ReadyScan:
+    def _ready(self, task: Task, digest: str | None) -> ReadyScan:
         """Read and prepare, on the CPU. A file that was replaced after it was hashed fails: its row would name other bytes."""
         uri = task["uri"]
         mask_uri = task["mask_uri"]
@@ -230,7 +230,7 @@ class HarmonizeWorker:
             model.to("cpu")
             log.warning("the model stays on the CPU: %s", error)
 
-    def _sidecar(self, task: Task, scan: HarmonizedScan, digest: str, domain: TargetDomain) -> dict[str, Any]:
+    def _sidecar(self, task: Task, scan: HarmonizedScan, digest: str | None, domain: TargetDomain) -> dict[str, Any]:
         """What was done to the image, for whoever finds it."""
         bundle = self.harmonizer.bundle
         target = domain.target
