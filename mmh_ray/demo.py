@@ -1,4 +1,4 @@
-"""`mmh demo`: the whole way through the public commands, phantom to evaluation, global and target, on this machine."""
+"""`mmh demo`: the whole way on this machine, by the public commands: phantom to evaluation, global and target."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,92 +22,175 @@ from mmh_ray.provenance import write_json
 log = logging.getLogger(__name__)
 
 MARKER = ".mmh-demo"
-EXPECTED = dict.fromkeys(
-    (*("psnr", "ssim", "w1", "psnr_truth", "ssim_truth"), *("gradient_correlation", "tissue_contrast", "truth_nrmse"))
+EXPECTED = (
+    "psnr",
+    "ssim",
+    "w1",
+    "psnr_truth",
+    "ssim_truth",
+    "gradient_correlation",
+    "tissue_contrast",
+    "truth_nrmse",
 )
 """Measures that metrics.json gives every method, None where one cannot be had."""
 
+RunCommand = Callable[[Sequence[str]], int]
+"""Runs `mmh` with these arguments and returns its exit code; raises KeyboardInterrupt if it was interrupted."""
 
-def run(out: str, config: Config) -> None:
-    """Phantom, its travelers harmonized by the model that the package brings; then manifest, prepare, train-global (which registers),
-    harmonize them again; the same for a target site; evaluate.
 
-    ``out`` then holds the archive, ``harmonized-base/`` with its ``report.html``, the store, the runs, MLflow's database, the derivatives,
-    ``metrics.json`` and ``figures/``. An earlier demo in the same folder is removed first. Without ``target.site`` no target is trained.
+@dataclass(frozen=True)
+class Stage:
+    """One command of the demo.
+
+    Attributes
+    ----------
+    name:
+        Key of its seconds in metrics.json.
+    command:
+        Arguments of `mmh`.
+    has_settings:
+        Whether it gets the demo's settings; without them it runs as it comes.
+    """
+
+    name: str
+    command: list[str]
+    has_settings: bool = True
+
+
+class Places:
+    """Where the demo puts what its commands make."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.settings = root / "config.yaml"
+        self.bids = root / "bids"
+        self.truth = root / "bids" / "derivatives" / "truth"
+        self.manifest = root / "manifest.parquet"
+        self.prepared = root / "prepared"
+        self.runs = root / "runs"
+        self.database = root / "mlflow.db"
+        self.harmonized_base = root / "harmonized-base"
+        self.harmonized = root / "harmonized"
+        self.moved = root / "target"
+        self.target_scores = root / "target.json"
+        self.evaluation = root / "evaluation"
+        self.figures = root / "figures"
+        self.metrics = root / "metrics.json"
+
+
+def run(out: str, config: Config, run_command: RunCommand) -> None:
+    """Run every stage, then gather the figures.
+
+    A phantom archive; its travelers harmonized by the model that the package brings; manifest, prepare and train-global, which
+    registers a model; the travelers harmonized by that; the same for a target site; evaluate. ``out`` then holds the archive,
+    ``harmonized-base/`` with its ``report.html``, the shards, the runs, MLflow's database, the derivatives, ``metrics.json`` and
+    ``figures/``. An earlier demo in the same folder is removed first. Without ``target.site`` no target is trained.
 
     Raises
     ------
     ConfigError
         If ``out`` holds something else, or a command fails.
     """
-    from mmh_ray.cli import INTERRUPTED, main
-
     root = _fresh(Path(out).resolve())  # where it is a link, what it leads to is emptied, and it stays
-    settings = str(root / "config.yaml")
-    Path(settings).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
-    store, bids, harmonized = str(root / "prepared"), root / "bids", str(root / "harmonized")
-    manifest, evaluation = str(root / "manifest.parquet"), root / "evaluation"
-    tracking = f"tracking.uri=sqlite:///{root / 'mlflow.db'}"
+    places = Places(root)
+    places.settings.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    seconds: dict[str, float] = {}
+    for stage in stages_of(config, places):
+        seconds[stage.name] = _timed(stage, places, run_command)
+    total = sum(seconds.values())
+
+    metrics = metrics_of(json.loads((places.evaluation / "evaluation.json").read_text()))
+    shutil.copytree(places.evaluation / "figures", places.figures, dirs_exist_ok=True)
+    if config.target.site:
+        _add_target(metrics, config, places)
+    write_json(places.metrics, {**metrics, "seconds": {**seconds, "total": round(total, 1)}})
+    log.info("%.0f s in all; metrics.json, figures and evaluation/report.html in %s", total, root)
+
+
+def stages_of(config: Config, places: Places) -> list[Stage]:
+    """The commands of the demo, in their order."""
     travelers = [f"traveler{number:02d}" for number in range(1, config.phantom.travelers + 1)]
     model = f"models:/{config.tracking.model_name}@{config.tracking.alias}"
-    whose = ["--model", model, tracking, "--participant-label", *travelers]
-    truth, moved, scores = str(bids / "derivatives" / "truth"), str(root / "target"), str(root / "target.json")
-    base = str(root / "harmonized-base")
-    stages = {
-        "phantom": ["phantom", str(bids)],
-        "harmonize_base": ["harmonize", str(bids), base, "--participant-label", *travelers],
-        "manifest": ["manifest", str(bids), manifest],
-        "prepare": ["prepare", manifest, store],
-        "train_global": ["train-global", store, tracking, f"train.storage={root / 'runs'}"],
-        "harmonize": ["harmonize", str(bids), harmonized, *whose],
-    }
-    scored = ["--archive", f"raw={manifest}", "--archive", f"ours={harmonized}", "--archive", f"base={base}"]
-    for site in config.target.site[:1]:
-        stages |= {
-            "train_target": ["train-target", store, "--model", model, tracking, f"target.storage={root / 'runs'}"],
-            "harmonize_target": ["harmonize", str(bids), moved, *whose, "--target", site],
-            "evaluate_target": ["evaluate-target", manifest, site, harmonized, moved, scores, "--truth", truth],
-        }
-        scored += ["--archive", f"ours_target={moved}"]
-    stages["evaluate"] = ["evaluate", *scored, "--truth", truth, "--model", model, tracking, "--out", str(evaluation)]
-    seconds = {}
-    for name, arguments in stages.items():
-        log.info("mmh %s", " ".join(arguments))
-        start = time.monotonic()
-        as_it_comes = name == "harmonize_base"  # the shipped model has its own grid and needs no settings
-        code = main(arguments if as_it_comes else [*arguments, "--config", settings])
-        seconds[name] = round(time.monotonic() - start, 1)
-        if code == INTERRUPTED:
-            raise KeyboardInterrupt(f"mmh {arguments[0]} was interrupted")
-        if code != 0:
-            raise ConfigError(f"mmh {arguments[0]} ended with code {code}", "code 0", "Read the messages above.")
-    metrics = metrics_of(json.loads((evaluation / "evaluation.json").read_text()))
-    shutil.copytree(evaluation / "figures", root / "figures", dirs_exist_ok=True)
-    if config.target.site:
-        from mmh_ray.distributed.evaluate_target import draw
+    tracking = f"tracking.uri=sqlite:///{places.database}"
+    by_model = ["--model", model, tracking, "--participant-label", *travelers]
 
-        for sequence, methods in json.loads(Path(scores).read_text()).items():
-            metrics[sequence] |= methods
-        draw(manifest, config.target.site[0], harmonized, moved, config, truth, root / "figures")
-    write_json(root / "metrics.json", {**metrics, "seconds": {**seconds, "total": round(sum(seconds.values()), 1)}})
-    log.info("%.0f s in all; metrics.json, figures and evaluation/report.html in %s", sum(seconds.values()), root)
+    phantom = ["phantom", str(places.bids)]
+    harmonize_base = ["harmonize", str(places.bids), str(places.harmonized_base), "--participant-label", *travelers]
+    manifest = ["manifest", str(places.bids), str(places.manifest)]
+    prepare = ["prepare", str(places.manifest), str(places.prepared)]
+    train_global = ["train-global", str(places.prepared), tracking, f"train.storage={places.runs}"]
+    harmonize = ["harmonize", str(places.bids), str(places.harmonized), *by_model]
+    stages = [
+        Stage("phantom", phantom),
+        Stage("harmonize_base", harmonize_base, has_settings=False),  # the shipped model has its own grid
+        Stage("manifest", manifest),
+        Stage("prepare", prepare),
+        Stage("train_global", train_global),
+        Stage("harmonize", harmonize),
+    ]
+    archives = [f"raw={places.manifest}", f"ours={places.harmonized}", f"base={places.harmonized_base}"]
+
+    if config.target.site:
+        site = config.target.site[0]
+        train_target = ["train-target", str(places.prepared), "--model", model, tracking]
+        train_target.append(f"target.storage={places.runs}")
+        harmonize_target = ["harmonize", str(places.bids), str(places.moved), *by_model, "--target", site]
+        evaluate_target = ["evaluate-target", str(places.manifest), site, str(places.harmonized), str(places.moved)]
+        evaluate_target += [str(places.target_scores), "--truth", str(places.truth)]
+        stages += [
+            Stage("train_target", train_target),
+            Stage("harmonize_target", harmonize_target),
+            Stage("evaluate_target", evaluate_target),
+        ]
+        archives.append(f"ours_target={places.moved}")
+
+    evaluate = ["evaluate"]
+    for archive in archives:
+        evaluate += ["--archive", archive]
+    evaluate += ["--truth", str(places.truth), "--model", model, tracking, "--out", str(places.evaluation)]
+    return [*stages, Stage("evaluate", evaluate)]
+
+
+def _timed(stage: Stage, places: Places, run_command: RunCommand) -> float:
+    """Run a stage and return its seconds; ConfigError if it fails."""
+    log.info("mmh %s", " ".join(stage.command))
+    settings = ["--config", str(places.settings)] if stage.has_settings else []
+    start = time.monotonic()
+    code = run_command([*stage.command, *settings])
+    if code != 0:
+        received = f"mmh {stage.command[0]} ended with code {code}"
+        raise ConfigError(received, "code 0", "Read the messages above.")
+    return round(time.monotonic() - start, 1)
+
+
+def _add_target(metrics: dict[str, Any], config: Config, places: Places) -> None:
+    """Add the scores at the target site to those of each sequence, and draw what was moved there."""
+    from mmh_ray.distributed.evaluate_target import draw
+
+    for sequence, methods in json.loads(places.target_scores.read_text()).items():
+        metrics[sequence] |= methods
+    site = config.target.site[0]
+    unified = str(places.harmonized)
+    draw(str(places.manifest), site, unified, str(places.moved), config, str(places.truth), places.figures)
 
 
 def metrics_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Values alone: ``{sequence: {method: {measure: number or None}}}``, ours under the name `harmonized`, and who was scored."""
     about = evaluation["about"]
-    results = {
-        sequence: {
-            "harmonized" if name == OURS else name: {measure: values.get(measure) for measure in {**EXPECTED, **values}}
-            for name, values in methods.items()
-        }
-        for sequence, methods in by_sequence(evaluation).items()
-    }
-    problems: dict[bool, list[dict[str, str]]] = {True: [], False: []}
-    for row in about["problems"]:
-        problems[row["status"] == "missing"].append({key: row[key] for key in ("image_id", "method", "reason")})
-    facts = {key: about[key] for key in ("notes", "subjects", "code_version")}
-    return {**results, "missing": problems[True], "failed": problems[False], **facts}
+    metrics: dict[str, Any] = {}
+    for sequence, methods in by_sequence(evaluation).items():
+        metrics[sequence] = {}
+        for method, values in methods.items():
+            shown_name = "harmonized" if method == OURS else method
+            metrics[sequence][shown_name] = dict.fromkeys(EXPECTED) | values
+    metrics["missing"] = []
+    metrics["failed"] = []
+    for problem in about["problems"]:
+        kind = "missing" if problem["status"] == "missing" else "failed"
+        metrics[kind].append({key: problem[key] for key in ("image_id", "method", "reason")})
+    for key in ("notes", "subjects", "code_version"):
+        metrics[key] = about[key]
+    return metrics
 
 
 def _fresh(root: Path) -> Path:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from mmh_ray import __version__
+from mmh_ray.bids.ledger import LEDGER, LEDGER_SCHEMA, write_ledger
+from mmh_ray.bids.status import RunRecord
 from mmh_ray.cli import main, parse
 from mmh_ray.config import Config, EvaluateConfig, load_config
 from mmh_ray.errors import ConfigError, DataError
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.fast
 
 COMMANDS = [
     *("phantom", "manifest", "prepare", "train-global", "train-target", "harmonize", "evaluate", "evaluate-target"),
-    *("promote", "demo"),
+    *("status", "promote", "demo"),
 ]
 
 
@@ -74,7 +76,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         main([command, "--help"])
     text = capsys.readouterr().out
     assert caught.value.code == 0
-    assert f"usage: mmh {command}" in text
+    assert f"Usage: mmh {command}" in text
     assert "section.key=value" in text
 
 
@@ -97,7 +99,7 @@ def test_unusable_arguments_exit_with_2(argv: list[str], capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == 2
-    assert "usage: mmh" in capsys.readouterr().err
+    assert "Usage: mmh" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [["manifest", "nowhere", "m.parquet"], ["evaluate", "--archive", "raw=nowhere"]])
@@ -143,10 +145,11 @@ def test_a_flag_out_of_range_exits_with_2(tmp_path: Path, capsys: pytest.Capture
     ],
 )
 def test_positionals_and_overrides_stand_anywhere(line: str) -> None:
-    arguments, overrides = parse(line.split())
-    assert (arguments.bids, arguments.out, arguments.model) == (".", "out", "m")
-    assert arguments.participant_label == ["01", "sub-02"]
-    assert arguments.sequence == ["T1w"]
+    invocation, overrides = parse(line.split())
+    given = invocation.arguments
+    assert (given["bids"], given["out"], given["model"]) == (".", "out", "m")
+    assert given["participant_label"] == ("01", "sub-02")
+    assert given["sequence"] == ("T1w",)
     assert overrides == ["harmonize.steps=2"]
 
 
@@ -154,8 +157,8 @@ def test_positionals_and_overrides_stand_anywhere(line: str) -> None:
     "line", ["demo --config c.yaml here", "demo here --config c.yaml", "demo -v here --config c.yaml"]
 )
 def test_an_optional_positional_may_follow_options(line: str) -> None:
-    arguments, _ = parse(line.split())
-    assert (arguments.out, arguments.config) == ("here", "c.yaml")
+    invocation, _ = parse(line.split())
+    assert (invocation.arguments["out"], invocation.config) == ("here", "c.yaml")
 
 
 @pytest.mark.parametrize("line", ["-v demo", "demo -v", "demo --verbose"])
@@ -165,8 +168,71 @@ def test_verbose_before_and_after_the_command(line: str) -> None:
 
 
 def test_paths_and_uris_are_not_overrides() -> None:
-    arguments, overrides = parse(["prepare", "s3://bucket/site=A/m.parquet", "./site=A"])
-    assert (arguments.manifest, arguments.out, overrides) == ("s3://bucket/site=A/m.parquet", "./site=A", [])
+    invocation, overrides = parse(["prepare", "s3://bucket/site=A/m.parquet", "./site=A"])
+    assert invocation.arguments == {"manifest": "s3://bucket/site=A/m.parquet", "out": "./site=A"}
+    assert not overrides
+
+
+def test_what_follows_archive_is_no_override() -> None:
+    line = [
+        "evaluate",
+        "--archive",
+        "raw=.",
+        "--archive",
+        "model=.",
+        "--archive=ours=.",
+        "--out",
+        "out",
+        "evaluate.seed=1",
+    ]
+    invocation, overrides = parse(line)
+    assert invocation.arguments["archives"] == (("raw", "."), ("model", "."), ("ours", "."))
+    assert invocation.arguments["model"] is None
+    assert overrides == ["evaluate.seed=1"]
+
+
+@pytest.mark.parametrize(
+    "line", [f"harmonize . out {rest}" for rest in ("--model --dry-run", "--target -v", "--target")]
+)
+def test_an_option_without_its_value_takes_no_other_option_for_it(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(line.split())
+    assert caught.value.code == 2
+    assert "requires an argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "suggestion"),
+    [("harmonise . out", "harmonize"), ("harmonize . out --particpant-label 01", "--participant-label")],
+)
+def test_a_typo_gets_a_suggestion(line: str, suggestion: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(line.split())
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert "Did you mean" in message
+    assert f"'{suggestion}'" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "word", "completed"),
+    [
+        ("mmh harm", 1, "harmonize"),
+        ("mmh harmonize harmonize.steps=2 --part", 3, "--participant-label"),
+        ("mmh harmonize BIDS OUT --space t", 5, "template"),
+    ],
+)
+def test_the_shell_completes_commands_options_and_choices(
+    words: str, word: int, completed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_MMH_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(word))
+    with pytest.raises(SystemExit):
+        main([])
+    assert f"plain,{completed}" in capsys.readouterr().out
 
 
 def test_phantom_flags_override_the_section(stand_in) -> None:
@@ -210,24 +276,74 @@ def test_train_global_prints_where_the_model_is(stand_in, tmp_path: Path, capsys
     ("counts", "code"), [({"done": 2, "skipped": 1}, 0), ({"done": 2, "failed": 1}, 1), ({"refused": 1}, 1)]
 )
 def test_harmonize_tells_the_truth_by_its_exit_code(
-    stand_in, tmp_path: Path, caplog: pytest.LogCaptureFixture, counts: dict[str, int], code: int
+    stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str], counts: dict[str, int], code: int
 ) -> None:
     calls = stand_in("mmh_ray.distributed.harmonize", "harmonize", counts)
     line = ["harmonize", str(tmp_path), "out", "--model", "m", "--participant-label", "sub-01", "02"]
     assert main([*line, "--sequence", "T1w"]) == code
     assert calls == [(Job(str(tmp_path), "out", "m", Config(), ("01", "02"), ("T1w",)),)]
-    assert (f"some images failed: see {Path('out/report.html')}" in caplog.text) == bool(code)
+    text = capsys.readouterr().out
+    assert f"Harmonized: {counts.get('done', 0)}, in" in text
+    assert ("Not harmonized" in text) == bool(code)
+    assert f"Where to look: {Path('out/ledger.parquet')}" in text  # there is no report
+
+
+def test_harmonize_closes_with_reasons_and_places(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of this run alone: the image that failed in an earlier one is not told again."""
+    out = tmp_path / "out"
+    done = ledger_row("sub-1_T1w", flags=["dark"])
+    failed = ledger_row("sub-2_T1w", status="failed", reason="/bids/sub-2_T1w.nii.gz: 4-D image")
+    earlier = ledger_row("sub-3_T1w", status="failed", reason="long ago", finished="2020-01-01T00:00:00+00:00")
+    write_ledger(out / LEDGER, [done, failed, earlier])
+    (out / "report.html").touch()
+    stand_in("mmh_ray.distributed.harmonize", "harmonize", {"failed": 1, "done": 1})
+    line = ["harmonize", str(tmp_path), str(out)]
+    assert main(line) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:] == [
+        "Not harmonized: 1 failed, 0 refused",
+        "      1 x 4-D image",
+        "Flagged, for a person to look at: 1",
+        f"Where to look: {out / 'report.html'}",
+        "Once the causes are mended: the same command with --retry-failed",
+    ]
+    assert main([*line, "--json"]) == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["counts"] == {"done": 1, "failed": 1}
+    assert summary["reasons"] == {"4-D image": 1}
+    assert (summary["flagged"], summary["report"]) == (1, str(out / "report.html"))
+
+
+def test_status_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = RunRecord("/bids", "mmh-base", "b" * 64, "1.0", 3, "2020-01-01T00:00:00+00:00")
+    record.write(tmp_path)
+    write_ledger(tmp_path / LEDGER, [ledger_row("sub-1_T1w"), ledger_row("sub-2_T1w", status="refused", reason="why")])
+    assert main(["status", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["images"], found["images_done"]) == ("interrupted", 3, 2)
+    assert (found["counts"], found["reasons"]) == ({"done": 1, "refused": 1}, {"why": 1})
+
+
+def ledger_row(image_id: str, **more: Any) -> dict[str, Any]:
+    """A row of a run that goes on for ever, unless ``finished`` says when it was."""
+    row: dict[str, Any] = dict.fromkeys(LEDGER_SCHEMA.names)
+    row |= {"image_id": image_id, "source": f"/bids/{image_id}.nii.gz", "sequence": "T1w", "status": "done"}
+    row |= {"finished": "2999-01-01T00:00:00+00:00", "seconds": 1.0}
+    return row | more
 
 
 def test_flags_of_harmonize_are_settings(stand_in, tmp_path: Path) -> None:
     calls = stand_in("mmh_ray.distributed.harmonize", "harmonize", {})
     flags = "--space template --intensity source --detail model --skull strip --retry-failed harmonize.space=native"
+    flags += " --n-procs 3 --session-label ses-1 2"
     assert main(["harmonize", str(tmp_path), "out", "--model", "m", *flags.split()]) == 0
     [(job,)] = calls
     assert job.retry_failed
     chosen = job.config.harmonize
     assert (chosen.space, chosen.intensity, chosen.detail) == ("template", "source", "model")
     assert job.config.prepare.skull == "strip"
+    assert job.config.harmonize.slots == 3
+    assert job.sessions == ("1", "2")
 
 
 def test_harmonize_takes_targets(stand_in, tmp_path: Path) -> None:
@@ -259,7 +375,7 @@ def test_a_job_is_its_command(
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(job), run_name="__main__")
     assert caught.value.code == 2
-    assert f"usage: mmh {name.removeprefix('build_').replace('_', '-')} " in capsys.readouterr().err
+    assert f"Usage: mmh {name.removeprefix('build_').replace('_', '-')} " in capsys.readouterr().err
 
 
 def test_the_job_of_a_target_says_what_is_wrong(
@@ -295,6 +411,9 @@ def test_a_dry_run_shows_the_plan(stand_in, tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == "harmonize\tsub-1_T1w\nrefuse\tsub-2_FLAIR\tsequence FLAIR\n"
     stand_in("mmh_ray.distributed.harmonize", "plan", rows[:1])
     assert main(["harmonize", str(tmp_path), "out", "--model", "m", "--dry-run"]) == 0
+    capsys.readouterr()
+    assert main(["harmonize", str(tmp_path), "out", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == rows[:1]
 
 
 def test_evaluate_prints_the_table(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,10 +466,10 @@ def test_promote_says_why(stand_in, capsys: pytest.CaptureFixture[str], passed: 
 
 @pytest.mark.parametrize(("error", "code"), [(ConfigError("a", "b", "Do c."), 2), (DataError("a", "b", "Do c."), 1)])
 def test_errors_become_messages(stand_in, capsys: pytest.CaptureFixture[str], error: Exception, code: int) -> None:
-    calls = stand_in("mmh_ray.demo", "run", error)
-    assert main(["demo"]) == code
-    assert calls == [("demo", Config())]
-    assert capsys.readouterr().err == "mmh demo: a; expected b. Do c.\n"
+    calls = stand_in("mmh_ray.tracking.promotion", "promote", error)
+    assert main(["promote", "models:/m/3", "--if", "better-than", "champion"]) == code
+    assert calls == [("models:/m/3", "champion", Config())]
+    assert capsys.readouterr().err == "mmh promote: a; expected b. Do c.\n"
 
 
 @pytest.mark.parametrize(
@@ -372,7 +491,7 @@ def test_jobs_are_the_same_code(
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(repository / "jobs" / f"{job}.py"), run_name="__main__")
     assert caught.value.code == 0
-    assert f"usage: mmh {command}" in capsys.readouterr().out
+    assert f"Usage: mmh {command}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,15 @@ SCORED = {"psnr": 20.0, "ssim": 0.9, "truth_nrmse": 0.1, "w1": 0.02, "gradient_c
 SEQUENCES = ("T1w", "T2w")
 
 
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Command lines that a stand-in for `mmh` received, which writes what the two evaluations would."""
-    lines: list[list[str]] = []
+class Recorder:
+    """Runs no command; keeps the lines and writes what the two evaluations would."""
 
-    def main(line: Sequence[str]) -> int:
-        lines.append(list(line))
+    def __init__(self) -> None:
+        self.lines: list[list[str]] = []
+
+    def __call__(self, line: Sequence[str]) -> int:
+        """Answer that all went well."""
+        self.lines.append(list(line))
         if line[0] == "evaluate-target":
             target = {name: dict.fromkeys(METHODS, SCORED) for name in SEQUENCES}
             Path(line[5]).write_text(json.dumps(target))
@@ -41,9 +43,6 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             (folder / "evaluation.json").write_text(json.dumps(evaluation))
         return 0
 
-    monkeypatch.setattr("mmh_ray.cli.main", main)
-    return lines
-
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
@@ -53,10 +52,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return calls
 
 
-def test_the_target_is_moved_to_scored_and_drawn(
-    commands: list[list[str]], drawn: list[tuple[Any, ...]], tmp_path: Path
-) -> None:
-    demo.run(str(tmp_path / "out"), CONFIG)
+def test_the_target_is_moved_to_scored_and_drawn(drawn: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    run_command = Recorder()
+    demo.run(str(tmp_path / "out"), CONFIG, run_command)
+    commands = run_command.lines
     root = tmp_path / "out"
     names = ["phantom", "harmonize", "manifest", "prepare", "train-global", "harmonize"]
     assert [line[0] for line in commands] == [*names, "train-target", "harmonize", "evaluate-target", "evaluate"]
@@ -75,16 +74,14 @@ def test_the_target_is_moved_to_scored_and_drawn(
     assert drawn == [(str(root / "manifest.parquet"), "alder", unified, moved, CONFIG, truth, root / "figures")]
 
 
-def test_without_a_target_there_is_no_target_stage(
-    commands: list[list[str]], drawn: list[tuple[Any, ...]], tmp_path: Path
-) -> None:
-    demo.run(str(tmp_path), Config())
-    assert not {"train-target", "evaluate-target"} & {line[0] for line in commands}
+def test_without_a_target_there_is_no_target_stage(drawn: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    run_command = Recorder()
+    demo.run(str(tmp_path), Config(), run_command)
+    assert not {"train-target", "evaluate-target"} & {line[0] for line in run_command.lines}
     assert "target_raw" not in json.loads((tmp_path / "metrics.json").read_text())["T1w"]
     assert not drawn
 
 
-def test_a_command_that_fails_ends_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("mmh_ray.cli.main", lambda line: int(line[0] == "prepare"))
+def test_a_command_that_fails_ends_the_demo(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="mmh prepare ended with code 1"):
-        demo.run(str(tmp_path), CONFIG)
+        demo.run(str(tmp_path), CONFIG, lambda line: int(line[0] == "prepare"))

@@ -26,7 +26,6 @@ LEAVES = {
     "object_store",
     "progress",
     "provenance",
-    "settings",
     "stopping",
     "tables",
     "threads",
@@ -57,8 +56,8 @@ MAY_USE = {
     "harmonization": {*LEAVES, "bids", "imaging", "models", "quality", "tracking", "harmonization"},
     "tracking": CORE,
     "distributed": {*CORE, "distributed"},
-    "cli": {*CORE, "distributed", "demo"},
-    "demo": {*CORE, "distributed", "cli"},
+    "cli": {*CORE, "distributed", "demo", "cli"},
+    "demo": {*CORE, "distributed"},
     "jobs": {"cli"},
 }
 ONLY_IN = {"ray": {"distributed"}, "mlflow": {"tracking"}}
@@ -66,7 +65,7 @@ NOT_IN = {"bids": {"torch"}}
 
 
 def room_of(path: Path) -> str:
-    """`mmh_ray/bids/manifest.py` is in room `bids`, `mmh_ray/cli.py` is room `cli`, `jobs/*.py` are room `jobs`."""
+    """`mmh_ray/bids/manifest.py` is in room `bids`, `mmh_ray/demo.py` is room `demo`, `jobs/*.py` are room `jobs`."""
     if not path.is_relative_to(PACKAGE):
         return "jobs"
     first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -32,6 +35,8 @@ def connect() -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # A lost node counts as alive for some seconds; workers that are placed on it in vain are placed anew after this time.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     address = given_address()
     with handlers_kept():
         if address is None:
@@ -79,36 +84,82 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-LOADER_CPUS = 0.5
-"""CPUs that an actor of the data stream reserves; it waits for the trainer most of the time."""
+@dataclass(frozen=True)
+class TrainingPlacement:
+    """What a training takes of the cluster."""
+
+    workers: int
+    resources: dict[str, float]
+    """Of each worker, its loaders included: they run on its node, so that nothing but the worker waits for room."""
+    loaders: int
+    """Processes that make the batches of a worker."""
+
+    def __str__(self) -> str:
+        needs = ", ".join(f"{amount:g} {name}" for name, amount in self.resources.items())
+        return f"{self.workers} training workers with {needs} and {self.loaders} loaders each"
+
+
 MOST_LOADERS = 8
-"""Actors of the data stream per training worker at most."""
+LOADER_CPUS = 0.5
+"""CPUs that are reserved for a loader; it waits for the trainer most of the time."""
+LEAST_CPUS = 1.0
+"""Of a worker with one loader, where the cluster is small."""
+POLL_SECONDS = 5.0
 
 
-def training_resources(workers: int, use_gpu: bool) -> tuple[dict[str, float], int]:
-    """Resources of a training worker, and data-loading actors per worker, so that both fit into the cluster.
+def place_training(counts: Sequence[int], use_gpu: bool) -> TrainingPlacement:
+    """The first of some numbers of workers that the living nodes can hold, each with as many loaders as there is room for.
 
     Raises
     ------
     ConfigError
-        If the cluster has too few GPUs or CPUs for the workers; waiting for them could last for ever.
+        If they can hold none of them; waiting for more could last for ever.
     """
-    resources = ray.cluster_resources()
-    cpus = resources.get("CPU", 0.0)
-    gpus = int(resources.get("GPU", 0))
-    remedy = "Lower train.workers or add nodes."
-    if use_gpu and gpus < workers:
-        raise ConfigError(f"{gpus} GPUs in the cluster", f"{workers}, one per worker", remedy)
-    cpus_per_worker = cpus / workers
-    if cpus_per_worker < 2 * LOADER_CPUS:
-        received = f"{cpus:g} CPUs in the cluster for {workers} workers"
-        raise ConfigError(received, f"at least {2 * LOADER_CPUS:g} per worker", remedy)
-    trainer_cpus = min(1.0, cpus_per_worker / 2)
-    loaders = int((cpus_per_worker - trainer_cpus) / (4 * LOADER_CPUS))
-    loaders = max(1, min(MOST_LOADERS, loaders))
-    with_gpu = " and a GPU" if use_gpu else ""
-    log.info("training: %d workers with %g CPUs%s, %d loaders each", workers, trainer_cpus, with_gpu, loaders)
-    worker_resources = {"CPU": trainer_cpus}
-    if use_gpu:
-        worker_resources["GPU"] = 1.0
-    return worker_resources, loaders
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for workers in counts:
+        for room, cpus, loaders in _shares():
+            gpus = {"GPU": 1.0} if use_gpu else {}
+            if _capacity(nodes, {"CPU": room} | gpus) >= workers:
+                return TrainingPlacement(workers, {"CPU": cpus} | gpus, loaders)
+    cpu_counts = ", ".join(f"{node.get('CPU', 0):g}" for node in nodes)
+    gpu_counts = ", ".join(f"{node.get('GPU', 0):g}" for node in nodes)
+    received = f"a cluster of {len(nodes)} nodes with {cpu_counts} CPUs" + (
+        f" and {gpu_counts} GPUs" if use_gpu else ""
+    )
+    needed = f"{LEAST_CPUS:g} CPU" + (" and a GPU" if use_gpu else "")
+    expected = f"room for {min(counts)} training workers, each on a node with {needed} for it"
+    raise ConfigError(received, expected, "Lower train.workers or add nodes.")
+
+
+def await_placement(counts: Sequence[int], use_gpu: bool, wait_s: float) -> TrainingPlacement:
+    """As :func:`place_training`, but wait for nodes for so many seconds, and say so, before the ConfigError."""
+    end = time.monotonic() + wait_s
+    is_announced = False
+    while True:
+        try:
+            return place_training(counts, use_gpu)
+        except ConfigError as error:
+            if time.monotonic() >= end:
+                received = f"{error.received}, {wait_s:g} s after a node was lost"
+                remedy = "Add nodes, or raise train.wait_s; the same command goes on from the last checkpoint."
+                raise ConfigError(received, error.expected, remedy) from error
+            if not is_announced:
+                log.warning("training waits up to %g s for nodes: %s", wait_s, error)
+                is_announced = True
+        time.sleep(min(POLL_SECONDS, max(0.0, end - time.monotonic())))
+
+
+def _shares() -> Iterator[tuple[float, float, int]]:
+    """CPUs that a worker should find on its node, CPUs that it reserves, and its loaders; the most generous first.
+
+    A loader is worth two CPUs of a large node, of which it reserves a quarter: its numerical libraries use the rest at times.
+    """
+    for loaders in range(MOST_LOADERS, 0, -1):
+        yield 1 + 4 * LOADER_CPUS * loaders, 1 + LOADER_CPUS * loaders, loaders
+    for cpus in (1 + LOADER_CPUS, LEAST_CPUS):
+        yield cpus, cpus, 1
+
+
+def _capacity(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:
+    """How many workers with these needs the nodes can hold; none stands on two nodes."""
+    return sum(min(int(node.get(name, 0.0) // amount) for name, amount in needs.items()) for node in nodes)

@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import ray
 import torch
 from ray.data import ActorPoolStrategy, DataContext
 
-from mmh_ray.bids.rows import PreparedRow
 from mmh_ray.config import Config
-from mmh_ray.distributed.cluster import LOADER_CPUS
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.imaging.intensity import MonotoneMap, mean_quantile_function, quantile_function, tissue_quantiles
 from mmh_ray.models.augmentation import restyle
@@ -296,23 +294,25 @@ def _execute(
     loaders: int,
 ) -> Iterator[SlabBatch]:
     first, count = span
-
-    def globally(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        step, place = np.divmod(first + block["id"], share)
-        return {"id": step * share * world + rank * share + place}
+    step, place = np.divmod(first + np.arange(count), share)
+    numbers = step * share * world + rank * share + place
 
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    groups = ray.data.range(count, override_num_blocks=-(-count // GROUPS_PER_BLOCK)).map_batches(
-        globally, batch_size=None
+    blocks = ray.data.from_items(
+        [{"id": number} for number in numbers.tolist()], override_num_blocks=-(-count // GROUPS_PER_BLOCK)
     )
-    groups = groups.map_batches(
+    # The loaders reserve nothing, as the worker beside which they run has reserved their CPUs with its own. Loaders that were
+    # placed by themselves could find no room after a node was lost, and the workers, which hold the CPUs, would wait for ever.
+    this_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    groups = blocks.map_batches(
         _Loader,
         fn_constructor_args=(store_uri, config, domain),
         batch_size=GROUPS_PER_BLOCK,
         compute=ActorPoolStrategy(size=loaders),
-        num_cpus=LOADER_CPUS,
+        num_cpus=0,
+        label_selector=this_node,
     )
     for batch in groups.iter_batches(batch_size=share, prefetch_batches=4, batch_format="numpy"):
         yield SlabBatch.of_groups(batch)
@@ -334,9 +334,10 @@ def validation_batches(store_uri: str | None, config: Config, domain: UnifiedDom
     return [SlabBatch.of_groups(maker({"id": pair})) for pair in np.split(numbers, range(2, len(numbers), 2))]
 
 
-def usable(store: PreparedStore, split: str) -> list[PreparedRow]:
+def usable(store: PreparedStore, split: str) -> list[dict[str, Any]]:
     """Index rows of a split that hold a volume."""
-    return [entry for entry in store.index if entry["status"] == "ok" and entry["split"] == split]
+    entries = [entry for entry in store.index if entry["status"] == "ok" and entry["split"] == split]
+    return cast(list[dict[str, Any]], entries)
 
 
 def _mix(seed: int, number: int) -> int:

@@ -6,18 +6,15 @@ import json
 import logging
 import os
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
-import ray
-import ray.exceptions
 import ray.train
 import safetensors.torch
 import torch
@@ -26,8 +23,7 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from mmh_ray import tracking
 from mmh_ray.config import Config, from_dict, to_dict
-from mmh_ray.distributed.board import Board, Row
-from mmh_ray.distributed.cluster import connect, training_resources
+from mmh_ray.distributed.cluster import TrainingPlacement, connect
 from mmh_ray.distributed.datasets import (
     ChosenDomain,
     UnifiedDomain,
@@ -37,25 +33,23 @@ from mmh_ray.distributed.datasets import (
     validation_batches,
 )
 from mmh_ray.distributed.job_facts import note_in_job, ray_facts
+from mmh_ray.distributed.recovery import fit_to_the_end
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.report.figures import before_after, middle_slice
 from mmh_ray.models.bundle import load_bundle, save_bundle
-from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.sampling import harmonize_volume
 from mmh_ray.models.trainer import Learner, best_weights
 from mmh_ray.object_store import below, open_folder
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of
 from mmh_ray.shards import PreparedStore
-from mmh_ray.stopping import handlers_kept
 
 log = logging.getLogger(__name__)
 
 STATE = "state.safetensors"
 RECORD = "run.json"
 """File beside a run's checkpoints: which MLflow run it is and which settings and data it was started with."""
-RETRIES = 3
-"""Times that Ray Train restarts the workers after one died."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +83,23 @@ class _Run:
         """Where the prepared volumes are; None where there are none."""
         return None if self.store is None else self.store.uri
 
+    @property
+    def outbox(self) -> tracking.MetricsOutbox:
+        """Where metrics wait for MLflow."""
+        return tracking.MetricsOutbox(self.storage, f"{self.folder}/{self.config.train.run_name}/metrics")
+
 
 def train_global(prepared: str | None, config: Config) -> TrainedModel:
     """Train the global harmonizer on prepared volumes and register it; without any, on simulation alone, into the domain by choice.
 
-    A run of the same ``train.run_name`` in the same ``train.storage`` goes on from its last checkpoint.
+    A run of the same ``train.run_name`` in the same ``train.storage`` goes on from its last checkpoint. Where a node is lost, training goes
+    on with what is left of the cluster.
 
     Raises
     ------
     ConfigError
-        If a run of that name has other settings or data, or the cluster cannot place the workers.
+        If a run of that name has other settings or data, or the cluster cannot place the workers: at the start at once, later after
+        ``train.wait_s``.
     DataError
         If the store cannot be read or lacks a sequence of the model.
     """
@@ -118,44 +119,57 @@ def train_global(prepared: str | None, config: Config) -> TrainedModel:
     note_in_job({"mlflow_run_id": run_id})
     run = _Run(config, store, domain, storage, folder, run_id, facts["data_hash"])
     try:
-        return _publish(run, _fit(run))
+        with _shown(config.train.steps) as show, tracking.sending_metrics(run.outbox, run_id, show):
+            trained = _publish(run, _fit(run))
     except BaseException:
-        tracking.finish(run_id, "FAILED")
+        tracking.mark_failed(run_id)
         raise
+    tracking.finish(run_id)
+    return trained
 
 
 def _fit(run: _Run) -> dict[str, torch.Tensor]:
     """Run the workers to the last step; returns the final learner state."""
+    first = _first_weights(run.config)
+    result = fit_to_the_end(
+        run.config.train, lambda placement: _trainer(run, placement, first), lambda: _checkpoints(run)
+    )
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as directory:
+        return safetensors.torch.load_file(Path(directory, STATE))
+
+
+def _trainer(run: _Run, placement: TrainingPlacement, first: dict[str, torch.Tensor] | None) -> TorchTrainer:
+    """One attempt, which ends when a worker dies or cannot be placed."""
     config = run.config
-    first = _first_weights(config)
-    resources, loaders = training_resources(config.train.workers, config.train.use_gpu)
-    board = ray.remote(num_cpus=0)(Board).remote()
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _work,
         train_loop_config={
             "store": run.store_uri,
             "config": to_dict(config),
             "domain": run.domain,
-            "loaders": loaders,
-            "board": board,
+            "loaders": placement.loaders,
+            "outbox": run.outbox,
             "first": first,
         },
         scaling_config=ScalingConfig(
-            num_workers=config.train.workers, use_gpu=config.train.use_gpu, resources_per_worker=resources
+            num_workers=placement.workers, use_gpu=config.train.use_gpu, resources_per_worker=placement.resources
         ),
         run_config=RunConfig(
             name=config.train.run_name,
             storage_path=run.folder,
             storage_filesystem=run.storage,
-            failure_config=FailureConfig(max_failures=RETRIES),
+            failure_config=FailureConfig(0, controller_failure_limit=0, max_preemption_failures=0),  # type: ignore[call-arg]
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    with _watch(board, run.run_id, config.train.steps), handlers_kept():
-        result = trainer.fit()
-    assert result.checkpoint is not None
-    with result.checkpoint.as_directory() as directory:
-        return safetensors.torch.load_file(Path(directory, STATE))
+
+
+def _checkpoints(run: _Run) -> set[str]:
+    """Names of the checkpoints of a run."""
+    folder = f"{run.folder}/{run.config.train.run_name}"
+    found = run.storage.get_file_info(pyarrow.fs.FileSelector(folder))
+    return {info.base_name for info in found if info.base_name.startswith("checkpoint_")}
 
 
 def _first_weights(config: Config) -> dict[str, torch.Tensor] | None:
@@ -199,24 +213,30 @@ def _work(spec: dict[str, Any]) -> None:
             "slabs_per_second": world * len(batch.plane) / (waited + seconds),
             "data_wait_share": waited / (waited + seconds),
         }
-        _after_step(learner, config, rank, metrics, validation, spec["board"])
+        _after_step(learner, config, rank, metrics, validation, spec["outbox"])
         before = time.perf_counter()
 
 
-def _after_step(learner: Learner, config: Config, rank: int, metrics: dict[str, float], validation, board) -> None:
-    """Validate and checkpoint when it is time; tell the driver."""
+def _after_step(
+    learner: Learner,
+    config: Config,
+    rank: int,
+    metrics: dict[str, float],
+    validation: list[SlabBatch],
+    outbox: tracking.MetricsOutbox,
+) -> None:
+    """Validate and checkpoint when it is time; the first worker hands out the metrics."""
     step, last = learner.steps_done, learner.steps_done == config.train.steps
     if rank == 0 and (last or step % config.train.validate_every == 0):
         metrics |= learner.validate(validation)
     if rank == 0:
-        posted = board.post.remote(step, metrics)
-        if last:
-            ray.get(posted)
+        outbox.add(step, metrics)
     if not (last or step % config.train.checkpoint_every == 0):
         return
     if rank != 0:
         ray.train.report({"step": step})
         return
+    outbox.write()
     with tempfile.TemporaryDirectory() as scratch:
         safetensors.torch.save_file(learner.state(), Path(scratch, STATE))
         ray.train.report({"step": step, **metrics}, checkpoint=Checkpoint.from_directory(scratch))
@@ -230,45 +250,18 @@ def _resume(learner: Learner) -> None:
 
 
 @contextmanager
-def _watch(board: Any, run_id: str, steps: int) -> Iterator[None]:
-    """Show progress and log metrics to MLflow from a thread while the trainer runs."""
-    done = threading.Event()
-
-    def collect() -> None:
+def _shown(steps: int) -> Iterator[Callable[[tracking.MetricRow], None]]:
+    """Show progress by the rows of metrics that come."""
+    with progress(steps, "Training", "steps") as advance:
         shown = 0
-        with progress(steps, "Training", "steps") as advance:
-            finished = False
-            while not finished:
-                finished = done.wait(2.0)
-                for step, metrics in _taken(board):
-                    _log(run_id, metrics, step)
-                    note = f"loss {metrics['loss']:.4f}, data wait {metrics['data_wait_share']:.0%}"
-                    advance(max(0, step - shown), note)
-                    shown = max(shown, step)
 
-    thread = threading.Thread(target=collect, name="metrics", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=60)
+        def show(row: tracking.MetricRow) -> None:
+            nonlocal shown
+            note = f"loss {row.values['loss']:.4f}, data wait {row.values['data_wait_share']:.0%}"
+            advance(max(0, row.step - shown), note)  # steps that were lost with a worker come twice
+            shown = max(shown, row.step)
 
-
-def _taken(board: Any) -> list[Row]:
-    try:
-        return ray.get(board.take.remote())
-    except ray.exceptions.RayError as error:
-        log.warning("metrics lost: %s", error)
-        return []
-
-
-def _log(run_id: str, metrics: dict[str, float], step: int) -> None:
-    """To MLflow; a store that is down for a while costs metrics, not the training."""
-    try:
-        tracking.log_metrics(run_id, metrics, step)
-    except Exception as error:
-        log.warning("step %d not logged to MLflow: %s", step, error)
+        yield show
 
 
 def open_storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -282,7 +275,7 @@ def open_storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 def _start_or_continue(storage: pyarrow.fs.FileSystem, folder: str, config: Config, facts: dict[str, Any]) -> str:
     """The MLflow run id of this training run, new or that of the run to resume."""
     sections = {key: value for key, value in to_dict(config).items() if key in ("grid", "restyle", "model", "train")}
-    moved = {"storage", "workers", "use_gpu", "checkpoint_every"}
+    moved = {"storage", "workers", "use_gpu", "checkpoint_every", "wait_s"}
     train = {key: value for key, value in sections["train"].items() if key not in moved}
     fingerprint = hash_of([{**sections, "train": train}, facts["data_hash"]])
     storage.create_dir(folder)
@@ -326,7 +319,6 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
         pictures = () if store is None else _sample_figures(model.eval(), store, config, Path(scratch))
         for picture in pictures:
             tracking.log_figure(run.run_id, picture)
-    tracking.finish(run.run_id)
     place = below(config.train.storage, config.train.run_name, "bundle") if "://" in config.train.storage else target
     return TrainedModel(place, uri, run.run_id, validation)
 

@@ -155,7 +155,7 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
                     failed[task.site] = error
     finally:
         for site in set(runs) - set(finished):
-            tracking.finish(runs[site], "FAILED")
+            tracking.mark_failed(runs[site])
     _raise_for(failed, finished)
     return [finished[site] for site in config.target.site]
 
@@ -357,9 +357,6 @@ def _publish(
     aggregator: TrainedAggregator,
 ) -> TrainedTarget:
     """Bundle the adapters of a site, put the bundle into the storage and register it."""
-    for sequence, (_, outcome) in outcomes.items():
-        for step, losses in outcome.history:
-            tracking.log_metrics(run_id, {f"{sequence}/{name}": value for name, value in losses.items()}, step)
     training: dict[str, Any] = {sequence: task.as_facts() for sequence, (task, _) in outcomes.items()}
     training["style_encoder"] = next(iter(outcomes.values()))[1].encoder
     training["aggregator"] = aggregator.figures
@@ -371,8 +368,17 @@ def _publish(
         local = Path(scratch, name)
         save_target(local, site, base, styles, tuned, config, training, aggregator.state)
         put_target(storage, local, target)
+        tracking.log_metrics(run_id, _metric_rows(outcomes))
         uri = tracking.register(run_id, local, name, config.tracking)
     tracking.finish(run_id)
     storage_uri = config.target.storage
     place = below(storage_uri, target.removeprefix(f"{root}/")) if "://" in storage_uri else target
     return TrainedTarget(site, place, uri, run_id, {name: found.validation for name, found in tuned.items()})
+
+
+def _metric_rows(outcomes: Mapping[str, tuple[TargetTask, TaskOutcome]]) -> Iterator[tracking.MetricRow]:
+    """Losses of a site's adapters by step, named ``SEQUENCE/LOSS``."""
+    for sequence, (_, outcome) in outcomes.items():
+        for step, losses in outcome.history:
+            values = {f"{sequence}/{name}": value for name, value in losses.items()}
+            yield tracking.MetricRow.of_now(step, values)

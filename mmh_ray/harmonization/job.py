@@ -27,6 +27,8 @@ class Job:
     target_image:
         A scan whose contrast, sharpness and noise the images are to take on, instead of or besides ``targets``. Without
         either, the images are brought into the unified domain.
+    sessions:
+        Labels without ``ses-`` to keep; empty keeps all.
     """
 
     bids: str
@@ -38,6 +40,7 @@ class Job:
     retry_failed: bool = False
     targets: tuple[str, ...] = ()
     target_image: str | None = None
+    sessions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

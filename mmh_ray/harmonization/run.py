@@ -128,7 +128,7 @@ def gather_inputs(job: Job) -> RunInputs:
     archive = find_images(job.bids, job.config.manifest.site_pattern, require_site=False)
     bundle = load_bundle(model_folder)  # what is wrong with it is said here, and not image by image
     _check_preparation(job.config, bundle.config)
-    images = _select(archive, job.participants, job.sequences)
+    images = _select(archive, job)
     domains = target_domains(job, model_folder)
     mark_shared_outputs(images, domains, job.config.harmonize)
     return RunInputs(images, model_folder, ModelIdentity(uri, bundle.hash), domains)
@@ -242,20 +242,26 @@ def _check_output(bids: str, out: str) -> None:
     check_place(Path(out, RECORD), out, ConfigError)
 
 
-def _select(images: list[ManifestRow], participants: Iterable[str], sequences: Iterable[str]) -> list[ManifestRow]:
-    """The images of these participants and sequences; all where none are named."""
-    subjects = set(participants)
-    suffixes = set(sequences)
-    unknown = subjects - {image["subject"] for image in images}
-    if unknown:
-        raise ConfigError(f"participants {sorted(unknown)}", "subjects of the archive", "Check --participant-label.")
+def _select(images: list[ManifestRow], job: Job) -> list[ManifestRow]:
+    """The images of the participants, sessions and sequences that the job names; ConfigError where one is not there."""
+    _check_labels("participants", job.participants, {image["subject"] for image in images}, "--participant-label")
+    _check_labels("sessions", job.sessions, {image["session"] for image in images}, "--session-label")
     selected = []
     for image in images:
-        is_of_subject = not subjects or image["subject"] in subjects
-        is_of_sequence = not suffixes or image["sequence"] in suffixes
-        if is_of_subject and is_of_sequence:
+        is_selected = (
+            (not job.participants or image["subject"] in job.participants)
+            and (not job.sessions or image["session"] in job.sessions)
+            and (not job.sequences or image["sequence"] in job.sequences)
+        )
+        if is_selected:
             selected.append(image)
     if not selected:
-        expected = "images of these participants and sequences"
+        expected = "images of these participants, sessions and sequences"
         raise ConfigError("no image left to harmonize", expected, "Check the filters.")
     return selected
+
+
+def _check_labels(kind: str, labels: Iterable[str], known: set[str | None], flag: str) -> None:
+    unknown = set(labels) - known
+    if unknown:
+        raise ConfigError(f"{kind} {sorted(unknown)}", f"{kind} of the archive", f"Check {flag}.")

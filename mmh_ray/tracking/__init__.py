@@ -5,6 +5,7 @@ happens in the functions.
 """
 
 from mmh_ray.tracking.evaluations import cite, evaluation_of, move_alias, record_evaluation
+from mmh_ray.tracking.outbox import MetricsOutbox, sending_metrics
 from mmh_ray.tracking.registry import (
     BASE,
     register,
@@ -15,18 +16,20 @@ from mmh_ray.tracking.registry import (
     resolve_target,
     target_model_name,
 )
-from mmh_ray.tracking.runs import finish, flush, log_figure, log_metrics, start_run
+from mmh_ray.tracking.runs import MetricRow, finish, log_figure, log_metrics, mark_failed, start_run
 from mmh_ray.tracking.store import configure
 
 __all__ = [
     "BASE",
+    "MetricRow",
+    "MetricsOutbox",
     "cite",
     "configure",
     "evaluation_of",
     "finish",
-    "flush",
     "log_figure",
     "log_metrics",
+    "mark_failed",
     "move_alias",
     "record_evaluation",
     "register",
@@ -35,6 +38,7 @@ __all__ = [
     "resolve_recorded",
     "resolve_recorded_target",
     "resolve_target",
+    "sending_metrics",
     "start_run",
     "target_model_name",
 ]

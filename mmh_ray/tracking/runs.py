@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ from mmh_ray.provenance import code_version
 from mmh_ray.tracking.store import experiment_id
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +23,21 @@ PER_REQUEST, METRICS_PER_REQUEST = 100, 1000
 """MLflow's limits on the parameters or tags, and on the metrics, of one request."""
 PARAM_LENGTH, TAG_LENGTH = 6000, 8000
 """MLflow's limits on the length of a value."""
-FLUSH_SECONDS, FLUSH_METRICS = 10.0, 500
-"""Metrics are sent when the oldest has waited this long, or when so many wait."""
 
-_waiting: dict[str, list[Metric]] = {}
+
+@dataclass(frozen=True)
+class MetricRow:
+    """Numbers of one step."""
+
+    step: int
+    time_ms: int
+    """When they were measured, since the epoch. A row that is sent twice is one row to MLflow, as it has the same time."""
+    values: dict[str, float]
+
+    @classmethod
+    def of_now(cls, step: int, values: Mapping[str, float]) -> MetricRow:
+        """Measured at this moment."""
+        return cls(step, int(time.time() * 1000), {name: float(value) for name, value in values.items()})
 
 
 def start_run(config: Config, run_name: str, run_id: str | None, facts: Mapping[str, Any]) -> str:
@@ -56,26 +68,13 @@ def start_run(config: Config, run_name: str, run_id: str | None, facts: Mapping[
     return run.info.run_id
 
 
-def log_metrics(run_id: str, metrics: Mapping[str, float], step: int) -> None:
-    """Log numbers at a step. They are collected and sent every few seconds: call it at every step if you like.
-
-    :func:`flush` sends them now, which :func:`finish` and :func:`log_figure` do as well.
-    """
+def log_metrics(run_id: str, rows: Iterable[MetricRow]) -> None:
+    """Send numbers, in as few requests as MLflow's limits allow; when this returns, the store has acknowledged them."""
+    import mlflow
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
-    waiting = _waiting.setdefault(run_id, [])
-    waiting += [Metric(name, float(value), now, step) for name, value in metrics.items()]
-    if waiting and (len(waiting) >= FLUSH_METRICS or now - waiting[0].timestamp >= FLUSH_SECONDS * 1000):
-        flush(run_id)
-
-
-def flush(run_id: str) -> None:
-    """Send the metrics that wait."""
-    import mlflow
-
-    waiting = _waiting.pop(run_id, [])
-    for some in _chunks(waiting, METRICS_PER_REQUEST):
+    metrics = [Metric(name, value, row.time_ms, row.step) for row in rows for name, value in row.values.items()]
+    for some in _chunks(metrics, METRICS_PER_REQUEST):
         mlflow.MlflowClient().log_batch(run_id, metrics=some)
 
 
@@ -83,16 +82,22 @@ def log_figure(run_id: str, path: str | Path) -> None:
     """Add a picture to the run's artifacts, under ``figures/``."""
     import mlflow
 
-    flush(run_id)
     mlflow.MlflowClient().log_artifact(run_id, str(path), artifact_path="figures")
 
 
 def finish(run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
-    """Send what waits and end the run."""
+    """End the run."""
     import mlflow
 
-    flush(run_id)
     mlflow.MlflowClient().set_terminated(run_id, status)
+
+
+def mark_failed(run_id: str) -> None:
+    """End the run as failed, if the store can be reached: what made it fail is the error to show, not the store's."""
+    try:
+        finish(run_id, "FAILED")
+    except Exception as error:
+        log.warning("MLflow run %s could not be marked as failed: %s", run_id, error)
 
 
 def shorten(text: str, length: int) -> str:

@@ -328,14 +328,15 @@ def test_without_validation_volumes_and_simulation_the_reason_is_told(tmp_path: 
 
 
 class Inline:
-    """Ray Data's `range`, `map_batches` and `iter_batches` in this process, block by block."""
+    """Ray Data's `from_items`, `map_batches` and `iter_batches` in this process, block by block."""
 
     def __init__(self, blocks: list[dict[str, np.ndarray]]) -> None:
         self.blocks = blocks
 
     @classmethod
-    def range(cls, count: int, override_num_blocks: int) -> Inline:
-        return cls([{"id": part} for part in np.array_split(np.arange(count), override_num_blocks)])
+    def from_items(cls, items: list[dict[str, int]], override_num_blocks: int) -> Inline:
+        numbers = np.array([item["id"] for item in items])
+        return cls([{"id": part} for part in np.array_split(numbers, override_num_blocks)])
 
     def map_batches(self, make: Any, fn_constructor_args: tuple = (), **_: Any) -> Inline:
         function = make(*fn_constructor_args) if isinstance(make, type) else make
@@ -350,7 +351,9 @@ class Inline:
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stream without Ray."""
-    monkeypatch.setattr(datasets.ray, "data", SimpleNamespace(range=Inline.range))
+    context = SimpleNamespace(get_node_id=lambda: "0" * 56)
+    monkeypatch.setattr(datasets.ray, "data", SimpleNamespace(from_items=Inline.from_items))
+    monkeypatch.setattr(datasets.ray, "get_runtime_context", lambda: context)
 
 
 def keys_per_step(

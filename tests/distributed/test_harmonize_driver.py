@@ -14,7 +14,7 @@ from mmh_ray.bids.derivatives import derivative_files, sidecar_path
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.rows import LedgerRow, Status, problem_of
 from mmh_ray.bids.status import RunRecord, run_status
-from mmh_ray.cli import parse
+from mmh_ray.cli import main
 from mmh_ray.config import Config
 from mmh_ray.distributed import harmonize as driver
 from mmh_ray.distributed.harmonize import harmonize, plan
@@ -194,11 +194,37 @@ def test_the_report_of_a_killed_run_is_written_when_asked_for(job: Job, work: di
     page = Path(job.out, "report.html")
     page.unlink()
     replace(RunRecord.read(job.out), finished=None).write(job.out)
-    arguments, _ = parse(["status", job.out, "--report"])
     with Journal(job.out) as journal:  # as a run goes on
         journal.append({"image_id": "sub-99_T1w", "status": "failed", "reason": "killed", "source": "sub-99_T1w.nii"})
-        assert arguments.handler(arguments, Config()) == 0
+        assert main(["status", job.out, "--report"]) == 0
     assert all(name in page.read_text() for name in ("sub-01_T1w", "sub-99_T1w"))
     page.unlink()
     page.mkdir()
-    assert arguments.handler(arguments, Config()) == 1
+    assert main(["status", job.out, "--report"]) == 1
+
+
+def test_only_the_sessions_that_are_named_are_looked_at(job: Job, work: dict[str, Any]) -> None:
+    for session in ("1", "2"):
+        path = Path(job.bids, f"sub-02/ses-{session}/anat/sub-02_ses-{session}_T1w.nii.gz")
+        path.parent.mkdir(parents=True)
+        path.write_text(session)
+    assert [row["image_id"] for row in plan(replace(job, sessions=("2",)))] == ["sub-02_ses-2_T1w"]
+    with pytest.raises(ConfigError, match=r"sessions \['9'\]; expected sessions of the archive"):
+        plan(replace(job, sessions=("9",)))
+
+
+def test_the_command_closes_with_a_summary_of_its_own_run(
+    job: Job, work: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the ledger that the run wrote, and its report."""
+    work["does"] = lambda row: (
+        {"flags": ["dark"]} if row["image_id"] == "sub-01_T1w" else {"status": "refused", "reason": "no brain"}
+    )
+    assert main(["harmonize", job.bids, job.out, "--model", job.model, "--json"]) == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["counts"] == {"done": 1, "refused": 1}
+    assert (summary["flagged"], summary["reasons"]) == (1, {"no brain": 1})
+    assert summary["report"] == str(Path(job.out, "report.html"))
+    work["does"] = lambda row: {"status": "skipped"}
+    assert main(["harmonize", job.bids, job.out, "--model", job.model]) == 0
+    assert "up to date already: 2\nWhere to look:" in capsys.readouterr().out

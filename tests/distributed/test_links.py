@@ -210,7 +210,7 @@ def test_a_phantom_archive_with_a_link_is_not_written_over(outside: Path, tmp_pa
 
 
 def test_a_demo_folder_that_is_a_link_is_emptied_and_links_in_it_are_not_followed(
-    outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    outside: Path, tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -218,8 +218,7 @@ def test_a_demo_folder_that_is_a_link_is_emptied_and_links_in_it_are_not_followe
     (disk / "link").symlink_to(outside)
     (tmp_path / "demo").symlink_to(disk)
     before = snapshot(outside)
-    monkeypatch.setattr("mmh_ray.cli.main", lambda _: 2)
     with pytest.raises(ConfigError, match="mmh phantom ended with code 2"):
-        demo.run(str(tmp_path / "demo"), Config())
+        demo.run(str(tmp_path / "demo"), Config(), lambda _: 2)
     assert snapshot(outside) == before
     assert sorted(path.name for path in disk.iterdir()) == [demo.MARKER, "config.yaml"]

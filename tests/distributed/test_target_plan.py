@@ -212,7 +212,8 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Any) -> Simp
         resolve_model=lambda *_: (tmp_path, "models:/mmh-global/1"),
         configure=lambda *_: None,
         start_run=lambda _config, name, *_: name,
-        finish=lambda run, status="FINISHED": found.ended.setdefault(run, status),
+        finish=lambda run: found.ended.setdefault(run, "FINISHED"),
+        mark_failed=lambda run: found.ended.setdefault(run, "FAILED"),
         target_model_name=lambda site: f"mmh-target-{site}",
     )
     stand_ins = {

@@ -12,7 +12,7 @@ import pytest
 from mmh_ray.bids.derivatives import check_dataset, sidecar_path
 from mmh_ray.bids.ledger import JOURNAL, LEDGER, Journal, current_rows, read_ledger, write_ledger
 from mmh_ray.bids.status import RECORD, RunRecord, run_status
-from mmh_ray.cli import _bounds_of
+from mmh_ray.cli.status import quality_bounds
 from mmh_ray.config import Config, to_dict
 from mmh_ray.quality.run_report import write_cohort_report
 from tests.fuzz.conftest import Guard
@@ -101,7 +101,7 @@ def look(out: Path) -> None:
 def report(out: Path, rows: list[dict[str, Any]]) -> None:
     """As `mmh status --report` does; no damage may keep the report from being written."""
     record = RunRecord.read(out)
-    assert write_cohort_report(out, record, rows, _bounds_of(record))
+    assert write_cohort_report(out, record, rows, quality_bounds(record))
 
 
 @fuzz(rows=tree_edits(), edits=byte_edits(LINES))

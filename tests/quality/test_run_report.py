@@ -152,7 +152,7 @@ def test_damaged_bounds_in_the_record_are_the_defaults(
     path = tmp_path / "logs/run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"quality": quality}}))
     assert main(["status", str(tmp_path), "--report"]) == 0
-    assert "bounds of the quality figures are the defaults" in caplog.text
+    assert "the report uses the default quality bounds" in caplog.text
     assert (tmp_path / "report.html").is_file()
 
 

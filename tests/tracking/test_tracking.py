@@ -33,7 +33,7 @@ from mmh_ray.models.target.bundle import load_target, save_target
 from mmh_ray.models.target.fine_tuner import TunedAdapter
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import canonical
-from mmh_ray.tracking.runs import FLUSH_METRICS, shorten
+from mmh_ray.tracking.runs import METRICS_PER_REQUEST, shorten
 
 pytestmark = [
     pytest.mark.slow,
@@ -123,7 +123,7 @@ def trained(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     tracking.configure(config.tracking)
     run_id = tracking.start_run(config, "trial", None, {"data_hash": "abc", "volumes": 7})
     for step in range(3):
-        tracking.log_metrics(run_id, {"loss": 1 / (step + 1), "mse": 0.5}, step)
+        tracking.log_metrics(run_id, [tracking.MetricRow.of_now(step, {"loss": 1 / (step + 1), "mse": 0.5})])
     tracking.log_figure(run_id, folder / "sample.png")
     model_uri = tracking.register(run_id, folder / "global", config.tracking.model_name, config.tracking)
     status = mlflow.MlflowClient(uri).get_run(run_id).info.status
@@ -177,18 +177,24 @@ def test_a_run_that_the_store_lost_starts_anew(trained: Trained, caplog: pytest.
     tracking.finish(run_id)
 
 
-def test_metrics_are_collected_and_sent_together(trained: Trained) -> None:
+def test_more_metrics_than_a_request_takes_all_arrive(trained: Trained) -> None:
     tracking.configure(trained.config.tracking)
-    client = mlflow.MlflowClient()
     run_id = tracking.start_run(trained.config, "many", None, {})
-    tracking.log_metrics(run_id, {"loss": 1.0}, 0)
-    assert client.get_metric_history(run_id, "loss") == []
-    for step in range(1, FLUSH_METRICS):
-        tracking.log_metrics(run_id, {"loss": 1.0}, step)
-    assert len(client.get_metric_history(run_id, "loss")) == FLUSH_METRICS
-    tracking.log_metrics(run_id, {"loss": 2.0}, FLUSH_METRICS)
+    count = METRICS_PER_REQUEST + 1
+    tracking.log_metrics(run_id, [tracking.MetricRow.of_now(step, {"loss": 1.0}) for step in range(count)])
+    assert len(mlflow.MlflowClient().get_metric_history(run_id, "loss")) == count
     tracking.finish(run_id)
-    assert len(client.get_metric_history(run_id, "loss")) == FLUSH_METRICS + 1
+
+
+def test_a_row_that_is_sent_twice_is_there_once(trained: Trained) -> None:
+    tracking.configure(trained.config.tracking)
+    run_id = tracking.start_run(trained.config, "twice", None, {})
+    rows = [tracking.MetricRow.of_now(step, {"loss": 1.0 / (step + 1)}) for step in range(3)]
+    tracking.log_metrics(run_id, rows[:2])
+    tracking.log_metrics(run_id, rows)
+    history = mlflow.MlflowClient().get_metric_history(run_id, "loss")
+    assert sorted((metric.step, metric.value) for metric in history) == [(0, 1.0), (1, 1 / 2), (2, 1 / 3)]
+    tracking.finish(run_id)
 
 
 @pytest.mark.parametrize("model", ["models:/mmh-global@champion", "models:/mmh-global/1"])

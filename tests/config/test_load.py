@@ -14,7 +14,7 @@ from mmh_ray.errors import ConfigError
 pytestmark = pytest.mark.fast
 
 BOUNDED = ("steps", "slabs_per_plane", "validate_every", "checkpoint_every", "validation_groups")
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
 
 def test_defaults_need_no_file() -> None:
@@ -70,15 +70,21 @@ def test_unknown_section_is_refused_with_the_valid_ones() -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("train.steps=many", "int"),
-        ("train.steps=1.5", "int"),
-        ("train.steps=true", "int"),
-        ("train.use_gpu=1", "bool"),
-        ("train.learning_rate=true", "float"),
-        ("train.run_name=3", "str"),
+        ("train.steps=many", "a whole number"),
+        ("train.steps=1.5", "a whole number"),
+        ("train.steps=true", "a whole number"),
+        ("train.steps='3'", "a whole number"),
+        ("train.use_gpu=1", "true or false"),
+        ("train.use_gpu='yes'", "true or false"),
+        ("train.learning_rate=true", "1e-12 to 10"),
+        ("train.learning_rate=many", "1e-12 to 10"),
+        ("train.run_name=3", "a name of at most 200 characters"),
         ("train.precision=fp8", "'fp32' or 'bf16'"),
-        ("grid.shape=[8, 8]", "tuple"),
-        ("grid.shape=[8, 8, x]", "int"),
+        ("grid.shape=8", "a list of 3 items"),
+        ("grid.shape=[8, 8]", "a list of 3 items"),
+        ("grid.shape=[8, 8, 8, 8]", "a list of 3 items"),
+        ("model.channels=[]", "a list of 1 to 6 items"),
+        ("model.channels={a: 8}", "a list of 1 to 6 items"),
         ("train=3", "a mapping"),
     ],
 )
@@ -87,6 +93,27 @@ def test_wrong_types_are_refused_by_dotted_key(override: str, expected: str) -> 
         load_config(None, [override])
     assert override.partition("=")[0] in caught.value.received
     assert expected in caught.value.expected
+
+
+def test_a_bad_item_of_a_list_is_refused_by_its_place() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["grid.shape=[8, 8, x]"])
+    assert caught.value.received == "grid.shape[2]='x'"
+    assert caught.value.expected == "8 to 1024, a multiple of 8, a whole number"
+    assert "grid.shape=VALUE" in caught.value.remedy
+
+
+def test_an_unknown_key_is_named_before_a_bad_value() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key train\.stepz"):
+        load_config(None, ["train.steps=0", "train.stepz=1"])
+
+
+def test_text_that_yaml_takes_for_no_number_passes_for_a_float() -> None:
+    assert load_config(None, ["train.learning_rate=2e-3"]).train.learning_rate == 0.002
+
+
+def test_one_text_is_a_list_of_one() -> None:
+    assert load_config(None, ["target.site=berlin"]).target.site == ("berlin",)
 
 
 @pytest.mark.parametrize(
@@ -197,3 +224,9 @@ def test_flatten_names_every_leaf_as_an_override_does() -> None:
 def test_template_space_needs_the_registration() -> None:
     with pytest.raises(ConfigError, match=r"prepare\.register=False; expected true with harmonize\.space=template"):
         load_config(None, ["prepare.register=false", "harmonize.space=template"])
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("weight", "counts"), [(1.0, [6, 3, 2, 1]), (0.0, [6, 4, 3, 2, 1])])
+def test_fewer_workers_also_share_out_a_step_evenly(weight: float, counts: list[int]) -> None:
+    assert TrainConfig(workers=6, volumes_per_step=12, consistency_weight=weight).worker_counts == counts

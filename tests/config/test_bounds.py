@@ -2,43 +2,77 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import pickle
 import types
 import typing
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
+from annotated_types import Interval, Len
+from pydantic import Strict
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
-from mmh_ray.config import Config, HarmonizeConfig, TrainConfig, load_config
+from mmh_ray.config import Config, GridConfig, HarmonizeConfig, TrainConfig, from_dict, load_config, to_dict
+from mmh_ray.config.refusals import require
+from mmh_ray.config.section import SETTINGS, Section
 from mmh_ray.errors import ConfigError
-from mmh_ray.settings import Items, Matching, Range, Section, from_dict, hints_of, require, to_dict
 
 pytestmark = pytest.mark.fast
 
-SECTIONS = hints_of(Config)
-FIELDS = [(section, name) for section, kind in SECTIONS.items() for name in hints_of(kind)]
+SECTIONS = typing.get_type_hints(Config)
+HINTS = {
+    (section, name): hint
+    for section, section_class in SECTIONS.items()
+    for name, hint in typing.get_type_hints(section_class, include_extras=True).items()
+}
+"""Type of every field, with its bounds."""
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 TOO_LARGE = [10**18, 10**400, -(10**18), 2**64]
 
 
-def parts(hint: Any) -> Iterator[tuple[type, tuple[Any, ...]]]:
-    """Plain types within a field's type, each with its own bounds."""
-    bounds: tuple[Any, ...] = ()
+class Part(NamedTuple):
+    """A plain type within a field's type, with its own constraints."""
+
+    kind: Any
+    constraints: tuple[Any, ...]
+
+
+def parts(hint: Any) -> Iterator[Part]:
+    """The type of a field itself, and that of its items."""
+    constraints: tuple[Any, ...] = ()
     if typing.get_origin(hint) is Annotated:
-        hint, *found = typing.get_args(hint)
-        bounds = tuple(found)
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        yield from parts(typing.get_args(hint)[0])
-    elif typing.get_origin(hint) is tuple:
-        yield tuple, bounds
-        yield from parts(typing.get_args(hint)[0])
-    elif typing.get_origin(hint) is Literal:
-        yield Literal, bounds  # type: ignore[misc]
+        constraints = hint.__metadata__
+        hint = hint.__origin__
+    kind = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
+    if kind in (types.UnionType, typing.Union):
+        yield from parts(arguments[0])
+    elif kind is tuple:
+        yield Part(tuple if arguments[-1] is Ellipsis else "fixed", constraints)
+        yield from parts(arguments[0])
     else:
-        yield hint, bounds
+        yield Part(kind or hint, constraints)
+
+
+def is_bounded(part: Part) -> bool:
+    """Whether nothing of another type, and no value without limits, can pass for this part."""
+    if part.kind in (int, float):
+        ranges = [one for one in part.constraints if isinstance(one, Interval)]
+        has_both_ends = any({one.ge, one.gt} != {None} and {one.le, one.lt} != {None} for one in ranges)
+        return has_both_ends and Strict() in part.constraints
+    if part.kind is str:
+        return any(isinstance(one, FieldInfo) and one.description for one in part.constraints)
+    if part.kind is tuple:
+        return any(isinstance(one, Len) and one.max_length is not None for one in part.constraints)
+    if part.kind is bool:
+        return Strict() in part.constraints
+    return part.kind in (Literal, "fixed")
 
 
 def with_value(section: str, name: str, value: Any) -> dict[str, Any]:
@@ -49,29 +83,27 @@ def with_value(section: str, name: str, value: Any) -> dict[str, Any]:
     return tree
 
 
-def numbers() -> list[tuple[str, str]]:
-    """Fields that are, or hold, a number."""
-    kinds = {field: {kind for kind, _ in parts(hints_of(SECTIONS[field[0]])[field[1]])} for field in FIELDS}
-    return [field for field, found in kinds.items() if found & {int, float}]
+NUMBERS = [field for field, hint in HINTS.items() if {part.kind for part in parts(hint)} & {int, float}]
+"""Fields that are, or hold, a number."""
 
 
 def test_there_are_numbers_in_the_settings() -> None:
-    assert len(numbers()) > 70
+    assert len(NUMBERS) > 70
 
 
-@pytest.mark.parametrize(("section", "name"), FIELDS)
-def test_every_field_has_bounds(section: str, name: str) -> None:
-    hint = hints_of(SECTIONS[section])[name]
-    for kind, bounds in parts(hint):
-        if kind in (int, float):
-            assert any(isinstance(bound, Range) for bound in bounds), "a number without a Range"
-        elif kind is str:
-            assert any(isinstance(bound, Matching) for bound in bounds), "a text without a form"
-        elif kind is tuple and Ellipsis in typing.get_args(typing.get_args(hint)[0]):
-            assert any(isinstance(bound, Items) for bound in bounds), "a tuple of any length"
+@pytest.mark.parametrize("hint", HINTS.values(), ids=[".".join(field) for field in HINTS])
+def test_every_field_has_bounds(hint: Any) -> None:
+    assert all(is_bounded(part) for part in parts(hint))
 
 
-@pytest.mark.parametrize(("section", "name"), numbers())
+@pytest.mark.parametrize(
+    "hint", [int, str, bool, tuple[int, ...], Annotated[int, Strict(), Interval(ge=0)], int | None]
+)
+def test_a_field_without_bounds_would_be_noticed(hint: Any) -> None:
+    assert not all(is_bounded(part) for part in parts(hint))
+
+
+@pytest.mark.parametrize(("section", "name"), NUMBERS)
 def test_no_number_is_taken_that_is_not_finite_or_absurd(section: str, name: str) -> None:
     for value in (*NOT_FINITE, *TOO_LARGE):
         with pytest.raises(ConfigError) as caught:
@@ -80,7 +112,7 @@ def test_no_number_is_taken_that_is_not_finite_or_absurd(section: str, name: str
         assert len(str(caught.value)) < 700
 
 
-@pytest.mark.parametrize(("section", "name"), numbers())
+@pytest.mark.parametrize(("section", "name"), NUMBERS)
 def test_nor_where_settings_are_made_in_code(section: str, name: str) -> None:
     known = getattr(getattr(Config(), section), name)
     for value in (math.nan, math.inf, 10**18):
@@ -141,8 +173,34 @@ def test_numbers_of_numpy_are_numbers() -> None:
         HarmonizeConfig(timeout_s=np.float32("nan"))
 
 
+def test_sections_made_in_code_hold_the_types_they_name() -> None:
+    assert GridConfig(spacing_mm=2, shape=[8, 16, 24]) == GridConfig(spacing_mm=2.0, shape=(8, 16, 24))
+    with pytest.raises(ConfigError, match=r"unknown key train\.stepz.*Did you mean train\.steps"):
+        TrainConfig(stepz=1)
+    with pytest.raises(ConfigError, match="train=3; expected a mapping"):
+        Config(train=3)
+
+
+def test_sections_are_frozen_dataclasses_that_can_be_hashed_copied_and_sent() -> None:
+    config = load_config(None, ["train.steps=3", "model.sequences=[FLAIR]"])
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert copy.deepcopy(config) == config
+    assert {config: 1}[copy.deepcopy(config)] == 1
+    assert dataclasses.asdict(config)["model"]["sequences"] == ("FLAIR",)
+    assert dataclasses.replace(config, train=TrainConfig()) != config
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.train.steps = 4
+
+
+def test_errors_show_nothing_of_pydantic() -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(steps=0)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
 def test_a_field_without_bounds_still_takes_no_number_that_is_not_finite() -> None:
-    @dataclasses.dataclass(frozen=True)
+    @dataclass(frozen=True, config=SETTINGS)
     class Plain(Section):
         value: float = 1.0
 

@@ -1,0 +1,55 @@
+"""The `mmh` command: read the command line, run one command, exit.
+
+A file per command; each imports what is heavy only when it runs. `command_line` says how a line is read, `options` holds
+what several commands share, `running` the logging and the exit codes. Click reads the line; the few habits that it does
+not have (settings anywhere on the line, options with several values) are in `command_line`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from mmh_ray.cli.application import application
+from mmh_ray.cli.command_line import Invocation
+from mmh_ray.cli.running import INTERRUPTED, end_ray, explained, set_up_logging
+from mmh_ray.config import load_config
+from mmh_ray.errors import MMHError
+from mmh_ray.stopping import stoppable
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; ``argv`` defaults to the command line of the process."""
+    invocation, overrides = parse(sys.argv[1:] if argv is None else argv)
+    set_up_logging(invocation.verbose)
+    with stoppable():
+        try:
+            config = load_config(invocation.config, overrides)
+            return invocation.handler(config, **invocation.arguments)
+        except MMHError as error:
+            return explained(invocation.command, error)
+        except (KeyboardInterrupt, SystemExit):
+            # Ray's own signal handlers leave by SystemExit, some of them with code 0.
+            print(f"mmh {invocation.command}: interrupted", file=sys.stderr)
+            end_ray()
+            return INTERRUPTED
+
+
+def parse(argv: Sequence[str]) -> tuple[Invocation, list[str]]:
+    """What a command line asks for, and its `section.key=value` overrides.
+
+    Raises
+    ------
+    SystemExit
+        With code 2, after the usage on stderr, if the line makes no sense; with code 0 after `--help` and `--version`.
+    """
+    try:
+        outcome = application.main(list(argv), prog_name="mmh", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from error
+    if not isinstance(outcome, Invocation):  # the exit code of --help or --version
+        raise SystemExit(outcome)
+    return outcome, outcome.overrides

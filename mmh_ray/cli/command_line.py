@@ -1,0 +1,156 @@
+"""How a command line is read: Click's rules, and three habits of `mmh` that Click does not have.
+
+- A setting, `section.key=value`, may stand anywhere on the line; `model=NAME` means `--model NAME`.
+- An option of several values takes them in one go: `--participant-label 01 02`.
+- An option whose value was forgotten does not take the next option for it: `--model --dry-run` is an error.
+
+Click runs no command here. It gives back an :class:`Invocation`, which `mmh_ray.cli.main` runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from mmh_ray.cli.options import HELP_FLAGS, ListOption, config_option, verbose_option
+
+SETTINGS_AND_CODES = """\
+Any setting: section.key=value, anywhere (a path of that form: ./site=A).
+Exit codes: 0 done, 1 something failed, 2 unusable line, 130 interrupted.
+"""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A command with its arguments, ready to be run.
+
+    Attributes
+    ----------
+    command:
+        Its name.
+    handler:
+        Takes the configuration and the arguments by name, returns the exit code.
+    arguments:
+        Values of the command's own arguments and options.
+    config:
+        YAML file of settings; None for the defaults.
+    overrides:
+        Settings on the line, `section.key=value`; the last one of a key wins.
+    """
+
+    command: str
+    handler: Callable[..., int]
+    arguments: Mapping[str, Any]
+    config: str | None
+    verbose: bool
+    overrides: list[str] = field(default_factory=list)
+
+
+class Application(click.Group):
+    """`mmh`: takes the settings out of the line before Click looks for the command."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the settings in ``ctx.obj``, where the options of the command add theirs."""
+        words, ctx.obj = split_overrides(args)
+        return super().parse_args(ctx, words)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they were given, not that of the alphabet."""
+        return list(self.commands)
+
+
+class Command(click.Command):
+    """A command of `mmh`: has `--config` and `--verbose`, shows its examples below its options.
+
+    Parameters
+    ----------
+    examples:
+        Command lines for the help.
+    """
+
+    def __init__(self, name: str, examples: Iterable[str], **options: Any) -> None:
+        super().__init__(name, context_settings=HELP_FLAGS, epilog=_epilog(examples), **options)
+        verbose_option(self)
+        config_option(self)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Spell the options out as Click knows them, then let it read them."""
+        if not ctx.resilient_parsing:  # the shell completes a line that is not whole yet
+            self._check_values(ctx, args)
+        return super().parse_args(ctx, self._one_value_each(args))
+
+    def invoke(self, ctx: click.Context) -> Invocation:
+        """What was asked for. It is run later, once logging and signals are in order."""
+        arguments = dict(ctx.params)
+        config = arguments.pop("config")
+        verbose = arguments.pop("verbose") or ctx.find_root().params["verbose"]
+        assert self.name is not None
+        assert self.callback is not None
+        return Invocation(self.name, self.callback, arguments, config, verbose, ctx.obj)
+
+    def _check_values(self, ctx: click.Context, words: Sequence[str]) -> None:
+        """Refuse an option without a value, which Click would give the next option for one."""
+        flags: set[str] = set()
+        flags_with_value: set[str] = set()
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option):
+                flags.update(parameter.opts)
+                if not parameter.is_flag:
+                    flags_with_value.update(parameter.opts)
+        for word, following in itertools.pairwise([*words, "--"]):
+            if word == "--":
+                return
+            is_option = following.startswith("--") or following in flags
+            if word in flags_with_value and is_option:
+                raise click.BadOptionUsage(word, f"Option '{word}' requires an argument.", ctx)
+
+    def _one_value_each(self, words: Sequence[str]) -> list[str]:
+        """`--target A B` as `--target A --target B`: in Click an option takes a fixed number of values."""
+        lists = {flag for option in self.params if isinstance(option, ListOption) for flag in option.opts}
+        spelled: list[str] = []
+        open_list: str | None = None
+        for position, word in enumerate(words):
+            if word == "--":
+                return [*spelled, *words[position:]]
+            if word in lists:
+                open_list = word
+                continue
+            if word.startswith("-"):
+                open_list = None
+            if open_list is not None:
+                spelled.append(open_list)
+            spelled.append(word)
+        return spelled
+
+
+def split_overrides(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Words for the parser, and the `section.key=value` settings among them."""
+    others: list[str] = []
+    overrides: list[str] = []
+    previous = ""
+    for word in words:
+        if previous == "--archive":  # NAME=FOLDER looks like a setting
+            others.append(word)
+        elif word.startswith("model="):  # a section has that name, but no value: this is the flag
+            others.append(f"--{word}")
+        elif is_override(word):
+            overrides.append(word)
+        else:
+            others.append(word)
+        previous = word
+    return others, overrides
+
+
+def is_override(word: str) -> bool:
+    """Whether a word is dotted names with a value, as `train.steps=10` is; no path or URI is."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and all(name.isidentifier() for name in key.split("."))
+
+
+def _epilog(examples: Iterable[str]) -> str:
+    lines = ["\b", "Examples:", *(f"  {example}" for example in examples)]
+    return "\n".join([*lines, "", "\b", SETTINGS_AND_CODES])

@@ -1,0 +1,38 @@
+"""`mmh demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from mmh_ray.cli.command_line import Command
+from mmh_ray.cli.running import DONE, INTERRUPTED
+from mmh_ray.config import Config
+
+
+@click.command(
+    "demo",
+    cls=Command,
+    examples=["mmh demo --config configs/demo.yaml", "mmh demo somewhere/else --config configs/demo.yaml"],
+)
+@click.argument("out", default="demo")
+def demo(config: Config, out: str) -> int:
+    """Run the whole way, phantom to evaluation, right here.
+
+    OUT is a folder for everything; without it, `demo`.
+    """
+    from mmh_ray.demo import run
+
+    run(out, config, _run_command)
+    return DONE
+
+
+def _run_command(line: Sequence[str]) -> int:
+    """Run another command of `mmh` in this process."""
+    from mmh_ray.cli import main  # here, as it is not there yet when it imports this file
+
+    code = main(line)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt(f"mmh {line[0]} was interrupted")
+    return code

@@ -1,0 +1,99 @@
+"""`mmh evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from mmh_ray.cli.command_line import Command
+from mmh_ray.cli.options import EXISTING, truth_option
+from mmh_ray.cli.running import DONE, TABLE_WIDTH
+from mmh_ray.config import Config
+from mmh_ray.errors import ConfigError
+
+
+class Archive(click.ParamType):
+    """NAME=FOLDER, as a pair."""
+
+    name = "NAME=FOLDER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """The name and the folder, which must exist unless it is a URI."""
+        name, equals, folder = value.partition("=")
+        if not equals:
+            self.fail(f"{value}: no name; give NAME=FOLDER, for example raw=/data/bids", param, ctx)
+        return name, EXISTING.convert(folder, param, ctx)
+
+
+@click.command(
+    "evaluate",
+    cls=Command,
+    examples=[
+        "mmh evaluate --archive raw=BIDS --archive ours=OUT --out evaluation",
+        "mmh evaluate --archive raw=BIDS --archive ours=OUT --archive haca3=DIR --out evaluation",
+    ],
+)
+@click.option(
+    "--archive",
+    "archives",
+    type=Archive(),
+    multiple=True,
+    required=True,
+    metavar="NAME=FOLDER",
+    help="raw=BIDS, the scans (or their manifest); ours=OUT, made by `mmh harmonize`; ours_twice=OUT2, OUT harmonized "
+    "again; any other name is a method to compare with, a folder of volumes in BIDS naming.",
+)
+@click.option(
+    "--out",
+    required=True,
+    metavar="FOLDER",
+    help="Folder for evaluation.json, per_image.parquet, report.html and figures.",
+)
+@truth_option
+@click.option(
+    "--labels",
+    type=EXISTING,
+    metavar="FOLDER",
+    help="Label maps *_dseg.nii.gz in BIDS naming, drawn by others; otherwise those in raw's derivatives.",
+)
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="Registered model that made `ours` (models:/NAME@ALIAS or models:/NAME/VERSION): keep the figures with it.",
+)
+def evaluate(
+    config: Config,
+    archives: tuple[tuple[str, str], ...],
+    out: str,
+    truth: str | None,
+    labels: str | None,
+    model: str | None,
+) -> int:
+    """Compare scans, baselines and the outputs of any methods."""
+    from rich.console import Console
+
+    from mmh_ray.distributed.evaluate import evaluate as evaluate_archives
+    from mmh_ray.evaluation.report.table import as_table
+    from mmh_ray.evaluation.statistics.summary import by_sequence
+
+    folders = dict(archives)
+    if len(folders) < len(archives):
+        raise ConfigError("two archives of one name", "a name of its own for each", "Rename one of them.")
+    checked_model = None
+    if model:
+        from mmh_ray.tracking.promotion import check_model, keep_with_model
+
+        checked_model = check_model(model, folders, config)
+    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    evaluation = evaluate_archives(folders, out, config, truth, checked_model, labels)
+    console.print(as_table(by_sequence(evaluation)))
+    scores_on_labels = evaluation["about"].get("labels")
+    if scores_on_labels:
+        from mmh_ray.evaluation.report.labels_table import labels_table
+
+        console.print(labels_table(scores_on_labels))
+    if checked_model:
+        keep_with_model(checked_model, out, config)
+    return DONE

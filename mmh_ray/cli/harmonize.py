@@ -1,0 +1,184 @@
+"""`mmh harmonize`: an archive, or one scan."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import click
+
+from mmh_ray.cli.command_line import Command
+from mmh_ray.cli.options import EXISTING, json_option, list_option, model_option, setting_option
+from mmh_ray.cli.running import DONE, FAILED, counts_as_text
+from mmh_ray.config import Config
+from mmh_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mmh_ray.harmonization.job import Job
+
+log = logging.getLogger(__name__)
+
+
+@click.command(
+    "harmonize",
+    cls=Command,
+    examples=[
+        "mmh harmonize BIDS OUT --participant-label 01 02 --sequence T1w",
+        "mmh harmonize sub-01_T1w.nii.gz harmonized.nii.gz",
+    ],
+)
+@click.argument("bids", type=EXISTING)
+@click.argument("out")
+@click.argument("level", type=click.Choice(["participant"]), required=False)
+@model_option
+@list_option("--participant-label", help="Only these subjects, with or without `sub-`.")
+@list_option("--session-label", help="Only these sessions, with or without `ses-`.")
+@list_option("--sequence", help="Only these suffixes; of one scan its own.")
+@list_option("--target", help="Sites, target bundles or registered models whose looks the images take.")
+@click.option(
+    "--target-image",
+    type=EXISTING,
+    metavar="FILE.nii.gz",
+    help="Scan in BIDS naming; the images take its look.",
+)
+@click.option("--mask", type=EXISTING, metavar="FILE.nii.gz", help="Brain mask of one scan.")
+@setting_option(
+    "--space",
+    "harmonize.space",
+    type=click.Choice(["native", "template"]),
+    help="Grid: the scan's own or ICBM-152's.",
+)
+@setting_option(
+    "--intensity",
+    "harmonize.intensity",
+    type=click.Choice(["unit", "source"]),
+    help="Range: about 0-1, or the scan's own.",
+)
+@setting_option(
+    "--detail",
+    "harmonize.detail",
+    type=click.Choice(["project", "model"]),
+    help="Detail from the scan, or the model alone.",
+)
+@setting_option(
+    "--skull",
+    "prepare.skull",
+    type=click.Choice(["keep", "strip"]),
+    help="What becomes of everything outside the brain.",
+)
+@setting_option(
+    "--n-procs",
+    "harmonize.slots",
+    type=int,
+    metavar="N",
+    help="Workers; 0: one per GPU, or per two CPUs.",
+)
+@click.option("--retry-failed", is_flag=True, help="Only images that failed or were refused before.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
+@json_option
+def harmonize(
+    config: Config,
+    *,
+    bids: str,
+    out: str,
+    level: str | None,
+    model: str,
+    participant_label: tuple[str, ...],
+    session_label: tuple[str, ...],
+    sequence: tuple[str, ...],
+    target: tuple[str, ...],
+    target_image: str | None,
+    mask: str | None,
+    retry_failed: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Harmonize a BIDS archive, or one scan.
+
+    OUT is a folder for the derivatives, the ledger and the report. If BIDS is one scan, NAME.nii.gz, OUT is a file.
+    """
+    from mmh_ray.harmonization.job import Job
+
+    job = Job(
+        bids=bids,
+        out=out,
+        model=model,
+        config=config,
+        participants=tuple(label.removeprefix("sub-") for label in participant_label),
+        sessions=tuple(label.removeprefix("ses-") for label in session_label),
+        sequences=sequence,
+        retry_failed=retry_failed,
+        targets=target,
+        target_image=target_image,
+    )
+    if os.path.isfile(bids):
+        _check_one_scan(job, dry_run)
+        return _harmonize_scan(job, mask, as_json)
+    if mask:
+        raise ConfigError("--mask with an archive", "a mask of one scan", "Put masks beside the scans, as BIDS has it.")
+    return _show_plan(job, as_json) if dry_run else _harmonize_archive(job, as_json)
+
+
+def _check_one_scan(job: Job, dry_run: bool) -> None:
+    """Refuse the flags that make no sense for one scan."""
+    only_for_archives = {
+        "--participant-label": job.participants,
+        "--session-label": job.sessions,
+        "--target": job.targets,
+        "--target-image": job.target_image,
+        "--retry-failed": job.retry_failed,
+        "--dry-run": dry_run,
+    }
+    unusable = [flag for flag, value in only_for_archives.items() if value]
+    if len(job.sequences) > 1:
+        unusable.append("--sequence with several")
+    if unusable:
+        received = f"{', '.join(unusable)} for one scan, {job.bids}"
+        raise ConfigError(received, "a BIDS archive for it", "Leave it out, or give the archive.")
+
+
+def _harmonize_scan(job: Job, mask: str | None, as_json: bool) -> int:
+    """One file to another, in this process."""
+    from mmh_ray.harmonization.one_scan import harmonize_file, load
+
+    model = load(job.model, job.config)
+    sequence = job.sequences[0] if job.sequences else None
+    flags = harmonize_file(job.bids, job.out, model, sequence, mask)
+    for flag in flags:
+        log.warning("look at it: %s", flag)
+    log.info("wrote %s", job.out)
+    if as_json:
+        print(json.dumps({"output": job.out, "flags": flags}, indent=2))
+    return DONE
+
+
+def _show_plan(job: Job, as_json: bool) -> int:
+    """A line for each image on stdout, the counts on stderr."""
+    from mmh_ray.distributed.harmonize import plan
+
+    rows = plan(job)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        for row in rows:
+            fields = (row["action"], row["image_id"], row["reason"])
+            print("\t".join(field for field in fields if field))
+    actions = Counter(row["action"] for row in rows)
+    log.info("would %s; nothing was written", counts_as_text(actions))
+    return FAILED if actions["fail"] or actions["refuse"] else DONE
+
+
+def _harmonize_archive(job: Job, as_json: bool) -> int:
+    """The batch job, and what came of it on stdout."""
+    from mmh_ray.bids.status import utc_now
+    from mmh_ray.cli.harmonize_summary import summary_of
+    from mmh_ray.distributed.harmonize import harmonize as harmonize_archive
+
+    started = utc_now()
+    counts = harmonize_archive(job)
+    summary = summary_of(job.out, counts, started)
+    print(summary.as_json() if as_json else summary.as_text())
+    return FAILED if summary.without_result else DONE

@@ -1,0 +1,97 @@
+"""What `mmh harmonize` says at its end: what was done, what was not, where to look."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from mmh_ray.bids.ledger import LEDGER, current_rows
+from mmh_ray.bids.ledger_rows import moment_of
+from mmh_ray.bids.status import count_reasons, utc_now
+
+REASONS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run over an archive.
+
+    Attributes
+    ----------
+    out:
+        Folder of the derivatives.
+    counts:
+        Images of this run by status: done, skipped, failed, refused.
+    flagged:
+        Harmonized images of this run that a person should look at.
+    reasons:
+        Why images of this run have no result, and how many each; the most frequent first.
+    seconds:
+        How long the run took.
+    report:
+        Page with every image; None if it could not be written.
+    ledger:
+        Parquet table with a row for each image.
+    """
+
+    out: str
+    counts: Mapping[str, int]
+    flagged: int
+    reasons: Mapping[str, int]
+    seconds: float
+    report: str | None
+    ledger: str
+
+    @property
+    def without_result(self) -> int:
+        """Images that failed or were refused."""
+        return self.counts.get("failed", 0) + self.counts.get("refused", 0)
+
+    def as_json(self) -> str:
+        """All of it, for machines."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def as_text(self) -> str:
+        """A few lines for a terminal."""
+        took = timedelta(seconds=round(self.seconds))
+        done = self.counts.get("done", 0)
+        skipped = self.counts.get("skipped", 0)
+        lines = [f"Harmonized: {done}, in {took}; up to date already: {skipped}"]
+        if self.without_result:
+            failed = self.counts.get("failed", 0)
+            refused = self.counts.get("refused", 0)
+            lines.append(f"Not harmonized: {failed} failed, {refused} refused")
+        reasons = list(self.reasons.items())
+        lines += [f"{count:>7} x {reason}" for reason, count in reasons[:REASONS_SHOWN]]
+        if len(reasons) > REASONS_SHOWN:
+            lines.append(f"        and {len(reasons) - REASONS_SHOWN} more reasons")
+        if self.flagged:
+            lines.append(f"Flagged, for a person to look at: {self.flagged}")
+        lines.append(f"Where to look: {self.report or self.ledger}")
+        if self.without_result:
+            lines.append("Once the causes are mended: the same command with --retry-failed")
+        return "\n".join(lines)
+
+
+def summary_of(out: str, counts: Mapping[str, int], started: datetime) -> Summary:
+    """The summary of a run that has just ended; its counts are the driver's, all else is in the ledger."""
+    rows_of_run = []
+    for row in current_rows(out):
+        finished = moment_of(row["finished"])
+        if finished is not None and finished >= started:
+            rows_of_run.append(row)
+    report = Path(out, "report.html")
+    return Summary(
+        out=out,
+        counts=dict(sorted(counts.items())),
+        flagged=sum(bool(row["flags"]) for row in rows_of_run),
+        reasons=count_reasons(rows_of_run),
+        seconds=round((utc_now() - started).total_seconds(), 1),
+        report=str(report) if os.path.isfile(report) else None,
+        ledger=str(Path(out, LEDGER)),
+    )

@@ -1,0 +1,79 @@
+"""Options, arguments and types that several commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from mmh_ray.models.shipped import BASE_MODEL
+
+HELP_FLAGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+"""Click's settings of every command."""
+
+
+class ExistingPath(click.Path):
+    """A path that must exist; a URI (s3://, gs:// ...) is left for the command to open. The shell completes file names."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The path as it was written."""
+        if "://" not in value and not os.path.exists(value):  # pathlib raises where a name is too long
+            self.fail(f"{value}: no such file or folder; give an existing path or a URI", param, ctx)
+        return value
+
+
+EXISTING = ExistingPath()
+
+
+class ListOption(click.Option):
+    """An option that takes several values, in one go or one at a time: `--target A B`, `--target A --target B`."""
+
+    def __init__(self, names: Sequence[str], **options: Any) -> None:
+        super().__init__(names, multiple=True, **options)
+
+
+class SettingOption(click.Option):
+    """A flag for a setting: what it is given joins the overrides, after those on the line.
+
+    Parameters
+    ----------
+    setting:
+        Dotted key, such as `harmonize.space`.
+    """
+
+    def __init__(self, names: Sequence[str], setting: str, **options: Any) -> None:
+        super().__init__(names, expose_value=False, callback=self._override, **options)
+        self.setting = setting
+
+    def _override(self, ctx: click.Context, _: click.Parameter, value: Any) -> None:
+        if value is not None:
+            ctx.obj.append(f"{self.setting}={value}")
+
+
+def setting_option(flag: str, setting: str, **options: Any) -> Callable[..., Any]:
+    """Decorator: a flag for a setting."""
+    return click.option(flag, cls=SettingOption, setting=setting, **options)
+
+
+def list_option(flag: str, **options: Any) -> Callable[..., Any]:
+    """Decorator: an option of several values, which reach the command as a tuple."""
+    return click.option(flag, cls=ListOption, metavar="NAME...", **options)
+
+
+config_option = click.option("--config", metavar="FILE.yaml", help="YAML file of settings.")
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log details, and the traceback of an error.")
+model_option = click.option(
+    "--model",
+    default=BASE_MODEL,
+    metavar="MODEL",
+    help=f"{BASE_MODEL} (the default), a bundle folder or its s3:// or gs:// URI, or models:/NAME@ALIAS; also model=...",
+)
+truth_option = click.option(
+    "--truth",
+    type=EXISTING,
+    metavar="FOLDER",
+    help="derivatives/truth of a simulated archive, for measures that need it.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of text.")

@@ -1,0 +1,65 @@
+"""What every command has around it: exit codes, messages of errors, logging."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+from mmh_ray.errors import ConfigError, MMHError
+
+log = logging.getLogger(__name__)
+
+DONE = 0
+FAILED = 1
+"""Something failed: an image, a comparison, a store."""
+UNUSABLE = 2
+"""Arguments or settings that make no sense."""
+INTERRUPTED = 130
+"""Ctrl-C or SIGTERM."""
+
+TABLE_WIDTH = 120
+"""Columns of a table that is not shown in a terminal."""
+
+NOISY_LOGGERS = ("alembic", "fsspec", "git", "matplotlib", "mlflow", "nibabel", "PIL", "py4j", "ray", "urllib3")
+NOISY_MODULES = r"(alembic|diffusers|huggingface_hub|mlflow|nibabel|nilearn|pydantic|ray|timm|torch|torchvision)(\.|$)"
+
+
+def explained(command: str, error: MMHError) -> int:
+    """Print an error; return its exit code."""
+    log.debug("raised here:", exc_info=True)
+    # An error that crossed a Ray worker carries the original, without the remote traceback, as its cause.
+    original = getattr(error, "cause", error)
+    print(f"mmh {command}: {original}", file=sys.stderr)
+    return UNUSABLE if isinstance(error, ConfigError) else FAILED
+
+
+def end_ray() -> None:
+    """End Ray, if it was started, while a second SIGTERM is still ignored.
+
+    As a part of the end of the process it could be cut short, and Ray would abort.
+    """
+    if "mmh_ray.distributed.cluster" in sys.modules:
+        from mmh_ray.distributed.cluster import disconnect
+
+        disconnect()
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Plain lines with the time on stderr; libraries speak only when something is wrong."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logging.getLogger("mmh_ray").setLevel(logging.DEBUG if verbose else logging.INFO)
+    if verbose:
+        return
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # MLflow sets its own levels when it is imported
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("nibabel").setLevel(logging.ERROR)  # it warns of every odd header
+    warnings.filterwarnings("ignore", module=NOISY_MODULES)
+
+
+def counts_as_text(counts: dict[str, int]) -> str:
+    """`3 done, 1 failed`; `none` where there is nothing."""
+    parts = [f"{count} {status}" for status, count in sorted(counts.items())]
+    return ", ".join(parts) or "none"

@@ -1,0 +1,71 @@
+"""`mmh status`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mmh_ray.cli.command_line import Command
+from mmh_ray.cli.options import EXISTING, json_option
+from mmh_ray.cli.running import DONE, FAILED
+from mmh_ray.config import Config, QualityConfig, from_dict
+from mmh_ray.errors import MMHError
+
+if TYPE_CHECKING:
+    from mmh_ray.bids.status import RunRecord, RunStatus
+
+log = logging.getLogger(__name__)
+
+
+@click.command("status", cls=Command, examples=["mmh status OUT", "mmh status OUT --report"])
+@click.argument("out", type=EXISTING)
+@click.option("--report", is_flag=True, help="Write OUT/report.html anew, as after a run that was killed.")
+@json_option
+def status(config: Config, out: str, report: bool, as_json: bool) -> int:
+    """Tell how far a run of `mmh harmonize` has come.
+
+    OUT is its folder of derivatives.
+    """
+    from mmh_ray.bids.status import run_status
+
+    found = run_status(out)
+    print(json.dumps(_as_fields(found), indent=2) if as_json else found.as_text())
+    if not report:
+        return DONE
+    from mmh_ray.bids.ledger import current_rows
+    from mmh_ray.quality.run_report import write_cohort_report
+
+    is_written = write_cohort_report(out, found.record, current_rows(out), quality_bounds(found.record))
+    return DONE if is_written else FAILED
+
+
+def _as_fields(found: RunStatus) -> dict[str, Any]:
+    record = found.record
+    return {
+        "state": found.state,
+        "source": record.source,
+        "model": record.model,
+        "version": record.version,
+        "started": record.started,
+        "finished": record.finished,
+        "failure": record.failure,
+        "images": record.images,
+        "images_done": found.done,
+        "images_per_second": found.per_second,
+        "seconds_left": found.seconds_left,
+        "counts": found.counts,
+        "flagged": found.flagged,
+        "reasons": found.reasons,
+    }
+
+
+def quality_bounds(record: RunRecord) -> QualityConfig:
+    """Bounds of the quality figures that a run used; the defaults where its record is damaged."""
+    try:
+        return from_dict(QualityConfig, record.settings.get("quality", {}), "quality.")
+    except (MMHError, OverflowError) as error:
+        log.warning("the record of the run is damaged: the report uses the default quality bounds (%s)", error)
+        return QualityConfig()

@@ -1,0 +1,42 @@
+"""Batch inference."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Interval, Len
+from pydantic.dataclasses import dataclass
+
+from mmh_ray.config.section import SETTINGS, Section
+from mmh_ray.config.values import EachOnce, Number, Seed, Several, Whole
+
+Plane = Literal["axial", "coronal", "sagittal"]
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class HarmonizeConfig(Section):
+    """Batch inference (`mmh harmonize`); `mmh train-target` trains adapters on the same sampling."""
+
+    steps: Annotated[Whole, Interval(ge=1, le=500)] = 1
+    """Sampling steps from noise (DDIM)."""
+    inversion_depth: Annotated[Whole, Interval(ge=0, le=500)] = 0
+    """DDIM inversion steps from the source instead of noise, as published; 0 starts from noise."""
+    fusion: Literal["mean", "median"] = "mean"
+    """How the planes' estimates of a voxel are fused."""
+    planes: Annotated[Several[Plane], Len(1, 3), EachOnce] = ("axial", "coronal", "sagittal")
+    """Planes to run."""
+    detail: Literal["project", "model"] = "project"
+    """`project`: curve and field from the model, all else from the scan; `model`: the model's image itself."""
+    space: Literal["native", "template"] = "native"
+    """Grid of the harmonized image: the scan's own, or the 1 mm grid of ICBM-152 2009a (symmetric)."""
+    intensity: Literal["unit", "source"] = "unit"
+    """`unit`: about 1 for bright tissue at every site; `source`: `unit * (high - low) + low`, with the scan's intensities `low` and `high`
+    at unit intensity 0 and 1, so that its scale is kept and only its contrast is that of the unified domain."""
+    batch_slabs: Annotated[Whole, Interval(ge=1, le=100_000)] = 32
+    """Slabs per forward pass."""
+    seed: Seed = 0
+    """Seed of the one noise tensor that every volume shares."""
+    slots: Annotated[Whole, Interval(ge=0, le=100_000)] = 0
+    """Actors; 0 takes one per GPU, or one per two CPUs."""
+    timeout_s: Annotated[Number, Interval(ge=1e-3, le=1e8)] = 600.0
+    """Seconds that an image may take: then its actor is ended and the image fails; the others go on."""

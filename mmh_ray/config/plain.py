@@ -1,0 +1,43 @@
+"""Settings from and to plain values: nested dicts, as YAML and JSON have them, and dotted keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+
+def from_dict(cls: type, tree: Any, prefix: str = "") -> Any:
+    """Build a section, or the whole configuration, from nested mappings.
+
+    Parameters
+    ----------
+    prefix:
+        Not used: errors take the section's name from its class.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown key (the valid ones are listed), a value of the wrong type or out of its bounds.
+    """
+    return TypeAdapter(cls).validate_python(tree)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dict (tuples become lists) that YAML, JSON and :func:`from_dict` take."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Dotted keys to leaf values, as MLflow parameters want them."""
+    return _flat(to_dict(config), "")
+
+
+def _flat(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves

@@ -1,0 +1,201 @@
+"""Metrics of a training on their way to MLflow: files beside its checkpoints, each deleted once MLflow has acknowledged it.
+
+The first training worker writes them and the driver sends them. The folder is the only thing between the two, and it lies where the
+checkpoints lie, which every node can reach. So no process has to outlive another, workers need no way to MLflow, and what an outage or a
+killed driver kept from being sent is there at the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+
+import pyarrow.fs
+
+from mmh_ray.tracking.runs import MetricRow, log_metrics
+
+log = logging.getLogger(__name__)
+
+WRITE_SECONDS = 5.0
+"""Rows are written when the oldest has waited this long."""
+READ_SECONDS = 2.0
+"""Between two looks of the driver into the folder."""
+SEND_SECONDS = 5.0
+"""Between two attempts to send."""
+LAST_SECONDS = 30.0
+"""That the end of a training waits for threads that hang in the storage or in MLflow's retries."""
+
+_ENDING = ".json"
+
+
+class MetricsOutbox:
+    """Rows of metrics in the files of a folder; no two files share a name, whoever writes them.
+
+    Parameters
+    ----------
+    storage:
+        File system of the training run.
+    folder:
+        Folder in it; made when the first file is written.
+    """
+
+    def __init__(self, storage: pyarrow.fs.FileSystem, folder: str) -> None:
+        self.storage = storage
+        self.folder = folder
+        self._collected: list[MetricRow] = []
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Collect the metrics of a step, and write all that were collected every few seconds; raises nothing."""
+        self._collected.append(MetricRow.of_now(step, values))
+        age_ms = self._collected[-1].time_ms - self._collected[0].time_ms
+        if age_ms >= WRITE_SECONDS * 1000:
+            self.write()
+
+    def write(self) -> None:
+        """Write what was collected. Call it before a checkpoint, whose steps no resumed training repeats.
+
+        What cannot be written is kept for the next call; metrics must not end a training.
+        """
+        if not self._collected:
+            return
+        name = f"{time.time_ns():020d}-{self._collected[0].step}"
+        content = json.dumps([asdict(row) for row in self._collected]).encode()
+        unfinished = f"{self.folder}/{name}.part"
+        try:
+            self.storage.create_dir(self.folder)
+            with self.storage.open_output_stream(unfinished) as stream:
+                stream.write(content)
+            self.storage.move(unfinished, f"{self.folder}/{name}{_ENDING}")
+        except OSError as error:
+            log.warning("metrics of %d steps wait, as %s cannot be written: %s", len(self._collected), name, error)
+            return
+        self._collected = []
+
+    def names(self) -> list[str]:
+        """Files that were not sent yet, the oldest first."""
+        selector = pyarrow.fs.FileSelector(self.folder, allow_not_found=True)
+        return sorted(info.base_name for info in self.storage.get_file_info(selector) if info.extension == _ENDING[1:])
+
+    def read(self, name: str) -> list[MetricRow]:
+        """Rows of a file."""
+        with self.storage.open_input_stream(f"{self.folder}/{name}") as stream:
+            return [MetricRow(**row) for row in json.loads(stream.read())]
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is still there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.storage.delete_file(f"{self.folder}/{name}")
+
+
+@contextlib.contextmanager
+def sending_metrics(
+    outbox: MetricsOutbox, run_id: str, on_row: Callable[[MetricRow], None] = lambda row: None
+) -> Iterator[None]:
+    """Send to MLflow what lies in an outbox and what is added to it while the block runs.
+
+    An outage of MLflow delays metrics; it neither raises nor holds up the block. What could not be sent in the end stays in the outbox, and
+    a warning says how much and where. The store must be configured (:func:`mmh_ray.tracking.configure`).
+
+    Parameters
+    ----------
+    on_row:
+        Called in a thread with every row that comes, whether or not it could be sent.
+    """
+    sender = _Sender(outbox, run_id, on_row)
+    sender.start()
+    try:
+        yield
+    except BaseException:
+        sender.stop()
+        sender.warn_of_unsent()
+        raise
+    sender.stop()
+    # The thread may still sleep in MLflow's retries although the store has long been back: this thread sends too.
+    # A row that is sent twice is one row to MLflow.
+    sender.send()
+    sender.warn_of_unsent()
+
+
+class _Sender:
+    """One thread reads and the other sends: an attempt to send may hang for minutes, while progress must go on."""
+
+    def __init__(self, outbox: MetricsOutbox, run_id: str, on_row: Callable[[MetricRow], None]) -> None:
+        self._outbox = outbox
+        self._run_id = run_id
+        self._on_row = on_row
+        self._read: set[str] = set()
+        self._unsent: dict[str, list[MetricRow]] = {}
+        self._failure: Exception | None = None
+        self._stopping = threading.Event()
+        self._reader = threading.Thread(target=self._keep_reading, name="metrics-reader", daemon=True)
+        self._sender = threading.Thread(target=self._keep_sending, name="metrics-sender", daemon=True)
+
+    def start(self) -> None:
+        """Start both threads."""
+        self._reader.start()
+        self._sender.start()
+
+    def stop(self) -> None:
+        """End both after a last look and a last attempt; one that hangs is left behind."""
+        self._stopping.set()
+        self._reader.join(LAST_SECONDS)
+        self._sender.join(LAST_SECONDS)
+
+    def send(self) -> None:
+        """Send all that was read, the oldest first, and delete each file that MLflow has acknowledged."""
+        try:
+            for name, rows in list(self._unsent.items()):
+                log_metrics(self._run_id, rows)
+                self._outbox.remove(name)
+                self._unsent.pop(name, None)
+        except Exception as error:  # of MLflow, its store or the network: metrics must not end a training
+            if self._failure is None:
+                log.warning("metrics wait in %s until MLflow takes them: %s", self._outbox.folder, error)
+            self._failure = error
+            return
+        if self._failure is not None:
+            log.info("MLflow takes metrics again: those that waited are sent")
+        self._failure = None
+
+    def warn_of_unsent(self) -> None:
+        """Say what MLflow lacks, if anything."""
+        steps = {row.step for rows in list(self._unsent.values()) for row in rows}
+        if steps:
+            log.warning(
+                "metrics of %d steps (%d to %d) are not in MLflow (%s). They are kept in %s and sent when this training is started again.",
+                len(steps),
+                min(steps),
+                max(steps),
+                self._failure or "it has not answered",
+                self._outbox.folder,
+            )
+
+    def _keep_reading(self) -> None:
+        is_last = False
+        while not is_last:
+            is_last = self._stopping.wait(READ_SECONDS)
+            try:
+                self._read_new()
+            except Exception as error:  # of the storage: the files are still there at the next look
+                log.warning("metrics in %s cannot be read: %s", self._outbox.folder, error)
+
+    def _read_new(self) -> None:
+        for name in self._outbox.names():
+            if name in self._read:
+                continue
+            rows = self._outbox.read(name)
+            self._read.add(name)
+            self._unsent[name] = rows
+            for row in rows:
+                self._on_row(row)
+
+    def _keep_sending(self) -> None:
+        while not self._stopping.wait(SEND_SECONDS):
+            self.send()
+        self._reader.join(LAST_SECONDS)
+        self.send()

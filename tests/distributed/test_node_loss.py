@@ -1,0 +1,239 @@
+"""Training on a cluster of a head and two nodes, of which one is killed: it ends with the figures of a training that nothing befell."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from mmh_ray.config import Config, HarmonizeConfig, TrackingConfig, TrainConfig, to_dict
+from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain, validation_batches
+from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
+from mmh_ray.models.trainer import Learner
+from mmh_ray.shards import PreparedStore
+from tests.distributed.test_datasets import CONFIG, write_store
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of MLflow, Ray and what they use
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+STEPS = 24
+CHECKPOINT_EVERY = 4
+PATIENCE_S = 400
+TOLERANCE = 1e-4
+"""Relative: two workers and one sum in another order."""
+
+TRAIN = """
+import json, logging, sys
+from pathlib import Path
+from mmh_ray.config import Config, from_dict
+from mmh_ray.distributed.train import train_global
+logging.basicConfig(level=logging.INFO)
+spec = json.loads(Path(sys.argv[1]).read_text())
+trained = train_global(spec["store"], from_dict(Config, spec["config"]))
+Path(sys.argv[2]).write_text(json.dumps({"run_id": trained.run_id, "validation": trained.validation}))
+"""
+
+
+@dataclass
+class TwoNodes:
+    """A head without CPUs, as in a RayCluster, and two nodes."""
+
+    cluster: Any
+    nodes: list[Any]
+
+    def holding(self, actor: str) -> list[Any]:
+        """Nodes that run an actor, by the name of its processes."""
+        return [node for node in self.nodes if self._runs(node, actor)]
+
+    def kill(self, node: Any) -> None:
+        """As if its power failed."""
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    @staticmethod
+    def _runs(node: Any, actor: str) -> bool:
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        names = []
+        for child in raylet.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                names += child.cmdline()[:1]
+        return any(actor in name for name in names)
+
+
+@pytest.fixture
+def two_nodes(request: pytest.FixtureRequest) -> Iterator[TwoNodes]:
+    """Nodes of as many CPUs as the test's parameter says."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            nodes = [cluster.add_node(num_cpus=request.param) for _ in range(2)]
+            yield TwoNodes(cluster, nodes)
+        finally:
+            cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Eight training volumes, four for validation."""
+    return write_store(str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
+    """Two workers, nothing simulated, a checkpoint every few steps, as much patience as the test's parameter says."""
+    train = TrainConfig(
+        steps=STEPS,
+        volumes_per_step=4,
+        slabs_per_plane=1,
+        warmup_steps=2,
+        simulated_share=0.0,
+        validate_every=4,
+        validation_groups=4,
+        checkpoint_every=CHECKPOINT_EVERY,
+        workers=2,
+        wait_s=getattr(request, "param", PATIENCE_S),
+        storage=str(tmp_path / "runs"),
+        run_name="lossy",
+    )
+    harmonize = HarmonizeConfig(planes=("axial",))
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    return replace(CONFIG, train=train, harmonize=harmonize, tracking=tracking)
+
+
+@dataclass
+class Driver:
+    """`train_global` in a process of its own that has joined the cluster."""
+
+    process: subprocess.Popen
+    log_file: Path
+    result: Path
+    run_folder: Path
+
+    def log(self) -> str:
+        """What it has said so far."""
+        return self.log_file.read_text(errors="replace")
+
+    def wait_for_a_checkpoint(self) -> None:
+        """Until Ray Train has noted one."""
+        notes = self.run_folder / "checkpoint_manager_snapshot.json"
+        deadline = time.monotonic() + PATIENCE_S
+        while not (notes.is_file() and "checkpoint_0" in notes.read_text()):
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def driver(two_nodes: TwoNodes, store: str, config: Config, tmp_path: Path) -> Iterator[Driver]:
+    """A training that has just begun."""
+    spec, result, log_file = (tmp_path / name for name in ("spec.json", "result.json", "driver.log"))
+    spec.write_text(json.dumps({"store": store, "config": to_dict(config)}))
+    environment = {
+        **os.environ,
+        "RAY_ADDRESS": two_nodes.cluster.address,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+    }
+    with open(log_file, "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", TRAIN, str(spec), str(result)],
+            cwd=tmp_path,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    yield Driver(process, log_file, result, Path(config.train.storage, config.train.run_name))
+    process.kill()
+    process.wait(60)
+
+
+def undisturbed(store: str, config: Config) -> tuple[dict[int, float], dict[str, float]]:
+    """Loss of every step, and validation of the best weights, of the same training without Ray and in one process."""
+    domain = UnifiedDomain.of(PreparedStore(store), config)
+    maker = GroupMaker(store, config, domain)
+    torch.manual_seed(config.train.seed)
+    model = GlobalHarmonizer(config.model, config.train, domain.as_tensor(config.model.sequences))
+    learner = Learner(model, config.train)
+    validation = validation_batches(store, config, domain)
+    share = config.train.volumes_per_step
+    losses = {}
+    best: dict[str, float] = {}
+    for step in range(1, config.train.steps + 1):
+        numbers = np.arange((step - 1) * share, step * share)
+        losses[step] = learner.step(SlabBatch.of_groups(maker({"id": numbers})))["loss"]
+        if step % config.train.validate_every == 0:
+            found = learner.validate(validation)
+            best = min(best or found, found, key=lambda losses: losses["val_loss"])
+    return losses, best
+
+
+def check_figures(driver: Driver, store: str, config: Config) -> None:
+    """The training ended well, with every step in MLflow and the figures of the undisturbed one."""
+    assert driver.process.wait(PATIENCE_S) == 0, driver.log()
+    result = json.loads(driver.result.read_text())
+    losses, validation = undisturbed(store, config)
+    client = mlflow.MlflowClient(config.tracking.uri)
+    logged = {entry.step: entry.value for entry in client.get_metric_history(result["run_id"], "loss")}
+    assert sorted(logged) == list(range(1, STEPS + 1))
+    assert logged == pytest.approx(losses, rel=TOLERANCE)
+    assert result["validation"] == pytest.approx(validation, rel=TOLERANCE)
+    assert client.get_run(result["run_id"]).info.status == "FINISHED"
+    assert list((driver.run_folder / "metrics").iterdir()) == []
+
+
+@pytest.mark.parametrize("two_nodes", [4], indirect=True)
+def test_a_lost_node_without_a_worker_changes_nothing(
+    two_nodes: TwoNodes, driver: Driver, store: str, config: Config
+) -> None:
+    driver.wait_for_a_checkpoint()
+    (busy,) = two_nodes.holding("RayTrainWorker")
+    (idle,) = [node for node in two_nodes.nodes if node is not busy]
+    two_nodes.kill(idle)
+    check_figures(driver, store, config)
+    assert "training goes on from its last checkpoint" not in driver.log()
+
+
+@pytest.mark.parametrize("two_nodes", [2], indirect=True)
+def test_after_a_node_with_a_worker_is_lost_training_goes_on_with_what_is_left(
+    two_nodes: TwoNodes, driver: Driver, store: str, config: Config
+) -> None:
+    driver.wait_for_a_checkpoint()
+    lost, _ = two_nodes.holding("RayTrainWorker")
+    two_nodes.kill(lost)
+    check_figures(driver, store, config)
+    log = driver.log()
+    assert "2 training workers with 1.5 CPU and 1 loaders each" in log
+    assert "training goes on from its last checkpoint (1 of 3 times)" in log
+    assert "2 training workers with 1 CPU and 1 loaders each" in log
+
+
+@pytest.mark.parametrize(("two_nodes", "config"), [(2, 5)], indirect=True)
+def test_with_no_node_left_training_says_what_it_waits_for_and_ends(two_nodes: TwoNodes, driver: Driver) -> None:
+    driver.wait_for_a_checkpoint()
+    for node in list(two_nodes.nodes):
+        two_nodes.kill(node)
+    assert driver.process.wait(PATIENCE_S) == 1, driver.log()
+    log = driver.log()
+    assert "ConfigError" in log
+    assert "raise train.wait_s; the same command goes on from the last checkpoint" in log
