@@ -128,7 +128,8 @@ def measure_scan(edge: int, folder: Path) -> str:
     import torch
     from scipy import ndimage
 
-    from mmh_ray.harmonization.target_domain import Look
+    from mmh_ray.harmonization.job import ModelIdentity
+    from mmh_ray.harmonization.target_domain import TargetDomain
     from mmh_ray.harmonization.worker import HarmonizeWorker
     from mmh_ray.imaging.template import template
     from mmh_ray.models.bundle import save_bundle
@@ -144,8 +145,8 @@ def measure_scan(edge: int, folder: Path) -> str:
     model = GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles)
     save_bundle(folder / "model", model, CONFIG, quantiles=quantiles, data_hash="0" * 64, training={"steps": 0})
     files = {file.name: file.read_bytes() for file in (folder / "model").iterdir()}
-    facts = {"model": "untrained", "model_hash": "0" * 64}
-    worker = HarmonizeWorker(files, CONFIG, str(folder / "out"), facts, [Look(None, "0" * 64)])
+    untrained = ModelIdentity("untrained", "0" * 64)
+    worker = HarmonizeWorker(files, CONFIG, str(folder / "out"), untrained, [TargetDomain(None, "0" * 64)])
     row = {"image_id": path.name, "uri": str(path), "site": None, "sequence": "T1w", "mask_uri": None}
     template()
     before = psutil.Process().memory_info().rss

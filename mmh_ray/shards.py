@@ -14,13 +14,14 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from mmh_ray.bids.rows import PreparedRow, Status
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.object_store import open_folder, shown
 from mmh_ray.provenance import hash_of
@@ -70,8 +71,6 @@ INDEX_SCHEMA = pa.schema(
 )
 """Columns of the index: `status` ok or failed with its `reason`; the `shard` and its `row_group` of what is ok."""
 
-Row = dict[str, Any]
-
 
 def write_shard(uri: str, rows: Iterable[Mapping[str, Any]]) -> str | None:
     """Write volumes as they come, a row group each; the shard appears whole or not at all.
@@ -90,7 +89,7 @@ def write_shard(uri: str, rows: Iterable[Mapping[str, Any]]) -> str | None:
         File name, made from the volumes' ids and provenance; None where there was no row.
     """
     store, folder = _open_folder(uri)
-    with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=folder if _is_local(store) else None) as scratch:
+    with _scratch(store, folder) as scratch:
         partial = Path(scratch, "shard.parquet")
         contents = []
         with pq.ParquetWriter(partial, SHARD_SCHEMA, **_WRITER) as writer:
@@ -118,25 +117,37 @@ def write_index(uri: str, rows: Iterable[Mapping[str, Any]]) -> bool:
         Whether a file was written.
     """
     ordered = sorted(rows, key=lambda row: row["image_id"])
-    columns = {name: [_flat(row.get(name)) for row in ordered] for name in INDEX_SCHEMA.names}
+    columns = {}
+    for name in INDEX_SCHEMA.names:
+        columns[name] = [_flat(row.get(name)) for row in ordered]
     table = pa.table(columns, schema=INDEX_SCHEMA)
     store, folder = _open_folder(uri)
     if INDEX in names_in(uri) and _read_index(uri).equals(table):
         return False
-    with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=folder if _is_local(store) else None) as scratch:
+    with _scratch(store, folder) as scratch:
         partial = Path(scratch, INDEX)
         pq.write_table(table, partial, compression="zstd")
         _publish(store, partial, f"{folder}/{INDEX}")
     return True
 
 
-def shard_entries(uri: str, name: str) -> list[Row]:
+def _scratch(store: pa.fs.FileSystem, folder: str) -> tempfile.TemporaryDirectory:
+    """Where a file is written before it is published: beside its place on a local disk, so that a rename is enough."""
+    return tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=folder if _is_local(store) else None)
+
+
+def shard_entries(uri: str, name: str) -> list[PreparedRow]:
     """Index rows of a shard's volumes, read from the shard without its voxels."""
     store, folder = _located(uri)
     with pq.ParquetFile(f"{folder}/{name}", filesystem=store) as shard:
         table = shard.read(columns=[field.name for field in _FACTS])
-    placed = {"status": "ok", "reason": None, "shard": name}
-    return [row | placed | {"row_group": group} for group, row in enumerate(_entries(table))]
+    rows = _entries(table)
+    for row_group, row in enumerate(rows):
+        row["status"] = Status.OK
+        row["reason"] = None
+        row["shard"] = name
+        row["row_group"] = row_group
+    return rows
 
 
 def names_in(uri: str) -> set[str]:
@@ -195,8 +206,10 @@ def keep_only(uri: str, names: Collection[str | None]) -> None:
 
 def _delete(store: pa.fs.FileSystem, path: str) -> None:
     """Delete a folder with all it holds, or a file; of a link only itself."""
-    is_folder = store.get_file_info(path).type == pa.fs.FileType.Directory
-    (store.delete_dir if is_folder else store.delete_file)(path)
+    if store.get_file_info(path).type == pa.fs.FileType.Directory:
+        store.delete_dir(path)
+    else:
+        store.delete_file(path)
 
 
 class PreparedStore:
@@ -218,16 +231,19 @@ class PreparedStore:
         if INDEX not in names_in(uri):
             remedy = "Run `mmh prepare MANIFEST OUT` to its end."
             raise DataError(f"{shown(uri)}: no {INDEX}", "a folder made by `mmh prepare`", remedy)
-        self.index: list[Row] = _entries(_read_index(uri))
-        """A row per image, ordered by `image_id`: :data:`INDEX_SCHEMA`, with `affine` and `registration` ``(4, 4)`` float64 and
-        `quantiles` and `tissues` ``(257,)`` float32 as arrays. Rows of status failed have neither voxels nor geometry."""
+        self.index: list[PreparedRow] = _entries(_read_index(uri))
+        """A row per image, ordered by `image_id`: :data:`INDEX_SCHEMA`. `affine` and `registration` are arrays ``(4, 4)``
+        float64, `quantiles` and `tissues` ``(257,)`` float32. Rows of status failed have neither voxels nor geometry."""
         self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
     @cached_property
     def data_hash(self) -> str:
         """Hash of every usable volume's provenance, role and place: equal for equal data, whatever the shards."""
-        keys = ("image_id", "site", "sequence", "split", "provenance")
-        return hash_of([[entry[key] for key in keys] for entry in self.index if entry["status"] == "ok"])
+        facts = []
+        for row in self.index:
+            if row["status"] == Status.OK:
+                facts.append([row["image_id"], row["site"], row["sequence"], row["split"], row["provenance"]])
+        return hash_of(facts)
 
     def read(self, entry: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Voxels of one row of the index; nothing else of its shard is read.
@@ -268,27 +284,32 @@ class PreparedStore:
         return self.__dict__ | {"_open": OrderedDict()}
 
 
-def _encoded(row: Mapping[str, Any]) -> Row:
+def _encoded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A volume's row as a shard holds it."""
     image = np.ascontiguousarray(row["image"], "<f2")
-    packed = {"image": image.tobytes(), "mask": np.packbits(row["mask"]).tobytes(), "shape": list(image.shape)}
-    return {name: _flat(row.get(name)) for name in SHARD_SCHEMA.names} | packed
+    encoded = {name: _flat(row.get(name)) for name in SHARD_SCHEMA.names}
+    encoded["image"] = image.tobytes()
+    encoded["mask"] = np.packbits(row["mask"]).tobytes()
+    encoded["shape"] = list(image.shape)
+    return encoded
 
 
 def _flat(value: Any) -> Any:
     return value.ravel() if isinstance(value, np.ndarray) else value
 
 
-def _entries(table: pa.Table) -> list[Row]:
+def _entries(table: pa.Table) -> list[PreparedRow]:
     """Rows with their arrays as arrays: 257 Python floats a row would be most of a large index's memory."""
     matrices = ("affine", "registration")
     arrays = (*matrices, "quantiles", "tissues")
     rows = table.drop_columns(list(arrays)).to_pylist()
     for name in arrays:
         for row, value in zip(rows, table[name], strict=True):
-            row[name] = value.values.to_numpy() if value.is_valid else None
-    for row in rows:
-        row |= {name: row[name].reshape(4, 4) for name in matrices if row[name] is not None}
-    return rows
+            array = value.values.to_numpy() if value.is_valid else None
+            if array is not None and name in matrices:
+                array = array.reshape(4, 4)
+            row[name] = array
+    return cast(list[PreparedRow], rows)
 
 
 def _read_index(uri: str) -> pa.Table:

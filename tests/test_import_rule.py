@@ -48,7 +48,7 @@ MAY_USE = {
     "": {*LEAVES, "harmonization", "quality"},  # when `mmh_ray.load` or `mmh_ray.compare` is asked for
     "bids": {*LEAVES, "bids"},
     "imaging": {*LEAVES, "imaging"},
-    "shards": LEAVES,
+    "shards": {*LEAVES, "bids"},  # the type of its rows
     "simulation": {*LEAVES, "imaging", "simulation"},
     "models": {*LEAVES, "imaging", "simulation", "models"},
     "evaluation": {*LEAVES, "bids", "imaging", "evaluation"},

@@ -13,7 +13,8 @@ from mmh_ray.bids.folders import check_entry, check_folder, is_folder, leads_to_
 from mmh_ray.bids.images import is_usable
 from mmh_ray.bids.masks import BrainMasks
 from mmh_ray.bids.records import Level, Records
-from mmh_ray.bids.schema import Row, new_row, unusable
+from mmh_ray.bids.rows import ManifestRow, Problem, Status
+from mmh_ray.bids.schema import mark_unusable, new_row
 from mmh_ray.bids.sidecars import sidecars_among
 from mmh_ray.bids.sites import CORRECT, HELP
 from mmh_ray.bids.strays import PLACE, images_outside, is_nearly_a_subject, stray_rows, stray_rows_below
@@ -57,7 +58,7 @@ class Archive:
         self._in_place = 0
         self._without_site = 0
 
-    def all_rows(self, advance: Callable[[int], object]) -> list[Row]:
+    def all_rows(self, advance: Callable[[int], object]) -> list[ManifestRow]:
         """A row for every image of a subject, and one for each folder that hides its images; the rest is warned of.
 
         Parameters
@@ -70,7 +71,7 @@ class Archive:
         DataError
             If no image is in its place, or, where sites are required, none has one.
         """
-        rows: list[Row] = []
+        rows: list[ManifestRow] = []
         for row in self._rows():
             rows.append(row)
             advance(1)
@@ -81,20 +82,29 @@ class Archive:
         self._check(rows, outside)
         return _each_with_its_id(rows, self.root)
 
-    def _check(self, rows: list[Row], outside: list[str]) -> None:
+    def _check(self, rows: list[ManifestRow], outside: list[str]) -> None:
+        """Raise DataError where no image is in its place, or none has a site although sites are required."""
         if not self._in_place:
-            elsewhere = [row["image_id"] for row in rows] + outside
-            remedy = "Name the folder of the sub-*."
-            inner = next(filter(None, map(_INNER.match, outside)), None)
-            if inner is not None:
-                remedy = f"Name the folder of the sub-*, such as {self.root / inner['archive']}."
-            but = f", but {len(elsewhere)} elsewhere: {listed(elsewhere)}" if elsewhere else ""
-            raise DataError(f"{self.root}: no image in its place{but}", f"{PLACE}*.nii[.gz]", remedy)
-        if self.require_site and self._without_site and not any(row["site"] for row in rows):
+            raise self._nothing_in_place(rows, outside)
+        has_any_site = any(row["site"] for row in rows)
+        if self.require_site and self._without_site and not has_any_site:
             received = f"{self.root}: none of {len(rows)} images has a site{self.records.why_no_sites()}"
             raise DataError(received, "a site per image", HELP)
 
-    def _rows(self) -> Iterator[Row]:
+    def _nothing_in_place(self, rows: list[ManifestRow], outside: list[str]) -> DataError:
+        received = f"{self.root}: no image in its place"
+        elsewhere = [row["image_id"] for row in rows] + outside
+        if elsewhere:
+            received += f", but {len(elsewhere)} elsewhere: {listed(elsewhere)}"
+        remedy = "Name the folder of the sub-*."
+        for path in outside:
+            inner = _INNER.match(path)
+            if inner is not None:
+                remedy = f"Name the folder of the sub-*, such as {self.root / inner['archive']}."
+                break
+        return DataError(received, f"{PLACE}*.nii[.gz]", remedy)
+
+    def _rows(self) -> Iterator[ManifestRow]:
         for entry in self.entries:
             if entry.name.startswith("sub-") and is_folder(entry):
                 self._empty.clear()
@@ -107,7 +117,7 @@ class Archive:
             elif is_nearly_a_subject(entry.name) and leads_to_folder(entry):
                 yield from self._strays_below(entry, ())
 
-    def _rows_of(self, folder: DirEntry[str], above: Level | None) -> Iterator[Row]:
+    def _rows_of(self, folder: DirEntry[str], above: Level | None) -> Iterator[ManifestRow]:
         """Rows of a subject (``above`` is None) or a session; one that cannot be read is a row itself."""
         try:
             check_folder(folder, self.root)
@@ -125,7 +135,7 @@ class Archive:
                 yield from self._strays_below(entry, (entry.name,))
         yield from stray_rows(entries, self.root)
 
-    def _rows_of_anat(self, folder: DirEntry[str], level: Level) -> Iterator[Row]:
+    def _rows_of_anat(self, folder: DirEntry[str], level: Level) -> Iterator[ManifestRow]:
         try:
             check_folder(folder, self.root)
             entries = listing(folder.path)
@@ -144,7 +154,7 @@ class Archive:
             self._empty.append(relative_name(folder.path, self.root))
         yield from rows
 
-    def _row(self, entry: DirEntry[str], level: Level) -> Row:
+    def _row(self, entry: DirEntry[str], level: Level) -> ManifestRow:
         """The row of one file; every reason not to use it ends in the row."""
         relative = relative_name(entry.path, self.root)
         row = new_row(entry.path, relative)
@@ -153,7 +163,9 @@ class Archive:
             if entities.folders != level.folders:
                 expected = f"it in {'/'.join(entities.folders)}, as its name says"
                 raise DataError(f"{relative}: in {'/'.join(level.folders)}", expected, "Move or rename it.")
-            row |= {"image_id": entities.image_id, "subject": entities.subject, "session": entities.session}
+            row["image_id"] = entities.image_id
+            row["subject"] = entities.subject
+            row["session"] = entities.session
             row["sequence"] = entities.suffix
             if level.problem:
                 raise level.problem
@@ -164,7 +176,7 @@ class Archive:
                 self._without_site += 1
                 raise self._no_site(relative)
         except DataError as error:
-            row = unusable(row, error)
+            mark_unusable(row, error)
         return row
 
     def _no_site(self, relative: str) -> DataError:
@@ -173,45 +185,49 @@ class Archive:
             return DataError(f"{relative}: no site", "a site per image", HELP)
         return DataError(f"{relative}: no site ({why})", "one site per image", CORRECT)
 
-    def _strays_below(self, folder: DirEntry[str], inside: tuple[str, ...]) -> Iterator[Row]:
+    def _strays_below(self, folder: DirEntry[str], inside: tuple[str, ...]) -> Iterator[ManifestRow]:
         if folder.is_symlink():
             self.findings.note(_NOT_FOLLOWED, folder.path)
             return
         yield from stray_rows_below(folder.path, self.root, inside, self._lost_below)
 
-    def _lost_below(self, path: str) -> Row:
+    def _lost_below(self, path: str) -> ManifestRow:
         problem = DataError(f"{printable(path)}: cannot be read", "a readable folder", "Check its permissions.")
         return self._lost(path, problem)
 
-    def _lost(self, path: str, error: DataError) -> Row:
+    def _lost(self, path: str, error: DataError) -> ManifestRow:
         """The row that stands for all images of a folder that cannot be read."""
         self._in_place += 1
         relative = relative_name(path, self.root)
         row = new_row(path, relative)
         row["subject"] = relative.partition("/")[0].removeprefix("sub-")
-        return unusable(row, error)
+        return mark_unusable(row, error)
 
     def _note_unread(self, path: str) -> None:
         self.findings.note("a folder that cannot be read, left out", path)
 
 
-def _each_with_its_id(rows: list[Row], root: Path) -> list[Row]:
+def _each_with_its_id(rows: list[ManifestRow], root: Path) -> list[ManifestRow]:
     """Of files with one image_id the first good one keeps it; the others are named by their path."""
-    seen: dict[str, Row] = {}
-    for row in sorted(rows, key=lambda row: row["status"] != "ok"):
+    seen: dict[str, ManifestRow] = {}
+    good_ones_first = sorted(rows, key=lambda row: row["status"] != Status.OK)
+    for row in good_ones_first:
         first = seen.setdefault(row["image_id"], row)
         if first is row:
             continue
-        reason = f"second file of image {row['image_id']}; expected one. Remove this one or {first['uri']}."
-        by_path = Path(row["uri"]).relative_to(root).as_posix()
-        row["image_id"] = _free(by_path, seen)
-        row["status"] = "unusable"
-        row["reason"] = row["reason"] or reason
+        if not row["reason"]:
+            received = f"second file of image {row['image_id']}"
+            problem = Problem(received, "one", f"Remove this one or {first['uri']}.")
+            row["problem"] = problem
+            row["reason"] = problem.text
+        row["status"] = Status.UNUSABLE
+        relative = Path(row["uri"]).relative_to(root).as_posix()
+        row["image_id"] = _free(relative, seen)
         seen[row["image_id"]] = row
     return rows
 
 
-def _free(name: str, taken: dict[str, Row]) -> str:
+def _free(name: str, taken: dict[str, ManifestRow]) -> str:
     """The name, or with a number where it is taken: names that are not UTF-8 may look alike."""
     number = 1
     free = name

@@ -16,8 +16,6 @@ from mmh_ray.errors import ConfigError, DataError
 IGNORED = ("desc", "space", "res", "den")
 """Entities that say how a volume was made and on which grid, not of which image."""
 
-Row = Mapping[str, Any]
-
 
 class Unmatched(NamedTuple):
     """An image without a volume of its own, with more than one, or with one that cannot be opened.
@@ -38,7 +36,7 @@ class Matched(NamedTuple):
     unmatched: list[Unmatched]
 
 
-def match(name: str, root: str | Path, rows: Iterable[Row]) -> Matched:
+def match(name: str, root: str | Path, rows: Iterable[Mapping[str, Any]]) -> Matched:
     """Find for every image the volume that carries its entities, whatever its ``desc`` and ``space``.
 
     Where several volumes could be meant, the one named as this software names its outputs is taken
@@ -56,24 +54,26 @@ def match(name: str, root: str | Path, rows: Iterable[Row]) -> Matched:
     ConfigError
         If there is no such folder.
     """
-    root, known = Path(root), [(row["image_id"], parse(row["uri"])) for row in rows]
+    root = Path(root)
     if not os.path.isdir(root):
         raise ConfigError(f"{name}={root}: no such folder", "a folder of volumes in BIDS naming", "Check the path.")
-    candidates = _volumes(root, {entities.suffix for _, entities in known})
-    shared = Counter(_key(entities) for _, entities in known)
-    found = Matched({}, [])
-    for image_id, entities in known:
-        path = _choose(candidates[_key(entities)], entities, shared[_key(entities)] > 1)
-        if isinstance(path, str):
-            found.unmatched.append(Unmatched(name, image_id, *_why(path, root, entities)))
+    images = [(row["image_id"], parse(row["uri"])) for row in rows]
+    candidates = _volumes(root, {entities.suffix for _, entities in images})
+    images_of_key = Counter(_key(entities) for _, entities in images)
+    matched = Matched({}, [])
+    for image_id, entities in images:
+        key = _key(entities)
+        path = _choose(candidates[key], entities, is_shared=images_of_key[key] > 1)
+        if path is None:
+            matched.unmatched.append(_without_volume(name, image_id, candidates[key], root, entities))
             continue
         try:
             _check_volume(path, root)
         except DataError as error:
-            found.unmatched.append(Unmatched(name, image_id, "unusable", str(error)))
+            matched.unmatched.append(Unmatched(name, image_id, "unusable", str(error)))
         else:
-            found.paths[image_id] = str(path)
-    return found
+            matched.paths[image_id] = str(path)
+    return matched
 
 
 def _volumes(root: Path, suffixes: set[str]) -> defaultdict[str, list[Path]]:
@@ -105,17 +105,31 @@ def _key(entities: Entities) -> str:
     return entities.without(*IGNORED).image_id
 
 
-def _choose(paths: list[Path], entities: Entities, shared: bool) -> Path | str:
-    """The image's volume, or those in question as text; ``shared``: another image differs in ignored entities only."""
-    own = [path for path in paths if path.name.partition(".")[0] == output_path(entities).name.partition(".")[0]]
-    if len(own) == 1:
-        return own[0]
-    if len(paths) == 1 and not shared:
+def _choose(paths: list[Path], entities: Entities, is_shared: bool) -> Path | None:
+    """The image's volume; None where there is none or one cannot tell which it is.
+
+    Parameters
+    ----------
+    is_shared:
+        Whether another image differs in ignored entities only.
+    """
+    usual_stem = _usual_name(entities).partition(".")[0]
+    usually_named = [path for path in paths if path.name.partition(".")[0] == usual_stem]
+    if len(usually_named) == 1:
+        return usually_named[0]
+    if len(paths) == 1 and not is_shared:
         return paths[0]
-    return ", ".join(path.name for path in paths)
+    return None
 
 
-def _why(candidates: str, root: Path, entities: Entities) -> tuple[str, str]:
+def _usual_name(entities: Entities) -> str:
+    """What this software calls its output of the image."""
+    return output_path(entities).name
+
+
+def _without_volume(name: str, image_id: str, candidates: list[Path], root: Path, entities: Entities) -> Unmatched:
     if not candidates:
-        return "missing", f"no volume of {_key(entities)} in {root}"
-    return "ambiguous", f"{candidates} could be meant; keep one, or name it {output_path(entities).name}"
+        return Unmatched(name, image_id, "missing", f"no volume of {_key(entities)} in {root}")
+    names = ", ".join(path.name for path in candidates)
+    reason = f"{names} could be meant; keep one, or name it {_usual_name(entities)}"
+    return Unmatched(name, image_id, "ambiguous", reason)

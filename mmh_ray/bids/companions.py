@@ -33,7 +33,10 @@ def archive_of(uri: str, scan: Entities) -> Path | None:
     The folder nearest to the scan counts: an archive may itself lie in a folder named `sub-...`.
     """
     subject = scan.folders[0]
-    return next((folder.parent for folder in Path(uri).parents if folder.name == subject), None)
+    for folder in Path(uri).parents:
+        if folder.name == subject:
+            return folder.parent
+    return None
 
 
 def find_companions(
@@ -57,8 +60,7 @@ def find_companions(
         In whose derivatives to look, and what no link may lead out of. None: the user named the folder himself.
     """
     findings = Findings()
-    in_archive = archive is not None
-    entries = files_of_derivatives(archive, endings, findings) if archive else _files(folder, endings, findings)
+    entries = _files(folder, endings, findings) if archive is None else files_of_derivatives(archive, endings, findings)
     found: defaultdict[str, list[Companion]] = defaultdict(list)
     for entry in entries:
         try:
@@ -67,7 +69,8 @@ def find_companions(
             continue  # not named as BIDS names files
         shown = printable(entry.path)
         try:
-            check_file(entry.path, archive or Path(folder), shown, in_archive and entry.is_symlink())
+            is_bound_to_archive = archive is not None and entry.is_symlink()
+            check_file(entry.path, archive or Path(folder), shown, is_bound_to_archive)
         except DataError as error:
             findings.note(f"a {what} left out", error.received)
             continue
@@ -81,19 +84,25 @@ def find_companions(
 
 def fitting(scan: Entities, companions: Companions) -> list[Companion]:
     """Companions whose needed entities the scan has; `mod-T1w` asks for a scan of that suffix."""
-    own = scan.tags | {"mod": scan.suffix}
-    return [one for one in companions.get(scan.subject, []) if one.needed.items() <= own.items()]
+    scan_tags = scan.tags | {"mod": scan.suffix}
+    candidates = companions.get(scan.subject, [])
+    return [candidate for candidate in candidates if candidate.needed.items() <= scan_tags.items()]
 
 
-def most_precise(found: Sequence[Companion]) -> list[Companion]:
+def most_precise(companions: Sequence[Companion]) -> list[Companion]:
     """Those of some companions that name most entities of the scan."""
-    most = max((len(one.needed) for one in found), default=0)
-    return [one for one in found if len(one.needed) == most]
+    counts = [len(companion.needed) for companion in companions]
+    most = max(counts, default=0)
+    return [companion for companion, count in zip(companions, counts, strict=True) if count == most]
 
 
 def _files(folder: str | Path, endings: tuple[str, ...], findings: Findings) -> list[os.DirEntry[str]]:
     """What has such a name below a folder, in the order of its path; one that cannot be read is warned of."""
+
+    def note_unread(path: str) -> None:
+        findings.note("a folder that cannot be read", path)
+
     found = []
-    for _, entries in walk(folder, lambda path: findings.note("a folder that cannot be read", path)):
+    for _, entries in walk(folder, note_unread):
         found += [entry for entry in entries if entry.name.endswith(endings)]
     return found

@@ -26,17 +26,17 @@ def contrast_flags(uri: str | Path) -> tuple[str, ...]:
         If the name is no BIDS name.
     """
     tags = parse(uri).tags
-    found = []
+    flags = []
     agent = tags.get("ce") or _agent_of(_sidecar_beside(uri))
     if agent is not None:
-        found.append(f"contrast agent ({agent}): {_AGENT}")
+        flags.append(f"contrast agent ({agent}): {_AGENT}")
     if tags.get("part", "mag") != "mag":
-        found.append(f"part-{tags['part']}: no magnitude image, which is all that the model knows")
+        flags.append(f"part-{tags['part']}: no magnitude image, which is all that the model knows")
     if "inv" in tags:
-        found.append(f"inv-{tags['inv']}: one inversion of several, whose contrast the model may not know")
+        flags.append(f"inv-{tags['inv']}: one inversion of several, whose contrast the model may not know")
     if tags.get("mt") == "on":
-        found.append("mt-on: magnetisation transfer changes the contrast of white matter, which the model may not know")
-    return tuple(found)
+        flags.append("mt-on: magnetisation transfer changes the contrast of white matter, which the model may not know")
+    return tuple(flags)
 
 
 def _agent_of(sidecar: Mapping[str, Any]) -> str | None:

@@ -32,16 +32,17 @@ def check_dataset(out: str | Path, source: str | Path) -> None:
     path = Path(out) / DESCRIPTION
     if not os.path.lexists(path):  # or in a folder that cannot be looked into, which who writes there finds out
         return
-    found, url = _description(out), _url(source)
-    if GENERATOR not in _values(found, "GeneratedBy", "Name"):
+    description = _description(out)
+    if GENERATOR not in _values(description, "GeneratedBy", "Name"):
         received = f"{out}: holds another dataset ({path.name} without GeneratedBy {GENERATOR})"
         raise ConfigError(received, "a new folder or one of an earlier run", "Name another output folder.")
-    others = _values(found, "SourceDatasets", "URL")
-    if others and url not in others:
+    url = _url(source)
+    earlier_urls = _values(description, "SourceDatasets", "URL")
+    if earlier_urls and url not in earlier_urls:
         remedy = (
             f"Name another output folder; if the archive has moved, put the new URL under SourceDatasets in {path}."
         )
-        raise ConfigError(f"{out}: holds what was made of {others[0]}", f"what was made of {url}", remedy)
+        raise ConfigError(f"{out}: holds what was made of {earlier_urls[0]}", f"what was made of {url}", remedy)
 
 
 def write_dataset_description(out: str | Path, source: str | Path, code_version: str) -> None:
@@ -56,13 +57,15 @@ def write_dataset_description(out: str | Path, source: str | Path, code_version:
     path = Path(out) / DESCRIPTION
     raw = {} if "://" in str(source) else _description(source)
     dataset_doi = text_of(raw.get("DatasetDOI"))
-    doi = {} if dataset_doi is None else {"DOI": dataset_doi}
+    source_dataset = {"URL": _url(source)}
+    if dataset_doi is not None:
+        source_dataset["DOI"] = dataset_doi
     description = {
         "Name": f"{text_of(raw.get('Name')) or 'MRI'}, harmonized",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": GENERATOR, "Version": code_version}],
-        "SourceDatasets": [{"URL": _url(source)} | doi],
+        "SourceDatasets": [source_dataset],
     }
     write_json(path, description)
 
@@ -82,15 +85,18 @@ def write_sidecar(image_path: str | Path, fields: Mapping[str, Any]) -> Path:
 
 def sidecar_path(image_path: str | Path) -> Path:
     """Path of the `.json` beside an image."""
-    image_path = Path(image_path)
-    return image_path.with_name(f"{image_path.name.removesuffix('.gz').removesuffix('.nii')}.json")
+    return Path(image_path).with_name(f"{_stem(image_path)}.json")
+
+
+def _stem(image_path: str | Path) -> str:
+    """Name of an image's file without its ending."""
+    return Path(image_path).name.removesuffix(".gz").removesuffix(".nii")
 
 
 def figure_paths(image_path: str | Path) -> tuple[Path, Path]:
     """Paths of a derivative's two pictures, before and after, in the subject's or session's `figures/`."""
-    image_path = Path(image_path)
-    stem = image_path.name.removesuffix(".gz").removesuffix(".nii")
-    folder = image_path.parent.parent / "figures"
+    stem = _stem(image_path)
+    folder = Path(image_path).parent.parent / "figures"
     return folder / f"{stem}_before.jpg", folder / f"{stem}_after.jpg"
 
 

@@ -60,16 +60,21 @@ class Entities:
     @property
     def folders(self) -> tuple[str, ...]:
         """Folders of the subject and, if there is one, the session: `("sub-01", "ses-1")`."""
-        return (f"sub-{self.subject}",) + (() if self.session is None else (f"ses-{self.session}",))
+        subject = f"sub-{self.subject}"
+        if self.session is None:
+            return (subject,)
+        return subject, f"ses-{self.session}"
 
     @property
     def image_id(self) -> str:
         """File stem in BIDS order, such as `sub-01_ses-1_run-1_T1w`."""
-        return "_".join([f"{key}-{label}" for key, label in self.tags.items()] + [self.suffix])
+        pairs = [f"{key}-{label}" for key, label in self.tags.items()]
+        return "_".join([*pairs, self.suffix])
 
     def without(self, *keys: str) -> Entities:
         """The same without these other entities."""
-        return dataclasses.replace(self, others=tuple(item for item in self.others if item[0] not in keys))
+        kept = tuple((key, label) for key, label in self.others if key not in keys)
+        return dataclasses.replace(self, others=kept)
 
 
 def parse(path: str | Path) -> Entities:
@@ -87,7 +92,8 @@ def parse(path: str | Path) -> Entities:
     subject = tags.pop("sub", None)
     if subject is None or not name.startswith("sub-"):
         raise DataError(f"file name {name!r}", "one that begins with sub-LABEL", _REMEDY)
-    return Entities(subject, tags.pop("ses", None), suffix, tuple(tags.items()))
+    session = tags.pop("ses", None)
+    return Entities(subject, session, suffix, others=tuple(tags.items()))
 
 
 def split_name(name: str) -> tuple[dict[str, str], str]:
@@ -109,17 +115,17 @@ def split_name(name: str) -> tuple[dict[str, str], str]:
             raise DataError(f"{key}- twice in file name {name!r}", "each entity once", _REMEDY)
         tags[key] = label
     if not _LABEL.fullmatch(suffix):
-        raise DataError(
-            f"suffix {suffix!r} in file name {name!r}", "a BIDS suffix such as T1w after the last _", _REMEDY
-        )
+        received = f"suffix {suffix!r} in file name {name!r}"
+        raise DataError(received, "a BIDS suffix such as T1w after the last _", _REMEDY)
     return dict(sorted(tags.items(), key=_rank)), suffix
 
 
 def output_path(entities: Entities, space: str | None = None, desc: str = "harmonized") -> PurePosixPath:
-    """Path of a derivative, relative to the derivatives' root; different images never share one, but for those that `space` makes alike.
+    """Path of a derivative, relative to the derivatives' root. Different images never share one, but for those that `space` makes alike.
 
-    An input that carries a `desc` of its own keeps it in front: `desc-preproc` becomes `desc-preprocHarmonized`. `space` names
-    a template's space, and stands in place of the input's own: of images that differ in that alone a run fails all but the first.
+    An input that carries a `desc` of its own keeps it in front: `desc-preproc` becomes `desc-preprocHarmonized`.
+    `space` names a template's space, and replaces the input's own. Of images that differ in `space` alone a run fails
+    all but the first.
 
     >>> str(output_path(parse("sub-01_ses-1_run-2_T1w.nii.gz")))
     'sub-01/ses-1/anat/sub-01_ses-1_run-2_desc-harmonized_T1w.nii.gz'
@@ -129,12 +135,14 @@ def output_path(entities: Entities, space: str | None = None, desc: str = "harmo
     DataError
         If any part is not alphanumeric, as entities made by hand may be, or the name would be too long for a file.
     """
-    own = dict(entities.others).get("desc", "")
-    desc = own + desc[:1].upper() + desc[1:] if own else desc
-    kept = entities.without("desc", "space") if space else entities.without("desc")
-    placed = (("space", space),) if space else ()
-    others = tuple(sorted((*kept.others, *placed, ("desc", desc)), key=_rank))
-    image_id = dataclasses.replace(entities, others=others).image_id
+    others = dict(entities.others)
+    if space:
+        others["space"] = space
+    if "desc" in others:
+        desc = others["desc"] + desc[:1].upper() + desc[1:]
+    others["desc"] = desc
+    in_order = tuple(sorted(others.items(), key=_rank))
+    image_id = dataclasses.replace(entities, others=in_order).image_id
     split_name(image_id)  # refuses what could leave the folder
     if len(image_id) > LONGEST_STEM:
         received = f"an output named {image_id[:60]}... of {len(image_id)} characters"
@@ -170,7 +178,9 @@ def desc_of(target: str | None) -> str:
 
 
 def _rank(item: tuple[str, str]) -> tuple[int, str]:
+    """Place of an entity in the order of BIDS, then its name."""
     key = item[0]
-    if key == "desc":
-        return len(ORDER) + 1, key
-    return (ORDER.index(key), key) if key in ORDER else (len(ORDER), key)
+    if key in ORDER:
+        return ORDER.index(key), key
+    is_last = key == "desc"
+    return len(ORDER) + is_last, key

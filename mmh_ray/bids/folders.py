@@ -13,6 +13,8 @@ from mmh_ray.files import irregular, is_inside
 
 FETCH = "Fetch its content (datalad get) or remove it."
 """What to do about what should be a file and is none."""
+_OTHER_THINGS = ("a folder", "a named pipe", "a device", "a socket", "something else")
+"""What :func:`~mmh_ray.files.irregular` calls what is there but no file."""
 _COPY = "Copy the file to its place (an annexed one: datalad get, then datalad unlock)."
 
 
@@ -26,10 +28,11 @@ def listing(folder: str | Path) -> list[os.DirEntry[str]]:
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=_name)
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+            return sorted(shown, key=lambda entry: entry.name)
     except OSError as error:
-        broken = os.path.islink(folder) and isinstance(error, FileNotFoundError)
-        problem = "a broken link" if broken else error.strerror
+        is_broken_link = os.path.islink(folder) and isinstance(error, FileNotFoundError)
+        problem = "a broken link" if is_broken_link else error.strerror
         remedy = "Restore it or check its permissions."
         raise DataError(f"{printable(folder)}: {problem}", "a readable folder", remedy) from error
 
@@ -38,10 +41,6 @@ def relative_name(path: str, root: Path) -> str:
     """Path below the archive's folder as messages and rows have it, with slashes; ``path`` begins with ``root``."""
     below = path[len(os.fspath(root)) :].lstrip(os.sep)
     return printable(below.replace(os.sep, "/"))
-
-
-def _name(entry: os.DirEntry[str]) -> str:
-    return entry.name
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -83,12 +82,13 @@ def check_file(path: str | Path, root: Path, shown: str, is_link: bool = True) -
         False where it is known to be none: then it cannot lead out of the folder, which is known to be inside.
     """
     problem = irregular(path)
-    if is_link and problem != os.strerror(errno.ELOOP) and not is_inside(path, root):
+    is_loop = problem == os.strerror(errno.ELOOP)
+    if is_link and not is_loop and not is_inside(path, root):
         raise DataError(f"{shown}: a link out of the archive", "a file inside it", _COPY)
+    if problem in _OTHER_THINGS:
+        problem = f"{problem}, not a file"
     if problem is not None:
-        is_other = problem in ("a folder", "a named pipe", "a device", "a socket", "something else")
-        what = f"{problem}, not a file" if is_other else problem
-        raise DataError(f"{shown}: {what}", "a regular file", FETCH)
+        raise DataError(f"{shown}: {problem}", "a regular file", FETCH)
 
 
 def check_entry(entry: os.DirEntry[str], root: Path, shown: str) -> None:
@@ -118,5 +118,8 @@ def walk(
             unread(current)
             continue
         yield current, entries
-        inner = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False) and enter(entry.name)]
-        waiting += reversed(inner)
+        inner = []
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False) and enter(entry.name):
+                inner.append(entry.path)
+        waiting += reversed(inner)  # the last is taken first

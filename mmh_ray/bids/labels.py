@@ -63,10 +63,13 @@ def add_labels(rows: Iterable[dict[str, Any]], folder: str | Path | None = None)
         root = archive_of(row["uri"], scan) if folder is None else Path(folder)
         if root not in maps:
             maps[root] = _maps(root, folder is not None)
-        found = _best(scan, maps[root])
-        row |= _facts(scan, found[0]) if found else dict.fromkeys(KEYS)
-        if len(found) > 1:
-            chosen.append(found[0].path.name)
+        candidates = _best(scan, maps[root])
+        if not candidates:
+            row |= dict.fromkeys(KEYS)
+            continue
+        row |= _facts(scan, candidates[0])
+        if len(candidates) > 1:
+            chosen.append(candidates[0].path.name)
     if folder is not None and not any(row["labels_uri"] for row in rows):
         remedy = "Name the maps by the entities of their scans, such as sub-01_ses-1_desc-dlmuse_dseg.nii.gz."
         raise DataError(f"{folder}: no label map of any scan", "sub-*_dseg.nii.gz of the archive's scans", remedy)
@@ -80,26 +83,29 @@ def _maps(root: Path | None, is_given: bool) -> Companions:
     if root is None:
         return {}
     ignored = (*IGNORED, *_NAMING, "label")
-    if is_given:
-        return find_companions(root, _ENDINGS, ignored, _WHAT)
-    return find_companions(root, _ENDINGS, ignored, _WHAT, root)
+    archive = None if is_given else root
+    return find_companions(root, _ENDINGS, ignored, _WHAT, archive)
 
 
 def _best(scan: Entities, maps: Companions) -> list[Companion]:
     """The maps to choose from: those in the scan's own space, where there are such, that name most of it."""
-    found = fitting(scan, maps)
-    own = [one for one in found if _foreign_space(scan, one) is None]
-    return most_precise(own or found)
+    candidates = fitting(scan, maps)
+    in_own_space = [label_map for label_map in candidates if _foreign_space(scan, label_map) is None]
+    return most_precise(in_own_space or candidates)
 
 
-def _facts(scan: Entities, found: Companion) -> dict[str, Any]:
-    tags = found.entities.tags
-    names = tuple(tags[key] for key in _NAMING if key in tags)
-    return dict(zip(KEYS, (str(found.path), names, _foreign_space(scan, found)), strict=True))
+def _facts(scan: Entities, label_map: Companion) -> dict[str, Any]:
+    tags = label_map.entities.tags
+    return {
+        "labels_uri": str(label_map.path),
+        "labels_names": tuple(tags[key] for key in _NAMING if key in tags),
+        "labels_space": _foreign_space(scan, label_map),
+    }
 
 
-def _foreign_space(scan: Entities, found: Companion) -> str | None:
+def _foreign_space(scan: Entities, label_map: Companion) -> str | None:
     """The template's space that a map names and the scan does not; None: it is the scan's, or the person's own."""
-    space = found.entities.tags.get("space")
-    is_own = space is None or space.lower() in _OWN_SPACES or space == scan.tags.get("space")
-    return None if is_own else space
+    space = label_map.entities.tags.get("space")
+    if space is None or space.lower() in _OWN_SPACES or space == scan.tags.get("space"):
+        return None
+    return space

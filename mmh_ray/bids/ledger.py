@@ -12,12 +12,14 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmh_ray.bids.ledger_rows import STATUSES, encodable, usable_rows
+from mmh_ray.bids.ledger_rows import encodable, usable_rows
+from mmh_ray.bids.rows import LEDGER_STATUSES, LedgerRow
+from mmh_ray.bids.rows import MADE as MADE
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.files import open_regular
 from mmh_ray.provenance import whole_file
@@ -25,14 +27,14 @@ from mmh_ray.tables import read_table
 
 log = logging.getLogger(__name__)
 
-LEDGER, JOURNAL = "ledger.parquet", ".ledger.jsonl"
-MADE = STATUSES[:2]
-"""States of an image whose output is what was asked for."""
+LEDGER = "ledger.parquet"
+JOURNAL = ".ledger.jsonl"
 LOCKING_S = 2.0
-"""Seconds for which a run tries to get its folder: who only looks whether one is going on (:func:`is_locked`) has it for a moment too."""
+"""Seconds for which a run tries to lock its folder. :func:`is_locked` holds that lock for a moment too."""
 LONGEST_LINE = 2**20
 """Bytes of a journal's line at most; a longer one is damaged."""
-LEDGER_VERSION = b"3"
+_VERSION_KEY = b"mmh_ledger_version"
+LEDGER_VERSION = b"4"
 LEDGER_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),  # of an image moved to a target: IMAGE@TARGET
@@ -42,7 +44,9 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("source", pa.string()),  # path or URI of the input
         pa.field("output", pa.string()),  # relative to the derivatives' root; of a failed image, what was left there
         pa.field("status", pa.string(), nullable=False),
-        pa.field("reason", pa.string()),  # of a failed or refused image
+        pa.field("reason", pa.string()),  # of a failed or refused image: what was received
+        pa.field("expected", pa.string()),  # what is needed instead
+        pa.field("remedy", pa.string()),  # what the user can do
         pa.field("flags", pa.list_(pa.string())),  # what a person should look at, in words
         pa.field("seconds", pa.float64()),
         pa.field("finished", pa.string()),  # UTC, ISO 8601
@@ -50,40 +54,59 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("model_hash", pa.string()),
         pa.field("settings_hash", pa.string()),
     ],
-    metadata={b"mmh_ledger_version": LEDGER_VERSION},
+    metadata={_VERSION_KEY: LEDGER_VERSION},
 )
 """Columns of OUT/ledger.parquet, a row per image and target."""
+_SCHEMA_3 = pa.schema(
+    [field for field in LEDGER_SCHEMA if field.name not in ("expected", "remedy")], metadata={_VERSION_KEY: b"3"}
+)
+"""Columns of a ledger of the version before, whose `reason` holds all three parts of an error in one text."""
 
-Row = dict[str, Any]
 
-
-def read_ledger(path: str | Path) -> list[Row]:
-    """Rows of a ledger, damaged values left out; none where there is no file.
+def read_ledger(path: str | Path) -> list[LedgerRow]:
+    """Rows of a ledger of this version or the one before, damaged values left out; none where there is no file.
 
     Raises
     ------
     DataError
-        If the file is not a ledger of this version.
+        If the file is no such ledger.
     """
     if not os.path.lexists(path):
         return []
+    schema = _SCHEMA_3 if _version_of(path) == b"3" else LEDGER_SCHEMA
     remedy = "Move it away; every image is then done again."
-    table = read_table(path, LEDGER_SCHEMA, "ledger", remedy)
+    table = read_table(path, schema, "ledger", remedy)
     return list(usable_rows(table.to_pylist(), str(path)))
+
+
+def _version_of(path: str | Path) -> bytes | None:
+    """Version of the ledger in a file; None of a file that is none, which :func:`read_table` describes."""
+    try:
+        with open_regular(path) as stream:
+            metadata = pq.read_schema(stream).metadata
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    return (metadata or {}).get(_VERSION_KEY)
 
 
 def write_ledger(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a ledger ordered by `image_id`, whole or not at all; a power cut at once afterwards may leave the one before."""
-    ordered = sorted(map(_checked, rows), key=lambda row: row["image_id"])
+    checked = [_checked(row) for row in rows]
+    ordered = sorted(checked, key=lambda row: row["image_id"])
     with whole_file(path) as partial:
         pq.write_table(pa.Table.from_pylist(ordered, schema=LEDGER_SCHEMA), partial)
 
 
-def current_rows(out: str | Path) -> list[Row]:
+def current_rows(out: str | Path) -> list[LedgerRow]:
     """Latest row of every image, ordered by `image_id`, also while a run goes on or after it was killed."""
-    rows = {row["image_id"]: row for row in read_ledger(Path(out) / LEDGER)}
-    rows |= {row["image_id"]: row for row in _rows_in(Path(out) / JOURNAL)}
-    return [rows[key] for key in sorted(rows)]
+    rows = _by_image(read_ledger(Path(out) / LEDGER))
+    rows |= _by_image(_rows_in(Path(out) / JOURNAL))
+    return [rows[image_id] for image_id in sorted(rows)]
+
+
+def _by_image(rows: Iterable[LedgerRow]) -> dict[str, LedgerRow]:
+    """Rows by `image_id`; of several of one image the last."""
+    return {row["image_id"]: row for row in rows}
 
 
 def is_locked(out: str | Path) -> bool:
@@ -98,7 +121,7 @@ def is_locked(out: str | Path) -> bool:
     return False
 
 
-def _rows_in(journal: Path) -> Iterator[Row]:
+def _rows_in(journal: Path) -> Iterator[LedgerRow]:
     """Whole rows of a journal; none where there is none that can be read."""
     try:
         with open_regular(journal) as stream:
@@ -139,11 +162,12 @@ class Journal:
     """
 
     def __init__(self, out: str | Path) -> None:
-        self._ledger, self._path = Path(out) / LEDGER, Path(out) / JOURNAL
+        self._ledger = Path(out) / LEDGER
+        self._path = Path(out) / JOURNAL
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = self._locked(out)
         try:
-            self._rows = {row["image_id"]: row for row in read_ledger(self._ledger)}
+            self._rows = _by_image(read_ledger(self._ledger))
             self._recover()
         except BaseException:
             self._stream.close()
@@ -161,7 +185,7 @@ class Journal:
             raise _full(self._path, error) from error
         self._rows[checked["image_id"]] = checked
 
-    def rows(self) -> dict[str, Row]:
+    def rows(self) -> dict[str, LedgerRow]:
         """The latest row of every image by `image_id`, of this run and of earlier ones."""
         return dict(self._rows)
 
@@ -201,13 +225,14 @@ class Journal:
             except OSError as error:  # some network file systems have no locks
                 log.warning("%s cannot be locked (%s); start no second run there", self._path, error)
                 return stream
-            if self._path.exists() and os.path.samestat(os.fstat(stream.fileno()), self._path.stat()):
+            opened = os.fstat(stream.fileno())
+            if self._path.exists() and os.path.samestat(opened, self._path.stat()):
                 return stream
             stream.close()
 
     def _recover(self) -> None:
         """Take over what a killed run left; a half-written last line ends there."""
-        self._rows |= {row["image_id"]: row for row in _rows_in(self._path)}
+        self._rows |= _by_image(_rows_in(self._path))
         with open_regular(self._path) as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - 1))
@@ -246,10 +271,20 @@ def _full(path: Path, error: OSError) -> DataError:
     return DataError(f"{path}: {error}", "a disk that takes the ledger", "Free space or restore it, then run again.")
 
 
-def _checked(row: Any) -> Row:
+def _checked(row: Mapping[str, Any]) -> LedgerRow:
     """A row to be written, with every column, absent ones None."""
-    unknown = set(row) - set(LEDGER_SCHEMA.names) if isinstance(row, Mapping) else {repr(row)}
-    if unknown or not row.get("image_id") or row.get("status") not in STATUSES:
-        expected = f"image_id, a status of {STATUSES}, columns {LEDGER_SCHEMA.names}"
+    if not _says_something(row):
+        statuses = ", ".join(LEDGER_STATUSES)
+        expected = f"image_id, a status of {statuses}, columns {LEDGER_SCHEMA.names}"
         raise DataError(f"ledger row {row!r}", expected, "Correct the row.")
-    return dict.fromkeys(LEDGER_SCHEMA.names) | {name: encodable(value) for name, value in row.items()}
+    checked: dict[str, Any] = dict.fromkeys(LEDGER_SCHEMA.names)
+    for name, value in row.items():
+        checked[name] = encodable(value)
+    return cast(LedgerRow, checked)
+
+
+def _says_something(row: Any) -> bool:
+    """Whether a row names an image and its status, and has no column that a ledger has not."""
+    if not isinstance(row, Mapping) or set(row) - set(LEDGER_SCHEMA.names):
+        return False
+    return bool(row.get("image_id")) and row.get("status") in LEDGER_STATUSES

@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, cast
+
+from mmh_ray.bids.rows import LEDGER_STATUSES, LedgerRow
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
-
-STATUSES = ("done", "skipped", "failed", "refused")
 MOST_SECONDS = 10**10
 """Seconds that an image can have taken, some 300 years: a row with more is damaged. The column holds no integer beyond 2**53."""
 
@@ -31,8 +30,10 @@ def is_text(value: Any) -> bool:
 
 
 def encodable(value: Any) -> Any:
-    """A text as UTF-8 can hold it: of a file whose name is in another encoding, its odd bytes as escapes. Else the value itself."""
-    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+    """A text as UTF-8 can hold it, with the odd bytes of a name in another encoding as escapes; any other value itself."""
+    if not isinstance(value, str):
+        return value
+    return value.encode(errors="backslashreplace").decode()
 
 
 def is_number(value: Any) -> bool:
@@ -51,9 +52,10 @@ def moment_of(value: Any) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(value)
-        return moment if moment.utcoffset() is not None else None
     except ValueError:
         return None
+    has_time_zone = moment.utcoffset() is not None
+    return moment if has_time_zone else None
 
 
 def is_place(value: Any) -> bool:
@@ -64,7 +66,7 @@ def is_place(value: Any) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
-def usable_rows(found: Iterable[Any], where: str) -> Iterator[Row]:
+def usable_rows(found: Iterable[Any], where: str) -> Iterator[LedgerRow]:
     """Rows of which the image and its status are known, with every column; a value that its column cannot hold is None.
 
     Parameters
@@ -77,19 +79,28 @@ def usable_rows(found: Iterable[Any], where: str) -> Iterator[Row]:
     rows_left_out = 0
     values_left_out: Counter[str] = Counter()
     for row in found:
-        if not (isinstance(row, Mapping) and _is_name(row.get("image_id")) and row.get("status") in STATUSES):
+        if not _is_row(row):
             rows_left_out += 1
             continue
-        usable: Row = {}
+        usable: dict[str, Any] = {}
         for name, is_usable in COLUMNS.items():
             value = row.get(name)
-            usable[name] = value if value is None or is_usable(value) else None
-            values_left_out[name] += value is not None and usable[name] is None
-        yield usable
+            if value is not None and not is_usable(value):
+                values_left_out[name] += 1
+                value = None
+            usable[name] = value
+        yield cast(LedgerRow, usable)
     if rows_left_out:
         log.warning("%s: %d half-written or damaged rows are left out", where, rows_left_out)
-    for name, count in sorted((+values_left_out).items()):
+    for name, count in sorted(values_left_out.items()):
         log.warning("%s: %d rows have a damaged value of `%s`, which is left out", where, count, name)
+
+
+def _is_row(value: Any) -> bool:
+    """Whether a value has at least the name of an image and a status."""
+    if not isinstance(value, Mapping):
+        return False
+    return _is_name(value.get("image_id")) and value.get("status") in LEDGER_STATUSES
 
 
 def _is_name(value: Any) -> bool:
@@ -117,6 +128,8 @@ COLUMNS: dict[str, Callable[[Any], bool]] = {
     "output": is_place,
     "status": is_text,
     "reason": is_text,
+    "expected": is_text,
+    "remedy": is_text,
     "flags": _is_list_of_texts,
     "seconds": _is_duration,
     "finished": _is_moment,

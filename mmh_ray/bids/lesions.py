@@ -29,7 +29,8 @@ def add_lesions(rows: Iterable[dict[str, Any]]) -> None:
         root = archive_of(row["uri"], scan)
         if root is not None and root not in masks:
             masks[root] = find_companions(root, _ENDINGS, (*IGNORED, "label"), _WHAT, root)
-        found = most_precise(fitting(scan, masks[root]))
-        row["lesion_uri"] = str(found[0].path) if found else None
-        others.update(str(one.path) for one in found[1:])
+        candidates = most_precise(fitting(scan, masks[root]))
+        paths = [str(candidate.path) for candidate in candidates]
+        row["lesion_uri"] = paths[0] if paths else None
+        others.update(paths[1:])
     warn_of(sorted(others), f"a {_WHAT} left out, the second of its entities")

@@ -11,12 +11,13 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from mmh_ray.bids.archive import Archive
-from mmh_ray.bids.schema import SCHEMA, VERSION, Row
+from mmh_ray.bids.rows import ManifestRow
+from mmh_ray.bids.schema import SCHEMA, VERSION
 from mmh_ray.errors import DataError
 from mmh_ray.provenance import whole_file
 from mmh_ray.tables import read_table
 
-__all__ = ["SCHEMA", "VERSION", "Row", "find_images", "read_manifest", "to_table", "write_manifest"]
+__all__ = ["SCHEMA", "VERSION", "find_images", "read_manifest", "to_table", "write_manifest"]
 
 
 def find_images(
@@ -24,7 +25,7 @@ def find_images(
     site_pattern: str | None = None,
     advance: Callable[[int], object] = lambda count: None,
     require_site: bool = True,
-) -> list[Row]:
+) -> list[ManifestRow]:
     """A row per image of an archive (never derivatives, sourcedata or hidden files), ordered by `image_id`.
 
     Those of use are NIfTI files in `sub-*/[ses-*/]anat/`. Everything else that looks like an image of a subject is a row
@@ -43,7 +44,7 @@ def find_images(
 
     Returns
     -------
-    list[Row]
+    list[ManifestRow]
         Keys of :data:`SCHEMA`. What cannot be used (name, format, place, link out of the archive, no site, second file of an
         image, a sessions or scans table that cannot be read) has status `unusable` and its reason, as has a folder that
         cannot be read; `shape` to `sha256` and `split` are still None.
@@ -93,4 +94,6 @@ def read_manifest(path: str | Path) -> pa.Table:
 
 def _located(path: str | Path) -> tuple[pa.fs.FileSystem | None, str | Path]:
     """File system and path of a URI; a local path as it is, without one."""
-    return pa.fs.FileSystem.from_uri(str(path)) if "://" in str(path) else (None, path)
+    if "://" not in str(path):
+        return None, path
+    return pa.fs.FileSystem.from_uri(str(path))

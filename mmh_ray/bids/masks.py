@@ -40,8 +40,9 @@ class BrainMasks:
         DataError
             If it is no regular file.
         """
-        own = frozenset(entities.without("desc").tags.items())
-        path = self._paths.get(own | {("mod", entities.suffix)}) or self._paths.get(own)
+        tags = frozenset(entities.without("desc").tags.items())
+        tags_with_sequence = tags | {("mod", entities.suffix)}
+        path = self._paths.get(tags_with_sequence) or self._paths.get(tags)
         if path in self._problems:
             raise self._problems[path]
         return path
@@ -58,9 +59,9 @@ class BrainMasks:
         elif printable(path) != path:
             self._findings.note("a brain mask left out, its path is not UTF-8", path)
         elif self._paths.setdefault(tags, path) != path:
-            if any(key == "task" for key, _ in tags):
-                return  # of a functional image, for which nobody asks
-            self._findings.note("a brain mask left out, the second of its entities", path)
+            is_of_functional_image = any(key == "task" for key, _ in tags)
+            if not is_of_functional_image:  # for one nobody asks
+                self._findings.note("a brain mask left out, the second of its entities", path)
         else:
             try:
                 check_entry(entry, root, f"brain mask {path}")
@@ -85,5 +86,6 @@ def files_of_derivatives(root: Path, endings: tuple[str, ...], findings: Finding
     for folder, entries in walk(top, lambda path: findings.note(unread, path)):
         found += [entry for entry in entries if entry.name.endswith(endings)]
         if folder == os.fspath(top):
-            findings.note(not_followed, [entry.path for entry in entries if entry.is_symlink() and is_folder(entry)])
+            links = [entry.path for entry in entries if entry.is_symlink() and is_folder(entry)]
+            findings.note(not_followed, links)
     return found

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from os import DirEntry
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from mmh_ray.bids.entities import Entities
-from mmh_ray.bids.schema import Row
 from mmh_ray.bids.sidecars import Sidecar, inherited, sidecars_among
 from mmh_ray.bids.sites import Listed, Site, note_mixtures, site_of
 from mmh_ray.bids.tables import Table, read_table
@@ -30,6 +29,16 @@ _DAMAGED = "a row of a table that cannot be used"
 _OPEN = "an image whose site is left open"
 _UNLISTED = "a subject without a row in participants.tsv"
 _NOT_READ = "a table that is not read, because of its name"
+
+
+class Facts(TypedDict):
+    """What tables and sidecars say of an image: these columns of a manifest's row."""
+
+    site: str | None
+    age: float | None
+    sex: str | None
+    manufacturer: str | None
+    field_strength_t: float | None
 
 
 @dataclass(frozen=True)
@@ -109,13 +118,21 @@ class Records:
         """The level of a subject (``above`` is None) or of a session (``above`` is its subject's)."""
         entries = list(entries)
         names = frozenset(entry.name for entry in entries)
-        folders = (*(above.folders if above else ()), folder.name)
-        sidecars = (above.sidecars if above else self.sidecars) + self._sidecars(entries)
-        places = [(folder, names)] + ([(above.path, above.names)] if above else [])
-        sessions = above.sessions if above else None
-        scans, problem = None, above.problem if above else None
+        places = [(folder, names)]
+        sidecars = self._sidecars(entries)
+        sessions: Table | None = None
+        scans: Table | None = None
+        problem: DataError | None = None
         if above is None:
+            folders: tuple[str, ...] = (folder.name,)
+            sidecars = self.sidecars + sidecars
             self._note_unlisted(folder.name)
+        else:
+            folders = (*above.folders, folder.name)
+            sidecars = above.sidecars + sidecars
+            places.append((above.path, above.names))
+            sessions = above.sessions
+            problem = above.problem
         try:
             if above is None:
                 sessions = self._table(places, f"{folder.name}_sessions.tsv", "session_id")
@@ -124,7 +141,7 @@ class Records:
             problem = problem or error
         return Level(folders, folder, names, sidecars, sessions, scans, problem)
 
-    def facts_of(self, entities: Entities, file_name: str, relative: str, level: Level) -> Row:
+    def facts_of(self, entities: Entities, file_name: str, relative: str, level: Level) -> Facts:
         """Site, person and scanner of an image; tables before sidecars before the pattern."""
         tables = self._tables_for(file_name, level)
         sidecar = inherited(level.sidecars, entities)
@@ -135,22 +152,32 @@ class Records:
         said: dict[str, str] = {}
         for table, about in tables:
             said |= table.values(about)
-        strength: Any = sidecar.values.get("MagneticFieldStrength", said.get("field_strength_t"))
+        age = said.get("age", "").rstrip("+")  # 90+ stands for all who are older
+        sex = said.get("sex", "").lower()
+        manufacturer = sidecar.values.get("Manufacturer", said.get("manufacturer"))
+        strength = sidecar.values.get("MagneticFieldStrength", said.get("field_strength_t"))
         return {
             "site": site.name,
-            "age": self._number(said.get("age", "").rstrip("+"), OLDEST_YEARS, "an age", "years", relative),
-            "sex": _SEXES.get(said.get("sex", "").lower()),
-            "manufacturer": text_of(sidecar.values.get("Manufacturer", said.get("manufacturer"))),
-            "field_strength_t": self._number(strength, STRONGEST_TESLA, "a field strength", "tesla", relative),
+            "age": self._number(age, OLDEST_YEARS, f"an age beyond {OLDEST_YEARS:g} years", relative),
+            "sex": _SEXES.get(sex),
+            "manufacturer": text_of(manufacturer),
+            "field_strength_t": self._number(
+                strength, STRONGEST_TESLA, f"a field strength beyond {STRONGEST_TESLA:g} tesla", relative
+            ),
         }
 
     def why_no_sites(self) -> str:
         """Why no image at all may have a site, for an error, in brackets; nothing where nothing is known."""
-        reasons = list(dict.fromkeys(site.why for site in self.sites.values() if site.why))
+        reasons: dict[str, None] = {}  # each once, in the order of the images
+        for site in self.sites.values():
+            if site.why:
+                reasons[site.why] = None
         if reasons:
-            return f" ({listed(reasons)})"
+            return f" ({listed(list(reasons))})"
         table = self.participants
-        return f" ({table.name} has columns {listed(table.columns)})" if table is not None else ""
+        if table is None:
+            return ""
+        return f" ({table.name} has columns {listed(table.columns)})"
 
     def note_mixtures(self) -> None:
         """Note sites of another source than most, and such as may be one under two names."""
@@ -210,12 +237,15 @@ class Records:
     def _sidecars(self, entries: Iterable[DirEntry[str]]) -> tuple[Sidecar, ...]:
         return tuple(sidecars_among(entries, self.root, self.findings))
 
-    def _number(self, value: Any, most: float, what: str, unit: str, relative: str) -> float | None:
+    def _number(self, value: Any, most: float, too_large: str, relative: str) -> float | None:
+        """A number up to ``most``; one beyond is noted as ``too_large``."""
         number = number_of(value, most)
+        if number is not None:
+            return number
         is_number = number_of(value, float("inf")) is not None
-        if number is None and is_number:
-            self.findings.note(f"{what} beyond {most:g} {unit}, left out", f"{relative} ({listed([str(value)])})")
-        return number
+        if is_number:
+            self.findings.note(f"{too_large}, left out", f"{relative} ({listed([str(value)])})")
+        return None
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pyarrow as pa
 
+from mmh_ray.bids.rows import ManifestRow, Problem, Status
 from mmh_ray.bids.text import printable
+from mmh_ray.errors import MMHError
 
 VERSION = b"1"
 SCHEMA = pa.schema(
@@ -34,15 +36,20 @@ none (a subject without a usable image); `sex` M, F or O; `orientation` the ends
 `status` ok or unusable, with the `reason`.
 """
 
-Row = dict[str, Any]
 
-
-def new_row(path: str | Path, relative: str) -> Row:
+def new_row(path: str | Path, relative: str) -> ManifestRow:
     """The row of a file of which nothing else is known yet."""
-    row: Row = dict.fromkeys(SCHEMA.names)
-    return row | {"image_id": relative, "uri": printable(path), "status": "ok"}
+    row = cast(ManifestRow, dict.fromkeys(SCHEMA.names))
+    row["image_id"] = relative
+    row["uri"] = printable(path)
+    row["status"] = Status.OK
+    return row
 
 
-def unusable(row: Row, error: Exception) -> Row:
-    """The row with the reason why the file cannot be used."""
-    return row | {"status": "unusable", "reason": printable(str(error))}
+def mark_unusable(row: ManifestRow, error: MMHError) -> ManifestRow:
+    """The row itself, with the reason why the file cannot be used."""
+    parts = (error.received, error.expected, error.remedy)
+    row["status"] = Status.UNUSABLE
+    row["reason"] = printable(str(error))
+    row["problem"] = Problem(*map(printable, parts))
+    return row

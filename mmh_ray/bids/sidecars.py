@@ -109,21 +109,22 @@ def inherited(sidecars: Iterable[Sidecar], entities: Entities) -> Inherited:
 
     One that cannot be read may have overruled those before it, so what they say is not known to hold.
     """
-    found = Inherited()
+    inherited_so_far = Inherited()
     for sidecar in sidecars:
         if not sidecar.fits(entities):
             continue
         content = sidecar.content()
         if content is None:
-            found = Inherited(lost=sidecar.path)
+            inherited_so_far = Inherited(lost=sidecar.path)
         else:
-            found.values |= content
-    return found
+            inherited_so_far.values |= content
+    return inherited_so_far
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; a key that is given two values has none."""
     content: dict[str, Any] = {}
     for key, value in pairs:
-        content[key] = value if content.get(key, value) == value else _TWICE
+        is_other_value = key in content and content[key] != value
+        content[key] = _TWICE if is_other_value else value
     return content

@@ -57,8 +57,8 @@ def site_of(relative: str, tables: Sequence[Listed], sidecar: Inherited, pattern
     if site.name is None and site.why is None:
         site = _of_sidecars(sidecar)
     if site.name is None and pattern is not None:
-        found = pattern.search(relative)
-        name = text_of(found["site"]) if found else None
+        match = pattern.search(relative)
+        name = text_of(match["site"]) if match else None
         if name is not None:
             return Site(name, "manifest.site_pattern")
     return site
@@ -96,16 +96,22 @@ def note_mixtures(images: Mapping[str, Site], findings: Findings) -> None:
     images:
         Sites by `image_id`.
     """
-    sources: defaultdict[str, list[str]] = defaultdict(list)
+    by_source: defaultdict[str, list[str]] = defaultdict(list)
     spellings: defaultdict[str, set[str]] = defaultdict(set)
     for image_id, site in images.items():
-        if site.name is not None:
-            sources[site.source].append(f"{image_id} ({site.name})")
-            spellings[re.sub(r"[\W_]", "", site.name.casefold())].add(site.name)
-    log.info("sites: %s", ", ".join(f"{len(names)} from {source}" for source, names in sources.items()) or "none")
-    most = max(sources, key=lambda source: len(sources[source]), default="")
-    for source, names in sources.items():
-        if source != most:
-            findings.note(f"a site from {source}, where most are from {most}", names)
-    alike = [" / ".join(sorted(names)) for letters, names in sorted(spellings.items()) if letters and len(names) > 1]
+        if site.name is None:
+            continue
+        by_source[site.source].append(f"{image_id} ({site.name})")
+        letters = re.sub(r"[\W_]", "", site.name.casefold())
+        spellings[letters].add(site.name)
+    counts = [f"{len(names)} from {source}" for source, names in by_source.items()]
+    log.info("sites: %s", ", ".join(counts) or "none")
+    usual = max(by_source, key=lambda source: len(by_source[source]), default="")
+    for source, names in by_source.items():
+        if source != usual:
+            findings.note(f"a site from {source}, where most are from {usual}", names)
+    alike = []
+    for letters, spelt in sorted(spellings.items()):
+        if letters and len(spelt) > 1:
+            alike.append(" / ".join(sorted(spelt)))
     findings.note("sites whose names differ in case, spaces or signs only", alike)

@@ -5,40 +5,50 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
 
+from mmh_ray.bids.rows import ManifestRow, Status
 from mmh_ray.config import ManifestConfig
 
-Row = dict[str, Any]
 
-
-def assign_splits(rows: Iterable[Mapping[str, Any]], config: ManifestConfig) -> list[Row]:
+def assign_splits(rows: Iterable[ManifestRow], config: ManifestConfig) -> list[ManifestRow]:
     """Copies of the rows with `split` set by subject: the same for every order of the rows.
 
     Subjects seen at more than one site are `test`. The others that have a usable image are ranked within their site by
     a hash of seed and subject; val and test take their shares of all, spread over sites in proportion. From three such
     subjects on neither train nor (unless its share is 0) val is empty.
     """
-    copies = [dict(row) for row in rows]
+    copies = [row.copy() for row in rows]
     sites: dict[str, set[str]] = defaultdict(set)
     usable: set[str] = set()
     for row in copies:
         if row["subject"] and row["site"]:
             sites[row["subject"]].add(row["site"])
-            if row["status"] == "ok":
+            if row["status"] == Status.OK:
                 usable.add(row["subject"])
-    splits = {subject: "test" for subject in usable if len(sites[subject]) > 1}
-    pools: dict[str, list[str]] = defaultdict(list)
-    for subject in sorted(usable - splits.keys(), key=lambda label: _draw(config.seed, label)):
-        pools[min(sites[subject])].append(subject)
-    val, test = _split_counts(sum(map(len, pools.values())), config)
-    for split, count in (("val", val), ("test", test)):
-        for site, share in _shares(pools, count, config.seed).items():
-            splits |= dict.fromkeys(pools[site][:share], split)
-            pools[site] = pools[site][share:]
+    splits = _splits(sites, usable, config)
     for row in copies:
-        row["split"] = splits.get(row["subject"], "train") if row["subject"] in usable else None
+        row["split"] = splits.get(row["subject"]) if row["subject"] else None
     return copies
+
+
+def _splits(sites: Mapping[str, set[str]], usable: set[str], config: ManifestConfig) -> dict[str, str]:
+    """Split of every usable subject."""
+    splits = dict.fromkeys(usable, "train")
+    subjects_of_site: dict[str, list[str]] = defaultdict(list)
+    single_site_subjects = 0
+    for subject in sorted(usable, key=lambda label: _draw(config.seed, label)):
+        if len(sites[subject]) > 1:
+            splits[subject] = "test"
+        else:
+            subjects_of_site[min(sites[subject])].append(subject)
+            single_site_subjects += 1
+    val_count, test_count = _split_counts(single_site_subjects, config)
+    for split, count in (("val", val_count), ("test", test_count)):
+        for site, share in _shares(subjects_of_site, count, config.seed).items():
+            chosen = subjects_of_site[site][:share]
+            splits |= dict.fromkeys(chosen, split)
+            subjects_of_site[site] = subjects_of_site[site][share:]
+    return splits
 
 
 def _draw(seed: int, label: str) -> str:
@@ -47,18 +57,27 @@ def _draw(seed: int, label: str) -> str:
 
 def _split_counts(subjects: int, config: ManifestConfig) -> tuple[int, int]:
     """Subjects in val and test, leaving at least one for train."""
-    val, test = round(subjects * config.val_fraction), round(subjects * config.test_fraction)
-    val = max(val, 1) if subjects >= 3 and config.val_fraction > 0 else val
-    val = min(val, max(subjects - 1, 0))
-    return val, min(test, max(subjects - 1 - val, 0))
+    val = round(subjects * config.val_fraction)
+    test = round(subjects * config.test_fraction)
+    if subjects >= 3 and config.val_fraction > 0:
+        val = max(val, 1)
+    all_but_one = max(subjects - 1, 0)
+    val = min(val, all_but_one)
+    test = min(test, max(all_but_one - val, 0))
+    return val, test
 
 
-def _shares(pools: Mapping[str, list[str]], count: int, seed: int) -> dict[str, int]:
+def _shares(subjects_of_site: Mapping[str, list[str]], count: int, seed: int) -> dict[str, int]:
     """``count`` spread over sites in proportion to their subjects; largest remainders get what rounding leaves."""
-    total = sum(map(len, pools.values()))
-    exact = {site: count * len(pool) / total if total else 0.0 for site, pool in pools.items()}
-    shares = {site: int(value) for site, value in exact.items()}
-    by_remainder = sorted(exact, key=lambda site: (shares[site] - exact[site], _draw(seed, site)))
-    for site in by_remainder[: count - sum(shares.values())]:
+    total = sum(len(subjects) for subjects in subjects_of_site.values())
+    shares: dict[str, int] = {}
+    remainders: dict[str, float] = {}
+    for site, subjects in subjects_of_site.items():
+        exact = count * len(subjects) / total if total else 0.0
+        shares[site] = int(exact)
+        remainders[site] = exact - shares[site]
+    by_remainder = sorted(shares, key=lambda site: (-remainders[site], _draw(seed, site)))
+    left_over = count - sum(shares.values())
+    for site in by_remainder[:left_over]:
         shares[site] += 1
     return shares

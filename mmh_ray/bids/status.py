@@ -14,6 +14,7 @@ from typing import Any
 
 from mmh_ray.bids.ledger import current_rows, is_locked
 from mmh_ray.bids.ledger_rows import encodable, is_text, moment_of
+from mmh_ray.bids.rows import LedgerRow, Status, problem_of
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.files import read_object
 from mmh_ray.provenance import check_place, write_json
@@ -53,7 +54,8 @@ class RunRecord:
         """Write OUT/logs/run.json, whole or not at all; DataError if a link leads it out of OUT."""
         path = Path(out) / RECORD
         check_place(path, out)
-        write_json(path, {name: encodable(value) for name, value in dataclasses.asdict(self).items()})
+        content = dataclasses.asdict(self)
+        write_json(path, {name: encodable(value) for name, value in content.items()})
 
     @classmethod
     def read(cls, out: str | Path) -> RunRecord:
@@ -72,9 +74,8 @@ class RunRecord:
         try:
             return cls(**_checked_fields(read_object(path)))
         except (OSError, ValueError, TypeError) as error:
-            raise DataError(
-                f"{path}: {error}", "the record of a run", "Remove it; the ledger keeps what was done."
-            ) from error
+            remedy = "Remove it; the ledger keeps what was done."
+            raise DataError(f"{path}: {error}", "the record of a run", remedy) from error
 
     @property
     def started_at(self) -> datetime:
@@ -122,7 +123,8 @@ def _are_settings(value: Any, depth: int = 0) -> bool:
     """Whether a value is nested settings of a depth that can be shown."""
     if not isinstance(value, Mapping) or depth > DEEPEST:
         return False
-    return all(is_text(key) and _is_setting(inner, depth + 1) for key, inner in value.items())
+    has_good_keys = all(map(is_text, value.keys()))
+    return has_good_keys and all(_is_setting(inner, depth + 1) for inner in value.values())
 
 
 def _is_setting(value: Any, depth: int) -> bool:
@@ -130,11 +132,15 @@ def _is_setting(value: Any, depth: int) -> bool:
         return _are_settings(value, depth)
     if isinstance(value, list):
         return depth <= DEEPEST and all(_is_setting(inner, depth + 1) for inner in value)
-    return value is None or isinstance(value, bool | int | float) or is_text(value)
+    is_number = isinstance(value, bool | int | float)
+    return value is None or is_number or is_text(value)
 
 
 def _are_versions(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(is_text(key) and is_text(inner) for key, inner in value.items())
+    """Whether a value is a mapping of texts to texts."""
+    if not isinstance(value, Mapping):
+        return False
+    return all(map(is_text, value.keys())) and all(map(is_text, value.values()))
 
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {
@@ -192,10 +198,13 @@ class RunStatus:
         if self.seconds_left is not None:
             done += f", {timedelta(seconds=round(self.seconds_left))} left"
         lines = [f"{self.state} since {record.started}: {done}"]
-        lines += [f"stopped: {_printable(record.failure)}"] if record.failure else []
+        if record.failure:
+            lines.append(f"stopped: {_printable(record.failure)}")
         counts = ", ".join(f"{count} {status}" for status, count in sorted(self.counts.items()))
         lines.append(f"in the folder: {counts or 'nothing yet'}; {self.flagged} to look at")
-        return "\n".join(lines + [f"{count:>7} x {reason}" for reason, count in self.reasons.items()])
+        for reason, count in self.reasons.items():
+            lines.append(f"{count:>7} x {reason}")
+        return "\n".join(lines)
 
 
 def run_status(out: str | Path, now: datetime | None = None) -> RunStatus:
@@ -208,49 +217,60 @@ def run_status(out: str | Path, now: datetime | None = None) -> RunStatus:
     DataError
         If its record or ledger cannot be read.
     """
-    record, rows = RunRecord.read(out), current_rows(out)
-    running = is_locked(out) and record.finished is None
-    moments = {row["image_id"]: moment_of(row["finished"]) for row in rows}
-    recent_moments = {name: at for name, at in moments.items() if at is not None and at >= record.started_at}
-    recent = [row for row in rows if row["image_id"] in recent_moments]
+    record = RunRecord.read(out)
+    rows = current_rows(out)
+    is_running = is_locked(out) and record.finished is None
+    recent: list[LedgerRow] = []
+    latest = record.started_at
+    for row in rows:
+        finished_at = moment_of(row["finished"])
+        if finished_at is not None and finished_at >= record.started_at:
+            recent.append(row)
+            latest = max(latest, finished_at)
     if record.finished_at is not None:
         end = record.finished_at
-    elif running:
+    elif is_running:
         end = now or utc_now()
     else:
-        end = max(recent_moments.values(), default=record.started_at)
+        end = latest
     seconds = (end - record.started_at).total_seconds()
-    worked = sum(row["status"] != "skipped" for row in recent)
-    rate = worked / seconds if worked and seconds > 0 else None
+    worked_on = sum(row["status"] != Status.SKIPPED for row in recent)
+    per_second = worked_on / seconds if worked_on and seconds > 0 else None
     return RunStatus(
-        record,
-        _state(record, running),
-        dict(Counter(row["status"] for row in rows)),
-        count_reasons(rows),
-        sum(bool(row["flags"]) for row in rows),
-        len(recent),
-        rate,
-        _seconds_left(record.images - len(recent), rate) if running else None,
+        record=record,
+        state=_state(record, is_running),
+        counts=dict(Counter(row["status"] for row in rows)),
+        reasons=count_reasons(rows),
+        flagged=sum(bool(row["flags"]) for row in rows),
+        done=len(recent),
+        per_second=per_second,
+        seconds_left=_seconds_left(record.images - len(recent), per_second) if is_running else None,
     )
 
 
-def _seconds_left(images: int, rate: float | None) -> float | None:
-    """At that many images per second; None where that is unknown or beyond :data:`LONGEST_S`."""
-    if not rate or not math.isfinite(images / rate) or images / rate > LONGEST_S:
+def _seconds_left(images: int, per_second: float | None) -> float | None:
+    """Seconds for that many images; None where the rate is unknown, or the time is beyond :data:`LONGEST_S`."""
+    if not per_second:
         return None
-    return max(0.0, images / rate)
+    seconds = images / per_second
+    if not math.isfinite(seconds) or seconds > LONGEST_S:
+        return None
+    return max(0.0, seconds)
 
 
 def count_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Reason to number of images, the most frequent first; the name of the file is left out so that equal reasons meet."""
-    reasons = Counter(plain_reason(row) for row in rows if row["reason"])
-    return dict(reasons.most_common())
+    """Reason to number of images, the most frequent first, over rows of a ledger or a manifest.
 
-
-def plain_reason(row: Mapping[str, Any]) -> str:
-    """A row's reason without the name of its file, and without what a terminal would take for a command."""
-    reason = str(row["reason"]).removeprefix(f"{row.get('source') or row.get('uri')}: ")
-    return _printable(reason)
+    The name of the image's own file is left out, so that equal reasons are counted together. So is what a terminal
+    would take for a command.
+    """
+    counts: Counter[str] = Counter()
+    for row in rows:
+        problem = problem_of(row)
+        if problem is not None:
+            path = row.get("source") or row.get("uri")
+            counts[_printable(problem.without_path(path).text)] += 1
+    return dict(counts.most_common())
 
 
 def _printable(text: str) -> str:
@@ -260,7 +280,8 @@ def _printable(text: str) -> str:
 def utc_now() -> datetime:
     """Now, in UTC, to the millisecond."""
     moment = datetime.now(UTC)
-    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    whole_milliseconds = moment.microsecond // 1000
+    return moment.replace(microsecond=1000 * whole_milliseconds)
 
 
 def _state(record: RunRecord, running: bool) -> str:

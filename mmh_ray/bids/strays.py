@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import DirEntry
@@ -12,7 +11,8 @@ from pathlib import Path
 from mmh_ray.bids.entities import split_name
 from mmh_ray.bids.folders import leads_to_folder, relative_name, walk
 from mmh_ray.bids.images import format_of, images_among, is_dicom, is_of_another_type, is_usable
-from mmh_ray.bids.schema import Row, new_row, unusable
+from mmh_ray.bids.rows import ManifestRow
+from mmh_ray.bids.schema import mark_unusable, new_row
 from mmh_ray.errors import DataError
 
 PLACE = "sub-*/[ses-*/]anat/"
@@ -27,7 +27,7 @@ _ONE_FILE = (".zarr", ".ngff", ".ds", ".mefd")
 
 def stray_rows(
     entries: Iterable[DirEntry[str]], root: Path, inside: Sequence[str] = (), in_place: bool = False
-) -> Iterator[Row]:
+) -> Iterator[ManifestRow]:
     """A row with its reason for every image among the files of one folder that cannot be used, or not there.
 
     Parameters
@@ -37,14 +37,19 @@ def stray_rows(
     in_place:
         Whether images belong there; then only those in formats that are not read are strays.
     """
-    files = {entry.name: entry for entry in entries if not leads_to_folder(entry)}
-    others = (name for name in files if not (in_place and is_usable(name)))
-    for name, count in images_among(others):
+    paths: dict[str, str] = {}
+    for entry in entries:
+        is_used = in_place and is_usable(entry.name)
+        if not leads_to_folder(entry) and not is_used:
+            paths[entry.name] = entry.path
+    for name, count in images_among(paths):
         if not is_of_another_type(name, inside):
-            yield _stray_row(files[name].path, root, count, in_place)
+            yield _stray_row(paths[name], root, count, in_place)
 
 
-def stray_rows_below(folder: str, root: Path, inside: Sequence[str], lost: Callable[[str], Row]) -> Iterator[Row]:
+def stray_rows_below(
+    folder: str, root: Path, inside: Sequence[str], lost: Callable[[str], ManifestRow]
+) -> Iterator[ManifestRow]:
     """:func:`stray_rows` of a folder and all below it; links are not followed.
 
     Parameters
@@ -56,7 +61,8 @@ def stray_rows_below(folder: str, root: Path, inside: Sequence[str], lost: Calla
     for current, entries in walk(folder, unread.append, _is_worth_a_look):
         below = Path(current).relative_to(folder).parts
         yield from stray_rows(entries, root, (*inside, *below))
-    yield from map(lost, unread)
+    for path in unread:
+        yield lost(path)
 
 
 def is_nearly_a_subject(name: str) -> bool:
@@ -69,59 +75,78 @@ def images_outside(entries: Iterable[DirEntry[str]], root: Path, unread: Callabl
 
     The first of every folder beside the subjects comes first. Links to folders are not followed.
     """
-    by_folder: list[list[str]] = []
     files = []
+    firsts: list[str] = []
+    others: list[str] = []
     for entry in entries:
         if not leads_to_folder(entry):
             files.append(entry)
-            continue
-        is_known = entry.name.startswith("sub-") or entry.name in _WITHOUT_ARCHIVE_IMAGES
-        if not is_known and not is_nearly_a_subject(entry.name) and not entry.is_symlink():
-            found = []
-            for current, inner in walk(entry.path, unread, _is_worth_a_look):
-                folders = Path(current).relative_to(root).parts
-                found += _images_of([one for one in inner if not leads_to_folder(one)], root, folders)
-            by_folder.append(found)
-    firsts = [found[0] for found in by_folder if found]
-    rest = [path for found in by_folder for path in found[1:]]
-    return _images_of(files, root, ()) + firsts + rest
+        elif _may_hide_images(entry):
+            images = _images_below(entry.path, root, unread)
+            firsts += images[:1]
+            others += images[1:]
+    return _images_of(files, root, ()) + firsts + others
+
+
+def _may_hide_images(folder: DirEntry[str]) -> bool:
+    """Whether a folder beside the subjects is none that BIDS knows, and no link."""
+    is_known = folder.name.startswith("sub-") or folder.name in _WITHOUT_ARCHIVE_IMAGES
+    return not is_known and not is_nearly_a_subject(folder.name) and not folder.is_symlink()
+
+
+def _images_below(folder: str, root: Path, unread: Callable[[str], object]) -> list[str]:
+    """Relative paths of the images of a folder and all below it."""
+    images: list[str] = []
+    for current, entries in walk(folder, unread, _is_worth_a_look):
+        files = [entry for entry in entries if not leads_to_folder(entry)]
+        images += _images_of(files, root, Path(current).relative_to(root).parts)
+    return images
 
 
 def _images_of(files: list[DirEntry[str]], root: Path, folders: Sequence[str]) -> list[str]:
+    """Relative paths of the images among the files of one folder."""
     paths = {entry.name: entry.path for entry in files}
-    return [
-        relative_name(paths[name], root) for name, _ in images_among(paths) if not is_of_another_type(name, folders)
-    ]
+    images = []
+    for name, _ in images_among(paths):
+        if not is_of_another_type(name, folders):
+            images.append(relative_name(paths[name], root))
+    return images
 
 
 def _is_worth_a_look(folder: str) -> bool:
     return not folder.lower().endswith(_ONE_FILE)
 
 
-def _stray_row(path: str, root: Path, count: int, in_place: bool) -> Row:
+def _stray_row(path: str, root: Path, count: int, in_place: bool) -> ManifestRow:
     relative = relative_name(path, root)
-    row = new_row(path, relative) | _ids(relative)
-    name = os.path.basename(path)
+    row = new_row(path, relative)
+    _set_ids(row, relative)
+    return mark_unusable(row, _why_stray(relative, count, in_place))
+
+
+def _why_stray(relative: str, count: int, in_place: bool) -> DataError:
+    name = relative.rpartition("/")[2]
     if is_dicom(name):
         files = "a DICOM file" if count == 1 else f"the first of {count} DICOM files"
-        return unusable(row, DataError(f"{relative}: {files}", f"NIfTI in {PLACE}", "Convert them with dcm2niix."))
+        return DataError(f"{relative}: {files}", f"NIfTI in {PLACE}", "Convert them with dcm2niix.")
     if not in_place:
         remedy = "Move it there, or out of the folders of subjects."
-        return unusable(row, DataError(f"{relative}: an image in another place", f"it in {PLACE}", remedy))
+        return DataError(f"{relative}: an image in another place", f"it in {PLACE}", remedy)
     ending = format_of(name)
     what = f"an image in {ending}" if ending else "an image without an ending"
     remedy = "Convert it, for example with mri_convert or dcm2niix, or rename it if it is NIfTI."
-    return unusable(row, DataError(f"{relative}: {what}", ".nii or .nii.gz", remedy))
+    return DataError(f"{relative}: {what}", ".nii or .nii.gz", remedy)
 
 
-def _ids(relative: str) -> Row:
-    """Subject, session and sequence as far as folders and name tell them."""
-    first, *others = relative.split("/")
-    found: Row = {}
-    if first.startswith("sub-"):
-        found["subject"] = first.removeprefix("sub-")
-        session = next((name for name in others[:-1] if name.startswith("ses-")), None)
-        found["session"] = session.removeprefix("ses-") if session else None
-    with contextlib.suppress(DataError):
-        found["sequence"] = split_name(others[-1].partition(".")[0])[1] if others else None
-    return found
+def _set_ids(row: ManifestRow, relative: str) -> None:
+    """Set subject, session and sequence as far as folders and name tell them."""
+    *folders, name = relative.split("/")
+    if folders and folders[0].startswith("sub-"):
+        row["subject"] = folders[0].removeprefix("sub-")
+        for folder in folders[1:]:
+            if folder.startswith("ses-"):
+                row["session"] = folder.removeprefix("ses-")
+                break
+    if folders:
+        with contextlib.suppress(DataError):
+            _, row["sequence"] = split_name(name.partition(".")[0])

@@ -55,7 +55,7 @@ class Table:
         self.has_sites = False
         self.has_key = True
         self.damaged: dict[str, str] = {}
-        self._read = [(at, column) for at, column in enumerate(columns) if column in COLUMNS]
+        self._read = _columns_read(columns)
         self._rows: dict[str, tuple[str, ...]] = {}  # cells of the columns that are read, as they are in the file
         self._others: dict[str, list[tuple[str, ...]]] = {}  # further rows about the same that differ
         self._spelt: dict[str, str] = {}  # ids as the table spells them, where that is not in full
@@ -72,7 +72,11 @@ class Table:
         """What the table says, without what it leaves empty, says in two ways, or says in a damaged row."""
         if about in self.damaged:
             return {}
-        return {column: texts[0] for column, texts in self._said(about).items() if len(texts) == 1 and texts[0]}
+        values = {}
+        for column, texts in self._said(about).items():
+            if len(texts) == 1 and texts[0]:
+                values[column] = texts[0]
+        return values
 
     def leaves_site_empty(self, about: str) -> bool:
         """Whether there is a good row with an empty cell, so that a less specific table may tell the site."""
@@ -102,13 +106,16 @@ class Table:
         """What is given more than once and differs, and in what."""
         names = [column for _, column in self._read]
         has_columns_twice = len(set(names)) < len(names)
-        found = []
-        for about in self._rows if has_columns_twice else self._others:
-            said = self._said(about).items()
-            differing = [f"{column}: {listed(_shown(texts))}" for column, texts in said if len(texts) > 1]
+        candidates = self._rows if has_columns_twice else self._others
+        contradictions = []
+        for about in candidates:
+            differing = []
+            for column, texts in self._said(about).items():
+                if len(texts) > 1:
+                    differing.append(f"{column}: {listed(_shown(texts))}")
             if differing:
-                found.append(f"{about} ({'; '.join(differing)})")
-        return found
+                contradictions.append(f"{about} ({'; '.join(differing)})")
+        return contradictions
 
     def add(self, about: str, spelt: str, cells: list[str]) -> None:
         """Add the cells of a row; of rows about the same only what they agree in counts."""
@@ -124,13 +131,16 @@ class Table:
         """Let `site_id` be the site where no row has a `site`: a mixture of both would name one site in two ways."""
         if "site_id" in self.columns and not self._says("site"):
             self._site_column = "site_id"
-        has_column = self._site_column in self.columns
-        self.has_sites = has_column and (self._says(self._site_column) or bool(self.damaged))
+        if self._site_column not in self.columns:
+            self.has_sites = False
+            return
+        # A damaged row may have held a site.
+        self.has_sites = bool(self.damaged) or self._says(self._site_column)
 
     def _says(self, name: str) -> bool:
         """Whether any row has something in a column of this name."""
         places = [place for place, (_, column) in enumerate(self._read) if column == name]
-        return bool(places) and any(_text(row[place]) for row in self._all_rows() for place in places)
+        return any(_text(row[place]) for row in self._all_rows() for place in places)
 
     def _all_rows(self) -> Iterator[tuple[str, ...]]:
         yield from self._rows.values()
@@ -140,8 +150,9 @@ class Table:
     def _said(self, about: str) -> dict[str, list[str]]:
         """Different texts of each column, over all rows about this and all columns of one name."""
         said: dict[str, list[str]] = {}
-        first = self._rows.get(about)
-        for row in [] if first is None else [first, *self._others.get(about, ())]:
+        if about not in self._rows:
+            return said
+        for row in (self._rows[about], *self._others.get(about, ())):
             for (_, column), cell in zip(self._read, row, strict=True):
                 if column in ("site", "site_id"):
                     if column != self._site_column:
@@ -152,6 +163,11 @@ class Table:
                 if text not in texts:
                     texts.append(text)
         return said
+
+
+def _columns_read(header: list[str]) -> list[tuple[int, str]]:
+    """Position and name of the columns that are read."""
+    return [(at, column) for at, column in enumerate(header) if column in COLUMNS]
 
 
 def _text(cell: str) -> str:
@@ -188,7 +204,7 @@ def read_table(path: Path, key: str, root: Path) -> Table:
         return table
     check_key(header, key, name)
     key_at = header.index(key)
-    columns = [(at, column) for at, column in enumerate(header) if column in COLUMNS]
+    columns = _columns_read(header)
     previous: tuple[str, str, str] | None = None  # about what the last good row is, its id, its last cell
     damaged_lines = 0
     damaged_rows = 0  # those that begin with an id: no part of another
@@ -238,14 +254,16 @@ def _id_of(line: Line, at: int) -> str:
 
 def _problem(line: Line, width: int, columns: list[tuple[int, str]], name: str) -> str | None:
     """Why a line is no row; None where it is one."""
-    if len(line.cells) > width:
-        return f"{name}, line {line.number}: more cells than the {width} of the header"
-    if len(line.cells) < width:
-        cells = "1 cell" if len(line.cells) == 1 else f"{len(line.cells)} cells"
-        return f"{name}, line {line.number}: {cells} where the header has {width}"
+    place = f"{name}, line {line.number}"
+    count = len(line.cells)
+    if count > width:
+        return f"{place}: more cells than the {width} of the header"
+    if count < width:
+        cells = "1 cell" if count == 1 else f"{count} cells"
+        return f"{place}: {cells} where the header has {width}"
     for at, column in columns:
         if is_half_quoted(line.cells[at]):
-            return f"{name}, line {line.number}: half a quote in column {column}"
+            return f"{place}: half a quote in column {column}"
     return None
 
 
@@ -257,9 +275,11 @@ def _goes_on(spelt: str, last_cell: str, next_spelt: str, key: str) -> bool:
 
 def _check_rows(table: Table, damaged_rows: int) -> None:
     """Raise DataError where most rows do not fit the header, which is then itself in doubt, or where a table for sites has none."""
-    is_none_good = bool(table.damaged) and not len(table)
+    is_none_good = bool(table.damaged) and len(table) == 0
     if is_none_good or damaged_rows > len(table):
-        received = f"{table.name}: most rows do not fit the header ({next(iter(table.damaged.values()))})"
+        first_problem = next(iter(table.damaged.values()))
+        received = f"{table.name}: most rows do not fit the header ({first_problem})"
         raise DataError(received, "a cell for every column", REMEDY)
-    if not len(table) and ("site" in table.columns or "site_id" in table.columns):
+    is_for_sites = "site" in table.columns or "site_id" in table.columns
+    if is_for_sites and len(table) == 0:
         raise DataError(f"{table.name}: a header without rows", "a row for each", "Add the rows or remove the table.")

@@ -52,7 +52,8 @@ def _composed(text: str) -> str:
     except UnicodeEncodeError:
         return ""
     spaced = "".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in text)
-    return unicodedata.normalize("NFC", " ".join(spaced.split()))
+    one_line = " ".join(spaced.split())
+    return unicodedata.normalize("NFC", one_line)
 
 
 def number_of(value: Any, most: float) -> float | None:
@@ -76,17 +77,20 @@ def printable(text: str | Path) -> str:
 def listed(names: Sequence[str]) -> str:
     """The first names, each of bounded length, and how many more there are."""
     shown = ", ".join(_shortened(printable(name)) for name in names[:NAMED])
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return shown + more
+    if len(names) <= NAMED:
+        return shown
+    return f"{shown} and {len(names) - NAMED} more"
 
 
 def _shortened(name: str) -> str:
     """What fits into one line: a name may hold line breaks and thousands of letters."""
     most = 2 * MOST_CHARACTERS
-    start = name if len(name) <= most else f"{name[:most]}..."
-    if start.isprintable():
-        return start
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in start)
+    if len(name) > most:
+        name = f"{name[:most]}..."
+    if name.isprintable():
+        return name
+    letters = [letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name]
+    return "".join(letters)
 
 
 def warn_of(names: Sequence[str], what: str) -> None:

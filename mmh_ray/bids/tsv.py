@@ -20,7 +20,6 @@ _POINTER = re.compile(rb"(\.\.[/\\])*(\.git[/\\]annex|/annex)[/\\]objects[/\\]|v
 _BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _ENDINGS = (".tsv", ".csv", ".txt", ".xlsx", ".xls", ".ods", ".tsv.gz", ".csv.gz")
 
-
 MOST_COLUMNS = 2**20
 
 
@@ -48,15 +47,16 @@ def read_tsv(path: Path, root: Path, name: str) -> tuple[list[str], Iterator[Lin
         If it is no regular file of the archive, cannot be read, or is no text in UTF-8.
     """
     lines = _lines(_text(path, root, name))
-    first = next(lines, None)
+    _, first = next(lines, (0, None))
     if first is None:
         raise DataError(f"{name}: empty", "a readable table", _FETCH_TABLE.format(name=name))
-    if first[1].count("\t") >= MOST_COLUMNS:
+    if first.count("\t") >= MOST_COLUMNS:
         raise DataError(f"{name}: more than {MOST_COLUMNS} columns", "a table of an archive", REMEDY)
-    header = [unquoted(text).lower() for text in first[1].split("\t")]
+    header = [unquoted(text).lower() for text in first.split("\t")]
     while len(header) > 1 and not header[-1]:
         header.pop()
-    return header, (Line(number, _cells(line, len(header))) for number, line in lines)
+    width = len(header)
+    return header, (Line(number, _cells(line, width)) for number, line in lines)
 
 
 def unquoted(cell: str) -> str:
@@ -133,8 +133,8 @@ def check_key(header: list[str], key: str, name: str) -> None:
         return
     if key in header:
         raise DataError(f"{name}: {header.count(key)} columns {key}", "one", "Remove the others.")
-    for sign, signs in _SEPARATORS.items():
-        parts = [unquoted(part) for part in header[0].split(sign)]
+    for separator, plural in _SEPARATORS.items():
+        parts = [unquoted(part) for part in header[0].split(separator)]
         if len(parts) > 1 and key in parts:
-            raise DataError(f"{name}: cells separated by {signs}", "tabs between them", REMEDY)
+            raise DataError(f"{name}: cells separated by {plural}", "tabs between them", REMEDY)
     raise DataError(f"{name}: columns {listed(header)}", f"a column {key}", REMEDY)

@@ -1,4 +1,7 @@
-"""The actors of the batch job: who has which image and since when, and what becomes of an image that kills or stops its actor."""
+"""The actors of the batch job: who has which image and since when, and what becomes of an image that kills or stops its actor.
+
+By hand, because Ray Data has neither a time limit per image nor isolation of the image that killed an actor.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import RayError
 
+from mmh_ray.bids.rows import LedgerRow, Problem
 from mmh_ray.errors import DataError
-
-Row = dict[str, Any]
+from mmh_ray.harmonization.job import Task
 
 ATTEMPTS = 2
 """Times an image is tried when the worker that had it died."""
@@ -24,102 +27,127 @@ STARTS = 3
 """Workers that may fail to start one after the other before no further one is started."""
 
 
-class _Task(NamedTuple):
+class _Running(NamedTuple):
+    """An image that an actor has, and since when."""
+
     actor: Any
-    row: Row
+    task: Task
     since: float
 
 
-class Crew:
+class _Starting(NamedTuple):
+    """An actor that is starting, and since when."""
+
+    actor: Any
+    since: float
+
+
+class ActorPool:
     """Hands images to actors as they come free; what befalls one image or one actor costs the others at most an attempt.
 
     Parameters
     ----------
-    hire:
-        Starts an actor with a method ``harmonize(row)``.
-    size, abreast:
-        Actors to start, and images that each has at a time.
+    start_actor:
+        Starts an actor with a method ``harmonize(task)``.
+    size:
+        Actors to start.
+    images_per_actor:
+        Images that each actor has at a time at most.
     timeout_s:
         Seconds that an image may take.
     failed:
-        The rows of an image that failed for a reason.
+        The ledger rows of an image that failed with a problem.
     """
 
     def __init__(
         self,
-        hire: Callable[[], Any],
+        start_actor: Callable[[], Any],
         size: int,
-        abreast: int,
+        images_per_actor: int,
         timeout_s: float,
-        failed: Callable[[Row, str], list[Row]],
+        failed: Callable[[Task, Problem], list[LedgerRow]],
     ) -> None:
-        self._hire, self._size, self._abreast, self._timeout, self._failed = hire, size, abreast, timeout_s, failed
-        self._waiting: deque[Row] = deque()
-        self._starting: dict[ray.ObjectRef, tuple[Any, float]] = {}
+        self._start_actor = start_actor
+        self._size = size
+        self._images_per_actor = images_per_actor
+        self._timeout_s = timeout_s
+        self._failed = failed
+        self._waiting: deque[Task] = deque()
+        self._starting: dict[ray.ObjectRef, _Starting] = {}
         self._ready: list[Any] = []
-        self._busy: dict[ray.ObjectRef, _Task] = {}
+        self._running: dict[ray.ObjectRef, _Running] = {}
         self._attempts: Counter[str] = Counter()
         self._bad_starts: list[RayError] = []
 
     def run(
         self,
-        rows: Iterable[Row],
-        ready: Callable[[], object] = lambda: None,
-        queue: Callable[[int], object] = lambda images: None,
-    ) -> Generator[list[Row]]:
-        """Ledger rows of the images as they finish; whoever stops before the last of them closes this, which ends the actors.
+        tasks: Iterable[Task],
+        on_actor_ready: Callable[[], object] = lambda: None,
+        on_queue: Callable[[int], object] = lambda images: None,
+    ) -> Generator[list[LedgerRow]]:
+        """Ledger rows of the images as they finish. Close the generator to stop the actors.
 
-        On a cluster that stands they would go on writing to a folder that is another run's by then.
+        On a cluster that stands they would otherwise go on writing to a folder that is another run's by then.
 
         Parameters
         ----------
-        ready:
+        on_actor_ready:
             Called whenever an actor has come up.
-        queue:
+        on_queue:
             Told how many images no actor has yet.
         """
-        self._waiting.extend(rows)
+        self._waiting.extend(tasks)
         try:
             for _ in range(self._size):
                 self._start()
-            while self._waiting or self._busy:
+            while self._waiting or self._running:
                 self._hand_out()
-                queue(len(self._waiting))
-                watched = [*self._busy, *self._starting]
-                finished = ray.wait(watched, timeout=self._patience())[0] if watched else []
-                if not finished and not self._busy:
-                    yield from self._give_up()
-                elif not finished:
+                on_queue(len(self._waiting))
+                ref = self._next_event()
+                if ref is not None and ref in self._starting:
+                    if self._started(ref):
+                        on_actor_ready()
+                elif ref is not None:
+                    yield from self._finished(ref)
+                elif self._running:
                     yield from self._overdue()
-                elif finished[0] in self._starting:
-                    if self._started(finished[0]):
-                        ready()
                 else:
-                    yield from self._finished(finished[0])
-            self._let_go()
+                    yield from self._give_up()
+            self._forget_actors()
         finally:
-            queue(0)
-            for actor in (*self._ready, *(actor for actor, _ in self._starting.values())):
+            on_queue(0)
+            for actor in self._ready:
                 ray.kill(actor)
+            for starting in self._starting.values():
+                ray.kill(starting.actor)
+
+    def _next_event(self) -> ray.ObjectRef | None:
+        """An image that is finished, or an actor that has started or failed to; None if nothing came within the time."""
+        watched = [*self._running, *self._starting]
+        if not watched:
+            return None
+        finished, _ = ray.wait(watched, timeout=self._seconds_to_wait())
+        return finished[0] if finished else None
 
     def _start(self) -> None:
-        actor = self._hire()
-        self._starting[actor.__ray_ready__.remote()] = (actor, time.monotonic())
+        actor = self._start_actor()
+        self._starting[actor.__ray_ready__.remote()] = _Starting(actor, time.monotonic())
 
-    def _let_go(self) -> None:
+    def _forget_actors(self) -> None:
         """Forget the actors, which ends them.
 
         One that is killed while it starts would stand as FAILED on the dashboard of a run that succeeded.
         """
-        starting = list(self._starting)
-        came_up = ray.wait(starting, num_returns=len(starting), timeout=ENDING_S)[0] if starting else []
-        for ref in came_up:
-            del self._starting[ref]
+        refs = list(self._starting)
+        if refs:
+            came_up, _ = ray.wait(refs, num_returns=len(refs), timeout=ENDING_S)
+            for ref in came_up:
+                del self._starting[ref]
         self._ready.clear()
 
     def _started(self, ref: ray.ObjectRef) -> bool:
         """Take up an actor that is ready, or start another for it; says whether it is."""
-        actor, _ = self._starting.pop(ref)
+        actor = self._starting.pop(ref).actor
         try:
             ray.get(ref)
         except RayError as error:
@@ -132,57 +160,68 @@ class Crew:
         return True
 
     def _hand_out(self) -> None:
-        for actor in self._ready * self._abreast:
-            if self._waiting and self._may_start(actor):
-                row = self._waiting.popleft()
-                call = actor.harmonize.options(name=f"harmonize {row['image_id']}")
-                self._busy[call.remote(row)] = _Task(actor, row, time.monotonic())
+        """Give waiting images to actors, one to each in turn."""
+        for actor in self._ready * self._images_per_actor:
+            if self._waiting and self._may_have_another(actor):
+                task = self._waiting.popleft()
+                call = actor.harmonize.options(name=f"harmonize {task['image_id']}")
+                self._running[call.remote(task)] = _Running(actor, task, time.monotonic())
 
-    def _may_start(self, actor: Any) -> bool:
-        """An image whose worker died works alone: if that one dies too, no other image is to blame, nor to pay."""
-        held = [task.row for task in self._busy.values() if task.actor is actor]
-        suspects = [row for row in (*held, self._waiting[0]) if self._attempts[row["image_id"]]]
-        return len(held) < (1 if suspects else self._abreast)
+    def _may_have_another(self, actor: Any) -> bool:
+        """Whether an actor may have the next image, too.
 
-    def _patience(self) -> float:
+        An image whose worker died works alone: if that one dies too, no other image is to blame, nor to pay.
+        """
+        held = [running.task for running in self._running.values() if running.actor is actor]
+        next_task = self._waiting[0]
+        has_suspect = any(self._attempts[task["image_id"]] for task in (*held, next_task))
+        most = 1 if has_suspect else self._images_per_actor
+        return len(held) < most
+
+    def _seconds_to_wait(self) -> float:
         """Seconds until the first image is overdue; with none under way, until no actor is likely to start any more."""
-        if self._busy:
-            until = min(task.since for task in self._busy.values()) + self._timeout
+        if self._running:
+            until = min(running.since for running in self._running.values()) + self._timeout_s
         else:
-            until = max(since for _, since in self._starting.values()) + STARTING_S
+            until = max(starting.since for starting in self._starting.values()) + STARTING_S
         return max(0.0, until - time.monotonic())
 
-    def _finished(self, ref: ray.ObjectRef) -> Iterator[list[Row]]:
-        task = self._busy.pop(ref)
+    def _finished(self, ref: ray.ObjectRef) -> Iterator[list[LedgerRow]]:
+        running = self._running.pop(ref)
         try:
             rows = ray.get(ref)
         except RayError as error:  # the actor died, of a signal, of memory, with its node: it gave no row of its own
-            self._replace(task.actor)
+            self._replace(running.actor)
             received = f"the worker died {ATTEMPTS} times on this image ({error})"
             remedy = "Use fewer harmonize.slots or a larger machine if memory ran out; else try the image alone."
-            yield from self._again(task.row, str(DataError(received, "a worker that finishes it", remedy)))
+            died = DataError(received, "a worker that finishes it", remedy)
+            yield from self._try_again(running.task, Problem.of(died))
         else:
             yield rows
 
-    def _overdue(self) -> Iterator[list[Row]]:
-        """End the actor of the image that takes longest; an image that was alone there is to blame, another is tried again, alone."""
-        ref, task = min(self._busy.items(), key=lambda item: item[1].since)
-        del self._busy[ref]
-        alone = all(other.actor is not task.actor for other in self._busy.values())
-        self._replace(task.actor)
-        remedy = "Raise harmonize.timeout_s if images may take longer."
-        reason = str(DataError(f"not done after {self._timeout:g} s", "an image done by then", remedy))
-        if alone:
-            yield self._failed(task.row, reason)
-        else:
-            yield from self._again(task.row, reason)
+    def _overdue(self) -> Iterator[list[LedgerRow]]:
+        """End the actor of the image that takes longest.
 
-    def _again(self, row: Row, reason: str) -> Iterator[list[Row]]:
-        self._attempts[row["image_id"]] += 1
-        if self._attempts[row["image_id"]] < ATTEMPTS:
-            self._waiting.appendleft(row)
+        An image that was alone there is to blame. Another is tried again, alone.
+        """
+        ref = min(self._running, key=lambda ref: self._running[ref].since)
+        overdue = self._running.pop(ref)
+        was_alone = all(other.actor is not overdue.actor for other in self._running.values())
+        self._replace(overdue.actor)
+        remedy = "Raise harmonize.timeout_s if images may take longer."
+        late = DataError(f"not done after {self._timeout_s:g} s", "an image done by then", remedy)
+        if was_alone:
+            yield self._failed(overdue.task, Problem.of(late))
         else:
-            yield self._failed(row, reason)
+            yield from self._try_again(overdue.task, Problem.of(late))
+
+    def _try_again(self, task: Task, problem: Problem) -> Iterator[list[LedgerRow]]:
+        """Put an image in front of those that wait; after the last attempt it has failed."""
+        self._attempts[task["image_id"]] += 1
+        if self._attempts[task["image_id"]] < ATTEMPTS:
+            self._waiting.appendleft(task)
+        else:
+            yield self._failed(task, problem)
 
     def _replace(self, actor: Any) -> None:
         """Another actor for one that is dead or to be ended; once, however many images it had."""
@@ -191,14 +230,15 @@ class Crew:
             ray.kill(actor)
             self._start()
 
-    def _give_up(self) -> Iterator[list[Row]]:
-        resources = ray.available_resources()
-        received = (
-            f"no worker could be started within {STARTING_S:g} s with {resources.get('CPU', 0):g} CPUs and "
-            f"{resources.get('GPU', 0):g} GPUs free"
-        )
+    def _give_up(self) -> Iterator[list[LedgerRow]]:
+        """Fail all images that wait: no actor is likely to start any more."""
         if self._bad_starts:
             received = f"no worker could be started ({self._bad_starts[-1]})"
-        reason = str(DataError(received, "a place for one", "Run again when the cluster has recovered."))
+        else:
+            resources = ray.available_resources()
+            cpus = resources.get("CPU", 0)
+            gpus = resources.get("GPU", 0)
+            received = f"no worker could be started within {STARTING_S:g} s with {cpus:g} CPUs and {gpus:g} GPUs free"
+        problem = Problem.of(DataError(received, "a place for one", "Run again when the cluster has recovered."))
         while self._waiting:
-            yield self._failed(self._waiting.popleft(), reason)
+            yield self._failed(self._waiting.popleft(), problem)

@@ -40,9 +40,10 @@ def check_address(address: str, patience_s: float = PATIENCE_S) -> None:
         )
         raise ConfigError(f"RAY_ADDRESS={address}", _EXPECTED, remedy)
     match = _PLACE.fullmatch(place)
-    if match is None or not 0 < int(match["port"]) < 2**16:
+    port = int(match["port"]) if match else 0
+    if match is None or not 0 < port < 2**16:
         raise ConfigError(f"RAY_ADDRESS={address}, which is no HOST:PORT", _EXPECTED, _REMEDY)
-    if not _answers(match["host"], int(match["port"]), patience_s):
+    if not _answers(match["host"], port, patience_s):
         raise ConfigError(f"RAY_ADDRESS={address}: no Ray answers there within {patience_s:g} s", _EXPECTED, _REMEDY)
 
 

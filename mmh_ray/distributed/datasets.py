@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import ray
@@ -336,7 +336,8 @@ def validation_batches(store_uri: str | None, config: Config, domain: UnifiedDom
 
 def usable(store: PreparedStore, split: str) -> list[dict[str, Any]]:
     """Index rows of a split that hold a volume."""
-    return [entry for entry in store.index if entry["status"] == "ok" and entry["split"] == split]
+    entries = [entry for entry in store.index if entry["status"] == "ok" and entry["split"] == split]
+    return cast(list[dict[str, Any]], entries)
 
 
 def _mix(seed: int, number: int) -> int:

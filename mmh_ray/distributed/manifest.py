@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow as pa
 import ray.data
 
 from mmh_ray.bids.manifest import find_images, to_table, write_manifest
+from mmh_ray.bids.rows import ManifestRow, Status
 from mmh_ray.bids.splits import assign_splits
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
@@ -56,7 +58,8 @@ def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
         raise ConfigError(f"{out}: a folder", "a file to write", f"Write for example {Path(out) / 'manifest.parquet'}.")
     with progress(None, "Finding", unit="images") as advance:
         rows = find_images(bids, config.manifest.site_pattern, advance)
-    probe_all([row for row in rows if row["status"] == "ok"])
+    usable = [row for row in rows if row["status"] == Status.OK]
+    probe_all(usable)
     table = to_table(assign_splits(rows, config.manifest))
     try:
         write_manifest(table, out)
@@ -66,61 +69,75 @@ def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
     return table
 
 
-def probe(uri: str, bytes_per_voxel: int = READING_BYTES_PER_VOXEL) -> dict[str, Any]:
-    """What only opening the file shows: columns `shape` to `sha256`, and `status` with its `reason`.
+class Facts(TypedDict):
+    """What only opening a file shows: these columns of a manifest's row, those that are known."""
+
+    status: str
+    reason: str | None
+    shape: NotRequired[list[int]]
+    spacing_mm: NotRequired[list[float]]
+    orientation: NotRequired[str]
+    bytes: NotRequired[int]
+    sha256: NotRequired[str]
+
+
+def probe(uri: str, bytes_per_voxel: int = READING_BYTES_PER_VOXEL) -> Facts:
+    """What only opening the file shows.
 
     A file that takes more memory than is free, at so many bytes a voxel, is not read.
 
     Never raises an Exception: whatever goes wrong with a file is its reason. What the header says is kept even then.
     """
-    facts: dict[str, Any] = {"status": "ok", "reason": None}
+    facts: Facts = {"status": Status.OK, "reason": None}
     try:
         facts["bytes"] = os.path.getsize(uri)
         if facts["bytes"] <= MOST_BYTES_UNSEEN:
             facts["sha256"] = sha256_file(uri)
-        facts |= _header(uri)
+        _add_header(facts, uri)
         check_memory(uri, bytes_per_voxel=bytes_per_voxel)
         read_volume(uri)
         if "sha256" not in facts:
             facts["sha256"] = sha256_file(uri)
     except Exception as error:  # one strange file must not end the job
-        facts |= {"status": "unusable", "reason": str(data_error(error, uri))}
+        facts["status"] = Status.UNUSABLE
+        facts["reason"] = str(data_error(error, uri))
     return facts
 
 
-def _header(uri: str) -> dict[str, Any]:
-    """Shape, spacing in mm and orientation as far as they can be read; :func:`read_volume` tells what is wrong."""
-    facts: dict[str, Any] = {}
+def _add_header(facts: Facts, uri: str) -> None:
+    """Add shape, spacing in mm and orientation as far as they can be read; :func:`read_volume` tells what is wrong."""
     try:
         header = read_header(uri)
         facts["shape"] = list(header.shape)
         affine = header.affine()
     except DataError as error:
         log.debug("%s: header: %s", uri, error)
-        return facts
+        return
     with np.errstate(all="ignore"):  # a matrix of huge numbers
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         if np.isfinite(affine).all() and np.isfinite(spacing).all():
             facts["spacing_mm"] = [float(size) for size in spacing]
             facts["orientation"] = "".join(code or "?" for code in nib.aff2axcodes(affine))
-    return facts
 
 
-def _probe_row(item: dict[str, Any]) -> dict[str, Any]:
-    """As JSON, because columns that are empty in one block and full in another have no common Arrow type."""
-    return {"index": item["index"], "facts": json.dumps(probe(item["uri"], item["bytes_per_voxel"]))}
+def _probe_item(item: dict[str, Any]) -> dict[str, Any]:
+    """The facts of one file, as JSON: columns that are empty in one block and full in another have no common Arrow type."""
+    facts = probe(item["uri"], item["bytes_per_voxel"])
+    return {"index": item["index"], "facts": json.dumps(facts)}
 
 
-def probe_all(rows: list[dict[str, Any]], bytes_per_voxel: int = READING_BYTES_PER_VOXEL) -> None:
-    """:func:`probe` the files of ``rows`` (keys of the manifest) and fill the rows in place; Ray streams back the facts, never voxels."""
+def probe_all(rows: Sequence[ManifestRow], bytes_per_voxel: int = READING_BYTES_PER_VOXEL) -> None:
+    """:func:`probe` the files of ``rows`` and fill the rows in place; Ray streams back the facts, never voxels."""
     if not rows:
         return
     connect()
-    common = {"bytes_per_voxel": bytes_per_voxel}
-    items = [{"index": index, "uri": row["uri"], **common} for index, row in enumerate(rows)]
+    items = []
+    for index, row in enumerate(rows):
+        items.append({"index": index, "uri": row["uri"], "bytes_per_voxel": bytes_per_voxel})
     cpus = int(ray.cluster_resources().get("CPU", 1))
     blocks = min(len(items), max(4 * cpus, len(items) // BLOCK_ROWS))
+    probed = ray.data.from_items(items, override_num_blocks=blocks).map(_probe_item)
     with progress(len(items), "Reading", unit="images") as advance:
-        for found in ray.data.from_items(items, override_num_blocks=blocks).map(_probe_row).iter_rows():
-            rows[found["index"]] |= json.loads(found["facts"])
+        for result in probed.iter_rows():
+            rows[result["index"]].update(cast(ManifestRow, json.loads(result["facts"])))
             advance(1)

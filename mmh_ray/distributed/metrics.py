@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from mmh_ray.bids.rows import problem_of
+
 Row = Mapping[str, Any]
 
 IMAGES = "mmh_images"
@@ -56,7 +58,9 @@ def count_image(stage: str, row: Row) -> None:
         With ``status``, and ``sequence``, ``reason`` and ``seconds`` where it has them.
     """
     sequence = str(row.get("sequence") or "")
-    tags = {"stage": stage, "sequence": sequence, "status": row["status"], "reason": reason_label(row.get("reason"))}
+    problem = problem_of(row)
+    reason = reason_label(problem and problem.text)
+    tags = {"stage": stage, "sequence": sequence, "status": str(row["status"]), "reason": reason}
     _images().inc(1, tags)
     if row["status"] in ("done", "ok") and row.get("seconds"):
         _seconds().observe(row["seconds"], {"stage": stage, "sequence": sequence})

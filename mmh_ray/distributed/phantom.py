@@ -7,20 +7,19 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-import ray
 
 from mmh_ray import __version__
 from mmh_ray.bids.derivatives import BIDS_VERSION
 from mmh_ray.config import PhantomConfig
 from mmh_ray.distributed.cluster import connect
+from mmh_ray.distributed.task_pool import run_tasks
 from mmh_ray.errors import ConfigError
 from mmh_ray.files import read_object
 from mmh_ray.imaging.volume import Volume, write_volume
-from mmh_ray.progress import progress
 from mmh_ray.provenance import check_place, whole_file, write_json
 from mmh_ray.simulation.anatomy import TISSUES, Anatomy, Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SEQUENCES, SITES, Scanner, canonical, noise_free, render
@@ -71,6 +70,14 @@ class Subject:
     traveling: bool
 
 
+@dataclass(frozen=True)
+class PhantomArchive:
+    """Where subjects are written to, and how they are scanned."""
+
+    root: str
+    config: PhantomConfig
+
+
 def make_archive(out: str, config: PhantomConfig) -> None:
     """Write the archive; what an earlier run with the same settings left is written over with the same bytes.
 
@@ -89,13 +96,10 @@ def make_archive(out: str, config: PhantomConfig) -> None:
     root = _claim(out, config)
     _write_tables(root, subjects)
     connect()
-    task = ray.remote(num_cpus=1)(write_subject)
-    pending = [task.remote(subject, str(root), config) for subject in subjects]
-    with progress(len(subjects), "Scanning phantoms", unit="subjects") as advance:
-        while pending:
-            done, pending = ray.wait(pending)
-            ray.get(done)
-            advance(len(done))
+    archive = PhantomArchive(str(root), config)
+    for written in run_tasks(write_subject, subjects, archive, "Scanning phantoms", "subjects"):
+        if isinstance(written.result, Exception):
+            raise written.result
 
 
 def plan(config: PhantomConfig) -> list[Subject]:
@@ -116,54 +120,77 @@ def plan(config: PhantomConfig) -> list[Subject]:
     seeds = FIRST_TRAINING_SEED // SEED_STRIDE
     if not 0 <= config.seed < seeds:
         raise ConfigError(f"phantom.seed={config.seed}", f"0 to {seeds - 1}", "Higher ones belong to training.")
-    everywhere = tuple(range(config.sites))
-    groups = [(SITES[index].name, everywhere[index : index + 1], config.subjects_per_site) for index in everywhere]
-    groups.append(("traveler", everywhere, config.travelers))
     numbers = itertools.count()
-    return [
-        subject
-        for index, (name, sites, size) in enumerate(groups)
-        for subject in _group(name, sites, size, numbers, np.random.default_rng([config.seed, 1, index]), config)
-    ]
+    subjects: list[Subject] = []
+    for index in range(config.sites):
+        group = _Group(SITES[index].name, (index,), config.subjects_per_site)
+        subjects += _subjects_of(group, index, numbers, config)
+    travelers = _Group(_TRAVELER, tuple(range(config.sites)), config.travelers)
+    subjects += _subjects_of(travelers, config.sites, numbers, config)
+    return subjects
 
 
-def _group(
-    name: str,
-    sites: tuple[int, ...],
-    size: int,
-    numbers: Iterator[int],
-    rng: np.random.Generator,
-    config: PhantomConfig,
-) -> Iterator[Subject]:
-    """Subjects of one site, or the traveling ones; ages are stratified, so that small groups are alike too."""
-    strata = rng.permutation(size)
-    for index, number in zip(range(size), numbers, strict=False):
-        share = (strata[index] + rng.uniform()) / size
+_TRAVELER = "traveler"
+
+
+class _Group(NamedTuple):
+    """Subjects who are scanned at the same sites."""
+
+    name: str
+    sites: tuple[int, ...]
+    size: int
+
+
+def _subjects_of(group: _Group, index: int, numbers: Iterator[int], config: PhantomConfig) -> Iterator[Subject]:
+    """Subjects of a group; ages are stratified, so that small groups are alike too.
+
+    Parameters
+    ----------
+    index:
+        Of the group, part of the random seed.
+    numbers:
+        Gives every subject its position in the archive.
+    """
+    rng = np.random.default_rng([config.seed, 1, index])
+    strata = rng.permutation(group.size)
+    for position in range(group.size):
+        number = next(numbers)
+        share = (strata[position] + rng.uniform()) / group.size
         age = round(float(AGES[0] + share * (AGES[1] - AGES[0])), 1)
-        has_lesions, count, sex = rng.uniform() < config.lesions, int(rng.integers(2, 6)), "MF"[rng.integers(2)]
-        person = Person(config.seed * SEED_STRIDE + number, age, count if has_lesions else 0)
-        yield Subject(f"{name}{index + 1:02d}", number, person, sex, sites, name == "traveler")
+        has_lesions = rng.uniform() < config.lesions
+        lesions = int(rng.integers(2, 6))  # drawn for everybody, so that the share of lesions changes nothing else
+        sex = "MF"[rng.integers(2)]
+        person = Person(config.seed * SEED_STRIDE + number, age, lesions if has_lesions else 0)
+        label = f"{group.name}{position + 1:02d}"
+        yield Subject(label, number, person, sex, group.sites, traveling=group.name == _TRAVELER)
 
 
-def write_subject(subject: Subject, root: str, config: PhantomConfig) -> None:
+def write_subject(subject: Subject, archive: PhantomArchive) -> None:
     """Write one subject's scans with sidecars, brain masks and truth; depends on nothing but its arguments."""
+    config = archive.config
+    raw = Path(archive.root)
+    masks = raw / "derivatives/masks"
+    truth = raw / "derivatives/truth"
     anatomy = simulate_anatomy(subject.person, config.spacing_mm)
-    for index in subject.sites:
-        scanner, sub = SITES[index], f"sub-{subject.label}"
-        session = (f"ses-{scanner.name}",) if subject.traveling else ()
-        folder, stem = Path(sub, *session, "anat"), "_".join((sub, *session))
+    for site in subject.sites:
+        scanner = SITES[site]
+        names = [f"sub-{subject.label}"]
+        if subject.traveling:
+            names.append(f"ses-{scanner.name}")
+        folder = Path(*names, "anat")
+        stem = "_".join(names)
         for position, sequence in enumerate(SEQUENCES):
-            rng = np.random.default_rng([config.seed, subject.number, index, position])
+            rng = np.random.default_rng([config.seed, subject.number, site, position])
             scan = Volume(render(anatomy, scanner, sequence, rng, config.spacing_mm), anatomy.affine)
-            _write_scan(scan, Path(root, folder, f"{stem}_{sequence}.nii.gz"), scanner.levels)
-            write_json(Path(root, folder, f"{stem}_{sequence}.json"), _sidecar(scanner, sequence))
+            _write_scan(scan, raw / folder / f"{stem}_{sequence}.nii.gz", scanner.levels)
+            write_json(raw / folder / f"{stem}_{sequence}.json", _sidecar(scanner, sequence))
             if subject.traveling:
-                quiet = render(anatomy, noise_free(scanner), sequence, rng, config.spacing_mm)
-                path = Path(root, "derivatives/truth", folder, f"{stem}_desc-noisefree_{sequence}.nii.gz")
-                write_volume(Volume(quiet, anatomy.affine), path)
+                without_noise = render(anatomy, noise_free(scanner), sequence, rng, config.spacing_mm)
+                path = truth / folder / f"{stem}_desc-noisefree_{sequence}.nii.gz"
+                write_volume(Volume(without_noise, anatomy.affine), path)
         mask = Volume(anatomy.brain, anatomy.affine)
-        write_volume(mask, Path(root, "derivatives/masks", folder, f"{stem}_desc-brain_mask.nii.gz"), np.uint8)
-    _write_truth(subject, anatomy, Path(root, "derivatives/truth"), config.spacing_mm)
+        write_volume(mask, masks / folder / f"{stem}_desc-brain_mask.nii.gz", np.uint8)
+    _write_truth(subject, anatomy, truth, config.spacing_mm)
 
 
 def _write_scan(scan: Volume, path: Path, levels: int) -> None:
@@ -210,20 +237,19 @@ def _sidecar(scanner: Scanner, sequence: str) -> dict[str, Any]:
 def _claim(out: str, config: PhantomConfig) -> Path:
     """The archive's folder with its description, refused where it would mix with something else."""
     if "://" in out:
-        raise ConfigError(
-            f"phantom archive at {out}", "a local or mounted folder", "Copy it to the object store after."
-        )
-    root, settings = Path(out).resolve(), asdict(config)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        found = _settings_of(root)
-        if found is None:
-            raise ConfigError(
-                f"{out}: not an archive of `mmh phantom`", "a new or empty folder", "Name another folder."
-            )
-        if found != settings:
-            raise ConfigError(
-                f"{out}: a phantom archive of {found}", f"one of {settings}", "Remove it or name another."
-            )
+        received = f"phantom archive at {out}"
+        raise ConfigError(received, "a local or mounted folder", "Copy it to the object store after.")
+    root = Path(out).resolve()
+    settings = asdict(config)
+    is_free = not root.exists() or (root.is_dir() and not any(root.iterdir()))
+    if not is_free:
+        earlier_settings = _settings_of(root)
+        if earlier_settings is None:
+            received = f"{out}: not an archive of `mmh phantom`"
+            raise ConfigError(received, "a new or empty folder", "Name another folder.")
+        if earlier_settings != settings:
+            received = f"{out}: a phantom archive of {earlier_settings}"
+            raise ConfigError(received, f"one of {settings}", "Remove it or name another.")
     _check_links(root)
     write_json(root / "dataset_description.json", _description("Phantom brains", "raw") | {"Simulation": settings})
     _write_text(root / "README", _README)
@@ -249,22 +275,25 @@ def _settings_of(root: Path) -> dict[str, Any] | None:
     """Settings of the archive that an earlier run made there; None for anything else."""
     try:
         description = read_object(root / "dataset_description.json")
-        made = description["DatasetType"] == "raw" and description["GeneratedBy"][0]["Name"] == GENERATOR
-        return description["Simulation"] if made else None
+        is_raw = description["DatasetType"] == "raw"
+        is_ours = description["GeneratedBy"][0]["Name"] == GENERATOR
+        return description["Simulation"] if is_raw and is_ours else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
 def _write_tables(root: Path, subjects: Iterable[Subject]) -> None:
-    rows = [("participant_id", "site", "age", "sex")]
+    participants = [("participant_id", "site", "age", "sex")]
     for subject in subjects:
+        name = f"sub-{subject.label}"
         site = "n/a" if subject.traveling else SITES[subject.sites[0]].name
-        rows.append((f"sub-{subject.label}", site, str(subject.person.age), subject.sex))
+        participants.append((name, site, str(subject.person.age), subject.sex))
         if subject.traveling:
-            names = [SITES[index].name for index in subject.sites]
-            path = root / f"sub-{subject.label}" / f"sub-{subject.label}_sessions.tsv"
-            _write_tsv(path, [("session_id", "site"), *((f"ses-{name}", name) for name in names)])
-    _write_tsv(root / "participants.tsv", rows)
+            sessions = [("session_id", "site")]
+            for index in subject.sites:
+                sessions.append((f"ses-{SITES[index].name}", SITES[index].name))
+            _write_tsv(root / name / f"{name}_sessions.tsv", sessions)
+    _write_tsv(root / "participants.tsv", participants)
 
 
 def _write_tsv(path: Path, rows: Iterable[tuple[str, ...]]) -> None:

@@ -11,17 +11,18 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypedDict, cast
 
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from mmh_ray import shards
 from mmh_ray.bids.manifest import read_manifest
+from mmh_ray.bids.rows import PreparedRow, Status
 from mmh_ray.config import Config, GridConfig, PrepareConfig, QualityConfig
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.metrics import add_wait, count_image, set_queue
@@ -30,7 +31,8 @@ from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.volume import check_memory, read_mask, read_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of, sha256_file
-from mmh_ray.quality.checks import check_prepared, describe_scan
+from mmh_ray.quality.checks import check_prepared
+from mmh_ray.quality.describe import describe_scan
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +45,35 @@ LEAST_VOLUMES = 4
 MOST_TASKS = 1024
 """Tasks among which an archive is shared out. Their number, and so the shards, must not depend on the cluster that happens to be there."""
 
-_IDENTITY = ("image_id", "subject", "session", "site", "sequence", "split")
-_COLUMNS = [*_IDENTITY, "uri", "mask_uri", "sha256", "status"]
 _READERS = 16
 
-Row = dict[str, Any]
+
+class Image(TypedDict):
+    """An image to prepare: some columns of the manifest, and what decides its voxels."""
+
+    image_id: str
+    subject: str | None
+    session: str | None
+    site: str | None
+    sequence: str
+    split: str | None
+    uri: str
+    mask_uri: str | None
+    sha256: str
+    status: str
+    provenance: str | None
+    """Hash of all that decides the prepared voxels; None where the mask cannot be read."""
+
+
+_COLUMNS = [name for name in Image.__annotations__ if name != "provenance"]
+
+
+class PrepareSettings(NamedTuple):
+    """Settings that decide how an image is prepared, and whether it is refused."""
+
+    grid: GridConfig
+    prepare: PrepareConfig
+    quality: QualityConfig
 
 
 @dataclass(frozen=True)
@@ -78,56 +104,70 @@ def prepare(manifest: str, out: str, config: Config) -> Outcome:
     ConfigError
         If ``out`` is a folder of something else.
     """
-    out = out if "://" in out else str(Path(out).absolute())
-    existing = shards.check_own(out)
-    rows = _with_provenance(_wanted(manifest, config.model.sequences), config)
-    known = _known(out, existing)
-    found = [known.get((row["image_id"], row["provenance"])) for row in rows]
-    pending = [row for row, entry in zip(rows, found, strict=True) if entry is None]
-    kept = [entry | _facts(row) for row, entry in zip(rows, found, strict=True) if entry is not None]
+    if "://" not in out:
+        out = str(Path(out).absolute())
+    existing_shards = shards.check_own(out)
+    images = _images(manifest, config.model.sequences)
+    _add_provenance(images, config)
+    prepared_before = _prepared_before(out, existing_shards)
+    kept: list[PreparedRow] = []
+    pending: list[Image] = []
+    for image in images:
+        key = (image["image_id"], image["provenance"])
+        if key in prepared_before:
+            kept.append(_with_facts_of(image, prepared_before[key]))
+        else:
+            pending.append(image)
     made = _prepare_all(pending, out, config) if pending else []
-    shards.write_index(out, [*kept, *made])
-    shards.keep_only(out, {entry["shard"] for entry in [*kept, *made]})
-    failed = sum(entry["status"] == "failed" for entry in made)
-    outcome = Outcome(len(made) - failed, len(kept), failed)
+    index = [*kept, *made]
+    shards.write_index(out, index)
+    shards.keep_only(out, {row["shard"] for row in index})
+    failed = sum(row["status"] == Status.FAILED for row in made)
+    outcome = Outcome(done=len(made) - failed, skipped=len(kept), failed=failed)
     log.info("prepared %d images, kept %d, failed %d", outcome.done, outcome.skipped, outcome.failed)
     return outcome
 
 
-def _wanted(manifest: str, sequences: Sequence[str]) -> list[Row]:
-    """Usable rows of these sequences; what is left out is logged by name."""
-    rows = read_manifest(manifest).select(_COLUMNS).to_pylist()
-    usable = [row for row in rows if row["status"] == "ok"]
+def _images(manifest: str, sequences: Sequence[str]) -> list[Image]:
+    """Usable images of these sequences; what is left out is logged by name."""
+    rows: list[Image] = read_manifest(manifest).select(_COLUMNS).to_pylist()
+    usable = [row for row in rows if row["status"] == Status.OK]
     if len(usable) < len(rows):
         log.warning("%d images are not usable: see the manifest's column `reason`", len(rows) - len(usable))
-    others = Counter(row["sequence"] for row in usable if row["sequence"] not in sequences)
-    for name, count in sorted(others.items()):
-        log.warning("%d images of %s left out: not in model.sequences", count, name)
-    wanted = [row for row in usable if row["sequence"] in sequences]
-    if not wanted:
+    images = [row for row in usable if row["sequence"] in sequences]
+    left_out = Counter(row["sequence"] for row in usable if row["sequence"] not in sequences)
+    for sequence, count in sorted(left_out.items()):
+        log.warning("%d images of %s left out: not in model.sequences", count, sequence)
+    if not images:
         remedy = "Set model.sequences to the archive's suffixes, or see the manifest's column `reason`."
         raise DataError(f"{manifest}: no usable image", f"images of {', '.join(sequences)}", remedy)
-    return wanted
+    return images
 
 
-def _with_provenance(rows: list[Row], config: Config) -> list[Row]:
-    """The rows with the hash of all that decides their prepared voxels; None where the mask cannot be read."""
-    uris = sorted({row["mask_uri"] for row in rows if row["mask_uri"]})
+def _add_provenance(images: list[Image], config: Config) -> None:
+    """Set the hash of all that decides an image's prepared voxels; None where the mask cannot be read."""
+    mask_uris = sorted({image["mask_uri"] for image in images if image["mask_uri"]})
     with ThreadPoolExecutor(_READERS) as pool:
-        masks: dict[str | None, str | None] = dict(zip(uris, pool.map(_digest, uris), strict=True))
-    settings = dataclasses.asdict(config.prepare)
-    del settings["shard_volumes"]  # how volumes are packed changes none of them
-    common: dict[str, Any] = {"grid": dataclasses.asdict(config.grid), "prepare": settings}
-    common["refused"] = config.quality.least_fit, config.quality.least_contrast
-    common["version"] = {"method": METHOD_VERSION, "format": shards.VERSION.decode()}
-    for row in rows:
-        mask = masks.get(row["mask_uri"])
-        readable = mask is not None or row["mask_uri"] is None
-        row["provenance"] = hash_of({**common, "input": row["sha256"], "mask": mask}) if readable else None
-    return rows
+        mask_hashes = dict(zip(mask_uris, pool.map(_hash_of_file, mask_uris), strict=True))
+    prepare_settings = dataclasses.asdict(config.prepare)
+    del prepare_settings["shard_volumes"]  # how volumes are packed changes none of them
+    common: dict[str, Any] = {
+        "grid": dataclasses.asdict(config.grid),
+        "prepare": prepare_settings,
+        "refused": (config.quality.least_fit, config.quality.least_contrast),
+        "version": {"method": METHOD_VERSION, "format": shards.VERSION.decode()},
+    }
+    for image in images:
+        mask_hash: str | None = None
+        if image["mask_uri"] is not None:
+            mask_hash = mask_hashes.get(image["mask_uri"])
+            if mask_hash is None:
+                image["provenance"] = None
+                continue
+        image["provenance"] = hash_of({**common, "input": image["sha256"], "mask": mask_hash})
 
 
-def _digest(uri: str) -> str | None:
+def _hash_of_file(uri: str) -> str | None:
     try:
         return sha256_file(uri)
     except OSError as error:
@@ -135,34 +175,51 @@ def _digest(uri: str) -> str | None:
         return None
 
 
-def _known(out: str, existing: set[str]) -> dict[tuple[str, str], Row]:
+def _prepared_before(out: str, existing_shards: set[str]) -> dict[tuple[str, str | None], PreparedRow]:
     """Volumes that need not be prepared again, by id and provenance: of the index and of shards it lacks."""
-    indexed = shards.PreparedStore(out).index if shards.INDEX in shards.names_in(out) else []
-    entries = [entry for entry in indexed if entry["status"] == "ok" and entry["shard"] in existing]
-    for name in sorted(existing - {entry["shard"] for entry in entries}):
-        entries += shards.shard_entries(out, name)
-    return {(entry["image_id"], entry["provenance"]): entry for entry in entries}
+    index = shards.PreparedStore(out).index if shards.INDEX in shards.names_in(out) else []
+    rows = [row for row in index if row["status"] == Status.OK and row["shard"] in existing_shards]
+    indexed_shards = {row["shard"] for row in rows}
+    for name in sorted(existing_shards - indexed_shards):
+        rows += shards.shard_entries(out, name)
+    return {(row["image_id"], row["provenance"]): row for row in rows}
 
 
-def _facts(row: Row) -> Row:
+def _facts(image: Image) -> dict[str, Any]:
     """What the manifest says of an image; may change (a new split, a corrected site) while its voxels stay."""
-    return {name: row[name] for name in _IDENTITY}
+    return {
+        "image_id": image["image_id"],
+        "subject": image["subject"],
+        "session": image["session"],
+        "site": image["site"],
+        "sequence": image["sequence"],
+        "split": image["split"],
+    }
 
 
-def _prepare_all(rows: list[Row], out: str, config: Config) -> list[Row]:
-    """Index rows of all images; few tasks wait at a time, whatever the length of the manifest."""
+def _with_facts_of(image: Image, row: PreparedRow) -> PreparedRow:
+    return cast(PreparedRow, {**row, **_facts(image)})
+
+
+def _prepare_all(images: list[Image], out: str, config: Config) -> list[PreparedRow]:
+    """Index rows of all images; few tasks wait at a time, whatever the length of the manifest.
+
+    A loop of its own, not :func:`~mmh_ray.distributed.task_pool.run_tasks`: tasks of a worker that died come back as
+    smaller ones, and progress counts images while a task has many.
+    """
     connect()
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    task = ray.remote(num_cpus=1, max_retries=1)(prepare_shard)
-    waiting = deque(_parts(rows, config.prepare.shard_volumes))
-    pending: dict[Any, list[Row]] = {}
-    entries: list[Row] = []
-    with progress(len(rows), "Preparing", unit="images") as advance:
+    settings = PrepareSettings(config.grid, config.prepare, config.quality)
+    remote_task = ray.remote(num_cpus=1, max_retries=1)(prepare_shard)
+    waiting = deque(_parts(images, config.prepare.shard_volumes))
+    pending: dict[ray.ObjectRef, list[Image]] = {}
+    rows: list[PreparedRow] = []
+    with progress(len(images), "Preparing", unit="images") as advance:
         while waiting or pending:
             while waiting and len(pending) < 2 * cpus:
                 part = waiting.popleft()
-                named = task.options(name=_task_name(part))
-                pending[named.remote(part, out, config.grid, config.prepare, config.quality)] = part
+                named_task = remote_task.options(name=_task_name(part))
+                pending[named_task.remote(part, out, settings)] = part
             set_queue("prepare", sum(len(part) for part in waiting))
             (ready,), _ = ray.wait(list(pending), num_returns=1)
             part = pending.pop(ready)
@@ -173,59 +230,60 @@ def _prepare_all(rows: list[Row], out: str, config: Config) -> list[Row]:
             except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
                 if len(part) > 1:  # one of them took its worker along: find out which
                     log.warning("a worker died over %d images; trying them one by one", len(part))
-                    waiting.extend([row] for row in part)
+                    waiting.extend([image] for image in part)
                     continue
                 finished = [_failed(part[0], error)]
                 count_image("prepare", finished[0])  # no task was left to count it
-            for entry in finished:
-                if entry["status"] == "failed":
-                    log.warning("%s: %s", entry["image_id"], entry["reason"])
-            entries += finished
+            for row in finished:
+                if row["status"] == Status.FAILED:
+                    log.warning("%s: %s", row["image_id"], row["reason"])
+            rows += finished
             advance(len(finished))
-    return entries
+    return rows
 
 
-def _task_name(part: list[Row]) -> str:
+def _task_name(part: list[Image]) -> str:
     """What the dashboard shows."""
     others = f" and {len(part) - 1} more" if len(part) > 1 else ""
     return f"prepare {part[0]['image_id']}{others}"
 
 
-def _parts(rows: list[Row], shard_volumes: int) -> list[list[Row]]:
-    """The rows of each task, by nothing but their number: the same rows give the same shards on any cluster."""
-    size = min(shard_volumes, max(LEAST_VOLUMES, math.ceil(len(rows) / MOST_TASKS)))
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def _parts(images: list[Image], shard_volumes: int) -> list[list[Image]]:
+    """The images of each task, by nothing but their number: the same images give the same shards on any cluster."""
+    evenly = math.ceil(len(images) / MOST_TASKS)
+    size = min(shard_volumes, max(LEAST_VOLUMES, evenly))
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
-def prepare_shard(
-    rows: Sequence[Row], out: str, grid: GridConfig, settings: PrepareConfig, quality: QualityConfig
-) -> list[Row]:
+def prepare_shard(images: Sequence[Image], out: str, settings: PrepareSettings) -> list[PreparedRow]:
     """Prepare some images one after the other into one shard; an exception belongs to its image.
 
     Returns
     -------
-    list[dict]
+    list[PreparedRow]
         Their index rows.
     """
-    failed: list[Row] = []
+    failed: list[PreparedRow] = []
 
-    def prepared() -> Iterator[Row]:
-        for row in rows:
+    def volumes() -> Iterator[dict[str, Any]]:
+        for image in images:
             start = time.perf_counter()
             try:
-                found = prepare_row(row, grid, settings, quality)
+                volume = prepare_image(image, settings)
             except Exception as error:
-                failed.append(_failed(row, error))
+                failed.append(_failed(image, error))
                 count_image("prepare", failed[-1])
                 continue
-            count_image("prepare", _facts(row) | {"status": "ok", "seconds": time.perf_counter() - start})
-            yield found
+            seconds = time.perf_counter() - start
+            count_image("prepare", {**_facts(image), "status": Status.OK, "seconds": seconds})
+            yield volume
 
-    name = shards.write_shard(out, prepared())
-    return failed + (shards.shard_entries(out, name) if name else [])
+    name = shards.write_shard(out, volumes())
+    written = shards.shard_entries(out, name) if name else []
+    return failed + written
 
 
-def prepare_row(row: Row, grid: GridConfig, settings: PrepareConfig, quality: QualityConfig) -> Row:
+def prepare_image(image: Image, settings: PrepareSettings) -> dict[str, Any]:
     """Read one image with its mask and bring it to the working grid, as a row for :func:`shards.write_shard`.
 
     Raises
@@ -236,44 +294,56 @@ def prepare_row(row: Row, grid: GridConfig, settings: PrepareConfig, quality: Qu
         If `mmh harmonize` would refuse the scan: no model is to learn from what is no adult's head of this sequence.
     """
     start = time.perf_counter()
-    digest = sha256_file(row["uri"])
+    digest = sha256_file(image["uri"])
     add_wait("prepare", time.perf_counter() - start)
-    if digest != row["sha256"]:
-        raise DataError(f"{row['uri']}: changed since the manifest", "the same bytes", "Build the manifest again.")
-    result = _prepared(row, grid, settings, quality)
-    return _facts(row) | {
-        "provenance": row["provenance"],
-        "image": result.image,
-        "mask": result.mask,
-        "affine": result.affine,
-        "registration": result.registration.matrix if result.registration else None,
-        "quality": result.registration.quality if result.registration else None,
-        "low": result.scaling.low,
-        "high": result.scaling.high,
-        "quantiles": result.quantiles,
-        "tissues": result.tissues,
-        "steps": list(result.steps),
+    if digest != image["sha256"]:
+        raise DataError(f"{image['uri']}: changed since the manifest", "the same bytes", "Build the manifest again.")
+    prepared = _prepared(image["uri"], image["mask_uri"], image["sequence"], settings)
+    registration = prepared.registration
+    return _facts(image) | {
+        "provenance": image["provenance"],
+        "image": prepared.image,
+        "mask": prepared.mask,
+        "affine": prepared.affine,
+        "registration": registration.matrix if registration else None,
+        "quality": registration.quality if registration else None,
+        "low": prepared.scaling.low,
+        "high": prepared.scaling.high,
+        "quantiles": prepared.quantiles,
+        "tissues": prepared.tissues,
+        "steps": list(prepared.steps),
     }
 
 
-def check_row(row: Row, settings: tuple[GridConfig, PrepareConfig, QualityConfig]) -> None:
-    """Prepare one image and keep nothing: what it raises is why it could not be harmonized, or would be refused."""
-    _prepared(row, *settings)
+def check_row(row: Mapping[str, Any], settings: PrepareSettings) -> None:
+    """Prepare one image and keep nothing: what it raises is why it could not be harmonized, or would be refused.
+
+    Parameters
+    ----------
+    row:
+        Of a manifest.
+    """
+    _prepared(row["uri"], row["mask_uri"], row["sequence"], settings)
 
 
-def _prepared(row: Row, grid: GridConfig, settings: PrepareConfig, quality: QualityConfig) -> Prepared:
+def _prepared(uri: str, mask_uri: str | None, sequence: str, settings: PrepareSettings) -> Prepared:
     start = time.perf_counter()
-    check_memory(row["uri"])
-    volume = read_volume(row["uri"])
-    mask = read_mask(row["mask_uri"]) if row["mask_uri"] else None
+    check_memory(uri)
+    volume = read_volume(uri)
+    mask = read_mask(mask_uri) if mask_uri else None
     add_wait("prepare", time.perf_counter() - start)
-    with naming_mask(row["mask_uri"]):
-        result = prepare_volume(volume, mask, grid, settings)
-        figures = describe_scan(volume, result.brain, result.registration, result)
-        check_prepared(row["sequence"], figures, quality, volume, result, grid, settings)
-    return result
+    grid, prepare_config, quality = settings
+    with naming_mask(mask_uri):
+        prepared = prepare_volume(volume, mask, grid, prepare_config)
+        figures = describe_scan(volume, prepared.brain, prepared.registration, prepared)
+        check_prepared(sequence, figures, quality, volume, prepared, grid, prepare_config)
+    return prepared
 
 
-def _failed(row: Row, error: Exception) -> Row:
-    reason = str(data_error(error, row["uri"]))
-    return _facts(row) | {"provenance": row["provenance"], "status": "failed", "reason": reason, "shard": None}
+def _failed(image: Image, error: Exception) -> PreparedRow:
+    """The index row of an image that could not be prepared."""
+    row = cast(PreparedRow, dict.fromkeys(shards.INDEX_SCHEMA.names) | _facts(image))
+    row["provenance"] = image["provenance"]
+    row["status"] = Status.FAILED
+    row["reason"] = str(data_error(error, image["uri"]))
+    return row

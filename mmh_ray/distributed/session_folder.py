@@ -33,8 +33,8 @@ _WRONG = "is too long or not ASCII, or cannot be written to"
 def session_options() -> dict[str, Any]:
     """Options of ``ray.init`` for a cluster of this process's own: none where Ray's own choice will do.
 
-    Else its files lie in a private folder with a short path, and objects that find no room in memory where TMPDIR says. Both folders are
-    removed when the process ends.
+    Otherwise its files lie in a private folder with a short path. Objects that find no room in memory lie where TMPDIR
+    says. Both folders are removed when the process ends.
 
     Raises
     ------
@@ -49,10 +49,13 @@ def session_options() -> dict[str, Any]:
         received = f"temporary folder {usual}, which {_WRONG}"
         expected = f"a folder with a path of at most {_MOST_BYTES - len(_LONGEST)} ASCII characters"
         raise ConfigError(received, expected, "Make one and name it: export RAY_TMPDIR=/short/path")
+    options = {"_temp_dir": session}
     spilled = _made_in((usual,)) if usual.isascii() else None
-    atexit.register(_remove, *filter(None, (session, spilled)))
+    if spilled is not None:
+        options["object_spilling_directory"] = spilled
+    atexit.register(_remove, *options.values())
     log.info("temporary folder %s %s: Ray's sockets lie in %s", usual, _WRONG, session)
-    return {"_temp_dir": session} | ({"object_spilling_directory": spilled} if spilled else {})
+    return options
 
 
 def _fits_a_socket(folder: str) -> bool:
@@ -62,11 +65,12 @@ def _fits_a_socket(folder: str) -> bool:
 
 def _can_hold_files(folder: str) -> bool:
     """Whether Ray can write there; its own folder may be there already, and another user's."""
-    own = os.path.join(folder, "ray")
-    found = _made_in((own if os.path.lexists(own) else folder,))
-    if found is None:
+    rays_folder = os.path.join(folder, "ray")
+    parent = rays_folder if os.path.lexists(rays_folder) else folder
+    attempt = _made_in((parent,))
+    if attempt is None:
         return False
-    os.rmdir(found)
+    os.rmdir(attempt)
     return True
 
 

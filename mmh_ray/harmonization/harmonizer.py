@@ -21,7 +21,9 @@ from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.sampling import estimate_planes, fuse
 from mmh_ray.models.target.adapter import SiteStyle, wearing
 from mmh_ray.models.target.bundle import Target
-from mmh_ray.quality.checks import check_prepared, describe_air, describe_outcome, describe_scan, flags
+from mmh_ray.quality.checks import check_prepared
+from mmh_ray.quality.describe import describe_air, describe_outcome, describe_scan
+from mmh_ray.quality.measures import flags
 from mmh_ray.threads import one_thread
 
 
@@ -91,7 +93,7 @@ class InferredImage:
     values:
         ``(X, Y, Z)`` on the working grid, unit intensity.
     noise:
-        Standard deviation of the noise that belongs to the look.
+        Standard deviation of the noise that belongs to the image's target.
     disagreement:
         Mean standard deviation of the planes' estimates in the unified domain; None of a single plane, which agrees with itself.
     """
@@ -137,9 +139,8 @@ class Harmonizer:
                 self.prepare, crop_neck=prepare.crop_neck, register=prepare.register, skull=prepare.skull
             )
         if self.settings.space == "template" and not self.prepare.register:
-            raise ConfigError(
-                "harmonize.space=template with prepare.register=false", "a registration", "Set prepare.register=true."
-            )
+            received = "harmonize.space=template with prepare.register=false"
+            raise ConfigError(received, "a registration", "Set prepare.register=true.")
 
     def run(self, volume: Volume, sequence: str, mask: np.ndarray | Volume | None = None) -> HarmonizedScan:
         """Harmonize a scan into the unified domain.
@@ -171,7 +172,7 @@ class Harmonizer:
         mask: np.ndarray | Volume | None,
         targets: Sequence[Target | None],
     ) -> list[HarmonizedScan]:
-        """Harmonize a scan to several looks in one global pass; None is the unified domain. Otherwise as :meth:`run`.
+        """Harmonize a scan to several targets in one global pass; None is the unified domain. Otherwise as :meth:`run`.
 
         Raises
         ------
@@ -183,55 +184,65 @@ class Harmonizer:
 
     def ready(self, volume: Volume, sequence: str, mask: np.ndarray | Volume | None = None) -> ReadyScan:
         """First step of :meth:`run`, which takes no model: prepare the scan and refuse what must not be harmonized."""
-        self.bundle.sequence_index(sequence)
-        prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
-        figures = describe_scan(volume, prepared.brain, prepared.registration, prepared) | {"held": prepared.held}
-        check_prepared(sequence, figures, self.quality, volume, prepared, self.bundle.config.grid, self.prepare)
+        self.bundle.sequence_index(sequence)  # refuses a sequence that the model does not know
+        grid = self.bundle.config.grid
+        prepared = prepare_volume(volume, mask, grid, self.prepare)
+        figures = describe_scan(volume, prepared.brain, prepared.registration, prepared)
+        figures["held"] = prepared.held
+        check_prepared(sequence, figures, self.quality, volume, prepared, grid, self.prepare)
         return ReadyScan(volume, sequence, prepared, figures)
 
     @one_thread()
     def infer(self, ready: ReadyScan, targets: Sequence[Target | None] = (None,)) -> list[InferredImage]:
-        """Second step, the model's: the image of every look on the working grid; the global pass runs once."""
-        label = self.bundle.sequence_index(ready.sequence)
-        planes = self._sample(ready.prepared, label)
-        disagreement = float(planes[:, ready.prepared.mask].std(axis=0).mean()) if len(planes) > 1 else None
-        unified = fuse(planes, ready.prepared.mask, self.settings)
-        images, before = [], None
+        """Second step, the model's: the image of every target on the working grid; the global pass runs once."""
+        sequence = ready.sequence
+        mask = ready.prepared.mask
+        planes = self._sample(ready.prepared, self.bundle.sequence_index(sequence))
+        disagreement: float | None = None
+        if len(planes) > 1:
+            disagreement = float(planes[:, mask].std(axis=0).mean())
+        unified = fuse(planes, mask, self.settings)
+        without_adapter: np.ndarray | None = None  # estimated once, by the first target that has an adapter
+        images = []
         for target in targets:
             if target is None:
                 images.append(InferredImage(unified, NOISE, disagreement))
                 continue
-            style = self._style(target, ready.sequence)
-            if before is None and ready.sequence in target.weights:
-                before = self._again(unified, ready)
-            moved = self._moved(unified, before, ready, target)
-            images.append(InferredImage(moved, style.noise_left(NOISE), disagreement))
+            style = self._style(target, sequence)
+            moved = unified[None]
+            if sequence in target.weights:
+                if without_adapter is None:
+                    without_adapter = self._estimate_again(unified, ready)
+                with wearing(self.bundle.model, target.adapter(sequence)):
+                    moved = moved + self._estimate_again(unified, ready) - without_adapter
+            values = fuse(style.moved(moved, mask), mask, self.settings)
+            images.append(InferredImage(values, style.noise_left(NOISE), disagreement))
         return images
 
     @one_thread()
     def finish(self, ready: ReadyScan, image: InferredImage) -> HarmonizedScan:
         """Last step: an image back on the scan's own grid, with quality and flags."""
         prepared = ready.prepared
-        volume = prepared.ground.lay(ready.volume)
-        native = volume.like(self._to_native(volume, prepared, image))
-        figures = ready.figures | describe_outcome(volume, native, prepared.brain)
-        figures |= describe_air(native, prepared.ground)
+        source = prepared.ground.lay(ready.volume)
+        harmonized = source.like(self._to_native(source, prepared, image))
+        figures = ready.figures | describe_outcome(source, harmonized, prepared.brain)
+        figures |= describe_air(harmonized, prepared.ground)
         if image.disagreement is not None:
             figures["disagreement"] = image.disagreement
-        finished, space, stripped = self._finished(native, ready)
-        source, flagged = volume.like(prepared.scaling.apply(volume.data)), flags(figures, self.quality)
-        return HarmonizedScan(finished, space, stripped, prepared, image.values, source, native, figures, flagged)
+        finished, space = self._finished(harmonized, ready)
+        return HarmonizedScan(
+            volume=finished,
+            space=space,
+            stripped=prepared.stripped or self.prepare.skull == "strip",
+            prepared=prepared,
+            model_image=image.values,
+            source=source.like(prepared.scaling.apply(source.data)),
+            harmonized=harmonized,
+            quality=figures,
+            flags=flags(figures, self.quality),
+        )
 
-    def _moved(self, unified: np.ndarray, before: np.ndarray | None, ready: ReadyScan, target: Target) -> np.ndarray:
-        """The unified image ``(X, Y, Z)`` in the look of a target, site unit intensity; ``before`` as :meth:`_again` without an adapter."""
-        sequence, mask, planes = ready.sequence, ready.prepared.mask, unified[None]
-        if sequence in target.weights:
-            assert before is not None
-            with wearing(self.bundle.model, target.adapter(sequence)):
-                planes = planes + self._again(unified, ready) - before
-        return fuse(target.styles[sequence].moved(planes, mask), mask, self.settings)
-
-    def _again(self, unified: np.ndarray, ready: ReadyScan) -> np.ndarray:
+    def _estimate_again(self, unified: np.ndarray, ready: ReadyScan) -> np.ndarray:
         """What the network makes of an image that is unified already, ``(planes, X, Y, Z)``, with and without an adapter."""
         label = self.bundle.sequence_index(ready.sequence)
         return estimate_planes(self.bundle.model, unified, ready.prepared.mask, label, self.settings)
@@ -243,23 +254,31 @@ class Harmonizer:
             raise RefusedError(f"{sequence} for target {target.site}", f"one of {known}", "Train the target on it.")
         return target.styles[sequence]
 
-    def _finished(self, native: Volume, ready: ReadyScan) -> tuple[Volume, str | None, bool]:
-        """The image in the space and the intensities that were asked for, with or without what surrounds the brain."""
+    def _finished(self, native: Volume, ready: ReadyScan) -> tuple[Volume, str | None]:
+        """The image in the space and the intensities that were asked for, with or without what surrounds the brain.
+
+        Returns
+        -------
+        The image, and the name of the template space that it lies in; None for the scan's own.
+        """
         prepared = ready.prepared
-        found, brain, space = native, native.like(prepared.brain), None
+        space: str | None = None
+        image = native
+        brain = native.like(prepared.brain)
         if self.settings.space == "template" and prepared.registration is not None:
-            found = in_template_space(native, prepared.registration, order=3)
-            brain, space = in_template_space(brain, prepared.registration, order=1), SPACE
-        data = np.clip(found.data, 0, None)
+            space = SPACE
+            image = in_template_space(native, prepared.registration, order=3)
+            brain = in_template_space(brain, prepared.registration, order=1)
+        data = np.clip(image.data, 0, None)
         if self.prepare.skull == "strip":
             data = data * (brain.data > 0.5)
         if self.settings.intensity == "source":
             data = prepared.scaling.undo(data)
             if prepared.stripped and space is None:
                 empty = background(ready.volume.data, prepared.ground.fill)
-                data[(ready.volume.data == empty) & ~prepared.brain] = empty
-        stripped = prepared.stripped or self.prepare.skull == "strip"
-        return found.like(data), space, stripped
+                is_empty = (ready.volume.data == empty) & ~prepared.brain
+                data[is_empty] = empty
+        return image.like(data), space
 
     def _sample(self, prepared: Prepared, label: int) -> np.ndarray:
         return estimate_planes(self.bundle.model, prepared.image, prepared.mask, label, self.settings)
@@ -267,27 +286,33 @@ class Harmonizer:
     def _to_native(self, volume: Volume, prepared: Prepared, inferred: InferredImage) -> np.ndarray:
         """The harmonized image on the scan's grid, ``(I, J, K)`` float32, not negative.
 
-        With detail projection it is the scan's own voxels under the curve and the field of :func:`mmh_ray.imaging.detail.fit_look`, inside
-        the brain with less noise. Air stays dark, as the curve leads 0 to 0.
+        With detail projection it is the scan's own voxels under the curve and the field of
+        :func:`mmh_ray.imaging.detail.fit_look`, inside the brain with less noise. Air stays dark, as the curve leads
+        0 to 0.
         """
-        shape, image, mask = volume.data.shape, inferred.values, prepared.mask
+        shape = volume.data.shape
+        image = inferred.values
+        mask = prepared.mask
 
-        def bring(values: np.ndarray) -> np.ndarray:
+        def to_native(values: np.ndarray) -> np.ndarray:
             return from_grid(values, prepared.affine, volume.affine, shape)
 
         if self.settings.detail == "model":
-            return np.clip(bring(image), 0, None)
+            return np.clip(to_native(image), 0, None)
         curve, field = fit_look(prepared.image, image, mask, self.bundle.config.grid.spacing_mm)
         floor = np.float32(prepared.ground.floor)
-        even = prepared.scaling.apply((volume.data - floor) * bring(prepared.gain * field) + floor)
-        projected = curve.apply(even)
-        inside = bring(mask.astype(np.float32))
-        brain = inside > 0.5
-        level = noise_level(projected, brain)
-        kept = noise_level(image, mask) / max(noise_level(curve.apply(prepared.image * field), mask), 1e-6)
-        left = max(inferred.noise, level * min(1.0, kept))  # no more is taken away than the model has taken away
-        detailed = without_noise(bring(continued(image, mask)), projected, level, brain, left)
-        return np.clip(inside * detailed + (1 - inside) * projected, 0, None)
+        without_field = (volume.data - floor) * to_native(prepared.gain * field) + floor
+        projected = curve.apply(prepared.scaling.apply(without_field))
+        brain_share = to_native(mask.astype(np.float32))
+        brain = brain_share > 0.5
+        noise = noise_level(projected, brain)
+        noise_of_model = noise_level(image, mask)
+        noise_of_scan = noise_level(curve.apply(prepared.image * field), mask)
+        share_kept = noise_of_model / max(noise_of_scan, 1e-6)
+        # No more is taken away than the model has taken away.
+        noise_left = max(inferred.noise, noise * min(1.0, share_kept))
+        detailed = without_noise(to_native(continued(image, mask)), projected, noise, brain, noise_left)
+        return np.clip(brain_share * detailed + (1 - brain_share) * projected, 0, None)
 
 
 def with_smaller_batches(settings: HarmonizeConfig) -> HarmonizeConfig:

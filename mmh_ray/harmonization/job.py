@@ -1,9 +1,10 @@
-"""What a user asks of the batch job."""
+"""What a user asks of the batch job, the model it uses, and the images it hands out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mmh_ray.bids.rows import LedgerRow, ManifestRow
 from mmh_ray.config import Config
 
 
@@ -24,7 +25,8 @@ class Job:
     targets:
         Sites, target bundles or ``models:/NAME@ALIAS`` to move the images to.
     target_image:
-        A scan whose look the images are to take on, instead of or besides ``targets``. Without either, the unified domain is the aim.
+        A scan whose contrast, sharpness and noise the images are to take on, instead of or besides ``targets``. Without
+        either, the images are brought into the unified domain.
     sessions:
         Labels without ``ses-`` to keep; empty keeps all.
     """
@@ -39,3 +41,26 @@ class Job:
     targets: tuple[str, ...] = ()
     target_image: str | None = None
     sessions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model a run uses.
+
+    Attributes
+    ----------
+    uri:
+        ``mmh-base``, ``models:/NAME/VERSION`` or the URI of a folder.
+    hash:
+        Of the bundle.
+    """
+
+    uri: str
+    hash: str
+
+
+class Task(ManifestRow):
+    """One image to harmonize: its row of the manifest, and what earlier runs made of it."""
+
+    earlier: dict[str | None, LedgerRow]
+    """Rows of the ledger by the name of the target, None for the unified domain."""

@@ -79,13 +79,13 @@ class Model:
         DataError
             If the scan cannot be used, or its mask does not fit; a RefusedError if it must not be harmonized.
         """
-        inside = None if mask is None else _volume(mask, "the mask")
-        scan = self.harmonizer.run(
-            _volume(image, "the image"),
-            sequence,
-            None if inside is None else inside.like((inside.data > 0).astype(np.float32)),
-        )
-        return as_nifti(scan.volume)
+        volume = _volume(image, "the image")
+        brain: Volume | None = None
+        if mask is not None:
+            mask_volume = _volume(mask, "the mask")
+            brain = mask_volume.like((mask_volume.data > 0).astype(np.float32))
+        harmonized = self.harmonizer.run(volume, sequence, brain)
+        return as_nifti(harmonized.volume)
 
 
 def load(model: str = BASE_MODEL, config: Config | None = None) -> Model:
@@ -103,8 +103,10 @@ def load(model: str = BASE_MODEL, config: Config | None = None) -> Model:
     ModelError
         If there is no such model, or it is damaged.
     """
-    folder, uri = resolve_model(model, (config or Config()).tracking)
-    bundle = load_bundle(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    tracking = Config().tracking if config is None else config.tracking
+    folder, uri = resolve_model(model, tracking)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    bundle = load_bundle(folder, device)
     if config is None:
         return Model(Harmonizer(bundle), uri)
     return Model(Harmonizer(bundle, config.harmonize, config.prepare, config.quality), uri)
@@ -138,21 +140,24 @@ def harmonize_file(
     """
     target = Path(out)
     _check_target(target)
-    known = sequence or _sequence_of(Path(scan), model.sequences)
-    volume, inside = read_volume(scan), None if mask is None else read_mask(mask)
-    with naming_mask(None if mask is None else str(mask)):
-        found = model.harmonizer.run(volume, known, inside)
-    flags = (*_name_flags(scan), *found.flags)
-    write_volume(found.volume, target)
+    if sequence is None:
+        sequence = _sequence_of(Path(scan), model.sequences)
+    volume = read_volume(scan)
+    brain = None if mask is None else read_mask(mask)
+    mask_path = None if mask is None else str(mask)
+    with naming_mask(mask_path):
+        harmonized = model.harmonizer.run(volume, sequence, brain)
+    flags = (*_name_flags(scan), *harmonized.flags)
+    write_volume(harmonized.volume, target)
     bundle = model.harmonizer.bundle
     fields = {
         "Sources": [str(scan)],
         "SourceSHA256": sha256_file(scan),
-        "BrainMask": None if mask is None else str(mask),
-        "Sequence": known,
+        "BrainMask": mask_path,
+        "Sequence": sequence,
         "Model": {"URI": model.uri, "Hash": bundle.hash, "CodeVersion": bundle.facts["code_version"]},
         "Flags": list(flags),
-        **account_of(found, model.harmonizer, has_target=False),
+        **account_of(harmonized, model.harmonizer, has_target=False),
     }
     try:
         write_sidecar(target, fields)
@@ -183,9 +188,8 @@ def _sequence_of(scan: Path, known: Sequence[str]) -> str:
     suffix = stem.rpartition("_")[2]
     if suffix in known:
         return suffix
-    raise ConfigError(
-        f"{scan.name}, a name that tells no sequence", f"one of {', '.join(known)}", "Add --sequence, such as T1w."
-    )
+    received = f"{scan.name}, a name that tells no sequence"
+    raise ConfigError(received, f"one of {', '.join(known)}", "Add --sequence, such as T1w.")
 
 
 def _name_flags(scan: str | Path) -> tuple[str, ...]:
@@ -201,10 +205,10 @@ def _volume(image: nib.spatialimages.SpatialImage, name: str) -> Volume:
     data = np.asarray(image.dataobj)
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
-    if data.ndim != 3 or not np.issubdtype(data.dtype, np.number) or np.iscomplexobj(data):
-        raise DataError(
-            f"{name} of shape {data.shape} and type {data.dtype}", "one 3-D volume of numbers", "Select one volume."
-        )
+    is_real = np.issubdtype(data.dtype, np.number) and not np.iscomplexobj(data)
+    if data.ndim != 3 or not is_real:
+        received = f"{name} of shape {data.shape} and type {data.dtype}"
+        raise DataError(received, "one 3-D volume of numbers", "Select one volume.")
     affine = np.asarray(image.affine, np.float64)
     check_geometry(data.shape, affine, name)
     values = data.astype(np.float32)

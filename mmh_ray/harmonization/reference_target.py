@@ -33,15 +33,17 @@ def target_of_scan(
     name: str,
     digest: str,
     mask: np.ndarray | Volume | None = None,
-    style: StyleConfig | None = None,
+    style_config: StyleConfig | None = None,
 ) -> Target:
-    """The look of one scan: contrast, sharpness and noise.
+    """The style of one scan: contrast, sharpness and noise.
 
-    The scan and its unified image are pairs of the same voxels. They give the curve, and of some point spreads those that leave the
-    least of the scan unexplained; of these the one whose image has the style vector nearest to the scan's. (The style vector alone
-    was tried for that choice and took a point spread of 1 voxel for one of 0.4.) Noise of the scan's own level is added to what the
-    global model sees and taken from what is to be explained, as in training: what the model leaves of the scan's noise would else
-    speak for the sharpest.
+    The scan and its unified image are pairs of the same voxels. They give the curve for every point spread that is
+    tried. Of those that leave the least of the scan unexplained, the one is chosen whose image has the style vector
+    nearest to the scan's. (The style vector alone was tried for that choice: it took a point spread of 1 voxel for one
+    of 0.4.)
+
+    Noise of the scan's own level is added to what the global model sees and taken from what is to be explained, as in
+    training. Otherwise what the model leaves of the scan's noise would speak for the sharpest point spread.
 
     Parameters
     ----------
@@ -53,12 +55,12 @@ def target_of_scan(
         What to call the target.
     digest:
         SHA-256 of the scan's file, for the target's hash.
-    style:
+    style_config:
         The style encoder; by default the one that ships inside the package.
 
     Returns
     -------
-    Its facts tell the ``style_distance`` (1 - cosine) of the reference's own image, moved to its look, from the reference.
+    Its facts tell the ``style_distance`` (1 - cosine) of the reference's own image, moved to its style, from the reference.
 
     Raises
     ------
@@ -66,32 +68,44 @@ def target_of_scan(
         As :meth:`mmh_ray.harmonization.harmonizer.Harmonizer.run`.
     """
     ready = harmonizer.ready(reference, sequence, mask)
-    image, inside, rng = ready.prepared.image, ready.prepared.mask, np.random.default_rng(harmonizer.settings.seed)
-    noise = (rng.normal(0, noise_level(image, inside), image.shape) * inside).astype(np.float32)
-    (seen,) = harmonizer.infer(replace(ready, prepared=replace(ready.prepared, image=image + noise)))
-    encoder = make_style_encoder(style or StyleConfig(), harmonizer.bundle.config.grid.spacing_mm)
-    looks = [_look(seen.values, image, inside, sigma) for sigma in SHARPNESS]
-    moved = [look.moved(seen.values, inside) for look in looks]
-    left = np.array([float(((one - (image - noise))[inside] ** 2).mean()) for one in moved])
-    grain = (rng.standard_normal(image.shape) * inside).astype(np.float32)
-    near = [index for index in range(len(looks)) if left[index] <= (1 + TIE) * left.min()]
+    image = ready.prepared.image
+    brain = ready.prepared.mask
+    rng = np.random.default_rng(harmonizer.settings.seed)
+    noise = rng.normal(0, noise_level(image, brain), image.shape)
+    noise = (noise * brain).astype(np.float32)
+    noisier = replace(ready, prepared=replace(ready.prepared, image=image + noise))
+    (inferred,) = harmonizer.infer(noisier)
+    unified = inferred.values
+
+    styles = [_style(unified, image, brain, sigma) for sigma in SHARPNESS]
+    moved_images = [style.moved(unified, brain) for style in styles]
+    explained = image - noise
+    unexplained = np.array([float(((moved - explained)[brain] ** 2).mean()) for moved in moved_images])
+    best_by_voxels = np.flatnonzero(unexplained <= (1 + TIE) * unexplained.min())
+
+    encoder = make_style_encoder(style_config or StyleConfig(), harmonizer.bundle.config.grid.spacing_mm)
     planes = encoder.planes_of(reference.affine)
-    styled = {index: moved[index] + looks[index].noise * grain for index in near}
-    distances = {index: _distance(encoder, styled[index], image, inside, planes) for index in near}
-    best = min(near, key=lambda index: distances[index])
-    brain = np.packbits(ready.prepared.brain).tobytes()
+    grain = (rng.standard_normal(image.shape) * brain).astype(np.float32)
+    distances: dict[int, float] = {}
+    for index in best_by_voxels.tolist():
+        with_noise = moved_images[index] + styles[index].noise * grain
+        distances[index] = _distance(encoder, with_noise, image, brain, planes)
+    best = min(distances, key=lambda index: distances[index])
+
+    mask_bytes = np.packbits(ready.prepared.brain).tobytes()
     facts = {
         "reference": name,
         "reference_sha256": digest,
-        "reference_mask_sha256": None if mask is None else hashlib.sha256(brain).hexdigest(),
-        "point_spread_sigma_voxels": looks[best].blur,
-        "style_distance": round(distances[best], 4),  # the target's hash must not hang on the last digits
+        "reference_mask_sha256": None if mask is None else hashlib.sha256(mask_bytes).hexdigest(),
+        "point_spread_sigma_voxels": styles[best].blur,
+        "style_distance": round(distances[best], 4),  # the target's hash must not depend on the last digits
         "style_encoder": encoder.describe(),
     }
-    return Target(name, {sequence: looks[best]}, hash_of([facts, harmonizer.bundle.hash]), f"scan:{name}", facts, {}, 0)
+    target_hash = hash_of([facts, harmonizer.bundle.hash])
+    return Target(name, {sequence: styles[best]}, target_hash, f"scan:{name}", facts, {}, 0)
 
 
-def _look(unified: np.ndarray, image: np.ndarray, mask: np.ndarray, sigma: float) -> SiteStyle:
+def _style(unified: np.ndarray, image: np.ndarray, mask: np.ndarray, sigma: float) -> SiteStyle:
     """The curve to an image from the unified one with a point spread."""
     soft = point_spread(unified, mask, sigma)
     return replace(SiteStyle.fit([soft], [image], [mask]), blur=sigma)
@@ -103,5 +117,6 @@ def _distance(
 ) -> float:
     """1 - cosine of the style vectors of two volumes ``(X, Y, Z)`` of one mask, by the planes ``(1, 3)`` that count."""
     volumes = torch.from_numpy(np.stack([image, reference]).astype(np.float32))
-    one, other = encoder(volumes, torch.from_numpy(np.stack([mask, mask])), planes.expand(2, -1))
-    return 1 - float(torch.cosine_similarity(one, other, dim=0))
+    masks = torch.from_numpy(np.stack([mask, mask]))
+    image_vector, reference_vector = encoder(volumes, masks, planes.expand(2, -1))
+    return 1 - float(torch.cosine_similarity(image_vector, reference_vector, dim=0))

@@ -14,17 +14,17 @@ _UNITS = {
     ("unit", False): "unit intensity of the unified domain (0 background, about 1 bright tissue)",
     ("source", False): "the scan's own: unit intensity of the unified domain * (High - Low) + Low",
     ("unit", True): "unit intensity of the target site (0 background, 1 bright tissue of its scans)",
-    (
-        "source",
-        True,
-    ): "the scan's own range, in the target's contrast: unit intensity of the target site * (High - Low) + Low",
+    ("source", True): (
+        "the scan's own range, in the target's contrast: unit intensity of the target site * (High - Low) + Low"
+    ),
 }
 """By ``harmonize.intensity``, and whether there is a target. What a target's scans measure in their own units is not recorded."""
 
 
 def account_of(scan: HarmonizedScan, harmonizer: Harmonizer, has_target: bool) -> dict[str, Any]:
     """Fields of the sidecar that scan and model tell; JSON-able."""
-    prepared, settings = scan.prepared, harmonizer.settings
+    prepared = scan.prepared
+    settings = harmonizer.settings
     return {
         "SkullStripped": scan.stripped,
         "Units": _UNITS[settings.intensity, has_target],
@@ -46,16 +46,17 @@ def account_of(scan: HarmonizedScan, harmonizer: Harmonizer, has_target: bool) -
 
 
 def _registration(scan: HarmonizedScan) -> dict[str, Any] | None:
-    """How the template lies in the scan: an image in template space goes back to the scan by it, as intensities do by `IntensityMapping`.
+    """How the template lies in the scan: by it an image in template space goes back to the scan.
 
-    Nothing else can be undone from the sidecar: N4's field and what the model changed are not kept.
+    Intensities go back by `IntensityMapping`. Nothing else can be undone from the sidecar: N4's field and what the
+    model changed are not kept.
     """
-    found = scan.prepared.registration
-    if found is None:
+    registration = scan.prepared.registration
+    if registration is None:
         return None
     return {
-        "Method": found.method,
-        "Quality": found.quality,
+        "Method": registration.method,
+        "Quality": registration.quality,
         "TemplateSpace": SPACE,
-        "TemplateToScan": found.matrix.tolist(),
+        "TemplateToScan": registration.matrix.tolist(),
     }

@@ -9,25 +9,20 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from mmh_ray.bids.contrast import contrast_flags
 from mmh_ray.bids.derivatives import derivative_files, figure_paths, write_sidecar
+from mmh_ray.bids.rows import LedgerRow, Problem, Status, problem_of
 from mmh_ray.config import Config
 from mmh_ray.errors import DataError, RefusedError, data_error, naming_mask
 from mmh_ray.harmonization.harmonizer import HarmonizedScan, Harmonizer, InferredImage, ReadyScan, with_smaller_batches
+from mmh_ray.harmonization.job import ModelIdentity, Task
+from mmh_ray.harmonization.outputs import check_places, input_hash, is_current, ledger_row, provenance
 from mmh_ray.harmonization.sidecar import account_of
-from mmh_ray.harmonization.target_domain import (
-    Look,
-    check_places,
-    input_hash,
-    is_current,
-    ledger_row,
-    provenance,
-    unknown_sequence,
-)
+from mmh_ray.harmonization.target_domain import TargetDomain
 from mmh_ray.imaging.volume import Room, read_mask, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.models.target.bundle import Target
@@ -36,13 +31,20 @@ from mmh_ray.quality.mosaic import write_mosaic
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
+
+class _Pending(NamedTuple):
+    """A domain for which an image is still to be harmonized, and where its derivative goes."""
+
+    domain: TargetDomain
+    output: str
+    """Relative to the derivatives' root."""
 
 
 class HarmonizeWorker:
     """Harmonizes images of an archive.
 
-    Several threads may call it: while one has the model, others read, prepare and write; every image is one thread's from end to end.
+    Several threads may call it: while one has the model, others read, prepare and write. Each image is one thread's
+    from end to end.
 
     Parameters
     ----------
@@ -52,10 +54,10 @@ class HarmonizeWorker:
         Its sections `harmonize` and `quality`, and of `prepare` what is the job's to choose.
     out:
         Folder of the derivatives.
-    facts:
-        ``model`` (URI) and ``model_hash`` of the run.
-    looks:
-        What every image is to look like; all of them share the global pass.
+    model:
+        Which model the files are.
+    domains:
+        Domains that every image is mapped to; all of them share the global pass.
     neighbours:
         Workers on this machine, with this one: they share its memory.
 
@@ -70,8 +72,8 @@ class HarmonizeWorker:
         files: dict[str, bytes],
         config: Config,
         out: str,
-        facts: Row,
-        looks: Sequence[Look],
+        model: ModelIdentity,
+        domains: Sequence[TargetDomain],
         neighbours: int = 1,
     ) -> None:
         torch.set_num_threads(1)
@@ -80,92 +82,125 @@ class HarmonizeWorker:
             for name, content in files.items():
                 Path(folder, name).write_bytes(content)
             bundle = load_bundle(folder, device)
-        for look in looks:
-            if look.target is not None:
-                look.target.attach(bundle)
+        for domain in domains:
+            if domain.target is not None:
+                domain.target.attach(bundle)
         self.harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
-        self.out, self.facts, self.looks = Path(out), facts, looks
+        self.out = Path(out)
+        self.model = model
+        self.domains = domains
         self.model_idle_s = 0.0
         self._idle_since: float | None = None  # its start is no wait
-        self._model_lock, self._device, self._room = threading.Lock(), _device_of(bundle.model), Room(neighbours)
+        self._model_lock = threading.Lock()
+        self._device = _device_of(bundle.model)
+        self._room = Room(neighbours)
 
-    def harmonize(self, row: Row) -> list[Row]:
-        """The ledger rows of one image, one a look, whose derivatives and sidecars are then on disk; an exception belongs to its rows."""
-        start, rows = time.perf_counter(), list[Row]()
+    def harmonize(self, task: Task) -> list[LedgerRow]:
+        """The ledger rows of one image, one a domain, whose derivatives and sidecars are then on disk.
+
+        An exception belongs to the image: it is the problem of those rows that are not finished.
+        """
+        start = time.perf_counter()
+        rows: list[LedgerRow] = []
         digest: str | None = None
-        status, reason = "failed", row["reason"]
+        status = Status.FAILED
+        problem = problem_of(task)
         try:
-            if row["status"] == "ok":
-                row = row | {"sha256": sha256_file(row["uri"])}
-                digest = input_hash(row)
-                self._harmonize(row, digest, rows)
+            if task["status"] == Status.OK:
+                task = task.copy()
+                task["sha256"] = sha256_file(task["uri"])
+                digest = input_hash(task)
+                self._harmonize(task, digest, rows)
         except RefusedError as error:
-            status, reason = "refused", str(error)
+            status = Status.REFUSED
+            problem = Problem.of(error)
         except Exception as error:
-            log.debug("%s", row["uri"], exc_info=True)
-            reason = str(data_error(error, row["uri"]))
-        have = {found["target"] for found in rows}
-        rest = [look for look in self.looks if look.name not in have]
-        rows += [ledger_row(row, look, status, reason, input_sha256=digest) for look in rest]
+            log.debug("%s", task["uri"], exc_info=True)
+            problem = Problem.of(data_error(error, task["uri"]))
+        finished = {row["target"] for row in rows}
+        for domain in self.domains:
+            if domain.name not in finished:
+                rows.append(ledger_row(task, domain, status, problem, input_sha256=digest))
         seconds = (time.perf_counter() - start) / len(rows)
-        return [found | {"seconds": seconds} for found in rows]
+        for row in rows:
+            row["seconds"] = seconds
+        return rows
 
-    def _harmonize(self, row: Row, digest: str, rows: list[Row]) -> None:
-        """Append a row for every look as it is finished."""
-        pending = self._pending(row, digest, rows)
+    def _harmonize(self, task: Task, digest: str | None, rows: list[LedgerRow]) -> None:
+        """Append a row for every domain as it is finished."""
+        pending = self._pending(task, digest, rows)
         if not pending:
             return
-        with self._room.taken_by(row["uri"]):
-            ready = self._ready(row, digest)
+        targets = [domain.target for domain, _ in pending]
+        with self._room.taken_by(task["uri"]):
+            ready = self._ready(task, digest)
             with self._model_lock:
                 if self._idle_since is not None:
                     self.model_idle_s += time.perf_counter() - self._idle_since
-                images = self._with_less_memory(ready, row["image_id"], [look.target for look, _ in pending])
+                images = self._with_less_memory(ready, task["image_id"], targets)
                 self._idle_since = time.perf_counter()
-            for (look, facts), image in zip(pending, images, strict=True):
-                scan, target = self.harmonizer.finish(ready, image), self.out / facts["output"]
-                with _all_or_none(*derivative_files(target)) as written:
-                    write_volume(scan.volume, target)
-                    written.append(target)
-                    for path, shown in zip(figure_paths(target), (scan.source, scan.harmonized), strict=True):
-                        write_mosaic(path, shown.data, scan.prepared.brain, shown.affine)
-                        written.append(path)
-                    write_sidecar(target, self._sidecar(row, scan, digest, look))
-                rows.append(ledger_row(row, look, "done", None, **facts, flags=_flags(row, scan)))
+            for (domain, output), image in zip(pending, images, strict=True):
+                scan = self.harmonizer.finish(ready, image)
+                self._write(self.out / output, scan, self._sidecar(task, scan, digest, domain))
+                flags = _flags(task, scan)
+                rows.append(ledger_row(task, domain, Status.DONE, output=output, input_sha256=digest, flags=flags))
 
-    def _pending(self, row: Row, digest: str, rows: list[Row]) -> list[tuple[Look, Row]]:
-        """The looks that are to be made, with what their ledger rows hold; a row is appended for every other."""
+    def _pending(self, task: Task, digest: str | None, rows: list[LedgerRow]) -> list[_Pending]:
+        """The domains for which the image is to be harmonized; a row is appended for every other."""
+        model_sequences = self.harmonizer.bundle.config.model.sequences
         pending = []
-        for look in self.looks:
-            reason = unknown_sequence(row, self.harmonizer.bundle.config.model.sequences, look)
-            facts = {"output": str(look.output(row, self.harmonizer.settings)), "input_sha256": digest}
-            check_places(self.out / facts["output"], self.out)
-            if reason:
-                rows.append(ledger_row(row, look, "refused", reason, input_sha256=digest))
-            elif is_current(row["earlier"].get(look.name), self.out, digest, self.facts["model_hash"], look):
-                rows.append(ledger_row(row, look, "skipped", None, **facts, flags=row["earlier"][look.name]["flags"]))
+        for domain in self.domains:
+            refusal = domain.unknown_sequence(task["sequence"], model_sequences)
+            output = str(domain.output(task["uri"], self.harmonizer.settings))
+            check_places(self.out / output, self.out)
+            earlier = task["earlier"].get(domain.name)
+            if refusal is not None:
+                rows.append(ledger_row(task, domain, Status.REFUSED, Problem.of(refusal), input_sha256=digest))
+            elif earlier is not None and is_current(earlier, self.out, digest, self.model.hash, domain):
+                flags = earlier["flags"]
+                rows.append(ledger_row(task, domain, Status.SKIPPED, output=output, input_sha256=digest, flags=flags))
             else:
-                pending.append((look, facts))
+                pending.append(_Pending(domain, output))
         return pending
 
-    def _ready(self, row: Row, digest: str) -> ReadyScan:
+    def _write(self, image_path: Path, scan: HarmonizedScan, sidecar: dict[str, Any]) -> None:
+        """Write a derivative with its pictures and its sidecar, all or none."""
+        before_path, after_path = figure_paths(image_path)
+        brain = scan.prepared.brain
+        with _all_or_none(*derivative_files(image_path)) as written:
+            write_volume(scan.volume, image_path)
+            written.append(image_path)
+            write_mosaic(before_path, scan.source.data, brain, scan.source.affine)
+            written.append(before_path)
+            write_mosaic(after_path, scan.harmonized.data, brain, scan.harmonized.affine)
+            written.append(after_path)
+            write_sidecar(image_path, sidecar)
+
+    def _ready(self, task: Task, digest: str | None) -> ReadyScan:
         """Read and prepare, on the CPU. A file that was replaced after it was hashed fails: its row would name other bytes."""
-        volume = read_volume(row["uri"])
-        mask = read_mask(row["mask_uri"]) if row["mask_uri"] else None
-        if input_hash(row | {"sha256": sha256_file(row["uri"])}) != digest:
+        uri = task["uri"]
+        mask_uri = task["mask_uri"]
+        volume = read_volume(uri)
+        mask = read_mask(mask_uri) if mask_uri else None
+        task_now = task.copy()
+        task_now["sha256"] = sha256_file(uri)
+        if input_hash(task_now) != digest:
             what = "a scan or brain mask that was written to while it was read"
-            raise DataError(f"{row['uri']}: {what}", "files that stay as they are", "Run again with --retry-failed.")
-        with naming_mask(row["mask_uri"]):
-            return self.harmonizer.ready(volume, row["sequence"], mask)
+            raise DataError(f"{uri}: {what}", "files that stay as they are", "Run again with --retry-failed.")
+        sequence = task["sequence"]
+        assert sequence is not None, "an image of an unknown sequence is refused before"
+        with naming_mask(mask_uri):
+            return self.harmonizer.ready(volume, sequence, mask)
 
     def _with_less_memory(
         self, ready: ReadyScan, image_id: str, targets: Sequence[Target | None]
     ) -> list[InferredImage]:
-        """Infer; where memory runs out, with half the batch, again and again, then on the CPU.
+        """Infer; where memory runs out, with half the batch again and again, then on the CPU.
 
         Later images keep the smaller batch, and go back to the GPU where it has room for the model again.
         """
-        harmonizer, model = self.harmonizer, self.harmonizer.bundle.model
+        harmonizer = self.harmonizer
+        model = harmonizer.bundle.model
         self._move_back()
         while True:
             try:
@@ -180,7 +215,8 @@ class HarmonizeWorker:
                 else:
                     raise MemoryError(f"not even one slab at a time fits on the CPU: {error}") from error
             torch.cuda.empty_cache()
-            slabs, device = harmonizer.settings.batch_slabs, _device_of(model)
+            slabs = harmonizer.settings.batch_slabs
+            device = _device_of(model)
             log.warning("%s: out of memory; from now on %d slabs a batch, this image on %s", image_id, slabs, device)
 
     def _move_back(self) -> None:
@@ -194,30 +230,33 @@ class HarmonizeWorker:
             model.to("cpu")
             log.warning("the model stays on the CPU: %s", error)
 
-    def _sidecar(self, row: Row, scan: HarmonizedScan, digest: str, look: Look) -> Row:
+    def _sidecar(self, task: Task, scan: HarmonizedScan, digest: str | None, domain: TargetDomain) -> dict[str, Any]:
         """What was done to the image, for whoever finds it."""
         bundle = self.harmonizer.bundle
-        seen = bundle.facts["training"].get("counts", {}).get(row["site"], {})
+        target = domain.target
+        target_model = None if target is None else {"URI": target.uri, "Hash": target.hash, **target.facts}
+        training_counts = bundle.facts["training"].get("counts", {})
+        sequences_seen = training_counts.get(task["site"], {})
         return {
-            "Sources": [row["uri"]],
-            "SourceSHA256": row["sha256"],
-            "BrainMask": row["mask_uri"],
-            "Provenance": provenance(digest, self.facts["model_hash"], look),
-            "Model": {"URI": self.facts["model"], "Hash": bundle.hash, "CodeVersion": bundle.facts["code_version"]},
-            "TargetSite": look.name,
-            "TargetModel": look.target and {"URI": look.target.uri, "Hash": look.target.hash, **look.target.facts},
-            "SourceSite": row["site"],
-            "SourceSiteSeenInTraining": row["sequence"] in seen,
-            "Flags": _flags(row, scan),
-            **account_of(scan, self.harmonizer, look.target is not None),
+            "Sources": [task["uri"]],
+            "SourceSHA256": task["sha256"],
+            "BrainMask": task["mask_uri"],
+            "Provenance": provenance(digest, self.model.hash, domain),
+            "Model": {"URI": self.model.uri, "Hash": bundle.hash, "CodeVersion": bundle.facts["code_version"]},
+            "TargetSite": domain.name,
+            "TargetModel": target_model,
+            "SourceSite": task["site"],
+            "SourceSiteSeenInTraining": task["sequence"] in sequences_seen,
+            "Flags": _flags(task, scan),
+            **account_of(scan, self.harmonizer, has_target=target is not None),
         }
 
 
 @contextlib.contextmanager
 def _all_or_none(*paths: Path) -> Iterator[list[Path]]:
-    """An image without its sidecar is no result: an earlier one's files go first, what an exception leaves incomplete goes too.
+    """Delete old outputs first; on error delete what the block wrote. An image without its sidecar is no result.
 
-    The block lists what it has written; whatever else lies there by then is another run's.
+    The block lists what it has written: whatever else lies there by then is another run's.
     """
     for path in paths:
         path.unlink(missing_ok=True)
@@ -230,9 +269,9 @@ def _all_or_none(*paths: Path) -> Iterator[list[Path]]:
         raise
 
 
-def _flags(row: Row, scan: HarmonizedScan) -> list[str]:
+def _flags(task: Task, scan: HarmonizedScan) -> list[str]:
     """What a person should look at: what the image's name tells, then what its figures do."""
-    return [*contrast_flags(row["uri"]), *scan.flags]
+    return [*contrast_flags(task["uri"]), *scan.flags]
 
 
 def _device_of(model: torch.nn.Module) -> torch.device:
@@ -241,5 +280,7 @@ def _device_of(model: torch.nn.Module) -> torch.device:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether a device or the host had no room; torch has no class of its own for the latter."""
-    known = "DefaultCPUAllocator", "not enough memory"
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in known)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    message = str(error)
+    return "DefaultCPUAllocator" in message or "not enough memory" in message

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-STATUSES = ("failed", "refused", "skipped", "done")
+from mmh_ray.bids.rows import MADE, NO_RESULT, Problem, Status
+
+STATUSES = (Status.FAILED, Status.REFUSED, Status.SKIPPED, Status.DONE)
 """The statuses of the ledger, most urgent first."""
 KEPT = "preservation"
 """The measure whose smallest values come first among images with equally many reasons to be looked at."""
@@ -41,12 +43,14 @@ class Measure:
     name: str
     label: str
     text: str
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
 
     def is_outside(self, value: float) -> bool:
         """Whether the value is beyond a bound; NaN is not."""
-        return (self.low is not None and value < self.low) or (self.high is not None and value > self.high)
+        is_too_low = self.low is not None and value < self.low
+        is_too_high = self.high is not None and value > self.high
+        return is_too_low or is_too_high
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class ImageRecord:
         Who and what it is, as in the manifest.
     status:
         One of :data:`STATUSES`; ``skipped``: harmonized by an earlier run with the same input, model and settings.
-    reason:
+    problem:
         Why it failed or was refused.
     seconds:
         Wall-clock time it took.
@@ -80,7 +84,7 @@ class ImageRecord:
     site: str | None
     sequence: str
     status: str
-    reason: str | None
+    problem: Problem | None
     seconds: float | None
     flags: tuple[str, ...]
     qc: Mapping[str, float]
@@ -95,15 +99,19 @@ class ImageRecord:
     @property
     def is_harmonized(self) -> bool:
         """Whether there is a harmonized image, of this run or an earlier one."""
-        return self.status in ("done", "skipped")
+        return self.status in MADE
 
 
 def figures_in(value: Any) -> dict[str, float]:
     """Finite numbers by name, out of what a sidecar holds under `QC`; whatever else stands there is left out."""
     if not isinstance(value, Mapping):
         return {}
-    numbers = ((name, _finite(found)) for name, found in value.items() if isinstance(name, str))
-    return {name: number for name, number in numbers if number is not None}
+    figures = {}
+    for name, figure in value.items():
+        number = _finite(figure)
+        if isinstance(name, str) and number is not None:
+            figures[name] = number
+    return figures
 
 
 def histogram_in(value: Any) -> list[float] | None:
@@ -113,10 +121,14 @@ def histogram_in(value: Any) -> list[float] | None:
     """
     if not isinstance(value, list) or not 2 <= len(value) <= MOST_BINS:
         return None
-    densities = [number for number in map(_finite, value) if number is not None and number >= 0]
-    if len(densities) < len(value):
-        return None
-    whole = sum(densities) * UPPER / len(densities)
+    densities = []
+    for item in value:
+        density = _finite(item)
+        if density is None or density < 0:
+            return None
+        densities.append(density)
+    bin_width = UPPER / len(densities)
+    whole = sum(densities) * bin_width
     return densities if whole <= 1 + _ROUNDING else None
 
 
@@ -133,7 +145,12 @@ def _finite(value: Any) -> float | None:
 
 def outside(image: ImageRecord, measures: Sequence[Measure]) -> list[int]:
     """Positions of the measures whose value is beyond a bound."""
-    return [i for i, measure in enumerate(measures) if measure.is_outside(image.qc.get(measure.name, math.nan))]
+    positions = []
+    for position, measure in enumerate(measures):
+        value = image.qc.get(measure.name, math.nan)
+        if measure.is_outside(value):
+            positions.append(position)
+    return positions
 
 
 def concerns(image: ImageRecord, measures: Sequence[Measure]) -> int:
@@ -145,9 +162,11 @@ def worst_first(images: Sequence[ImageRecord], measures: Sequence[Measure]) -> l
     """Failed, refused, then the most reasons to be looked at, then the smallest :data:`KEPT`; unknown values last."""
 
     def urgency(image: ImageRecord) -> tuple[int, int, float, str]:
+        rank = len(NO_RESULT) if image.is_harmonized else STATUSES.index(Status(image.status))
         kept = image.qc.get(KEPT, math.nan)
-        rank = 2 if image.is_harmonized else STATUSES.index(image.status)
-        return rank, -concerns(image, measures), math.inf if math.isnan(kept) else kept, image.image_id
+        if math.isnan(kept):
+            kept = math.inf
+        return rank, -concerns(image, measures), kept, image.image_id
 
     return sorted(images, key=urgency)
 
@@ -156,14 +175,20 @@ def headline(images: Sequence[ImageRecord], measures: Sequence[Measure]) -> str:
     """The run in one sentence: "72 of 74 images harmonized; 2 refused; 3 to look at"."""
     if not images:
         return "No images in this run"
-    count = Counter(image.status for image in images)
+    counts = Counter(image.status for image in images)
     harmonized = [image for image in images if image.is_harmonized]
-    look = sum(concerns(image, measures) > 0 for image in harmonized)
-    whole = f"{len(harmonized):,} of {len(images):,} image{'s' * (len(images) > 1)} harmonized"
-    earlier = f" ({count['skipped']:,} by an earlier run)" if count["skipped"] else ""
-    rest = [f"{count[status]:,} {status}" for status in ("failed", "refused") if count[status]]
-    seen = [f"{f'{look:,}' if look else 'none'} to look at"] if harmonized else []
-    return "; ".join([whole + earlier, *rest, *seen])
+    plural = "s" if len(images) > 1 else ""
+    first = f"{len(harmonized):,} of {len(images):,} image{plural} harmonized"
+    if counts[Status.SKIPPED]:
+        first += f" ({counts[Status.SKIPPED]:,} by an earlier run)"
+    parts = [first]
+    for status in NO_RESULT:
+        if counts[status]:
+            parts.append(f"{counts[status]:,} {status}")
+    if harmonized:
+        to_look_at = sum(concerns(image, measures) > 0 for image in harmonized)
+        parts.append(f"{to_look_at:,} to look at" if to_look_at else "none to look at")
+    return "; ".join(parts)
 
 
 class CountRow(NamedTuple):
@@ -177,42 +202,48 @@ class CountRow(NamedTuple):
 
 def counts(images: Sequence[ImageRecord], measures: Sequence[Measure]) -> list[CountRow]:
     """A row for every site and sequence that occur together, ordered by name, images without a site last."""
-    groups = defaultdict(list)
+    groups: defaultdict[tuple[bool, str, str], list[ImageRecord]] = defaultdict(list)
     for image in images:
-        groups[image.site is None, image.site or NO_SITE, image.sequence].append(image)
-    return [
-        count_row(site, sequence, groups[none, site, sequence], measures) for none, site, sequence in sorted(groups)
-    ]
+        has_no_site = image.site is None
+        groups[has_no_site, image.site or NO_SITE, image.sequence].append(image)
+    rows = []
+    for key in sorted(groups):
+        _, site, sequence = key
+        rows.append(count_row(site, sequence, groups[key], measures))
+    return rows
 
 
 def count_row(site: str, sequence: str, images: Sequence[ImageRecord], measures: Sequence[Measure]) -> CountRow:
     """The counts of these images."""
-    count = Counter(image.status for image in images)
-    look = sum(image.is_harmonized and concerns(image, measures) > 0 for image in images)
-    return CountRow(site, sequence, tuple(count[status] for status in STATUSES), look)
+    counts = Counter(image.status for image in images)
+    by_status = tuple(counts[status] for status in STATUSES)
+    to_look_at = sum(image.is_harmonized and concerns(image, measures) > 0 for image in images)
+    return CountRow(site, sequence, by_status, to_look_at)
 
 
 class Failure(NamedTuple):
     """Images that failed or were refused for the same reason."""
 
     status: str
-    reason: str
+    problem: Problem
     image_ids: list[str]
 
 
 def failures(images: Sequence[ImageRecord]) -> list[Failure]:
-    """Images without a result by reason, the most frequent first; what only names the image is left out of a reason."""
-    groups = defaultdict(list)
+    """Images without a result by their problem, the most frequent first; what only names the image is left out of it."""
+    groups: defaultdict[tuple[str, Problem], list[str]] = defaultdict(list)
     for image in images:
         if not image.is_harmonized:
-            groups[image.status, _common(image)].append(image.image_id)
-    found = [Failure(status, reason, ids) for (status, reason), ids in groups.items()]
-    return sorted(found, key=lambda failure: (-len(failure.image_ids), failure))
+            groups[image.status, _common_problem(image)].append(image.image_id)
+    grouped = [Failure(status, problem, image_ids) for (status, problem), image_ids in groups.items()]
+    return sorted(grouped, key=lambda failure: (-len(failure.image_ids), failure.status, failure.problem.text))
 
 
-def _common(image: ImageRecord) -> str:
-    """The reason without the image's own name and paths, so that images share it."""
-    names = {image.image_id, f"sub-{image.subject.removeprefix('sub-')}"}
-    own = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    reason = re.sub(rf"[^\s(:]*(?:{own})[^\s:;,)]*", "…", image.reason or "no reason given")
-    return reason.removeprefix("…: ").strip()
+def _common_problem(image: ImageRecord) -> Problem:
+    """The problem without the image's own name and paths in its reason, so that images share it."""
+    problem = image.problem or Problem("no reason given")
+    names = sorted({image.image_id, f"sub-{image.subject.removeprefix('sub-')}"}, key=len, reverse=True)
+    any_name = "|".join(re.escape(name) for name in names)
+    path_with_name = rf"[^\s(:]*(?:{any_name})[^\s:;,)]*"
+    reason = re.sub(path_with_name, "…", problem.reason)
+    return problem._replace(reason=reason.removeprefix("…: ").strip())

@@ -1,4 +1,4 @@
-"""Intensity curves of every site before and after harmonization, as lines for an SVG of :data:`WIDTH` x :data:`HEIGHT`."""
+"""Intensity histograms of every site before and after harmonization, as lines for an SVG of :data:`WIDTH` x :data:`HEIGHT`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from mmh_ray.quality.cohort import NO_SITE, UPPER, ImageRecord
 
 MOST = 12
 """Sites with a line of their own; the others share a grey band."""
-WIDTH, HEIGHT = 480, 260
-LEFT, RIGHT, TOP, BOTTOM = 44, 16, 12, 42
+WIDTH = 480
+HEIGHT = 260
+LEFT = 44
+RIGHT = 16
+TOP = 12
+BOTTOM = 42
 _BINS = 100
 _MIDDLES = (np.arange(_BINS) + 0.5) * UPPER / _BINS
+"""Unit intensity at the middle of each bin."""
 
 
 class Line(NamedTuple):
-    """A site's mean curve: its colour by number, its images, and the SVG paths before and after."""
+    """A site's mean histogram: its colour by number, its images, and the SVG paths before and after."""
 
     site: str
     colour: int
@@ -36,7 +41,7 @@ class Tick(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """Everything to draw of one sequence; ``band`` is the range of the ``others`` sites' mean curves."""
+    """Everything to draw of one sequence; ``band`` is the range of the ``others`` sites' mean histograms."""
 
     sequence: str
     lines: list[Line]
@@ -49,7 +54,8 @@ class Plot(NamedTuple):
 def histogram(values: np.ndarray, bins: int = 50) -> list[float]:
     """Densities of intensities in equal bins over 0 to :data:`UPPER`, as :class:`ImageRecord` takes them, with 4 digits."""
     counts, _ = np.histogram(values, bins, (0, UPPER))
-    return [float(f"{density:.4g}") for density in counts * bins / (UPPER * max(values.size, 1))]
+    densities = counts * bins / (UPPER * max(values.size, 1))
+    return [float(f"{density:.4g}") for density in densities]
 
 
 def plots(images: Iterable[ImageRecord]) -> list[Plot]:
@@ -57,68 +63,89 @@ def plots(images: Iterable[ImageRecord]) -> list[Plot]:
 
     The :data:`MOST` sites with the most such images have their own line, in the same colour in every plot.
     """
-    groups: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
-    sizes: Counter[str] = Counter()
+    by_sequence: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    images_of_site: Counter[str] = Counter()
     for image in images:
-        if (pair := _pair(image)) is not None:
-            groups[image.sequence][image.site or NO_SITE].append(pair)
-            sizes[image.site or NO_SITE] += 1
-    largest = sorted(sorted(sizes), key=lambda site: -sizes[site])[:MOST]
-    colours = {site: i for i, site in enumerate(sorted(largest))}
-    return [_plot(sequence, groups[sequence], colours) for sequence in sorted(groups)]
+        pair = _pair(image)
+        if pair is None:
+            continue
+        site = image.site or NO_SITE
+        by_sequence[image.sequence][site].append(pair)
+        images_of_site[site] += 1
+    by_size = sorted(images_of_site, key=lambda site: (-images_of_site[site], site))
+    sites_with_line = sorted(by_size[:MOST])
+    colours = {site: number for number, site in enumerate(sites_with_line)}
+    return [_plot(sequence, by_sequence[sequence], colours) for sequence in sorted(by_sequence)]
 
 
 def _pair(image: ImageRecord) -> np.ndarray | None:
     """``(2, bins)`` densities before and after; None unless both are there and finite."""
-    pair = [_at_middles(histogram) for histogram in (image.histogram_before, image.histogram_after)]
-    return np.stack(pair) if all(np.isfinite(curve).all() for curve in pair) else None
+    before = _at_middles(image.histogram_before)
+    after = _at_middles(image.histogram_after)
+    pair = np.stack([before, after])
+    return pair if np.isfinite(pair).all() else None
 
 
 def _at_middles(histogram: Sequence[float] | None) -> np.ndarray:
     """Densities at the common bins; NaN for no histogram."""
-    values = np.asarray([] if histogram is None else histogram, float)
-    if not values.size:
+    if histogram is None or len(histogram) == 0:
         return np.full(_BINS, np.nan)
-    return np.interp(_MIDDLES, (np.arange(values.size) + 0.5) * UPPER / values.size, values)
+    densities = np.asarray(histogram, float)
+    middles = (np.arange(densities.size) + 0.5) * UPPER / densities.size
+    return np.interp(_MIDDLES, middles, densities)
 
 
 def _plot(sequence: str, sites: dict[str, list[np.ndarray]], colours: dict[str, int]) -> Plot:
+    """The plot of one sequence, of pairs of histograms by site."""
     means = {site: np.mean(pairs, axis=0) for site, pairs in sorted(sites.items())}
-    top = max(float(mean.max()) for mean in means.values()) or 1.0
-    rest = [mean for site, mean in means.items() if site not in colours]
-    lines = [
-        Line(site, colours[site], len(sites[site]), (_path(mean[0], top), _path(mean[1], top)))
-        for site, mean in means.items()
-        if site in colours
-    ]
-    band = (_band(rest, 0, top), _band(rest, 1, top)) if rest else None
-    across = [Tick(float(_x(value)), f"{value:g}") for value in np.arange(0, UPPER + 0.01, 0.25)]
-    return Plot(sequence, lines, len(rest), band, across, _up(top))
+    highest = max(float(mean.max()) for mean in means.values()) or 1.0
+    lines = []
+    others = []
+    for site, mean in means.items():
+        if site not in colours:
+            others.append(mean)
+            continue
+        before, after = mean
+        paths = (_path(before, highest), _path(after, highest))
+        lines.append(Line(site, colours[site], len(sites[site]), paths))
+    band = (_band(others, 0, highest), _band(others, 1, highest)) if others else None
+    return Plot(sequence, lines, len(others), band, _intensity_ticks(), _density_ticks(highest))
 
 
-def _up(top: float) -> list[Tick]:
+def _intensity_ticks() -> list[Tick]:
+    values = np.arange(0, UPPER + 0.01, 0.25)
+    return [Tick(float(_x(value)), f"{value:g}") for value in values]
+
+
+def _density_ticks(highest: float) -> list[Tick]:
     """Up to five round densities from 0 to the highest."""
-    rough = top / 5
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough)
-    return [Tick(float(_y(value, top)), f"{value:g}") for value in np.arange(0, top + step / 1e6, step)]
+    rough_step = highest / 5
+    power_of_ten = 10 ** math.floor(math.log10(rough_step))
+    round_steps = [power_of_ten * factor for factor in (1, 2, 2.5, 5, 10)]
+    step = next(step for step in round_steps if step >= rough_step)
+    values = np.arange(0, highest + step / 1e6, step)
+    return [Tick(float(_y(value, highest)), f"{value:g}") for value in values]
 
 
 def _x(intensity: np.ndarray | float) -> np.ndarray:
     return LEFT + np.asarray(intensity) / UPPER * (WIDTH - LEFT - RIGHT)
 
 
-def _y(density: np.ndarray | float, top: float) -> np.ndarray:
-    return HEIGHT - BOTTOM - np.asarray(density) / top * (HEIGHT - TOP - BOTTOM)
+def _y(density: np.ndarray | float, highest: float) -> np.ndarray:
+    return HEIGHT - BOTTOM - np.asarray(density) / highest * (HEIGHT - TOP - BOTTOM)
 
 
-def _path(curve: np.ndarray, top: float, x: np.ndarray = _MIDDLES) -> str:
-    """An SVG path through the curve's points."""
-    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(_x(x), _y(curve, top), strict=True))
+def _path(densities: np.ndarray, highest: float, intensities: np.ndarray = _MIDDLES) -> str:
+    """An SVG path through these points."""
+    places = zip(_x(intensities), _y(densities, highest), strict=True)
+    return "M" + "L".join(f"{across:.1f} {down:.1f}" for across, down in places)
 
 
-def _band(means: list[np.ndarray], which: int, top: float) -> str:
-    """A closed SVG path around all of these curves."""
-    curves = np.stack([mean[which] for mean in means])
-    around = np.concatenate([curves.max(axis=0), curves.min(axis=0)[::-1]])
-    return _path(around, top, np.concatenate([_MIDDLES, _MIDDLES[::-1]])) + "Z"
+def _band(means: list[np.ndarray], which: int, highest: float) -> str:
+    """A closed SVG path around the histograms before (``which`` is 0) or after (1) of some sites."""
+    histograms = np.stack([mean[which] for mean in means])
+    upper_edge = histograms.max(axis=0)
+    lower_edge = histograms.min(axis=0)
+    there_and_back = np.concatenate([_MIDDLES, _MIDDLES[::-1]])
+    around = np.concatenate([upper_edge, lower_edge[::-1]])
+    return _path(around, highest, there_and_back) + "Z"

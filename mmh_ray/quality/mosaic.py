@@ -45,14 +45,18 @@ def mosaic(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarr
     orientation = nib.orientations.io_orientation(affine)
     spacing = np.empty(3)
     spacing[orientation[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
-    data, inside = (nib.orientations.apply_orientation(x, orientation) for x in (volume, mask))
+    data = nib.orientations.apply_orientation(volume, orientation)
+    inside = nib.orientations.apply_orientation(mask, orientation)
     margin = [round(MARGIN_MM / step) for step in spacing]
     data = data[box_of(inside, margin)] if inside.any() else data
     size = np.array(data.shape)
-    pixels = np.maximum(1, np.rint(size * spacing * LONGEST / (size * spacing).max())).astype(int)
+    pixels = np.rint(size * spacing * LONGEST / (size * spacing).max())
+    pixels = np.maximum(1, pixels).astype(int)
     grey = np.clip(np.nan_to_num(data) / HIGHEST, 0, 1)
-    cuts = [(2, part) for part in _AXIAL] + [(1, 0.5), (0, 0.5)]
-    return _side_by_side([_tile(grey, axis, part, pixels) for axis, part in cuts])
+    tiles = [_tile(grey, 2, part, pixels) for part in _AXIAL]
+    tiles.append(_tile(grey, 1, 0.5, pixels))  # coronal
+    tiles.append(_tile(grey, 0, 0.5, pixels))  # sagittal
+    return _side_by_side(tiles)
 
 
 def write_mosaic(path: str | Path, volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> None:
@@ -64,16 +68,21 @@ def write_mosaic(path: str | Path, volume: np.ndarray, mask: np.ndarray, affine:
 
 def _tile(grey: np.ndarray, axis: int, part: float, pixels: np.ndarray) -> np.ndarray:
     """One slice with square pixels, ``(height, width)`` uint8."""
-    index = min(int(part * grey.shape[axis]), grey.shape[axis] - 1)
-    across, up = (i for i in range(3) if i != axis)
-    cut = Image.fromarray(np.rot90(np.take(grey, index, axis)).astype(np.float32))
-    resized = np.asarray(cut.resize((pixels[across], pixels[up]), Image.Resampling.BILINEAR))
-    return np.rint(255 * resized).astype(np.uint8)
+    length = grey.shape[axis]
+    index = min(int(part * length), length - 1)
+    across, up = (other for other in range(3) if other != axis)
+    upright = np.rot90(np.take(grey, index, axis))
+    picture = Image.fromarray(upright.astype(np.float32))
+    resized = picture.resize((pixels[across], pixels[up]), Image.Resampling.BILINEAR)
+    return np.rint(255 * np.asarray(resized)).astype(np.uint8)
 
 
 def _side_by_side(tiles: list[np.ndarray]) -> np.ndarray:
     """The tiles in a row, centred upon black."""
     height = max(tile.shape[0] for tile in tiles)
-    gaps = [height - tile.shape[0] for tile in tiles]
-    padded = [np.pad(t, ((gap // 2, gap - gap // 2), (0, 0))) for t, gap in zip(tiles, gaps, strict=True)]
+    padded = []
+    for tile in tiles:
+        gap = height - tile.shape[0]
+        above = gap // 2
+        padded.append(np.pad(tile, ((above, gap - above), (0, 0))))
     return np.hstack(padded)

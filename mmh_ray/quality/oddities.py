@@ -41,28 +41,35 @@ def spikes(unit: np.ndarray, brain: np.ndarray) -> int:
         ``(I, J, K)`` bool.
     """
     box = box_of(brain, margin=1)
-    data, inside = unit[box], brain[box]
-    around = np.ones((3, 3, 3), bool)
-    around[1, 1, 1] = False
-    suspects = _stand_out(data) & inside
-    suspects[:1] = suspects[-1:] = False
+    data = unit[box]
+    suspects = _stand_out(data) & brain[box]
+    suspects[:1] = False
+    suspects[-1:] = False
+    but_the_middle = np.ones((3, 3, 3), bool)
+    but_the_middle[1, 1, 1] = False
     count = 0
     for place in np.argwhere(suspects):
-        near = data[tuple(slice(max(0, index - 1), index + 2) for index in place)]
-        if near.shape == (3, 3, 3):
-            others = near[around]
-            value = data[tuple(place)]
-            count += bool(value > others.max() + _SPIKE or value < others.min() - _SPIKE)
+        block = data[tuple(slice(max(0, index - 1), index + 2) for index in place)]
+        if block.shape != (3, 3, 3):
+            continue
+        neighbours = block[but_the_middle]
+        value = data[tuple(place)]
+        is_above = value > neighbours.max() + _SPIKE
+        is_below = value < neighbours.min() - _SPIKE
+        count += int(is_above or is_below)
     return count
 
 
 def _stand_out(data: np.ndarray) -> np.ndarray:
     """Voxels that differ from both neighbours along the first axis by more than a spike does, in one direction."""
     steps = np.diff(data, axis=0)
-    found = np.zeros(data.shape, bool)
-    found[1:-1] = (steps[:-1] > _SPIKE) & (steps[1:] < -_SPIKE)
-    found[1:-1] |= (steps[:-1] < -_SPIKE) & (steps[1:] > _SPIKE)
-    return found
+    rises = steps > _SPIKE
+    falls = steps < -_SPIKE
+    is_peak = rises[:-1] & falls[1:]
+    is_pit = falls[:-1] & rises[1:]
+    stands_out = np.zeros(data.shape, bool)
+    stands_out[1:-1] = is_peak | is_pit
+    return stands_out
 
 
 def second_head(volume: Volume) -> float:
@@ -73,15 +80,17 @@ def second_head(volume: Volume) -> float:
     volume:
         The scan on dark ground, 0 where there is no signal.
     """
-    steps = [max(1, round(_COARSE_MM / size)) for size in volume.spacing]
-    coarse = tuple(slice(None, None, step) for step in steps)
-    sizes = np.array([size * step for size, step in zip(volume.spacing, steps, strict=True)])
-    shown = ndimage.binary_fill_holes(foreground(volume)[coarse])
-    depth = ndimage.distance_transform_edt(np.pad(shown, 1), sampling=sizes)[1:-1, 1:-1, 1:-1]
-    labels, count = ndimage.label(depth > _BRIDGE_MM)
+    strides = [max(1, round(_COARSE_MM / size)) for size in volume.spacing]
+    every_stride = tuple(slice(None, None, stride) for stride in strides)
+    coarse_spacing = np.array(volume.spacing) * strides
+    shown = ndimage.binary_fill_holes(foreground(volume)[every_stride])
+    padded = np.pad(shown, 1)  # what lies at a face ends there
+    depth_mm = ndimage.distance_transform_edt(padded, sampling=coarse_spacing)[1:-1, 1:-1, 1:-1]
+    parts, count = ndimage.label(depth_mm > _BRIDGE_MM)
     if count < 2:
         return 0.0
-    second, first = np.sort(np.bincount(labels.ravel())[1:])[-2:]
+    voxels_of_part = np.bincount(parts.ravel())[1:]
+    second, first = np.sort(voxels_of_part)[-2:]
     return float(second / first)
 
 
@@ -99,22 +108,24 @@ def widest_fluid(image: np.ndarray, brain: np.ndarray, spacing_mm: float, grey: 
     bright:
         Whether fluid is brighter than that; it is then as bright as the brightest of the brain, else as dark as the darkest.
     """
-    fluid = float(np.percentile(image[brain], 99 if bright else 1))
+    percent = 99 if bright else 1
+    fluid = float(np.percentile(image[brain], percent))
     if (fluid > grey) != bright or fluid == grey:
         return 0.0
     smooth = ndimage.gaussian_filter(image, 0.7)
-    is_fluid = brain & ((smooth - grey) / (fluid - grey) > _FLUID)
-    return float(ndimage.distance_transform_edt(np.pad(is_fluid, 1)).max() * spacing_mm)
+    share_of_fluid = (smooth - grey) / (fluid - grey)
+    is_fluid = brain & (share_of_fluid > _FLUID)
+    depth = ndimage.distance_transform_edt(np.pad(is_fluid, 1))
+    return float(depth.max() * spacing_mm)
 
 
 def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
-    """Steps between neighbours from the top of a scan's range to its bottom, as integers make that ran over; 0 where they are no more
-    than bright edges.
+    """Steps between neighbours from the top of a scan's range to its bottom, where they are more than bright edges, else 0.
 
-    Tissue that is too bright for the integers of a file starts anew from their other end: dark voxels lie within bright ones, and most
-    of those that are fewer have such a neighbour. Noise that falls below zero ends at the top: bright voxels stand alone in the dark.
-    Elsewhere bright tissue fades before it ends, or is piled up where it is saturated. The air around a head proves nothing: fluid may
-    lie beside it.
+    Integers that ran over make such steps. Tissue that is too bright for the integers of a file starts anew from their
+    other end: dark voxels lie within bright ones, and most of those that are fewer have such a neighbour. Noise that
+    falls below zero ends at the top: bright voxels stand alone in the dark. Elsewhere bright tissue fades before it
+    ends, or is piled up where it is saturated. The air around a head proves nothing: fluid may lie beside it.
 
     Parameters
     ----------
@@ -128,28 +139,37 @@ def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
         measured &= data != np.float32(value)
     if not measured.any():
         return 0
-    low, high = float(data[measured].min()), float(data[measured].max())
-    top = measured & (data > high - _ENDS * (high - low))
-    if int((data[top] == high).sum()) > _PILED * int(top.sum()):
+    low = float(data[measured].min())
+    high = float(data[measured].max())
+    end = _ENDS * (high - low)
+    top = measured & (data > high - end)
+    at_the_very_top = int((data[top] == high).sum())
+    if at_the_very_top > _PILED * int(top.sum()):  # saturated
         return 0
-    bottom = measured & (data < low + _ENDS * (high - low))
+    bottom = measured & (data < low + end)
     between = ~(top | bottom)
-    alone = top & ~_beside(between) & ~_beside(top)
-    dark = bottom & ~_open_to_faces(bottom)
-    steps = sum(int((one & other).sum()) for one, other in _shifted(top, dark))
-    fewer = min(int(top.sum()), int(dark.sum()))
-    return int(alone.sum()) + (steps if steps >= _LEAST_STEPS * fewer else 0)
+    alone_in_the_dark = top & ~_beside(between) & ~_beside(top)
+    enclosed_bottom = bottom & ~_open_to_faces(bottom)
+    steps = 0
+    for shifted_top, shifted_bottom in _shifted(top, enclosed_bottom):
+        steps += int((shifted_top & shifted_bottom).sum())
+    fewer = min(int(top.sum()), int(enclosed_bottom.sum()))
+    if steps < _LEAST_STEPS * fewer:
+        steps = 0
+    return int(alone_in_the_dark.sum()) + steps
 
 
 def _shifted(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The two regions shifted against each other by a voxel, along every axis both ways."""
     for axis in range(3):
-        ahead = [slice(None)] * 3
-        behind = [slice(None)] * 3
-        ahead[axis] = slice(1, None)
-        behind[axis] = slice(None, -1)
-        yield first[tuple(ahead)], second[tuple(behind)]
-        yield first[tuple(behind)], second[tuple(ahead)]
+        but_the_first = [slice(None)] * 3
+        but_the_first[axis] = slice(1, None)
+        but_the_last = [slice(None)] * 3
+        but_the_last[axis] = slice(None, -1)
+        ahead = tuple(but_the_first)
+        behind = tuple(but_the_last)
+        yield first[ahead], second[behind]
+        yield first[behind], second[ahead]
 
 
 def _beside(region: np.ndarray) -> np.ndarray:
@@ -172,8 +192,11 @@ def mask_offset(volume: Volume, brain: np.ndarray, registration: Registration) -
     The registration followed the tissues inside the mask. Where the mask lies beside the brain, the two disagree.
     """
     known = template()
-    laid = to_grid(known.brain.astype(np.float32), registration.matrix @ known.affine, volume.affine, brain.shape) > 0.5
-    if not laid.any() or not brain.any():
+    template_affine = registration.matrix @ known.affine
+    template_share = to_grid(known.brain.astype(np.float32), template_affine, volume.affine, brain.shape)
+    template_brain = template_share > 0.5
+    if not template_brain.any() or not brain.any():
         return 0.0
-    apart = np.argwhere(laid).mean(axis=0) - np.argwhere(brain).mean(axis=0)
-    return float(np.linalg.norm(volume.affine[:3, :3] @ apart))
+    offset_voxels = np.argwhere(template_brain).mean(axis=0) - np.argwhere(brain).mean(axis=0)
+    offset_mm = volume.affine[:3, :3] @ offset_voxels
+    return float(np.linalg.norm(offset_mm))

@@ -16,9 +16,9 @@ _DARKEST = 0.02
 def without_field(image: np.ndarray, tissues: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """The image without its field inside the region, where its geometric mean stays.
 
-    The logarithm of the image is a value for each tissue and a polynomial of the place, fitted together with weights that lesions
-    and misfits of the template do not draw (iteratively re-weighted least squares after Huber, 1964). N4, which knows no tissues,
-    leaves much of a strong field.
+    The logarithm of the image is modelled as a value for each tissue and a polynomial of the place. Both are fitted
+    together, with weights that lesions and misfits of the template do not draw (iteratively re-weighted least squares
+    after Huber, 1964). N4, which knows no tissues, leaves much of a strong field.
 
     Parameters
     ----------
@@ -33,27 +33,38 @@ def without_field(image: np.ndarray, tissues: np.ndarray, inside: np.ndarray) ->
     least = _DARKEST * float(np.median(values))
     if least <= 0:
         return image
-    wanted = np.log(np.maximum(values, least))
+    log_values = np.log(np.maximum(values, least))
     shares = np.stack([tissue[inside] for tissue in tissues], axis=1)
     terms = _polynomial(np.argwhere(inside).astype(np.float64))
     design = np.concatenate([shares, terms], axis=1)
-    weight = np.ones(len(wanted))
-    coefficients = np.zeros(design.shape[1])
-    for _ in range(_PASSES):
-        coefficients = np.linalg.lstsq(design * weight[:, None], wanted * weight, rcond=None)[0]
-        left = np.abs(wanted - design @ coefficients)
-        usual = max(2 * 1.4826 * float(np.median(left)), 1e-9)
-        weight = np.sqrt(1 / np.maximum(1, left / usual))
+    coefficients = _robust_fit(design, log_values)
     field = terms @ coefficients[shares.shape[1] :]
     corrected = image.astype(np.float32)
     corrected[inside] *= np.exp(field.mean() - field).astype(np.float32)
     return corrected
 
 
+def _robust_fit(design: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Coefficients ``(terms,)`` of a design ``(n, terms)`` for values ``(n,)``; far residuals count by Huber's weights."""
+    weights: np.ndarray = np.ones(len(values))
+    coefficients = np.zeros(design.shape[1])
+    for _ in range(_PASSES):
+        coefficients = np.linalg.lstsq(design * weights[:, None], values * weights, rcond=None)[0]
+        residuals = np.abs(values - design @ coefficients)
+        # 1.4826 times the median is the standard deviation of what is normally distributed.
+        usual = max(2 * 1.4826 * float(np.median(residuals)), 1e-9)
+        weights = np.sqrt(1 / np.maximum(1, residuals / usual))
+    return coefficients
+
+
 def _polynomial(places: np.ndarray) -> np.ndarray:
     """All monomials of places ``(n, 3)``, brought to -1 to 1, up to the degree, but for the constant."""
     middle = (places.max(axis=0) + places.min(axis=0)) / 2
-    half = np.maximum(np.ptp(places, axis=0) / 2, 1)
-    x, y, z = ((places - middle) / half).T
-    powers = [power for power in product(range(_DEGREE + 1), repeat=3) if 0 < sum(power) <= _DEGREE]
-    return np.stack([x**i * y**j * z**k for i, j, k in powers], axis=1)
+    half_width = np.maximum(np.ptp(places, axis=0) / 2, 1)
+    x, y, z = ((places - middle) / half_width).T
+    monomials = []
+    for i, j, k in product(range(_DEGREE + 1), repeat=3):
+        degree = i + j + k
+        if 0 < degree <= _DEGREE:
+            monomials.append(x**i * y**j * z**k)
+    return np.stack(monomials, axis=1)

@@ -18,8 +18,7 @@ from urllib.parse import quote
 from mmh_ray.errors import DataError
 from mmh_ray.files import is_inside
 from mmh_ray.html_page import TYPES, data_uri, write_page
-from mmh_ray.quality import cohort
-from mmh_ray.quality import histograms as curves
+from mmh_ray.quality import cohort, histograms
 from mmh_ray.quality.cohort import ImageRecord, Measure
 from mmh_ray.quality.mosaic import mosaic, write_mosaic
 
@@ -78,22 +77,31 @@ def write_report(path: str | Path, facts: RunFacts, images: Sequence[ImageRecord
     DataError
         If a picture's path leaves the report's folder or does not end as a JPEG or PNG does.
     """
-    path, ordered = Path(path), cohort.worst_first(images, measures)
-    pairs = [(_existing(path.parent, image.before), _existing(path.parent, image.after)) for image in ordered]
-    embedded = _embedded(path.parent, pairs)
+    folder = Path(path).parent
+    ordered = cohort.worst_first(images, measures)
+    pairs: list[Pair] = []
+    for image in ordered:
+        before = _existing(folder, image.before)
+        after = _existing(folder, image.after)
+        pairs.append((before, after))
+    embedded = _embedded(folder, pairs)
     context = _summary(facts, ordered, measures) | {
         "table": _table(ordered, pairs, measures),
         "pictures": embedded,
         "pictured": sum(any(pair) for pair in pairs),
         "inside": sum(any(pair) for pair in embedded),
         "budget": EMBEDDED_BYTES,
+        "histograms": histograms,
     }
-    write_page(path, "report.html.j2", ["report.css"], ["report.js"], context | {"curves": curves})
+    write_page(path, "report.html.j2", ["report.css"], ["report.js"], context)
 
 
 def _summary(facts: RunFacts, images: Sequence[ImageRecord], measures: Sequence[Measure]) -> dict[str, Any]:
     """Everything on the page but the table and its pictures."""
-    reasons = cohort.failures(images)
+    failures = cohort.failures(images)
+    listed = failures[:REASONS]
+    others = failures[REASONS:]
+    images_of_others = sum(len(failure.image_ids) for failure in others)
     return {
         "facts": facts,
         "duration": _duration(facts),
@@ -102,39 +110,58 @@ def _summary(facts: RunFacts, images: Sequence[ImageRecord], measures: Sequence[
         "headline": cohort.headline(images, measures),
         "counts": cohort.counts(images, measures),
         "total": cohort.count_row("", "", images, measures),
-        "failures": reasons[:REASONS],
-        "other_failures": (len(reasons[REASONS:]), sum(len(failure.image_ids) for failure in reasons[REASONS:])),
-        "plots": curves.plots(images),
+        "failures": listed,
+        "other_failures": (len(others), images_of_others),
+        "plots": histograms.plots(images),
         "measures": measures,
     }
 
 
 def _table(images: Sequence[ImageRecord], pairs: Sequence[Pair], measures: Sequence[Measure]) -> dict[str, Any]:
     """What the script in the page makes the table of; rows are arrays to keep the page small."""
-    sites = sorted({image.site for image in images if image.site is not None})
-    sequences = sorted({image.sequence for image in images})
-    rows = [
-        [
-            *(image.image_id, image.subject, image.session, image.site, image.sequence, image.status, image.reason),
-            *(_number(image.seconds), image.flags, cohort.outside(image, measures)),
-            [_number(image.qc.get(measure.name)) for measure in measures],
-            *map(_url, pair),
-        ]
-        for image, pair in zip(images, pairs, strict=True)
-    ]
+    sites: list[str | None] = []
+    sites += sorted({image.site for image in images if image.site is not None})
+    if any(image.site is None for image in images):
+        sites.append(None)
+    statuses_there = {image.status for image in images}
     return {
-        "sites": sites + [None] * any(image.site is None for image in images),
+        "sites": sites,
         "no_site": cohort.NO_SITE,
-        "sequences": sequences,
-        "statuses": [status for status in cohort.STATUSES if any(image.status == status for image in images)],
+        "sequences": sorted({image.sequence for image in images}),
+        "statuses": [status for status in cohort.STATUSES if status in statuses_there],
         "measures": [[measure.label, measure.text] for measure in measures],
-        "rows": rows,
+        "rows": [_table_row(image, pair, measures) for image, pair in zip(images, pairs, strict=True)],
     }
+
+
+def _table_row(image: ImageRecord, pair: Pair, measures: Sequence[Measure]) -> list[Any]:
+    """One image, in the order in which the script takes the values."""
+    problem = image.problem
+    before, after = pair
+    return [
+        image.image_id,
+        image.subject,
+        image.session,
+        image.site,
+        image.sequence,
+        image.status,
+        problem and problem.reason,
+        problem and problem.expected,
+        problem and problem.remedy,
+        _number(image.seconds),
+        image.flags,
+        cohort.outside(image, measures),
+        [_number(image.qc.get(measure.name)) for measure in measures],
+        _url(before),
+        _url(after),
+    ]
 
 
 def _number(value: float | None) -> float | None:
     """Six digits of a finite number, else None."""
-    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.6g}")
 
 
 def _existing(folder: Path, name: str | None) -> str | None:
@@ -142,11 +169,12 @@ def _existing(folder: Path, name: str | None) -> str | None:
     if name is None:
         return None
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or path.suffix.lower() not in TYPES:
-        raise DataError(
-            f"picture {name!r}", "a .jpg or .png path inside the report's folder", "Write the pictures beside the page."
-        )
-    return name if (folder / path).is_file() and is_inside(folder / path, folder) else None
+    leads_out = path.is_absolute() or ".." in path.parts
+    if leads_out or path.suffix.lower() not in TYPES:
+        expected = "a .jpg or .png path inside the report's folder"
+        raise DataError(f"picture {name!r}", expected, "Write the pictures beside the page.")
+    is_there = (folder / path).is_file() and is_inside(folder / path, folder)
+    return name if is_there else None
 
 
 def _url(name: str | None) -> str | None:
@@ -157,28 +185,43 @@ def _url(name: str | None) -> str | None:
 def _embedded(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
     """``data:`` URIs of the first pictures, as many as :data:`EMBEDDED_BYTES` holds."""
     embedded: list[Pair] = []
-    left = EMBEDDED_BYTES
-    for pair in pairs:
-        size = sum(4 * (folder / name).stat().st_size // 3 for name in pair if name)
-        if (left := left - size) < 0:
+    bytes_left = EMBEDDED_BYTES
+    for before, after in pairs:
+        bytes_left -= _encoded_bytes(folder, before) + _encoded_bytes(folder, after)
+        if bytes_left < 0:
             break
-        before, after = (None if name is None else data_uri(folder / name) for name in pair)
-        embedded.append((before, after))
+        embedded.append((_data_uri(folder, before), _data_uri(folder, after)))
     return embedded
+
+
+def _encoded_bytes(folder: Path, name: str | None) -> int:
+    """Size of a picture in Base64."""
+    return 0 if name is None else 4 * (folder / name).stat().st_size // 3
+
+
+def _data_uri(folder: Path, name: str | None) -> str | None:
+    return None if name is None else data_uri(folder / name)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings by dotted key, as the command line takes them."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+        dotted_key = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{dotted_key}.")
+        else:
+            flat[dotted_key] = str(value)
     return flat
 
 
 def _duration(facts: RunFacts) -> str | None:
     """Hours, minutes and seconds from start to finish; None where either is unknown."""
     try:
-        gone = datetime.fromisoformat(facts.finished or "") - datetime.fromisoformat(facts.started)
+        started = datetime.fromisoformat(facts.started)
+        finished = datetime.fromisoformat(facts.finished or "")
+        duration = finished - started
     except (ValueError, TypeError):
         return None
-    return str(gone).split(".")[0]
+    whole_seconds, _, _ = str(duration).partition(".")
+    return whole_seconds

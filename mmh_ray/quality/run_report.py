@@ -6,29 +6,26 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from mmh_ray.bids.derivatives import figure_paths, read_sidecar
 from mmh_ray.bids.entities import parse
-from mmh_ray.bids.ledger import MADE
+from mmh_ray.bids.rows import MADE, LedgerRow, problem_of
 from mmh_ray.bids.status import RunRecord
 from mmh_ray.config import QualityConfig
 from mmh_ray.errors import DataError
 from mmh_ray.files import is_inside
-from mmh_ray.quality.checks import measures
 from mmh_ray.quality.cohort import ImageRecord, figures_in, histogram_in
+from mmh_ray.quality.measures import measures
 from mmh_ray.quality.report import RunFacts, write_report
 
 log = logging.getLogger(__name__)
-
-Row = Mapping[str, Any]
 
 NO_FIGURES = "no figures: the sidecar is missing or damaged"
 """Flag of an image that was harmonized, and of which nothing is known any more."""
 
 
-def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[Row], quality: QualityConfig) -> bool:
-    """Write the report, and return whether it was: one that cannot be costs no image and hides no other error, only a warning."""
+def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[LedgerRow], quality: QualityConfig) -> bool:
+    """Write the report and return whether it was written. One that cannot be written is only a warning: it hides no other error."""
     facts = RunFacts(
         title="Harmonized cohort",
         source=record.source,
@@ -43,7 +40,7 @@ def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[Row],
         versions=record.versions,
     )
     try:
-        images = [_image(Path(out), row) for row in rows]
+        images = [image_record(Path(out), row) for row in rows]
         _warn_of_lost_figures(images, out)
         write_report(Path(out) / "report.html", facts, images, measures(quality))
     except Exception as error:
@@ -59,20 +56,21 @@ def _warn_of_lost_figures(images: Iterable[ImageRecord], out: str | Path) -> Non
         log.warning("%s: %d images have no figures: their sidecar is missing or damaged", out, lost)
 
 
-def _image(out: Path, row: Row) -> ImageRecord:
-    """What ledger and sidecar know of an image; of one that failed, what an earlier run made is not shown as its result."""
+def image_record(out: Path, row: LedgerRow) -> ImageRecord:
+    """What ledger and sidecar know of an image. Of one that failed, what an earlier run made is not shown as its result."""
     is_made = row["status"] in MADE
-    output = row["output"] if is_made and row["output"] and is_inside(out / row["output"], out) else None
+    output = _output_inside(out, row) if is_made else None
     sidecar = read_sidecar(out / output) if output else {}
     qc = figures_in(sidecar.get("QC"))
-    curves = sidecar.get("BrainHistogram")
-    if not isinstance(curves, Mapping):
-        curves = {}
+    histograms = sidecar.get("BrainHistogram")
+    if not isinstance(histograms, Mapping):
+        histograms = {}
     flags = tuple(row["flags"] or ())
     if is_made and not qc:
         flags = (*flags, NO_FIGURES)
-    before, after = _figures(out, output)
+    before, after = _pictures(out, output)
     subject, session = _person(row)
+    problem = problem_of(row)
     return ImageRecord(
         image_id=row["image_id"],
         subject=subject,
@@ -80,29 +78,39 @@ def _image(out: Path, row: Row) -> ImageRecord:
         site=row["site"],
         sequence=row["sequence"] or "",
         status=row["status"],
-        reason=row["reason"],
+        problem=problem and problem.without_path(row["source"]),
         seconds=row["seconds"],
         flags=flags,
         qc=qc,
         before=before,
         after=after,
-        histogram_before=histogram_in(curves.get("Before")),
-        histogram_after=histogram_in(curves.get("After")),
+        histogram_before=histogram_in(histograms.get("Before")),
+        histogram_after=histogram_in(histograms.get("After")),
     )
 
 
-def _figures(out: Path, output: str | None) -> tuple[str | None, str | None]:
+def _output_inside(out: Path, row: LedgerRow) -> str | None:
+    """The image's output, relative to the folder; None where there is none, or a link leads out of the folder."""
+    output = row["output"]
+    return output if output and is_inside(out / output, out) else None
+
+
+def _pictures(out: Path, output: str | None) -> tuple[str | None, str | None]:
     """Pictures before and after, relative to the folder; one that a link leads out of it is none."""
     if output is None:
         return None, None
-    before, after = (
-        str(path.relative_to(out)) if os.path.isfile(path) and is_inside(path, out) else None
-        for path in figure_paths(out / output)
-    )
-    return before, after
+    before, after = figure_paths(out / output)
+    return _picture(before, out), _picture(after, out)
 
 
-def _person(row: Row) -> tuple[str, str | None]:
+def _picture(path: Path, out: Path) -> str | None:
+    if os.path.isfile(path) and is_inside(path, out):
+        return str(path.relative_to(out))
+    return None
+
+
+def _person(row: LedgerRow) -> tuple[str, str | None]:
+    """Subject and session by the name of the scan."""
     try:
         entities = parse(row["source"] or "")
     except DataError:

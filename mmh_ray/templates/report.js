@@ -7,11 +7,12 @@
   const order = new Intl.Collator("en", { numeric: true });
   const table = read("table");
   const pictures = read("pictures");
-  const rows = table.rows.map(([id, subject, session, site, sequence, status, reason, seconds, flags, outside, qc, before, after], rank) => {
+  const rows = table.rows.map(([id, subject, session, site, sequence, status, reason, expected, remedy, seconds, flags, outside, qc, before, after], rank) => {
     const [embeddedBefore, embeddedAfter] = pictures[rank] ?? [];
     const look = (status === "done" || status === "skipped") ? Math.max(flags.length, outside.length) : 0;
-    const text = [id, subject, session, site, sequence, status, reason, ...flags].join("\n").toLowerCase();
-    return { rank, id, subject, session, site, sequence, status, reason, seconds, flags, outside, qc, look, text,
+    const problem = [reason, expected === null ? null : `Expected: ${expected}`, remedy].filter((part) => part !== null);
+    const text = [id, subject, session, site, sequence, status, ...problem, ...flags].join("\n").toLowerCase();
+    return { rank, id, subject, session, site, sequence, status, problem, seconds, flags, outside, qc, look, text,
       before: embeddedBefore ?? before, after: embeddedAfter ?? after };
   });
 
@@ -85,7 +86,7 @@
 
   function line(row, position) {
     const open = element("button", { type: "button", className: "open", textContent: row.id });
-    const why = row.reason?.replace(/^\S*\/\S*: /, "") ?? row.flags.join(" ");
+    const why = row.problem[0] ?? row.flags.join(" ");
     const source = row.after ?? row.before;
     const thumbnail = source === null ? "–" : $("thumbnails").checked ? picture(source) : "";
     const cells = [
@@ -145,7 +146,7 @@
     $("which").textContent = row.id;
     const session = row.session === null ? [] : [`session ${row.session}`];
     $("what").textContent = [`subject ${row.subject}`, ...session, row.site ?? table.no_site, row.sequence, row.status].join(" · ");
-    $("why").replaceChildren(...[...(row.reason === null ? [] : [row.reason]), ...row.flags].map((text) => element("li", { textContent: text })));
+    $("why").replaceChildren(...[...row.problem, ...row.flags].map((text) => element("li", { textContent: text })));
     $("figures").replaceChildren(...table.measures.map(([label, text], i) => element("div", { title: text },
       element("dt", { textContent: label }),
       element("dd", { className: row.outside.includes(i) ? "outside" : "" }, element("span", { textContent: shortened(row.qc[i], i) })))));

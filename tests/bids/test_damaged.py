@@ -31,6 +31,8 @@ GOOD = {
     "output": "sub-a/anat/sub-a_desc-harmonized_T1w.nii.gz",
     "status": "done",
     "reason": None,
+    "expected": None,
+    "remedy": None,
     "flags": ["noise"],
     "seconds": 1.5,
     "finished": "2026-01-01T20:00:10+00:00",

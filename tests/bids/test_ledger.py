@@ -13,6 +13,7 @@ import pytest
 
 from mmh_ray.bids import ledger
 from mmh_ray.bids.ledger import LEDGER_SCHEMA, Journal, current_rows, is_locked, read_ledger, write_ledger
+from mmh_ray.bids.rows import problem_of
 from mmh_ray.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.fast
@@ -31,6 +32,22 @@ def test_ledger_there_and_back(tmp_path):
     assert (second["image_id"], second["seconds"]) == ("b", 1.5)
     assert list(first) == LEDGER_SCHEMA.names
     assert [entry.name for entry in tmp_path.iterdir()] == ["ledger.parquet"]
+
+
+def test_a_ledger_of_the_version_before_is_read_with_its_reasons_as_they_were(tmp_path):
+    """Its one text held all three parts of an error."""
+    columns = [field for field in LEDGER_SCHEMA if field.name not in ("expected", "remedy")]
+    old_schema = pa.schema(columns, metadata={b"mmh_ledger_version": b"3"})
+    text = "sequence PDw; expected T1w. Leave it out."
+    old_row = dict.fromkeys(old_schema.names) | row(status="refused", reason=text)
+    pq.write_table(pa.Table.from_pylist([old_row], old_schema), tmp_path / "ledger.parquet")
+    assert current_rows(tmp_path) == [old_row | {"expected": None, "remedy": None}]
+    with Journal(tmp_path) as journal:
+        journal.append(row("b", "failed", reason="cut", expected="a whole file", remedy="Copy it again."))
+    first, second = read_ledger(tmp_path / "ledger.parquet")
+    assert (first["reason"], first["expected"]) == ("cut", "a whole file")
+    assert (problem_of(second).text, problem_of(first).text) == (text, "cut; expected a whole file. Copy it again.")
+    assert pq.read_schema(tmp_path / "ledger.parquet").metadata[b"mmh_ledger_version"] == b"4"
 
 
 @pytest.mark.parametrize("bad", [row(status="ok"), row(image_id=""), row(sites="x"), {"image_id": "a"}, 3])

@@ -70,10 +70,8 @@ def test_what_became_of_a_run_that_is_over(tmp_path, more, state):
 
 
 def test_equal_reasons_are_counted_together(tmp_path):
-    rows = [
-        row(name, "failed", source=f"/x/{name}", reason=f"/x/{name}: unreadable; expected a file. Copy it.")
-        for name in "abc"
-    ]
+    parts = {"expected": "a file", "remedy": "Copy it."}
+    rows = [row(name, "failed", source=f"/x/{name}", reason=f"/x/{name}: unreadable", **parts) for name in "abc"]
     rows += [row("d", "refused", reason="sequence FLAIR"), row("e")]
     filled = [{"source": None, "reason": None, **entry} for entry in rows]
     assert count_reasons(filled) == {"unreadable; expected a file. Copy it.": 3, "sequence FLAIR": 1}

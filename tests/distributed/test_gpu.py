@@ -19,8 +19,8 @@ from mmh_ray.distributed.phantom import make_archive
 from mmh_ray.distributed.prepare import prepare
 from mmh_ray.distributed.train import train_global
 from mmh_ray.distributed.train_target import train_targets
-from mmh_ray.harmonization.job import Job
-from mmh_ray.harmonization.target_domain import Look
+from mmh_ray.harmonization.job import Job, ModelIdentity
+from mmh_ray.harmonization.target_domain import TargetDomain
 from mmh_ray.harmonization.worker import HarmonizeWorker
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.models.sampling import harmonize_volume
@@ -87,8 +87,9 @@ def test_batches_shrink_until_they_fit_into_the_gpu(
     files = {path.name: path.read_bytes() for path in wide[0].iterdir()}
     outputs, batches = [], []
     for name in ("plenty", "scarce"):
-        look, facts = Look(None, "b" * 64), {"model": "models:/m/1", "model_hash": "a" * 64}
-        worker = HarmonizeWorker(files, wide[1], str(tmp_path / name), facts, [look])
+        unified = TargetDomain(None, "b" * 64)
+        model = ModelIdentity("models:/m/1", "a" * 64)
+        worker = HarmonizeWorker(files, wide[1], str(tmp_path / name), model, [unified])
         assert next(worker.harmonizer.bundle.model.parameters()).is_cuda
         (found,) = worker.harmonize(row)
         assert found["status"] == "done", found["reason"]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from mmh_ray.bids.ledger import Journal, read_ledger
+from mmh_ray.bids.rows import problem_of
 from mmh_ray.bids.status import run_status
 from mmh_ray.cli import main
 from mmh_ray.config import Config, GridConfig
@@ -179,7 +180,7 @@ def test_ledger_tells_the_truth_of_every_image(job: FirstRun) -> None:
         assert rows[name]["input_sha256"] == hash_of([digest, sha256_file(mask)])
     for name, reason in REASONS.items():
         assert rows[name]["status"] == ("refused" if name == "sub-02_FLAIR" else "failed")
-        assert reason in rows[name]["reason"]
+        assert reason in problem_of(rows[name]).text
         assert rows[name]["output"] is None
         assert not job.derivative(name).exists()
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from mmh_ray.bids.ledger import current_rows
+from mmh_ray.bids.rows import problem_of
 from mmh_ray.config import Config
 from mmh_ray.distributed.harmonize import harmonize
 from mmh_ray.errors import ConfigError, DataError
@@ -132,8 +133,9 @@ def test_every_bad_file_is_a_row_with_its_reason_and_the_good_one_is_done(job: J
     assert rows.pop(GOOD)["status"] == "done"
     assert rows.keys() == REASONS.keys()
     for name, row in rows.items():
-        assert re.search(REASONS[name], row["reason"]), (name, row["reason"])
-        assert re.search(r".; expected .+\. [A-Z].+\.$", row["reason"]), (name, row["reason"])
+        text = problem_of(row).text
+        assert re.search(REASONS[name], text), (name, text)
+        assert re.search(r".; expected .+\. [A-Z].+\.$", text), (name, text)
     written = [name for name in files(Path(job.out)) if name.startswith("sub-")]
     assert len(written) == 4  # image, sidecar, two pictures
     assert all(name.startswith("sub-01/") for name in written)
@@ -170,5 +172,5 @@ def test_a_disk_that_fills_up_fails_the_image_and_leaves_nothing_half_written(jo
         harmonize(replace(job, out=str(small_disk), participants=("01",)))
     row = {row["image_id"]: row for row in current_rows(small_disk)}[GOOD]
     assert row["status"] == "failed"
-    assert "No space left on device; expected room for the whole of it. Free some" in row["reason"]
+    assert "No space left on device; expected room for the whole of it. Free some" in problem_of(row).text
     assert not [name for name in files(small_disk) if name.startswith("sub-")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,16 @@ import pytest
 
 from mmh_ray.bids.derivatives import derivative_files, sidecar_path
 from mmh_ray.bids.ledger import Journal, current_rows
+from mmh_ray.bids.rows import LedgerRow, Status, problem_of
 from mmh_ray.bids.status import RunRecord, run_status
 from mmh_ray.cli import main
 from mmh_ray.config import Config
 from mmh_ray.distributed import harmonize as driver
 from mmh_ray.distributed.harmonize import harmonize, plan
 from mmh_ray.errors import ConfigError, DataError
-from mmh_ray.harmonization.job import Job
-from mmh_ray.harmonization.target_domain import LEFT, Row, ledger_row
+from mmh_ray.harmonization.job import Job, Task
+from mmh_ray.harmonization.outputs import LEFT, ledger_row
+from mmh_ray.harmonization.run import RunInputs
 
 pytestmark = pytest.mark.fast
 
@@ -40,19 +42,22 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What stands in for the actors: `does` gives the fields of an image's row, and `closed` tells whether the run let go of them."""
     told: dict[str, Any] = {"does": lambda row: {}, "closed": False}
 
-    def run(rows: list[Row], job: Job, folder: Path, facts: Row, looks: list) -> Iterator[list[Row]]:
+    def run_pool(
+        tasks: list[Task], job: Job, inputs: RunInputs, on_actor_ready: Callable[[], object] = lambda: None
+    ) -> Iterator[list[LedgerRow]]:
         try:
-            for row in rows:
-                failed = {"status": "failed", "reason": row["reason"]} if row["status"] != "ok" else {}
-                told_of = {"status": "done", "reason": None} | told["does"](row) | failed
-                yield [ledger_row(row, look, **told_of) for look in looks]
+            for task in tasks:
+                fields = {"status": "done"} | told["does"](task)
+                problem = problem_of(task)
+                rows = [ledger_row(task, domain, Status.FAILED, problem) for domain in inputs.domains]
+                yield [row | fields if problem is None else row for row in rows]
         finally:
             told["closed"] = True
 
     monkeypatch.setattr(driver, "connect", lambda: None)
     monkeypatch.setattr(driver, "probe_all", lambda *_: None)
-    monkeypatch.setattr(driver, "_amiss", lambda *_: {})
-    monkeypatch.setattr(driver, "_run", run)
+    monkeypatch.setattr(driver, "find_problems", lambda *_: {})
+    monkeypatch.setattr(driver, "run_pool", run_pool)
     return told
 
 
@@ -74,7 +79,9 @@ def test_two_images_never_get_one_output(job: Job, work: dict[str, Any]) -> None
     }
     assert harmonize(job) == {"done": 1, "failed": 1}
     (failed,) = (row for row in current_rows(job.out) if row["status"] == "failed")
-    assert failed["reason"].startswith("its output would have the name of that of sub-01_T1w; expected a name of its")
+    assert problem_of(failed).text.startswith(
+        "its output would have the name of that of sub-01_T1w; expected a name of its"
+    )
     native = replace(job, config=replace(job.config, harmonize=replace(job.config.harmonize, space="native")))
     assert harmonize(native) == {"done": 2}
 
@@ -115,7 +122,7 @@ def test_a_run_that_stops_lets_go_of_its_actors_before_it_lets_go_of_the_folder(
 def test_what_an_actor_that_died_left_half_written_is_cleared_at_the_end(job: Job, work: dict[str, Any]) -> None:
     left = Path(job.out, "sub-01/anat/.partial-abc.nii.gz")
 
-    def dies(row: Row) -> Row:
+    def dies(task: Task) -> dict[str, Any]:
         left.parent.mkdir(parents=True, exist_ok=True)
         left.touch()
         return {}

@@ -14,13 +14,15 @@ import pytest
 from mmh_ray import demo
 from mmh_ray.bids.derivatives import derivative_files
 from mmh_ray.bids.ledger import JOURNAL, LEDGER, Journal, current_rows, write_ledger
+from mmh_ray.bids.rows import Problem
 from mmh_ray.config import Config, HarmonizeConfig, PhantomConfig
 from mmh_ray.distributed.evaluate import evaluate
 from mmh_ray.distributed.harmonize import harmonize, plan
 from mmh_ray.distributed.phantom import make_archive
 from mmh_ray.errors import ConfigError
-from mmh_ray.harmonization.job import Job
-from mmh_ray.harmonization.target_domain import Look, ledger_row, remove_stale
+from mmh_ray.harmonization.job import Job, ModelIdentity
+from mmh_ray.harmonization.outputs import ledger_row, remove_stale
+from mmh_ray.harmonization.target_domain import TargetDomain
 from mmh_ray.harmonization.worker import HarmonizeWorker
 from mmh_ray.shards import keep_only
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
@@ -28,7 +30,7 @@ from mmh_ray.simulation.phantom import canonical
 
 pytestmark = pytest.mark.fast
 
-UNIFIED = Look(None, "b" * 64)
+UNIFIED = TargetDomain(None, "b" * 64)
 IMAGE = "sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz"
 PLACES = ("sub-01", "sub-01/anat", "sub-01/figures")
 LINKS = ("outside", "dangling", "loop", "up")
@@ -78,12 +80,12 @@ def test_an_image_whose_place_is_elsewhere_fails_and_nothing_is_touched_there(
     link(out / place, kind, outside)
     before = snapshot(outside)
     files = {path.name: path.read_bytes() for path in tiny_bundle.iterdir()}
-    worker = HarmonizeWorker(files, tiny_config, str(out), {"model": "m", "model_hash": "a" * 64}, [UNIFIED])
+    worker = HarmonizeWorker(files, tiny_config, str(out), ModelIdentity("m", "a" * 64), [UNIFIED])
     row = {"image_id": "sub-01_T1w", "uri": str(scan), "site": "north", "sequence": "T1w", "mask_uri": None}
     (failed,) = worker.harmonize(row | {"status": "ok", "reason": None, "earlier": {}})
     assert failed["status"] == "failed"
     assert "a link on the way leads out of" in failed["reason"]
-    assert "expected a place inside that folder" in failed["reason"]
+    assert "a place inside that folder" in failed["expected"]
     assert remove_stale(failed, UNIFIED, out, HarmonizeConfig()) == failed
     assert snapshot(outside) == before
 
@@ -103,7 +105,7 @@ def test_a_dry_run_foresees_it(
 def ray_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """The archive is looked at in this process."""
     monkeypatch.setattr("mmh_ray.distributed.harmonize.probe_all", lambda *_: None)
-    monkeypatch.setattr("mmh_ray.distributed.harmonize._amiss", lambda *_: {})
+    monkeypatch.setattr("mmh_ray.distributed.harmonize.find_problems", lambda *_: {})
 
 
 @pytest.mark.parametrize("name", [path.name for path in derivative_files(IMAGE)])
@@ -113,7 +115,7 @@ def test_stale_files_that_are_links_go_and_what_they_lead_to_stays(name: str, ou
     place.parent.mkdir(parents=True)
     place.symlink_to(target)
     source = {"image_id": "sub-01_T1w", "uri": "/bids/sub-01/anat/sub-01_T1w.nii.gz", "site": None, "sequence": "T1w"}
-    failed = ledger_row(source, UNIFIED, "failed", "no brain", input_sha256="d" * 64)
+    failed = ledger_row(source, UNIFIED, "failed", Problem("no brain"), input_sha256="d" * 64)
     remove_stale(failed, UNIFIED, out, HarmonizeConfig())
     assert not place.is_symlink()
     assert target.read_text() == "someone's"
@@ -164,7 +166,7 @@ def test_a_file_of_out_that_is_a_link_is_replaced(
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that finds all images done."""
     monkeypatch.setattr("mmh_ray.distributed.harmonize.connect", lambda: None)
-    monkeypatch.setattr("mmh_ray.distributed.harmonize._run", lambda *_: (row for row in ()))
+    monkeypatch.setattr("mmh_ray.distributed.harmonize.run_pool", lambda *_, **__: (row for row in ()))
 
 
 def test_out_itself_may_be_a_link(

@@ -14,7 +14,7 @@ from benchmarks.quality import computed_tomography
 from mmh_ray import shards
 from mmh_ray.bids.manifest import read_manifest, to_table, write_manifest
 from mmh_ray.config import Config, GridConfig, ModelConfig, PrepareConfig, QualityConfig
-from mmh_ray.distributed.prepare import Outcome, _parts, prepare, prepare_shard
+from mmh_ray.distributed.prepare import Outcome, PrepareSettings, _parts, prepare, prepare_shard
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import read_volume
@@ -25,6 +25,7 @@ from mmh_ray.simulation.phantom import SITES, render
 
 PLAIN = PrepareConfig(n4=False, register=False, shard_volumes=2)
 CONFIG = Config(grid=GridConfig(8.0, (24, 24, 24)), prepare=PLAIN)
+SETTINGS = PrepareSettings(CONFIG.grid, CONFIG.prepare, CONFIG.quality)
 SUBJECTS = ("01", "02", "03")
 
 
@@ -211,7 +212,7 @@ def test_a_task_gives_every_exception_to_its_image(rows, store):
     outside |= dict.fromkeys(("subject", "session", "site", "sequence", "split"))
     stale = rows[1] | {"sha256": "of other bytes"}
     given = [row | {"session": None, "provenance": "p"} for row in (rows[0], outside, stale)]
-    found = prepare_shard(given, store, CONFIG.grid, CONFIG.prepare, CONFIG.quality)
+    found = prepare_shard(given, store, SETTINGS)
     entries = {entry["image_id"]: entry for entry in found}
     assert entries["sub-01_T1w"]["status"] == "ok"
     assert (
@@ -229,7 +230,7 @@ def test_what_harmonize_would_refuse_is_no_training_volume(rows, store, monkeypa
     found = iter(({"registration": 0.1}, {"registration": 0.9}))
     monkeypatch.setattr("mmh_ray.distributed.prepare.describe_scan", lambda *_: next(found))
     given = [row | {"session": None, "provenance": "p", "sequence": "PDw"} for row in rows[:2]]
-    first, second = (prepare_shard([row], store, CONFIG.grid, CONFIG.prepare, CONFIG.quality)[0] for row in given)
+    first, second = (prepare_shard([row], store, SETTINGS)[0] for row in given)
     assert (first["status"], second["status"]) == ("failed", "ok")
     assert "ICBM-152 template fits by 0.10; expected 0.2 or more" in first["reason"]
 
@@ -253,7 +254,9 @@ def test_what_is_no_adults_mri_is_no_training_volume(tmp_path):
         path = tmp_path / f"sub-{subject}_T1w.nii.gz"
         nib.save(image, path)
         rows.append(manifest_row(path, subject, "T1w", None) | {"session": None, "provenance": "p"})
-    found = prepare_shard(rows, str(tmp_path / "store"), CONFIG.grid, PrepareConfig(n4=False), QualityConfig())
+    found = prepare_shard(
+        rows, str(tmp_path / "store"), PrepareSettings(CONFIG.grid, PrepareConfig(n4=False), QualityConfig())
+    )
     reasons = {entry["subject"]: entry["reason"] for entry in found}
     assert reasons.pop("01") is None
     assert "expected a T1w: " in reasons["04"]

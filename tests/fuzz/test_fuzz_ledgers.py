@@ -30,6 +30,8 @@ ROW = {
     "output": IMAGE,
     "status": "done",
     "reason": None,
+    "expected": None,
+    "remedy": None,
     "flags": ["dark"],
     "seconds": 1.5,
     "finished": "2026-01-02T03:04:05+00:00",

@@ -23,7 +23,8 @@ from mmh_ray.imaging.template import OUTPUT_AFFINE, OUTPUT_SHAPE, SPACE, templat
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
-from mmh_ray.quality.checks import check_scan, measures
+from mmh_ray.quality.checks import check_scan
+from mmh_ray.quality.measures import measures
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SITES, canonical, render
 

@@ -1,4 +1,4 @@
-"""What an image is to look like: no two looks, of this run or of an earlier one, have images of the same name."""
+"""Domains that images are mapped to: no two, of this run or of an earlier one, have images of the same name."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import pytest
 
 from mmh_ray.config import HarmonizeConfig
 from mmh_ray.errors import ConfigError
-from mmh_ray.harmonization.target_domain import Look, check_names, is_current, ledger_row, mark_shared_outputs
+from mmh_ray.harmonization.outputs import is_current, ledger_row, mark_shared_outputs
+from mmh_ray.harmonization.target_domain import TargetDomain, check_names
 from mmh_ray.models.target.bundle import Target
 
 pytestmark = pytest.mark.fast
 
 NATIVE, TEMPLATE = HarmonizeConfig(), HarmonizeConfig(space="template")
-UNIFIED = Look(None, "s" * 64)
+UNIFIED = TargetDomain(None, "s" * 64)
 
 
-def look(name: str | None) -> Look:
-    return UNIFIED if name is None else Look(Target(name, {}, name, "", {}, {}, 0), f"settings of {name}")
+def domain_of(name: str | None) -> TargetDomain:
+    return UNIFIED if name is None else TargetDomain(Target(name, {}, name, "", {}, {}, 0), f"settings of {name}")
 
 
 def image(name: str = "sub-01_T1w") -> dict[str, Any]:
@@ -29,8 +30,8 @@ def image(name: str = "sub-01_T1w") -> dict[str, Any]:
 
 def made(name: str | None, status: str = "done", **more: Any) -> dict[str, Any]:
     """Row of the ledger of an image that was made for a target."""
-    own = look(name)
-    return ledger_row(image(), own, status, None, **{"output": str(own.output(image(), NATIVE))} | more)
+    domain = domain_of(name)
+    return ledger_row(image(), domain, status, **{"output": str(domain.output(image()["uri"], NATIVE))} | more)
 
 
 @pytest.mark.parametrize(
@@ -50,13 +51,13 @@ def made(name: str | None, status: str = "done", **more: Any) -> dict[str, Any]:
 def test_names_that_become_one_are_refused_in_a_run_and_across_runs(names: tuple[str, str]) -> None:
     one, other = names
     with pytest.raises(ConfigError) as caught:
-        check_names([], [look(one), look(other)], [], NATIVE)
+        check_names([], [domain_of(one), domain_of(other)], [], NATIVE)
     assert repr(one) in caught.value.received
     assert repr(other) in caught.value.received
     if one == other:
         return
     with pytest.raises(ConfigError) as caught:
-        check_names([image()], [look(other)], [made(one)], NATIVE)
+        check_names([image()], [domain_of(other)], [made(one)], NATIVE)
     assert repr(one) in caught.value.received
     assert repr(other) in caught.value.received
     assert "desc-harmonized" in caught.value.received
@@ -65,35 +66,35 @@ def test_names_that_become_one_are_refused_in_a_run_and_across_runs(names: tuple
 @pytest.mark.parametrize("name", ["東京", "—", ""])
 def test_a_name_that_leaves_no_label_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"letters A to Z"):
-        check_names([], [look(name)], [], NATIVE)
+        check_names([], [domain_of(name)], [], NATIVE)
 
 
 def test_what_an_earlier_release_wrote_over_the_unified_image_is_not_written_over_again() -> None:
     earlier = made(None) | {"image_id": "sub-01_T1w@東京", "target": "東京"}
     with pytest.raises(ConfigError, match=r"the unified domain, whose images .* those of target '東京'"):
         check_names([image()], [UNIFIED], [earlier], NATIVE)
-    check_names([image()], [look("alder")], [earlier], NATIVE)
+    check_names([image()], [domain_of("alder")], [earlier], NATIVE)
 
 
 def test_one_path_is_one_targets_even_where_the_labels_differ() -> None:
     preprocessed = image("sub-01_desc-x_T1w")
-    own = look("alder")
-    earlier = made("oak", output=str(own.output(preprocessed, NATIVE)))
+    own = domain_of("alder")
+    earlier = made("oak", output=str(own.output(preprocessed["uri"], NATIVE)))
     with pytest.raises(ConfigError, match=r"target 'alder'.*target 'oak'"):
         check_names([preprocessed], [own], [earlier], NATIVE)
 
 
 def test_targets_that_differ_and_runs_that_go_on_are_left_alone() -> None:
     names = ("alder", "birch", "site-1", "site-2", None)
-    looks = [look(name) for name in names]
-    check_names([image()], looks, [made(name) for name in names], NATIVE)
+    domains = [domain_of(name) for name in names]
+    check_names([image()], domains, [made(name) for name in names], NATIVE)
     nothing_made = made("site 1", "failed", output=None)
-    check_names([image()], looks, [nothing_made], NATIVE)
+    check_names([image()], domains, [nothing_made], NATIVE)
 
 
 def test_an_output_whose_name_would_be_too_long_fails_alone() -> None:
     rows = [image(), image(f"sub-{'1' * 230}_T1w")]
-    mark_shared_outputs(rows, [look("alder")], NATIVE)
+    mark_shared_outputs(rows, [domain_of("alder")], NATIVE)
     assert [row["status"] for row in rows] == ["ok", "unusable"]
     assert "at most 244 characters" in rows[1]["reason"]
 

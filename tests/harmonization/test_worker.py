@@ -25,10 +25,13 @@ from scipy.spatial.transform import Rotation
 import mmh_ray.harmonization.harmonizer
 from benchmarks.quality import computed_tomography
 from mmh_ray.bids.derivatives import derivative_files, sidecar_path
+from mmh_ray.bids.rows import Problem, problem_of
 from mmh_ray.config import Config
 from mmh_ray.harmonization import worker as worker_module
 from mmh_ray.harmonization.harmonizer import Harmonizer
-from mmh_ray.harmonization.target_domain import LEFT, Look, is_current, ledger_row, remove_stale
+from mmh_ray.harmonization.job import ModelIdentity
+from mmh_ray.harmonization.outputs import LEFT, is_current, ledger_row, remove_stale
+from mmh_ray.harmonization.target_domain import TargetDomain
 from mmh_ray.harmonization.worker import HarmonizeWorker
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.volume import Volume, read_volume, write_volume
@@ -41,8 +44,8 @@ from mmh_ray.simulation.phantom import canonical
 
 pytestmark = pytest.mark.fast
 
-FACTS = {"model": "models:/m/1", "model_hash": "a" * 64}
-UNIFIED = Look(None, "b" * 64)
+MODEL = ModelIdentity("models:/m/1", "a" * 64)
+UNIFIED = TargetDomain(None, "b" * 64)
 KNOTS = np.linspace(0, 1, 65)
 
 
@@ -77,22 +80,22 @@ def row_of(path: Path, **more: Any) -> dict[str, Any]:
 def test_a_row_tells_what_was_done_and_the_next_run_needs_not_do_it(
     files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path
 ) -> None:
-    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS, [UNIFIED])
+    worker = HarmonizeWorker(files, config, str(tmp_path), MODEL, [UNIFIED])
     (done,) = worker.harmonize(row_of(scan))
     assert (done["status"], done["reason"], done["site"]) == ("done", None, "north"), done
     assert done["output"] == "sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz"
-    earlier = done | {"model_hash": FACTS["model_hash"]}
+    earlier = done | {"model_hash": MODEL.hash}
     (again,) = worker.harmonize(row_of(scan, earlier={None: earlier}))
     assert (again["status"], again["flags"]) == ("skipped", done["flags"])
-    assert is_current(earlier, tmp_path, done["input_sha256"], FACTS["model_hash"], UNIFIED)
-    assert not is_current(earlier, tmp_path, "another file's digest", FACTS["model_hash"], UNIFIED)
-    other = Look(None, "c" * 64)
-    assert not is_current(earlier, tmp_path, done["input_sha256"], FACTS["model_hash"], other)
+    assert is_current(earlier, tmp_path, done["input_sha256"], MODEL.hash, UNIFIED)
+    assert not is_current(earlier, tmp_path, "another file's digest", MODEL.hash, UNIFIED)
+    other = TargetDomain(None, "c" * 64)
+    assert not is_current(earlier, tmp_path, done["input_sha256"], MODEL.hash, other)
     (masked,) = worker.harmonize(row_of(scan, earlier={None: earlier}, mask_uri=str(scan)))
     assert (masked["status"], masked["input_sha256"] == done["input_sha256"]) == ("done", False), masked  # a mask came
-    (replaced,) = HarmonizeWorker(files, config, str(tmp_path), FACTS, [other]).harmonize(row_of(scan))
+    (replaced,) = HarmonizeWorker(files, config, str(tmp_path), MODEL, [other]).harmonize(row_of(scan))
     assert replaced["output"] == done["output"]
-    assert not is_current(earlier, tmp_path, done["input_sha256"], FACTS["model_hash"], UNIFIED)  # the sidecar tells
+    assert not is_current(earlier, tmp_path, done["input_sha256"], MODEL.hash, UNIFIED)  # the sidecar tells
 
 
 @pytest.mark.parametrize("what", ["uri", "mask_uri"])
@@ -111,7 +114,7 @@ def test_a_file_that_is_replaced_between_hash_and_reading_fails_and_leaves_nothi
 
     monkeypatch.setattr(worker_module, "read_volume", replace_and_read)
     out = tmp_path / "out"
-    worker = HarmonizeWorker(files, config, str(out), FACTS, [UNIFIED])
+    worker = HarmonizeWorker(files, config, str(out), MODEL, [UNIFIED])
     (row,) = worker.harmonize(row_of(paths["uri"], mask_uri=str(paths["mask_uri"])))
     assert (row["status"], "written to while it was read" in row["reason"]) == ("failed", True), row["reason"]
     assert not out.exists()
@@ -128,10 +131,12 @@ def test_what_was_made_of_an_image_that_fails_now_is_removed_where_the_scan_was_
         path.touch()
     scan = tmp_path / "sub-01_T1w.nii.gz"
     sidecar_path(image).write_text(json.dumps({"Sources": [str(scan)], "Provenance": {"model_hash": "of another"}}))
-    second = ledger_row(row_of(scan, image_id="sub-01/anat/sub-01_T1w.nii.gz"), UNIFIED, "failed", "second file")
+    second = ledger_row(
+        row_of(scan, image_id="sub-01/anat/sub-01_T1w.nii.gz"), UNIFIED, "failed", Problem("second file")
+    )
     assert remove_stale(second, UNIFIED, tmp_path, config.harmonize) == second
     assert all(path.exists() for path in paths)  # they are the first file's
-    failed = ledger_row(row_of(scan), UNIFIED, "failed", "no more", input_sha256=digest)
+    failed = ledger_row(row_of(scan), UNIFIED, "failed", Problem("no more"), input_sha256=digest)
     told = remove_stale(failed, UNIFIED, tmp_path, config.harmonize)
     assert [path.exists() for path in paths] == [not gone] * 4
     assert told == failed if gone else (told["reason"], tmp_path / told["output"]) == (f"no more {LEFT}", image)
@@ -156,23 +161,27 @@ def test_a_file_that_another_run_put_in_its_place_is_not_removed_after_an_error(
 
 
 @pytest.mark.slow
-def test_all_looks_of_an_image_share_one_global_pass(
+def test_all_domains_of_an_image_share_one_global_pass(
     files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look(site: str, sequence: str, height: float) -> Look:
+    def domain(site: str, sequence: str, height: float) -> TargetDomain:
         styles = {sequence: SiteStyle(KNOTS, height * KNOTS, np.linspace(0, 1, 257), 0.0)}
-        return Look(Target(site, styles, site * 12, f"models:/mmh-target-{site}/1", {"site": site}, {}, 0), site * 16)
+        return TargetDomain(
+            Target(site, styles, site * 12, f"models:/mmh-target-{site}/1", {"site": site}, {}, 0), site * 16
+        )
 
     passes: list[str] = []
     sample = Harmonizer._sample
     monkeypatch.setattr(Harmonizer, "_sample", lambda *given: (passes.append("pass"), sample(*given))[1])
-    looks = [UNIFIED, look("dim", "T1w", 0.5), look("blind", "T2w", 1.0)]
-    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS, looks)
+    domains = [UNIFIED, domain("dim", "T1w", 0.5), domain("blind", "T2w", 1.0)]
+    worker = HarmonizeWorker(files, config, str(tmp_path), MODEL, domains)
     worker.harmonizer.bundle.facts["training"]["counts"] = {"north": {"T2w": 3}, "south": {"T1w": 3}}
     rows = {row["target"]: row for row in worker.harmonize(row_of(scan))}
     assert passes == ["pass"]
     assert {name: row["status"] for name, row in rows.items()} == {None: "done", "dim": "done", "blind": "refused"}
-    assert rows["blind"]["reason"].startswith("sequence T1w; expected one that target blind knows: T2w. Leave it out")
+    assert problem_of(rows["blind"]).text.startswith(
+        "sequence T1w; expected one that target blind knows: T2w. Leave it out"
+    )
     assert rows["dim"]["image_id"] == "sub-01_T1w@dim"
     assert rows["dim"]["output"] == "sub-01/anat/sub-01_desc-harmonizedDim_T1w.nii.gz"
     unified, dim = (nib.load(tmp_path / rows[name]["output"]).get_fdata() for name in (None, "dim"))
@@ -196,8 +205,8 @@ def test_targets_share_the_pass_without_an_adapter(
     blank, style = state_of(bundle.model, "blank"), SiteStyle(KNOTS, KNOTS, np.linspace(0, 1, 257), 0.0)
     strong = [{key: level * torch.ones_like(value) for key, value in blank.items()} for level in (0.0, 0.1)]
     targets = [Target(f"t{i}", {"T1w": style}, f"{i}" * 64, "", {}, {"T1w": w}, 2) for i, w in enumerate(strong)]
-    looks = [Look(target, target.hash) for target in targets]
-    worker = HarmonizeWorker(files, config, str(tmp_path / "out"), FACTS, looks)
+    domains = [TargetDomain(target, target.hash) for target in targets]
+    worker = HarmonizeWorker(files, config, str(tmp_path / "out"), MODEL, domains)
     passes: list[str] = []
     run = mmh_ray.harmonization.harmonizer.estimate_planes
     monkeypatch.setattr(
@@ -205,7 +214,7 @@ def test_targets_share_the_pass_without_an_adapter(
     )
     rows = worker.harmonize(row_of(scan))
     assert [row["status"] for row in rows] == ["done", "done"]
-    assert len(passes) == len(looks) + 2
+    assert len(passes) == len(domains) + 2
     one, other = (nib.load(tmp_path / "out" / row["output"]).get_fdata() for row in rows)
     assert not np.allclose(one, other, atol=1e-3)
 
@@ -222,7 +231,7 @@ def test_the_sidecars_matrix_brings_an_image_in_template_space_back_to_its_scan(
     nib.save(nib.Nifti1Image(given.get_fdata(dtype=np.float32), nod @ given.affine), path)
     monkeypatch.setattr(Harmonizer, "_sample", lambda _self, prepared, _label: prepared.image[None])
     placed = replace(config, harmonize=replace(config.harmonize, space="template"))
-    (done,) = HarmonizeWorker(files, placed, str(tmp_path / "out"), FACTS, [UNIFIED]).harmonize(row_of(path))
+    (done,) = HarmonizeWorker(files, placed, str(tmp_path / "out"), MODEL, [UNIFIED]).harmonize(row_of(path))
     assert done["status"] == "done", done["reason"]
     image = nib.load(tmp_path / "out" / done["output"])
     matrix = np.array(
@@ -248,9 +257,9 @@ def test_another_sequence_under_this_name_is_refused(files: dict[str, bytes], co
     anatomy = simulate_anatomy(Person(1), 6.0)
     path = tmp_path / "sub-01_T1w.nii.gz"
     nib.save(nib.Nifti1Image((700 * canonical(anatomy, "T2w", 6.0)).astype(np.float32), anatomy.affine), path)
-    (found,) = HarmonizeWorker(files, config, str(tmp_path / "out"), FACTS, [UNIFIED]).harmonize(row_of(path))
+    (found,) = HarmonizeWorker(files, config, str(tmp_path / "out"), MODEL, [UNIFIED]).harmonize(row_of(path))
     assert found["status"] == "refused"
-    assert "expected a T1w: fluid darker than grey by 0.1" in found["reason"]
+    assert "expected a T1w: fluid darker than grey by 0.1" in problem_of(found).text
     assert not (tmp_path / "out").exists()
 
 
@@ -274,9 +283,9 @@ def test_what_is_no_adults_mri_is_refused(
     }[kind]
     path = tmp_path / "sub-01_T1w.nii.gz"
     write_volume(shown, path)
-    (found,) = HarmonizeWorker(files, config, str(tmp_path / "out"), FACTS, [UNIFIED]).harmonize(row_of(path))
+    (found,) = HarmonizeWorker(files, config, str(tmp_path / "out"), MODEL, [UNIFIED]).harmonize(row_of(path))
     assert found["status"] == "refused", found["reason"]
-    assert expected in found["reason"]
+    assert expected in problem_of(found).text
     assert not (tmp_path / "out").exists()
 
 
@@ -294,7 +303,7 @@ def test_where_memory_runs_out_batches_are_halved_then_the_row_fails(
         return infer(self, *arguments)
 
     monkeypatch.setattr(Harmonizer, "infer", hungry)
-    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS, [UNIFIED])
+    worker = HarmonizeWorker(files, config, str(tmp_path), MODEL, [UNIFIED])
     (found,) = worker.harmonize(row_of(scan))
     assert tried == {2: [8, 4, 2], 1: [8, 4, 2, 1], 0: [8, 4, 2, 1]}[fits]
     if fits:
@@ -309,7 +318,7 @@ def test_the_last_resort_is_the_cpu_and_the_next_image_tries_the_gpu_again(
     files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device that is only named: it is full for the first image, and has no room for the model after the first and the second."""
-    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS, [UNIFIED])
+    worker = HarmonizeWorker(files, config, str(tmp_path), MODEL, [UNIFIED])
     device, moves, infer = ["cuda"], list[str](), Harmonizer.infer
     worker._device = torch.device("cuda")
 
@@ -343,15 +352,15 @@ def test_an_error_that_is_not_of_memory_is_not_tried_again(
         raise RuntimeError("shapes differ")
 
     monkeypatch.setattr(Harmonizer, "infer", broken)
-    (found,) = HarmonizeWorker(files, config, str(tmp_path), FACTS, [UNIFIED]).harmonize(row_of(scan))
-    assert found["reason"].startswith(f"{scan}: RuntimeError: shapes differ; expected no error. ")
+    (found,) = HarmonizeWorker(files, config, str(tmp_path), MODEL, [UNIFIED]).harmonize(row_of(scan))
+    assert problem_of(found).text.startswith(f"{scan}: RuntimeError: shapes differ; expected no error. ")
 
 
 def test_a_file_that_cannot_be_written_whole_fails_the_image_and_leaves_nothing(
     files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path
 ) -> None:
     worker, before = (
-        HarmonizeWorker(files, config, str(tmp_path), FACTS, [UNIFIED]),
+        HarmonizeWorker(files, config, str(tmp_path), MODEL, [UNIFIED]),
         resource.getrlimit(resource.RLIMIT_FSIZE),
     )
     resource.setrlimit(
@@ -395,11 +404,11 @@ def test_a_scan_that_may_not_be_read_fails_alone(
 ) -> None:
     _, scan = shared_folder
     scan.chmod(0)
-    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS, [UNIFIED])
+    worker = HarmonizeWorker(files, config, str(tmp_path), MODEL, [UNIFIED])
     with as_nobody():
         (found,) = worker.harmonize(row_of(scan))
     assert found["status"] == "failed"
-    assert found["reason"].startswith(f"{scan}: Permission denied; expected the right to read")
+    assert problem_of(found).text.startswith(f"{scan}: Permission denied; expected the right to read")
     assert not list(tmp_path.iterdir())
 
 
@@ -407,12 +416,12 @@ def test_an_output_that_became_read_only_fails_the_image(
     files: dict[str, bytes], config: Config, shared_folder: tuple[Path, Path]
 ) -> None:
     folder, scan = shared_folder
-    worker = HarmonizeWorker(files, config, str(folder), FACTS, [UNIFIED])
+    worker = HarmonizeWorker(files, config, str(folder), MODEL, [UNIFIED])
     folder.chmod(0o555)
     with as_nobody():
         (found,) = worker.harmonize(row_of(scan))
     assert found["status"] == "failed"
-    assert "Permission denied; expected the right to read and write it" in found["reason"]
+    assert "Permission denied; expected the right to read and write it" in problem_of(found).text
     assert [path.name for path in folder.iterdir()] == [scan.name]
 
 
@@ -448,7 +457,7 @@ def test_one_image_is_prepared_and_another_written_while_the_model_works(
 
     for name, step in {"ready": noted_ready, "infer": waiting_infer, "finish": waiting_finish}.items():
         monkeypatch.setattr(Harmonizer, name, step)
-    worker = HarmonizeWorker(files, config, str(tmp_path), FACTS, [UNIFIED])
+    worker = HarmonizeWorker(files, config, str(tmp_path), MODEL, [UNIFIED])
     second = shutil.copy(scan, scan.with_name("sub-02_T1w.nii.gz"))
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(

@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from mmh_ray.bids.derivatives import read_sidecar
 from mmh_ray.config import Config
-from mmh_ray.harmonization.target_domain import Look
+from mmh_ray.harmonization.job import ModelIdentity
+from mmh_ray.harmonization.target_domain import TargetDomain
 from mmh_ray.harmonization.worker import HarmonizeWorker
 from mmh_ray.imaging.volume import Volume, read_volume, write_volume
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
@@ -49,7 +50,7 @@ class Run:
         self.out = folder / "out"
         self.mask = folder / "sub-01_desc-brain_mask.nii.gz"
         self._worker = HarmonizeWorker(
-            files, config, str(self.out), {"model": "models:/m/1", "model_hash": "a" * 64}, [Look(None, "b" * 64)]
+            files, config, str(self.out), ModelIdentity("models:/m/1", "a" * 64), [TargetDomain(None, "b" * 64)]
         )
 
     def __call__(self, scan: Volume, mask: np.ndarray | None = None, name: str = "sub-01_T1w") -> dict[str, Any]:

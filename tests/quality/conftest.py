@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmh_ray.bids.rows import Problem
 from mmh_ray.quality.report import ImageRecord, Measure, RunFacts
 
 BINS = 50
@@ -52,7 +53,7 @@ def image() -> Callable[..., ImageRecord]:
         site="alpha",
         sequence="T1w",
         status="done",
-        reason=None,
+        problem=None,
         seconds=12.5,
         flags=(),
         qc={"preservation": 0.95, "noise": 0.01},
@@ -88,7 +89,9 @@ def _numbered(image: Callable[..., ImageRecord], i: int) -> ImageRecord:
     }
     if i % 20 == 3:
         lost = {"qc": {}, "histogram_before": None, "histogram_after": None, "seconds": None}
-        return image(**facts, **lost, status="failed", reason=f"/data/sub-{i:05d}_{sequence}.nii.gz: unreadable")
+        return image(
+            **facts, **lost, status="failed", problem=Problem(f"/data/sub-{i:05d}_{sequence}.nii.gz: unreadable")
+        )
     noisy = i % 10 == 4
     flags = ("The result is noisier than the bound.",) if noisy else ()
     qc = {"preservation": 0.9 + (i * 7919 % 1000) / 10_000, "noise": 0.06 if noisy else 0.01}

@@ -11,14 +11,9 @@ from mmh_ray.errors import RefusedError
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.registration import Registration
 from mmh_ray.imaging.volume import Volume
-from mmh_ray.quality.checks import (
-    check_prepared,
-    check_scan,
-    describe_outcome,
-    describe_scan,
-    flags,
-    measures,
-)
+from mmh_ray.quality.checks import check_prepared, check_scan
+from mmh_ray.quality.describe import describe_outcome, describe_scan
+from mmh_ray.quality.measures import flags, measures
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SITES, canonical, render
 

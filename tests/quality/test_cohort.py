@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from mmh_ray.bids.rows import Problem
 from mmh_ray.quality.cohort import concerns, counts, failures, headline, worst_first
 
 pytestmark = pytest.mark.fast
@@ -67,14 +68,19 @@ def test_images_that_failed_for_one_reason_stand_together(image):
             image_id=f"sub-{i}_T1w",
             subject=f"{i}",
             status="failed",
-            reason=f"/archive/sub-{i}/anat/sub-{i}_T1w.nii.gz: cut at 0.{i} (sub-{i}_T1w.nii.gz), spacing 1",
+            problem=Problem(
+                f"/archive/sub-{i}/anat/sub-{i}_T1w.nii.gz: cut at 0.{i} (sub-{i}_T1w.nii.gz), spacing 1",
+                "a whole file",
+            ),
         )
         for i in (1, 1, 1)
     ]
-    refused = [image(image_id=f"sub-{i}_PDw", subject=f"{i}", status="refused", reason="PDw") for i in range(4)]
-    groups = failures([*cut, *refused, image(), image(status="failed", reason=None)])
-    assert [(group.status, group.reason, len(group.image_ids)) for group in groups] == [
+    refused = [
+        image(image_id=f"sub-{i}_PDw", subject=f"{i}", status="refused", problem=Problem("PDw")) for i in range(4)
+    ]
+    groups = failures([*cut, *refused, image(), image(status="failed", problem=None)])
+    assert [(group.status, group.problem.text, len(group.image_ids)) for group in groups] == [
         ("refused", "PDw", 4),
-        ("failed", "cut at 0.1 (…), spacing 1", 3),
+        ("failed", "cut at 0.1 (…), spacing 1; expected a whole file.", 3),
         ("failed", "no reason given", 1),
     ]

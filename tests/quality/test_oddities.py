@@ -13,7 +13,9 @@ from mmh_ray.imaging.ground import find_ground
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.registration import Registration
 from mmh_ray.imaging.volume import Volume
-from mmh_ray.quality.checks import check_scan, describe_air, describe_scan, flags
+from mmh_ray.quality.checks import check_scan
+from mmh_ray.quality.describe import describe_air, describe_scan
+from mmh_ray.quality.measures import flags
 from mmh_ray.quality.oddities import mask_offset, second_head, spikes, widest_fluid, wrapped
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SITES, render

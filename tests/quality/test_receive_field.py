@@ -9,7 +9,8 @@ from mmh_ray.config import QualityConfig
 from mmh_ray.errors import RefusedError
 from mmh_ray.imaging.registration import Registration
 from mmh_ray.imaging.volume import Volume
-from mmh_ray.quality.checks import check_scan, describe_scan
+from mmh_ray.quality.checks import check_scan
+from mmh_ray.quality.describe import describe_scan
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SITES, render
 

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from mmh_ray.bids.rows import Problem
 from mmh_ray.errors import DataError
 from mmh_ray.html_page import policy_hash
 from mmh_ray.quality import report
@@ -85,14 +86,16 @@ def test_a_run_that_stopped_says_so_first(page, many):
 
 def test_rows_come_worst_first_with_nan_as_nothing(page, image):
     nan = image(image_id="nan", qc={"preservation": math.nan, "noise": math.inf}, seconds=math.nan, flags=("odd",))
-    written = page([image(), nan, image(image_id="bad", status="failed", reason="x", qc={})])
+    written = page([image(), nan, image(image_id="bad", status="failed", problem=Problem("x", "y", "Z."), qc={})])
     assert [row[0] for row in written.table["rows"]] == ["bad", "nan", "sub-01_T1w"]
-    assert written.table["rows"][1][7:11] == [None, ["odd"], [1], [None, None]]
+    assert written.table["rows"][0][6:9] == ["x", "y", "Z."]
+    assert written.table["rows"][1][9:13] == [None, ["odd"], [1], [None, None]]
 
 
 @pytest.mark.parametrize("status", ["done", "failed"])
 def test_hostile_names_stay_text(page, image, status):
-    names = dict.fromkeys(("image_id", "subject", "session", "site", "sequence", "reason"), HOSTILE)
+    names = dict.fromkeys(("image_id", "subject", "session", "site", "sequence"), HOSTILE)
+    names["problem"] = Problem(HOSTILE, HOSTILE, HOSTILE)
     honest, hostile = (
         page([image(status=status)]),
         page(
@@ -151,7 +154,7 @@ def test_a_picture_outside_the_folder_is_refused(page, image, name):
 
 def test_names_of_any_bytes_can_be_written(page, image, picture):
     name = os.fsdecode(b"\xe9t\xe9.jpg")
-    written = page([image(image_id=name, reason=name, status="failed", before=picture(name, 3))])
+    written = page([image(image_id=name, problem=Problem(name), status="failed", before=picture(name, 3))])
     assert written.table["rows"][0][0] == name
     assert written.table["rows"][0][-2] == "qc/%E9t%E9.jpg"
 
@@ -159,7 +162,7 @@ def test_names_of_any_bytes_can_be_written(page, image, picture):
 @pytest.mark.parametrize("count", [0, 3])
 def test_a_cohort_without_any_result_has_a_page(page, image, count):
     lost = {"site": None, "qc": {}, "histogram_before": None, "histogram_after": None, "seconds": None}
-    written = page([image(**lost, status="failed", reason=None) for _ in range(count)])
+    written = page([image(**lost, status="failed", problem=None) for _ in range(count)])
     assert len(written.table["rows"]) == count
     assert ("3 images: no reason given" in written.text) == (count == 3)
     assert "There are no pictures." in written.text
@@ -174,7 +177,9 @@ def test_ten_thousand_images_fit_into_a_few_megabytes(page, many, tmp_path):
 
 
 def test_reasons_beyond_the_limit_are_counted(page, image):
-    images = [image(image_id=f"sub-{i}", status="failed", reason=f"reason {i:03d}") for i in range(REASONS + 7)]
+    images = [
+        image(image_id=f"sub-{i}", status="failed", problem=Problem(f"reason {i:03d}")) for i in range(REASONS + 7)
+    ]
     written = page(images)
     assert "7 images have 7 other reasons" in written.text
     assert f"reason {REASONS - 1:03d}" in written.text

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mmh_ray.bids.rows import Problem
 from mmh_ray.quality import report
 from mmh_ray.quality.report import write_report
 
@@ -71,7 +72,7 @@ def test_every_column_sorts_both_ways_with_the_missing_last(visit, many):
 
 def test_images_to_look_at_sort_by_their_reasons(visit, image):
     flagged = [image(image_id=f"sub-{count}", flags=("a",) * count) for count in (2, 0, 1)]
-    page = visit([*flagged, image(image_id="sub-9", status="failed", reason="x", qc={})])
+    page = visit([*flagged, image(image_id="sub-9", status="failed", problem=Problem("x"), qc={})])
     button = page.get_by_role("button", name="To look at")
     button.click()
     button.click()
@@ -175,7 +176,8 @@ def test_ten_thousand_images_open_sort_and_filter_quickly(visit, many):
 
 def test_hostile_names_do_nothing(visit, image):
     name = "</script><script>alert(1)</script><img src=x onerror=alert(2)><a href='javascript:alert(3)'>\"'"
-    words = dict.fromkeys(("image_id", "subject", "session", "site", "sequence", "reason"), name)
+    words = dict.fromkeys(("image_id", "subject", "session", "site", "sequence"), name)
+    words["problem"] = Problem(name, name, name)
     page = visit([image(**words, status="failed", flags=(name,)), image(**words, flags=(name,))])
     assert _names(page) == [name, name]
     _choose(page, "Site", name)

@@ -18,7 +18,7 @@ from mmh_ray.bids.status import RunRecord, utc_now
 from mmh_ray.cli import main
 from mmh_ray.config import QualityConfig
 from mmh_ray.quality.cohort import figures_in, histogram_in
-from mmh_ray.quality.run_report import NO_FIGURES, _image, write_cohort_report
+from mmh_ray.quality.run_report import NO_FIGURES, image_record, write_cohort_report
 
 pytestmark = pytest.mark.fast
 
@@ -85,7 +85,7 @@ def test_a_damaged_part_of_a_sidecar_costs_only_itself(key: str, value: Any, tmp
     page = check_report(tmp_path, [made(tmp_path, "01", damaged), made(tmp_path, "02")])
     assert "sub-01_T1w" in page
     rows = {row["image_id"]: row for row in current_rows(tmp_path)}
-    hurt, whole = (_image(tmp_path, rows[f"sub-{name}_T1w"]) for name in ("01", "02"))
+    hurt, whole = (image_record(tmp_path, rows[f"sub-{name}_T1w"]) for name in ("01", "02"))
     assert (whole.qc, whole.histogram_after, whole.flags) == (SIDECAR["QC"], FLAT, ())
     if key == "QC":
         assert (hurt.qc, hurt.histogram_after, hurt.flags) == ({}, FLAT, (NO_FIGURES,))
@@ -134,7 +134,9 @@ def test_pictures_of_elsewhere_are_not_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["abc", None, "../../etc", math.nan, [1], {"a": 1}, 10**400, True], ids=case)
-@pytest.mark.parametrize("field", ["seconds", "finished", "flags", "output", "site", "sequence", "source", "reason"])
+@pytest.mark.parametrize(
+    "field", ["seconds", "finished", "flags", "output", "site", "sequence", "source", "reason", "expected"]
+)
 def test_a_report_stands_whatever_a_row_holds(field: str, value: Any, tmp_path: Path) -> None:
     rows = [made(tmp_path, "01") | {field: value}, made(tmp_path, "02")]
     page = check_report(tmp_path, rows)

@@ -12,16 +12,20 @@ import psutil
 import pytest
 import ray
 
+from mmh_ray.bids.rows import Problem, Status, problem_of
 from mmh_ray.config import Config
-from mmh_ray.distributed import actor_pool as crew
+from mmh_ray.distributed import actor_pool
 from mmh_ray.distributed import harmonize as driver
-from mmh_ray.harmonization.job import Job
-from mmh_ray.harmonization.target_domain import Look, ledger_row
+from mmh_ray.distributed.actor_pool import ActorPool
+from mmh_ray.harmonization.job import Job, ModelIdentity
+from mmh_ray.harmonization.outputs import ledger_row
+from mmh_ray.harmonization.run import RunInputs
+from mmh_ray.harmonization.target_domain import TargetDomain
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-LOOK = Look(None, "a" * 64)
+UNIFIED = TargetDomain(None, "a" * 64)
 
 
 def rows_of(monkeypatch: pytest.MonkeyPatch, config: Config, bundle: Path, folder: Path, *images: str) -> dict:
@@ -44,16 +48,17 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, config: Config, bundle: Path, folde
                 raise ray.exceptions.OutOfMemoryError("the node ran low on memory")
             if row["image_id"] == "endless":
                 time.sleep(600)
-            status = "done" if len(list(folder.iterdir())) > 1 else "failed"
-            return [ledger_row(row, LOOK, status, None)]
+            status = Status.DONE if len(list(folder.iterdir())) > 1 else Status.FAILED
+            return [ledger_row(row, UNIFIED, status)]
 
     monkeypatch.setattr(driver, "HarmonizeWorker", Meeting)
-    monkeypatch.setattr(driver, "MOST_ABREAST", 2)
+    monkeypatch.setattr(driver, "MOST_IMAGES_PER_ACTOR", 2)
     job = Job(
         "bids", str(folder), str(bundle), replace(config, harmonize=replace(config.harmonize, slots=1, timeout_s=6.0))
     )
     rows = [{"image_id": name, "uri": name, "site": None, "sequence": "T1w"} for name in images]
-    return {row["image_id"]: row for found in driver._run(rows, job, bundle, {}, [LOOK]) for row in found}
+    inputs = RunInputs(rows, bundle, ModelIdentity("models:/m/1", "b" * 64), [UNIFIED])
+    return {row["image_id"]: row for found in driver.run_pool(rows, job, inputs) for row in found}
 
 
 def test_an_actor_has_two_images_at_a_time(
@@ -87,7 +92,8 @@ def test_an_image_that_takes_all_memory_and_one_that_never_ends_fail_alone(
         "last": "done",
     }
     assert "the node ran low on memory" in rows["greedy"]["reason"]
-    assert "not done after 6 s; expected an image done by then. Raise harmonize.timeout_s" in rows["endless"]["reason"]
+    told = problem_of(rows["endless"])
+    assert "not done after 6 s; expected an image done by then. Raise harmonize.timeout_s" in told.text
 
 
 def test_where_no_worker_can_start_every_image_has_that_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,13 +104,13 @@ def test_where_no_worker_can_start_every_image_has_that_reason(monkeypatch: pyte
     actor = ray.remote(num_cpus=0)(Unlucky)
     nowhere = ray.remote(num_cpus=0, resources={"of another world": 1})(Unlucky)
 
-    def failed(row: dict[str, Any], reason: str) -> list[dict[str, Any]]:
-        return [{**row, "reason": reason}]
+    def failed(row: dict[str, Any], problem: Problem) -> list[dict[str, Any]]:
+        return [{**row, "reason": problem.reason}]
 
     for kind, words in ((actor, "no model here"), (nowhere, "no worker could be started within 2 s with")):
         if kind is nowhere:
-            monkeypatch.setattr(crew, "STARTING_S", 2.0)
-        rows = [row for found in crew.Crew(kind.remote, 2, 1, 60, failed).run([{}, {}]) for row in found]
+            monkeypatch.setattr(actor_pool, "STARTING_S", 2.0)
+        rows = [row for found in ActorPool(kind.remote, 2, 1, 60, failed).run([{}, {}]) for row in found]
         assert len(rows) == 2
         assert all(words in row["reason"] for row in rows), rows
 
@@ -117,8 +123,10 @@ def test_no_actor_outlives_a_run_that_stops(tmp_path: Path) -> None:
                 time.sleep(0.01)
             return [row]
 
-    hire = ray.remote(num_cpus=0, max_concurrency=2)(Writing).remote
-    run = crew.Crew(hire, 1, 2, 60, lambda row, reason: []).run([{"image_id": "endless"}, {"image_id": "first"}])
+    start_actor = ray.remote(num_cpus=0, max_concurrency=2)(Writing).remote
+    run = ActorPool(start_actor, 1, 2, 60, lambda row, problem: []).run(
+        [{"image_id": "endless"}, {"image_id": "first"}]
+    )
     assert next(run) == [{"image_id": "first"}]
     run.close()
     (written,) = tmp_path.iterdir()
@@ -142,7 +150,7 @@ def test_an_actor_that_starts_still_when_all_is_done_is_let_to_end_by_itself(tmp
     seconds = iter((0.0, 3.0))
     came_up: list[bool] = []
     waiting: list[int] = []
-    run = crew.Crew(lambda: ray.remote(num_cpus=0)(Starting).remote(next(seconds)), 2, 1, 60, lambda row, reason: [])
+    run = ActorPool(lambda: ray.remote(num_cpus=0)(Starting).remote(next(seconds)), 2, 1, 60, lambda row, problem: [])
     rows = [{"image_id": "one"}, {"image_id": "other"}]
     assert list(run.run(rows, lambda: came_up.append(True), waiting.append)) == [[row] for row in rows]
     written = [int(path.name) for path in tmp_path.iterdir()]

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from mmh_ray.config import Config
-from mmh_ray.distributed import harmonize
-from mmh_ray.distributed.harmonize import _looks
+from mmh_ray.distributed.harmonize import harmonize, plan
 from mmh_ray.errors import ModelError
+from mmh_ray.harmonization import run
 from mmh_ray.harmonization.job import Job
+from mmh_ray.harmonization.run import target_domains
 from mmh_ray.imaging.volume import Volume, write_volume
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.models.target.adapter import SiteStyle
@@ -34,10 +35,10 @@ def test_sampling_that_a_target_was_not_trained_for_is_named(
     base, training = {"hash": load_bundle(tiny_bundle).hash, "uri": ""}, {"T1w": {"images": []}}
     save_target(tmp_path / "north", "north", base, {"T1w": style}, {"T1w": curve_alone}, tiny_config, training)
     job = Job("bids", "out", str(tiny_bundle), tiny_config, targets=(str(tmp_path / "north"),))
-    _looks(job, tiny_bundle)
+    target_domains(job, tiny_bundle)
     assert not caplog.messages
     other = replace(tiny_config, harmonize=replace(tiny_config.harmonize, steps=25, batch_slabs=1))
-    _looks(replace(job, config=other), tiny_bundle)
+    target_domains(replace(job, config=other), tiny_bundle)
     assert caplog.messages == ["target north: trained with harmonize.steps=1, used with 25"]
 
 
@@ -50,10 +51,10 @@ def test_the_mask_of_a_reference_scan_comes_with_its_grid(
         write_volume(Volume(data, np.diag([spacing] * 3 + [1])), path)
     given: list[Any] = []
     target = SimpleNamespace(site="ref", hash="h", attach=lambda _: None, sampling=lambda settings: settings)
-    monkeypatch.setattr(harmonize, "_mask_of", lambda *_: str(mask))
-    monkeypatch.setattr(harmonize, "target_of_scan", lambda *found: given.extend(found) or target)
-    _looks(Job("bids", "out", str(tiny_bundle), tiny_config, target_image=str(scan)), tiny_bundle)
-    (laid,) = (part for part in given[2:] if isinstance(part, Volume))
+    monkeypatch.setattr(run, "brain_mask_of", lambda *_: str(mask))
+    monkeypatch.setattr(run, "target_of_scan", lambda *_, **found: given.append(found["mask"]) or target)
+    target_domains(Job("bids", "out", str(tiny_bundle), tiny_config, target_image=str(scan)), tiny_bundle)
+    (laid,) = given
     assert np.allclose(laid.affine, np.diag([2.0, 2, 2, 1]))
 
 
@@ -77,7 +78,7 @@ def test_what_a_stranger_spoilt_ends_a_run_before_it_writes_anything(
     facts.write_text(json.dumps(content))
     out = tmp_path / "out"
     job = Job(str(tmp_path / "bids"), str(out), str(model), tiny_config, targets=(str(tmp_path / "north"),))
-    for act in (harmonize.harmonize, harmonize.plan):
+    for act in (harmonize, plan):
         with pytest.raises(ModelError, match=r"config\.json: schedule|target\.json: T1w"):
             act(job)
     assert not out.exists()

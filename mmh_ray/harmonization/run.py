@@ -1,0 +1,267 @@
+"""What a run over an archive is made of: images, model, target domains. All is checked before anything is written; no Ray."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mmh_ray import tracking
+from mmh_ray.bids.derivatives import check_dataset
+from mmh_ray.bids.entities import parse
+from mmh_ray.bids.manifest import find_images
+from mmh_ray.bids.rows import NO_RESULT, LedgerRow, ManifestRow
+from mmh_ray.bids.status import RECORD, RunRecord, utc_now
+from mmh_ray.config import Config, HarmonizeConfig, PrepareConfig, flatten, to_dict
+from mmh_ray.errors import ConfigError, naming_mask
+from mmh_ray.harmonization.harmonizer import Harmonizer
+from mmh_ray.harmonization.job import Job, ModelIdentity, Task
+from mmh_ray.harmonization.outputs import mark_shared_outputs
+from mmh_ray.harmonization.reference_target import target_of_scan
+from mmh_ray.harmonization.target_domain import TargetDomain, check_names
+from mmh_ray.imaging.volume import read_mask, read_volume
+from mmh_ray.models.bundle import Bundle, load_bundle
+from mmh_ray.models.target.bundle import SAMPLING, Target, load_target
+from mmh_ray.provenance import check_place, code_version, hash_of, sha256_file
+
+log = logging.getLogger(__name__)
+
+VERSIONS = ("ray", "torch", "diffusers", "SimpleITK", "nibabel", "numpy")
+"""Packages whose version the record of a run holds."""
+
+_INERT = {"slots": 0, "timeout_s": 0, "batch_slabs": 0}
+"""Settings that change no outcome, and no voxel but for rounding, left out of the settings hash.
+
+Fewer than eight slabs a batch move a voxel by up to 3e-6: the network's sums are then split otherwise. All else moves none.
+"""
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run is made of.
+
+    Attributes
+    ----------
+    images:
+        The chosen images of the archive; those that cannot be used say why.
+    model_folder:
+        Folder of the model bundle on this machine.
+    model:
+        Which model it is.
+    domains:
+        Domains that every image is mapped to.
+    """
+
+    images: list[ManifestRow]
+    model_folder: Path
+    model: ModelIdentity
+    domains: list[TargetDomain]
+
+    def tasks(self, job: Job, ledger: Mapping[str, LedgerRow]) -> list[Task]:
+        """The images to look at, each with what earlier runs made of it.
+
+        Parameters
+        ----------
+        ledger:
+            Rows of earlier runs into the folder, by `image_id`.
+
+        Raises
+        ------
+        ConfigError
+            If two targets' derivatives would share names.
+        """
+        check_names(self.images, self.domains, ledger.values(), job.config.harmonize)
+        tasks: list[Task] = []
+        for image in self.images:
+            earlier: dict[str | None, LedgerRow] = {}
+            for domain in self.domains:
+                ledger_id = domain.ledger_id(image["image_id"])
+                if ledger_id in ledger:
+                    earlier[domain.name] = ledger[ledger_id]
+            has_failed = any(row["status"] in NO_RESULT for row in earlier.values())
+            if has_failed or not job.retry_failed:
+                tasks.append({**image, "earlier": earlier})
+        return tasks
+
+    def record(self, job: Job, images: int) -> RunRecord:
+        """The record of a run that starts now.
+
+        Parameters
+        ----------
+        images:
+            Rows of the ledger that it will write: one an image and domain.
+        """
+        settings = to_dict(job.config)
+        return RunRecord(
+            source=str(Path(job.bids).resolve()),
+            model=self.model.uri,
+            model_hash=self.model.hash,
+            version=code_version(),
+            images=images,
+            started=utc_now().isoformat(),
+            settings={
+                "harmonize": settings["harmonize"],
+                "prepare": _geometry(job.config.prepare),
+                "quality": settings["quality"],
+            },
+            versions={name: version(name) for name in VERSIONS},
+        )
+
+
+def gather_inputs(job: Job) -> RunInputs:
+    """Find the images, load and check the model, and set up the target domains.
+
+    Raises
+    ------
+    ConfigError
+        If ``out`` holds the archive or lies in it elsewhere than below ``derivatives/``, or holds what was made of another
+        archive; if a setting would have no effect, or no image remains.
+    ModelError
+        If the model or a target cannot be loaded.
+    """
+    _check_output(job.bids, job.out)
+    check_dataset(job.out, job.bids)
+    model_folder, uri = tracking.resolve_model(job.model, job.config.tracking)
+    archive = find_images(job.bids, job.config.manifest.site_pattern, require_site=False)
+    bundle = load_bundle(model_folder)  # what is wrong with it is said here, and not image by image
+    _check_preparation(job.config, bundle.config)
+    images = _select(archive, job)
+    domains = target_domains(job, model_folder)
+    mark_shared_outputs(images, domains, job.config.harmonize)
+    return RunInputs(images, model_folder, ModelIdentity(uri, bundle.hash), domains)
+
+
+def target_domains(job: Job, model_folder: Path) -> list[TargetDomain]:
+    """The unified domain, or the targets that the job names."""
+    config = job.config
+    settings = to_dict(config.harmonize) | _INERT
+    settings["prepare"] = _geometry(config.prepare)
+    settings["quality"] = to_dict(config.quality)  # decides what is refused and flagged
+    if not job.targets and job.target_image is None:
+        return [TargetDomain(None, hash_of(settings))]
+    bundle = load_bundle(model_folder)
+    targets = []
+    for name in job.targets:
+        folder, uri = tracking.resolve_target(name, model_folder, config.tracking)
+        targets.append(load_target(folder, uri, config.style))
+    if job.target_image is not None:
+        targets.append(_target_of_image(job.target_image, bundle, config))
+    domains = []
+    for target in targets:
+        target.attach(bundle)
+        _warn_of_other_sampling(target, config.harmonize)
+        domains.append(TargetDomain(target, hash_of(settings | {"target": target.hash})))
+    check_names([], domains, [], config.harmonize)
+    return domains
+
+
+def _warn_of_other_sampling(target: Target, settings: HarmonizeConfig) -> None:
+    """A target that was trained under other sampling goes on; it is only no longer what was validated."""
+    trained = target.sampling(settings)
+    for name in SAMPLING:
+        trained_with = getattr(trained, name)
+        used_with = getattr(settings, name)
+        if trained_with != used_with:
+            log.warning(
+                "target %s: trained with harmonize.%s=%s, used with %s", target.site, name, trained_with, used_with
+            )
+
+
+def _target_of_image(path: str, bundle: Bundle, config: Config) -> Target:
+    """A target from a scan in BIDS naming."""
+    entities = parse(path)
+    harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
+    mask_path = brain_mask_of(Path(path).resolve(), (*entities.folders, "anat"))
+    mask = read_mask(mask_path) if mask_path else None
+    with naming_mask(mask_path):
+        return target_of_scan(
+            harmonizer,
+            read_volume(path),
+            sequence=entities.suffix,
+            name=entities.image_id,
+            digest=sha256_file(path),
+            mask=mask,
+            style_config=config.style,
+        )
+
+
+def brain_mask_of(scan: Path, folders: tuple[str, ...]) -> str | None:
+    """The brain mask that the scan's own archive has of it; None too where the scan lies in no archive.
+
+    Parameters
+    ----------
+    folders:
+        Where a scan of its name lies in an archive, such as ``("sub-01", "anat")``.
+    """
+    if scan.parts[-len(folders) - 1 : -1] != folders:
+        return None
+    archive = scan.parents[len(folders)]
+    for image in find_images(archive, require_site=False):
+        if image["uri"] == str(scan):
+            return image["mask_uri"]
+    return None
+
+
+def _geometry(prepare: PrepareConfig) -> dict[str, Any]:
+    """The part of the preparation that is the job's to choose; the rest is the model's."""
+    return {"crop_neck": prepare.crop_neck, "register": prepare.register, "skull": prepare.skull}
+
+
+def _check_preparation(config: Config, model_config: Config) -> None:
+    """Refuse what would have no effect: but for :func:`_geometry` the preparation is the model's. A default counts as not given."""
+    given = flatten(config)
+    defaults = flatten(Config())
+    used = flatten(model_config)
+    free = {f"prepare.{name}" for name in _geometry(config.prepare)}
+    free.add("prepare.shard_volumes")
+    for key, value in given.items():
+        is_models = key.startswith(("grid.", "prepare.")) and key not in free
+        if is_models and value not in (defaults[key], used[key]):
+            remedy = "Leave it out, or train a model on scans prepared so."
+            raise ConfigError(f"{key}={value}", f"{used[key]}, with which the model was trained", remedy)
+
+
+def _check_output(bids: str, out: str) -> None:
+    """Refuse an output that would mix with the archive, or that is on no disk."""
+    if "://" in bids or "://" in out:
+        raise ConfigError(f"{bids} -> {out}", "folders on a local or mounted disk", "Mount or copy the archive.")
+    archive = Path(bids).resolve()
+    output = Path(out).resolve()
+    mixes = archive.is_relative_to(output)
+    if output.is_relative_to(archive):
+        inside = output.relative_to(archive).parts
+        is_derivative = len(inside) >= 2 and inside[0] == "derivatives"
+        mixes = mixes or not is_derivative
+    if mixes:
+        received = f"output {out} and archive {bids}, one in the other"
+        expected = "a folder of its own outside the archive or below its derivatives/"
+        raise ConfigError(received, expected, "Name another one.")
+    check_place(Path(out, RECORD), out, ConfigError)
+
+
+def _select(images: list[ManifestRow], job: Job) -> list[ManifestRow]:
+    """The images of the participants, sessions and sequences that the job names; ConfigError where one is not there."""
+    _check_labels("participants", job.participants, {image["subject"] for image in images}, "--participant-label")
+    _check_labels("sessions", job.sessions, {image["session"] for image in images}, "--session-label")
+    selected = []
+    for image in images:
+        is_selected = (
+            (not job.participants or image["subject"] in job.participants)
+            and (not job.sessions or image["session"] in job.sessions)
+            and (not job.sequences or image["sequence"] in job.sequences)
+        )
+        if is_selected:
+            selected.append(image)
+    if not selected:
+        expected = "images of these participants, sessions and sequences"
+        raise ConfigError("no image left to harmonize", expected, "Check the filters.")
+    return selected
+
+
+def _check_labels(kind: str, labels: Iterable[str], known: set[str | None], flag: str) -> None:
+    unknown = set(labels) - known
+    if unknown:
+        raise ConfigError(f"{kind} {sorted(unknown)}", f"{kind} of the archive", f"Check {flag}.")

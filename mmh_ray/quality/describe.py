@@ -1,0 +1,163 @@
+"""What a scan shows, and what harmonizing did to it: figures per image."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from mmh_ray.evaluation.metrics.agreement import gradient_correlation
+from mmh_ray.imaging.grid import share_held, to_grid
+from mmh_ray.imaging.ground import Ground, background, border, find_ground
+from mmh_ray.imaging.intensity import robust_scaling
+from mmh_ray.imaging.preprocess import Prepared
+from mmh_ray.imaging.registration import Registration
+from mmh_ray.imaging.template import template
+from mmh_ray.imaging.volume import Volume
+from mmh_ray.quality.histograms import UPPER
+from mmh_ray.quality.oddities import mask_offset, second_head, spikes, widest_fluid, wrapped
+from mmh_ray.quality.receive_field import without_field
+
+_DARKEST_PERCENT = 2.0
+"""Percentile of what surrounds the brain that counts as the darkest of it."""
+
+
+def describe_scan(
+    volume: Volume, brain: np.ndarray, registration: Registration | None, prepared: Prepared | None = None
+) -> dict[str, float]:
+    """What the scan alone shows: ``brain_ml``, ``background``, and where it is registered ``registration``, ``coverage`` and the contrasts.
+
+    Parameters
+    ----------
+    brain:
+        ``(I, J, K)`` bool mask at the scan's grid.
+    prepared:
+        The scan on the working grid. It gives the scale on which air is judged, and the figures of
+        :mod:`mmh_ray.quality.oddities`.
+    """
+    ground = find_ground(volume) if prepared is None else prepared.ground
+    laid = ground.lay(volume)
+    scaling = robust_scaling(laid.data, brain) if prepared is None else prepared.scaling
+    air = _air(laid.data, brain, ground)
+    figures = {
+        "brain_ml": float(brain.sum() * np.prod(volume.spacing) / 1000),
+        "background": float(scaling.apply(np.array(air))),
+    }
+    if prepared is not None:
+        figures |= _oddities(volume, laid, prepared)
+    if registration is None:
+        return figures
+    tissues = _tissue_means(laid, brain, registration, ground.floor)
+    holes = None if ground.stripped else ground.holes
+    figures |= {
+        "registration": registration.quality,
+        "coverage": _coverage(laid, registration, holes),
+        "fluid_contrast": (tissues.fluid - tissues.grey) / tissues.spread,
+        "white_contrast": (tissues.white - tissues.grey) / tissues.spread,
+    }
+    if prepared is None:
+        return figures
+    if tissues.fluid != tissues.grey:
+        grey_unit = float(scaling.apply(np.array(tissues.grey)))
+        spacing_mm = float(np.linalg.norm(prepared.affine[:3, 0]))
+        is_bright = tissues.fluid > tissues.grey
+        figures["widest_fluid"] = widest_fluid(prepared.image, prepared.mask, spacing_mm, grey_unit, is_bright)
+    if prepared.given:
+        figures["mask_offset"] = mask_offset(laid, brain, registration)
+    return figures
+
+
+def _oddities(volume: Volume, laid: Volume, prepared: Prepared) -> dict[str, float]:
+    """Figures of :mod:`mmh_ray.quality.oddities` that take no registration."""
+    ground = prepared.ground
+    fill_values = ground.fill.values if ground.fill else ()
+    meaningless = (background(volume.data), *fill_values)
+    signal = laid.like(laid.data - np.float32(ground.floor))
+    return {
+        "spikes": float(spikes(prepared.scaling.apply(laid.data), prepared.brain)),
+        "wrapped": float(wrapped(volume.data, meaningless)),
+        "fill_step": ground.fill.step if ground.fill else 0.0,
+        "second_head": second_head(signal),
+    }
+
+
+def _air(data: np.ndarray, brain: np.ndarray, ground: Ground) -> float:
+    """Intensity of the air, in the scan's units: the lower quartile of the volume's faces.
+
+    Where padding or a mask lies over the air, what is darkest around the brain tells what lies under tissue, if it is
+    brighter.
+    """
+    faces = float(np.percentile(border(data), 25))
+    if ground.stripped:
+        return faces
+    beside_brain = ~ndimage.binary_dilation(brain, iterations=2)
+    around = beside_brain & (data > ground.floor)
+    if not around.any():
+        return faces
+    darkest_around = float(np.percentile(data[around], _DARKEST_PERCENT))
+    return max(faces, darkest_around)
+
+
+def describe_outcome(source: Volume, harmonized: Volume, brain: np.ndarray) -> dict[str, float]:
+    """What harmonizing did: ``preservation`` of the edges, and the part of the brain that is too ``bright``.
+
+    Both images lie on the scan's grid, the harmonized one in unit intensity.
+    """
+    is_too_bright = harmonized.data[brain] > UPPER
+    return {
+        "preservation": gradient_correlation(harmonized.data, source.data, brain),
+        "bright": float(is_too_bright.mean()),
+    }
+
+
+def describe_air(harmonized: Volume, ground: Ground) -> dict[str, float]:
+    """How bright harmonizing left the air, ``air_after``: on the faces as ``background``, and where the scan has fill values."""
+    air = float(np.percentile(border(harmonized.data), 25))
+    if ground.holes is not None:
+        in_holes = float(harmonized.data[ground.holes].mean())
+        air = max(air, in_holes)
+    return {"air_after": air}
+
+
+class _TissueMeans(NamedTuple):
+    """Mean intensity of each tissue deep in the brain, and the standard deviation there, in the scan's units."""
+
+    grey: float
+    white: float
+    fluid: float
+    spread: float
+
+
+_NO_TISSUES = _TissueMeans(0.0, 0.0, 0.0, 1.0)
+"""Where template and brain do not meet: no tissue differs from another."""
+
+
+def _tissue_means(volume: Volume, brain: np.ndarray, registration: Registration, floor: float) -> _TissueMeans:
+    """The tissues of the deep brain without its receive field.
+
+    Deep in the brain alone: an estimated mask has dura and bone in its rim, where the template has fluid, and in a T2w
+    those are black.
+    """
+    known = template()
+    shape = known.brain.shape
+    grid = registration.matrix @ known.affine
+    image = to_grid(volume.data - np.float32(floor), volume.affine, grid, shape)
+    brain_share = to_grid(brain.astype(np.float32), volume.affine, grid, shape)
+    inside = known.deep & (brain_share > 0.5)
+    weights = [tissue**3 * inside for tissue in known.tissues]  # near 1 only where the tissue is alone
+    if not all(weight.any() for weight in weights):
+        return _NO_TISSUES
+    image = without_field(image, known.tissues, inside)
+    spread = float(image[inside].std())
+    if spread == 0:
+        return _NO_TISSUES
+    grey, white, fluid = (float((image * weight).sum() / weight.sum()) for weight in weights)
+    return _TissueMeans(grey + floor, white + floor, fluid + floor, spread)
+
+
+def _coverage(volume: Volume, registration: Registration, holes: np.ndarray | None) -> float:
+    """Part of the template's brain, laid into the scan, that the scan's field of view holds, but for its holes."""
+    known = template()
+    grid = registration.matrix @ known.affine
+    return share_held(known.brain, grid, volume.affine, volume.data.shape, holes)
