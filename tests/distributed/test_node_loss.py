@@ -34,7 +34,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-STEPS = 24
+STEPS = 60
+"""Ray Train takes one report in two seconds, so that 15 checkpoints leave time to lose a node in."""
 CHECKPOINT_EVERY = 4
 PATIENCE_S = 400
 TOLERANCE = 1e-4
@@ -139,7 +140,7 @@ class Driver:
         """Until Ray Train has noted one."""
         notes = self.run_folder / "checkpoint_manager_snapshot.json"
         deadline = time.monotonic() + PATIENCE_S
-        while not (notes.is_file() and "checkpoint_0" in notes.read_text()):
+        while not (notes.is_file() and '"checkpoint_dir_name"' in notes.read_text()):
             assert self.process.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.05)
