@@ -234,3 +234,13 @@ def test_the_site_asks_nothing_of_other_servers(site: Path) -> None:
     )
     for page in site.rglob("*.html"):
         assert loaded.search(page.read_text(encoding="utf-8")) is None, page
+
+
+@pytest.mark.fast
+def test_the_map_of_the_house_names_files_that_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py)", text))
+    assert len(named) > 10
+    assert [
+        name for name in sorted(named) if not ((ROOT / "mmh_ray" / name).is_file() or (ROOT / name).is_file())
+    ] == []
