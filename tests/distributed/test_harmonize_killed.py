@@ -64,7 +64,10 @@ def kill_an_actor(driver: subprocess.Popen[bytes]) -> bool:
     """Whether one was there to be killed."""
     for child in psutil.Process(driver.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # one that ended while it was looked at
-            if "HarmonizeWorker" in child.name() + " ".join(child.cmdline()):
+            title = child.name() + " ".join(
+                child.cmdline()
+            )  # Ray names it after its actor, or the image that it works on
+            if "ray::" in title and "harmonize" in title.lower():
                 child.kill()
                 return True
     return False

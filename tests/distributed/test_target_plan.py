@@ -266,7 +266,7 @@ def test_a_site_that_cannot_be_planned_fails_alone(driver: SimpleNamespace, of_s
 
 
 def test_a_site_is_named_once() -> None:
-    with pytest.raises(ConfigError, match=r"target.site=\('north', 'north'\); expected each site once"):
+    with pytest.raises(ConfigError, match=r"target.site=\('north', 'north'\); expected each item once"):
         TargetConfig(("north", "north"))
 
 
