@@ -20,7 +20,6 @@ SETTINGS = ConfigDict(
     extra="forbid",
     allow_inf_nan=False,
     regex_engine="python-re",  # pydantic's own engine has no look-ahead
-    defer_build=True,  # most commands and every worker need only some of the sections
 )
 
 
