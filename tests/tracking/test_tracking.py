@@ -230,7 +230,7 @@ def test_a_missing_alias_or_version_names_those_that_are(trained: Trained, model
 def test_a_missing_model_or_run_says_what_to_check(trained: Trained) -> None:
     with pytest.raises(ModelError, match=r"expected a registered model\. Check the name, and the store"):
         tracking.resolve_model("models:/nobody@champion", trained.config.tracking)
-    with pytest.raises(ModelError, match="expected a bundle folder, models:/NAME@ALIAS"):
+    with pytest.raises(ModelError, match="expected a bundle folder, s3://BUCKET/BUNDLE, models:/NAME@ALIAS"):
         tracking.resolve_model(f"runs:/{'0' * 32}/model", trained.config.tracking)
 
 
