@@ -16,22 +16,9 @@ from mmh_ray.config import Config, GridConfig, ModelConfig, TrackingConfig
 from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.object_store import below, fetch_bundle, is_remote, open_folder
 from mmh_ray.tracking import resolve_model
+from tests.ray_head import TINY
 
 FACTS = "config.json"
-TINY = [
-    "phantom.sites=2",
-    "phantom.subjects_per_site=3",
-    "phantom.travelers=0",
-    "phantom.spacing_mm=6",
-    "grid.spacing_mm=6",
-    "grid.shape=[32,40,32]",
-    "prepare.n4=false",
-    "manifest.val_fraction=0.25",
-    "manifest.test_fraction=0",
-    "model.channels=[8,16]",
-    "train.steps=4",
-    "train.validation_groups=1",
-]
 
 
 @pytest.fixture(scope="module")

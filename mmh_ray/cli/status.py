@@ -65,7 +65,7 @@ def _as_fields(found: RunStatus) -> dict[str, Any]:
 def quality_bounds(record: RunRecord) -> QualityConfig:
     """Bounds of the quality figures that a run used; the defaults where its record is damaged."""
     try:
-        return from_dict(QualityConfig, record.settings.get("quality", {}), "quality.")
+        return from_dict(QualityConfig, record.settings.get("quality", {}))
     except (MMHError, OverflowError) as error:
         log.warning("the record of the run is damaged: the report uses the default quality bounds (%s)", error)
         return QualityConfig()

@@ -7,13 +7,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 
-def from_dict(cls: type, tree: Any, prefix: str = "") -> Any:
+def from_dict(cls: type, tree: Any) -> Any:
     """Build a section, or the whole configuration, from nested mappings.
-
-    Parameters
-    ----------
-    prefix:
-        Not used: errors take the section's name from its class.
 
     Raises
     ------

@@ -305,9 +305,9 @@ def _read_description(path: Path) -> tuple[dict[str, Any], TargetConfig]:
     place = str(path / FACTS)
     _check_facts(facts, place)
     try:
-        from_dict(RestyleConfig, facts["restyle"], "restyle.")
-        from_dict(HarmonizeConfig, facts["harmonize"], "harmonize.")
-        return facts, from_dict(TargetConfig, facts["target"], "target.")
+        from_dict(RestyleConfig, facts["restyle"])
+        from_dict(HarmonizeConfig, facts["harmonize"])
+        return facts, from_dict(TargetConfig, facts["target"])
     except ConfigError as error:
         received = f"{place}: {error.received}"
         expected = f"settings that mmh-ray {code_version()} knows: {error.expected}"
