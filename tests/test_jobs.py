@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,10 @@ import pytest
 from mmh_ray.cli import main
 from tests.ray_head import TINY, Head, ray_command, running_head
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:(mlflow|pydantic|sqlalchemy|alembic)(\..*)?"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +77,10 @@ def test_an_operator_sees_names_figures_and_no_failure_of_a_job_that_succeeded(
         ["harmonize", bids, out, "--model", "models:/mmh-global@champion"],
     ]
     lines = json.dumps([[*command, *config] for command in commands])
-    done = head.submit(repository, "python", "-c", ALL_IN_ONE, lines)
+    with _watching(head, "ray_mmh_queue_length{") as is_queue_seen:
+        done = head.submit(repository, "python", "-c", ALL_IN_ONE, lines)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert is_queue_seen.is_set()  # told by the driver, and gone with it
     assert "Downloading artifacts" not in done.stdout + done.stderr
 
     tasks = _listed(head, "tasks", "--limit", "1000")
@@ -100,6 +107,25 @@ def test_an_operator_sees_names_figures_and_no_failure_of_a_job_that_succeeded(
     ]
     assert [job["submission_id"] for job in submitted] == [run.data.tags["mmh.ray_submission_id"]]
     assert submitted[0]["status"] == "SUCCEEDED"
+
+
+@contextlib.contextmanager
+def _watching(head: Head, text: str) -> Iterator[threading.Event]:
+    """Set once the exported metrics hold a text, while the block runs."""
+    is_seen = threading.Event()
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_seen.is_set() and not is_over.wait(0.5):
+            with contextlib.suppress(OSError), urllib.request.urlopen(head.metrics, timeout=10) as answer:
+                if text in answer.read().decode():
+                    is_seen.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    yield is_seen
+    is_over.set()
+    watcher.join()
 
 
 def _listed(head: Head, what: str, *options: str) -> list[dict]:
