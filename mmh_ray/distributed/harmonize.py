@@ -25,7 +25,7 @@ from mmh_ray.distributed.cluster import connect, live_nodes
 from mmh_ray.distributed.manifest import probe_all
 from mmh_ray.distributed.metrics import MeasuredHarmonizeWorker, count_image, set_queue
 from mmh_ray.distributed.prepare import PrepareSettings, check_row
-from mmh_ray.distributed.task_pool import run_tasks
+from mmh_ray.distributed.task_pool import map_unordered
 from mmh_ray.errors import ConfigError, DataError, RefusedError, data_error
 from mmh_ray.harmonization.citation import write_citation
 from mmh_ray.harmonization.harmonizer import Harmonizer
@@ -164,7 +164,7 @@ def find_problems(tasks: list[Task], bundle: Bundle, config: Config) -> dict[str
     harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
     settings = PrepareSettings(bundle.config.grid, harmonizer.prepare, harmonizer.quality)
     problems: dict[str, FoundProblem] = {}
-    for checked in run_tasks(check_row, tasks, settings, "Checking", "images"):
+    for checked in map_unordered(check_row, tasks, settings, "Checking", "images"):
         error = checked.result
         if error is not None:
             action = "refuse" if isinstance(error, RefusedError) else "fail"
