@@ -43,7 +43,7 @@ from mmh_ray.evaluation.target_metrics import (
     score_target,
 )
 from mmh_ray.files import read_object
-from mmh_ray.models.style.backbones import EMBEDDED
+from mmh_ray.models.style.embedded import EMBEDDED
 from mmh_ray.models.style.encoder import check_same_encoder, make_style_encoder
 from mmh_ray.models.target.bundle import load_target
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 
-def border(data: np.ndarray) -> np.ndarray:
+def faces_of(data: np.ndarray) -> np.ndarray:
     """All voxels of the six faces of a volume, ``(n,)``."""
     parts = [np.take(data, end, axis).ravel() for axis in range(3) for end in (0, -1)]
     return np.concatenate(parts)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmh_ray.imaging.borders import border, grown
+from mmh_ray.imaging.borders import faces_of, grown
 
 _KEPT_BITS = 10
 """Of a value's 23 bits after the leading one: those by which values are told apart."""
@@ -156,7 +156,7 @@ def high_bound(values: np.ndarray, ordered: np.ndarray, data: np.ndarray) -> flo
             continue
         region = data >= ringing
         is_far = gap >= _FAR_GAP * rest.width
-        if border(region).any() or (is_far and _is_abrupt(region, data, halfway=value - gap / 2)):
+        if faces_of(region).any() or (is_far and _is_abrupt(region, data, halfway=value - gap / 2)):
             bound = float(value - RINGING * gap)
             bound = float(value) if _is_exact(ordered[ordered >= bound], values) else bound
     return bound

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from mmh_ray.imaging.borders import border
+from mmh_ray.imaging.borders import faces_of
 from mmh_ray.imaging.fill import Fill, find_fill
 from mmh_ray.imaging.head import largest
 from mmh_ray.imaging.volume import Volume
@@ -106,9 +106,9 @@ def is_stripped(volume: Volume) -> bool:
 
 def background(data: np.ndarray, fill: Fill | None = None) -> float:
     """The most frequent value on the faces of a volume, but for fill: 0 where a skull was removed, unless it was shifted since."""
-    faces = border(data)
+    faces = faces_of(data)
     if fill is not None:
-        measured = faces[~border(fill.mask)]
+        measured = faces[~faces_of(fill.mask)]
         if measured.size >= _LEAST_MEASURED * faces.size:
             faces = measured
     values, counts = np.unique(faces, return_counts=True)

@@ -10,7 +10,9 @@ import numpy as np
 from mmh_ray.config import GridConfig
 from mmh_ray.imaging.intensity import correct_bias, robust_scaling
 from mmh_ray.simulation.anatomy import smooth_noise
-from mmh_ray.simulation.people import Head, Person, read_label_map, simulate_head, template_head
+from mmh_ray.simulation.label_maps import read_label_map
+from mmh_ray.simulation.people import Head, simulate_head, template_head
+from mmh_ray.simulation.person import Person
 from mmh_ray.simulation.protocols import random_scan
 from mmh_ray.simulation.scanner import canonical_image, random_oddity, render
 
