@@ -39,7 +39,7 @@ from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
 from mmh_ray.progress import progress
 from mmh_ray.provenance import code_version, remove_partial
 from mmh_ray.quality.run_report import write_cohort_report
-from mmh_ray.stopping import stoppable, why
+from mmh_ray.stopping import end_reason, stoppable
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def harmonize(job: Job) -> dict[str, int]:
             remove_partial(job.out)
             return _work_through(job, tasks, inputs, journal)
         except BaseException as error:
-            failure = why(error)
+            failure = end_reason(error)
             raise
         finally:
             record = dataclasses.replace(record, finished=utc_now().isoformat(), failure=failure)

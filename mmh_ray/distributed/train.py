@@ -40,7 +40,7 @@ from mmh_ray.models.bundle import load_bundle, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.sampling import harmonize_volume
 from mmh_ray.models.trainer import Trainer, best_weights
-from mmh_ray.object_store import below, open_folder
+from mmh_ray.object_store import join_uri, open_folder
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of
 from mmh_ray.shards import PreparedStore
@@ -319,7 +319,7 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
         pictures = () if store is None else _sample_figures(model.eval(), store, config, Path(scratch))
         for picture in pictures:
             tracking.log_figure(run.run_id, picture)
-    place = below(config.train.storage, config.train.run_name, "bundle") if "://" in config.train.storage else target
+    place = join_uri(config.train.storage, config.train.run_name, "bundle") if "://" in config.train.storage else target
     return TrainedModel(place, uri, run.run_id, validation)
 
 

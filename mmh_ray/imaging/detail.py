@@ -78,7 +78,7 @@ def _medians(values: np.ndarray, bins: list[np.ndarray]) -> np.ndarray:
     return np.array([np.median(values[indices]) for indices in bins], np.float64)
 
 
-def fit_look(
+def fit_mapping(
     scan: np.ndarray, styled: np.ndarray, mask: np.ndarray, spacing_mm: float
 ) -> tuple[MonotoneMap, np.ndarray]:
     """The curve, and the field ``(X, Y, Z)`` float32, for which ``curve(field * scan)`` is most like the network's image.

@@ -156,7 +156,7 @@ def _voxels(path: str | Path) -> int:
         return 0
 
 
-class Room:
+class SharedMemory:
     """The memory that the threads of a process share: an image waits until those beside it leave enough.
 
     Each would find the same memory free otherwise, and all together would take it several times over.
