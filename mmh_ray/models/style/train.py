@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from mmh_ray.config import GridConfig, RestyleConfig, StyleConfig
 from mmh_ray.imaging.intensity import correct_bias, robust_scaling
 from mmh_ray.models.augmentation import restyle
-from mmh_ray.models.style.backbones import EmbeddedBackbone, SliceBackbone
 from mmh_ray.models.style.contrast import spread, style_contrast
+from mmh_ray.models.style.embedded import EmbeddedBackbone
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
+from mmh_ray.models.style.slice_backbone import SliceBackbone
 from mmh_ray.progress import progress
 from mmh_ray.provenance import whole_file
 from mmh_ray.simulation.anatomy import Anatomy
