@@ -47,6 +47,18 @@ def code_version() -> str:
     return f"{__version__}+g{described}" if described else __version__
 
 
+def container() -> dict[str, str] | None:
+    """The container that this process runs in, in the words of BIDS (`Type`, `Tag`); None outside of one, or where nothing tells.
+
+    Apptainer names its file; images made from `configs/cluster/` name themselves.
+    """
+    image = os.environ.get("MMH_IMAGE")
+    apptainer_file = os.environ.get("APPTAINER_CONTAINER")
+    if apptainer_file:
+        return {"Type": "apptainer", "Tag": image or Path(apptainer_file).name}
+    return {"Type": "docker", "Tag": image} if image else None
+
+
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` with the same suffixes; rename it there only if the block succeeds.

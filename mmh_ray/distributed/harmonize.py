@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import ray
 
-from mmh_ray.bids.derivatives import write_dataset_description
+from mmh_ray.bids.derivatives import write_dataset_description, write_descriptions
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.rows import NO_RESULT, LedgerRow, Problem, Status, problem_of
 from mmh_ray.bids.status import RunRecord, utc_now
@@ -32,7 +32,7 @@ from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.harmonization.job import Job, Task
 from mmh_ray.harmonization.outputs import check_places, input_hash, is_current, ledger_row, remove_stale
 from mmh_ray.harmonization.run import RunInputs, gather_inputs
-from mmh_ray.harmonization.target_domain import TargetDomain
+from mmh_ray.harmonization.target_domain import TargetDomain, describe_labels
 from mmh_ray.harmonization.worker import HarmonizeWorker
 from mmh_ray.imaging.volume import BYTES_PER_VOXEL
 from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
@@ -69,6 +69,7 @@ def harmonize(job: Job) -> dict[str, int]:
         record = inputs.record(job, len(tasks) * len(inputs.domains))
         _write_record(record, job.out)
         _write_citation(record, job.out, inputs.domains)
+        _write_descriptions(job, tasks, inputs, journal)
         failure: str | None = None
         try:
             connect()
@@ -214,6 +215,19 @@ def _write_citation(record: RunRecord, out: str, domains: Sequence[TargetDomain]
         write_citation(record, out, targets)
     except (DataError, OSError) as error:
         log.warning("%s: no text to cite the run by (%s)", out, error)
+
+
+def _write_descriptions(job: Job, tasks: Sequence[Task], inputs: RunInputs, journal: Journal) -> None:
+    """The table of labels, of what earlier runs made and of what this one may make."""
+    outputs = [(row["output"], row["target"]) for row in journal.rows().values() if row["output"]]
+    for task in tasks:
+        if task["status"] == Status.OK:
+            for domain in inputs.domains:
+                outputs.append((str(domain.output(task["uri"], job.config.harmonize)), domain.name))
+    try:
+        write_descriptions(job.out, describe_labels(outputs))
+    except (DataError, OSError) as error:
+        log.warning("%s: no table of the labels after desc- (%s)", job.out, error)
 
 
 def _work_through(job: Job, tasks: list[Task], inputs: RunInputs, journal: Journal) -> dict[str, int]:

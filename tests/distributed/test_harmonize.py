@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,7 +192,11 @@ def test_sidecar_says_what_was_done(job: FirstRun, name: str) -> None:
     sidecar = json.loads(
         job.derivative(name).with_name(job.derivative(name).name.replace(".nii.gz", ".json")).read_text()
     )
-    assert sidecar["Sources"] == [str(job.scan(name))]
+    source = f"bids:raw:{job.scan(name).relative_to(job.bids)}"
+    mask = "bids:raw:derivatives/masks/sub-01_desc-brain_mask.nii.gz"
+    assert sidecar["Sources"] == [source, mask]
+    assert sidecar["BrainMask"] == mask
+    assert sidecar["SpatialReference"] == source
     assert sidecar["SourceSHA256"] == sha256_file(job.scan(name))
     assert sidecar["Model"]["Hash"] == bundle_hash(job.bundle)
     assert sidecar["Model"]["URI"] == job.bundle.as_uri()
@@ -198,7 +204,7 @@ def test_sidecar_says_what_was_done(job: FirstRun, name: str) -> None:
     assert sidecar["Settings"]["planes"] == ["axial"]
     assert sidecar["IntensityMapping"]["High"] > sidecar["IntensityMapping"]["Low"]
     assert sidecar["SourceSite"] is None
-    assert sidecar["GeneratedBy"]["Name"] == "mmh_ray"
+    assert sidecar["GeneratedBy"][0]["Name"] == "mmh_ray"
 
 
 def test_the_dataset_is_described_and_nothing_half_written_is_left(job: FirstRun) -> None:
@@ -207,10 +213,39 @@ def test_the_dataset_is_described_and_nothing_half_written_is_left(job: FirstRun
     assert description["Name"] == "Odd scans, harmonized"
     assert description["GeneratedBy"][0]["Name"] == "mmh_ray"
     assert description["SourceDatasets"] == [{"URL": job.bids.resolve().as_uri()}]
+    assert description["DatasetLinks"] == {"raw": job.bids.resolve().as_uri()}
     hidden = [path.name for path in job.out.rglob(".*")]
-    assert not hidden
+    assert hidden == [".bidsignore"]
     assert len(stamps(job.out)) == 4
     assert not list(job.bids.rglob("*harmonized*"))
+
+
+def complaints(validator: str, dataset: Path) -> set[tuple[str, str, str]]:
+    """Severity, code and place of what the BIDS validator finds in a dataset; it carries its schema and needs no network."""
+    done = subprocess.run([validator, "--format", "json", str(dataset)], capture_output=True, text=True, check=False)
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    return {(issue["severity"], issue["code"], issue["location"]) for issue in issues}
+
+
+@pytest.mark.slow
+def test_the_derivatives_are_a_valid_bids_dataset(job: FirstRun, tmp_path: Path) -> None:
+    """In the unified domain and, beside it, to the look of a scan in the template's space."""
+    beside_python = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    validator = shutil.which("bids-validator-deno", path=beside_python)
+    if validator is None:
+        pytest.skip("bids-validator-deno is not installed: pip install -e '.[dev]'")
+    out = tmp_path / "out"
+    shutil.copytree(job.out, out)
+    config = replace(job.config, harmonize=replace(job.config.harmonize, space="template"))
+    scan = job.scan("sub-01_T1w")
+    again = job.again(out=str(out), config=config, participants=("01",), sequences=("T1w",), target_image=str(scan))
+    assert harmonize(again) == {"done": 1}
+    # The authors of the archive are not the authors of what was made of it.
+    assert complaints(validator, out) == {("warning", "TOO_FEW_AUTHORS", "/dataset_description.json")}
+    labels = [line.split("\t")[0] for line in (out / "descriptions.tsv").read_text().splitlines()]
+    assert labels == ["desc_id", "desc-harmonized", "desc-harmonizedSub01T1W"]
+    (out / "sub-01/anat/sub-01_T1w_harmonized.nii.gz").touch()
+    assert any(severity == "error" for severity, _, _ in complaints(validator, out))
 
 
 def arguments(job: FirstRun, *more: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mmh_ray.bids.derivatives import derivative_files, sidecar_path
+from mmh_ray.bids.derivatives import bids_uri, derivative_files, sidecar_path
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.rows import LedgerRow, Status, problem_of
 from mmh_ray.bids.status import RunRecord, run_status
@@ -68,7 +68,7 @@ def made(job: Job, source: str, **provenance: str) -> list[Path]:
     for path in files:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    sidecar_path(files[1]).write_text(json.dumps({"Sources": [source], "Provenance": provenance}))
+    sidecar_path(files[1]).write_text(json.dumps({"Sources": [bids_uri(source, source)], "Provenance": provenance}))
     return list(files)
 
 
