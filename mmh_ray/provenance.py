@@ -38,13 +38,17 @@ def hash_of(value: Any) -> str:
 
 @cache
 def code_version() -> str:
-    """Package version, with the git commit when run from a checkout (`+dirty` marks local changes)."""
+    """Package version, with the git commit when run from a checkout (`+dirty` marks local changes).
+
+    The installed version can name a commit itself: the one that was checked out when it was installed, which need not be this one.
+    """
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return __version__
     command = ["git", "-C", str(root), "describe", "--always", "--dirty=+dirty", "--exclude=*"]
     described = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return f"{__version__}+g{described}" if described else __version__
+    release = __version__.partition("+")[0]
+    return f"{release}+g{described}" if described else __version__
 
 
 def container() -> dict[str, str] | None:
