@@ -97,8 +97,9 @@ def test_the_version_is_that_of_the_tag(source: Path, wheel: Path, tmp_path: Pat
     shutil.unpack_archive(tmp_path / name, tmp_path / "unpacked")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     assert version_of(build_wheel(unpacked, tmp_path / "of-sdist")) == "7.8.9"
-    shutil.rmtree(tagged / ".git")
-    assert scm_version(tagged) == "0.1.0"
+    without_git = tmp_path / "without-git"
+    shutil.copytree(source, without_git, ignore=shutil.ignore_patterns(".git", "*.egg-info", "build"))
+    assert scm_version(without_git) == "0.1.0"
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(source: Path, wheel: Path) -> None:

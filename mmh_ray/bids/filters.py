@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmh_ray.bids.entities import EXTENSIONS, Entities
+from mmh_ray.bids.entities import Entities
 from mmh_ray.errors import ConfigError
 from mmh_ray.files import read_object
 
@@ -49,7 +49,6 @@ ANY = "*"
 
 _OTHERS = ("datatype", "suffix", "extension")
 """Names in a query that are no entities; they can only confirm what is the case."""
-_IMAGE_EXTENSIONS = tuple(ending for ending in EXTENSIONS if ending.startswith(".nii"))
 
 Label = str | int | None
 
@@ -71,6 +70,10 @@ class Filters:
         query = self.queries.get(entities.suffix, {})
         tags = entities.tags
         return all(_matches(tags.get(key), labels) for key, labels in query.items())
+
+
+NO_FILTERS = Filters({})
+"""Keeps every image."""
 
 
 def read_filters(path: str | Path) -> Filters:
@@ -130,7 +133,7 @@ def _without_prefix(labels: Iterable[Label], key: str) -> tuple[Label, ...]:
 
 def _check_other(name: str, labels: tuple[Label, ...], suffix: str, where: str) -> None:
     """Refuse a datatype, suffix or extension that no image of this query can have: it would leave nothing."""
-    possible = {"datatype": ("anat",), "suffix": (suffix,), "extension": _IMAGE_EXTENSIONS}[name]
+    possible = {"datatype": ("anat",), "suffix": (suffix,), "extension": (".nii.gz", ".nii", "nii.gz", "nii")}[name]
     wrong = [label for label in labels if label not in possible]
     if wrong:
         received = f"{where}: {name} {wrong[0]!r}"

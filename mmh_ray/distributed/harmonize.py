@@ -30,6 +30,7 @@ from mmh_ray.errors import ConfigError, DataError, RefusedError, data_error
 from mmh_ray.harmonization.citation import write_citation
 from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.harmonization.job import Job, Task
+from mmh_ray.harmonization.memory import Workers, largest_image, within
 from mmh_ray.harmonization.outputs import check_places, input_hash, is_current, ledger_row, remove_stale
 from mmh_ray.harmonization.run import RunInputs, gather_inputs
 from mmh_ray.harmonization.target_domain import TargetDomain, describe_labels
@@ -262,7 +263,7 @@ def run_pool(
     on_actor_ready:
         Called whenever an actor has come up.
     """
-    layout = pool_layout(job.config.harmonize, len(tasks))
+    layout = pool_layout(job.config.harmonize, tasks)
     files = ray.put(bundle_files(inputs.model_folder))
     domains = ray.put(list(inputs.domains))
     actors_per_node = -(-layout.actors // live_nodes())  # rounded up: actors are spread
@@ -299,20 +300,42 @@ class PoolLayout(NamedTuple):
     actor_options: dict[str, Any]
 
 
-def pool_layout(settings: HarmonizeConfig, images: int) -> PoolLayout:
-    """The actors for so many images on this cluster.
+def pool_layout(settings: HarmonizeConfig, tasks: Sequence[Task]) -> PoolLayout:
+    """The actors for these images on this cluster.
 
     An actor has one image more for every further CPU: the model waits for no preparation and no file, and no CPU for
-    the model.
+    the model. With ``harmonize.memory_gb`` there are as many of both as fit into it, and a line of the log says so.
     """
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     cpus = max(1, int(resources.get("CPU", 1)))
     slots = settings.slots or gpus or max(1, cpus // 2)
-    actors = min(slots, images)
+    actors = min(slots, len(tasks))
     cpus_per_actor = cpus // max(1, actors)
     images_per_actor = min(MOST_IMAGES_PER_ACTOR, max(1, cpus_per_actor))
+    if settings.memory_gb and actors:
+        actors, images_per_actor = _within_memory(settings.memory_gb, tasks, Workers(actors, images_per_actor))
     options: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "SPREAD", "max_concurrency": images_per_actor}
     if gpus:
         options["num_gpus"] = 1
     return PoolLayout(actors, images_per_actor, options)
+
+
+def _within_memory(memory_gb: float, tasks: Sequence[Task], wanted: Workers) -> Workers:
+    """Fewer workers and images at a time, where the memory of each machine asks for it."""
+    nodes = live_nodes()
+    per_node = Workers(-(-wanted.count // nodes), wanted.images_each)  # rounded up: actors are spread
+    largest = largest_image(tasks)
+    if not largest:  # no image of use: nothing will be read
+        return wanted
+    fitting = within(memory_gb, largest, per_node)
+    workers = Workers(min(wanted.count, fitting.count * nodes), fitting.images_each)
+    log.info(
+        "memory of %g GB a machine: at most %d images at a time, %d in each of %d workers (the largest takes up to %.1f GB)",
+        memory_gb,
+        workers.count * workers.images_each,
+        workers.images_each,
+        workers.count,
+        largest / 1e9,
+    )
+    return workers

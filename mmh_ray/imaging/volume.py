@@ -134,7 +134,7 @@ def check_memory(path: str | Path, free: int | None = None, bytes_per_voxel: int
 
     Files that cannot be opened pass: :func:`read_volume` says what is wrong with them.
     """
-    _check_room(path, _voxels(path), free_memory() if free is None else free, bytes_per_voxel)
+    _check_room(path, voxels_by_header(path), free_memory() if free is None else free, bytes_per_voxel)
 
 
 def _check_room(path: str | Path, voxels: int, free: int, bytes_per_voxel: int) -> None:
@@ -148,7 +148,7 @@ def _check_room(path: str | Path, voxels: int, free: int, bytes_per_voxel: int) 
     raise DataError(received, expected, "Crop or resample it, or use fewer harmonize.slots or a larger machine.")
 
 
-def _voxels(path: str | Path) -> int:
+def voxels_by_header(path: str | Path) -> int:
     """Voxels by the header; 0 where it cannot be read."""
     try:
         return math.prod(read_header(path).shape[:3])
@@ -181,7 +181,7 @@ class Room:
         DataError
             If that is more than is free although no other image is there: see :func:`check_memory`.
         """
-        need = BYTES_PER_VOXEL * _voxels(path)
+        need = BYTES_PER_VOXEL * voxels_by_header(path)
 
         def has_room() -> bool:
             share = free_memory() / self._processes

@@ -23,7 +23,7 @@ from mmh_ray.bids.rows import problem_of
 from mmh_ray.bids.status import run_status
 from mmh_ray.cli import main
 from mmh_ray.config import Config, GridConfig
-from mmh_ray.distributed.harmonize import harmonize, plan
+from mmh_ray.distributed.harmonize import harmonize, plan, pool_layout
 from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.harmonization.job import Job
 from mmh_ray.imaging.grid import to_grid
@@ -151,6 +151,17 @@ def test_counts_are_of_all_images(job: FirstRun) -> None:
 
 def test_a_text_to_cite_the_run_by_names_its_model(job: FirstRun) -> None:
     assert bundle_hash(job.bundle) in (job.out / "logs/CITATION.md").read_text(encoding="utf-8")
+
+
+def test_memory_bounds_the_images_at_a_time_and_says_so(job: FirstRun, caplog: pytest.LogCaptureFixture) -> None:
+    """Ray is told of at least four CPUs, so that three workers with an image each are wanted."""
+    tasks = [{"uri": str(job.scan("sub-01_T1w")), "status": "ok", "earlier": {}}] * 8
+    settings = replace(job.config.harmonize, slots=3)
+    assert pool_layout(settings, tasks).actors == 3
+    caplog.set_level(logging.INFO, "mmh_ray")
+    layout = pool_layout(replace(settings, memory_gb=4.0), tasks)
+    assert (layout.actors, layout.images_per_actor) == (2, 1)
+    assert "memory of 4 GB a machine: at most 2 images at a time, 1 in each of 2 workers" in caplog.text
 
 
 @pytest.mark.parametrize("name", GOOD)
