@@ -324,18 +324,18 @@ def pool_layout(settings: HarmonizeConfig, tasks: Sequence[Task]) -> PoolLayout:
 def _within_memory(memory_gb: float, tasks: Sequence[Task], wanted: Workers) -> Workers:
     """Fewer workers and images at a time, where the memory of each machine asks for it."""
     nodes = live_nodes()
-    per_node = Workers(-(-wanted.count // nodes), wanted.images_each)  # rounded up: actors are spread
+    per_node = Workers(-(-wanted.number // nodes), wanted.images_each)  # rounded up: actors are spread
     largest = largest_image(tasks)
     if not largest:  # no image of use: nothing will be read
         return wanted
     fitting = within(memory_gb, largest, per_node)
-    workers = Workers(min(wanted.count, fitting.count * nodes), fitting.images_each)
+    workers = Workers(min(wanted.number, fitting.number * nodes), fitting.images_each)
     log.info(
         "memory of %g GB a machine: at most %d images at a time, %d in each of %d workers (the largest takes up to %.1f GB)",
         memory_gb,
-        workers.count * workers.images_each,
+        workers.number * workers.images_each,
         workers.images_each,
-        workers.count,
+        workers.number,
         largest / 1e9,
     )
     return workers

@@ -24,7 +24,7 @@ LEAST_IMAGE_BYTES = 200_000_000
 class Workers(NamedTuple):
     """Workers on each machine, and the images that each has in hand at a time."""
 
-    count: int
+    number: int
     images_each: int
 
 
@@ -82,6 +82,6 @@ def within(memory_gb: float, largest: int, wanted: Workers) -> Workers:
     """
     room = memory_gb * GB - RUN_BYTES
     count = int(room // (WORKER_BYTES + largest))
-    count = min(wanted.count, max(1, count))
+    count = min(wanted.number, max(1, count))
     images = int((room - count * WORKER_BYTES) // (count * largest))
     return Workers(count, min(wanted.images_each, max(1, images)))

@@ -43,16 +43,16 @@ def test_what_is_at_work_at_a_time_fits(memory_gb: float, largest_gb: float, wan
     largest = int(largest_gb * GB)
 
     def taken(workers: Workers) -> float:
-        return RUN_BYTES + workers.count * (WORKER_BYTES + workers.images_each * largest)
+        return RUN_BYTES + workers.number * (WORKER_BYTES + workers.images_each * largest)
 
     found = within(memory_gb, largest, wanted)
     assert taken(found) <= memory_gb * GB
-    assert 1 <= found.count <= wanted.count
+    assert 1 <= found.number <= wanted.number
     assert 1 <= found.images_each <= wanted.images_each
-    if found.count < wanted.count:
-        assert taken(Workers(found.count + 1, 1)) > memory_gb * GB
+    if found.number < wanted.number:
+        assert taken(Workers(found.number + 1, 1)) > memory_gb * GB
     if found.images_each < wanted.images_each:
-        assert taken(Workers(found.count, found.images_each + 1)) > memory_gb * GB
+        assert taken(Workers(found.number, found.images_each + 1)) > memory_gb * GB
 
 
 def test_more_memory_than_is_needed_changes_nothing() -> None:
