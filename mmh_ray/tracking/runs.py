@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmh_ray.config import Config, flatten
 from mmh_ray.provenance import code_version
+from mmh_ray.tracking.outage import patiently
 from mmh_ray.tracking.store import experiment_id
 
 if TYPE_CHECKING:
@@ -80,22 +81,29 @@ def log_metrics(run_id: str, rows: Iterable[MetricRow]) -> None:
 
 def log_figure(run_id: str, path: str | Path) -> None:
     """Add a picture to the run's artifacts, under ``figures/``."""
+    log_file(run_id, path, "figures")
+
+
+def log_file(run_id: str, path: str | Path, folder: str | None = None) -> None:
+    """Add a file to the run's artifacts."""
     import mlflow
 
-    mlflow.MlflowClient().log_artifact(run_id, str(path), artifact_path="figures")
+    mlflow.MlflowClient().log_artifact(run_id, str(path), artifact_path=folder)
 
 
 def finish(run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
-    """End the run."""
+    """End the run; a server that does not answer is waited for."""
     import mlflow
 
-    mlflow.MlflowClient().set_terminated(run_id, status)
+    patiently(lambda: mlflow.MlflowClient().set_terminated(run_id, status))
 
 
 def mark_failed(run_id: str) -> None:
     """End the run as failed, if the store can be reached: what made it fail is the error to show, not the store's."""
+    import mlflow
+
     try:
-        finish(run_id, "FAILED")
+        mlflow.MlflowClient().set_terminated(run_id, "FAILED")
     except Exception as error:
         log.warning("MLflow run %s could not be marked as failed: %s", run_id, error)
 

@@ -33,6 +33,11 @@ def configure(tracking: TrackingConfig) -> str:
     return uri
 
 
+def is_configured(tracking: TrackingConfig) -> bool:
+    """Whether a store was named: by a setting or in the environment. Else only what needs one makes one, in the current folder."""
+    return bool(tracking.uri or os.environ.get(ENVIRONMENT))
+
+
 def choose_uri(tracking: TrackingConfig) -> str:
     """The URI of :func:`configure`, without choosing it."""
     uri = tracking.uri or os.environ.get(ENVIRONMENT) or DEFAULT_URI
