@@ -6,7 +6,7 @@ happens in the functions.
 
 from mmh_ray.tracking.evaluations import cite, evaluation_of, move_alias, record_evaluation
 from mmh_ray.tracking.inputs import RunInput, log_input
-from mmh_ray.tracking.outbox import MetricsOutbox, sending_metrics
+from mmh_ray.tracking.outbox import MetricsOutbox, send_left, sending_metrics
 from mmh_ray.tracking.registry import (
     BASE,
     register,
@@ -43,6 +43,7 @@ __all__ = [
     "resolve_recorded",
     "resolve_recorded_target",
     "resolve_target",
+    "send_left",
     "sending_metrics",
     "start_run",
     "target_model_name",
