@@ -26,11 +26,10 @@ def submission_id() -> str | None:
 
 
 def ray_facts() -> dict[str, str]:
-    """What an MLflow run should know of the Ray job that it belongs to: its id, and if it was submitted the id of that.
-
-    Ray must run.
-    """
-    facts = {"ray_job_id": ray.get_runtime_context().get_job_id()}
+    """What an MLflow run should know of the Ray job that it belongs to: its id, and that of its submission. Without Ray, nothing."""
+    facts: dict[str, str] = {}
+    if ray.is_initialized():
+        facts["ray_job_id"] = ray.get_runtime_context().get_job_id()
     found = submission_id()
     if found is not None:
         facts["ray_submission_id"] = found

@@ -27,7 +27,7 @@ from mmh_ray.quality.run_report import image_record
 from mmh_ray.tracking.inputs import RunInput, log_input
 from mmh_ray.tracking.outage import is_unreachable
 from mmh_ray.tracking.runs import MetricRow, finish, log_file, log_metrics, start_run
-from mmh_ray.tracking.store import choose_uri, configure, is_configured
+from mmh_ray.tracking.store import choose_uri, configure, is_configured, without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class ArchiveRun:
                 if is_last or not is_unreachable(error):
                     raise
                 if not has_warned:
-                    log.warning("MLflow does not answer; the images do not wait for it: %s", error)
+                    log.warning("MLflow does not answer; the images do not wait for it: %s", without_credentials(error))
                 has_warned = True
             self._is_over.wait(RETRY_SECONDS)
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from mmh_ray.tracking.store import without_credentials
+
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 600.0
@@ -33,7 +35,8 @@ def patiently(call: Callable[[], T]) -> T:
             if not is_unreachable(error) or time.monotonic() > deadline:
                 raise
             if not has_warned:
-                log.warning("MLflow does not answer, and is waited for, for %.0f s at most: %s", PATIENCE_S, error)
+                reason = without_credentials(error)
+                log.warning("MLflow does not answer, and is waited for, for %.0f s at most: %s", PATIENCE_S, reason)
             has_warned = True
         time.sleep(PAUSE_S)
 

@@ -19,6 +19,7 @@ from dataclasses import asdict
 import pyarrow.fs
 
 from mmh_ray.tracking.runs import MetricRow, log_metrics
+from mmh_ray.tracking.store import without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +176,8 @@ class _Sender:
                 self._unsent.pop(name, None)
         except Exception as error:  # of MLflow, its store or the network: metrics must not end a training
             if self._failure is None:
-                log.warning("metrics wait in %s until MLflow takes them: %s", self._outbox.folder, error)
+                reason = without_credentials(error)
+                log.warning("metrics wait in %s until MLflow takes them: %s", self._outbox.folder, reason)
             self._failure = error
             return
         if self._failure is not None:
@@ -191,7 +193,7 @@ class _Sender:
                 len(steps),
                 min(steps),
                 max(steps),
-                self._failure or "it has not answered",
+                without_credentials(self._failure or "it has not answered"),
                 self._outbox.folder,
             )
 

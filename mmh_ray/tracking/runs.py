@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmh_ray.config import Config, flatten
 from mmh_ray.provenance import code_version
 from mmh_ray.tracking.outage import patiently
-from mmh_ray.tracking.store import experiment_id
+from mmh_ray.tracking.store import experiment_id, without_credentials
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -105,7 +105,7 @@ def mark_failed(run_id: str) -> None:
     try:
         mlflow.MlflowClient().set_terminated(run_id, "FAILED")
     except Exception as error:
-        log.warning("MLflow run %s could not be marked as failed: %s", run_id, error)
+        log.warning("MLflow run %s could not be marked as failed: %s", run_id, without_credentials(error))
 
 
 def shorten(text: str, length: int) -> str:
@@ -114,7 +114,7 @@ def shorten(text: str, length: int) -> str:
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return without_credentials(value if isinstance(value, str) else json.dumps(value, default=str))
 
 
 def _find_run(run_id: str) -> Run | None:
@@ -128,7 +128,8 @@ def _find_run(run_id: str) -> Run | None:
             raise
         run = None
     if run is None or run.info.lifecycle_stage != "active":
-        log.warning("MLflow run %s is not in %s (any more): a new run starts", run_id, mlflow.get_tracking_uri())
+        shown_uri = without_credentials(mlflow.get_tracking_uri())
+        log.warning("MLflow run %s is not in %s (any more): a new run starts", run_id, shown_uri)
         return None
     return run
 
