@@ -68,7 +68,9 @@ def environment(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     # A path in a .pth file is searched for packages, but its own .pth files (an editable install) are not read.
     Path(shown.stdout.strip(), "packages.pth").write_text(sysconfig.get_paths()["purelib"])
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", str(python)]
-    install = ["install", "--no-index", "--no-deps", "--ignore-installed", "-r", "requirements.txt"]
+    requirements = (model_folder / "requirements.txt").read_text().split()
+    (wheel,) = [requirement for requirement in requirements if requirement.endswith(".whl")]
+    install = ["install", "--no-index", "--no-deps", "--ignore-installed", wheel]
     subprocess.run([*pip, *install], cwd=model_folder, env=_without_checkout(), check=True, timeout=300)
     (folder / "bin/uvicorn").write_text(f"#!{python}\nfrom uvicorn.main import main\nmain()\n")
     (folder / "bin/uvicorn").chmod(0o755)
