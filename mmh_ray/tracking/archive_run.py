@@ -19,7 +19,7 @@ from mmh_ray.bids.ledger_rows import moment_of
 from mmh_ray.bids.rows import LEDGER_STATUSES, LedgerRow
 from mmh_ray.bids.status import RECORD, RunRecord
 from mmh_ray.config import Config
-from mmh_ray.object_store import shown
+from mmh_ray.object_store import loggable_uri
 from mmh_ray.provenance import hash_of
 from mmh_ray.quality.cohort import ImageRecord, headline
 from mmh_ray.quality.measures import measures
@@ -105,7 +105,7 @@ class ArchiveRun:
         if self._thread.is_alive():
             problem = f"no answer for {LAST_SECONDS:.0f} s"
         if problem is not None:
-            uri = shown(choose_uri(self._config.tracking))
+            uri = loggable_uri(choose_uri(self._config.tracking))
             log.warning(
                 "this run is not, or not whole, in MLflow at %s: %s. %s has all of it.", uri, problem, outcome.out
             )
@@ -129,7 +129,7 @@ class ArchiveRun:
         tracking = self._config.tracking
         experiment = f"{tracking.experiment}{EXPERIMENT_ENDING}"
         config = dataclasses.replace(self._config, tracking=dataclasses.replace(tracking, experiment=experiment))
-        source = shown(self._record.source)
+        source = loggable_uri(self._record.source)
         facts = {
             **self._facts,
             "source": source,

@@ -52,7 +52,8 @@ def record_evaluation(
 
     open_store(model, config.tracking)
     client = mlflow.MlflowClient()
-    version = patiently(lambda: find_version(model))
+    patiently(lambda: client.search_experiments(max_results=1))
+    version = find_version(model)
     uri = version_uri(version)
     now = int(time.time() * 1000)
     run_id = start_run(config, f"evaluate {version.name}/{version.version}", None, {"model": uri, **facts})

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from mmh_ray.object_store import shown
+from mmh_ray.object_store import loggable_uri
 
 DIGEST_LENGTH = 36
 """Characters of a digest that MLflow takes. The profile of the dataset holds all of it."""
@@ -37,7 +37,7 @@ class RunInput:
         """Last part of the place."""
         if self.place is None:
             return SIMULATION
-        parts = [part for part in shown(self.place).split("/") if part]
+        parts = [part for part in loggable_uri(self.place).split("/") if part]
         return parts[-1] if parts else self.context
 
     @property
@@ -57,7 +57,7 @@ def log_input(run_id: str, data: RunInput) -> None:
         source_type = CodeDatasetSource._get_source_type()
         source = CodeDatasetSource({"mlflow.source.name": "mmh_ray.simulation"}).to_json()
     else:
-        place = shown(data.place)
+        place = loggable_uri(data.place)
         source_type = place.partition("://")[0] if "://" in place else "local"
         source = json.dumps({"uri": place})
     profile = json.dumps({"sha256": data.digest})
