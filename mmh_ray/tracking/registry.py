@@ -278,10 +278,8 @@ def _unknown(model: str, error: MlflowException) -> ModelError:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    store, name = (
-        without_credentials(mlflow.get_tracking_uri()),
-        model.removeprefix("models:/").partition("@")[0].partition("/")[0],
-    )
+    store = without_credentials(mlflow.get_tracking_uri())
+    name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
     received = f"{model} at {store}: {' '.join(without_credentials(error).split())[:300]}"
     if error.error_code == _NO_ANSWER:  # another question would wait for MLflow's retries once more
         remedy = (
