@@ -166,7 +166,7 @@ def _log_outcome(run_id: str, outcome: Outcome, config: Config) -> None:
     mlflow.MlflowClient().set_tag(run_id, MLFLOW_RUN_NOTE, headline(images, measures(config.quality)))
     with tempfile.TemporaryDirectory() as scratch:
         write_ledger(Path(scratch, LEDGER), outcome.rows)  # that of the folder is written when the run lets go of it
-        record.write(scratch)
+        dataclasses.replace(record, source=loggable_uri(record.source)).write(scratch)
         log_file(run_id, Path(scratch, LEDGER))
         log_file(run_id, Path(scratch, RECORD), str(Path(RECORD).parent))
     report = out / "report.html"

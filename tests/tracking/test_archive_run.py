@@ -129,6 +129,7 @@ class TestWithMlflow:
             "logs/run.json",
             "report.html",
         }
+        assert "secret" not in (folder / "logs/run.json").read_text()
         assert len(read_ledger(folder / "ledger.parquet")) == 4
 
     def test_a_run_that_failed_is_marked(
