@@ -18,7 +18,13 @@ from mmh_ray.distributed.task_pool import run_tasks
 from mmh_ray.evaluation.baselines.feature_baselines import FEATURE_METHODS
 from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.metrics.label_metrics import LABEL_METRICS
-from mmh_ray.evaluation.metrics.method_metrics import PictureData, gather, mean_metrics, metrics_and_pictures
+from mmh_ray.evaluation.metrics.method_metrics import (
+    PictureData,
+    gather,
+    mean_metrics,
+    metrics_and_pictures,
+    shares_of_raw,
+)
 from mmh_ray.evaluation.metrics.registry import METRICS, OURS, RAW, floor_of
 from mmh_ray.evaluation.metrics.runner import EvaluationLog, MetricRunner
 from mmh_ray.evaluation.metrics.scoring import TrainingImage
@@ -192,6 +198,8 @@ def _summarise_method(
     references, config = shared
     sequence, method = key
     records, metrics = ray.get(references[key])
+    if (sequence, RAW) in references:
+        metrics = metrics | shares_of_raw(metrics, ray.get(references[sequence, RAW]).metrics)
     metrics_of_ours: ValuesByMetric = {}
     if method != OURS and (sequence, OURS) in references:
         metrics_of_ours = ray.get(references[sequence, OURS]).metrics

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,14 +32,16 @@ from mmh_ray.distributed.selection import (
     training_records,
     usable_rows,
 )
+from mmh_ray.distributed.target_selection import TARGET_BASELINES, check_unseen, select_at_target, target_style
 from mmh_ray.distributed.task_pool import run_tasks
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.baselines.image_baselines import BASELINES, Baseline, Unfitted
 from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.inputs.scans import Case, GridKey, ScoringSettings, common_masks, scan_mask
-from mmh_ray.evaluation.metrics.registry import AGAIN, BEST_KNOWN, RAW, ordered
+from mmh_ray.evaluation.metrics.registry import AGAIN, BEST_KNOWN, RAW, TRUTH, ordered
 from mmh_ray.evaluation.metrics.runner import EvaluationLog, MetricRunner
 from mmh_ray.evaluation.metrics.scoring import CaseMetrics, CasePictures, TrainingImage, score_case, training_image
+from mmh_ray.evaluation.metrics.target import CohortImage, CohortSettings, TargetCohort, cohort_image
 from mmh_ray.evaluation.promotion.comparability import conditions
 from mmh_ray.evaluation.report.files import FIGURES, write_all
 from mmh_ray.evaluation.report.pictures import Pictures
@@ -49,11 +51,12 @@ from mmh_ray.provenance import check_place, code_version
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Fitted = TypeVar("Fitted", TrainingImage, CohortImage)
 
 
 @dataclass(frozen=True)
 class _Selection:
-    """Who is scored, and on whom baselines are fitted."""
+    """Who is scored, and on whom baselines are fitted: with a target, on the target's other people."""
 
     cases: list[Case]
     training: list[ImageRecord]
@@ -85,6 +88,7 @@ def evaluate(
     truth: str | None = None,
     model: str | None = None,
     labels: str | None = None,
+    target: str | None = None,
 ) -> dict[str, Any]:
     """Measure every method; write `evaluation.json`, `per_image.parquet`, `figures/*.png` and `report.html` to ``out``.
 
@@ -101,6 +105,10 @@ def evaluate(
         URI of the model behind `ours`, to be cited.
     labels:
         Folder of label maps `*_dseg.nii.gz` in BIDS naming; None: those in the `derivatives` of `raw`.
+    target:
+        Site that scans were moved to: subjects who were scanned there and elsewhere are scored, and what methods make
+        of their scans of the other sites is compared with their own scan at the target, which is never an input.
+        Baselines are fitted on the target's other people. The truth is what the target's scanner would show.
 
     Returns
     -------
@@ -114,7 +122,10 @@ def evaluate(
     ConfigError
         If an archive's name cannot be used or there is none named raw.
     DataError
-        If a folder cannot be read, or nothing can be scored.
+        If a folder cannot be read, or nothing can be scored; with a target, if nobody was scanned there and elsewhere,
+        or if `ours` was made from a scan that it is compared with.
+    ModelError
+        If `ours` was moved to the target with another style encoder than the configured one.
     """
     check_archives(archives)
     check_place(Path(out, FIGURES, "picture"), out, ConfigError)
@@ -122,11 +133,16 @@ def evaluate(
     started = utc_now().isoformat(timespec="seconds")
     evaluation_log = EvaluationLog()
     connect()
-    selection = _select(archives, out, config, labels, evaluation_log)
+    selection = _select(archives, out, config, labels, target, evaluation_log)
     cases = selection.cases
-    training = _read_training(selection.training, config.prepare.n4_iterations, evaluation_log)
-    settings = _settings(cases, training, archives, truth, config, evaluation_log)
+    training: dict[str, list[TrainingImage]] = {}
+    if target is None:
+        training = _read_training(training_image, selection.training, config.prepare.n4_iterations, evaluation_log)
+        settings = _settings(cases, training, archives, truth, config, evaluation_log)
+    else:
+        settings = _target_settings(selection, archives, truth, config, evaluation_log)
     scores = _score_all(cases, settings, evaluation_log)
+    # methods on features need training images of every site, so they have no place at a target
     cohort = StoredCohort(scores.methods, scores.cases, training, config.evaluate)
     metrics, picture_data = measure_cohort(cohort, evaluation_log)
     summary = summarise(metrics, config.evaluate)
@@ -134,13 +150,14 @@ def evaluate(
     problems = sorted(evaluation_log.problems, key=lambda problem: (problem.method, problem.image_id))
     for problem in problems:
         log.warning("%s of %s is not scored: %s", problem.image_id, problem.method, problem.reason)
-    scored_records = [record for case in cases for record in case.records]
+    scored_records = [record for case in cases for record in case.all_records]
     about = {
         "archives": dict(archives),
         "model": model,
+        "target": target,
         "started": started,
         "data_hash": data_hash(cases),
-        "conditions": conditions(scored_records, truth, config),
+        "conditions": conditions(scored_records, truth, config, target),
         **_counts(cases),
         "labels": {sequence: summary.labels[sequence] for sequence in sorted(summary.labels)},
         "problems": [asdict(problem) for problem in problems],
@@ -157,20 +174,29 @@ def evaluate(
 
 
 def _select(
-    archives: Mapping[str, str], out: str, config: Config, labels: str | None, evaluation_log: EvaluationLog
+    archives: Mapping[str, str],
+    out: str,
+    config: Config,
+    labels: str | None,
+    target: str | None,
+    evaluation_log: EvaluationLog,
 ) -> _Selection:
-    rows = usable_rows(archives, out, config, evaluation_log.notes, evaluation_log.problems)
+    rows = usable_rows(archives, out, config, evaluation_log.notes, evaluation_log.problems, target)
     add_lesions(rows)
     evaluation_log.notes += add_labels(rows, labels)
     records = [ImageRecord.from_row(row) for row in rows]
-    cases = choose_cases(records, config, evaluation_log.notes)
+    if target is None:
+        cases = choose_cases(records, config, evaluation_log.notes)
+        training = training_records(records)
+        note_untrained(training, cases, evaluation_log.notes)
+    else:
+        cases, training = select_at_target(records, target)
+        check_unseen(cases)
     scored_ids = {record.image_id for case in cases for record in case.records}
     # outputs that are missing of images that nobody scores are no problem
     evaluation_log.problems = [
         problem for problem in evaluation_log.problems if problem.method == RAW or problem.image_id in scored_ids
     ]
-    training = training_records(records)
-    note_untrained(training, cases, evaluation_log.notes)
     return _Selection(cases, training)
 
 
@@ -182,8 +208,8 @@ def _settings(
     config: Config,
     evaluation_log: EvaluationLog,
 ) -> ScoringSettings:
-    baselines = {case.sequence: _fit_baselines(training.get(case.sequence, [])) for case in cases}
-    _note_unfitted(baselines, evaluation_log)
+    baselines = {case.sequence: _fit_baselines(BASELINES, training.get(case.sequence, [])) for case in cases}
+    _note_unfitted(baselines, BASELINES, "image of split train", evaluation_log)
     method_archives = [name for name in archives if not name.endswith(AGAIN)]
     methods = tuple(ordered([*BASELINES, *method_archives]))
     sliced_methods = _sliced_methods(methods, config)
@@ -197,6 +223,41 @@ def _settings(
         sliced_methods=sliced_methods,
         common_masks=common,
         style=style,
+        styled_methods=sliced_methods,
+        label_table=config.evaluate.label_table,
+    )
+
+
+def _target_settings(
+    selection: _Selection,
+    archives: Mapping[str, str],
+    truth: str | None,
+    config: Config,
+    evaluation_log: EvaluationLog,
+) -> ScoringSettings:
+    """Settings for an evaluation at a target, whose other people are what baselines and styles are fitted on."""
+    cases = selection.cases
+    iterations = config.prepare.n4_iterations
+    style = target_style(cases, config)
+    cohort_settings = CohortSettings(iterations, style)
+    images = _read_training(cohort_image, selection.training, cohort_settings, evaluation_log)
+    baselines = {case.sequence: _fit_baselines(TARGET_BASELINES, images.get(case.sequence, [])) for case in cases}
+    _note_unfitted(baselines, TARGET_BASELINES, "usable scan of another person at the target", evaluation_log)
+    method_archives = [name for name in archives if not name.endswith(AGAIN)]
+    methods = ordered([*TARGET_BASELINES, *method_archives])
+    sliced_methods = _sliced_methods(methods, config)
+    if truth is not None:
+        methods = ordered([*methods, TRUTH])
+    return ScoringSettings(
+        methods=tuple(methods),
+        baselines=baselines,
+        truth=truth,
+        iterations=iterations,
+        sliced_methods=sliced_methods,
+        common_masks=_common_masks(cases, evaluation_log),
+        style=style,
+        styled_methods=frozenset(methods),
+        target_cohorts={sequence: TargetCohort.of(of_sequence) for sequence, of_sequence in images.items()},
         label_table=config.evaluate.label_table,
     )
 
@@ -228,27 +289,30 @@ def _read_mask(record: ImageRecord, _shared: None) -> np.ndarray:
 
 
 def _read_training(
-    records: Sequence[ImageRecord], iterations: tuple[int, ...], evaluation_log: EvaluationLog
-) -> dict[str, list[TrainingImage]]:
-    """The training images that can be read, by sequence, in the order of the records."""
-    images: dict[str, TrainingImage] = {}
-    for done in run_tasks(training_image, records, iterations, "Fitting baselines", "images"):
+    read: Callable[[ImageRecord, Any], Fitted], records: Sequence[ImageRecord], settings: Any, evaluation_log: EvaluationLog
+) -> dict[str, list[Fitted]]:
+    """What ``read(record, settings)`` gives of the images that can be read, by sequence, in the order of the records."""
+    images: dict[str, Fitted] = {}
+    for done in run_tasks(read, records, settings, "Fitting baselines", "images"):
         image_id = done.item.image_id
         if isinstance(done.result, Exception):
             evaluation_log.add_unusable(RAW, image_id, done.result)
         else:
             images[image_id] = done.result
-    by_sequence: dict[str, list[TrainingImage]] = defaultdict(list)
+    by_sequence: dict[str, list[Fitted]] = defaultdict(list)
     for record in records:
         if record.image_id in images:
             by_sequence[record.sequence].append(images[record.image_id])
     return dict(by_sequence)
 
 
-def _fit_baselines(training: Sequence[TrainingImage]) -> dict[str, Baseline]:
-    """Every baseline from training images; without any, those that learn nothing from a cohort."""
+def _fit_baselines(
+    methods: Iterable[str], training: Sequence[TrainingImage] | Sequence[CohortImage]
+) -> dict[str, Baseline]:
+    """Baselines from training images; without any, those that learn nothing from a cohort."""
     fitted: dict[str, Baseline] = {}
-    for method, baseline in BASELINES.items():
+    for method in methods:
+        baseline = BASELINES[method]
         if training:
             quantiles = [image.after if baseline.bias_corrected else image.before for image in training]
             fitted[method] = baseline.from_quantiles(quantiles)
@@ -257,12 +321,18 @@ def _fit_baselines(training: Sequence[TrainingImage]) -> dict[str, Baseline]:
     return fitted
 
 
-def _note_unfitted(baselines: Mapping[str, Mapping[str, Baseline]], evaluation_log: EvaluationLog) -> None:
+def _note_unfitted(
+    baselines: Mapping[str, Mapping[str, Baseline]],
+    methods: Iterable[str],
+    training: str,
+    evaluation_log: EvaluationLog,
+) -> None:
+    """Say which baselines could not be fitted; ``training`` is what was missing, in words."""
     for sequence, fitted in baselines.items():
-        unfitted = [method for method in BASELINES if method not in fitted]
+        unfitted = [method for method in methods if method not in fitted]
         if unfitted:
             names = ", ".join(unfitted)
-            evaluation_log.notes.append(f"{sequence}: no image of split train, so nothing to fit {names} on")
+            evaluation_log.notes.append(f"{sequence}: no {training}, so nothing to fit {names} on")
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmh_ray.evaluation.metrics.registry import METRICS, OURS, RAW, SIMPLE, ordered, shown_name
+from mmh_ray.evaluation.metrics.registry import METRICS, OURS, RAW, SIMPLE, TRUTH, ordered, shown_name
 
 PROBES = ("site_probe", "site_probe_cnn", "site_probe_pattern", "site_probe_style")
 """The probes trained anew; the one that tells most counts."""
@@ -26,6 +26,7 @@ def sentences(evaluation: Mapping[str, Any], sequence: str) -> list[str]:
         return ["There is no archive named ours, so methods stand side by side and no differences are taken."]
     raw = evaluation[RAW].get(sequence, {})
     texts = [
+        _on_target(evaluation["about"].get("target"), ours, raw),
         _on_site(ours, raw),
         _on_anatomy(ours),
         _on_truth(ours, raw),
@@ -87,6 +88,17 @@ def _worth(metric: str, entry: Entry) -> float:
     if metric in PROBES:
         value = max(value, entry["chance"])
     return METRICS[metric].sign * METRICS[metric].judged(value)
+
+
+def _on_target(target: str | None, ours: Entries, raw: Entries) -> str:
+    after = ours.get("psnr")
+    before = raw.get("psnr")
+    if target is None or after is None or before is None:
+        return ""
+    return (
+        f"The same person's own scan at {target} is reached with a PSNR of "
+        f"{after['value']:.1f} dB{_range(after, 1)}, {before['value']:.1f} before."
+    )
 
 
 def _on_site(ours: Entries, raw: Entries) -> str:
@@ -181,7 +193,7 @@ def _on_losses(evaluation: Mapping[str, Any], sequence: str) -> str:
 
 
 def _on_better_methods(evaluation: Mapping[str, Any], sequence: str) -> str:
-    others = [method for method in ordered(evaluation["differences"]) if method != RAW]
+    others = [method for method in ordered(evaluation["differences"]) if method not in (RAW, TRUTH)]
     parts = []
     for method in others:
         headings = where_it_beats_ours(evaluation, sequence, method, METRICS)

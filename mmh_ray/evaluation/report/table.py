@@ -19,6 +19,9 @@ Results = Mapping[str, MethodValues]
 COLUMNS = ("site_probe", "psnr", "ssim", "w1", "truth_nrmse", "gradient_correlation", "tissue_contrast")
 """Metrics that fit into a terminal; the report has all."""
 
+TARGET_COLUMNS = ("psnr", "ssim", "w1", "style_distance", "truth_nrmse", "gradient_correlation")
+"""The same where there is a target."""
+
 
 def best_baseline(methods: MethodValues, metric: str) -> str | None:
     """The simple method with the best value of a metric; None when none has one."""
