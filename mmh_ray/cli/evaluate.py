@@ -82,7 +82,7 @@ def evaluate(
     from rich.console import Console
 
     from mmh_ray.distributed.evaluate import evaluate as evaluate_archives
-    from mmh_ray.evaluation.report.table import COLUMNS, TARGET_COLUMNS, as_table
+    from mmh_ray.evaluation.report.table import as_table
     from mmh_ray.evaluation.statistics.summary import by_sequence
 
     folders = dict(archives)
@@ -95,7 +95,7 @@ def evaluate(
         checked_model = check_model(model, folders, config)
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
     evaluation = evaluate_archives(folders, out, config, truth, checked_model, labels, target)
-    console.print(as_table(by_sequence(evaluation), COLUMNS if target is None else TARGET_COLUMNS))
+    console.print(as_table(by_sequence(evaluation)))
     scores_on_labels = evaluation["about"].get("labels")
     if scores_on_labels:
         from mmh_ray.evaluation.report.labels_table import labels_table

@@ -289,7 +289,10 @@ def _read_mask(record: ImageRecord, _shared: None) -> np.ndarray:
 
 
 def _read_training(
-    read: Callable[[ImageRecord, Any], Fitted], records: Sequence[ImageRecord], settings: Any, evaluation_log: EvaluationLog
+    read: Callable[[ImageRecord, Any], Fitted],
+    records: Sequence[ImageRecord],
+    settings: Any,
+    evaluation_log: EvaluationLog,
 ) -> dict[str, list[Fitted]]:
     """What ``read(record, settings)`` gives of the images that can be read, by sequence, in the order of the records."""
     images: dict[str, Fitted] = {}
