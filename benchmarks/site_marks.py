@@ -25,11 +25,11 @@ from sklearn.isotonic import IsotonicRegression
 from mmh_ray.bids.entities import desc_of, output_path, parse
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import StyleConfig
-from mmh_ray.models.style.vectors import StyleVectors
 from mmh_ray.evaluation.metrics.agreement import scale_by_percentiles
 from mmh_ray.evaluation.probes.site import site_probe
 from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.imaging.volume import read_volume
+from mmh_ray.models.style.vectors import StyleVectors
 
 BINS = 256
 FOLDINGS = 3

@@ -27,7 +27,7 @@ from mmh_ray.evaluation.metrics.method_metrics import (
 )
 from mmh_ray.evaluation.metrics.registry import METRICS, OURS, RAW, floor_of
 from mmh_ray.evaluation.metrics.runner import EvaluationLog, MetricRunner
-from mmh_ray.evaluation.metrics.scoring import TrainingImage
+from mmh_ray.evaluation.metrics.training import TrainingImage
 from mmh_ray.evaluation.report.files import images_table
 from mmh_ray.evaluation.statistics.metric_values import MetricValues, ValuesByMetric
 from mmh_ray.evaluation.statistics.summary import Entry, difference, entry, interval, site_means

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,18 +40,17 @@ from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.inputs.scans import Case, GridKey, ScoringSettings, common_masks, scan_mask
 from mmh_ray.evaluation.metrics.registry import AGAIN, BEST_KNOWN, RAW, TRUTH, ordered
 from mmh_ray.evaluation.metrics.runner import EvaluationLog, MetricRunner
-from mmh_ray.evaluation.metrics.scoring import CaseMetrics, CasePictures, TrainingImage, score_case, training_image
-from mmh_ray.evaluation.metrics.target import CohortImage, CohortSettings, TargetCohort, cohort_image
+from mmh_ray.evaluation.metrics.scoring import CaseMetrics, CasePictures, score_case
+from mmh_ray.evaluation.metrics.training import TargetCohort, TrainingImage, training_image
 from mmh_ray.evaluation.promotion.comparability import conditions
 from mmh_ray.evaluation.report.files import FIGURES, write_all
 from mmh_ray.evaluation.report.pictures import Pictures
-from mmh_ray.models.style.vectors import style_vectors
+from mmh_ray.models.style.vectors import StyleVectors, style_vectors
 from mmh_ray.provenance import check_place, code_version
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Fitted = TypeVar("Fitted", TrainingImage, CohortImage)
 
 
 @dataclass(frozen=True)
@@ -135,15 +134,14 @@ def evaluate(
     connect()
     selection = _select(archives, out, config, labels, target, evaluation_log)
     cases = selection.cases
-    training: dict[str, list[TrainingImage]] = {}
-    if target is None:
-        training = _read_training(training_image, selection.training, config.prepare.n4_iterations, evaluation_log)
-        settings = _settings(cases, training, archives, truth, config, evaluation_log)
-    else:
-        settings = _target_settings(selection, archives, truth, config, evaluation_log)
+    style = _style(cases, target, config, evaluation_log)
+    training_style = None if target is None else style
+    training = _read_training(selection.training, config.prepare.n4_iterations, training_style, evaluation_log)
+    settings = _settings(cases, training, style, archives, truth, target, config, evaluation_log)
     scores = _score_all(cases, settings, evaluation_log)
     # methods on features need training images of every site, so they have no place at a target
-    cohort = StoredCohort(scores.methods, scores.cases, training, config.evaluate)
+    training_of_features = training if target is None else {}
+    cohort = StoredCohort(scores.methods, scores.cases, training_of_features, config.evaluate)
     metrics, picture_data = measure_cohort(cohort, evaluation_log)
     summary = summarise(metrics, config.evaluate)
 
@@ -200,64 +198,50 @@ def _select(
     return _Selection(cases, training)
 
 
+def _style(
+    cases: Sequence[Case], target: str | None, config: Config, evaluation_log: EvaluationLog
+) -> StyleVectors | None:
+    """What gives style vectors: at a target always, else where networks judge images."""
+    if target is not None:
+        return target_style(cases, config)
+    if config.evaluate.cnn == "none":
+        return None
+    return style_vectors(config.style, evaluation_log.notes)
+
+
 def _settings(
     cases: Sequence[Case],
     training: Mapping[str, Sequence[TrainingImage]],
+    style: StyleVectors | None,
     archives: Mapping[str, str],
     truth: str | None,
+    target: str | None,
     config: Config,
     evaluation_log: EvaluationLog,
 ) -> ScoringSettings:
-    baselines = {case.sequence: _fit_baselines(BASELINES, training.get(case.sequence, [])) for case in cases}
-    _note_unfitted(baselines, BASELINES, "image of split train", evaluation_log)
+    simple_methods = tuple(BASELINES) if target is None else TARGET_BASELINES
+    baselines = {case.sequence: _fit_baselines(simple_methods, training.get(case.sequence, [])) for case in cases}
+    _note_unfitted(simple_methods, baselines, target, evaluation_log)
     method_archives = [name for name in archives if not name.endswith(AGAIN)]
-    methods = tuple(ordered([*BASELINES, *method_archives]))
+    methods = ordered([*simple_methods, *method_archives])
     sliced_methods = _sliced_methods(methods, config)
-    common = _common_masks(cases, evaluation_log)
-    style = style_vectors(config.style, evaluation_log.notes) if sliced_methods else None
-    return ScoringSettings(
-        methods=methods,
-        baselines=baselines,
-        truth=truth,
-        iterations=config.prepare.n4_iterations,
-        sliced_methods=sliced_methods,
-        common_masks=common,
-        style=style,
-        styled_methods=sliced_methods,
-        label_table=config.evaluate.label_table,
-    )
-
-
-def _target_settings(
-    selection: _Selection,
-    archives: Mapping[str, str],
-    truth: str | None,
-    config: Config,
-    evaluation_log: EvaluationLog,
-) -> ScoringSettings:
-    """Settings for an evaluation at a target, whose other people are what baselines and styles are fitted on."""
-    cases = selection.cases
-    iterations = config.prepare.n4_iterations
-    style = target_style(cases, config)
-    cohort_settings = CohortSettings(iterations, style)
-    images = _read_training(cohort_image, selection.training, cohort_settings, evaluation_log)
-    baselines = {case.sequence: _fit_baselines(TARGET_BASELINES, images.get(case.sequence, [])) for case in cases}
-    _note_unfitted(baselines, TARGET_BASELINES, "usable scan of another person at the target", evaluation_log)
-    method_archives = [name for name in archives if not name.endswith(AGAIN)]
-    methods = ordered([*TARGET_BASELINES, *method_archives])
-    sliced_methods = _sliced_methods(methods, config)
-    if truth is not None:
-        methods = ordered([*methods, TRUTH])
+    styled_methods = sliced_methods
+    target_cohorts = {}
+    if target is not None:
+        if truth is not None:
+            methods = ordered([*methods, TRUTH])
+        styled_methods = frozenset(methods)
+        target_cohorts = {sequence: TargetCohort.of(images) for sequence, images in training.items()}
     return ScoringSettings(
         methods=tuple(methods),
         baselines=baselines,
         truth=truth,
-        iterations=iterations,
+        iterations=config.prepare.n4_iterations,
         sliced_methods=sliced_methods,
         common_masks=_common_masks(cases, evaluation_log),
         style=style,
-        styled_methods=frozenset(methods),
-        target_cohorts={sequence: TargetCohort.of(of_sequence) for sequence, of_sequence in images.items()},
+        styled_methods=styled_methods,
+        target_cohorts=target_cohorts,
         label_table=config.evaluate.label_table,
     )
 
@@ -289,29 +273,32 @@ def _read_mask(record: ImageRecord, _shared: None) -> np.ndarray:
 
 
 def _read_training(
-    read: Callable[[ImageRecord, Any], Fitted],
     records: Sequence[ImageRecord],
-    settings: Any,
+    iterations: tuple[int, ...],
+    style: StyleVectors | None,
     evaluation_log: EvaluationLog,
-) -> dict[str, list[Fitted]]:
-    """What ``read(record, settings)`` gives of the images that can be read, by sequence, in the order of the records."""
-    images: dict[str, Fitted] = {}
-    for done in run_tasks(read, records, settings, "Fitting baselines", "images"):
+) -> dict[str, list[TrainingImage]]:
+    """The training images that can be read, by sequence, in the order of the records."""
+    images: dict[str, TrainingImage] = {}
+    for done in run_tasks(_training_image, records, (iterations, style), "Fitting baselines", "images"):
         image_id = done.item.image_id
         if isinstance(done.result, Exception):
             evaluation_log.add_unusable(RAW, image_id, done.result)
         else:
             images[image_id] = done.result
-    by_sequence: dict[str, list[Fitted]] = defaultdict(list)
+    by_sequence: dict[str, list[TrainingImage]] = defaultdict(list)
     for record in records:
         if record.image_id in images:
             by_sequence[record.sequence].append(images[record.image_id])
     return dict(by_sequence)
 
 
-def _fit_baselines(
-    methods: Iterable[str], training: Sequence[TrainingImage] | Sequence[CohortImage]
-) -> dict[str, Baseline]:
+def _training_image(record: ImageRecord, shared: tuple[tuple[int, ...], StyleVectors | None]) -> TrainingImage:
+    iterations, style = shared
+    return training_image(record, iterations, style)
+
+
+def _fit_baselines(methods: Iterable[str], training: Sequence[TrainingImage]) -> dict[str, Baseline]:
     """Baselines from training images; without any, those that learn nothing from a cohort."""
     fitted: dict[str, Baseline] = {}
     for method in methods:
@@ -325,17 +312,16 @@ def _fit_baselines(
 
 
 def _note_unfitted(
-    baselines: Mapping[str, Mapping[str, Baseline]],
     methods: Iterable[str],
-    training: str,
+    baselines: Mapping[str, Mapping[str, Baseline]],
+    target: str | None,
     evaluation_log: EvaluationLog,
 ) -> None:
-    """Say which baselines could not be fitted; ``training`` is what was missing, in words."""
+    missing = "image of split train" if target is None else f"usable scan of another person at {target}"
     for sequence, fitted in baselines.items():
         unfitted = [method for method in methods if method not in fitted]
         if unfitted:
-            names = ", ".join(unfitted)
-            evaluation_log.notes.append(f"{sequence}: no {training}, so nothing to fit {names} on")
+            evaluation_log.notes.append(f"{sequence}: no {missing}, so nothing to fit {', '.join(unfitted)} on")
 
 
 @dataclass

@@ -20,7 +20,7 @@ from mmh_ray.imaging.mask import find_brain, on_grid_of
 from mmh_ray.imaging.volume import Volume, read_mask, read_volume
 
 if TYPE_CHECKING:
-    from mmh_ray.evaluation.metrics.target import TargetCohort
+    from mmh_ray.evaluation.metrics.training import TargetCohort
 
 _SAME_AFFINE_MM = 1e-3
 LEAST_COMMON = 500

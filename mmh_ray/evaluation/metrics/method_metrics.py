@@ -19,8 +19,9 @@ from mmh_ray.evaluation.metrics.per_image import IMAGE_METRICS, ImageMetrics
 from mmh_ray.evaluation.metrics.per_pair import PAIR_METRICS, PairMetrics
 from mmh_ray.evaluation.metrics.registry import BEST_KNOWN, RAW
 from mmh_ray.evaluation.metrics.runner import MetricRunner
-from mmh_ray.evaluation.metrics.scoring import CaseMetrics, TrainingImage
+from mmh_ray.evaluation.metrics.scoring import CaseMetrics
 from mmh_ray.evaluation.metrics.target import TARGET_METRICS
+from mmh_ray.evaluation.metrics.training import TrainingImage
 from mmh_ray.evaluation.probes import clustering
 from mmh_ray.evaluation.statistics.metric_values import MetricValues, ValuesByMetric
 

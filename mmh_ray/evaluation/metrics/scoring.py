@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mmh_ray.errors import DataError
-from mmh_ray.evaluation.baselines.image_baselines import apply_baseline, quantile_function
+from mmh_ray.evaluation.baselines.image_baselines import apply_baseline
 from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.inputs.scans import (
     Case,
@@ -24,7 +24,6 @@ from mmh_ray.evaluation.inputs.scans import (
 )
 from mmh_ray.evaluation.metrics.agreement import scale_by_percentiles
 from mmh_ray.evaluation.metrics.cohort_inputs import CohortInputs, cohort_inputs
-from mmh_ray.evaluation.metrics.features import image_features
 from mmh_ray.evaluation.metrics.outputs import MethodOutput, make_output
 from mmh_ray.evaluation.metrics.per_image import ImageMetrics, measure_image
 from mmh_ray.evaluation.metrics.per_pair import PairMetrics, measure_pair
@@ -78,24 +77,6 @@ class CaseScores:
     log: EvaluationLog = field(default_factory=EvaluationLog)
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingImage:
-    """All that baselines are fitted from.
-
-    Attributes
-    ----------
-    before, after:
-        Quantile functions of the brain before and after N4.
-    features:
-        Named features of the scan.
-    """
-
-    record: ImageRecord
-    before: np.ndarray
-    after: np.ndarray
-    features: Mapping[str, float]
-
-
 def score_case(case: Case, settings: ScoringSettings) -> CaseScores:
     """Apply every method to a subject's scans and measure; one method's images are held at a time."""
     scores = CaseScores()
@@ -130,15 +111,6 @@ def score_case(case: Case, settings: ScoringSettings) -> CaseScores:
         if target is not None:
             scores.pictures.slices[REFERENCE] = [_reference_slice(target.reference)] * len(scans)
     return scores
-
-
-def training_image(record: ImageRecord, iterations: tuple[int, ...]) -> TrainingImage:
-    """What baselines need of one training image."""
-    scan = read_scan(record, iterations)
-    before = quantile_function(scan.volume.data, scan.mask)
-    after = quantile_function(scan.corrected, scan.mask)
-    features = image_features(scan.volume.data, scan.mask, scan.volume.spacing)
-    return TrainingImage(record, before, after, features)
 
 
 def _is_comparable(scan: Scan, target: Target | None, log: EvaluationLog) -> bool:

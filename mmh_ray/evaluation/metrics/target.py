@@ -8,22 +8,18 @@ so it is no part of a site's look: metrics that end in ``_n4`` compare with scan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
-from mmh_ray.evaluation.baselines.image_baselines import quantile_function
-from mmh_ray.evaluation.inputs.records import ImageRecord
-from mmh_ray.evaluation.inputs.scans import Scan, StyleFunction, Truth, read_scan
+from mmh_ray.evaluation.inputs.scans import Scan, Truth
 from mmh_ray.evaluation.metrics.agreement import psnr, scale_by_percentiles, ssim, w1
 from mmh_ray.evaluation.metrics.outputs import MethodOutput
 from mmh_ray.evaluation.metrics.per_image import MetricFunctions, run_all
 from mmh_ray.evaluation.metrics.per_pair import IDENTITY
 from mmh_ray.evaluation.metrics.preservation import distance
 from mmh_ray.evaluation.metrics.runner import MetricRunner
+from mmh_ray.evaluation.metrics.training import TargetCohort
 
 TARGET_METRICS = (
     "psnr",
@@ -36,85 +32,6 @@ TARGET_METRICS = (
     "truth_nrmse_direct",
 )
 """What an image has of itself where there is a target; `psnr`, `ssim` and `w1` are to the target, not to other sites."""
-
-
-@dataclass(frozen=True, eq=False)
-class CohortImage:
-    """What the cohort needs of one image of the target.
-
-    Attributes
-    ----------
-    before, after:
-        ``(1001,)`` quantile functions of the brain before and after N4.
-    scaled, corrected:
-        The same of the image scaled by its percentiles.
-    style:
-        ``(D,)`` style vector; None without a style encoder.
-    """
-
-    record: ImageRecord
-    before: np.ndarray
-    after: np.ndarray
-    scaled: np.ndarray
-    corrected: np.ndarray
-    style: np.ndarray | None
-
-
-@dataclass(frozen=True, eq=False)
-class TargetCohort:
-    """What is known of the target from its other people, for one sequence.
-
-    Attributes
-    ----------
-    intensities:
-        ``(1001 n,)`` quantile functions of their ``n`` brains' scaled intensities, pooled: every image has the same
-        weight.
-    corrected:
-        ``(1001 n,)`` the same after N4.
-    style:
-        ``(D,)`` their mean style vector; None without a style encoder.
-    """
-
-    intensities: np.ndarray
-    corrected: np.ndarray
-    style: np.ndarray | None
-
-    @classmethod
-    def of(cls, images: Sequence[CohortImage]) -> TargetCohort:
-        """From what is known of the images."""
-        styles = [image.style for image in images if image.style is not None]
-        return cls(
-            intensities=np.concatenate([image.scaled for image in images]),
-            corrected=np.concatenate([image.corrected for image in images]),
-            style=np.mean(styles, axis=0) if styles else None,
-        )
-
-
-class CohortSettings(NamedTuple):
-    """What :func:`cohort_image` needs: N4's iterations per level, and the style function."""
-
-    iterations: tuple[int, ...]
-    style: StyleFunction | None
-
-
-def cohort_image(record: ImageRecord, settings: CohortSettings) -> CohortImage:
-    """What the cohort needs of one image of the target.
-
-    Raises
-    ------
-    DataError
-        If scan or mask cannot be used.
-    """
-    scan = read_scan(record, settings.iterations)
-    image = scan.volume.data
-    return CohortImage(
-        record=record,
-        before=quantile_function(image, scan.mask),
-        after=quantile_function(scan.corrected, scan.mask),
-        scaled=quantile_function(scale_by_percentiles(image, scan.mask), scan.mask),
-        corrected=quantile_function(scale_by_percentiles(scan.corrected, scan.mask), scan.mask),
-        style=None if settings.style is None else settings.style(image, scan.mask, scan.volume.affine),
-    )
 
 
 class Target:

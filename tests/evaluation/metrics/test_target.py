@@ -15,14 +15,8 @@ from mmh_ray.evaluation.metrics.agreement import scale_by_percentiles
 from mmh_ray.evaluation.metrics.method_metrics import gather, mean_metrics, shares_of_raw
 from mmh_ray.evaluation.metrics.registry import BEST_KNOWN, METRICS, OURS, RAW, REFERENCE, TRUTH
 from mmh_ray.evaluation.metrics.scoring import CaseScores, score_case
-from mmh_ray.evaluation.metrics.target import (
-    TARGET_METRICS,
-    CohortImage,
-    CohortSettings,
-    TargetCohort,
-    cohort_image,
-    direct_error,
-)
+from mmh_ray.evaluation.metrics.target import TARGET_METRICS, direct_error
+from mmh_ray.evaluation.metrics.training import TargetCohort, TrainingImage, training_image
 from mmh_ray.imaging.volume import Volume, write_volume
 from mmh_ray.simulation.anatomy import TISSUES, Person, simulate_anatomy
 from mmh_ray.simulation.phantom import canonical
@@ -78,7 +72,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 @pytest.fixture(scope="module")
 def settings(case: Case) -> ScoringSettings:
     assert case.reference is not None
-    image = cohort_image(case.reference, CohortSettings((2,), by_mean))
+    image = training_image(case.reference, (2,), by_mean)
     nyul = BASELINES["nyul"].from_quantiles([image.before])
     matching = BASELINES[BEST_KNOWN].from_quantiles([image.after])
     return ScoringSettings(
@@ -202,7 +196,7 @@ def test_the_cohort_is_the_mean_of_its_images() -> None:
     images = []
     for level in (1.0, 3.0):
         quantiles = np.linspace(0, level, 1001)
-        images.append(CohortImage(record, quantiles, quantiles, quantiles, quantiles, np.array([level, 0.0])))
+        images.append(TrainingImage(record, quantiles, quantiles, quantiles, quantiles, {}, np.array([level, 0.0])))
     cohort = TargetCohort.of(images)
     assert cohort.style is not None
     assert cohort.style.tolist() == [2.0, 0.0]
