@@ -170,7 +170,8 @@ def note_untrained(training: Iterable[ImageRecord], cases: Iterable[Case], notes
 
 def data_hash(cases: Sequence[Case]) -> str:
     """Hash of the scored images: two evaluations of one hash can be compared."""
-    return hash_of(sorted((record.image_id, record.sha256) for case in cases for record in case.all_records))
+    images = [record for case in cases for record in case.all_records]
+    return hash_of(sorted((record.image_id, record.sha256) for record in images))
 
 
 def _manifest_rows(raw: str, out: str, config: Config) -> list[dict[str, Any]]:

@@ -56,7 +56,9 @@ class Case:
     @property
     def all_records(self) -> tuple[ImageRecord, ...]:
         """What is scored, and the reference."""
-        return self.records if self.reference is None else (*self.records, self.reference)
+        if self.reference is None:
+            return self.records
+        return (*self.records, self.reference)
 
 
 @dataclass(frozen=True)

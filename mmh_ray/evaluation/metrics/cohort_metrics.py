@@ -141,4 +141,6 @@ def _associations(cohort: MethodCohort) -> ValuesByMetric:
 
 
 def _association(values: np.ndarray, sites: np.ndarray) -> float:
-    return association(values[:, 0], values[:, 1].tolist(), sites.tolist())
+    shares = values[:, 0]
+    trait = values[:, 1].tolist()
+    return association(shares, trait, sites.tolist())

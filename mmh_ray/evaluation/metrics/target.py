@@ -90,7 +90,8 @@ class Target:
 
 def style_distance(style: np.ndarray, cohort_style: np.ndarray) -> float:
     """1 - cosine of a style vector ``(D,)`` of unit length and the cohort's mean one; 0 to 2, lower is better."""
-    return 1 - float(style @ cohort_style / np.linalg.norm(cohort_style))
+    cosine = style @ cohort_style / np.linalg.norm(cohort_style)
+    return 1 - float(cosine)
 
 
 def direct_error(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
@@ -100,4 +101,6 @@ def direct_error(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> flo
     forgives. Range 0 to ∞; lower is better; 0 for the truth itself under any gain and offset.
     """
     scaled_truth = scale_by_percentiles(truth, mask)[mask]
-    return float(np.sqrt(np.mean((scaled[mask] - scaled_truth) ** 2)) / scaled_truth.std())
+    errors = scaled[mask] - scaled_truth
+    root_mean_square = np.sqrt(np.mean(errors**2))
+    return float(root_mean_square / scaled_truth.std())

@@ -72,14 +72,17 @@ def verdicts(evaluation: Mapping[str, Any], sequence: str, method: str) -> dict[
 
 def where_it_beats_ours(evaluation: Mapping[str, Any], sequence: str, method: str, metrics: Iterable[str]) -> str:
     """Headings of those of the metrics in which a method is shown to be better than ours."""
-    found = verdicts(evaluation, sequence, method)
-    return _headings(metric for metric in metrics if found.get(metric) == "worse")
+    verdict_of = verdicts(evaluation, sequence, method)
+    beaten = [metric for metric in metrics if verdict_of.get(metric) == "worse"]
+    return _headings(beaten)
 
 
 def strongest_probe(entries: Entries) -> str | None:
     """The probe that tells the site best."""
-    probes = [probe for probe in PROBES if probe in entries]
-    return max(probes, key=lambda probe: entries[probe]["value"]) if probes else None
+    values = {probe: entries[probe]["value"] for probe in PROBES if probe in entries}
+    if not values:
+        return None
+    return max(values, key=lambda probe: values[probe])
 
 
 def _worth(metric: str, entry: Entry) -> float:
@@ -187,9 +190,13 @@ def _on_best_simple(evaluation: Mapping[str, Any], sequence: str) -> str:
 
 
 def _on_losses(evaluation: Mapping[str, Any], sequence: str) -> str:
-    found = verdicts(evaluation, sequence, RAW)
-    lost = [metric for metric, verdict in found.items() if verdict == "worse" and metric not in AGAINST_SOURCE]
-    return f"Against the raw scans ours loses in {_headings(lost)}." if lost else ""
+    lost = []
+    for metric, verdict in verdicts(evaluation, sequence, RAW).items():
+        if verdict == "worse" and metric not in AGAINST_SOURCE:
+            lost.append(metric)
+    if not lost:
+        return ""
+    return f"Against the raw scans ours loses in {_headings(lost)}."
 
 
 def _on_better_methods(evaluation: Mapping[str, Any], sequence: str) -> str:

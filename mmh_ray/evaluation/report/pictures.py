@@ -133,7 +133,8 @@ def _map_of_people(path: Path, title: str, methods: Mapping[str, PictureData]) -
 
 def _in_every_case(slices: Sequence[Mapping[str, list[np.ndarray]]]) -> set[str]:
     """Methods that every pictured case has slices of."""
-    return set.intersection(*(set(of_case) for of_case in slices))
+    methods_of_cases = [set(of_case) for of_case in slices]
+    return set.intersection(*methods_of_cases)
 
 
 def _sites(cases: Sequence[CasePictures]) -> list[str]:

@@ -46,7 +46,10 @@ def as_table(results: Results, metrics: Sequence[str] = MAIN_METRICS) -> Group:
 
     An asterisk stands at the best simple baseline. Print with ``rich.console.Console().print(as_table(results))``.
     """
-    return Group(*(_sequence_table(sequence, methods, metrics) for sequence, methods in results.items()))
+    tables = []
+    for sequence, methods in results.items():
+        tables.append(_sequence_table(sequence, methods, metrics))
+    return Group(*tables)
 
 
 def _sequence_table(sequence: str, methods: MethodValues, metrics: Sequence[str]) -> Table:
