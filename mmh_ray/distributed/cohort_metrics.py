@@ -154,14 +154,16 @@ def entries_of(
     entries = {}
     differences = {}
     for name, metric in metrics.items():
-        own_entry = entry(interval(metric, config.draws, config.seed), metric.guessed)
-        if own_entry is not None:
-            entries[name] = own_entry
+        method_entry = entry(interval(metric, config.draws, config.seed), metric.guessed)
+        if method_entry is not None:
+            entries[name] = method_entry
         if name not in ours:
             continue
         floor = floor_of(name, sites=len(set(metric.strata or ())))
-        found = difference(_judged(name, ours[name]), _judged(name, metric), config.draws, config.seed, floor)
-        difference_entry = None if found is None else entry(found)
+        judged_ours = _judged(name, ours[name])
+        judged = _judged(name, metric)
+        paired = difference(judged_ours, judged, config.draws, config.seed, floor)
+        difference_entry = None if paired is None else entry(paired)
         if difference_entry is not None:
             differences[name] = difference_entry
     return entries, differences

@@ -100,14 +100,14 @@ class MeasuredHarmonizeWorker:
 
     def harmonize(self, row: dict[str, Any]) -> Sequence[Row]:
         """The ledger rows of one image."""
-        found = self._worker.harmonize(row)
-        for ledger_row in found:
+        ledger_rows = self._worker.harmonize(row)
+        for ledger_row in ledger_rows:
             count_image("harmonize", ledger_row)
         with self._telling:
             idle_s = self._worker.model_idle_s
             add_wait("harmonize", idle_s - self._told_s)
             self._told_s = idle_s
-        return found
+        return ledger_rows
 
 
 # One of each name in a process, made when it is first used: in a worker process that is when Ray runs.

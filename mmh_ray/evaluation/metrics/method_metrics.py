@@ -212,9 +212,9 @@ def _mean_quantiles(cohort: MethodCohort) -> dict[str, np.ndarray]:
 
 
 def _dense(quantiles: np.ndarray) -> np.ndarray:
-    known = np.linspace(0, 1, quantiles.size)
-    wanted = np.linspace(0, 1, HISTOGRAM_POINTS)
-    return np.interp(wanted, known, quantiles)
+    probabilities = np.linspace(0, 1, quantiles.size)
+    dense_probabilities = np.linspace(0, 1, HISTOGRAM_POINTS)
+    return np.interp(dense_probabilities, probabilities, quantiles)
 
 
 def _adjusted_features(

@@ -55,19 +55,19 @@ def best_simple(evaluation: Mapping[str, Any], sequence: str) -> str | None:
 def verdicts(evaluation: Mapping[str, Any], sequence: str, method: str) -> dict[str, str]:
     """``better``, ``worse`` or ``even`` of ours against a method by metric; ``even``: the interval holds 0."""
     differences = evaluation["differences"].get(method, {}).get(sequence, {})
-    found = {}
+    verdict_of = {}
     for name, metric in METRICS.items():
         difference = differences.get(name)
         if not difference or not metric.sign or difference["low"] is None or difference["high"] is None:
             continue
         low, high = sorted((metric.sign * difference["low"], metric.sign * difference["high"]))
         if low > 0:
-            found[name] = "better"
+            verdict_of[name] = "better"
         elif high < 0:
-            found[name] = "worse"
+            verdict_of[name] = "worse"
         else:
-            found[name] = "even"
-    return found
+            verdict_of[name] = "even"
+    return verdict_of
 
 
 def where_it_beats_ours(evaluation: Mapping[str, Any], sequence: str, method: str, metrics: Iterable[str]) -> str:
@@ -111,13 +111,13 @@ def _on_site(ours: Entries, raw: Entries) -> str:
     entry = ours[probe]
     chance = _percent(entry["chance"])
     luck = _percent(entry["chance_high"])
-    told = f"{_percent(entry['value'])}{_range(entry)} of ours"
+    share = f"{_percent(entry['value'])}{_range(entry)} of ours"
     raw_probe = strongest_probe(raw)
     before = f" and of {_percent(raw[raw_probe]['value'])} of the raw images" if raw_probe else ""
     is_told = entry["value"] > entry["chance_high"]
     verdict = "the site can still be told" if is_told else "that is not told apart from guessing"
     return (
-        f"A probe trained anew ({METRICS[probe].heading}) tells the site of {told}{before}; "
+        f"A probe trained anew ({METRICS[probe].heading}) tells the site of {share}{before}; "
         f"guessing reaches {chance}, {luck} with luck: {verdict}."
     )
 

@@ -1,4 +1,4 @@
-"""Style vectors of scans as they are, for the evaluation, which knows no models: a function that travels to the workers."""
+"""Style vectors of scans as they are: a function that travels to workers, for the evaluation, which knows no models."""
 
 from __future__ import annotations
 
