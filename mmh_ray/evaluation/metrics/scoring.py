@@ -30,7 +30,7 @@ from mmh_ray.evaluation.metrics.per_pair import PairMetrics, measure_pair
 from mmh_ray.evaluation.metrics.preservation import dissimilarity_map
 from mmh_ray.evaluation.metrics.registry import RAW, REFERENCE, TRUTH
 from mmh_ray.evaluation.metrics.runner import EvaluationLog, MetricRunner
-from mmh_ray.evaluation.metrics.target import Target
+from mmh_ray.evaluation.metrics.target import TargetComparison
 from mmh_ray.evaluation.report.figures import middle_slice
 
 
@@ -86,7 +86,7 @@ def score_case(case: Case, settings: ScoringSettings) -> CaseScores:
         reference = _read_scan(case.reference, settings, truth, scores.log)
         if reference is None:
             return scores  # nothing to compare with, as the log tells
-        target = Target(reference, settings.target_cohorts.get(case.sequence))
+        target = TargetComparison(reference, settings.target_cohorts.get(case.sequence))
     scans = []
     for record in case.records:
         scan = _read_scan(record, settings, truth, scores.log)
@@ -113,7 +113,7 @@ def score_case(case: Case, settings: ScoringSettings) -> CaseScores:
     return scores
 
 
-def _is_comparable(scan: Scan, target: Target | None, log: EvaluationLog) -> bool:
+def _is_comparable(scan: Scan, target: TargetComparison | None, log: EvaluationLog) -> bool:
     """Whether a scan lies on the grid of the reference, if there is one; else it goes into the log."""
     if target is None or on_one_grid(scan, target.reference):
         return True
@@ -126,7 +126,7 @@ def _measure(
     outputs: list[MethodOutput],
     truth: Truth | None,
     raw_labels: Mapping[str, np.ndarray | None],
-    target: Target | None,
+    target: TargetComparison | None,
     settings: ScoringSettings,
     scores: CaseScores,
 ) -> None:
@@ -150,7 +150,7 @@ def _measure(
             scores.metrics.pairs.append(measure_pair(a, b, runner))
 
 
-def _measure_identity(method: str, target: Target, settings: ScoringSettings, scores: CaseScores) -> None:
+def _measure_identity(method: str, target: TargetComparison, settings: ScoringSettings, scores: CaseScores) -> None:
     """What the method does to the reference; nobody need harmonize the target's own scans."""
     record = target.reference.record
     for _, image in _apply(method, [target.reference], settings, None, scores.log):

@@ -34,7 +34,7 @@ TARGET_METRICS = (
 """What an image has of itself where there is a target; `psnr`, `ssim` and `w1` are to the target, not to other sites."""
 
 
-class Target:
+class TargetComparison:
     """The reference of one case and the cohort of its sequence, which outputs are compared with.
 
     Parameters
