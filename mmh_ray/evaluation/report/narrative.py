@@ -11,7 +11,7 @@ PROBES = ("site_probe", "site_probe_cnn", "site_probe_pattern", "site_probe_styl
 """The probes trained anew; the one that tells most counts."""
 JUDGED = ("truth_nrmse", *PROBES, "psnr", "w1", "gradient_correlation")
 """Metrics by which the best simple method is chosen: mean rank over those that there are."""
-AGAINST_SOURCE = ("gradient_correlation", "structural_dissimilarity", "hallucination")
+AGAINST_SOURCE = ("gradient_correlation", "structural_dissimilarity", "hallucination", "identity")
 """Metrics of change, in which whoever changes nothing cannot be beaten."""
 
 Entry = Mapping[str, Any]

@@ -150,7 +150,9 @@ def test_a_scan_on_another_grid_is_not_compared(case: Case, settings: ScoringSet
     (source,) = case.records
     small = Volume(np.linspace(1, 2, 512, dtype=np.float32).reshape(8, 8, 8), np.eye(4))
     write_volume(small, tmp_path / "small.nii.gz")
-    write_volume(small.like(np.ones_like(small.data)), tmp_path / "mask.nii.gz")
+    mask = np.zeros_like(small.data)
+    mask[2:-2, 2:-2, 2:-2] = 1
+    write_volume(small.like(mask), tmp_path / "mask.nii.gz")
     other = replace(source, uri=str(tmp_path / "small.nii.gz"), mask_uri=str(tmp_path / "mask.nii.gz"))
     found = score_case(replace(case, records=(other,)), replace(settings, truth=None))
     assert not found.metrics.images
