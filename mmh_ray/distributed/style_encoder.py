@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mmh_ray.config import Config
 from mmh_ray.models.augmentation import restyle
-from mmh_ray.models.style.backbones import EMBEDDED
 from mmh_ray.models.style.contrast import train_aggregator
+from mmh_ray.models.style.embedded import EMBEDDED
 from mmh_ray.models.style.encoder import make_style_encoder
 from mmh_ray.shards import PreparedStore
 

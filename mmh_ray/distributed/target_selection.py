@@ -16,7 +16,7 @@ from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.inputs.scans import Case
 from mmh_ray.evaluation.metrics.registry import BEST_KNOWN, OURS, RAW
 from mmh_ray.files import read_object
-from mmh_ray.models.style.backbones import EMBEDDED
+from mmh_ray.models.style.embedded import EMBEDDED
 from mmh_ray.models.style.encoder import check_same_encoder, make_style_encoder
 from mmh_ray.models.style.vectors import StyleVectors
 from mmh_ray.models.target.bundle import load_target
