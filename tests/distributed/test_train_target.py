@@ -19,14 +19,14 @@ import ray
 from mmh_ray import tracking
 from mmh_ray.bids.ledger import read_ledger
 from mmh_ray.config import Config, ManifestConfig, PhantomConfig, StyleConfig, TargetConfig, TrackingConfig
-from mmh_ray.distributed.evaluate_target import draw, evaluate_target
+from mmh_ray.distributed.evaluate import evaluate
 from mmh_ray.distributed.harmonize import harmonize, plan
 from mmh_ray.distributed.manifest import build_manifest
 from mmh_ray.distributed.phantom import make_archive
 from mmh_ray.distributed.prepare import prepare
 from mmh_ray.distributed.train_target import TrainedTarget, plan_site, train_targets
 from mmh_ray.errors import ConfigError, DataError, ModelError
-from mmh_ray.evaluation.target_metrics import METHODS
+from mmh_ray.evaluation.statistics.summary import by_sequence
 from mmh_ray.harmonization.job import Job
 from mmh_ray.models.bundle import bundle_hash, load_bundle
 from mmh_ray.models.target.bundle import load_target
@@ -221,10 +221,10 @@ def test_a_scan_can_be_the_target(workshop: Path, store: str, tiny_bundle: Path,
     assert 0 <= facts["style_distance"] < 2
     assert facts["style_encoder"]["backbone"] == "embedded"
     assert facts["reference_mask_sha256"] is not None  # the archive's
-    manifest, whose = str(workshop / "manifest.parquet"), "sub-birch01_T1w"
-    ours = ("target_harmonized",)
-    found = evaluate_target(manifest, "birch", str(out), str(out), config, methods=ours, target=whose)
-    assert found["T1w"]["target_harmonized"]["scans"] == 1
+    archives = {"raw": str(workshop / "manifest.parquet"), "ours": str(out)}
+    found = evaluate(archives, str(workshop / "like-evaluation"), config, target="birch")
+    assert found["about"]["images"] == {"T1w": 1, "T2w": 1}
+    assert "psnr" in found["ours"]["T1w"]
 
 
 def test_an_adapter_of_another_base_is_refused(
@@ -250,25 +250,31 @@ def test_the_evaluation_scores_every_method(
     job = Job(bids, unified, str(tiny_bundle), config, ("traveler01",))
     harmonize(job)
     harmonize(replace(job, out=moved, targets=("alder",)))
-    manifest, truth = str(workshop / "manifest.parquet"), f"{bids}/derivatives/truth"
-    found = evaluate_target(manifest, "alder", unified, moved, config, truth)
-    assert found.keys() == {"T1w", "T2w"}
-    for methods in found.values():
-        assert tuple(methods) == METHODS
-        assert all(np.isfinite(value) for row in methods.values() for value in row.values() if value is not None)
-        assert methods["target_raw"]["gradient_correlation"] == pytest.approx(1)
-        assert methods["target_nyul"]["w1"] < methods["target_raw"]["w1"]  # it matches the cohort's deciles
-        assert methods["target_raw"]["truth_nrmse"] is not None
-        assert 0 < methods["target_harmonized"]["dice"] <= 1
-        assert methods["target_harmonized"]["site_probe_style"] is None  # one source site
-        assert {row["failed"] for row in methods.values()} == {0}
+    archives = {"raw": str(workshop / "manifest.parquet"), "ours": moved, "global": unified}
+    out, truth = workshop / "evaluation", f"{bids}/derivatives/truth"
+    found = evaluate(archives, str(out), config, truth, target="alder")
+    methods = ("raw", "nyul", "n4_histogram_matching", "truth", "global", "ours")
+    assert found.keys() == {*methods, "differences", "about"}
+    for method in methods:
+        assert found[method].keys() == {"T1w", "T2w"}
+    for sequence in ("T1w", "T2w"):
+        values = by_sequence(found)[sequence]
+        assert all(np.isfinite(value) for row in values.values() for value in row.values())
+        assert values["raw"]["gradient_correlation"] == pytest.approx(1)
+        assert values["nyul"]["w1"] < values["raw"]["w1"]  # it matches the cohort's deciles
+        assert values["nyul"]["w1_of_raw"] == pytest.approx(values["nyul"]["w1"] / values["raw"]["w1"])
+        assert values["raw"]["identity"] == 0 < values["ours"]["identity"]
+        assert "truth_nrmse" in values["raw"]
+        assert 0 < values["ours"]["dice_truth"] <= 1
+        assert "site_probe_style" not in values["ours"]  # one source site
+        assert (out / f"figures/{sequence}_before_after.png").stat().st_size > 10_000
+    assert found["about"]["problems"] == []
+    assert "own scan at alder" in (out / "report.html").read_text()
     other = replace(config, style=StyleConfig(slices=5))
     with pytest.raises(ModelError, match="style encoder"):
-        evaluate_target(manifest, "alder", unified, moved, other, truth)
-    draw(manifest, "alder", unified, moved, config, truth, workshop)
-    assert all((workshop / f"target_{name}.png").stat().st_size > 10_000 for name in ("T1w", "T2w"))
+        evaluate(archives, str(out), other, truth, target="alder")
     with pytest.raises(DataError, match="nobody scanned at oak"):
-        evaluate_target(manifest, "oak", unified, moved, config)
+        evaluate(archives, str(out), config, target="oak")
 
 
 def test_what_cannot_be_trained_is_named(store: str, tiny_bundle: Path, config: Config) -> None:
