@@ -50,7 +50,8 @@ class Volume:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in mm along each axis."""
-        size_i, size_j, size_k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        axes = self.affine[:3, :3]
+        size_i, size_j, size_k = np.linalg.norm(axes, axis=0).tolist()
         return size_i, size_j, size_k
 
     def like(self, data: np.ndarray) -> Volume:

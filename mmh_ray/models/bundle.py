@@ -141,16 +141,16 @@ def save_bundle(
         check_statistics(model, f"the model for {path}", _AGAIN)
         settings = to_dict(config)
         sequences = list(config.model.sequences)
-        facts = _FORMAT.facts_of(
-            code_version=code_version(),
-            data_hash=data_hash,
-            sequences=sequences,
-            training=dict(training),
-            config={section: settings[section] for section in SECTIONS},
-            schedule=_schedule_facts(model),
-            unified_domain=dict(zip(sequences, quantiles.tolist(), strict=True)),
-            weights_sha256=write_weights(folder / WEIGHTS, state),
-        )
+        facts: dict[str, Any] = {
+            "code_version": code_version(),
+            "data_hash": data_hash,
+            "sequences": sequences,
+            "training": dict(training),
+            "config": {section: settings[section] for section in SECTIONS},
+            "schedule": _schedule_facts(model),
+            "unified_domain": dict(zip(sequences, quantiles.tolist(), strict=True)),
+            "weights_sha256": write_weights(folder / WEIGHTS, state),
+        }
         _FORMAT.write_description(folder, facts, model_card(facts))
 
 
@@ -168,7 +168,11 @@ def _plain_weights(model: GlobalHarmonizer) -> dict[str, Tensor]:
 def _schedule_facts(model: GlobalHarmonizer) -> dict[str, Any]:
     """What diffusers records of the model's schedule, without its private entries."""
     scheduler: Any = model.scheduler  # diffusers hides its attributes from type checkers
-    return {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    facts = {}
+    for key, value in scheduler.config.items():
+        if not key.startswith("_"):
+            facts[key] = value
+    return facts
 
 
 def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
@@ -272,7 +276,8 @@ def _empty_model(config: Config, quantiles: Tensor) -> GlobalHarmonizer:
 def _read_weights(path: Path, model: GlobalHarmonizer, facts: Mapping[str, Any]) -> bytes:
     """The weights' file, no larger than float32 weights of the model can be, with the checksum that the facts give."""
     numbers = sum(tensor.numel() for tensor in model.state_dict().values())
-    return _FORMAT.read_weights(path, WEIGHTS, 4 * numbers + MOST_HEADER, facts["weights_sha256"])
+    most_bytes = 4 * numbers + MOST_HEADER
+    return _FORMAT.read_weights(path, WEIGHTS, most_bytes, facts["weights_sha256"])
 
 
 def _checked_scheduler(path: Path, config: Config, recorded: Mapping[str, Any]) -> Any:

@@ -97,13 +97,10 @@ class BundleFormat:
             shutil.rmtree(partial, ignore_errors=True)
 
     def write_description(self, folder: Path, facts: Mapping[str, Any], card: str) -> None:
-        """Write the facts and the model card."""
-        write_json(folder / self.facts_file, facts)
+        """Write the facts, with format and kind before them, and the model card."""
+        format_and_kind = {"format": self.version, "kind": self.kind}
+        write_json(folder / self.facts_file, format_and_kind | dict(facts))
         (folder / CARD).write_text(card, encoding="utf-8")
-
-    def facts_of(self, **facts: Any) -> dict[str, Any]:
-        """The facts to write: format and kind, then these."""
-        return {"format": self.version, "kind": self.kind, **facts}
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> str:

@@ -79,12 +79,17 @@ class Denoiser(nn.Module):
         The U-Net predicts what to add to the smoothed histogram-matched slab (3 x 3 pixels, all slices); the matched slab is the
         condition's last ``K`` channels.
         """
-        inputs = torch.cat([NOISE_GAIN * noisy, CONDITION_GAIN * condition], dim=1)
+        scaled_noisy = NOISE_GAIN * noisy
+        scaled_condition = CONDITION_GAIN * condition
+        inputs = torch.cat([scaled_noisy, scaled_condition], dim=1)
         folded = F.pixel_unshuffle(inputs, self.patch)
-        predicted = self.unet(folded, timestep, class_labels=self.embed(context)).sample
-        matched = condition[:, -self.slab :].mean(1, keepdim=True)
+        embedding = self.embed(context)
+        predicted = self.unet(folded, timestep, class_labels=embedding).sample
+        matched_slab = condition[:, -self.slab :]
+        matched = matched_slab.mean(1, keepdim=True)
         smooth = F.avg_pool2d(matched, 3, stride=1, padding=1)
-        return to_diffusion(smooth) + F.pixel_shuffle(predicted, self.patch)
+        addition = F.pixel_shuffle(predicted, self.patch)
+        return to_diffusion(smooth) + addition
 
     def embed(self, context: Context) -> Tensor:
         """Sum of the context's embeddings, ``(B, width)``."""

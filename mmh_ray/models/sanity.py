@@ -23,7 +23,8 @@ def check_statistics(model: GlobalHarmonizer, place: str, remedy: str) -> None:
     """Raise ModelError unless what the model knows of the unified domain can be that of images."""
     for name, (low, high) in _STATISTICS.items():
         values = model.get_buffer(name)
-        if not bool(((values >= low) & (values <= high)).all()):  # NaN is neither
+        is_inside = (values >= low) & (values <= high)  # NaN is not
+        if not bool(is_inside.all()):
             received = f"{place}: {name} from {values.min():.3g} to {values.max():.3g}"
             raise ModelError(received, f"{low:g} to {high:g}", remedy)
     check_quantiles(model.domain_quantiles, f"{place}: domain_quantiles", remedy)
@@ -32,8 +33,8 @@ def check_statistics(model: GlobalHarmonizer, place: str, remedy: str) -> None:
 def check_quantiles(quantiles: Tensor, place: str, remedy: str) -> None:
     """Raise ModelError unless the last axis of a tensor ``(..., Q)`` holds quantile functions of brains in unit intensity."""
     low, high = INTENSITIES
-    inside = (quantiles >= low) & (quantiles <= high)
-    if not bool(inside.all()) or bool((quantiles.diff(dim=-1) < -_FALLING).any()):
-        raise ModelError(
-            f"{place} that are no quantile functions", f"values from {low:g} to {high:g} that never fall", remedy
-        )
+    is_inside = (quantiles >= low) & (quantiles <= high)
+    is_falling = quantiles.diff(dim=-1) < -_FALLING
+    if not bool(is_inside.all()) or bool(is_falling.any()):
+        received = f"{place} that are no quantile functions"
+        raise ModelError(received, f"values from {low:g} to {high:g} that never fall", remedy)

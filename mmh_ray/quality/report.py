@@ -176,7 +176,9 @@ def _existing(folder: Path, name: str | None) -> str | None:
 
 def _url(name: str | None) -> str | None:
     """A relative URL of a path, whatever bytes its name is of."""
-    return None if name is None else quote(os.fsencode(name))
+    if name is None:
+        return None
+    return quote(os.fsencode(name))
 
 
 def _embedded(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
@@ -193,11 +195,16 @@ def _embedded(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
 
 def _encoded_bytes(folder: Path, name: str | None) -> int:
     """Size of a picture in Base64."""
-    return 0 if name is None else 4 * (folder / name).stat().st_size // 3
+    if name is None:
+        return 0
+    size = (folder / name).stat().st_size
+    return 4 * size // 3
 
 
 def _data_uri(folder: Path, name: str | None) -> str | None:
-    return None if name is None else data_uri(folder / name)
+    if name is None:
+        return None
+    return data_uri(folder / name)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

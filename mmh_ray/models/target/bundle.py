@@ -127,7 +127,9 @@ class Target:
 
     def sampling(self, settings: HarmonizeConfig) -> HarmonizeConfig:
         """The settings with :data:`SAMPLING` as the target was trained; as they are where that is not recorded."""
-        return from_dict(HarmonizeConfig, to_dict(settings) | self.facts.get("harmonize", {}))
+        recorded = self.facts.get("harmonize", {})
+        combined = to_dict(settings) | recorded
+        return from_dict(HarmonizeConfig, combined)
 
     def encoder(self, config: StyleConfig, spacing_mm: float) -> TriPlanarStyleEncoder:
         """The style encoder that the target was trained with, for whoever goes on to describe styles with it.
@@ -185,16 +187,16 @@ def save_target(
         if aggregator:
             write_weights(folder / AGGREGATOR, aggregator)
         sampling = to_dict(config.harmonize)
-        facts = _FORMAT.facts_of(
-            site=site,
-            code_version=code_version(),
-            base=dict(base),
-            target=to_dict(config.target) | {"site": [site]},
-            harmonize={key: sampling[key] for key in SAMPLING},
-            restyle=to_dict(config.restyle),
-            training=dict(training),
-            sequences=sequences,
-        )
+        facts: dict[str, Any] = {
+            "site": site,
+            "code_version": code_version(),
+            "base": dict(base),
+            "target": to_dict(config.target) | {"site": [site]},
+            "harmonize": {key: sampling[key] for key in SAMPLING},
+            "restyle": to_dict(config.restyle),
+            "training": dict(training),
+            "sequences": sequences,
+        }
         _FORMAT.write_description(folder, facts, _model_card(facts))
 
 
@@ -267,10 +269,12 @@ def _style(facts: Mapping[str, Any], place: str) -> SiteStyle:
 
 
 def _check_backbone(path: Path, facts: Mapping[str, Any], style: StyleConfig) -> None:
-    recorded = facts["training"].get("style_encoder", {}).get("backbone")
-    if recorded is not None and style.backbone not in (EMBEDDED, recorded):
-        remedy = "Leave style.backbone out (a trained target needs none), or train the target with it."
-        raise ModelError(f"style.backbone={style.backbone!r} for {path}", f"the recorded {recorded!r}", remedy)
+    encoder = facts["training"].get("style_encoder", {})
+    recorded = encoder.get("backbone")
+    if recorded is None or style.backbone in (EMBEDDED, recorded):
+        return
+    remedy = "Leave style.backbone out (a trained target needs none), or train the target with it."
+    raise ModelError(f"style.backbone={style.backbone!r} for {path}", f"the recorded {recorded!r}", remedy)
 
 
 def target_hash(path: str | Path) -> str:
@@ -296,7 +300,9 @@ def _hash(facts: Mapping[str, Any]) -> str:
         is_used = sequence_facts["steps"] > 0
         weights = sequence_facts["weights_sha256"] if is_used else None
         deciding[sequence] = [sequence_facts["style"], weights]
-    return hash_of([facts["site"], facts["base"]["hash"], facts["target"]["rank"], deciding])
+    base_hash = facts["base"]["hash"]
+    rank = facts["target"]["rank"]
+    return hash_of([facts["site"], base_hash, rank, deciding])
 
 
 def _read_description(path: Path) -> tuple[dict[str, Any], TargetConfig]:
