@@ -60,7 +60,7 @@ a small convolutional net per slice, attention over the slices of each plane. It
   scanners that are pairwise alike; on such blocks kept aside: {figures}
 - size: {size}
 - SHA-256 of style.safetensors: `{sha256}`
-- held-out figures: benchmarks/2026-11-26-style.md in the repository (`python benchmarks/style.py`)
+- held-out figures: benchmarks/style-vectors.md in the repository (`python benchmarks/style.py`)
 
 Limits: trained on simulated T1w and T2w of skull-stripped brains in unit intensity alone; other sequences were not shown to it.
 """
