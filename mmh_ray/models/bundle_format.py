@@ -98,9 +98,11 @@ class BundleFormat:
 
     def write_description(self, folder: Path, facts: Mapping[str, Any], card: str) -> None:
         """Write the facts, with format and kind before them, and the model card."""
-        format_and_kind = {"format": self.version, "kind": self.kind}
-        write_json(folder / self.facts_file, format_and_kind | dict(facts))
-        (folder / CARD).write_text(card, encoding="utf-8")
+        described: dict[str, Any] = {"format": self.version, "kind": self.kind}
+        described |= facts
+        write_json(folder / self.facts_file, described)
+        card_file = folder / CARD
+        card_file.write_text(card, encoding="utf-8")
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> str:

@@ -96,9 +96,13 @@ class Denoiser(nn.Module):
         position = [context.position]
         for frequency in (1, 2):
             angle = context.position * torch.pi * frequency
-            position += [torch.sin(angle), torch.cos(angle)]
-        scalars = torch.cat([torch.stack(position, dim=1), context.domain], dim=1)
-        return self.sequence(context.sequence) + self.plane(context.plane) + self.scalars(scalars)
+            position.append(torch.sin(angle))
+            position.append(torch.cos(angle))
+        waves = torch.stack(position, dim=1)
+        scalars = torch.cat([waves, context.domain], dim=1)
+        of_sequence = self.sequence(context.sequence)
+        of_plane = self.plane(context.plane)
+        return of_sequence + of_plane + self.scalars(scalars)
 
 
 def make_scheduler(config: ModelConfig) -> Any:

@@ -126,8 +126,13 @@ def _figures(
 ) -> dict[str, float]:
     """Mean contrast of the sequences, and the spread of the one with the least."""
     styles = aggregator(features)
-    contrasts = [float(style_contrast(styles[part], labels[part], config.temperature)) for part in parts]
-    spreads = [spread(styles[part]) for part in parts]
+    contrasts = []
+    spreads = []
+    for part in parts:
+        styles_of_part = styles[part]
+        contrast = style_contrast(styles_of_part, labels[part], config.temperature)
+        contrasts.append(float(contrast))
+        spreads.append(spread(styles_of_part))
     return {"contrast": sum(contrasts) / len(parts), "spread": min(spreads)}
 
 

@@ -67,15 +67,18 @@ class StyleAggregator(nn.Module):
         pooled = self._pool(features)
         counts = features.new_ones(pooled.shape[:2]) if planes is None else planes.to(pooled)
         planes_that_count = counts.sum(1, keepdim=True)
-        if not (planes_that_count > 0).all():
-            without_plane = (planes_that_count[:, 0] == 0).nonzero().flatten().tolist()
+        has_no_plane = planes_that_count[:, 0] == 0
+        if has_no_plane.any():
+            without_plane = has_no_plane.nonzero().flatten().tolist()
             received = f"no plane for volumes {without_plane}"
             raise DataError(received, "at least one plane per volume", "Let a plane count.")
         kept = counts[..., None].bool()
-        mean = pooled.masked_fill(~kept, 0).sum(1) / planes_that_count
+        total = pooled.masked_fill(~kept, 0).sum(1)
+        mean = total / planes_that_count
         filled = torch.where(kept, pooled, mean[:, None])
-        hidden = F.gelu(self.expand(filled.flatten(1)))
-        return mean + self.alpha * self.reduce(hidden)
+        expanded = self.expand(filled.flatten(1))
+        reduced = self.reduce(F.gelu(expanded))
+        return mean + self.alpha * reduced
 
     def _pool(self, features: Tensor) -> Tensor:
         """Planes' vectors ``(B, 3, D)``."""
@@ -308,11 +311,14 @@ def check_same_encoder(recorded: dict[str, Any], configured: dict[str, Any]) -> 
     ModelError
         Names what differs between the two descriptions.
     """
-    different = [key for key in recorded if key != "backbone" and recorded[key] != configured.get(key)]
-    if not different:
+    differences = []
+    for key, value in recorded.items():
+        own_value = configured.get(key)
+        if key != "backbone" and own_value != value:
+            differences.append(f"{key} {own_value} for {value}")
+    if not differences:
         return
-    parts = ", ".join(f"{key} {configured.get(key)} for {recorded[key]}" for key in different)
-    received = f"style encoder {configured.get('backbone')!r} ({parts})"
+    received = f"style encoder {configured.get('backbone')!r} ({', '.join(differences)})"
     expected = f"the one that the model was made with, {recorded.get('backbone')!r}"
     remedy = "Style vectors of two encoders cannot be compared: configure style as recorded, or train the adapter anew."
     raise ModelError(received, expected, remedy)

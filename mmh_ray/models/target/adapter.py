@@ -25,8 +25,6 @@ from mmh_ray.models.sanity import INTENSITIES
 LAYERS = r".*\.(conv1|conv2)|conv_in|conv_out"
 """Layers of the U-Net that are updated."""
 
-KNOTS = 64
-"""Of the curve between unified and site intensity."""
 CURVE_ENDS = 10.0
 """Greatest intensity that a knot of the curve can have; less than 1 % of a brain is brighter than the last one."""
 LEAST_STEP = 1e-6

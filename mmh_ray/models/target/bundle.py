@@ -323,21 +323,25 @@ def _read_description(path: Path) -> tuple[dict[str, Any], TargetConfig]:
 def _check_facts(facts: Mapping[str, Any], place: str) -> None:
     """ModelError where a fact below the first level is missing or of another type."""
     base = facts["base"]
+    site = facts["site"]
     check_kinds(base, {"hash": str, "uri": str}, f"{place}: base", _REBUILD)
     check_kinds(facts["harmonize"], dict.fromkeys(SAMPLING, object), f"{place}: harmonize", _REBUILD)
-    if not base["hash"] or not _NAME.fullmatch(facts["site"]):
-        received = f"{place}: site={facts['site'][:200]!r} on base {base['hash'][:64]!r}"
+    if not base["hash"] or not _NAME.fullmatch(site):
+        received = f"{place}: site={site[:200]!r} on base {base['hash'][:64]!r}"
         raise ModelError(received, "a name of at most 200 characters in one line, and a hash", _REBUILD)
     if "rank" not in facts["target"]:
         raise ModelError(f"{place}: target without rank", "the rank of the adapters", _REBUILD)
     encoder = facts["training"].get("style_encoder", {})
     if not isinstance(encoder, dict):
-        raise ModelError(f"{place}: style_encoder={str(encoder)[:100]}", "an object", _REBUILD)
+        received = f"{place}: style_encoder={str(encoder)[:100]}"
+        raise ModelError(received, "an object", _REBUILD)
     for sequence, sequence_facts in facts["sequences"].items():
         if not _SUFFIX.fullmatch(sequence):
-            raise ModelError(f"{place}: sequence {sequence[:100]!r}", "a BIDS suffix such as T1w", _REBUILD)
-        check_kinds(sequence_facts, _FACTS_OF_SEQUENCE, f"{place}: {sequence}", _REBUILD)
-        check_kinds(sequence_facts["style"], _FACTS_OF_STYLE, f"{place}: {sequence} style", _REBUILD)
+            received = f"{place}: sequence {sequence[:100]!r}"
+            raise ModelError(received, "a BIDS suffix such as T1w", _REBUILD)
+        place_of_sequence = f"{place}: {sequence}"
+        check_kinds(sequence_facts, _FACTS_OF_SEQUENCE, place_of_sequence, _REBUILD)
+        check_kinds(sequence_facts["style"], _FACTS_OF_STYLE, f"{place_of_sequence} style", _REBUILD)
 
 
 def _model_card(facts: Mapping[str, Any]) -> str:

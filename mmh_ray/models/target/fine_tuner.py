@@ -189,10 +189,12 @@ class TargetFineTuner(nn.Module):
 
     def _displacement(self, site: TargetBatch, source: TargetBatch, source_made: Tensor) -> Tensor:
         """How far the sources' way through the space of styles is from the site's own, from unified to scan."""
-        from_unified = self._describe(site.scan, site) - self._describe(site.unified, site)
-        of_site = from_unified.mean(0).detach()
-        of_sources = self._describe(source_made, source) - self._describe(source.unified, source).detach()
-        return style_displacement(of_sources, of_site)
+        site_scan = self._describe(site.scan, site)
+        site_unified = self._describe(site.unified, site)
+        of_site = (site_scan - site_unified).mean(0).detach()
+        source_generated = self._describe(source_made, source)
+        source_unified = self._describe(source.unified, source).detach()
+        return style_displacement(source_generated - source_unified, of_site)
 
     def _generate(self, batch: TargetBatch) -> tuple[Tensor, Tensor]:
         """What the adapter makes of a batch, ``(B, K, H, W)`` site unit intensity, and noise of unit variance to add to it.
@@ -207,18 +209,14 @@ class TargetFineTuner(nn.Module):
             return self.model.denoiser(x, timesteps, batch.condition, context)
 
         with torch.no_grad():
-            self.wear(None)
+            wear(self.model, None)
             without_adapter = sample(self.model, denoise, noise, self.settings.steps)
-        self.wear(NAME)
+        wear(self.model, NAME)
         with_adapter = sample(self.model, denoise, noise, self.settings.steps, self.config.last_steps)
         corrected = batch.unified + to_unit(with_adapter) - to_unit(without_adapter)
         made = self.style.apply(corrected) * batch.mask
         other_noise = noise.roll(1, 0) * batch.mask  # another slab's, which had no part in what was made
         return made, other_noise
-
-    def wear(self, name: str | None) -> None:
-        """Generate with the adapter of this name, or without any."""
-        wear(self.model, name)
 
     def state(self) -> dict[str, Tensor]:
         """What was trained, float32 on the CPU."""
