@@ -33,7 +33,8 @@ def sha256_file(path: str | Path) -> str:
 
 def hash_of(value: Any) -> str:
     """SHA-256 of a JSON-able value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache
@@ -118,8 +119,9 @@ def remove_partial(folder: str | Path) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON, whole or not at all; NaN is refused."""
+    text = json.dumps(value, indent=2, allow_nan=False)
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(f"{text}\n", encoding="utf-8")
 
 
 _UMASK_READ = threading.Lock()

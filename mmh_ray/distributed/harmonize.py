@@ -22,6 +22,7 @@ from mmh_ray.bids.status import RunRecord, utc_now
 from mmh_ray.config import Config, HarmonizeConfig
 from mmh_ray.distributed.actor_pool import ActorPool
 from mmh_ray.distributed.cluster import connect, live_nodes
+from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.manifest import probe_all
 from mmh_ray.distributed.metrics import MeasuredHarmonizeWorker, count_image, set_queue
 from mmh_ray.distributed.prepare import PrepareSettings, check_row
@@ -41,6 +42,7 @@ from mmh_ray.progress import progress
 from mmh_ray.provenance import code_version, remove_partial
 from mmh_ray.quality.run_report import write_cohort_report
 from mmh_ray.stopping import end_reason, stoppable
+from mmh_ray.tracking.archive_run import ArchiveRun, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +74,10 @@ def harmonize(job: Job) -> dict[str, int]:
         _write_citation(record, job.out, inputs.domains)
         _write_descriptions(job, tasks, inputs, journal)
         failure: str | None = None
+        archive_run: ArchiveRun | None = None
         try:
             connect()
+            archive_run = ArchiveRun.start(job.config, record, ray_facts(), _note_run)
             remove_partial(job.out)
             return _work_through(job, tasks, inputs, journal)
         except BaseException as error:
@@ -84,6 +88,12 @@ def harmonize(job: Job) -> dict[str, int]:
             _write_record(record, job.out)
             write_cohort_report(job.out, record, journal.rows().values(), job.config.quality)
             remove_partial(job.out)  # of actors that were ended or died
+            if archive_run is not None:
+                archive_run.finish(Outcome(record, list(journal.rows().values()), job.out))
+
+
+def _note_run(run_id: str) -> None:
+    note_in_job({"mlflow_run_id": run_id})
 
 
 class PlannedImage(TypedDict):
