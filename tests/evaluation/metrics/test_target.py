@@ -150,8 +150,8 @@ def test_a_scan_on_another_grid_is_not_compared(case: Case, settings: ScoringSet
     (source,) = case.records
     assert source.mask_uri is not None
     scan, brain = read_volume(source.uri), read_volume(source.mask_uri)
-    write_volume(scan.like(scan.data[1:]), tmp_path / "smaller.nii.gz")
-    write_volume(brain.like(brain.data[1:]), tmp_path / "mask.nii.gz")
+    write_volume(Volume(scan.data[1:], scan.affine), tmp_path / "smaller.nii.gz")
+    write_volume(Volume(brain.data[1:], scan.affine), tmp_path / "mask.nii.gz")
     other = replace(source, uri=str(tmp_path / "smaller.nii.gz"), mask_uri=str(tmp_path / "mask.nii.gz"))
     found = score_case(replace(case, records=(other,)), replace(settings, truth=None))
     assert not found.metrics.images
