@@ -102,5 +102,8 @@ def evaluate(
 
         console.print(labels_table(scores_on_labels))
     if checked_model:
-        keep_with_model(checked_model, out, config)
+        from mmh_ray.distributed.job_facts import note_in_job, ray_facts
+
+        run_id = keep_with_model(checked_model, out, config, ray_facts())
+        note_in_job({"mlflow_run_id": run_id})
     return DONE
