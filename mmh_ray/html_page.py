@@ -22,8 +22,8 @@ def write_page(
 ) -> None:
     """Render a template with style sheets and scripts of the same folder inside it; the page is whole or not there.
 
-    The template finds them as ``style`` and ``script`` and what its content security policy must allow as ``style_hash``
-    and ``script_hash``.
+    The template finds them as ``style`` and ``script`` and what its content security policy must allow as
+    ``style_hash`` and ``script_hash``.
     """
     loader = PackageLoader("mmh_ray", "templates")
     environment = Environment(

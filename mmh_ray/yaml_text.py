@@ -1,8 +1,8 @@
 """YAML as settings need it: one document of plain values, from text that may be anybody's.
 
-PyYAML's safe loader runs no code, but it takes much that settings never hold and that costs time, memory or a traceback: aliases (a
-kilobyte of them stands for gigabytes), tags (``!!int abc``), dates, numbers to the base of sixty, keys given twice, of which it silently
-keeps the last. None of that is read here.
+PyYAML's safe loader runs no code, but it takes much that settings never hold and that costs time, memory or a
+traceback: aliases (a kilobyte of them stands for gigabytes), tags (``!!int abc``), dates, numbers to the base of sixty,
+keys given twice, of which it silently keeps the last. None of that is read here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def load_yaml(text: bytes | str) -> Any:
     Raises
     ------
     PlainError, yaml.YAMLError
-        If it is not YAML, has aliases, anchors, tags, a key twice or one that is no text, or is too long or nested too deeply.
+        If it is not YAML, has aliases, anchors, tags, a key twice or one that is no text, or is too long or nested too
+        deeply.
     """
     content = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if len(content) > MOST_BYTES:

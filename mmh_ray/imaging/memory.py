@@ -10,7 +10,8 @@ import psutil
 
 
 class _GroupFiles(NamedTuple):
-    """Files of a control group with its limit and its use, and the entry of its `memory.stat` that counts what is only cache."""
+    """Files of a control group with its limit and its use, and the entry of its `memory.stat` that counts what is only
+    cache."""
 
     limit: str
     used: str
@@ -22,7 +23,8 @@ _V2 = _GroupFiles("memory.max", "memory.current", "inactive_file")
 
 
 def free_memory(own: str | Path = "/proc/self/cgroup", mount: str | Path = "/sys/fs/cgroup") -> int:
-    """Bytes that this process may still take: what the machine has free, or what its control groups leave (Slurm, Kubernetes), if less.
+    """Bytes that this process may still take: what the machine has free, or what its control groups leave (Slurm,
+    Kubernetes), if less.
 
     Parameters
     ----------

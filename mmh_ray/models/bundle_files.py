@@ -1,4 +1,5 @@
-"""Parts of a bundle, read as anybody may have made them: regular files of one folder and of bounded size, plain facts, finite weights."""
+"""Parts of a bundle, read as anybody may have made them: regular files of one folder and of bounded size, plain facts,
+finite weights."""
 
 from __future__ import annotations
 
@@ -52,12 +53,14 @@ def read_part(folder: Path, name: str, most: int, remedy: str) -> bytes:
 def read_facts(
     folder: Path, name: str, known: Mapping[str, Any], kinds: Mapping[str, type], remedy: str
 ) -> dict[str, Any]:
-    """Facts of a bundle: a JSON object with the values ``known`` and, besides, exactly the keys ``kinds``, each of its type.
+    """Facts of a bundle: a JSON object with the values ``known`` and, besides, exactly the keys ``kinds``, each of its
+    type.
 
     Raises
     ------
     ModelError
-        If the file cannot be read (:func:`read_part`) or is something else; if a number is not finite, or the facts are nested deeply.
+        If the file cannot be read (:func:`read_part`) or is something else; if a number is not finite, or the facts are
+        nested deeply.
     """
     place = folder / name
     content = read_part(folder, name, MOST_FACTS, remedy)
@@ -79,7 +82,8 @@ def read_facts(
 
 
 def check_kinds(found: Any, kinds: Mapping[str, Any], place: str, remedy: str) -> None:
-    """Raise ModelError unless something is a dict with exactly these keys, each with a value of its type; float takes an int."""
+    """Raise ModelError unless something is a dict with exactly these keys, each with a value of its type; float takes
+    an int."""
     if not isinstance(found, dict):
         kind_found = type(found).__name__
         raise ModelError(f"{place}: a {kind_found}", f"an object with {', '.join(kinds)}", remedy)

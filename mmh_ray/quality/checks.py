@@ -63,7 +63,8 @@ def check_prepared(
     grid: GridConfig,
     settings: PrepareConfig,
 ) -> None:
-    """:func:`check_scan` of a scan that was prepared so. One refused with a given mask is tried without it, to tell which is at fault.
+    """:func:`check_scan` of a scan that was prepared so. One refused with a given mask is tried without it, to tell
+    which is at fault.
 
     Raises
     ------
