@@ -108,7 +108,7 @@ def _end_of(folder: Path) -> str:
 
 
 def remove_partial(folder: str | Path) -> None:
-    """Remove the files that killed processes left half-written below a folder; only for who knows that no other is
+    """Remove the files that killed processes left half-written below a folder. Call it only while no other run can be
     writing there.
 
     Links to other folders are not followed. A file that cannot be removed costs a warning: it is nobody's result.

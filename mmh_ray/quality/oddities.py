@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-from mmh_ray.imaging.borders import faces_of
+from mmh_ray.imaging.borders import reaching_faces
 from mmh_ray.imaging.grid import box_of, to_grid
 from mmh_ray.imaging.head import foreground
 from mmh_ray.imaging.registration import Registration
@@ -156,7 +156,7 @@ def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
     bottom = measured & (data < low + end)
     between = ~(top | bottom)
     alone_in_the_dark = top & ~_beside(between) & ~_beside(top)
-    enclosed_bottom = bottom & ~_open_to_faces(bottom)
+    enclosed_bottom = bottom & ~reaching_faces(bottom)
     steps = 0
     for shifted_top, shifted_bottom in _shifted(top, enclosed_bottom):
         steps += int((shifted_top & shifted_bottom).sum())
@@ -184,14 +184,6 @@ def _beside(region: np.ndarray) -> np.ndarray:
     faces = ndimage.generate_binary_structure(3, 1)
     faces[1, 1, 1] = False
     return ndimage.binary_dilation(region, faces)
-
-
-def _open_to_faces(region: np.ndarray) -> np.ndarray:
-    """The part of a region that reaches the faces of the volume."""
-    labels, _ = ndimage.label(region)
-    at_faces = np.unique(faces_of(labels))
-    reaching = at_faces[at_faces > 0]
-    return np.isin(labels, reaching)
 
 
 def mask_offset(volume: Volume, brain: np.ndarray, registration: Registration) -> float:
