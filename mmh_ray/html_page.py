@@ -34,13 +34,13 @@ def write_page(
     environment.filters["thousands"] = lambda number: f"{number:,}"
     style = _sources(loader, environment, styles)
     script = _sources(loader, environment, scripts)
-    own = {
+    parts_of_page = {
         "style": Markup(style),
         "script": Markup(script),
         "style_hash": policy_hash(style),
         "script_hash": policy_hash(script),
     }
-    page = environment.get_template(template).render(context, **own)
+    page = environment.get_template(template).render(context, **parts_of_page)
     with whole_file(path) as partial:
         partial.write_text(page, encoding="utf-8", errors="backslashreplace")
 

@@ -94,8 +94,8 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
     remedy = "Check the URI and the right to read it; `mmh train-global` prints where it put the bundle."
     expected = f"a model bundle, a folder with {facts}"
     try:
-        found = store.get_file_info(pa.fs.FileSelector(folder, recursive=True, allow_not_found=True))
-        files = [entry for entry in found if entry.type == pa.fs.FileType.File]
+        entries = store.get_file_info(pa.fs.FileSelector(folder, recursive=True, allow_not_found=True))
+        files = [entry for entry in entries if entry.type == pa.fs.FileType.File]
         if all(entry.path != f"{folder}/{facts}" for entry in files):
             raise ModelError(f"{place}: no {facts} there", expected, remedy)
         _check_size(files, place)

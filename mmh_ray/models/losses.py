@@ -147,17 +147,16 @@ def multiscale_gradient_l1(
     return total / (2 * len(scales))
 
 
-def style_displacement(found: Tensor, wanted: Tensor) -> Tensor:
-    """How far style vectors' displacements ``found`` ``(G, D)`` are from the displacement ``wanted`` ``(D,)`` in
-    direction and magnitude: ``1 - cos + 1.5 | |found| / |wanted| - 1 |`` (arXiv 2601.08193, stage 2), the mean over
-    ``G``.
+def style_displacement(displacements: Tensor, of_site: Tensor) -> Tensor:
+    """How far displacements of style vectors ``(G, D)`` are from the site's own ``of_site`` ``(D,)`` in direction and
+    magnitude: ``1 - cos + 1.5 | |displacement| / |of_site| - 1 |`` (arXiv 2601.08193, stage 2), the mean over ``G``.
 
     The paper leaves the magnitudes as they are. Encoders differ in the length of their vectors, and with longer ones
-    the same weight would buy style with anatomy: so the wanted one is the unit.
+    the same weight would buy style with anatomy: so the site's own is the unit.
     """
-    cosine = F.cosine_similarity(found, wanted.expand_as(found), dim=1)
+    cosine = F.cosine_similarity(displacements, of_site.expand_as(displacements), dim=1)
     direction = 1 - cosine
-    length_found = found.norm(dim=1)
-    length_wanted = wanted.norm().clamp_min(1e-6)
-    magnitude = (length_found / length_wanted - 1).abs()
+    lengths = displacements.norm(dim=1)
+    length_of_site = of_site.norm().clamp_min(1e-6)
+    magnitude = (lengths / length_of_site - 1).abs()
     return (direction + 1.5 * magnitude).mean()

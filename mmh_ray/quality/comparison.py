@@ -101,9 +101,9 @@ def _check_one_grid(before: nib.spatialimages.SpatialImage, after: nib.spatialim
     if before.shape != after.shape:
         received = f"before of shape {before.shape}, after of shape {after.shape}"
         raise DataError(received, "two images on one grid", "Harmonize with harmonize.space=native, or resample one.")
-    apart = np.abs(before.affine - after.affine).max()
-    if apart > 0.01:
-        received = f"affines of before and after that differ by up to {apart:.3g}"
+    largest_difference = np.abs(before.affine - after.affine).max()
+    if largest_difference > 0.01:
+        received = f"affines of before and after that differ by up to {largest_difference:.3g}"
         raise DataError(received, "two images on one grid", "Give the scan that `after` was made of.")
 
 
