@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -11,7 +12,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from mmh_ray.imaging.smoothing import smooth_inside
-from mmh_ray.imaging.template import Template, template
+from mmh_ray.imaging.template import template
 from mmh_ray.threads import one_thread
 
 WHOLE, CUT = 0.5, 0.25
@@ -30,6 +31,7 @@ _BLUR = (2.0, 6.0)
 """Standard deviations, in template voxels, of the band of detail by which starts are compared."""
 _LOCAL = 4.0
 """Standard deviation, in template voxels, of the window whose mean is taken away before contrast is compared."""
+_EVERY_THIRD = (slice(None, None, 3),) * 3
 
 
 @one_thread()
@@ -93,13 +95,25 @@ def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: 
         return 0.0
     scan = ndimage.affine_transform(data, step, output_shape=known.image.shape, order=1)
     contrast = _local_contrast(scan, region)
-    design = np.stack([_local_contrast(tissue, region) for tissue in known.tissues], axis=1)
+    is_whole = region.sum() == known.deep.sum()
+    design = _design_of_whole_brain() if is_whole else _design(region)
     weights = np.linalg.lstsq(design, contrast, rcond=None)[0]
     residual = contrast - design @ weights
     total = float((contrast**2).sum())
     if total <= 0:
         return 0.0
     return max(0.0, 1 - float((residual**2).sum()) / total)
+
+
+@cache
+def _design_of_whole_brain() -> np.ndarray:
+    """:func:`_design` of the deep brain, which most scans show whole: it is asked for once or twice a start."""
+    return _design(template().deep)
+
+
+def _design(region: np.ndarray) -> np.ndarray:
+    """``(n, 3)`` float64 local contrast of the template's tissues in the region's voxels."""
+    return np.stack([_local_contrast(tissue, region) for tissue in template().tissues], axis=1)
 
 
 def _local_contrast(image: np.ndarray, region: np.ndarray) -> np.ndarray:
@@ -116,10 +130,8 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
     They are compared much as by :func:`match`, but on every third voxel of strongly smoothed contrast.
     """
     known = template()
-    every_third = (slice(None, None, 3),) * 3
-    inside = known.brain[every_third]
-    design = np.stack([_blurred_contrast(tissue)[every_third][inside] for tissue in known.tissues], axis=1)
-    basis = np.linalg.qr(design - design.mean(axis=0))[0]
+    inside = known.brain[_EVERY_THIRD]
+    basis = _coarse_basis()
     places_mm = np.argwhere(inside) * 3 @ known.affine[:3, :3].T + known.affine[:3, 3]
     to_scan = np.linalg.inv(affine)
     contrast = _blurred_contrast(data)
@@ -138,6 +150,15 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
     return list(ordered.values())[:_TRIED]
 
 
+@cache
+def _coarse_basis() -> np.ndarray:
+    """``(n, 3)`` orthonormal columns that span the blurred contrasts of the template's tissues, in every third voxel of its brain."""
+    known = template()
+    inside = known.brain[_EVERY_THIRD]
+    design = np.stack([_blurred_contrast(tissue)[_EVERY_THIRD][inside] for tissue in known.tissues], axis=1)
+    return np.linalg.qr(design - design.mean(axis=0))[0]
+
+
 def _blurred_contrast(image: np.ndarray) -> np.ndarray:
     narrow, wide = _BLUR
     return ndimage.gaussian_filter(image, narrow) - ndimage.gaussian_filter(image, wide)
@@ -150,7 +171,7 @@ def _optimised(
     known = template()
     fixed = _to_sitk(known.image, known.affine)
     moving = _to_sitk(data, affine)
-    regions = [_region(known, margin) for margin in margins]
+    regions = [_region(margin) for margin in margins]
     similarity = sitk.Similarity3DTransform()
     similarity.SetCenter(known.middle.tolist())
     similarity.SetMatrix(start[:3, :3].ravel().tolist(), 1e-6)
@@ -182,7 +203,10 @@ def _matrix(transform: sitk.AffineTransform) -> np.ndarray:
     return matrix
 
 
-def _region(known: Template, margin: int) -> sitk.Image:
+@cache
+def _region(margin: int) -> sitk.Image:
+    """Where an image counts: the template's brain, wider by so many voxels."""
+    known = template()
     wider = ndimage.binary_dilation(known.brain, iterations=margin) if margin else known.brain
     return _to_sitk(wider.astype(np.uint8), known.affine)
 
