@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import threading
 from pathlib import Path
+from typing import BinaryIO
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -312,11 +313,11 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, monk
     write_volume(Volume(ramp(3, 4, 5), AFFINE), path)
     before = path.read_bytes()
 
-    def half(_image: nib.Nifti1Image, partial: Path) -> None:
-        partial.write_bytes(b"half")
+    def half(_image: nib.Nifti1Image, stream: BinaryIO) -> None:
+        stream.write(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(nib, "save", half)
+    monkeypatch.setattr(nib.Nifti1Image, "to_stream", half)
     with pytest.raises(OSError, match="no space left"):
         write_volume(Volume(ramp(3, 4, 5), AFFINE), path)
     assert path.read_bytes() == before
