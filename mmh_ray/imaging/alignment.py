@@ -88,12 +88,14 @@ def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: 
         Part of the brain that the scan must show; zero where it shows less.
     """
     known = template()
+    shape = known.image.shape
     step = np.linalg.inv(affine) @ matrix @ known.affine
-    seen = ndimage.affine_transform(np.ones_like(data), step, output_shape=known.image.shape, order=0)
+    ones = np.ones_like(data)
+    seen = ndimage.affine_transform(ones, step, output_shape=shape, order=0)
     region = known.deep & (seen > 0)
     if region.sum() < least_seen * known.deep.sum():
         return 0.0
-    scan = ndimage.affine_transform(data, step, output_shape=known.image.shape, order=1)
+    scan = ndimage.affine_transform(data, step, output_shape=shape, order=1)
     contrast = _local_contrast(scan, region)
     is_whole = region.sum() == known.deep.sum()
     design = _design_of_whole_brain() if is_whole else _design(region)
@@ -102,7 +104,8 @@ def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: 
     total = float((contrast**2).sum())
     if total <= 0:
         return 0.0
-    return max(0.0, 1 - float((residual**2).sum()) / total)
+    unexplained = float((residual**2).sum())
+    return max(0.0, 1 - unexplained / total)
 
 
 @cache
@@ -113,7 +116,8 @@ def _design_of_whole_brain() -> np.ndarray:
 
 def _design(region: np.ndarray) -> np.ndarray:
     """``(n, 3)`` float64 local contrast of the template's tissues in the region's voxels."""
-    return np.stack([_local_contrast(tissue, region) for tissue in template().tissues], axis=1)
+    tissue_contrasts = [_local_contrast(tissue, region) for tissue in template().tissues]
+    return np.stack(tissue_contrasts, axis=1)
 
 
 def _local_contrast(image: np.ndarray, region: np.ndarray) -> np.ndarray:
@@ -132,7 +136,9 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
     known = template()
     inside = known.brain[_EVERY_THIRD]
     basis = _coarse_basis()
-    places_mm = np.argwhere(inside) * 3 @ known.affine[:3, :3].T + known.affine[:3, 3]
+    rotation = known.affine[:3, :3]
+    origin = known.affine[:3, 3]
+    places_mm = np.argwhere(inside) * 3 @ rotation.T + origin
     to_scan = np.linalg.inv(affine)
     contrast = _blurred_contrast(data)
 
@@ -143,10 +149,12 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
         values = ndimage.map_coordinates(contrast, voxels.T, order=1)
         values = values - values.mean()
         explained = ((values @ basis) ** 2).sum()
-        return float(explained / max(float(values @ values), 1e-12))
+        total = max(float(values @ values), 1e-12)
+        return float(explained / total)
 
     best, *others = sorted(starts, key=fit, reverse=True)
-    ordered = {id(start): start for start in (best, *starts[:2], *others)}  # each once
+    first_two = starts[:2]
+    ordered = {id(start): start for start in (best, *first_two, *others)}  # each once
     return list(ordered.values())[:_TRIED]
 
 
@@ -155,8 +163,13 @@ def _coarse_basis() -> np.ndarray:
     """``(n, 3)`` orthonormal columns that span the blurred contrasts of the template's tissues, in every third voxel of its brain."""
     known = template()
     inside = known.brain[_EVERY_THIRD]
-    design = np.stack([_blurred_contrast(tissue)[_EVERY_THIRD][inside] for tissue in known.tissues], axis=1)
-    return np.linalg.qr(design - design.mean(axis=0))[0]
+    tissue_contrasts = []
+    for tissue in known.tissues:
+        coarse = _blurred_contrast(tissue)[_EVERY_THIRD]
+        tissue_contrasts.append(coarse[inside])
+    design = np.stack(tissue_contrasts, axis=1)
+    basis, _ = np.linalg.qr(design - design.mean(axis=0))
+    return basis
 
 
 def _blurred_contrast(image: np.ndarray) -> np.ndarray:
@@ -207,8 +220,10 @@ def _matrix(transform: sitk.AffineTransform) -> np.ndarray:
 def _region(margin: int) -> sitk.Image:
     """Where an image counts: the template's brain, wider by so many voxels."""
     known = template()
-    wider = ndimage.binary_dilation(known.brain, iterations=margin) if margin else known.brain
-    return _to_sitk(wider.astype(np.uint8), known.affine)
+    region = known.brain
+    if margin:
+        region = ndimage.binary_dilation(region, iterations=margin)
+    return _to_sitk(region.astype(np.uint8), known.affine)
 
 
 def _general(transform: Any) -> sitk.AffineTransform:
@@ -239,7 +254,9 @@ def _optimise(fixed: sitk.Image, moving: sitk.Image, region: sitk.Image, start: 
 
 def _to_sitk(data: np.ndarray, affine: np.ndarray) -> sitk.Image:
     """A grid with RAS axes as an ITK image whose millimetres are ours."""
+    spacing = np.diag(affine)[:3]
+    origin = affine[:3, 3]
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
-    image.SetSpacing([float(size) for size in np.diag(affine)[:3]])
-    image.SetOrigin([float(value) for value in affine[:3, 3]])
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(origin.tolist())
     return image
