@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py --images 2000
 
-Real parts around an empty worker: the pool of actors, the ledger with its fsync, the report at the end, and what travels to an actor and
-back. Seconds are the processor's of the driver, but for the ledger's, which waits for the disk.
+Real parts around an empty worker: the pool of actors, the ledger with its fsync, and what travels to an actor and back. The driver's
+milliseconds are the processor's; the ledger waits for the disk.
 """
 
 from __future__ import annotations
@@ -20,15 +20,12 @@ import ray
 
 from mmh_ray.bids.ledger import Journal
 from mmh_ray.bids.rows import LedgerRow, Status
-from mmh_ray.bids.status import RunRecord, utc_now
-from mmh_ray.config import QualityConfig
 from mmh_ray.distributed.actor_pool import ActorPool
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.harmonization.outputs import ledger_row
 from mmh_ray.harmonization.target_domain import TargetDomain
 from mmh_ray.models.bundle import bundle_files
 from mmh_ray.models.shipped import BASE_MODEL, shipped_bundle
-from mmh_ray.quality.run_report import write_cohort_report
 
 UNIFIED = TargetDomain(None, "a" * 64)
 
@@ -65,10 +62,6 @@ def main() -> None:
             figures["ledger, rows per second"] = round(images / (time.perf_counter() - start))
             start = time.perf_counter()
         figures["ledger, seconds to close"] = round(time.perf_counter() - start, 2)
-        record = RunRecord("bids", "mmh-base", "b" * 64, "0", images, utc_now().isoformat())
-        start = time.process_time()
-        write_cohort_report(out, record, rows, QualityConfig())
-        figures["report, milliseconds an image"] = round(1000 * (time.process_time() - start) / images, 2)
     connect()
     start_actor = ray.remote(num_cpus=0, max_concurrency=2)(Empty).remote
     for actors in (2, 4):
