@@ -285,16 +285,20 @@ class PoolLayout(NamedTuple):
     actors: int
     images_per_actor: int
     needs: dict[str, float]
+    hides_gpus: bool
 
     @property
     def actor_options(self) -> dict[str, Any]:
         """Ray's options of an actor."""
-        return {
+        options: dict[str, Any] = {
             "num_cpus": self.needs["CPU"],
             "num_gpus": self.needs["GPU"],
             "scheduling_strategy": "SPREAD",
             "max_concurrency": self.images_per_actor,
         }
+        if self.hides_gpus:  # Ray leaves all of a node's GPUs to an actor that asked for none
+            options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+        return options
 
 
 def pool_layout(settings: HarmonizeConfig, images: int) -> PoolLayout:
@@ -316,4 +320,5 @@ def pool_layout(settings: HarmonizeConfig, images: int) -> PoolLayout:
     actors = min(slots or max(1, cpus // 2), images)
     cpus_per_actor = cpus // max(1, actors)
     images_per_actor = settings.images_per_actor or min(MOST_IMAGES_PER_ACTOR, max(1, cpus_per_actor))
-    return PoolLayout(actors, images_per_actor, {"CPU": 1.0, "GPU": gpu_share})
+    hides_gpus = settings.gpus_per_actor == 0
+    return PoolLayout(actors, images_per_actor, {"CPU": 1.0, "GPU": gpu_share}, hides_gpus)

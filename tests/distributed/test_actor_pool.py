@@ -135,6 +135,7 @@ def test_without_a_gpu_for_them_the_images_say_what_an_actor_needs_and_what_ther
 
 ON_A_GPU = """
 import json
+import os
 import ray
 from mmh_ray.config import HarmonizeConfig
 from mmh_ray.distributed.actor_pool import ActorPool
@@ -147,16 +148,20 @@ class Actor:
     def gpus(self):
         return ray.get_gpu_ids()
 
+    def visible(self):
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
 whole = pool_layout(HarmonizeConfig(), 10)
 shared = pool_layout(HarmonizeConfig(gpus_per_actor=0.5, images_per_actor=3), 10)
 without = pool_layout(HarmonizeConfig(gpus_per_actor=0), 10)
 actors = [ray.remote(Actor).options(**shared.actor_options).remote() for _ in range(shared.actors)]
 gpus = ray.get([actor.gpus.remote() for actor in actors])
+visible = ray.get(ray.remote(Actor).options(**without.actor_options).remote().visible.remote())
 one_more = lambda: ray.remote(Actor).options(**shared.actor_options).remote()
 failed = lambda task, problem: [problem.reason]
 pool = ActorPool(one_more, 1, 1, 60, 2, lambda: describe_place(shared.needs), failed)
 reasons = next(pool.run([{}]))
-print(json.dumps([whole[:2], shared[:2], without[:2], gpus, reasons]))
+print(json.dumps([whole[:2], shared[:2], without[:2], gpus, visible, reasons]))
 """
 
 
@@ -167,13 +172,14 @@ def test_actors_share_a_gpu_and_one_too_many_says_who_holds_it() -> None:
         [sys.executable, "-c", ON_A_GPU], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    whole, shared, without, gpus, reasons = json.loads(done.stdout.splitlines()[-1])
+    whole, shared, without, gpus, visible, reasons = json.loads(done.stdout.splitlines()[-1])
     assert whole == [1, 4]
     assert shared == [2, 3]
     assert without == [2, 2]
     assert gpus == [[0], [0]]
-    held = "an actor needs 1 CPU and 0.5 GPU on one node, and other work holds the room: 2 CPU and 0 GPU of 1 nodes are free"
-    assert held in reasons[0]
+    assert visible == ""
+    assert "an actor needs 1 CPU and 0.5 GPU on one node, and other work holds the room" in reasons[0]
+    assert "0 GPU of 1 nodes are free" in reasons[0]
 
 
 def test_no_actor_outlives_a_run_that_stops(tmp_path: Path) -> None:
