@@ -25,6 +25,8 @@ _PIECE = 256 * 1024
 """Packed bytes read at a time."""
 _SLACK = 2**20
 """Packed bytes that may hold nothing: names, comments, padding."""
+_DAMAGED: Any = isal_zlib.error
+"""What isal raises, which is no ``zlib.error``; its type hints take the class for an instance."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class _Gunzip(io.RawIOBase):
         """Unpack some of the pending bytes."""
         try:
             return self._member.decompress(self._pending, most)
-        except isal_zlib.error as error:  # what isal raises is no zlib.error
+        except _DAMAGED as error:
             raise zlib.error(str(error)) from error
 
     def _begin_member(self) -> bool:
