@@ -97,7 +97,8 @@ def describe_place(needs: Mapping[str, float]) -> str:
         return f"an actor needs {asked} on one node, and of {len(nodes)} nodes none has that (at most {largest})"
     available = ray.available_resources()
     free = " and ".join(f"{available.get(name, 0.0):g} {name}" for name in wanted)
-    return f"an actor needs {asked} on one node, and other work holds the room: {free} of {len(nodes)} nodes are free"
+    takers = "other work, or actors that are starting still, hold the room"
+    return f"an actor needs {asked} on one node, and {takers}: {free} of {len(nodes)} nodes are free"
 
 
 @dataclass(frozen=True)

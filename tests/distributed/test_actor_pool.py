@@ -178,7 +178,10 @@ def test_actors_share_a_gpu_and_one_too_many_says_who_holds_it() -> None:
     assert without == [2, 2]
     assert gpus == [[0], [0]]
     assert visible == ""
-    assert "an actor needs 1 CPU and 0.5 GPU on one node, and other work holds the room" in reasons[0]
+    assert (
+        "an actor needs 1 CPU and 0.5 GPU on one node, and other work, or actors that are starting still, hold the room"
+        in reasons[0]
+    )
     assert "0 GPU of 1 nodes are free" in reasons[0]
 
 
