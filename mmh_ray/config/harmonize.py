@@ -46,5 +46,8 @@ class HarmonizeConfig(Section):
     the cluster, at most 4. Each takes memory."""
     wait_s: Annotated[Number, Interval(ge=1, le=10**6)] = 600.0
     """Seconds that a run without any actor waits for a place for one, before its images fail with the reason."""
+    memory_gb: Annotated[Number, Interval(ge=0, le=1e6)] = 0.0
+    """Gigabytes (10^9 bytes) that a run may take on each machine: fewer images are worked on at a time, and one that does not fit alone
+    fails; 0 takes what is free."""
     timeout_s: Annotated[Number, Interval(ge=1e-3, le=1e8)] = 600.0
     """Seconds that an image may take: then its actor is ended and the image fails; the others go on."""

@@ -151,9 +151,9 @@ class Actor:
     def visible(self):
         return os.environ.get("CUDA_VISIBLE_DEVICES")
 
-whole = pool_layout(HarmonizeConfig(), 10)
-shared = pool_layout(HarmonizeConfig(gpus_per_actor=0.5, images_per_actor=3), 10)
-without = pool_layout(HarmonizeConfig(gpus_per_actor=0), 10)
+whole = pool_layout(HarmonizeConfig(), [{}] * 10)
+shared = pool_layout(HarmonizeConfig(gpus_per_actor=0.5, images_per_actor=3), [{}] * 10)
+without = pool_layout(HarmonizeConfig(gpus_per_actor=0), [{}] * 10)
 actors = [ray.remote(Actor).options(**shared.actor_options).remote() for _ in range(shared.actors)]
 gpus = ray.get([actor.gpus.remote() for actor in actors])
 visible = ray.get(ray.remote(Actor).options(**without.actor_options).remote().visible.remote())
