@@ -192,15 +192,23 @@ class Store:
             raise ConfigError(f"{self.uri}: no bucket {bucket}", expected, remedy)
 
     def files(self, name: str = "") -> list[StoredFile]:
-        """All objects of the folder, or of one below it, ordered by name; DataError where it cannot be listed."""
+        """All objects of the folder, or of one below it, ordered by name. One whose key leads out of it as a path is left out.
+
+        Raises
+        ------
+        DataError
+            If the folder cannot be listed.
+        """
         folder = self._path(name) if name else self._folder
         selector = pa.fs.FileSelector(folder, recursive=True, allow_not_found=True)
         with self._naming(name, "a folder that can be listed"):
             entries = self._system.get_file_info(selector)
         found = []
         for entry in entries:
-            if entry.type == pa.fs.FileType.File:
-                found.append(StoredFile(entry.path.removeprefix(f"{self._folder}/"), entry.size, entry.mtime))
+            inner = entry.path.removeprefix(f"{self._folder}/")
+            leads_out = inner.startswith("/") or ".." in PurePosixPath(inner).parts  # a key may hold anything
+            if entry.type == pa.fs.FileType.File and not leads_out:
+                found.append(StoredFile(inner, entry.size, entry.mtime))
         return sorted(found)
 
     def has(self, name: str) -> bool:

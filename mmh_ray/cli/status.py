@@ -27,19 +27,21 @@ log = logging.getLogger(__name__)
 def status(config: Config, out: str, report: bool, as_json: bool) -> int:
     """Tell how far a run of `mmh harmonize` has come.
 
-    OUT is its folder of derivatives.
+    OUT is its folder of derivatives, or the URI of it.
     """
+    from mmh_ray.bids.output_folder import output_folder
     from mmh_ray.bids.status import run_status
 
-    found = run_status(out)
-    print(json.dumps(_as_fields(found), indent=2) if as_json else found.as_text())
-    if not report:
-        return DONE
-    from mmh_ray.bids.ledger import current_rows
-    from mmh_ray.quality.run_report import write_cohort_report
+    with output_folder(out) as output:
+        found = run_status(output.folder, locked=output.is_locked())
+        print(json.dumps(_as_fields(found), indent=2) if as_json else found.as_text())
+        if not report:
+            return DONE
+        from mmh_ray.bids.ledger import current_rows
+        from mmh_ray.quality.run_report import write_report_of
 
-    is_written = write_cohort_report(out, found.record, current_rows(out), quality_bounds(found.record))
-    return DONE if is_written else FAILED
+        rows = current_rows(output.folder)
+        return DONE if write_report_of(output, found.record, rows, quality_bounds(found.record)) else FAILED
 
 
 def _as_fields(found: RunStatus) -> dict[str, Any]:

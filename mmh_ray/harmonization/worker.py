@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
+import shutil
 import tempfile
 import threading
 import time
@@ -15,6 +17,7 @@ import torch
 
 from mmh_ray.bids.contrast import contrast_flags
 from mmh_ray.bids.derivatives import derivative_files, figure_paths, write_sidecar
+from mmh_ray.bids.output_folder import StoredDerivatives
 from mmh_ray.bids.rows import LedgerRow, Problem, Status, problem_of
 from mmh_ray.config import Config
 from mmh_ray.errors import DataError, RefusedError, data_error, naming_mask
@@ -26,8 +29,10 @@ from mmh_ray.harmonization.target_domain import TargetDomain
 from mmh_ray.imaging.volume import Room, read_mask, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.models.target.bundle import Target
+from mmh_ray.object_store import Store, is_remote
 from mmh_ray.provenance import sha256_file
 from mmh_ray.quality.mosaic import write_mosaic
+from mmh_ray.staging import staged_scan
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +43,13 @@ class _Pending(NamedTuple):
     domain: TargetDomain
     output: str
     """Relative to the derivatives' root."""
+
+
+class _Files(NamedTuple):
+    """Where a scan and its brain mask lie on this node."""
+
+    scan: str
+    mask: str | None
 
 
 class HarmonizeWorker:
@@ -53,7 +65,7 @@ class HarmonizeWorker:
     config:
         Its sections `harmonize` and `quality`, and of `prepare` what is the job's to choose.
     out:
-        Folder of the derivatives.
+        Folder of the derivatives, or its URI in an object store. Of the latter each passes through a temporary folder.
     model:
         Which model the files are.
     domains:
@@ -86,7 +98,12 @@ class HarmonizeWorker:
             if domain.target is not None:
                 domain.target.attach(bundle)
         self.harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
+        self._stored: StoredDerivatives | None = None
         self.out = Path(out)
+        if is_remote(out):
+            self.out = Path(tempfile.mkdtemp(prefix="mmh-derivatives-")).resolve()
+            atexit.register(shutil.rmtree, self.out, ignore_errors=True)
+            self._stored = StoredDerivatives(Store(out), self.out)
         self.model = model
         self.domains = domains
         self.model_idle_s = 0.0
@@ -107,10 +124,12 @@ class HarmonizeWorker:
         problem = problem_of(task)
         try:
             if task["status"] == Status.OK:
-                task = task.copy()
-                task["sha256"] = sha256_file(task["uri"])
-                digest = input_hash(task)
-                self._harmonize(task, digest, rows)
+                with staged_scan(task["uri"], task["mask_uri"]) as (path, mask_path):
+                    files = _Files(path, mask_path)
+                    task = task.copy()
+                    task["sha256"] = sha256_file(path)
+                    digest = _input_hash(task, files)
+                    self._harmonize(task, files, digest, rows)
         except RefusedError as error:
             status = Status.REFUSED
             problem = Problem.of(error)
@@ -126,14 +145,14 @@ class HarmonizeWorker:
             row["seconds"] = seconds
         return rows
 
-    def _harmonize(self, task: Task, digest: str | None, rows: list[LedgerRow]) -> None:
+    def _harmonize(self, task: Task, files: _Files, digest: str | None, rows: list[LedgerRow]) -> None:
         """Append a row for every domain as it is finished."""
         pending = self._pending(task, digest, rows)
         if not pending:
             return
         targets = [domain.target for domain, _ in pending]
-        with self._room.taken_by(task["uri"]):
-            ready = self._ready(task, digest)
+        with self._room.taken_by(files.scan):
+            ready = self._ready(task, files, digest)
             with self._model_lock:
                 if self._idle_since is not None:
                     self.model_idle_s += time.perf_counter() - self._idle_since
@@ -141,7 +160,9 @@ class HarmonizeWorker:
                 self._idle_since = time.perf_counter()
             for (domain, output), image in zip(pending, images, strict=True):
                 scan = self.harmonizer.finish(ready, image)
-                self._write(self.out / output, scan, self._sidecar(task, scan, digest, domain))
+                image_path = self.out / output
+                with contextlib.nullcontext() if self._stored is None else self._stored.replacing(image_path):
+                    self._write(image_path, scan, self._sidecar(task, scan, digest, domain))
                 flags = _flags(task, scan)
                 rows.append(ledger_row(task, domain, Status.DONE, output=output, input_sha256=digest, flags=flags))
 
@@ -156,7 +177,7 @@ class HarmonizeWorker:
             earlier = task["earlier"].get(domain.name)
             if refusal is not None:
                 rows.append(ledger_row(task, domain, Status.REFUSED, Problem.of(refusal), input_sha256=digest))
-            elif earlier is not None and is_current(earlier, self.out, digest, self.model.hash, domain):
+            elif earlier is not None and is_current(earlier, self.out, digest, self.model.hash, domain, self._stored):
                 flags = earlier["flags"]
                 rows.append(ledger_row(task, domain, Status.SKIPPED, output=output, input_sha256=digest, flags=flags))
             else:
@@ -176,20 +197,18 @@ class HarmonizeWorker:
             written.append(after_path)
             write_sidecar(image_path, sidecar)
 
-    def _ready(self, task: Task, digest: str | None) -> ReadyScan:
+    def _ready(self, task: Task, files: _Files, digest: str | None) -> ReadyScan:
         """Read and prepare, on the CPU. A file that was replaced after it was hashed fails: its row would name other bytes."""
-        uri = task["uri"]
-        mask_uri = task["mask_uri"]
-        volume = read_volume(uri)
-        mask = read_mask(mask_uri) if mask_uri else None
+        volume = read_volume(files.scan)
+        mask = read_mask(files.mask) if files.mask else None
         task_now = task.copy()
-        task_now["sha256"] = sha256_file(uri)
-        if input_hash(task_now) != digest:
-            what = "a scan or brain mask that was written to while it was read"
-            raise DataError(f"{uri}: {what}", "files that stay as they are", "Run again with --retry-failed.")
+        task_now["sha256"] = sha256_file(files.scan)
+        if _input_hash(task_now, files) != digest:
+            received = f"{task['uri']}: a scan or brain mask that was written to while it was read"
+            raise DataError(received, "files that stay as they are", "Run again with --retry-failed.")
         sequence = task["sequence"]
         assert sequence is not None, "an image of an unknown sequence is refused before"
-        with naming_mask(mask_uri):
+        with naming_mask(files.mask):
             return self.harmonizer.ready(volume, sequence, mask)
 
     def _with_less_memory(
@@ -250,6 +269,13 @@ class HarmonizeWorker:
             "Flags": _flags(task, scan),
             **account_of(scan, self.harmonizer, has_target=target is not None),
         }
+
+
+def _input_hash(task: Task, files: _Files) -> str | None:
+    """:func:`~mmh_ray.harmonization.outputs.input_hash` by the mask's file on this node."""
+    here = task.copy()
+    here["mask_uri"] = files.mask
+    return input_hash(here)
 
 
 @contextlib.contextmanager
