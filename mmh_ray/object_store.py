@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from mmh_ray.errors import ConfigError, DataError, ModelError
+from mmh_ray.files import SMALL_BYTES
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 """Schemes of the stores that pyarrow opens."""
@@ -238,8 +239,10 @@ class Store:
                 pass
 
     def read(self, name: str) -> bytes:
-        """Content of a small object; DataError where it is not there or not readable."""
+        """Content of a small object; DataError where it is not there, not readable or larger than is read of a small file."""
         with self._naming(name, "an object that can be read"), self._system.open_input_file(self._path(name)) as source:
+            if source.size() > SMALL_BYTES:
+                raise OSError(f"larger than the {SMALL_BYTES / 2**20:g} MiB that are read of such a file")
             return source.read()
 
     def put(self, path: Path, name: str) -> None:

@@ -18,8 +18,9 @@ def upload(s3: Any, folder: Path, prefix: str) -> None:
 
 def keys(s3: Any, prefix: str) -> set[str]:
     """Keys of files below a prefix, relative to it; what marks an empty folder is left out."""
-    found = s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/").get("Contents", [])
-    return {entry["Key"].removeprefix(f"{prefix}/") for entry in found if not entry["Key"].endswith("/")}
+    folder = f"{prefix}/" if prefix else ""
+    found = s3.list_objects_v2(Bucket=BUCKET, Prefix=folder).get("Contents", [])
+    return {entry["Key"].removeprefix(folder) for entry in found if not entry["Key"].endswith("/")}
 
 
 def content(s3: Any, key: str) -> bytes:
@@ -32,5 +33,5 @@ def download(s3: Any, prefix: str, folder: Path) -> Path:
     for key in keys(s3, prefix):
         path = folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content(s3, f"{prefix}/{key}"))
+        path.write_bytes(content(s3, f"{prefix}/{key}" if prefix else key))
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mmh_ray.bids.text import text_of
-from mmh_ray.errors import ConfigError
+from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.files import is_inside, read_object
+from mmh_ray.object_store import Store, is_remote
 from mmh_ray.provenance import write_json
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ def write_dataset_description(out: str | Path, source: str | Path, code_version:
     """
     check_dataset(out, source)
     path = Path(out) / DESCRIPTION
-    raw = {} if "://" in str(source) else _description(source)
+    raw = _stored_description(str(source)) if is_remote(str(source)) else _description(source)
     dataset_doi = text_of(raw.get("DatasetDOI"))
     source_dataset = {"URL": _url(source)}
     if dataset_doi is not None:
@@ -118,6 +120,14 @@ def _description(dataset: str | Path) -> dict[str, Any]:
     """Content of a dataset's description; empty where there is none of its own, such as behind a link out of it."""
     path = Path(dataset) / DESCRIPTION
     return _read_json(path) if is_inside(path, dataset) else {}
+
+
+def _stored_description(uri: str) -> dict[str, Any]:
+    """:func:`_description` of a dataset in an object store."""
+    with contextlib.suppress(DataError, ValueError, RecursionError):
+        content = json.loads(Store(uri).read(DESCRIPTION))
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def _values(description: dict[str, Any], section: str, key: str) -> list[Any]:
