@@ -214,8 +214,13 @@ class Store:
 
     def has(self, name: str) -> bool:
         """Whether there is such an object; DataError where the store does not say."""
+        return self.size(name) is not None
+
+    def size(self, name: str) -> int | None:
+        """Bytes of an object, None where there is none; DataError where the store does not say."""
         with self._naming(name, "an object that can be read"):
-            return self._system.get_file_info(self._path(name)).type == pa.fs.FileType.File
+            entry = self._system.get_file_info(self._path(name))
+        return entry.size if entry.type == pa.fs.FileType.File else None
 
     def get(self, name: str, path: Path) -> None:
         """Fetch an object to a local path; DataError where it is not there, not whole or not readable."""

@@ -49,6 +49,39 @@ def staged_scan(uri: str, mask_uri: str | None) -> Iterator[tuple[str, str | Non
 
 
 @contextlib.contextmanager
+def uploaded(folder: str) -> Iterator[str]:
+    """A local folder whose files are uploaded when the block has succeeded; a folder that is local already is itself.
+
+    Raises
+    ------
+    DataError
+        If an object cannot be written.
+    ConfigError
+        If there is no such store or bucket.
+    """
+    if not is_remote(folder):
+        yield folder
+        return
+    store = Store(folder)
+    store.check_bucket()
+    with tempfile.TemporaryDirectory(prefix="mmh-upload-") as scratch:
+        with naming({scratch: store.uri}):
+            yield scratch
+        for path in sorted(Path(scratch).rglob("*")):
+            if path.is_file():
+                store.put(path, path.relative_to(scratch).as_posix())
+
+
+def size_of(place: str) -> int | None:
+    """Bytes of a file or an object; None where there is none."""
+    if is_remote(place):
+        folder, _, name = place.rpartition("/")
+        return Store(folder).size(name)
+    path = Path(place)
+    return path.stat().st_size if path.exists() else None
+
+
+@contextlib.contextmanager
 def naming(uri_of: Mapping[str, str]) -> Iterator[None]:
     """Let the errors of a block name the URIs of the given local paths."""
     try:

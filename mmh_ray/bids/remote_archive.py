@@ -8,12 +8,14 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from mmh_ray.bids.entities import parse
 from mmh_ray.bids.rows import ManifestRow
 from mmh_ray.bids.text import warn_of
 from mmh_ray.errors import ConfigError
 from mmh_ray.files import SMALL_BYTES
-from mmh_ray.object_store import Store, StoredFile
+from mmh_ray.object_store import Store, StoredFile, is_remote
 from mmh_ray.staging import naming, renamed
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,41 @@ def at_store(rows: Iterable[ManifestRow], folder: Path, uri: str) -> list[Manife
             moved["problem"] = type(problem)(*parts)  # type: ignore[arg-type]  # None where it was None
         found.append(moved)
     return found
+
+
+@contextlib.contextmanager
+def outlined(rows: Iterable[dict[str, Any]], *folders: str | None) -> Iterator[list[str | None]]:
+    """While the block runs, rows of archives in object stores name files of outlines (:func:`outline`), in place; then URIs again.
+
+    Parameters
+    ----------
+    rows:
+        With `uri`, and once the block has set them, `lesion_uri` and `labels_uri`.
+    folders:
+        Others that the block looks into; it gets their paths.
+    """
+    uri_of: dict[str, str] = {}
+    folder_of: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+
+        def here(uri: str) -> str:
+            """Outline of a folder; a local one is itself."""
+            if is_remote(uri) and uri not in folder_of:
+                folder_of[uri] = str(stack.enter_context(outline(uri)))
+                uri_of[folder_of[uri]] = uri.rstrip("/")
+            return folder_of.get(uri, uri)
+
+        rows = list(rows)
+        for row in rows:
+            if is_remote(row["uri"]):
+                subject = f"/{parse(row['uri']).folders[0]}/"
+                root, _, _ = row["uri"].rpartition(subject)
+                row["uri"] = f"{here(root)}/{row['uri'].removeprefix(f'{root}/')}"
+        yield [folder and here(folder) for folder in folders]
+        for row in rows:
+            for column in ("uri", "lesion_uri", "labels_uri"):
+                if row.get(column):
+                    row[column] = renamed(row[column], uri_of)
 
 
 def _place_all(files: Iterable[StoredFile], folder: Path) -> list[StoredFile]:

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from mmh_ray.cli.command_line import Command
-from mmh_ray.cli.options import EXISTING, truth_option
+from mmh_ray.cli.options import EXISTING, PLACE, truth_option
 from mmh_ray.cli.running import DONE, TABLE_WIDTH
 from mmh_ray.config import Config
 from mmh_ray.errors import ConfigError
+from mmh_ray.staging import uploaded
 
 
 class Archive(click.ParamType):
@@ -32,6 +33,7 @@ class Archive(click.ParamType):
     cls=Command,
     examples=[
         "mmh evaluate --archive raw=BIDS --archive ours=OUT --out evaluation",
+        "mmh evaluate --archive raw=s3://bucket/bids --archive ours=s3://bucket/out --out s3://bucket/evaluation",
         "mmh evaluate --archive raw=BIDS --archive ours=OUT --archive haca3=DIR --out evaluation",
     ],
 )
@@ -47,6 +49,7 @@ class Archive(click.ParamType):
 )
 @click.option(
     "--out",
+    type=PLACE,
     required=True,
     metavar="FOLDER",
     help="Folder for evaluation.json, per_image.parquet, report.html and figures.",
@@ -87,13 +90,14 @@ def evaluate(
 
         checked_model = check_model(model, folders, config)
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
-    evaluation = evaluate_archives(folders, out, config, truth, checked_model, labels)
-    console.print(as_table(by_sequence(evaluation)))
-    scores_on_labels = evaluation["about"].get("labels")
-    if scores_on_labels:
-        from mmh_ray.evaluation.report.labels_table import labels_table
+    with uploaded(out) as folder:
+        evaluation = evaluate_archives(folders, folder, config, truth, checked_model, labels)
+        console.print(as_table(by_sequence(evaluation)))
+        scores_on_labels = evaluation["about"].get("labels")
+        if scores_on_labels:
+            from mmh_ray.evaluation.report.labels_table import labels_table
 
-        console.print(labels_table(scores_on_labels))
-    if checked_model:
-        keep_with_model(checked_model, out, config)
+            console.print(labels_table(scores_on_labels))
+        if checked_model:
+            keep_with_model(checked_model, folder, config)
     return DONE

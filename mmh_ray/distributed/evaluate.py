@@ -20,6 +20,7 @@ import ray
 
 from mmh_ray.bids.labels import add_labels
 from mmh_ray.bids.lesions import add_lesions
+from mmh_ray.bids.remote_archive import outlined
 from mmh_ray.bids.status import utc_now
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
@@ -91,8 +92,8 @@ def evaluate(
     Parameters
     ----------
     archives:
-        Folder by name. `raw` is the BIDS archive (or its manifest), `ours` what differences are taken from; any other
-        folder of volumes in BIDS naming is a method, NAME_twice the archive NAME harmonized once more.
+        Folder, or its URI in an object store, by name. `raw` is the BIDS archive (or its manifest), `ours` what differences
+        are taken from; any other folder of volumes in BIDS naming is a method, NAME_twice the archive NAME harmonized once more.
     config:
         Uses ``evaluate``, ``style``, ``manifest``, ``model.sequences`` and ``prepare.n4_iterations``.
     truth:
@@ -160,8 +161,9 @@ def _select(
     archives: Mapping[str, str], out: str, config: Config, labels: str | None, evaluation_log: EvaluationLog
 ) -> _Selection:
     rows = usable_rows(archives, out, config, evaluation_log.notes, evaluation_log.problems)
-    add_lesions(rows)
-    evaluation_log.notes += add_labels(rows, labels)
+    with outlined(rows, labels) as (labels_here,):
+        add_lesions(rows)
+        evaluation_log.notes += add_labels(rows, labels_here)
     records = [ImageRecord.from_row(row) for row in rows]
     cases = choose_cases(records, config, evaluation_log.notes)
     scored_ids = {record.image_id for case in cases for record in case.records}
