@@ -113,7 +113,7 @@ def read_sidecar(image_path: str | Path) -> dict[str, Any]:
 
 
 def _url(source: str | Path) -> str:
-    return str(source) if "://" in str(source) else Path(source).resolve().as_uri()
+    return str(source).rstrip("/") if "://" in str(source) else Path(source).resolve().as_uri()
 
 
 def _description(dataset: str | Path) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class RunInputs:
         """
         settings = to_dict(job.config)
         return RunRecord(
-            source=job.bids if is_remote(job.bids) else str(Path(job.bids).resolve()),
+            source=job.bids.rstrip("/") if is_remote(job.bids) else str(Path(job.bids).resolve()),
             model=self.model.uri,
             model_hash=self.model.hash,
             version=code_version(),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
-import shutil
 import tempfile
 import threading
 import time
@@ -32,7 +30,7 @@ from mmh_ray.models.target.bundle import Target
 from mmh_ray.object_store import Store, is_remote
 from mmh_ray.provenance import sha256_file
 from mmh_ray.quality.mosaic import write_mosaic
-from mmh_ray.staging import staged_scan
+from mmh_ray.staging import naming, staged_scan
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +44,29 @@ class _Pending(NamedTuple):
 
 
 class _Files(NamedTuple):
-    """Where a scan and its brain mask lie on this node."""
+    """Where a scan and its brain mask lie on this node, and where its derivatives go."""
 
     scan: str
     mask: str | None
+    out: Path
+    """Folder of the derivatives, or what stands for it while they pass through this node."""
+    stored: StoredDerivatives | None
+    """The derivatives in an object store; None on a disk."""
+
+
+@contextlib.contextmanager
+def _local_files(task: Task, out: str) -> Iterator[_Files]:
+    """The files of an image on this node, those of an object store for as long as the block runs."""
+    with contextlib.ExitStack() as stack:
+        scan, mask = stack.enter_context(staged_scan(task["uri"], task["mask_uri"]))
+        if not is_remote(out):
+            yield _Files(scan, mask, Path(out), None)
+            return
+        store = Store(out)
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mmh-derivatives-"))
+        folder = Path(scratch).resolve()
+        stack.enter_context(naming({str(folder): store.uri}))
+        yield _Files(scan, mask, folder, StoredDerivatives(store, folder))
 
 
 class HarmonizeWorker:
@@ -98,12 +115,7 @@ class HarmonizeWorker:
             if domain.target is not None:
                 domain.target.attach(bundle)
         self.harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
-        self._stored: StoredDerivatives | None = None
-        self.out = Path(out)
-        if is_remote(out):
-            self.out = Path(tempfile.mkdtemp(prefix="mmh-derivatives-")).resolve()
-            atexit.register(shutil.rmtree, self.out, ignore_errors=True)
-            self._stored = StoredDerivatives(Store(out), self.out)
+        self.out = out
         self.model = model
         self.domains = domains
         self.model_idle_s = 0.0
@@ -124,10 +136,9 @@ class HarmonizeWorker:
         problem = problem_of(task)
         try:
             if task["status"] == Status.OK:
-                with staged_scan(task["uri"], task["mask_uri"]) as (path, mask_path):
-                    files = _Files(path, mask_path)
+                with _local_files(task, self.out) as files:
                     task = task.copy()
-                    task["sha256"] = sha256_file(path)
+                    task["sha256"] = sha256_file(files.scan)
                     digest = _input_hash(task, files)
                     self._harmonize(task, files, digest, rows)
         except RefusedError as error:
@@ -147,7 +158,7 @@ class HarmonizeWorker:
 
     def _harmonize(self, task: Task, files: _Files, digest: str | None, rows: list[LedgerRow]) -> None:
         """Append a row for every domain as it is finished."""
-        pending = self._pending(task, digest, rows)
+        pending = self._pending(task, files, digest, rows)
         if not pending:
             return
         targets = [domain.target for domain, _ in pending]
@@ -160,24 +171,24 @@ class HarmonizeWorker:
                 self._idle_since = time.perf_counter()
             for (domain, output), image in zip(pending, images, strict=True):
                 scan = self.harmonizer.finish(ready, image)
-                image_path = self.out / output
-                with contextlib.nullcontext() if self._stored is None else self._stored.replacing(image_path):
+                image_path = files.out / output
+                with contextlib.nullcontext() if files.stored is None else files.stored.replacing(image_path):
                     self._write(image_path, scan, self._sidecar(task, scan, digest, domain))
                 flags = _flags(task, scan)
                 rows.append(ledger_row(task, domain, Status.DONE, output=output, input_sha256=digest, flags=flags))
 
-    def _pending(self, task: Task, digest: str | None, rows: list[LedgerRow]) -> list[_Pending]:
+    def _pending(self, task: Task, files: _Files, digest: str | None, rows: list[LedgerRow]) -> list[_Pending]:
         """The domains for which the image is to be harmonized; a row is appended for every other."""
         model_sequences = self.harmonizer.bundle.config.model.sequences
         pending = []
         for domain in self.domains:
             refusal = domain.unknown_sequence(task["sequence"], model_sequences)
             output = str(domain.output(task["uri"], self.harmonizer.settings))
-            check_places(self.out / output, self.out)
+            check_places(files.out / output, files.out)
             earlier = task["earlier"].get(domain.name)
             if refusal is not None:
                 rows.append(ledger_row(task, domain, Status.REFUSED, Problem.of(refusal), input_sha256=digest))
-            elif earlier is not None and is_current(earlier, self.out, digest, self.model.hash, domain, self._stored):
+            elif earlier is not None and is_current(earlier, files.out, digest, self.model.hash, domain, files.stored):
                 flags = earlier["flags"]
                 rows.append(ledger_row(task, domain, Status.SKIPPED, output=output, input_sha256=digest, flags=flags))
             else:
