@@ -55,10 +55,10 @@ def local_path(place: str) -> str:
     return unquote(place.removeprefix("file://").removeprefix("localhost"))
 
 
-def below(uri: str, *names: str) -> str:
+def join_uri(uri: str, *names: str) -> str:
     """The URI, or the path, of what lies in a folder; the options behind ``?`` stay, keys before ``@`` do not.
 
-    >>> below("s3://key:secret@bucket/runs?region=eu-west-1", "first", "bundle")
+    >>> join_uri("s3://key:secret@bucket/runs?region=eu-west-1", "first", "bundle")
     's3://bucket/runs/first/bundle?region=eu-west-1'
     """
     place, mark, options = _without_keys(uri).partition("?") if "://" in uri else (uri, "", "")
@@ -82,7 +82,7 @@ def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
     try:
         store, folder = pa.fs.FileSystem.from_uri(opened)
     except (OSError, ValueError, pa.ArrowException) as error:
-        received = f"{shown(uri)}: {str(error).replace(opened, shown(uri))}"
+        received = f"{loggable_uri(uri)}: {str(error).replace(opened, loggable_uri(uri))}"
         remedy = "Check the bucket, and the credentials and AWS_ENDPOINT_URL of the environment."
         raise ConfigError(received, "a URI such as s3://bucket/folder", remedy) from error
     return store, folder.rstrip("/")
@@ -106,7 +106,7 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
         If no such store can be opened.
     """
     store, folder = open_folder(uri)
-    place = shown(uri)
+    place = loggable_uri(uri)
     remedy = "Check the URI and the right to read it; `mmh train-global` prints where it put the bundle."
     expected = f"a model bundle, a folder with {facts}"
     try:
@@ -124,8 +124,8 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
     return local, _without_keys(uri)
 
 
-def shown(uri: str) -> str:
-    """For a log or an error: the URI without the keys and options that may stand in it."""
+def loggable_uri(uri: str) -> str:
+    """The URI as a log or an error may show it: without keys and options."""
     return _without_keys(uri).partition("?")[0] if "://" in uri else uri
 
 
@@ -167,10 +167,10 @@ class Store:
         scheme, _, place = uri.partition("://")
         if scheme not in ARCHIVE_SCHEMES:
             schemes = ", ".join(f"{name}://" for name in ARCHIVE_SCHEMES)
-            raise ConfigError(shown(uri), expected, f"Use one of {schemes} or a folder.")
+            raise ConfigError(loggable_uri(uri), expected, f"Use one of {schemes} or a folder.")
         if _USER.search(uri) or "?" in uri or "#" in uri:
             remedy = "Put keys, region and AWS_ENDPOINT_URL into the environment of every node, or into its role."
-            raise ConfigError(f"{shown(uri)} with keys or options", expected, remedy)
+            raise ConfigError(f"{loggable_uri(uri)} with keys or options", expected, remedy)
         self.uri = uri.rstrip("/")
         self._folder = place.rstrip("/")
         bucket = self._folder.partition("/")[0]

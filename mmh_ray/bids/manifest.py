@@ -13,12 +13,10 @@ import pyarrow.parquet as pq
 from mmh_ray.bids.archive import Archive
 from mmh_ray.bids.remote_archive import at_store, outline
 from mmh_ray.bids.rows import ManifestRow
-from mmh_ray.bids.schema import SCHEMA, VERSION
-from mmh_ray.object_store import is_remote, open_folder, shown
+from mmh_ray.bids.schema import SCHEMA
+from mmh_ray.object_store import is_remote, loggable_uri, open_folder
 from mmh_ray.provenance import whole_file
 from mmh_ray.tables import read_table
-
-__all__ = ["SCHEMA", "VERSION", "find_images", "read_manifest", "to_table", "write_manifest"]
 
 
 def find_images(
@@ -97,7 +95,7 @@ def read_manifest(path: str | Path) -> pa.Table:
     """
     remedy = "Build it with `mmh manifest BIDS manifest.parquet`."
     filesystem, key = _located(path)
-    return read_table(key, SCHEMA, "manifest", remedy, filesystem, shown(str(path)))
+    return read_table(key, SCHEMA, "manifest", remedy, filesystem, loggable_uri(str(path)))
 
 
 def _located(path: str | Path) -> tuple[pa.fs.FileSystem | None, str | Path]:

@@ -13,7 +13,7 @@ from mmh_ray.bids.ledger import LEDGER, current_rows
 from mmh_ray.bids.ledger_rows import moment_of
 from mmh_ray.bids.output_folder import REPORT, output_folder
 from mmh_ray.bids.status import count_reasons, utc_now
-from mmh_ray.object_store import below, is_remote
+from mmh_ray.object_store import is_remote, join_uri
 
 REASONS_SHOWN = 10
 
@@ -101,4 +101,4 @@ def summary_of(out: str, counts: Mapping[str, int], started: datetime) -> Summar
 
 
 def _place(out: str, name: str) -> str:
-    return below(out, name) if is_remote(out) else str(Path(out, name))
+    return join_uri(out, name) if is_remote(out) else str(Path(out, name))

@@ -12,7 +12,7 @@ from mmh_ray.cli.command_line import Command
 from mmh_ray.cli.options import EXISTING, PLACE
 from mmh_ray.cli.running import DONE, counts_as_text
 from mmh_ray.config import Config
-from mmh_ray.object_store import shown
+from mmh_ray.object_store import loggable_uri
 
 if TYPE_CHECKING:
     import pyarrow
@@ -40,7 +40,7 @@ def manifest(config: Config, bids: str, out: str) -> int:
     from mmh_ray.distributed.manifest import build_manifest
 
     _log_statuses(build_manifest(bids, out, config))
-    log.info("wrote %s", shown(out))
+    log.info("wrote %s", loggable_uri(out))
     return DONE
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from mmh_ray.config import Config
 from mmh_ray.evaluation.inputs.records import IMAGE_COLUMNS, ImageRecord
 from mmh_ray.evaluation.metrics import METRICS_VERSION
-from mmh_ray.object_store import Store, below, is_remote
+from mmh_ray.object_store import Store, is_remote, join_uri
 from mmh_ray.provenance import hash_of
 from mmh_ray.staging import size_of
 
@@ -58,7 +58,7 @@ def _truth_files(truth: str, records: Iterable[ImageRecord]) -> list[str]:
     files = []
     for subject in sorted({record.subject for record in records}):
         if is_remote(truth):
-            store = Store(below(truth, f"sub-{subject}"))
+            store = Store(join_uri(truth, f"sub-{subject}"))
             files += [store.uri_of(file.name) for file in store.files() if fnmatch(file.name, "*.nii*")]
         else:
             files += [str(path) for path in sorted(Path(truth, f"sub-{subject}").rglob("*.nii*"))]
