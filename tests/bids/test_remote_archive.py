@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
+from mmh_ray.bids.archives import match
+from mmh_ray.bids.labels import add_labels
+from mmh_ray.bids.lesions import add_lesions
 from mmh_ray.bids.manifest import find_images
+from mmh_ray.bids.remote_archive import outlined
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.object_store import Store, local_path
 from tests.s3_files import BUCKET, upload
@@ -104,6 +108,36 @@ def test_keys_that_are_no_file_names_cost_only_themselves(
         assert [row["image_id"] for row in find_images(URI, require_site=False)] == expected
     assert "2 x an object left out, whose key cannot be a file's name" in caplog.text
     assert {path: path.stat().st_mtime for path in Path("/tmp").glob("escaped*")} == before
+
+
+@pytest.mark.slow
+def test_outputs_labels_and_lesions_are_found_as_in_folders(s3: Any, archive: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "out"
+    write(outputs / "sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz")
+    labels = archive / "derivatives/labels/sub-01/anat/sub-01_desc-dlmuse_dseg.nii.gz"
+    lesion = archive / "derivatives/lesions/sub-03/anat/sub-03_label-lesion_mask.nii.gz"
+    write(labels)
+    write(lesion)
+    upload(s3, archive, "data/bids")
+    upload(s3, outputs, "data/out")
+    rows = [dict(row) for row in find_images(URI, require_site=False) if row["status"] == "ok"]
+    uris = [row["uri"] for row in rows]
+    matched = match("ours", "s3://bucket/data/out", rows)
+    assert matched.paths == {"sub-01_T1w": "s3://bucket/data/out/sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz"}
+    assert {problem.status for problem in matched.unmatched} == {"missing"}
+    assert all("/mmh-" not in problem.reason for problem in matched.unmatched)
+    with outlined(rows) as ():
+        add_lesions(rows)
+        add_labels(rows)
+    assert [row["uri"] for row in rows] == uris
+    by_image = {row["image_id"]: row for row in rows}
+    assert by_image["sub-01_T1w"]["labels_uri"] == f"{URI}/{labels.relative_to(archive)}"
+    assert by_image["sub-03_T2w"]["lesion_uri"] == f"{URI}/{lesion.relative_to(archive)}"
+    assert by_image["sub-03_T2w"]["labels_uri"] is None
+    with outlined(rows, f"{URI}/derivatives/labels", None) as (folder, nothing):
+        assert nothing is None
+        add_labels(rows, folder)
+    assert by_image["sub-01_T1w"]["labels_uri"] == f"{URI}/{labels.relative_to(archive)}"
 
 
 @pytest.mark.fast
