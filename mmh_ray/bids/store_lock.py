@@ -31,6 +31,8 @@ BEAT_S = 20.0
 """Seconds after which a run writes its object again."""
 DEAD_S = 180.0
 """Seconds without a sign of life after which a run counts as dead, by the times that the store itself gives its objects."""
+MARGIN_S = 5.0
+"""Seconds by which a run gives up its folder before others may take it for dead."""
 LOCKING_S = 4.0
 """Seconds for which a run tries again, as each of two that start at once may have seen the other."""
 
@@ -78,6 +80,7 @@ class StoreLock:
             except DataError as error:
                 raise ConfigError(error.received, "a folder that can be written to", error.remedy) from error
             if other is None:
+                self._written = _written(self._store, self._name)
                 return
             self._store.remove(self._name)
             if time.monotonic() > deadline:
@@ -94,6 +97,12 @@ class StoreLock:
                     self._problem = "another run has taken over, as this one gave no sign of life"
                     return
                 self._store.write(self._content, self._name)
+                written = _written(self._store, self._name)
+                gap_s = (written - self._written).total_seconds()
+                if gap_s > DEAD_S - MARGIN_S:  # as after the machine was suspended: another may have begun in between
+                    self._problem = f"no sign of life of this run for {gap_s:g} s, in which another may have taken over"
+                    return
+                self._written = written
                 last_sign = time.monotonic()
             except MMHError as error:
                 log.warning("no sign of life of this run in its folder: %s", error)
@@ -114,22 +123,33 @@ def is_store_locked(store: Store) -> bool:
 
 def _other_run(store: Store, own_name: str) -> str | None:
     """Who else is alive; None for nobody. What dead runs left is removed."""
-    files = store.files(LOCKS)
-    own = next((file for file in files if file.name == own_name), None)
-    if own is None:
-        raise DataError(
-            f"{store.uri_of(own_name)}: not listed", "a store that lists what it holds", "Use such a store."
-        )
-    for file in files:
-        if file is own:
+    written = _written(store, own_name)
+    for file in store.files(LOCKS):
+        if file.name == own_name:
             continue
         content = _content_of(store, file)
-        age_s = (own.written - file.written).total_seconds()
+        age_s = (written - file.written).total_seconds()
         if age_s < DEAD_S and not _has_died_here(content):
             return f"on {content.get('host')}, process {content.get('process')}, since {content.get('started')}"
         log.warning("%s: left by a run that was killed, %s", store.uri_of(file.name), content)
         store.remove(file.name)
     return None
+
+
+def _written(store: Store, name: str) -> datetime:
+    """When a run's object was last written, by the store's clock.
+
+    Raises
+    ------
+    DataError
+        If the store does not list it.
+    """
+    for file in store.files(LOCKS):
+        if file.name == name:
+            return file.written
+    raise DataError(
+        f"{store.uri_of(name)}: not listed", "a store that lists what was just written", "Use such a store."
+    )
 
 
 def _this_run() -> dict[str, Any]:

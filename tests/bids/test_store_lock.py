@@ -135,12 +135,25 @@ def test_a_damaged_sign_of_life_is_one_all_the_same(s3: Any, store: Store, conte
 
 
 def test_a_run_that_lost_the_folder_stops_writing(s3: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_lock, "BEAT_S", 0.05)
+    """One that is let go of is gone for good, although a sign of life that was under way may still come."""
+    monkeypatch.setattr(store_lock, "BEAT_S", 0.3)
     lock = StoreLock(store)
     (name,) = keys(s3, f"out/{LOCKS}")
-    s3.delete_object(Bucket=BUCKET, Key=f"out/{LOCKS}/{name}")
-    time.sleep(2)  # many signs of life
+    for _ in range(10):
+        s3.delete_object(Bucket=BUCKET, Key=f"out/{LOCKS}/{name}")
+        time.sleep(0.5)
     with pytest.raises(DataError, match="another run has taken over"):
+        lock.check()
+    lock.release()
+
+
+def test_a_run_that_gave_no_sign_for_too_long_stops_writing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after its machine was suspended: nobody took over, but somebody might have."""
+    monkeypatch.setattr(store_lock, "BEAT_S", 3.0)
+    monkeypatch.setattr(store_lock, "DEAD_S", store_lock.MARGIN_S + 1)
+    lock = StoreLock(store)
+    time.sleep(5)
+    with pytest.raises(DataError, match=r"no sign of life of this run for \d+ s, in which another may have taken over"):
         lock.check()
     lock.release()
 
