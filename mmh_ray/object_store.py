@@ -61,14 +61,20 @@ def join_uri(uri: str, *names: str) -> str:
     >>> join_uri("s3://key:secret@bucket/runs?region=eu-west-1", "first", "bundle")
     's3://bucket/runs/first/bundle?region=eu-west-1'
     """
-    place, mark, options = _without_keys(uri).partition("?") if "://" in uri else (uri, "", "")
-    return "/".join((place.rstrip("/"), *names)) + mark + options
+    place = uri
+    options = ""
+    if "://" in uri:
+        place, mark, after_mark = _without_keys(uri).partition("?")
+        options = mark + after_mark
+    parts = [place.rstrip("/"), *names]
+    return "/".join(parts) + options
 
 
 def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
     """File system of a URI and the folder on it.
 
-    A small file goes to S3 in one request: an upload in parts that a killed process leaves unfinished is paid for, and not seen.
+    A small file goes to S3 in one request: an upload in parts that a killed process leaves unfinished is paid for, and
+    not seen.
 
     Raises
     ------
@@ -89,7 +95,8 @@ def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
 
 
 def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
-    """Copy a bundle to a temporary folder, removed when the process ends; returns it and the URI to cite, which holds no keys.
+    """Copy a bundle to a temporary folder, removed when the process ends; returns it and the URI to cite, which holds
+    no keys.
 
     Nothing is read but names, sizes and bytes: what the files hold is for the caller to check.
 
@@ -101,7 +108,8 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
     Raises
     ------
     ModelError
-        If there is no such folder or file, it cannot be read, is larger than a bundle can be, or a name leads out of it.
+        If there is no such folder or file, it cannot be read, is larger than a bundle can be, or a name leads out of
+        it.
     ConfigError
         If no such store can be opened.
     """
@@ -110,8 +118,8 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
     remedy = "Check the URI and the right to read it; `mmh train-global` prints where it put the bundle."
     expected = f"a model bundle, a folder with {facts}"
     try:
-        found = store.get_file_info(pa.fs.FileSelector(folder, recursive=True, allow_not_found=True))
-        files = [entry for entry in found if entry.type == pa.fs.FileType.File]
+        entries = store.get_file_info(pa.fs.FileSelector(folder, recursive=True, allow_not_found=True))
+        files = [entry for entry in entries if entry.type == pa.fs.FileType.File]
         if all(entry.path != f"{folder}/{facts}" for entry in files):
             raise ModelError(f"{place}: no {facts} there", expected, remedy)
         _check_size(files, place)
@@ -126,7 +134,10 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
 
 def loggable_uri(uri: str) -> str:
     """The URI as a log or an error may show it: without keys and options."""
-    return _without_keys(uri).partition("?")[0] if "://" in uri else uri
+    if "://" not in uri:
+        return uri
+    place, _, _ = _without_keys(uri).partition("?")
+    return place
 
 
 class MissingObjectError(DataError):
@@ -296,9 +307,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_size(files: list[pa.fs.FileInfo], place: str) -> None:
+    count = len(files)
     total = sum(entry.size for entry in files)
-    if len(files) > MOST_FILES or total > MOST_BYTES:
-        received = f"{place}: {len(files)} files with {total} bytes"
+    if count > MOST_FILES or total > MOST_BYTES:
+        received = f"{place}: {count} files with {total} bytes"
         expected = f"a model bundle of at most {MOST_FILES} files and {MOST_BYTES} bytes"
         raise ModelError(received, expected, "Name the bundle's own folder.")
 
@@ -314,7 +326,10 @@ def _inside(path: str, folder: str, place: str) -> PurePosixPath:
 
 def _fetch(store: pa.fs.FileSystem, path: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with store.open_input_stream(path) as source, open(target, "wb") as sink:
+    with (
+        store.open_input_stream(path) as source,
+        open(target, "wb") as sink,
+    ):
         shutil.copyfileobj(source, sink, 1 << 20)
 
 

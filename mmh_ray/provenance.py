@@ -33,18 +33,37 @@ def sha256_file(path: str | Path) -> str:
 
 def hash_of(value: Any) -> str:
     """SHA-256 of a JSON-able value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache
 def code_version() -> str:
-    """Package version, with the git commit when run from a checkout (`+dirty` marks local changes)."""
+    """Package version, with the git commit when run from a checkout (`+dirty` marks local changes).
+
+    The installed version can name a commit itself: the one that was checked out when it was installed, which need not
+    be this one.
+    """
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return __version__
     command = ["git", "-C", str(root), "describe", "--always", "--dirty=+dirty", "--exclude=*"]
     described = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return f"{__version__}+g{described}" if described else __version__
+    release = __version__.partition("+")[0]
+    return f"{release}+g{described}" if described else __version__
+
+
+def container() -> dict[str, str] | None:
+    """The container that this process runs in, in the words of BIDS (`Type`, `Tag`); None outside of one, or where
+    nothing tells.
+
+    Apptainer names its file; images made from `configs/cluster/` name themselves.
+    """
+    image = os.environ.get("MMH_IMAGE")
+    apptainer_file = os.environ.get("APPTAINER_CONTAINER")
+    if apptainer_file:
+        return {"Type": "apptainer", "Tag": image or Path(apptainer_file).name}
+    return {"Type": "docker", "Tag": image} if image else None
 
 
 @contextlib.contextmanager
@@ -68,10 +87,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def check_place(path: str | Path, root: str | Path, kind: type[MMHError] = DataError) -> None:
-    """Raise an error if a file to be written or removed lies outside a folder, because a folder on the way to it is a link.
+    """Raise an error if a file to be written or removed lies outside a folder, because a folder on the way to it is a
+    link.
 
-    The folder itself may be a link, and so may the file: it is replaced or removed, and what it leads to stays. Whoever puts a link in
-    place after this look is not held back.
+    The folder itself may be a link, and so may the file: it is replaced or removed, and what it leads to stays. Whoever
+    puts a link in place after this look is not held back.
     """
     folder = Path(path).parent
     if not is_inside(folder, root):
@@ -88,7 +108,8 @@ def _end_of(folder: Path) -> str:
 
 
 def remove_partial(folder: str | Path) -> None:
-    """Remove the files that killed processes left half-written below a folder; only for who knows that no other is writing there.
+    """Remove the files that killed processes left half-written below a folder. Call it only while no other run can be
+    writing there.
 
     Links to other folders are not followed. A file that cannot be removed costs a warning: it is nobody's result.
     """
@@ -102,8 +123,9 @@ def remove_partial(folder: str | Path) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON, whole or not at all; NaN is refused."""
+    text = json.dumps(value, indent=2, allow_nan=False)
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(f"{text}\n", encoding="utf-8")
 
 
 _UMASK_READ = threading.Lock()

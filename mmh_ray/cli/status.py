@@ -34,14 +34,22 @@ def status(config: Config, out: str, report: bool, as_json: bool) -> int:
 
     with output_folder(out) as output:
         found = run_status(output.folder, locked=output.is_locked())
-        print(json.dumps(_as_fields(found), indent=2) if as_json else found.as_text())
-        if not report:
-            return DONE
-        from mmh_ray.bids.ledger import current_rows
-        from mmh_ray.quality.run_report import write_report_of
+    print(json.dumps(_as_fields(found), indent=2) if as_json else found.as_text())
+    return report_anew(out) if report else DONE
 
+
+def report_anew(out: str) -> int:
+    """Write OUT/report.html from the ledger; the exit code."""
+    from mmh_ray.bids.ledger import current_rows
+    from mmh_ray.bids.output_folder import output_folder
+    from mmh_ray.bids.status import run_status
+    from mmh_ray.quality.run_report import write_report_of
+
+    with output_folder(out) as output:
+        record = run_status(output.folder).record
         rows = current_rows(output.folder)
-        return DONE if write_report_of(output, found.record, rows, quality_bounds(found.record)) else FAILED
+        is_written = write_report_of(output, record, rows, quality_bounds(record))
+    return DONE if is_written else FAILED
 
 
 def _as_fields(found: RunStatus) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypedDict, Unpack
 
-from mmh_ray.bids.derivatives import derivative_files, read_sidecar
+from mmh_ray.bids.derivatives import bids_uri, derivative_files, read_sidecar
 from mmh_ray.bids.entities import parse
 from mmh_ray.bids.output_folder import StoredDerivatives
 from mmh_ray.bids.rows import MADE, LedgerRow, ManifestRow, Problem, Status
@@ -142,7 +142,8 @@ def remove_stale(
         return row  # a second file of an image: the derivative is that of the first
     if row["input_sha256"] is None:
         with seen(output, stored):
-            is_of_this_scan = read_sidecar(output).get("Sources") == [source]
+            sources = read_sidecar(output).get("Sources")
+        is_of_this_scan = isinstance(sources, list) and bids_uri(source, source) in sources
         if not is_of_this_scan:
             return row
         left = row.copy()

@@ -23,7 +23,8 @@ FARTHEST_MM = 1e5
 BYTES_PER_VOXEL = 100
 """Generous bound on the memory that preparing and harmonizing a scan takes, per voxel of its own grid.
 
-77 were seen at 192 voxels an axis (521 MiB, of which 159 MiB are taken at 64 already: `python benchmarks/memory.py --scan 64 192`).
+77 were seen at 192 voxels an axis (521 MiB, of which 159 MiB are taken at 64 already:
+`python benchmarks/memory.py --scan 64 192`).
 """
 READING_BYTES_PER_VOXEL = 8
 """The same for reading it only; 5.2 were seen at 256 x 256 x 170 voxels, whatever their type and scaling."""
@@ -50,7 +51,8 @@ class Volume:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in mm along each axis."""
-        size_i, size_j, size_k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        axes = self.affine[:3, :3]
+        size_i, size_j, size_k = np.linalg.norm(axes, axis=0).tolist()
         return size_i, size_j, size_k
 
     def like(self, data: np.ndarray) -> Volume:
@@ -65,8 +67,9 @@ def read_volume(path: str | Path) -> Volume:
     Raises
     ------
     DataError
-        Unreadable or truncated file, not NIfTI, RGB or complex voxels, not 3-D (singleton trailing axes are dropped), fewer than 2 voxels
-        along an axis, NaN or infinite voxels, a constant image, an affine that cannot be inverted, or voxels of no possible size.
+        Unreadable or truncated file, not NIfTI, RGB or complex voxels, not 3-D (singleton trailing axes are dropped),
+        fewer than 2 voxels along an axis, NaN or infinite voxels, a constant image, an affine that cannot be inverted,
+        or voxels of no possible size.
     """
     volume = _read(path)
     check_voxels(volume.data, path)
@@ -115,27 +118,31 @@ def check_geometry(shape: tuple[int, ...], affine: np.ndarray | None, path: str 
         raise DataError(received, "at least 2 voxels along each axis", "Leave single slices out.")
     if affine is None:
         affine = np.zeros((4, 4))
+    axes = affine[:3, :3]
+    origin = affine[:3, 3]
     with np.errstate(all="ignore"):  # a matrix of huge numbers is refused for its sizes
-        sizes = np.linalg.norm(affine[:3, :3], axis=0)
-        voxel_mm3 = abs(np.linalg.det(affine[:3, :3]))
+        sizes = np.linalg.norm(axes, axis=0)
+        voxel_mm3 = abs(np.linalg.det(axes))
     if not np.isfinite(affine).all() or voxel_mm3 < 1e-9:
         received = f"{path}: singular affine"
         raise DataError(received, "an invertible voxel-to-world matrix", "Restore the sform or qform.")
     if sizes.min() < SMALLEST_MM or sizes.max() > LARGEST_MM:
-        received = f"{path}: voxels of {' x '.join(f'{size:.4g}' for size in sizes)} mm"
-        raise DataError(received, f"{SMALLEST_MM:g} to {LARGEST_MM:g} mm", "Restore the voxel size: the unit is mm.")
-    origin = affine[:3, 3]
+        shown = " x ".join(f"{size:.4g}" for size in sizes)
+        expected = f"{SMALLEST_MM:g} to {LARGEST_MM:g} mm"
+        raise DataError(f"{path}: voxels of {shown} mm", expected, "Restore the voxel size: the unit is mm.")
     if np.abs(origin).max() > FARTHEST_MM:
-        received = f"{path}: first voxel at {', '.join(f'{place:.4g}' for place in origin)} mm"
-        raise DataError(received, f"at most {FARTHEST_MM:g} mm from the origin", "Restore the sform or qform.")
+        shown = ", ".join(f"{place:.4g}" for place in origin)
+        expected = f"at most {FARTHEST_MM:g} mm from the origin"
+        raise DataError(f"{path}: first voxel at {shown} mm", expected, "Restore the sform or qform.")
 
 
 def check_memory(path: str | Path, free: int | None = None, bytes_per_voxel: int = BYTES_PER_VOXEL) -> None:
-    """Raise DataError if preparing and harmonizing a file's voxels needs more than the memory that is free (bytes; by default asked for).
+    """Raise DataError if preparing and harmonizing a file's voxels needs more than the memory that is free (bytes; by
+    default asked for).
 
     Files that cannot be opened pass: :func:`read_volume` says what is wrong with them.
     """
-    voxels = _voxels(path)
+    voxels = voxels_by_header(path)
     if free is None:
         free = free_memory()
     _check_room(path, voxels, free, bytes_per_voxel)
@@ -152,7 +159,7 @@ def _check_room(path: str | Path, voxels: int, free: int, bytes_per_voxel: int) 
     raise DataError(received, expected, "Crop or resample it, or use fewer harmonize.slots or a larger machine.")
 
 
-def _voxels(path: str | Path) -> int:
+def voxels_by_header(path: str | Path) -> int:
     """Voxels by the header; 0 where it cannot be read."""
     try:
         header = read_header(path)
@@ -169,7 +176,8 @@ class SharedMemory:
     Parameters
     ----------
     processes:
-        Processes like this one on the machine. Each may always have one image that fits; further ones share an equal part of what is free.
+        Processes like this one on the machine. Each may always have one image that fits; further ones share an equal
+        part of what is free.
     """
 
     def __init__(self, processes: int = 1) -> None:
@@ -186,7 +194,7 @@ class SharedMemory:
         DataError
             If that is more than is free although no other image is there: see :func:`check_memory`.
         """
-        need = BYTES_PER_VOXEL * _voxels(path)
+        need = BYTES_PER_VOXEL * voxels_by_header(path)
 
         def has_room() -> bool:
             share = free_memory() / self._processes
@@ -234,7 +242,8 @@ def write_volume(volume: Volume, path: str | Path, dtype: type = np.float32) -> 
 
 
 def as_nifti(volume: Volume, dtype: type = np.float32) -> nib.Nifti1Image:
-    """The volume as nibabel has it, with the source's sform/qform codes and units; what ``dtype`` cannot hold becomes infinite."""
+    """The volume as nibabel has it, with the source's sform/qform codes and units; what ``dtype`` cannot hold becomes
+    infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
         voxels: np.ndarray = volume.data.astype(dtype)
     header = volume.header.copy() if volume.header is not None else None

@@ -1,4 +1,5 @@
-"""Parts of a bundle, read as anybody may have made them: regular files of one folder and of bounded size, plain facts, finite weights."""
+"""Parts of a bundle, read as anybody may have made them: regular files of one folder and of bounded size, plain facts,
+finite weights."""
 
 from __future__ import annotations
 
@@ -52,12 +53,14 @@ def read_part(folder: Path, name: str, most: int, remedy: str) -> bytes:
 def read_facts(
     folder: Path, name: str, known: Mapping[str, Any], kinds: Mapping[str, type], remedy: str
 ) -> dict[str, Any]:
-    """Facts of a bundle: a JSON object with the values ``known`` and, besides, exactly the keys ``kinds``, each of its type.
+    """Facts of a bundle: a JSON object with the values ``known`` and, besides, exactly the keys ``kinds``, each of its
+    type.
 
     Raises
     ------
     ModelError
-        If the file cannot be read (:func:`read_part`) or is something else; if a number is not finite, or the facts are nested deeply.
+        If the file cannot be read (:func:`read_part`) or is something else; if a number is not finite, or the facts are
+        nested deeply.
     """
     place = folder / name
     content = read_part(folder, name, MOST_FACTS, remedy)
@@ -65,9 +68,9 @@ def read_facts(
         facts = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{place}: not JSON ({error})", "a JSON object", remedy) from error
-    found = {key: facts.get(key) for key in known} if isinstance(facts, dict) else facts
-    if found != known or any(isinstance(value, bool) for value in found.values()):
-        received = f"{place}: {str(found)[:200]}"
+    recorded = {key: facts.get(key) for key in known} if isinstance(facts, dict) else facts
+    if recorded != known or any(isinstance(value, bool) for value in recorded.values()):
+        received = f"{place}: {str(recorded)[:200]}"
         release = f"Use the release of mmh-ray that wrote it, or a bundle made by {code_version()}."
         raise ModelError(received, f"a model bundle with {dict(known)}", release)
     check_kinds(facts, dict.fromkeys(known, object) | dict(kinds), str(place), remedy)
@@ -78,22 +81,34 @@ def read_facts(
     return facts
 
 
-def check_kinds(found: Any, kinds: Mapping[str, Any], place: str, remedy: str) -> None:
-    """Raise ModelError unless something is a dict with exactly these keys, each with a value of its type; float takes an int."""
-    if not isinstance(found, dict):
-        raise ModelError(f"{place}: a {type(found).__name__}", f"an object with {', '.join(kinds)}", remedy)
-    missing = sorted(set(kinds) - set(found))
+def check_kinds(facts: Any, kinds: Mapping[str, Any], place: str, remedy: str) -> None:
+    """Raise ModelError unless something is a dict with exactly these keys, each with a value of its type; float takes
+    an int."""
+    if not isinstance(facts, dict):
+        kind_found = type(facts).__name__
+        raise ModelError(f"{place}: a {kind_found}", f"an object with {', '.join(kinds)}", remedy)
+    missing = sorted(set(kinds) - set(facts))
     if missing:
         raise ModelError(f"{place}: without {', '.join(missing)}", "all facts of a bundle", remedy)
-    unknown = sorted(set(found) - set(kinds))
+    unknown = sorted(set(facts) - set(kinds))
     if unknown:
-        received = f"{place}: unknown {', '.join(unknown)[:200]}"
+        names = ", ".join(unknown)
+        received = f"{place}: unknown {names[:200]}"
         raise ModelError(received, f"nothing but {', '.join(kinds)}", remedy)
     for key, kind in kinds.items():
-        value = found[key]
-        fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
-        if not fits or (isinstance(value, bool) and kind is not object):
+        value = facts[key]
+        if not _is_of_kind(value, kind):
             raise ModelError(f"{place}: {key}={str(value)[:100]}", f"a {kind.__name__}", remedy)
+
+
+def _is_of_kind(value: Any, kind: type) -> bool:
+    if kind is object:
+        return True
+    if isinstance(value, bool):  # Python takes it for an int
+        return False
+    if kind is float:
+        return isinstance(value, int | float)
+    return isinstance(value, kind)
 
 
 def parse_weights(content: bytes, place: str, remedy: str) -> dict[str, Tensor]:
@@ -120,10 +135,14 @@ def parse_weights(content: bytes, place: str, remedy: str) -> dict[str, Tensor]:
 def check_weights(state: Mapping[str, Tensor], place: str, remedy: str) -> None:
     """Raise ModelError unless all tensors are float32 and finite."""
     for name, tensor in state.items():
+        short_name = name[:100]
         if tensor.dtype != torch.float32:
-            raise ModelError(f"{place}: {name[:100]} in {tensor.dtype}", "weights in float32", remedy)
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"{place}: {name[:100]} with NaN or infinite weights", "finite weights", remedy)
+            received = f"{place}: {short_name} in {tensor.dtype}"
+            raise ModelError(received, "weights in float32", remedy)
+        is_finite = torch.isfinite(tensor)
+        if not bool(is_finite.all()):
+            received = f"{place}: {short_name} with NaN or infinite weights"
+            raise ModelError(received, "finite weights", remedy)
 
 
 def _check_plain(value: Any, depth: int) -> None:

@@ -34,7 +34,8 @@ class Context:
 
 NOISE_GAIN = 0.2
 CONDITION_GAIN = 4.0
-"""Scale of the network's inputs: a scan's own noise and faint contrasts, small in the condition, must not drown in the diffusion noise."""
+"""Scale of the network's inputs: a scan's own noise and faint contrasts, small in the condition, must not drown in the
+diffusion noise."""
 
 
 class Denoiser(nn.Module):
@@ -73,32 +74,42 @@ class Denoiser(nn.Module):
         )
 
     def forward(self, noisy: Tensor, timestep: Tensor, condition: Tensor, context: Context) -> Tensor:
-        """x0 ``(B, K, H, W)`` in diffusion intensity (-1 is background) from ``noisy`` ``(B, K, H, W)``, ``timestep`` ``(B,)`` and
-        ``condition`` ``(B, C, H, W)``; ``H`` and ``W`` must be multiples of ``patch * 2**(levels - 1)``.
+        """x0 ``(B, K, H, W)`` in diffusion intensity (-1 is background) from ``noisy`` ``(B, K, H, W)``, ``timestep``
+        ``(B,)`` and ``condition`` ``(B, C, H, W)``; ``H`` and ``W`` must be multiples of ``patch * 2**(levels - 1)``.
 
-        The U-Net predicts what to add to the smoothed histogram-matched slab (3 x 3 pixels, all slices); the matched slab is the
-        condition's last ``K`` channels.
+        The U-Net predicts what to add to the smoothed histogram-matched slab (3 x 3 pixels, all slices); the matched
+        slab is the condition's last ``K`` channels.
         """
-        inputs = torch.cat([NOISE_GAIN * noisy, CONDITION_GAIN * condition], dim=1)
+        scaled_noisy = NOISE_GAIN * noisy
+        scaled_condition = CONDITION_GAIN * condition
+        inputs = torch.cat([scaled_noisy, scaled_condition], dim=1)
         folded = F.pixel_unshuffle(inputs, self.patch)
-        predicted = self.unet(folded, timestep, class_labels=self.embed(context)).sample
-        matched = condition[:, -self.slab :].mean(1, keepdim=True)
+        embedding = self.embed(context)
+        predicted = self.unet(folded, timestep, class_labels=embedding).sample
+        matched_slab = condition[:, -self.slab :]
+        matched = matched_slab.mean(1, keepdim=True)
         smooth = F.avg_pool2d(matched, 3, stride=1, padding=1)
-        return to_diffusion(smooth) + F.pixel_shuffle(predicted, self.patch)
+        addition = F.pixel_shuffle(predicted, self.patch)
+        return to_diffusion(smooth) + addition
 
     def embed(self, context: Context) -> Tensor:
         """Sum of the context's embeddings, ``(B, width)``."""
         position = [context.position]
         for frequency in (1, 2):
             angle = context.position * torch.pi * frequency
-            position += [torch.sin(angle), torch.cos(angle)]
-        scalars = torch.cat([torch.stack(position, dim=1), context.domain], dim=1)
-        return self.sequence(context.sequence) + self.plane(context.plane) + self.scalars(scalars)
+            position.append(torch.sin(angle))
+            position.append(torch.cos(angle))
+        waves = torch.stack(position, dim=1)
+        scalars = torch.cat([waves, context.domain], dim=1)
+        of_sequence = self.sequence(context.sequence)
+        of_plane = self.plane(context.plane)
+        return of_sequence + of_plane + self.scalars(scalars)
 
 
 def make_scheduler(config: ModelConfig) -> Any:
-    """A ``diffusers.DDIMScheduler``: scaled-linear betas rescaled to zero terminal SNR (Lin et al., WACV 2024), so that training
-    ends where sampling starts, at pure noise. The network predicts x0; the same schedule trains and samples."""
+    """A ``diffusers.DDIMScheduler``: scaled-linear betas rescaled to zero terminal SNR (Lin et al., WACV 2024), so that
+    training ends where sampling starts, at pure noise. The network predicts x0; the same schedule trains and
+    samples."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(

@@ -24,8 +24,8 @@ class Conditioner:
     mask:
         ``(X, Y, Z)`` bool.
     domain:
-        ``(2, 257)`` quantile function and tissue quantiles of the sequence's unified domain. The volume is matched to them first, so
-        that the condition is the same under any increasing intensity curve.
+        ``(2, 257)`` quantile function and tissue quantiles of the sequence's unified domain. The volume is matched to
+        them first, so that the condition is the same under any increasing intensity curve.
     """
 
     def __init__(self, volume: np.ndarray, mask: np.ndarray, domain: np.ndarray, model: ModelConfig) -> None:
@@ -39,7 +39,8 @@ class Conditioner:
         self.scales = difference_scales(self.volume, brain, self.distances)
 
     def slabs(self, plane: str, indices: Sequence[int]) -> np.ndarray:
-        """Condition ``(n, C, H, W)`` float32 of the slices at ``indices``: the differences, then the slab's own matched intensities."""
+        """Condition ``(n, C, H, W)`` float32 of the slices at ``indices``: the differences, then the slab's own matched
+        intensities."""
         volume = self.volume.numpy()
         slices = torch.from_numpy(along(volume, plane))
         differences = condition_slices(slices, indices, self.scales, self.distances)
@@ -50,14 +51,19 @@ class Conditioner:
 
 def padded_size(shape: Sequence[int], model: ModelConfig) -> tuple[int, int]:
     """Height and width of the slabs: hold every plane, and the U-Net can fold and halve them at every level."""
-    multiple = model.patch * 2 ** (len(model.channels) - 1)
+    levels = len(model.channels)
+    multiple = model.patch * 2 ** (levels - 1)
     height, width = slice_shape(shape)
-    return math.ceil(height / multiple) * multiple, math.ceil(width / multiple) * multiple
+    rows = math.ceil(height / multiple)
+    columns = math.ceil(width / multiple)
+    return rows * multiple, columns * multiple
 
 
 def brain_slices(mask: np.ndarray, plane: str) -> np.ndarray:
     """Indices of the slices that hold brain."""
-    return np.flatnonzero(along(mask, plane).any(axis=(1, 2)))
+    slices = along(mask, plane)
+    has_brain = slices.any(axis=(1, 2))
+    return np.flatnonzero(has_brain)
 
 
 def training_group(
@@ -86,13 +92,15 @@ def slab_group(
     seed: int,
     twin: int,
 ) -> dict[str, np.ndarray]:
-    """One group: ``slabs_per_plane`` slabs of each plane, stratified along the brain so that together they stand for the volume.
+    """One group: ``slabs_per_plane`` slabs of each plane, stratified along the brain so that together they stand for
+    the volume.
 
-    Seeds are given by the caller, who numbers groups, so that any worker makes the same group; no library's sampler does.
-    ``seed`` draws its noise and ``twin`` its slices: groups of one person with the same twin number show the same slices.
+    Seeds are given by the caller, who numbers groups, so that any worker makes the same group; no library's sampler
+    does. ``seed`` draws its noise and ``twin`` its slices: groups of one person with the same twin number show the same
+    slices.
 
-    Returns arrays named as in ``SlabBatch`` (``group`` left out) and as in ``images``, with ``3 * slabs_per_plane`` slabs; images in
-    float16.
+    Returns arrays named as in ``SlabBatch`` (``group`` left out) and as in ``images``, with ``3 * slabs_per_plane``
+    slabs; images in float16.
     """
     rng = np.random.default_rng([seed, 3])
     places_rng = np.random.default_rng([twin, 4])

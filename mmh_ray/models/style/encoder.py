@@ -1,10 +1,11 @@
 """The tri-planar attention style encoder: a volume to one vector that tells how it was scanned and not who was.
 
-Shapes: ``B`` volumes ``X Y Z``; 3 planes in the order of :data:`mmh_ray.imaging.slices.PLANES`; ``K`` slices a plane; ``D`` dimensions.
+Shapes: ``B`` volumes ``X Y Z``; 3 planes in the order of :data:`mmh_ray.imaging.slices.PLANES`; ``K`` slices a plane;
+``D`` dimensions.
 
-Source: arXiv 2601.08193. Ours differs in four points: slices are spread over each brain's own extent and not between fixed indices;
-positions and features have known lengths before they are added, so that neither drowns the other; the attention starts as a mean over
-slices; a scan's planes can be left out.
+Source: arXiv 2601.08193. Ours differs in four points: slices are spread over each brain's own extent and not between
+fixed indices; positions and features have known lengths before they are added, so that neither drowns the other; the
+attention starts as a mean over slices; a scan's planes can be left out.
 """
 
 from __future__ import annotations
@@ -63,31 +64,39 @@ class StyleAggregator(nn.Module):
         self._start_as_mean()
 
     def forward(self, features: Tensor, planes: Tensor | None = None) -> Tensor:
-        """Style ``(B, D)`` of slice vectors ``(B, 3, K, D)``; ``planes`` ``(B, 3)`` bool says which count (default all)."""
+        """Style ``(B, D)`` of slice vectors ``(B, 3, K, D)``; ``planes`` ``(B, 3)`` bool says which count (default
+        all)."""
         pooled = self._pool(features)
         counts = features.new_ones(pooled.shape[:2]) if planes is None else planes.to(pooled)
         planes_that_count = counts.sum(1, keepdim=True)
-        if not (planes_that_count > 0).all():
-            without_plane = (planes_that_count[:, 0] == 0).nonzero().flatten().tolist()
+        has_no_plane = planes_that_count[:, 0] == 0
+        if has_no_plane.any():
+            without_plane = has_no_plane.nonzero().flatten().tolist()
             received = f"no plane for volumes {without_plane}"
             raise DataError(received, "at least one plane per volume", "Let a plane count.")
         kept = counts[..., None].bool()
-        mean = pooled.masked_fill(~kept, 0).sum(1) / planes_that_count
+        total = pooled.masked_fill(~kept, 0).sum(1)
+        mean = total / planes_that_count
         filled = torch.where(kept, pooled, mean[:, None])
-        hidden = F.gelu(self.expand(filled.flatten(1)))
-        return mean + self.alpha * self.reduce(hidden)
+        expanded = self.expand(filled.flatten(1))
+        reduced = self.reduce(F.gelu(expanded))
+        return mean + self.alpha * reduced
 
     def _pool(self, features: Tensor) -> Tensor:
         """Planes' vectors ``(B, 3, D)``."""
         batch, planes, count, size = features.shape
-        places = (torch.arange(count, device=features.device) + 0.5) / count
-        position = _POSITION * sinusoids(places, size)
-        embedded = F.normalize(features, dim=-1) + position + self.plane[:, None]
+        middles = torch.arange(count, device=features.device) + 0.5
+        position = _POSITION * sinusoids(middles / count, size)
+        unit = F.normalize(features, dim=-1)
+        embedded = unit + position + self.plane[:, None]
         slices = F.normalize(embedded, dim=-1).flatten(0, 1)
-        query = self.query.expand(batch, -1, -1).reshape(batch * planes, 1, size)
+        query = self.query.expand(batch, -1, -1)
+        query = query.reshape(batch * planes, 1, size)
         attended, _ = self.attention(query, slices, slices, need_weights=False)
         pooled = attended.reshape(batch, planes, size)
-        normalised = [norm(pooled[:, index]) for index, norm in enumerate(self.norms)]
+        normalised = []
+        for index, norm in enumerate(self.norms):
+            normalised.append(norm(pooled[:, index]))
         return torch.stack(normalised, dim=1)
 
     @torch.no_grad()
@@ -104,12 +113,15 @@ class StyleAggregator(nn.Module):
 
 
 def sinusoids(places: Tensor, size: int) -> Tensor:
-    """Position embedding of unit length ``(K, size)`` of places 0 to 1 along the brain (Vaswani et al., 2017; 24 places apart)."""
+    """Position embedding of unit length ``(K, size)`` of places 0 to 1 along the brain (Vaswani et al., 2017; 24 places
+    apart)."""
     even = torch.arange(0, size, 2, device=places.device)
     rates = torch.exp(even * (-9.21034 / size))  # 10000 ** (-even / size)
     angles = 24 * places[:, None] * rates
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)[:, :size]
-    return F.normalize(waves, dim=-1)
+    sines = angles.sin()
+    cosines = angles.cos()
+    waves = torch.cat([sines, cosines], dim=1)
+    return F.normalize(waves[:, :size], dim=-1)
 
 
 class TriPlanarStyleEncoder(nn.Module):
@@ -122,8 +134,8 @@ class TriPlanarStyleEncoder(nn.Module):
     config:
         ``slices``, ``alpha`` and ``checkpoint`` count here.
     spacing_mm:
-        Voxel edge of the volumes. Finer volumes than the backbone's pixels are averaged in three dimensions before slices are taken,
-        coarser slices are interpolated: the same head gives about the same style at any grid.
+        Voxel edge of the volumes. Finer volumes than the backbone's pixels are averaged in three dimensions before
+        slices are taken, coarser slices are interpolated: the same head gives about the same style at any grid.
     """
 
     def __init__(self, backbone: SliceBackbone, config: StyleConfig, spacing_mm: float) -> None:
@@ -152,7 +164,8 @@ class TriPlanarStyleEncoder(nn.Module):
         DataError
             Shapes that do not fit, an empty mask, a volume without any plane that counts.
         """
-        return self.aggregator(self.features(volume, mask), planes)
+        features = self.features(volume, mask)
+        return self.aggregator(features, planes)
 
     def planes_of(self, affine: np.ndarray) -> Tensor:
         """Planes ``(1, 3)`` bool that do not cross a scan's thick slices, by its own affine ``(4, 4)``."""
@@ -162,15 +175,18 @@ class TriPlanarStyleEncoder(nn.Module):
     def of_slices(self, images: Tensor, masks: Tensor) -> Tensor:
         """Style vectors ``(B, D)`` of slices that were chosen already.
 
-        ``images`` and ``masks`` ``(B, 3, K, H, W)``, in the volumes' own voxels, lie as :func:`mmh_ray.imaging.slices.along` gives them.
+        ``images`` and ``masks`` ``(B, 3, K, H, W)``, in the volumes' own voxels, lie as
+        :func:`mmh_ray.imaging.slices.along` gives them.
         """
         vectors = []
         for index, plane in enumerate(PLANES):
             inside = masks[:, index]
-            stacked = torch.stack([images[:, index] * inside, inside], dim=2).flatten(0, 1)
-            if AXES[plane][1] > AXES[plane][2]:  # a volume's own slices have their axes in the volume's order
+            shown = images[:, index] * inside
+            stacked = torch.stack([shown, inside], dim=2).flatten(0, 1)
+            _, down, across = AXES[plane]
+            if down > across:  # a volume's own slices have their axes in the volume's order
                 stacked = stacked.mT
-            size = [round(n * self._ratio) for n in stacked.shape[-2:]]
+            size = self._in_pixels(stacked.shape[-2:])
             if size != list(stacked.shape[-2:]):
                 stacked = F.interpolate(stacked, size=size, mode="bilinear", align_corners=False, antialias=True)
             of_plane = self._encode(stacked[:, :1], stacked[:, 1:])
@@ -181,6 +197,10 @@ class TriPlanarStyleEncoder(nn.Module):
     def _ratio(self) -> float:
         """The backbone's pixels along one voxel."""
         return self.spacing_mm / self.backbone.pixel_mm
+
+    def _in_pixels(self, lengths: torch.Size) -> list[int]:
+        """Lengths in voxels as numbers of the backbone's pixels."""
+        return [round(length * self._ratio) for length in lengths]
 
     def features(self, volume: Tensor, mask: Tensor) -> Tensor:
         """The backbone's vectors ``(B, 3, K, D)`` of the chosen slices, which a frozen backbone need make only once."""
@@ -209,8 +229,8 @@ class TriPlanarStyleEncoder(nn.Module):
     def describe(self) -> dict[str, Any]:
         """What a model bundle records of its style encoder; :func:`check_same_encoder` compares two of them.
 
-        ``slices`` are those of whole volumes. :meth:`of_slices` takes as many as it is given: stage 2 gives ``target.slabs_per_plane``,
-        which the bundle records among the settings of its training.
+        ``slices`` are those of whole volumes. :meth:`of_slices` takes as many as it is given: stage 2 gives
+        ``target.slabs_per_plane``, which the bundle records among the settings of its training.
         """
         return {
             "backbone": self.backbone.name,
@@ -226,27 +246,34 @@ class TriPlanarStyleEncoder(nn.Module):
         """Average a volume of finer voxels than the backbone's pixels over the brain's part of each pixel."""
         if self._ratio > 0.99:
             return volume, mask
-        size = [max(1, round(n * self._ratio)) for n in volume.shape[1:]]
+        size = [max(1, length) for length in self._in_pixels(volume.shape[1:])]
         share = F.interpolate(mask[:, None], size=size, mode="area")[:, 0]
-        least_share = share.amax((1, 2, 3), keepdim=True).clamp_max(0.5)
+        largest_share = share.amax((1, 2, 3), keepdim=True)
+        least_share = largest_share.clamp_max(0.5)
         brain = (share >= least_share).to(volume)
-        averaged = F.interpolate(volume[:, None], size=size, mode="area")[:, 0]
-        return averaged / share.clamp_min(1e-6) * brain, brain
+        sums = F.interpolate(volume[:, None], size=size, mode="area")[:, 0]
+        averaged = sums / share.clamp_min(1e-6)
+        return averaged * brain, brain
 
     def _slices(self, volume: Tensor, mask: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        """``(B K, 1, H, W)`` slices and masks at the backbone's size of pixel, spread over the middle 80 % of each brain."""
+        """``(B K, 1, H, W)`` slices and masks at the backbone's size of pixel, spread over the middle 80 % of each
+        brain."""
         count = self.config.slices
         places = _MARGIN + (1 - 2 * _MARGIN) * (torch.arange(count) + 0.5) / count
+        all_slices = volume.movedim(axis + 1, 1)
+        all_masks = mask.movedim(axis + 1, 1)
         images = []
         masks = []
-        for slices, inside in zip(volume.movedim(axis + 1, 1), mask.movedim(axis + 1, 1), strict=True):
-            with_brain = inside.flatten(1).any(1).nonzero()[:, 0]
-            chosen = with_brain[(places * len(with_brain)).long().to(with_brain.device)]
+        for slices, inside in zip(all_slices, all_masks, strict=True):
+            has_brain = inside.flatten(1).any(1)
+            with_brain = has_brain.nonzero()[:, 0]
+            ranks = (places * len(with_brain)).long()
+            chosen = with_brain[ranks.to(with_brain.device)]
             images.append(slices[chosen])
             masks.append(inside[chosen])
         stacked = torch.stack([torch.cat(images), torch.cat(masks)], dim=1)
         if self._ratio > 1.01:
-            size = [round(n * self._ratio) for n in stacked.shape[-2:]]
+            size = self._in_pixels(stacked.shape[-2:])
             stacked = F.interpolate(stacked, size=size, mode="bilinear", align_corners=False)
         return stacked[:, :1], stacked[:, 1:]
 
@@ -262,7 +289,8 @@ def make_style_encoder(
     Raises
     ------
     ModelError
-        If the backbone cannot be had (see :func:`mmh_ray.models.style.backbones.load_backbone`), or the aggregator is another's.
+        If the backbone cannot be had (see :func:`mmh_ray.models.style.backbones.load_backbone`), or the aggregator is
+        another's.
     """
     encoder = TriPlanarStyleEncoder(load_backbone(config), config, spacing_mm)
     if aggregator:
@@ -282,18 +310,22 @@ def load_aggregator(encoder: TriPlanarStyleEncoder, state: Mapping[str, Tensor])
 
 
 def check_same_encoder(recorded: dict[str, Any], configured: dict[str, Any]) -> None:
-    """Refuse an encoder other than the one a model was made with; where its weights came from (its name) does not matter.
+    """Refuse an encoder other than the one a model was made with; where its weights came from (its name) does not
+    matter.
 
     Raises
     ------
     ModelError
         Names what differs between the two descriptions.
     """
-    different = [key for key in recorded if key != "backbone" and recorded[key] != configured.get(key)]
-    if not different:
+    differences = []
+    for key, value in recorded.items():
+        own_value = configured.get(key)
+        if key != "backbone" and own_value != value:
+            differences.append(f"{key} {own_value} for {value}")
+    if not differences:
         return
-    parts = ", ".join(f"{key} {configured.get(key)} for {recorded[key]}" for key in different)
-    received = f"style encoder {configured.get('backbone')!r} ({parts})"
+    received = f"style encoder {configured.get('backbone')!r} ({', '.join(differences)})"
     expected = f"the one that the model was made with, {recorded.get('backbone')!r}"
     remedy = "Style vectors of two encoders cannot be compared: configure style as recorded, or train the adapter anew."
     raise ModelError(received, expected, remedy)
