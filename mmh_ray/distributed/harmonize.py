@@ -22,7 +22,7 @@ from mmh_ray.bids.rows import NO_RESULT, LedgerRow, Problem, Status, problem_of
 from mmh_ray.bids.status import RECORD, RunRecord, utc_now
 from mmh_ray.config import Config, HarmonizeConfig
 from mmh_ray.distributed.actor_pool import ActorPool
-from mmh_ray.distributed.cluster import connect, live_nodes
+from mmh_ray.distributed.cluster import connect, describe_place, live_nodes
 from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.manifest import probe_all
 from mmh_ray.distributed.metrics import MeasuredHarmonizeWorker, count_image, set_queue
@@ -322,38 +322,59 @@ def run_pool(
         size=layout.actors,
         images_per_actor=layout.images_per_actor,
         timeout_s=job.config.harmonize.timeout_s,
+        wait_s=job.config.harmonize.wait_s,
+        place=lambda: describe_place(layout.needs),
         failed=failed,
     )
     return pool.run(tasks, on_actor_ready, lambda images: set_queue("harmonize", images))
 
 
 class PoolLayout(NamedTuple):
-    """How many actors to start, how many images each has at a time, and Ray's options of an actor."""
+    """How many actors to start, how many images each has at a time, and what an actor takes of a node."""
 
     actors: int
     images_per_actor: int
-    actor_options: dict[str, Any]
+    needs: dict[str, float]
+    hides_gpus: bool
+
+    @property
+    def actor_options(self) -> dict[str, Any]:
+        """Ray's options of an actor."""
+        options: dict[str, Any] = {
+            "num_cpus": self.needs["CPU"],
+            "num_gpus": self.needs["GPU"],
+            "scheduling_strategy": "SPREAD",
+            "max_concurrency": self.images_per_actor,
+        }
+        if self.hides_gpus:  # Ray leaves all of a node's GPUs to an actor that asked for none
+            options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+        return options
 
 
 def pool_layout(settings: HarmonizeConfig, tasks: Sequence[Task]) -> PoolLayout:
     """The actors for these images on this cluster.
 
     An actor has one image more for every further CPU: the model waits for no preparation and no file, and no CPU for
-    the model. With ``harmonize.memory_gb`` there are as many of both as fit into it, and a line of the log says so.
+    the model. Several actors may share a GPU. With ``harmonize.memory_gb`` there are as many actors and images as fit
+    into it, and a line of the log says so.
     """
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     cpus = max(1, int(resources.get("CPU", 1)))
-    slots = settings.slots or gpus or max(1, cpus // 2)
-    actors = min(slots, len(tasks))
+    gpu_share = settings.gpus_per_actor
+    if gpu_share is None:
+        gpu_share = 1.0 if gpus else 0.0
+    slots = settings.slots
+    if not slots and gpu_share:
+        actors_of_a_gpu = int(1 / gpu_share)  # no actor's part lies on two GPUs
+        slots = min(gpus * actors_of_a_gpu, cpus)
+    actors = min(slots or max(1, cpus // 2), len(tasks))
     cpus_per_actor = cpus // max(1, actors)
-    images_per_actor = min(MOST_IMAGES_PER_ACTOR, max(1, cpus_per_actor))
+    images_per_actor = settings.images_per_actor or min(MOST_IMAGES_PER_ACTOR, max(1, cpus_per_actor))
     if settings.memory_gb and actors:
         actors, images_per_actor = _within_memory(settings.memory_gb, tasks, Workers(actors, images_per_actor))
-    options: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "SPREAD", "max_concurrency": images_per_actor}
-    if gpus:
-        options["num_gpus"] = 1
-    return PoolLayout(actors, images_per_actor, options)
+    hides_gpus = settings.gpus_per_actor == 0
+    return PoolLayout(actors, images_per_actor, {"CPU": 1.0, "GPU": gpu_share}, hides_gpus)
 
 
 def _within_memory(memory_gb: float, tasks: Sequence[Task], wanted: Workers) -> Workers:

@@ -35,7 +35,15 @@ log = logging.getLogger(__name__)
 VERSIONS = ("ray", "torch", "diffusers", "SimpleITK", "nibabel", "numpy")
 """Packages whose version the record of a run holds."""
 
-_INERT = {"slots": 0, "memory_gb": 0, "timeout_s": 0, "batch_slabs": 0}
+_INERT = {
+    "slots": 0,
+    "gpus_per_actor": 0,
+    "images_per_actor": 0,
+    "memory_gb": 0,
+    "wait_s": 0,
+    "timeout_s": 0,
+    "batch_slabs": 0,
+}
 """Settings that change no outcome, and no voxel but for rounding, left out of the settings hash.
 
 Fewer than eight slabs a batch move a voxel by up to 3e-6: the network's sums are then split otherwise. All else moves none.
