@@ -15,9 +15,6 @@ from mmh_ray.simulation.label_maps import PULL_MM, LabelMap
 from mmh_ray.simulation.person import Person
 from mmh_ray.simulation.tissues import AIR, TISSUES
 
-_TURN_DEGREES = 3.0
-"""Standard deviation of a head's rotation about each axis: scans lie upright on the working grid, but for that."""
-
 
 def deformed_shares(label_map: LabelMap, person: Person, grid: GridConfig, rng: np.random.Generator) -> np.ndarray:
     """Tissue shares ``(T, X, Y, Z)`` float32 of the deformed map: each voxel counts the labels at ``f**3`` points."""
@@ -44,8 +41,11 @@ def _places(label_map: LabelMap, person: Person, grid: GridConfig, rng: np.rando
     axes_mm = [(np.arange(n) - (n - 1) / 2) * grid.spacing_mm for n in grid.shape]
     mirror = np.diag([rng.choice([-1.0, 1.0]), 1.0, 1.0])
     size = np.exp(rng.normal(0.0, 0.05) + rng.normal(0, 0.04, 3))
-    turn = Rotation.from_euler("xyz", rng.normal(0, _TURN_DEGREES, 3), degrees=True).as_matrix()
+    turn = Rotation.from_euler("xyz", rng.normal(0, person.turn_degrees, 3), degrees=True).as_matrix()
     matrix = mirror @ turn @ np.diag(size)
+    centre = label_map.centre
+    if person.shift_mm:
+        centre = centre + rng.normal(0, person.shift_mm, 3)
     places = np.zeros((3, *grid.shape), np.float32)
     for row in range(3):
         across = matrix[row, 0] * axes_mm[0]
@@ -53,7 +53,7 @@ def _places(label_map: LabelMap, person: Person, grid: GridConfig, rng: np.rando
         up = matrix[row, 2] * axes_mm[2]
         wide = smooth_noise(rng, grid.shape, 50 / grid.spacing_mm)
         narrow = smooth_noise(rng, grid.shape, 20 / grid.spacing_mm)
-        places[row] = across[:, None, None] + ahead[:, None] + up + label_map.centre[row]
+        places[row] = across[:, None, None] + ahead[:, None] + up + centre[row]
         places[row] += rng.uniform(1.0, 3.5) * wide + rng.uniform(0.3, 1.3) * narrow
     _widen_ventricles(places, label_map, person.ventricles)
     return places
