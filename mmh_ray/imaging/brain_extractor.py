@@ -13,9 +13,11 @@ from importlib import resources
 import numpy as np
 import safetensors.torch
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from mmh_ray.imaging.grid import to_grid
+from mmh_ray.imaging.head import largest
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.threads import one_thread
 
@@ -29,6 +31,10 @@ MULTIPLE = PATCH * 2 ** (len(CHANNELS) - 1)
 REACH_MM = 9.0
 """Distances beyond are as good as this one."""
 _BRIGHT_PERCENTILE = 98
+_DEEP_MM = 4.0
+"""Depth from which on a brain is one piece, while what hangs on it by a bridge is another."""
+_RIM_MM = 10.0
+"""How far a brain reaches beyond its deep part, at its thinnest lobes."""
 
 
 class BrainExtractor(nn.Module):
@@ -115,7 +121,16 @@ def brain_distance(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     head = scaled_head(to_grid(volume.data, volume.affine, affine, shape))
     with one_thread(), torch.inference_mode():
         distance_mm = _network()(torch.from_numpy(head)[None, None])[0, 0].numpy()
-    return distance_mm, affine
+    return _of_one_brain(distance_mm), affine
+
+
+def _of_one_brain(distance_mm: np.ndarray) -> np.ndarray:
+    """The distance ``(X, Y, Z)`` near the largest deep part alone: a bridge through the skull leads to no second brain."""
+    deep = largest(distance_mm > _DEEP_MM)
+    if not deep.any():
+        return distance_mm
+    is_near = ndimage.distance_transform_edt(~deep) * SPACING_MM < _RIM_MM
+    return np.where(is_near, distance_mm, -REACH_MM)
 
 
 def _grid_over(volume: Volume) -> tuple[np.ndarray, tuple[int, ...]]:

@@ -171,8 +171,30 @@ def _heads(label_maps: tuple[str, ...], seed: int, step: int) -> Iterator[Exampl
         head, distance_mm = pool[number]
         if rng.random() < 0.5:
             head, distance_mm = head.flip(1), distance_mm.flip(1)
-        yield head, distance_mm
+        yield in_field_of_view((head, distance_mm), rng)
         step += 1
+
+
+def in_field_of_view(example: Example, rng: np.random.Generator) -> Example:
+    """An example in a larger field of view, with air around it, or one that ends higher at the neck.
+
+    The network's layers are normalised over the whole grid: one trained on a single shape fails where there is more air.
+    """
+    head, distance_mm = example
+    shape = (rng.choice((64, 64, 80)), rng.choice((80, 80, 96)), rng.choice((64, 80, 80, 96)))
+    padding = []
+    for length, wanted in zip(head.shape[1:], shape, strict=True):
+        before = int(rng.integers(0, max(0, wanted - length) + 1))
+        padding.append((before, max(0, wanted - length) - before))
+    air = head[:, [0, -1]].flatten().numpy()
+    field = np.zeros(1, np.float32) if rng.random() < 0.5 else air
+    filled = rng.choice(field, (1, *(n + sum(pair) for n, pair in zip(head.shape[1:], padding, strict=True))))
+    inner = (slice(None), *(slice(before, before + n) for n, (before, _) in zip(head.shape[1:], padding, strict=True)))
+    filled[inner] = head.numpy()
+    outside = np.full(filled.shape, -REACH_MM, np.float32)
+    outside[inner] = distance_mm.numpy()
+    seen = (slice(None), slice(None), slice(None), slice(filled.shape[3] - shape[2], None))
+    return torch.from_numpy(filled[seen].copy()), torch.from_numpy(outside[seen].copy())
 
 
 def _example(label_maps: tuple[str, ...], seed: int) -> Example:
