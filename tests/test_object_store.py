@@ -14,7 +14,7 @@ import pytest
 from mmh_ray import object_store
 from mmh_ray.config import Config, GridConfig, ModelConfig, TrackingConfig
 from mmh_ray.errors import ConfigError, ModelError
-from mmh_ray.object_store import below, fetch_bundle, is_remote, open_folder
+from mmh_ray.object_store import fetch_bundle, is_remote, join_uri, open_folder
 from mmh_ray.tracking import resolve_model
 from tests.ray_head import TINY
 
@@ -82,7 +82,7 @@ def put(client: Any, bundle: Path, prefix: str) -> None:
     ],
 )
 def test_what_lies_below_keeps_the_scheme_and_no_key(uri: str, expected: str) -> None:
-    assert below(uri, "first", "bundle") == expected
+    assert join_uri(uri, "first", "bundle") == expected
 
 
 @pytest.mark.fast
