@@ -1,6 +1,6 @@
 """How well brains are found: on real heads whose labels others drew, and on simulated heads of label maps that took no part in training.
 
-    python benchmarks/brain.py real BIDS [--most N] [--by template]
+    python benchmarks/brain.py real BIDS [--most N]
     python benchmarks/brain.py simulated LABEL_MAPS [--heads N]
 
 Real: scans with `*_dseg.nii.gz` under BIDS/derivatives. Sensitivity is the share of the labelled voxels that the mask holds; Dice is taken
@@ -19,9 +19,9 @@ import numpy as np
 from scipy import ndimage
 
 from mmh_ray.config import GridConfig
-from mmh_ray.imaging import mask as masks
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.ground import find_ground
+from mmh_ray.imaging.mask import find_brain
 from mmh_ray.imaging.volume import Volume, read_volume
 from mmh_ray.simulation.label_maps import label_maps_in
 from mmh_ray.simulation.protocols import CANONICAL
@@ -79,22 +79,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--most", type=int)
     parser.add_argument("--heads", type=int, default=6)
-    parser.add_argument("--by", choices=("product", "network", "template"), default="product")
     arguments = parser.parse_args()
     is_real = arguments.kind == "real"
     cases = labelled(arguments.folder, arguments.most) if is_real else simulated(arguments.folder, arguments.heads)
-    if arguments.by == "template":
-        masks._brain_by_network = lambda _: None
     rows = []
     for name, scan, inside, true in cases:
         start = time.perf_counter()
-        if arguments.by == "network":
-            from mmh_ray.imaging.brain_extractor import brain_distance
-
-            distance_mm, affine = brain_distance(scan.like(np.maximum(scan.data, 0)))
-            found = to_grid(distance_mm, affine, scan.affine, scan.data.shape) > 0
-        else:
-            found = masks.find_brain(scan).mask
+        found = find_brain(scan).mask
         seconds = time.perf_counter() - start
         sensitivity = float(found[inside].mean())
         dice = float(2 * (found & true).sum() / (found.sum() + true.sum()))

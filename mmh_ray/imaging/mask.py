@@ -43,13 +43,13 @@ class Brain:
     registration:
         By which it was found; None where the skull was removed already.
     neck_mm:
-        Height of the neck that was left out of it.
+        Height of the neck that was left out of the search; None where the search did not mind it.
     """
 
     mask: np.ndarray
     stripped: bool
     registration: Registration | None = None
-    neck_mm: float = 0.0
+    neck_mm: float | None = None
 
 
 def find_brain(volume: Volume, crop_neck: bool = True, ground: Ground | None = None) -> Brain:
@@ -94,10 +94,20 @@ def _brain_by_network(volume: Volume) -> Brain | None:
     litres = mask.sum() * np.prod(volume.spacing) / 1e6
     if not _LEAST_LITRES <= litres <= _MOST_LITRES:
         return None
-    registration = register_brain(volume, mask)
-    if registration.quality < POOR:
-        registration = max(registration, register_brain(evened(volume, mask), mask), key=lambda found: found.quality)
-    return Brain(mask, False, registration)
+    return Brain(mask, False, register_found(volume, mask))
+
+
+def register_found(volume: Volume, brain: np.ndarray, floor: float = 0.0) -> Registration:
+    """The registration of a brain ``(I, J, K)`` bool; where it is poor, without the receive field if it is better so.
+
+    ``floor`` is the level of the scan's air.
+    """
+    plain = register_brain(volume, brain)
+    if plain.quality >= POOR:
+        return plain
+    signal = volume.like(volume.data - np.float32(floor))
+    even = register_brain(evened(signal, brain), brain)
+    return even if even.quality >= POOR else plain
 
 
 def _brain_by_template(volume: Volume, crop_neck: bool) -> Brain:
