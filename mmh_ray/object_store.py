@@ -49,7 +49,8 @@ def join_uri(uri: str, *names: str) -> str:
 def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
     """File system of a URI and the folder on it.
 
-    A small file goes to S3 in one request: an upload in parts that a killed process leaves unfinished is paid for, and not seen.
+    A small file goes to S3 in one request: an upload in parts that a killed process leaves unfinished is paid for, and
+    not seen.
 
     Raises
     ------
@@ -70,7 +71,8 @@ def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
 
 
 def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
-    """Copy a bundle to a temporary folder, removed when the process ends; returns it and the URI to cite, which holds no keys.
+    """Copy a bundle to a temporary folder, removed when the process ends; returns it and the URI to cite, which holds
+    no keys.
 
     Nothing is read but names, sizes and bytes: what the files hold is for the caller to check.
 
@@ -82,7 +84,8 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
     Raises
     ------
     ModelError
-        If there is no such folder or file, it cannot be read, is larger than a bundle can be, or a name leads out of it.
+        If there is no such folder or file, it cannot be read, is larger than a bundle can be, or a name leads out of
+        it.
     ConfigError
         If no such store can be opened.
     """
@@ -91,8 +94,8 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
     remedy = "Check the URI and the right to read it; `mmh train-global` prints where it put the bundle."
     expected = f"a model bundle, a folder with {facts}"
     try:
-        found = store.get_file_info(pa.fs.FileSelector(folder, recursive=True, allow_not_found=True))
-        files = [entry for entry in found if entry.type == pa.fs.FileType.File]
+        entries = store.get_file_info(pa.fs.FileSelector(folder, recursive=True, allow_not_found=True))
+        files = [entry for entry in entries if entry.type == pa.fs.FileType.File]
         if all(entry.path != f"{folder}/{facts}" for entry in files):
             raise ModelError(f"{place}: no {facts} there", expected, remedy)
         _check_size(files, place)

@@ -32,7 +32,7 @@ _IGNORE = """\
 # Not a part of the BIDS standard: pictures, report and ledger of mmh_ray.
 report.html
 ledger.parquet
-figures/
+figures
 """
 _README = """\
 # {name}

@@ -88,6 +88,9 @@ def evaluate(
     folders = dict(archives)
     if len(folders) < len(archives):
         raise ConfigError("two archives of one name", "a name of its own for each", "Rename one of them.")
+    if model and target:
+        remedy = "Leave one of them out: what promotion compares is measured without a target."
+        raise ConfigError("--model and --target", "one of the two", remedy)
     checked_model = None
     if model:
         from mmh_ray.tracking.promotion import check_model, keep_with_model

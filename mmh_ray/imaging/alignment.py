@@ -1,4 +1,5 @@
-"""Laying the template onto a scan: where to start, the optimisation of mutual information by ITK, and how good the result is."""
+"""Laying the template onto a scan: where to start, the optimisation of mutual information by ITK, and how good the
+result is."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from mmh_ray.imaging.template import Template, template
 from mmh_ray.threads import one_thread
 
 WHOLE, CUT = 0.5, 0.25
-"""Part of the brain that a scan must show for a fit to be believed: as a rule, and where the field of view is known to cut the brain."""
+"""Part of the brain that a scan must show for a fit to be believed: as a rule, and where the field of view is known to
+cut the brain."""
 _SIZES = (0.5, 1.3)
 """Volume of a brain, as a share of the template's, within which an alignment is believed."""
 _SURE = 0.5
@@ -40,7 +42,8 @@ def align(
     margins: tuple[int, ...],
     least_seen: float = WHOLE,
 ) -> tuple[np.ndarray, float]:
-    """The best affine ``(4, 4)``, template millimetres to the scan's, and its quality, by :func:`match`; quality 0 where there is none.
+    """The best affine ``(4, 4)``, template millimetres to the scan's, and its quality, by :func:`match`; quality 0
+    where there is none.
 
     Parameters
     ----------
@@ -49,8 +52,9 @@ def align(
     starts:
         ``(4, 4)`` each; the few most promising ones are followed.
     margins:
-        Template voxels around its brain that count, in one affine pass after the other. Where the surroundings mislead (the template has
-        none; on a T2w, a bright scalp behind a dark skull draws the brain's outline outwards), a start is tried without them.
+        Template voxels around its brain that count, in one affine pass after the other. Where the surroundings mislead
+        (the template has none; on a T2w, a bright scalp behind a dark skull draws the brain's outline outwards), a
+        start is tried without them.
     least_seen:
         As in :func:`match`.
     """
@@ -72,9 +76,9 @@ def align(
 def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: float = WHOLE) -> float:
     """Share of a scan's local contrast deep inside the brain that the aligned template's tissues explain, 0 to 1.
 
-    The coefficient of determination of the linear regression of the scan on the template's shares of grey matter, white matter and
-    fluid, all smoothed and high-passed, over the part of the template's brain that the scan shows. So it needs no sequence, no
-    unit and no flat receive field.
+    The coefficient of determination of the linear regression of the scan on the template's shares of grey matter, white
+    matter and fluid, all smoothed and high-passed, over the part of the template's brain that the scan shows. So it
+    needs no sequence, no unit and no flat receive field.
 
     Parameters
     ----------
@@ -158,7 +162,8 @@ def _blurred_contrast(image: np.ndarray) -> np.ndarray:
 def _optimised(
     data: np.ndarray, affine: np.ndarray, start: np.ndarray, margins: tuple[int, ...], least_seen: float
 ) -> np.ndarray | None:
-    """``(4, 4)`` from one start: a similarity, then an affine in one region after the other; None where it leads nowhere."""
+    """``(4, 4)`` from one start: a similarity, then an affine in one region after the other; None where it leads
+    nowhere."""
     known = template()
     fixed = _to_sitk(known.image, known.affine)
     moving = _to_sitk(data, affine)

@@ -34,7 +34,8 @@ def largest(mask: np.ndarray) -> np.ndarray:
 
 
 def without_neck(volume: Volume, head: np.ndarray) -> tuple[np.ndarray, float]:
-    """The head without what lies more than :data:`HEAD_MM` below its top, ``(I, J, K)`` bool, and how many mm of it that is."""
+    """The head without what lies more than :data:`HEAD_MM` below its top, ``(I, J, K)`` bool, and how many mm of it
+    that is."""
     step_i, step_j, step_k, origin = volume.affine[2]
     length_i, length_j, length_k = head.shape
     height_i = np.arange(length_i)[:, None, None] * step_i
@@ -60,7 +61,8 @@ def bounds(volume: Volume, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def upright(
     volume: Volume, mask: np.ndarray, low: np.ndarray, high: np.ndarray, spacing_mm: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What lies inside the mask between two corners (world mm) on an isotropic grid with world axes, and the grid's affine."""
+    """What lies inside the mask between two corners (world mm) on an isotropic grid with world axes, and the grid's
+    affine."""
     affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
     affine[:3, 3] = low
     lengths = np.ceil((high - low) / spacing_mm) + 1

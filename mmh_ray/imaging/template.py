@@ -1,4 +1,5 @@
-"""The ICBM-152 template (2009a, symmetric; Fonov et al., 2011) that ships inside nilearn, at the spacing of the registration."""
+"""The ICBM-152 template (2009a, symmetric; Fonov et al., 2011) that ships inside nilearn, at the spacing of the
+registration."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class Template:
 
     @cached_property
     def deep(self) -> np.ndarray:
-        """``(I, J, K)`` bool, the brain without its outer 9 mm: an outline that fits says little, and a mask of it has bone in its rim."""
+        """``(I, J, K)`` bool, the brain without its outer 9 mm: an outline that fits says little, and a mask of it has
+        bone in its rim."""
         depth_voxels = round(9 / GRID_MM)
         return ndimage.binary_erosion(self.brain, iterations=depth_voxels)
 

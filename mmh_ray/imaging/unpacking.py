@@ -1,4 +1,5 @@
-"""The bytes of an image file, unpacked where they are gzip: in constant memory, and no more of them than are asked for."""
+"""The bytes of an image file, unpacked where they are gzip: in constant memory, and no more of them than are asked
+for."""
 
 from __future__ import annotations
 
@@ -71,8 +72,8 @@ def open_unpacked(path: str | Path) -> Iterator[Unpacked]:
 class _Gunzip(io.RawIOBase):
     """Unpacked bytes of one or several gzip members.
 
-    Not ``gzip.GzipFile``, which reads a member's name byte by byte and goes through any number of empty members: a small file can keep
-    it busy for minutes.
+    Not ``gzip.GzipFile``, which reads a member's name byte by byte and goes through any number of empty members: a
+    small file can keep it busy for minutes.
     """
 
     def __init__(self, source: io.BufferedReader) -> None:
@@ -115,7 +116,8 @@ class _Gunzip(io.RawIOBase):
         return True
 
     def _take(self) -> bool:
-        """Read another piece; False at the end of the file. Honest data never grow by more than a few percent when packed."""
+        """Read another piece; False at the end of the file. Honest data never grow by more than a few percent when
+        packed."""
         self._pending = self._source.read(_PIECE)
         self._taken += len(self._pending)
         if self._taken > _SLACK + self._given + self._given // 4:

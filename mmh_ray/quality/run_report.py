@@ -25,7 +25,8 @@ NO_FIGURES = "no figures: the sidecar is missing or damaged"
 
 
 def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[LedgerRow], quality: QualityConfig) -> bool:
-    """Write the report and return whether it was written. One that cannot be written is only a warning: it hides no other error."""
+    """Write the report and return whether it was written. One that cannot be written is only a warning: it hides no
+    other error."""
     facts = RunFacts(
         title="Harmonized cohort",
         source=record.source,
@@ -57,7 +58,8 @@ def _warn_of_lost_figures(images: Iterable[ImageRecord], out: str | Path) -> Non
 
 
 def image_record(out: Path, row: LedgerRow) -> ImageRecord:
-    """What ledger and sidecar know of an image. Of one that failed, what an earlier run made is not shown as its result."""
+    """What ledger and sidecar know of an image. Of one that failed, what an earlier run made is not shown as its
+    result."""
     is_made = row["status"] in MADE
     output = _output_inside(out, row) if is_made else None
     sidecar = read_sidecar(out / output) if output else {}

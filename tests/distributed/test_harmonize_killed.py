@@ -127,4 +127,4 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(inputs: Path, und
     for name, image in found.items():
         np.testing.assert_array_equal(image, expected[name], err_msg=name)
         assert sidecar_path(out / name).is_file()
-    assert not list(out.rglob(".*"))
+    assert not list(out.rglob(".partial-*"))
