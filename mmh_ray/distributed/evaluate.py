@@ -20,6 +20,7 @@ import ray
 
 from mmh_ray.bids.labels import add_labels
 from mmh_ray.bids.lesions import add_lesions
+from mmh_ray.bids.remote_archive import outlined
 from mmh_ray.bids.status import utc_now
 from mmh_ray.config import Config
 from mmh_ray.distributed.baselines import fit_baselines, note_unfitted, read_training
@@ -107,8 +108,8 @@ def evaluate(
     Parameters
     ----------
     archives:
-        Folder by name. `raw` is the BIDS archive (or its manifest), `ours` what differences are taken from; any other
-        folder of volumes in BIDS naming is a method, NAME_twice the archive NAME harmonized once more.
+        Folder, or its URI in an object store, by name. `raw` is the BIDS archive (or its manifest), `ours` what differences
+        are taken from; any other folder of volumes in BIDS naming is a method, NAME_twice the archive NAME harmonized once more.
     config:
         Uses ``evaluate``, ``style``, ``manifest``, ``model.sequences`` and ``prepare.n4_iterations``.
     truth:
@@ -190,8 +191,9 @@ def _select(request: _Request, evaluation_log: EvaluationLog) -> _Selection:
     target = request.target
     notes = evaluation_log.notes
     rows = usable_rows(request.archives, request.out, config, notes, evaluation_log.problems, target)
-    add_lesions(rows)
-    notes += add_labels(rows, request.labels)
+    with outlined(rows, request.labels) as (labels,):
+        add_lesions(rows)
+        notes += add_labels(rows, labels)
     records = [ImageRecord.from_row(row) for row in rows]
     if target is None:
         cases = choose_cases(records, config, notes)

@@ -4,6 +4,7 @@ result is."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -12,7 +13,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from mmh_ray.imaging.smoothing import smooth_inside
-from mmh_ray.imaging.template import Template, template
+from mmh_ray.imaging.template import template
 from mmh_ray.threads import one_thread
 
 WHOLE, CUT = 0.5, 0.25
@@ -32,6 +33,7 @@ _BLUR = (2.0, 6.0)
 """Standard deviations, in template voxels, of the band of detail by which starts are compared."""
 _LOCAL = 4.0
 """Standard deviation, in template voxels, of the window whose mean is taken away before contrast is compared."""
+_EVERY_THIRD = (slice(None, None, 3),) * 3
 
 
 @one_thread()
@@ -99,8 +101,8 @@ def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: 
         return 0.0
     scan = ndimage.affine_transform(data, step, output_shape=shape, order=1)
     contrast = _local_contrast(scan, region)
-    tissue_contrasts = [_local_contrast(tissue, region) for tissue in known.tissues]
-    design = np.stack(tissue_contrasts, axis=1)
+    is_whole = region.sum() == known.deep.sum()
+    design = _design_of_whole_brain() if is_whole else _design(region)
     weights = np.linalg.lstsq(design, contrast, rcond=None)[0]
     residual = contrast - design @ weights
     total = float((contrast**2).sum())
@@ -108,6 +110,18 @@ def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: 
         return 0.0
     unexplained = float((residual**2).sum())
     return max(0.0, 1 - unexplained / total)
+
+
+@cache
+def _design_of_whole_brain() -> np.ndarray:
+    """:func:`_design` of the deep brain, which most scans show whole: it is asked for once or twice a start."""
+    return _design(template().deep)
+
+
+def _design(region: np.ndarray) -> np.ndarray:
+    """``(n, 3)`` float64 local contrast of the template's tissues in the region's voxels."""
+    tissue_contrasts = [_local_contrast(tissue, region) for tissue in template().tissues]
+    return np.stack(tissue_contrasts, axis=1)
 
 
 def _local_contrast(image: np.ndarray, region: np.ndarray) -> np.ndarray:
@@ -124,14 +138,8 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
     They are compared much as by :func:`match`, but on every third voxel of strongly smoothed contrast.
     """
     known = template()
-    every_third = (slice(None, None, 3),) * 3
-    inside = known.brain[every_third]
-    tissue_contrasts = []
-    for tissue in known.tissues:
-        coarse = _blurred_contrast(tissue)[every_third]
-        tissue_contrasts.append(coarse[inside])
-    design = np.stack(tissue_contrasts, axis=1)
-    basis, _ = np.linalg.qr(design - design.mean(axis=0))
+    inside = known.brain[_EVERY_THIRD]
+    basis = _coarse_basis()
     rotation = known.affine[:3, :3]
     origin = known.affine[:3, 3]
     places_mm = np.argwhere(inside) * 3 @ rotation.T + origin
@@ -154,6 +162,20 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
     return list(ordered.values())[:_TRIED]
 
 
+@cache
+def _coarse_basis() -> np.ndarray:
+    """``(n, 3)`` orthonormal columns that span the blurred contrasts of the template's tissues, in every third voxel of its brain."""
+    known = template()
+    inside = known.brain[_EVERY_THIRD]
+    tissue_contrasts = []
+    for tissue in known.tissues:
+        coarse = _blurred_contrast(tissue)[_EVERY_THIRD]
+        tissue_contrasts.append(coarse[inside])
+    design = np.stack(tissue_contrasts, axis=1)
+    basis, _ = np.linalg.qr(design - design.mean(axis=0))
+    return basis
+
+
 def _blurred_contrast(image: np.ndarray) -> np.ndarray:
     narrow, wide = _BLUR
     return ndimage.gaussian_filter(image, narrow) - ndimage.gaussian_filter(image, wide)
@@ -167,7 +189,7 @@ def _optimised(
     known = template()
     fixed = _to_sitk(known.image, known.affine)
     moving = _to_sitk(data, affine)
-    regions = [_region(known, margin) for margin in margins]
+    regions = [_region(margin) for margin in margins]
     similarity = sitk.Similarity3DTransform()
     similarity.SetCenter(known.middle.tolist())
     similarity.SetMatrix(start[:3, :3].ravel().tolist(), 1e-6)
@@ -199,7 +221,10 @@ def _matrix(transform: sitk.AffineTransform) -> np.ndarray:
     return matrix
 
 
-def _region(known: Template, margin: int) -> sitk.Image:
+@cache
+def _region(margin: int) -> sitk.Image:
+    """Where an image counts: the template's brain, wider by so many voxels."""
+    known = template()
     region = known.brain
     if margin:
         region = ndimage.binary_dilation(region, iterations=margin)

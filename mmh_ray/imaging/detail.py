@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
-from sklearn.isotonic import IsotonicRegression
+from scipy.optimize import isotonic_regression
 
 from mmh_ray.imaging.intensity import SMOOTHING, MonotoneMap
 from mmh_ray.imaging.smoothing import smooth_inside
@@ -62,7 +62,7 @@ def fit_curve(scan: np.ndarray, styled: np.ndarray, mask: np.ndarray) -> Monoton
     bins = np.array_split(by_scan, bin_count)
     knots = _medians(scan_values, bins)
     medians = _medians(styled_values, bins)
-    heights = IsotonicRegression().fit_transform(np.arange(bin_count), medians)
+    heights = isotonic_regression(medians).x
     # The change is smoothed, not the heights, so that a curve that changes nothing is kept.
     change = ndimage.gaussian_filter1d(heights - knots, _SMOOTH_BINS, mode="nearest")
     rise = _RISE * np.arange(bin_count)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from isal.igzip import IGzipFile
 
 from mmh_ray.errors import DataError
 from mmh_ray.imaging.memory import free_memory
@@ -238,7 +239,16 @@ def write_volume(volume: Volume, path: str | Path, dtype: type = np.float32) -> 
         received = f"an image with NaN or infinite voxels, to be written to {path}"
         raise DataError(received, "finite intensities", "Nothing was written; look at the scan and the target.")
     with whole_file(path) as partial:
-        nib.save(image, partial)
+        if partial.suffix == ".gz":
+            _save_packed(image, partial)
+        else:
+            nib.save(image, partial)
+
+
+def _save_packed(image: nib.Nifti1Image, path: Path) -> None:
+    """Write gzip by ISA-L, which takes a tenth of zlib's time. Without a name and a time in it the same image gives the same bytes."""
+    with open(path, "wb") as file, IGzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        image.to_stream(packed)
 
 
 def as_nifti(volume: Volume, dtype: type = np.float32) -> nib.Nifti1Image:
