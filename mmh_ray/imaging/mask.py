@@ -12,6 +12,7 @@ from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.ground import Ground, find_ground
 from mmh_ray.imaging.head import dilated, eroded, foreground, largest, without_neck
 from mmh_ray.imaging.registration import POOR, Registration, register_brain, register_head
+from mmh_ray.imaging.smoothing import smooth_inside
 from mmh_ray.imaging.template import template
 from mmh_ray.imaging.volume import Volume
 
@@ -133,8 +134,7 @@ def evened(volume: Volume, region: np.ndarray) -> Volume:
     if not region.any():
         return volume
     width = [_EVEN_MM / size for size in volume.spacing]
-    weight = ndimage.gaussian_filter(region.astype(np.float32), width)
-    mean = ndimage.gaussian_filter(volume.data * region, width) / np.maximum(weight, 1e-3)
+    mean = smooth_inside(volume.data, region, width, least_weight=1e-3)
     least = float(mean[region].min())
     mean = np.where(region, mean, least)
     return volume.like(np.clip(volume.data / np.maximum(mean, max(least, 1e-6)), 0, _BRIGHTEST).astype(np.float32))
