@@ -56,7 +56,7 @@ CARD = """# Brain extractor
 Finds the brain in a head of any contrast: a U-Net of 3-D convolutions at {spacing:g} mm that gives the distance to the surface of the
 brain with the fluid around it.
 
-- command: `{command} --steps {steps} --seed {seed}` (one core, {hours:.1f} hours)
+- command: `{command} --steps {steps} --seed {seed}` (one core, {hours:.1f} hours), started at {start}
 - data: simulated whole heads of {maps} label maps in FreeSurfer's numbering; random shapes and tilts, protocols of T1w, T2w, FLAIR and
   PDw, a third with contrasts of no sequence; fields, thick slices, ringing, ghosts, noise; without neck, face, skull or top. No real scan.
 - held-out people ({held_out} other label maps, {heads} heads): Dice {dice:.4f} on average, {worst:.4f} at worst
@@ -219,8 +219,9 @@ def dice(network: BrainExtractor, heads: list[Example]) -> list[float]:
     return overlaps
 
 
-def save(folder: Path, training: Training, label_maps: tuple[str, ...], seed: int) -> None:
+def save(folder: Path, training: Training, label_maps: tuple[str, ...], seed: int, start: Path | None = None) -> None:
     """Write the weights at half precision and their card."""
+    start_sha256 = hashlib.sha256(start.read_bytes()).hexdigest() if start else None
     half = {name: value.half().contiguous() for name, value in training.average.state_dict().items()}
     weights = safetensors.torch.save(half)
     shipped = BrainExtractor().eval()
@@ -234,6 +235,7 @@ def save(folder: Path, training: Training, label_maps: tuple[str, ...], seed: in
         steps=training.step,
         seed=seed,
         hours=training.seconds / 3600,
+        start=f"weights of SHA-256 `{start_sha256}`" if start else "random weights",
         maps=len(label_maps) - VALIDATION_MAPS,
         held_out=VALIDATION_MAPS,
         heads=VALIDATION_HEADS,
@@ -261,7 +263,7 @@ def main() -> None:
     arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     label_maps = label_maps_in(arguments.label_maps)
     training = train(label_maps, arguments.steps, arguments.seed, arguments.checkpoint, arguments.start)
-    save(arguments.folder, training, label_maps, arguments.seed)
+    save(arguments.folder, training, label_maps, arguments.seed, arguments.start)
 
 
 if __name__ == "__main__":
