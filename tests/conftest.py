@@ -29,6 +29,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in long)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _reports_taken_at_once() -> Iterator[None]:
+    """Ray Train takes one report in two seconds; in every training of a few steps that is most of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_log_level() -> Iterator[None]:
     """The command line sets the level of the package's log for the whole process: no test may find another's, nor a wider fixture's."""

@@ -174,8 +174,8 @@ def sample(model: GlobalHarmonizer, denoise: Denoise, noise: Tensor, steps: int,
     first = 0 if last is None else max(0, steps - last)
     if first:
         with torch.no_grad():
-            noise = _walk(model, denoise, noise, labels[: first + 1])
-    return _walk(model, denoise, noise, labels[first:])
+            noise = walk(model, denoise, noise, labels[: first + 1])
+    return walk(model, denoise, noise, labels[first:])
 
 
 def invert_and_sample(model: GlobalHarmonizer, denoise: Denoise, origin: Tensor, depth: int, steps: int) -> Tensor:
@@ -184,11 +184,11 @@ def invert_and_sample(model: GlobalHarmonizer, denoise: Denoise, origin: Tensor,
     Both run on the training schedule, and sampling starts at the label where inversion ended.
     """
     top = round(INVERSION_TOP * len(model.scheduler.alphas_cumprod))
-    inverted = _walk(model, denoise, origin, np.linspace(0, top, depth + 1))
-    return _walk(model, denoise, inverted, np.linspace(top, -1, steps + 1))
+    inverted = walk(model, denoise, origin, np.linspace(0, top, depth + 1))
+    return walk(model, denoise, inverted, np.linspace(top, -1, steps + 1))
 
 
-def _walk(model: GlobalHarmonizer, denoise: Denoise, x: Tensor, labels: np.ndarray) -> Tensor:
+def walk(model: GlobalHarmonizer, denoise: Denoise, x: Tensor, labels: np.ndarray) -> Tensor:
     """Deterministic DDIM through timesteps in either direction (Song et al., ICLR 2021, eq. 12 with sigma = 0); -1 is the clean image.
 
     diffusers has this too, but its inversion and its sampling place their timesteps differently.

@@ -34,8 +34,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-STEPS = 60
-"""Ray Train takes one report in two seconds, so that 15 checkpoints leave time to lose a node in."""
+STEPS = 32
+"""Eight checkpoints, each of which waits for Ray Train to take its report: time to lose a node in."""
+REPORT_S = "1"
+"""Seconds between two reports that Ray Train takes."""
 CHECKPOINT_EVERY = 4
 PATIENCE_S = 400
 TOLERANCE = 1e-4
@@ -87,6 +89,7 @@ def two_nodes(request: pytest.FixtureRequest) -> Iterator[TwoNodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_health_check_period_ms", "500")  # a dead node is known to be dead after five periods
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         try:
             nodes = [cluster.add_node(num_cpus=request.param) for _ in range(2)]
@@ -101,9 +104,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_store(str(tmp_path_factory.mktemp("store")))
 
 
-@pytest.fixture
-def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
-    """Two workers, nothing simulated, a checkpoint every few steps, as much patience as the test's parameter says."""
+def settings(folder: Path, wait_s: float = PATIENCE_S) -> Config:
+    """Two workers, nothing simulated, a checkpoint every few steps."""
     train = TrainConfig(
         steps=STEPS,
         volumes_per_step=4,
@@ -114,13 +116,19 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
         validation_groups=4,
         checkpoint_every=CHECKPOINT_EVERY,
         workers=2,
-        wait_s=getattr(request, "param", PATIENCE_S),
-        storage=str(tmp_path / "runs"),
+        wait_s=wait_s,
+        storage=str(folder / "runs"),
         run_name="lossy",
     )
     harmonize = HarmonizeConfig(planes=("axial",))
-    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    tracking = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
     return replace(CONFIG, train=train, harmonize=harmonize, tracking=tracking)
+
+
+@pytest.fixture
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
+    """Settings with as much patience as the test's parameter says."""
+    return settings(tmp_path, getattr(request, "param", PATIENCE_S))
 
 
 @dataclass
@@ -155,6 +163,7 @@ def driver(two_nodes: TwoNodes, store: str, config: Config, tmp_path: Path) -> I
         **os.environ,
         "RAY_ADDRESS": two_nodes.cluster.address,
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": REPORT_S,
     }
     with open(log_file, "wb") as log:
         process = subprocess.Popen(
@@ -169,8 +178,14 @@ def driver(two_nodes: TwoNodes, store: str, config: Config, tmp_path: Path) -> I
     process.wait(60)
 
 
-def undisturbed(store: str, config: Config) -> tuple[dict[int, float], dict[str, float]]:
-    """Loss of every step, and validation of the best weights, of the same training without Ray and in one process."""
+Figures = tuple[dict[int, float], dict[str, float]]
+"""Loss of every step, and validation of the best weights."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store: str, tmp_path_factory: pytest.TempPathFactory) -> Figures:
+    """Of the same training without Ray and in one process."""
+    config = settings(tmp_path_factory.mktemp("undisturbed"))
     domain = UnifiedDomain.of(PreparedStore(store), config)
     maker = GroupMaker(store, config, domain)
     torch.manual_seed(config.train.seed)
@@ -189,11 +204,11 @@ def undisturbed(store: str, config: Config) -> tuple[dict[int, float], dict[str,
     return losses, best
 
 
-def check_figures(driver: Driver, store: str, config: Config) -> None:
+def check_figures(driver: Driver, undisturbed: Figures, config: Config) -> None:
     """The training ended well, with every step in MLflow and the figures of the undisturbed one."""
     assert driver.process.wait(PATIENCE_S) == 0, driver.log()
     result = json.loads(driver.result.read_text())
-    losses, validation = undisturbed(store, config)
+    losses, validation = undisturbed
     client = mlflow.MlflowClient(config.tracking.uri)
     logged = {entry.step: entry.value for entry in client.get_metric_history(result["run_id"], "loss")}
     assert sorted(logged) == list(range(1, STEPS + 1))
@@ -205,24 +220,24 @@ def check_figures(driver: Driver, store: str, config: Config) -> None:
 
 @pytest.mark.parametrize("two_nodes", [4], indirect=True)
 def test_a_lost_node_without_a_worker_changes_nothing(
-    two_nodes: TwoNodes, driver: Driver, store: str, config: Config
+    two_nodes: TwoNodes, driver: Driver, undisturbed: Figures, config: Config
 ) -> None:
     driver.wait_for_a_checkpoint()
     (busy,) = two_nodes.holding("RayTrainWorker")
     (idle,) = [node for node in two_nodes.nodes if node is not busy]
     two_nodes.kill(idle)
-    check_figures(driver, store, config)
+    check_figures(driver, undisturbed, config)
     assert "training goes on from its last checkpoint" not in driver.log()
 
 
 @pytest.mark.parametrize("two_nodes", [2], indirect=True)
 def test_after_a_node_with_a_worker_is_lost_training_goes_on_with_what_is_left(
-    two_nodes: TwoNodes, driver: Driver, store: str, config: Config
+    two_nodes: TwoNodes, driver: Driver, undisturbed: Figures, config: Config
 ) -> None:
     driver.wait_for_a_checkpoint()
     lost, _ = two_nodes.holding("RayTrainWorker")
     two_nodes.kill(lost)
-    check_figures(driver, store, config)
+    check_figures(driver, undisturbed, config)
     log = driver.log()
     assert "2 training workers with 1.5 CPU and 1 loaders each" in log
     assert "training goes on from its last checkpoint (1 of 3 times)" in log

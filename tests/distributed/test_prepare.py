@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.quality import computed_tomography
 from mmh_ray import shards
 from mmh_ray.bids.manifest import read_manifest, to_table, write_manifest
 from mmh_ray.config import Config, GridConfig, ModelConfig, PrepareConfig, QualityConfig
@@ -22,6 +21,7 @@ from mmh_ray.provenance import sha256_file
 from mmh_ray.shards import PreparedStore
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SITES, render
+from tests.phantoms import computed_tomography
 
 PLAIN = PrepareConfig(n4=False, register=False, shard_volumes=2)
 CONFIG = Config(grid=GridConfig(8.0, (24, 24, 24)), prepare=PLAIN)

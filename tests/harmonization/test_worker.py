@@ -23,7 +23,6 @@ import torch
 from scipy.spatial.transform import Rotation
 
 import mmh_ray.harmonization.harmonizer
-from benchmarks.quality import computed_tomography
 from mmh_ray.bids.derivatives import derivative_files, sidecar_path
 from mmh_ray.bids.rows import Problem, problem_of
 from mmh_ray.config import Config
@@ -41,6 +40,7 @@ from mmh_ray.models.target.bundle import Target
 from mmh_ray.provenance import sha256_file
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import canonical
+from tests.phantoms import computed_tomography
 
 pytestmark = pytest.mark.fast
 
@@ -148,7 +148,7 @@ def test_a_file_that_another_run_put_in_its_place_is_not_removed_after_an_error(
     sidecar.touch()
 
     def write() -> None:
-        with worker_module._all_or_none(sidecar, image, picture) as written:
+        with worker_module.all_or_none(sidecar, image, picture) as written:
             assert not sidecar.exists()  # an earlier one's
             image.touch()
             written.append(image)
@@ -171,8 +171,8 @@ def test_all_domains_of_an_image_share_one_global_pass(
         )
 
     passes: list[str] = []
-    sample = Harmonizer._sample
-    monkeypatch.setattr(Harmonizer, "_sample", lambda *given: (passes.append("pass"), sample(*given))[1])
+    sample = Harmonizer.sample_planes
+    monkeypatch.setattr(Harmonizer, "sample_planes", lambda *given: (passes.append("pass"), sample(*given))[1])
     domains = [UNIFIED, domain("dim", "T1w", 0.5), domain("blind", "T2w", 1.0)]
     worker = HarmonizeWorker(files, config, str(tmp_path), MODEL, domains)
     worker.harmonizer.bundle.facts["training"]["counts"] = {"north": {"T2w": 3}, "south": {"T1w": 3}}
@@ -229,7 +229,7 @@ def test_the_sidecars_matrix_brings_an_image_in_template_space_back_to_its_scan(
     nod[:3, 3] = 12, -20, 30
     path = tmp_path / "sub-01_T1w.nii.gz"
     nib.save(nib.Nifti1Image(given.get_fdata(dtype=np.float32), nod @ given.affine), path)
-    monkeypatch.setattr(Harmonizer, "_sample", lambda _self, prepared, _label: prepared.image[None])
+    monkeypatch.setattr(Harmonizer, "sample_planes", lambda _self, prepared, _label: prepared.image[None])
     placed = replace(config, harmonize=replace(config.harmonize, space="template"))
     (done,) = HarmonizeWorker(files, placed, str(tmp_path / "out"), MODEL, [UNIFIED]).harmonize(row_of(path))
     assert done["status"] == "done", done["reason"]
@@ -334,7 +334,7 @@ def test_the_last_resort_is_the_cpu_and_the_next_image_tries_the_gpu_again(
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory")
         return infer(self, *arguments)
 
-    monkeypatch.setattr(worker_module, "_device_of", lambda model: torch.device(device[0]))
+    monkeypatch.setattr(worker_module, "device_of", lambda model: torch.device(device[0]))
     monkeypatch.setattr(torch.nn.Module, "to", to)
     monkeypatch.setattr(Harmonizer, "infer", hungry)
     ready = worker._ready(row_of(scan), sha256_file(scan))

@@ -231,7 +231,7 @@ def test_sampling_starts_where_inversion_ended(
         walks.append(labels.round().astype(int).tolist())
         return x
 
-    monkeypatch.setattr(sampling, "_walk", record)
+    monkeypatch.setattr(sampling, "walk", record)
     invert_and_sample(model, known(torch.zeros(1)), torch.rand(1, 3, 4, 4), depth, steps)
     up, down = walks
     assert (len(up), len(down)) == (depth + 1, steps + 1)
