@@ -269,16 +269,14 @@ HEAD = "expected 0.2 or more. Check that it is an MRI of an adult's head"
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("noise", HEAD), ("CT", HEAD), ("upside down", HEAD), ("an infant's size", HEAD)],
+    [("CT", HEAD), ("an infant's size", HEAD)],  # the registration's own tests tell more kinds
 )
 def test_what_is_no_adults_mri_is_refused(
     files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, kind: str, expected: str
 ) -> None:
     head = read_volume(scan)
     shown = {
-        "noise": head.like(np.random.default_rng(0).rayleigh(1, head.data.shape).astype(np.float32)),
         "CT": computed_tomography(1, 6.0),
-        "upside down": Volume(head.data, np.diag([1, 1, -1, 1]) @ head.affine),
         "an infant's size": Volume(head.data, np.diag([0.65, 0.65, 0.65, 1]) @ head.affine),
     }[kind]
     path = tmp_path / "sub-01_T1w.nii.gz"

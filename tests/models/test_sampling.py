@@ -16,7 +16,7 @@ from mmh_ray.models import sampling
 from mmh_ray.models.denoiser import Context, to_diffusion
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.sampling import (
-    _walk,
+    walk,
     harmonize_volume,
     invert_and_sample,
     make_context,
@@ -130,7 +130,7 @@ def test_one_step_keeps_the_noise_and_moves_it_to_the_other_level(
     x0, noise = torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     alphas = torch.cat([model.scheduler.alphas_cumprod, torch.ones(1)])
     start, expected = (alphas[t] ** 0.5 * x0 + (1 - alphas[t]) ** 0.5 * noise for t in (here, there))
-    found = _walk(model, known(x0), start, np.array([here, there]))
+    found = walk(model, known(x0), start, np.array([here, there]))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
