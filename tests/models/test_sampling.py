@@ -16,12 +16,12 @@ from mmh_ray.models import sampling
 from mmh_ray.models.denoiser import Context, to_diffusion
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.sampling import (
-    walk,
     harmonize_volume,
     invert_and_sample,
     make_context,
     noise_slabs,
     sample,
+    walk,
 )
 
 pytestmark = pytest.mark.fast
