@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from mmh_ray import object_store
-from mmh_ray.config import Config, GridConfig, ModelConfig, TrackingConfig
+from mmh_ray.config import TrackingConfig
 from mmh_ray.errors import ConfigError, ModelError
+from mmh_ray.imaging.volume import Volume, write_volume
 from mmh_ray.object_store import below, fetch_bundle, is_remote, open_folder
 from mmh_ray.tracking import resolve_model
+from tests.distributed.test_datasets import write_store
 from tests.ray_head import TINY
 
 FACTS = "config.json"
@@ -46,23 +48,6 @@ def client(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     for entry in found.list_objects_v2(Bucket="bucket").get("Contents", []):
         found.delete_object(Bucket="bucket", Key=entry["Key"])
     return found
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of a tiny untrained model."""
-    import torch
-
-    from mmh_ray.models.bundle import save_bundle
-    from mmh_ray.models.global_harmonizer import GlobalHarmonizer
-
-    folder = tmp_path_factory.mktemp("model") / "bundle"
-    model = ModelConfig(channels=(8, 16), slab=1, distances=(1, 2), patch=2)
-    config = Config(grid=GridConfig(6.0, (32, 40, 32)), model=model)
-    quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
-    network = GlobalHarmonizer(config.model, config.train, quantiles)
-    save_bundle(folder, network, config, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
-    return folder
 
 
 def put(client: Any, bundle: Path, prefix: str) -> None:
@@ -100,20 +85,20 @@ def test_a_store_of_no_known_kind_is_refused_without_its_keys() -> None:
 
 
 @pytest.mark.slow
-def test_a_bundle_in_a_bucket_is_the_same_model(client: Any, bundle: Path) -> None:
+def test_a_bundle_in_a_bucket_is_the_same_model(client: Any, tiny_bundle: Path) -> None:
     from mmh_ray.models.bundle import load_bundle
 
-    put(client, bundle, "runs/first/bundle")
+    put(client, tiny_bundle, "runs/first/bundle")
     folder, cited = resolve_model("s3://key:s3cr3t@bucket/runs/first/bundle/", TrackingConfig())
     assert cited == "s3://bucket/runs/first/bundle/"
-    assert load_bundle(folder).hash == load_bundle(bundle).hash
+    assert load_bundle(folder).hash == load_bundle(tiny_bundle).hash
 
 
 @pytest.mark.slow
-def test_a_damaged_bundle_in_a_bucket_is_refused_as_any_other(client: Any, bundle: Path) -> None:
+def test_a_damaged_bundle_in_a_bucket_is_refused_as_any_other(client: Any, tiny_bundle: Path) -> None:
     from mmh_ray.models.bundle import load_bundle
 
-    put(client, bundle, "bad")
+    put(client, tiny_bundle, "bad")
     client.put_object(Bucket="bucket", Key="bad/denoiser.safetensors", Body=b"\x80\x04pickled")
     folder, _ = resolve_model("s3://bucket/bad", TrackingConfig())
     with pytest.raises(ModelError, match=r"denoiser\.safetensors"):
@@ -122,13 +107,13 @@ def test_a_damaged_bundle_in_a_bucket_is_refused_as_any_other(client: Any, bundl
 
 @pytest.mark.slow
 def test_what_is_no_bundle_is_refused_before_it_is_fetched(
-    client: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    client: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ModelError, match=rf"s3://bucket/nothing: no {FACTS} there"):
         fetch_bundle("s3://bucket/nothing", FACTS)
     with pytest.raises(ModelError, match="s3://absent/nothing"):
         fetch_bundle("s3://absent/nothing", FACTS)
-    put(client, bundle, "large")
+    put(client, tiny_bundle, "large")
     monkeypatch.setattr(object_store, "MOST_BYTES", 1000)
     with pytest.raises(ModelError, match="expected a model bundle of at most"):
         fetch_bundle("s3://bucket/large", FACTS)
@@ -140,8 +125,8 @@ def test_what_is_no_bundle_is_refused_before_it_is_fetched(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["odd/../../escaped", "odd/x/../../../escaped"])
-def test_an_object_whose_key_leads_out_of_the_folder_is_not_written(client: Any, bundle: Path, key: str) -> None:
-    put(client, bundle, "odd")
+def test_an_object_whose_key_leads_out_of_the_folder_is_not_written(client: Any, tiny_bundle: Path, key: str) -> None:
+    put(client, tiny_bundle, "odd")
     client.put_object(Bucket="bucket", Key=key, Body=b"x")
     with pytest.raises(ModelError, match="s3://bucket/odd"):
         fetch_bundle("s3://bucket/odd", FACTS)
@@ -166,16 +151,17 @@ ALL_IN_ONE = (
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_training_prints_is_a_model_to_harmonize_with(client: Any, repository: Path, tmp_path: Path) -> None:
-    bids, manifest, store, out = (str(tmp_path / name) for name in ("bids", "manifest.parquet", "prepared", "out"))
+def test_what_training_prints_is_a_model_to_harmonize_with(
+    client: Any, repository: Path, plain_scan: Volume, tmp_path: Path
+) -> None:
+    bids, out = str(tmp_path / "bids"), str(tmp_path / "out")
+    write_volume(plain_scan, Path(bids, "sub-01/anat/sub-01_T1w.nii.gz"))
+    store = write_store(str(tmp_path / "prepared"), shape=(32, 40, 32))
     config = ["--config", str(repository / "configs/demo.yaml"), *TINY, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
     bundle = "s3://bucket/runs/first/bundle"
     commands = [
-        ["phantom", bids],
-        ["manifest", bids, manifest],
-        ["prepare", manifest, store],
         ["train-global", store, "train.storage=s3://bucket/runs", "train.run_name=first"],
-        ["harmonize", bids, out, "--model", bundle, "--sequence", "T1w"],
+        ["harmonize", bids, out, "--model", bundle],
     ]
     lines = json.dumps([[*command, *config] for command in commands])
     run = [sys.executable, "-c", ALL_IN_ONE, lines]

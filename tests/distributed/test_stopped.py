@@ -20,8 +20,6 @@ from mmh_ray.bids.ledger import JOURNAL
 from mmh_ray.bids.status import run_status
 from mmh_ray.config import Config, to_dict
 from mmh_ray.imaging.volume import Volume, write_volume
-from mmh_ray.simulation.anatomy import Person, simulate_anatomy
-from mmh_ray.simulation.phantom import canonical
 from mmh_ray.stopping import INTERRUPTED, STOPPED, handlers_kept, stoppable, why
 
 PATIENCE_S = 300
@@ -123,13 +121,11 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 
 
 @pytest.fixture(scope="module")
-def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bids(tmp_path_factory: pytest.TempPathFactory, plain_scan: Volume) -> Path:
     """An archive whose images take a while."""
     root = tmp_path_factory.mktemp("stopped") / "bids"
-    anatomy = simulate_anatomy(Person(1), 6.0)
-    scan = Volume(500 * canonical(anatomy, "T1w", 6.0), anatomy.affine)
     for number in range(SCANS):
-        write_volume(scan, root / f"sub-{number:02d}/anat/sub-{number:02d}_T1w.nii.gz")
+        write_volume(plain_scan, root / f"sub-{number:02d}/anat/sub-{number:02d}_T1w.nii.gz")
     return root
 
 
