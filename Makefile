@@ -36,11 +36,13 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 # Two files at a time, a thread each: most tests wait for processes to start.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not browser" --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 40
+	$(PYTEST) -m "not gpu and not browser" --durations 40
 
 fast: $(INSTALLED)
-	$(BIN)/pytest -m "fast and not slow"
+	$(PYTEST) -m "fast and not slow"
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
