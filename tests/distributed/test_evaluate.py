@@ -133,6 +133,8 @@ def test_ours_that_is_the_truth_wins_everywhere(four: _Evaluated) -> None:
     methods = _values(result)
     assert set(methods) >= {*BASELINES, "ours", "combat", "covbat"}
     about = result["about"]
+    assert about["labels"] == {}
+    assert not any(name.startswith("label_") for name in methods["raw"])
     assert (about["problems"], about["subjects"]) == ([], {"T1w": 4})
     assert about["notes"] == ["T1w: 4 subjects; intervals over so few are narrower than what is known"]
     ours = methods["ours"]
