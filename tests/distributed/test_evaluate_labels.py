@@ -154,7 +154,9 @@ def test_a_folder_and_a_table_can_be_named_and_a_bad_map_hurts_only_itself(
     assert {site: own["n"] for site, own in found["about"]["labels"]["T1w"]["raw"].items()} == {"alder": 2, "birch": 2}
     assert found["about"]["labels"]["T1w"]["raw"]["alder"]["label_auc_wm"] > 0.99
     assert _unlabelled(found) == _unlabelled(labelled.found)
-    assert main(["evaluate", "--archive", f"raw={bids}", "--out", str(tmp_path / "o"), "--labels", str(bids)]) == 1
+    (tmp_path / "empty").mkdir()
+    archive = ["--archive", f"raw={bids}", "--out", str(tmp_path / "o")]
+    assert main(["evaluate", *archive, "--labels", str(tmp_path / "empty")]) == 1
 
 
 @pytest.mark.slow
