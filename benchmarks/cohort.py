@@ -1,7 +1,7 @@
 """A thousand small scans with 3 % of bad ones among them, killed in the middle and started again.
 
-    python benchmarks/cohort.py --model demo/runs/demo/bundle
-    python benchmarks/cohort.py --model demo/runs/demo/bundle --scans 100 --json cohort.json
+    python benchmarks/cohort.py [--model mmh-base]
+    python benchmarks/cohort.py --scans 100 --json cohort.json
 
 Makes the archive (few anatomies, eight scanners, every file with noise and bytes of its own; of 34 scans or more each kind of bad file at
 least one), runs `mmh harmonize`, kills the driver with
@@ -172,7 +172,7 @@ def check(folder: Path, bad: dict[str, str]) -> dict[str, Any]:
 def main() -> None:
     """Make, run, kill, run, check, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="bundle folder, made by `make demo`")
+    parser.add_argument("--model", default="mmh-base")
     parser.add_argument("--scans", type=int, default=1000)
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()

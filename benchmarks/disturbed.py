@@ -1,7 +1,7 @@
 """Real scans as other archives may have them: tilted, moved, mirrored, shifted, in standard scores, noisy, cut, thick-sliced.
 
     mmh manifest BIDS manifest.parquet
-    python benchmarks/disturbed.py manifest.parquet --model demo/runs/demo/bundle
+    python benchmarks/disturbed.py manifest.parquet [--model mmh-base]
 
 Of every site and sequence of the archive one scan is harmonized as it is and once for every way to disturb it. Of what leaves the brain
 and its contrast as they are, the result must not depend: the table gives the overlap of the two brain masks (Dice) and the root mean
@@ -21,9 +21,9 @@ from scipy.spatial.transform import Rotation
 
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.errors import MMHError
-from mmh_ray.harmonization.harmonizer import HarmonizedScan, Harmonizer
+from mmh_ray.harmonization.harmonizer import HarmonizedScan
+from mmh_ray.harmonization.one_scan import load
 from mmh_ray.imaging.volume import Volume, read_volume
-from mmh_ray.models.bundle import load_bundle
 
 Change = Callable[[Volume, np.ndarray, np.random.Generator], Volume]
 """Of a scan and its brain."""
@@ -141,13 +141,15 @@ def main() -> None:
     """Harmonize, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", help="of the archive, by `mmh manifest`")
-    parser.add_argument("--model", required=True, help="bundle folder")
+    parser.add_argument("--model", default="mmh-base")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    bundle = load_bundle(arguments.model)
-    harmonizer, likeness, fate = Harmonizer(bundle), defaultdict(list), defaultdict(list)
+    model = load(arguments.model)
+    harmonizer = model.harmonizer
+    likeness = defaultdict(list)
+    fate = defaultdict(list)
     for row in one_of_each(arguments.manifest):
-        if row["sequence"] not in bundle.config.model.sequences:
+        if row["sequence"] not in model.sequences:
             continue
         scan, rng = read_volume(row["uri"]), np.random.default_rng(0)
         plain = harmonizer.run(scan, row["sequence"])

@@ -16,7 +16,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from mmh_ray.bids.ledger import MADE, current_rows
+from mmh_ray.bids.ledger import current_rows
+from mmh_ray.bids.rows import MADE
 
 
 def differences(source: Path, output: Path) -> list[str]:

@@ -1,7 +1,8 @@
 """The published sampling (DDIM inversion of the scan, then DDIM sampling) against one step from noise, with the same weights.
 
-    make demo
-    python benchmarks/inversion.py demo/manifest.parquet --model demo/runs/demo/bundle --truth demo/bids/derivatives/truth
+    mmh phantom bids --config configs/demo.yaml
+    mmh manifest bids manifest.parquet --config configs/demo.yaml
+    python benchmarks/inversion.py manifest.parquet --truth bids/derivatives/truth [--model mmh-base]
 
 Both harmonize the same travelers' scans; the images are the model's own, without detail projection. Seconds are of the whole way of a scan,
 side by side in this process.
@@ -19,7 +20,7 @@ import torch
 from travelers import MEASURES, measured, read
 
 from mmh_ray.harmonization.harmonizer import Harmonizer
-from mmh_ray.models.bundle import load_bundle
+from mmh_ray.harmonization.one_scan import load
 
 WAYS = {
     "1 step from noise": {"steps": 1, "inversion_depth": 0},
@@ -33,23 +34,27 @@ def main() -> None:
     """Harmonize with every way and print a table per sequence."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest")
-    parser.add_argument("--model", required=True, help="bundle folder")
+    parser.add_argument("--model", default="mmh-base")
     parser.add_argument("--truth", required=True)
     parser.add_argument("--travelers", type=int, default=2)
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    bundle = load_bundle(arguments.model)
-    scans, rows = read(arguments.manifest, arguments.truth, arguments.travelers), []
+    bundle = load(arguments.model).harmonizer.bundle
+    scans = read(arguments.manifest, arguments.truth, arguments.travelers)
+    sequences = [
+        sequence for sequence in bundle.config.model.sequences if any(sequence == row["sequence"] for row, *_ in scans)
+    ]
+    rows = []
     for name, way in WAYS.items():
         harmonizer = Harmonizer(bundle, replace(bundle.config.harmonize, detail="model", **way))
-        for sequence in bundle.config.model.sequences:
+        for sequence in sequences:
             chosen = [scan for scan in scans if scan[0]["sequence"] == sequence]
             start = time.perf_counter()
             images = [harmonizer.run(volume, sequence, mask).volume.data for _, volume, mask, _ in chosen]
             seconds = (time.perf_counter() - start) / len(chosen)
             rows.append({"way": name, "sequence": sequence, "seconds": seconds} | measured(chosen, images))
-    for sequence in bundle.config.model.sequences:
+    for sequence in sequences:
         print(f"{sequence}: " + ", ".join(MEASURES) + ", seconds a scan")
         for row in (row for row in rows if row["sequence"] == sequence):
             print(f"  {row['way']:<40}" + "".join(f" {row[name]:9.4f}" for name in (*MEASURES, "seconds")))

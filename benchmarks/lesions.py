@@ -1,7 +1,6 @@
 """Do lesions, cavities, wide ventricles and a tumour survive the model?
 
-    make demo
-    python -m benchmarks.lesions --model demo/runs/demo/bundle
+    python -m benchmarks.lesions [--model mmh-base]
 
 People whom training does not know are scanned by random scanners and harmonized: with lesions, a resection cavity or wide ventricles
 (`ventricles=3`), of which training draws others, or a tumour with a fluid core, which it never shows, or ventricles of three times their
@@ -27,10 +26,9 @@ import torch
 from scipy import ndimage
 from sklearn.isotonic import IsotonicRegression
 
-from mmh_ray.harmonization.harmonizer import Harmonizer
+from mmh_ray.harmonization.one_scan import load
 from mmh_ray.imaging.intensity import correct_bias, match_histogram
 from mmh_ray.imaging.volume import Volume
-from mmh_ray.models.bundle import load_bundle
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SEQUENCES, canonical, random_scanner, render
 from mmh_ray.simulation.phantom_people import canonical_quantiles, unifying_map
@@ -74,13 +72,14 @@ def best_map(scan: np.ndarray, wanted: np.ndarray, brain: np.ndarray) -> np.ndar
 def main() -> None:
     """Harmonize every kind at several scanners and print the median and the range."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="bundle folder")
+    parser.add_argument("--model", default="mmh-base")
     parser.add_argument("--people", type=int, default=6)
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    bundle = load_bundle(arguments.model)
-    harmonizer, spacing = Harmonizer(bundle), bundle.config.grid.spacing_mm
+    harmonizer = load(arguments.model).harmonizer
+    bundle = harmonizer.bundle
+    spacing = bundle.config.grid.spacing_mm
     canonicals = canonical_quantiles(SEQUENCES, bundle.config.grid, bundle.config.train.seed)
     rows = defaultdict(list)
     for seed in range(arguments.people):

@@ -33,7 +33,7 @@ from mmh_ray.imaging.intensity import correct_bias, match_histogram, mean_quanti
 from mmh_ray.imaging.preprocess import Prepared
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.simulation.examples import random_head
-from mmh_ray.simulation.people import label_maps_in
+from mmh_ray.simulation.label_maps import label_maps_in
 from mmh_ray.simulation.protocols import (
     InversionGradientEcho,
     InversionSpinEcho,

@@ -22,7 +22,8 @@ from mmh_ray.config import Config
 from mmh_ray.errors import MMHError, RefusedError
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import Volume, read_volume
-from mmh_ray.quality.checks import check_scan, describe_scan
+from mmh_ray.quality.checks import check_scan
+from mmh_ray.quality.describe import describe_scan
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SITES, render
 from tests.phantoms import computed_tomography

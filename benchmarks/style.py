@@ -28,7 +28,7 @@ from mmh_ray.config import Config, PhantomConfig, PrepareConfig, StyleConfig
 from mmh_ray.distributed.phantom import plan
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import Volume
-from mmh_ray.models.style.backbones import EmbeddedBackbone
+from mmh_ray.models.style.embedded import EmbeddedBackbone
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder, make_style_encoder
 from mmh_ray.simulation.anatomy import simulate_anatomy
 from mmh_ray.simulation.phantom import SEQUENCES, SITES, render

@@ -26,7 +26,7 @@ from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain
 from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
-from mmh_ray.models.trainer import Learner
+from mmh_ray.models.trainer import Trainer
 from mmh_ray.shards import PreparedStore
 
 
@@ -35,14 +35,14 @@ def trained(store: str, config: Config) -> Bundle:
     torch.manual_seed(config.train.seed)
     domain = UnifiedDomain.of(PreparedStore(store), config)
     quantiles = domain.as_tensor(config.model.sequences)
-    learner = Learner(GlobalHarmonizer(config.model, config.train, quantiles), config.train)
+    trainer = Trainer(GlobalHarmonizer(config.model, config.train, quantiles), config.train)
     threads = torch.get_num_threads()
     maker = GroupMaker(store, config, domain)
     torch.set_num_threads(threads)  # the maker takes one, as in its actor
     share = config.train.volumes_per_step
     for step in range(config.train.steps):
-        learner.step(SlabBatch.of_groups(maker({"id": np.arange(step * share, (step + 1) * share)})))
-    return Bundle(learner.average, config, quantiles, "", {})
+        trainer.step(SlabBatch.of_groups(maker({"id": np.arange(step * share, (step + 1) * share)})))
+    return Bundle(trainer.average, config, quantiles, "", {})
 
 
 def main() -> None:

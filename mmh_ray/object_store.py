@@ -31,10 +31,10 @@ def is_remote(uri: str) -> bool:
     return match is not None and match["scheme"] in SCHEMES
 
 
-def below(uri: str, *names: str) -> str:
+def join_uri(uri: str, *names: str) -> str:
     """The URI, or the path, of what lies in a folder; the options behind ``?`` stay, keys before ``@`` do not.
 
-    >>> below("s3://key:secret@bucket/runs?region=eu-west-1", "first", "bundle")
+    >>> join_uri("s3://key:secret@bucket/runs?region=eu-west-1", "first", "bundle")
     's3://bucket/runs/first/bundle?region=eu-west-1'
     """
     place, mark, options = _without_keys(uri).partition("?") if "://" in uri else (uri, "", "")
@@ -58,7 +58,7 @@ def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
     try:
         store, folder = pa.fs.FileSystem.from_uri(opened)
     except (OSError, ValueError, pa.ArrowException) as error:
-        received = f"{shown(uri)}: {str(error).replace(opened, shown(uri))}"
+        received = f"{loggable_uri(uri)}: {str(error).replace(opened, loggable_uri(uri))}"
         remedy = "Check the bucket, and the credentials and AWS_ENDPOINT_URL of the environment."
         raise ConfigError(received, "a URI such as s3://bucket/folder", remedy) from error
     return store, folder.rstrip("/")
@@ -82,7 +82,7 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
         If no such store can be opened.
     """
     store, folder = open_folder(uri)
-    place = shown(uri)
+    place = loggable_uri(uri)
     remedy = "Check the URI and the right to read it; `mmh train-global` prints where it put the bundle."
     expected = f"a model bundle, a folder with {facts}"
     try:
@@ -100,8 +100,8 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
     return local, _without_keys(uri)
 
 
-def shown(uri: str) -> str:
-    """For a log or an error: the URI without the keys and options that may stand in it."""
+def loggable_uri(uri: str) -> str:
+    """The URI as a log or an error may show it: without keys and options."""
     return _without_keys(uri).partition("?")[0] if "://" in uri else uri
 
 

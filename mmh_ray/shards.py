@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from mmh_ray.bids.rows import PreparedRow, Status
 from mmh_ray.errors import ConfigError, DataError
-from mmh_ray.object_store import open_folder, shown
+from mmh_ray.object_store import loggable_uri, open_folder
 from mmh_ray.provenance import hash_of
 from mmh_ray.tables import read_table
 
@@ -161,11 +161,11 @@ def names_in(uri: str) -> set[str]:
     store, folder = _located(uri)
     try:
         if store.get_file_info(folder).type == pa.fs.FileType.File:
-            raise ConfigError(f"{shown(uri)}: a file", "a folder for prepared volumes", "Name a folder.")
+            raise ConfigError(f"{loggable_uri(uri)}: a file", "a folder for prepared volumes", "Name a folder.")
         return {info.base_name for info in store.get_file_info(pa.fs.FileSelector(folder, allow_not_found=True))}
     except OSError as error:
         raise ConfigError(
-            f"{shown(uri)}: {error}", "a folder that can be listed", "Check it and its access."
+            f"{loggable_uri(uri)}: {error}", "a folder that can be listed", "Check it and its access."
         ) from error
 
 
@@ -182,7 +182,7 @@ def check_own(uri: str) -> set[str]:
     names = names_in(uri)
     foreign = {name for name in names if not (name == INDEX or is_shard(name) or name.startswith(_PARTIAL))}
     if foreign and INDEX not in names:
-        received = f"{shown(uri)}: holds {min(foreign)} and no {INDEX}"
+        received = f"{loggable_uri(uri)}: holds {min(foreign)} and no {INDEX}"
         raise ConfigError(received, "a new folder or one made by `mmh prepare`", "Name another folder.")
     if INDEX in names:
         _read_index(uri)
@@ -230,7 +230,7 @@ class PreparedStore:
         self.uri = uri
         if INDEX not in names_in(uri):
             remedy = "Run `mmh prepare MANIFEST OUT` to its end."
-            raise DataError(f"{shown(uri)}: no {INDEX}", "a folder made by `mmh prepare`", remedy)
+            raise DataError(f"{loggable_uri(uri)}: no {INDEX}", "a folder made by `mmh prepare`", remedy)
         self.index: list[PreparedRow] = _entries(_read_index(uri))
         """A row per image, ordered by `image_id`: :data:`INDEX_SCHEMA`. `affine` and `registration` are arrays ``(4, 4)``
         float64, `quantiles` and `tissues` ``(257,)`` float32. Rows of status failed have neither voxels nor geometry."""
@@ -266,7 +266,7 @@ class PreparedStore:
             image = np.frombuffer(columns["image"][0].as_buffer(), "<f2").reshape(entry["shape"])
             bits = np.frombuffer(columns["mask"][0].as_buffer(), np.uint8)
         except (OSError, ValueError, pa.ArrowException) as error:
-            received = f"{shown(self.uri)}/{entry['shard']}: {error}"
+            received = f"{loggable_uri(self.uri)}/{entry['shard']}: {error}"
             raise DataError(received, "a readable shard", "Remove the shard and run `mmh prepare` again.") from error
         mask = np.unpackbits(bits, count=image.size).astype(bool).reshape(image.shape)
         return image.astype(np.float32), mask
@@ -315,7 +315,7 @@ def _entries(table: pa.Table) -> list[PreparedRow]:
 def _read_index(uri: str) -> pa.Table:
     store, folder = _located(uri)
     remedy = "Prepare into a new folder."
-    return read_table(f"{folder}/{INDEX}", INDEX_SCHEMA, "index", remedy, store, f"{shown(uri)}/{INDEX}")
+    return read_table(f"{folder}/{INDEX}", INDEX_SCHEMA, "index", remedy, store, f"{loggable_uri(uri)}/{INDEX}")
 
 
 def _located(uri: str) -> tuple[pa.fs.FileSystem, str]:

@@ -14,7 +14,7 @@ _is_told = False
 """Whether SIGTERM came in the outermost :func:`stoppable` block; a KeyboardInterrupt that passes through Ray loses its words."""
 
 
-def why(error: BaseException) -> str:
+def end_reason(error: BaseException) -> str:
     """What ended a run, in words."""
     if isinstance(error, KeyboardInterrupt):
         return STOPPED if _is_told else INTERRUPTED
@@ -55,7 +55,7 @@ def handlers_kept() -> Iterator[None]:
     except SystemExit as error:
         if error.code == signal.SIGTERM:
             _note()
-        raise KeyboardInterrupt(why(KeyboardInterrupt())) from error
+        raise KeyboardInterrupt(end_reason(KeyboardInterrupt())) from error
     finally:
         for number, handler in before.items():
             if handler is not None:  # None: it was not set by Python, and cannot be

@@ -392,7 +392,7 @@ def test_the_job_of_a_target_says_what_is_wrong(
 def test_evaluate_target_writes_the_measures(stand_in, tmp_path: Path) -> None:
     found = {"T1w": {"target_raw": {"psnr": 20.0}}}
     calls = stand_in("mmh_ray.distributed.evaluate_target", "evaluate_target", found)
-    sys.modules["mmh_ray.distributed.evaluate_target"].MEASURES = ("psnr",)  # type: ignore[attr-defined]
+    sys.modules["mmh_ray.distributed.evaluate_target"].MAIN_METRICS = ("psnr",)  # type: ignore[attr-defined]
     folder, out = str(tmp_path), tmp_path / "found.json"
     assert main(["evaluate-target", folder, "north", folder, folder, str(out), "--truth", folder]) == 0
     assert main(["evaluate-target", folder, "north", folder, folder, str(out), "--target", "sub-1_T1w"]) == 0

@@ -30,6 +30,9 @@ from mmh_ray.config import load_config
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
+RESULTS = sorted((ROOT / "benchmarks").glob("*.md"))
+CARD = ROOT / "mmh_ray/models/weights/mmh-base/MODEL_CARD.md"
+LINK = re.compile(r"\]\(([^()\s]+)\)")
 FENCE = re.compile(
     r"(?P<comment><!--[^\n]*-->\n)?^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```",
     re.MULTILINE | re.DOTALL,
@@ -237,10 +240,35 @@ def test_the_site_asks_nothing_of_other_servers(site: Path) -> None:
 
 
 @pytest.mark.fast
-def test_the_map_of_the_house_names_files_that_are_there() -> None:
+@pytest.mark.parametrize("page", [*PAGES, CARD, *RESULTS], ids=lambda page: page.name)
+def test_the_code_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`(?:python )?([a-z_]+(?:/[a-z_]+)*\.py)\b", text)
+    homes = (ROOT, ROOT / "mmh_ray", ROOT / "benchmarks")
+    missing = [name for name in named if not any((home / name).is_file() for home in homes)]
+    assert missing == []
+
+
+@pytest.mark.fast
+def test_the_map_of_the_house_is_detailed() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py)", text))
-    assert len(named) > 10
-    assert [
-        name for name in sorted(named) if not ((ROOT / "mmh_ray" / name).is_file() or (ROOT / name).is_file())
-    ] == []
+    assert len(set(re.findall(r"`[a-z_]+(?:/[a-z_]+)*\.py`", text))) > 20
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("page", [*PAGES, CARD, *RESULTS], ids=lambda page: page.name)
+def test_a_link_of_a_page_leads_to_a_file(page: Path) -> None:
+    targets = LINK.findall(page.read_text(encoding="utf-8"))
+    places = [target.partition("#")[0] for target in targets if "://" not in target]
+    missing = [place for place in places if place and not (page.parent / place).exists()]
+    assert missing == []
+
+
+@pytest.mark.fast
+def test_every_benchmark_is_on_a_page_and_every_page_in_the_table() -> None:
+    overview = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in RESULTS} - {"README.md"}
+    assert {target for target in LINK.findall(overview) if "/" not in target} == pages
+    texts = "".join(page.read_text(encoding="utf-8") for page in RESULTS)
+    commands = [path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    assert [path.name for path in commands if path.name not in texts] == []

@@ -15,7 +15,7 @@ from mmh_ray import object_store
 from mmh_ray.config import TrackingConfig
 from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.imaging.volume import Volume, write_volume
-from mmh_ray.object_store import below, fetch_bundle, is_remote, open_folder
+from mmh_ray.object_store import fetch_bundle, is_remote, join_uri, open_folder
 from mmh_ray.tracking import resolve_model
 from tests.distributed.test_datasets import write_store
 from tests.ray_head import TINY
@@ -67,7 +67,7 @@ def put(client: Any, bundle: Path, prefix: str) -> None:
     ],
 )
 def test_what_lies_below_keeps_the_scheme_and_no_key(uri: str, expected: str) -> None:
-    assert below(uri, "first", "bundle") == expected
+    assert join_uri(uri, "first", "bundle") == expected
 
 
 @pytest.mark.fast

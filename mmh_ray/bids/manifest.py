@@ -12,12 +12,10 @@ import pyarrow.parquet as pq
 
 from mmh_ray.bids.archive import Archive
 from mmh_ray.bids.rows import ManifestRow
-from mmh_ray.bids.schema import SCHEMA, VERSION
+from mmh_ray.bids.schema import SCHEMA
 from mmh_ray.errors import DataError
 from mmh_ray.provenance import whole_file
 from mmh_ray.tables import read_table
-
-__all__ = ["SCHEMA", "VERSION", "find_images", "read_manifest", "to_table", "write_manifest"]
 
 
 def find_images(

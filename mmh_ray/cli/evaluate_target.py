@@ -39,7 +39,7 @@ def evaluate_target(
     """
     from rich.console import Console
 
-    from mmh_ray.distributed.evaluate_target import MEASURES
+    from mmh_ray.distributed.evaluate_target import MAIN_METRICS
     from mmh_ray.distributed.evaluate_target import evaluate_target as evaluate
     from mmh_ray.evaluation.report.table import as_table
     from mmh_ray.evaluation.target_metrics import METHODS, SHOWN
@@ -51,5 +51,5 @@ def evaluate_target(
     for sequence, methods in results.items():
         shown[sequence] = {SHOWN[method]: scores for method, scores in methods.items()}
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
-    console.print(as_table(shown, (*MEASURES, "truth_nrmse")))
+    console.print(as_table(shown, (*MAIN_METRICS, "truth_nrmse")))
     return DONE

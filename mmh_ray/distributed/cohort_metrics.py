@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import ray
 
 from mmh_ray.config import EvaluateConfig
-from mmh_ray.distributed.task_pool import run_tasks
+from mmh_ray.distributed.task_pool import map_unordered
 from mmh_ray.evaluation.baselines.feature_baselines import FEATURE_METHODS
 from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.metrics.label_metrics import LABEL_METRICS
@@ -103,7 +103,7 @@ def measure_cohort(cohort: StoredCohort, log: EvaluationLog) -> tuple[dict[Key, 
             keys += [(sequence, method) for method in FEATURE_METHODS]
     metrics: dict[Key, ray.ObjectRef] = {}
     pictures: dict[Key, PictureData] = {}
-    for done in run_tasks(_measure_method, keys, cohort, "Comparing", "methods", keep=True):
+    for done in map_unordered(_measure_method, keys, cohort, "Comparing", "methods", keep=True):
         if isinstance(done.result, Exception):
             sequence, method = done.item
             log.notes.append(f"{sequence}: no metrics of {method}: {done.result}")
@@ -119,7 +119,7 @@ def summarise(metrics: Mapping[Key, ray.ObjectRef], config: EvaluateConfig) -> S
     """Values, differences and tables of all methods."""
     summaries: dict[Key, MethodSummary] = {}
     tables: dict[Key, ray.ObjectRef] = {}
-    for done in run_tasks(_summarise_method, sorted(metrics), (metrics, config), "Intervals", "methods", keep=True):
+    for done in map_unordered(_summarise_method, sorted(metrics), (metrics, config), "Intervals", "methods", keep=True):
         if isinstance(done.result, Exception):
             raise done.result
         assert done.kept is not None

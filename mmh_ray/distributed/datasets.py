@@ -26,7 +26,7 @@ from mmh_ray.models.slab_groups import training_group
 from mmh_ray.provenance import hash_of, sha256_file
 from mmh_ray.shards import PreparedStore
 from mmh_ray.simulation.examples import example, random_head
-from mmh_ray.simulation.people import label_maps_in
+from mmh_ray.simulation.label_maps import label_maps_in
 from mmh_ray.simulation.phantom_people import (
     canonical_quantiles,
     person_number,

@@ -32,7 +32,7 @@ from mmh_ray.distributed.selection import (
     training_records,
     usable_rows,
 )
-from mmh_ray.distributed.task_pool import run_tasks
+from mmh_ray.distributed.task_pool import map_unordered
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.baselines.image_baselines import BASELINES, Baseline, Unfitted
 from mmh_ray.evaluation.inputs.records import ImageRecord
@@ -214,7 +214,7 @@ def _common_masks(cases: Sequence[Case], evaluation_log: EvaluationLog) -> dict[
     """What is brain in everybody, of sequences with people who have several images."""
     sequences = {case.sequence for case in cases if len(case.records) > 1}
     records = [record for case in cases for record in case.records if case.sequence in sequences]
-    tasks = run_tasks(_read_mask, records, None, "Reading masks", "images")
+    tasks = map_unordered(_read_mask, records, None, "Reading masks", "images")
     readable = ((done.item, done.result) for done in tasks if not isinstance(done.result, Exception))
     common = common_masks(readable)
     sequences_with_mask = {sequence for sequence, _ in common}
@@ -232,7 +232,7 @@ def _read_training(
 ) -> dict[str, list[TrainingImage]]:
     """The training images that can be read, by sequence, in the order of the records."""
     images: dict[str, TrainingImage] = {}
-    for done in run_tasks(training_image, records, iterations, "Fitting baselines", "images"):
+    for done in map_unordered(training_image, records, iterations, "Fitting baselines", "images"):
         image_id = done.item.image_id
         if isinstance(done.result, Exception):
             evaluation_log.add_unusable(RAW, image_id, done.result)
@@ -285,7 +285,7 @@ def _score_all(cases: Sequence[Case], settings: ScoringSettings, evaluation_log:
     metrics: dict[str, dict[str, ray.ObjectRef]] = defaultdict(dict)
     pictures: dict[str, dict[str, CasePictures]] = defaultdict(dict)
     methods: dict[str, set[str]] = defaultdict(set)
-    for done in run_tasks(_score_case, cases, settings, "Evaluating", "subjects", keep=True):
+    for done in map_unordered(_score_case, cases, settings, "Evaluating", "subjects", keep=True):
         case: Case = done.item
         if isinstance(done.result, Exception):
             for record in case.records:

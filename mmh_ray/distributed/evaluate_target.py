@@ -22,7 +22,7 @@ from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.style_encoder import StyleDescriber
-from mmh_ray.distributed.task_pool import TaskResult, run_tasks
+from mmh_ray.distributed.task_pool import TaskResult, map_unordered
 from mmh_ray.errors import DataError
 from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.metrics.agreement import truth_error
@@ -43,13 +43,13 @@ from mmh_ray.evaluation.target_metrics import (
     score_target,
 )
 from mmh_ray.files import read_object
-from mmh_ray.models.style.backbones import EMBEDDED
+from mmh_ray.models.style.embedded import EMBEDDED
 from mmh_ray.models.style.encoder import check_same_encoder, make_style_encoder
 from mmh_ray.models.target.bundle import load_target
 
 log = logging.getLogger(__name__)
 
-MEASURES = ("psnr", "ssim", "w1", "gradient_correlation")
+MAIN_METRICS = ("psnr", "ssim", "w1", "gradient_correlation")
 MORE = ("psnr_n4", "ssim_n4", "w1_n4", "dice", "style_distance", "truth_nrmse_direct")
 """Means over scans, too."""
 PROBED = (RAW, GLOBAL, OURS)
@@ -118,7 +118,7 @@ def evaluate_target(
     )
     settings = replace(settings, cohorts=_read_cohorts(cohort_records, settings))
     scores: dict[tuple[str, str], list[TargetMetrics]] = defaultdict(list)
-    for done in run_tasks(score_target, cases, settings, "Evaluating the target", "subjects"):
+    for done in map_unordered(score_target, cases, settings, "Evaluating the target", "subjects"):
         for metrics in _metrics_of_case(done, methods):
             if metrics.reason is not None:
                 log.warning("%s of %s is not scored: %s", metrics.record.image_id, metrics.method, metrics.reason)
@@ -253,7 +253,7 @@ def _output_paths(record: ImageRecord, target: str, unified: str, moved: str) ->
 
 def _read_cohorts(records: Sequence[ImageRecord], settings: TargetSettings) -> dict[str, TargetCohort]:
     images: dict[str, dict[str, CohortImage]] = defaultdict(dict)
-    for done in run_tasks(cohort_image, records, settings, "Fitting baselines", "images"):
+    for done in map_unordered(cohort_image, records, settings, "Fitting baselines", "images"):
         record: ImageRecord = done.item
         if isinstance(done.result, Exception):
             log.warning("%s takes no part in the target's cohort: %s", record.image_id, done.result)
@@ -294,7 +294,7 @@ def _summarise(scores: Sequence[TargetMetrics], method: str) -> Values:
     of_sources.sort(key=lambda metrics: metrics.record.image_id)
     scored = [metrics for metrics in of_sources if metrics.reason is None]
     values: Values = {"identity": _mean(identities)}
-    for name in (*MEASURES, *MORE):
+    for name in (*MAIN_METRICS, *MORE):
         values[name] = _mean([metrics.values[name] for metrics in scored if name in metrics.values])
     joints = [metrics.joint for metrics in scored if metrics.joint is not None]
     values["truth_nrmse"] = truth_error(joints).cohort if joints else None

@@ -25,7 +25,7 @@ from mmh_ray.distributed.cluster import connect, live_nodes
 from mmh_ray.distributed.manifest import probe_all
 from mmh_ray.distributed.metrics import MeasuredHarmonizeWorker, count_image, set_queue
 from mmh_ray.distributed.prepare import PrepareSettings, check_row
-from mmh_ray.distributed.task_pool import run_tasks
+from mmh_ray.distributed.task_pool import map_unordered
 from mmh_ray.errors import ConfigError, DataError, RefusedError, data_error
 from mmh_ray.harmonization.citation import write_citation
 from mmh_ray.harmonization.harmonizer import Harmonizer
@@ -39,7 +39,7 @@ from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
 from mmh_ray.progress import progress
 from mmh_ray.provenance import code_version, remove_partial
 from mmh_ray.quality.run_report import write_cohort_report
-from mmh_ray.stopping import stoppable, why
+from mmh_ray.stopping import end_reason, stoppable
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def harmonize(job: Job) -> dict[str, int]:
             remove_partial(job.out)
             return _work_through(job, tasks, inputs, journal)
         except BaseException as error:
-            failure = why(error)
+            failure = end_reason(error)
             raise
         finally:
             record = dataclasses.replace(record, finished=utc_now().isoformat(), failure=failure)
@@ -164,7 +164,7 @@ def find_problems(tasks: list[Task], bundle: Bundle, config: Config) -> dict[str
     harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
     settings = PrepareSettings(bundle.config.grid, harmonizer.prepare, harmonizer.quality)
     problems: dict[str, FoundProblem] = {}
-    for checked in run_tasks(check_row, tasks, settings, "Checking", "images"):
+    for checked in map_unordered(check_row, tasks, settings, "Checking", "images"):
         error = checked.result
         if error is not None:
             action = "refuse" if isinstance(error, RefusedError) else "fail"

@@ -22,7 +22,7 @@ from mmh_ray.distributed.cluster import connect
 from mmh_ray.errors import ConfigError, DataError, data_error
 from mmh_ray.imaging.nifti import read_header
 from mmh_ray.imaging.volume import READING_BYTES_PER_VOXEL, check_memory, read_volume
-from mmh_ray.object_store import shown
+from mmh_ray.object_store import loggable_uri
 from mmh_ray.progress import progress
 from mmh_ray.provenance import sha256_file
 
@@ -64,7 +64,7 @@ def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
     try:
         write_manifest(table, out)
     except OSError as error:
-        received = f"output {shown(out)}: {' '.join(str(error).split())[:300]}"
+        received = f"output {loggable_uri(out)}: {' '.join(str(error).split())[:300]}"
         raise ConfigError(received, "a file that can be written", "Name another.") from error
     return table
 

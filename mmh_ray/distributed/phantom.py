@@ -16,7 +16,7 @@ from mmh_ray import __version__
 from mmh_ray.bids.derivatives import BIDS_VERSION
 from mmh_ray.config import PhantomConfig
 from mmh_ray.distributed.cluster import connect
-from mmh_ray.distributed.task_pool import run_tasks
+from mmh_ray.distributed.task_pool import map_unordered
 from mmh_ray.errors import ConfigError
 from mmh_ray.files import read_object
 from mmh_ray.imaging.volume import Volume, write_volume
@@ -97,7 +97,7 @@ def make_archive(out: str, config: PhantomConfig) -> None:
     _write_tables(root, subjects)
     connect()
     archive = PhantomArchive(str(root), config)
-    for written in run_tasks(write_subject, subjects, archive, "Scanning phantoms", "subjects"):
+    for written in map_unordered(write_subject, subjects, archive, "Scanning phantoms", "subjects"):
         if isinstance(written.result, Exception):
             raise written.result
 

@@ -204,7 +204,7 @@ def _with_facts_of(image: Image, row: PreparedRow) -> PreparedRow:
 def _prepare_all(images: list[Image], out: str, config: Config) -> list[PreparedRow]:
     """Index rows of all images; few tasks wait at a time, whatever the length of the manifest.
 
-    A loop of its own, not :func:`~mmh_ray.distributed.task_pool.run_tasks`: tasks of a worker that died come back as
+    A loop of its own, not :func:`~mmh_ray.distributed.task_pool.map_unordered`: tasks of a worker that died come back as
     smaller ones, and progress counts images while a task has many.
     """
     connect()

@@ -18,8 +18,8 @@ from torch import Tensor
 from mmh_ray.config import Config, StyleConfig
 from mmh_ray.imaging.intensity import robust_scaling
 from mmh_ray.models.augmentation import restyle
-from mmh_ray.models.style.backbones import EMBEDDED
 from mmh_ray.models.style.contrast import train_aggregator
+from mmh_ray.models.style.embedded import EMBEDDED
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder, make_style_encoder
 from mmh_ray.shards import PreparedStore
 

@@ -22,7 +22,7 @@ class TaskResult(NamedTuple):
     kept: ray.ObjectRef | None = None
 
 
-def run_tasks(
+def map_unordered(
     task: Callable, items: Sequence[Any], shared: Any, title: str, unit: str, keep: bool = False
 ) -> Iterator[TaskResult]:
     """Run ``task(item, shared)`` for every item and yield results in the order in which tasks end.

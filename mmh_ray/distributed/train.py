@@ -39,8 +39,8 @@ from mmh_ray.evaluation.report.figures import before_after, middle_slice
 from mmh_ray.models.bundle import load_bundle, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.sampling import harmonize_volume
-from mmh_ray.models.trainer import Learner, best_weights
-from mmh_ray.object_store import below, open_folder
+from mmh_ray.models.trainer import Trainer, best_weights
+from mmh_ray.object_store import join_uri, open_folder
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of
 from mmh_ray.shards import PreparedStore
@@ -129,7 +129,7 @@ def train_global(prepared: str | None, config: Config) -> TrainedModel:
 
 
 def _fit(run: _Run) -> dict[str, torch.Tensor]:
-    """Run the workers to the last step; returns the final learner state."""
+    """Run the workers to the last step; returns the final trainer state."""
     first = _first_weights(run.config)
     result = fit_to_the_end(
         run.config.train, lambda placement: _trainer(run, placement, first), lambda: _checkpoints(run)
@@ -199,26 +199,26 @@ def _work(spec: dict[str, Any]) -> None:
     if spec["first"] is not None:
         model.denoiser.load_state_dict(spec["first"])
     model.to(get_device())
-    learner = Learner(model, config.train, prepare_model(model))
-    _resume(learner)
+    trainer = Trainer(model, config.train, prepare_model(model))
+    _resume(trainer)
     validation = validation_batches(spec["store"], config, spec["domain"]) if rank == 0 else []
-    stream = training_stream(spec["store"], config, spec["domain"], learner.steps_done, rank, world, spec["loaders"])
+    stream = training_stream(spec["store"], config, spec["domain"], trainer.steps_done, rank, world, spec["loaders"])
     before = time.perf_counter()
     for batch in stream:
         waited, start = time.perf_counter() - before, time.perf_counter()
-        metrics = learner.step(batch)
+        metrics = trainer.step(batch)
         before = time.perf_counter()
         seconds = before - start
         metrics |= {
             "slabs_per_second": world * len(batch.plane) / (waited + seconds),
             "data_wait_share": waited / (waited + seconds),
         }
-        _after_step(learner, config, rank, metrics, validation, spec["outbox"])
+        _after_step(trainer, config, rank, metrics, validation, spec["outbox"])
         before = time.perf_counter()
 
 
 def _after_step(
-    learner: Learner,
+    trainer: Trainer,
     config: Config,
     rank: int,
     metrics: dict[str, float],
@@ -226,9 +226,9 @@ def _after_step(
     outbox: tracking.MetricsOutbox,
 ) -> None:
     """Validate and checkpoint when it is time; the first worker hands out the metrics."""
-    step, last = learner.steps_done, learner.steps_done == config.train.steps
+    step, last = trainer.steps_done, trainer.steps_done == config.train.steps
     if rank == 0 and (last or step % config.train.validate_every == 0):
-        metrics |= learner.validate(validation)
+        metrics |= trainer.validate(validation)
     if rank == 0:
         outbox.add(step, metrics)
     if not (last or step % config.train.checkpoint_every == 0):
@@ -238,15 +238,15 @@ def _after_step(
         return
     outbox.write()
     with tempfile.TemporaryDirectory() as scratch:
-        safetensors.torch.save_file(learner.state(), Path(scratch, STATE))
+        safetensors.torch.save_file(trainer.state(), Path(scratch, STATE))
         ray.train.report({"step": step, **metrics}, checkpoint=Checkpoint.from_directory(scratch))
 
 
-def _resume(learner: Learner) -> None:
+def _resume(trainer: Trainer) -> None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
-            learner.load_state(safetensors.torch.load_file(Path(directory, STATE)))
+            trainer.load_state(safetensors.torch.load_file(Path(directory, STATE)))
 
 
 @contextmanager
@@ -304,7 +304,7 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
     model = GlobalHarmonizer(config.model, config.train, quantiles)
     model.load_state_dict(best_weights(state))
     batches = validation_batches(run.store_uri, config, run.domain)
-    validation = Learner(model, config.train).validate(batches)
+    validation = Trainer(model, config.train).validate(batches)
     counts: dict[str, Counter[str]] = {}
     for entry in usable(store, "train") if store is not None else ():
         counts.setdefault(entry["site"], Counter())[entry["sequence"]] += 1
@@ -319,7 +319,7 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
         pictures = () if store is None else _sample_figures(model.eval(), store, config, Path(scratch))
         for picture in pictures:
             tracking.log_figure(run.run_id, picture)
-    place = below(config.train.storage, config.train.run_name, "bundle") if "://" in config.train.storage else target
+    place = join_uri(config.train.storage, config.train.run_name, "bundle") if "://" in config.train.storage else target
     return TrainedModel(place, uri, run.run_id, validation)
 
 

@@ -38,7 +38,7 @@ from mmh_ray.models.target.fine_tuner import (
     batch_of,
     tune,
 )
-from mmh_ray.object_store import below
+from mmh_ray.object_store import join_uri
 from mmh_ray.progress import progress
 from mmh_ray.shards import PreparedStore
 
@@ -372,7 +372,7 @@ def _publish(
         uri = tracking.register(run_id, local, name, config.tracking)
     tracking.finish(run_id)
     storage_uri = config.target.storage
-    place = below(storage_uri, target.removeprefix(f"{root}/")) if "://" in storage_uri else target
+    place = join_uri(storage_uri, target.removeprefix(f"{root}/")) if "://" in storage_uri else target
     return TrainedTarget(site, place, uri, run_id, {name: found.validation for name, found in tuned.items()})
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import ConfigError, RefusedError
-from mmh_ray.imaging.detail import NOISE, continued, fit_look, without_noise
+from mmh_ray.imaging.detail import NOISE, continued, fit_mapping, without_noise
 from mmh_ray.imaging.grid import from_grid
 from mmh_ray.imaging.ground import background
 from mmh_ray.imaging.intensity import noise_level
@@ -19,7 +19,7 @@ from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.sampling import estimate_planes, fuse
-from mmh_ray.models.target.adapter import SiteStyle, wearing
+from mmh_ray.models.target.adapter import SiteStyle, with_adapter
 from mmh_ray.models.target.bundle import Target
 from mmh_ray.quality.checks import check_prepared
 from mmh_ray.quality.describe import describe_air, describe_outcome, describe_scan
@@ -213,7 +213,7 @@ class Harmonizer:
             if sequence in target.weights:
                 if without_adapter is None:
                     without_adapter = self._estimate_again(unified, ready)
-                with wearing(self.bundle.model, target.adapter(sequence)):
+                with with_adapter(self.bundle.model, target.adapter(sequence)):
                     moved = moved + self._estimate_again(unified, ready) - without_adapter
             values = fuse(style.moved(moved, mask), mask, self.settings)
             images.append(InferredImage(values, style.noise_left(NOISE), disagreement))
@@ -288,7 +288,7 @@ class Harmonizer:
         """The harmonized image on the scan's grid, ``(I, J, K)`` float32, not negative.
 
         With detail projection it is the scan's own voxels under the curve and the field of
-        :func:`mmh_ray.imaging.detail.fit_look`, inside the brain with less noise. Air stays dark, as the curve leads
+        :func:`mmh_ray.imaging.detail.fit_mapping`, inside the brain with less noise. Air stays dark, as the curve leads
         0 to 0.
         """
         shape = volume.data.shape
@@ -300,7 +300,7 @@ class Harmonizer:
 
         if self.settings.detail == "model":
             return np.clip(to_native(image), 0, None)
-        curve, field = fit_look(prepared.image, image, mask, self.bundle.config.grid.spacing_mm)
+        curve, field = fit_mapping(prepared.image, image, mask, self.bundle.config.grid.spacing_mm)
         floor = np.float32(prepared.ground.floor)
         without_field = (volume.data - floor) * to_native(prepared.gain * field) + floor
         projected = curve.apply(prepared.scaling.apply(without_field))

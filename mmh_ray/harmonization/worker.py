@@ -23,7 +23,7 @@ from mmh_ray.harmonization.job import ModelIdentity, Task
 from mmh_ray.harmonization.outputs import check_places, input_hash, is_current, ledger_row, provenance
 from mmh_ray.harmonization.sidecar import account_of
 from mmh_ray.harmonization.target_domain import TargetDomain
-from mmh_ray.imaging.volume import Room, read_mask, read_volume, write_volume
+from mmh_ray.imaging.volume import SharedMemory, read_mask, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.models.target.bundle import Target
 from mmh_ray.provenance import sha256_file
@@ -93,7 +93,7 @@ class HarmonizeWorker:
         self._idle_since: float | None = None  # its start is no wait
         self._model_lock = threading.Lock()
         self._device = device_of(bundle.model)
-        self._room = Room(neighbours)
+        self._room = SharedMemory(neighbours)
 
     def harmonize(self, task: Task) -> list[LedgerRow]:
         """The ledger rows of one image, one a domain, whose derivatives and sidecars are then on disk.

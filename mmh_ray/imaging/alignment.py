@@ -86,20 +86,24 @@ def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: 
         Part of the brain that the scan must show; zero where it shows less.
     """
     known = template()
+    shape = known.image.shape
     step = np.linalg.inv(affine) @ matrix @ known.affine
-    seen = ndimage.affine_transform(np.ones_like(data), step, output_shape=known.image.shape, order=0)
+    ones = np.ones_like(data)
+    seen = ndimage.affine_transform(ones, step, output_shape=shape, order=0)
     region = known.deep & (seen > 0)
     if region.sum() < least_seen * known.deep.sum():
         return 0.0
-    scan = ndimage.affine_transform(data, step, output_shape=known.image.shape, order=1)
+    scan = ndimage.affine_transform(data, step, output_shape=shape, order=1)
     contrast = _local_contrast(scan, region)
-    design = np.stack([_local_contrast(tissue, region) for tissue in known.tissues], axis=1)
+    tissue_contrasts = [_local_contrast(tissue, region) for tissue in known.tissues]
+    design = np.stack(tissue_contrasts, axis=1)
     weights = np.linalg.lstsq(design, contrast, rcond=None)[0]
     residual = contrast - design @ weights
     total = float((contrast**2).sum())
     if total <= 0:
         return 0.0
-    return max(0.0, 1 - float((residual**2).sum()) / total)
+    unexplained = float((residual**2).sum())
+    return max(0.0, 1 - unexplained / total)
 
 
 def _local_contrast(image: np.ndarray, region: np.ndarray) -> np.ndarray:
@@ -118,9 +122,15 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
     known = template()
     every_third = (slice(None, None, 3),) * 3
     inside = known.brain[every_third]
-    design = np.stack([_blurred_contrast(tissue)[every_third][inside] for tissue in known.tissues], axis=1)
-    basis = np.linalg.qr(design - design.mean(axis=0))[0]
-    places_mm = np.argwhere(inside) * 3 @ known.affine[:3, :3].T + known.affine[:3, 3]
+    tissue_contrasts = []
+    for tissue in known.tissues:
+        coarse = _blurred_contrast(tissue)[every_third]
+        tissue_contrasts.append(coarse[inside])
+    design = np.stack(tissue_contrasts, axis=1)
+    basis, _ = np.linalg.qr(design - design.mean(axis=0))
+    rotation = known.affine[:3, :3]
+    origin = known.affine[:3, 3]
+    places_mm = np.argwhere(inside) * 3 @ rotation.T + origin
     to_scan = np.linalg.inv(affine)
     contrast = _blurred_contrast(data)
 
@@ -131,10 +141,12 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
         values = ndimage.map_coordinates(contrast, voxels.T, order=1)
         values = values - values.mean()
         explained = ((values @ basis) ** 2).sum()
-        return float(explained / max(float(values @ values), 1e-12))
+        total = max(float(values @ values), 1e-12)
+        return float(explained / total)
 
     best, *others = sorted(starts, key=fit, reverse=True)
-    ordered = {id(start): start for start in (best, *starts[:2], *others)}  # each once
+    first_two = starts[:2]
+    ordered = {id(start): start for start in (best, *first_two, *others)}  # each once
     return list(ordered.values())[:_TRIED]
 
 
@@ -183,8 +195,10 @@ def _matrix(transform: sitk.AffineTransform) -> np.ndarray:
 
 
 def _region(known: Template, margin: int) -> sitk.Image:
-    wider = ndimage.binary_dilation(known.brain, iterations=margin) if margin else known.brain
-    return _to_sitk(wider.astype(np.uint8), known.affine)
+    region = known.brain
+    if margin:
+        region = ndimage.binary_dilation(region, iterations=margin)
+    return _to_sitk(region.astype(np.uint8), known.affine)
 
 
 def _general(transform: Any) -> sitk.AffineTransform:
@@ -215,7 +229,9 @@ def _optimise(fixed: sitk.Image, moving: sitk.Image, region: sitk.Image, start: 
 
 def _to_sitk(data: np.ndarray, affine: np.ndarray) -> sitk.Image:
     """A grid with RAS axes as an ITK image whose millimetres are ours."""
+    spacing = np.diag(affine)[:3]
+    origin = affine[:3, 3]
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
-    image.SetSpacing([float(size) for size in np.diag(affine)[:3]])
-    image.SetOrigin([float(value) for value in affine[:3, 3]])
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(origin.tolist())
     return image

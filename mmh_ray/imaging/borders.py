@@ -6,18 +6,24 @@ import numpy as np
 from scipy import ndimage
 
 
-def border(data: np.ndarray) -> np.ndarray:
+def faces_of(data: np.ndarray) -> np.ndarray:
     """All voxels of the six faces of a volume, ``(n,)``."""
-    parts = [np.take(data, end, axis).ravel() for axis in range(3) for end in (0, -1)]
-    return np.concatenate(parts)
+    faces = []
+    for axis in range(3):
+        for end in (0, -1):
+            face = np.take(data, end, axis)
+            faces.append(face.ravel())
+    return np.concatenate(faces)
 
 
 def edges_of(data: np.ndarray) -> np.ndarray:
     """All voxels of the twelve edges of a volume, ``(n,)``."""
-    ends = (0, -1)
-    edges = [data[:, j, k] for j in ends for k in ends]
-    edges += [data[i, :, k] for i in ends for k in ends]
-    edges += [data[i, j, :] for i in ends for j in ends]
+    edges = []
+    for axis in range(3):
+        along_axis = np.moveaxis(data, axis, 0)
+        for second_end in (0, -1):
+            for third_end in (0, -1):
+                edges.append(along_axis[:, second_end, third_end])
     return np.concatenate(edges)
 
 
@@ -30,4 +36,6 @@ def reaching_edges(region: np.ndarray) -> np.ndarray:
 
 def grown(mask: np.ndarray) -> np.ndarray:
     """A mask wider by one voxel in every direction, diagonals too."""
-    return ndimage.maximum_filter(mask.view(np.uint8), 3).view(bool)
+    numbers = mask.view(np.uint8)
+    wider = ndimage.maximum_filter(numbers, 3)
+    return wider.view(bool)

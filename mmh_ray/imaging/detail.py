@@ -55,30 +55,42 @@ def fit_curve(scan: np.ndarray, styled: np.ndarray, mask: np.ndarray) -> Monoton
     scan_values = smooth_inside(scan.astype(np.float32), mask, SMOOTHING)[mask]
     styled_values = smooth_inside(styled.astype(np.float32), mask, SMOOTHING)[mask]
     by_scan = np.argsort(scan_values, kind="stable")
-    bins = np.array_split(by_scan, min(_BINS, scan_values.size))
+    bin_count = min(_BINS, scan_values.size)
+    bins = np.array_split(by_scan, bin_count)
     knots = _medians(scan_values, bins)
-    heights = IsotonicRegression().fit_transform(np.arange(len(bins)), _medians(styled_values, bins))
+    medians = _medians(styled_values, bins)
+    heights = IsotonicRegression().fit_transform(np.arange(bin_count), medians)
     # The change is smoothed, not the heights, so that a curve that changes nothing is kept.
     change = ndimage.gaussian_filter1d(heights - knots, _SMOOTH_BINS, mode="nearest")
-    rise = _RISE * np.arange(len(knots))
+    rise = _RISE * np.arange(bin_count)
     heights = np.maximum.accumulate(knots + change) + rise
     knots = np.maximum.accumulate(knots) + rise
-    dark = len(knots) // _DARK
-    straight_line = heights[dark] * knots[:dark] / max(knots[dark], 1e-6)
+
+    dark = bin_count // _DARK
+    knot_of_dark = max(knots[dark], 1e-6)
+    straight_line = heights[dark] * knots[:dark] / knot_of_dark
     heights[:dark] = np.minimum(heights[:dark], straight_line)
-    slope = (heights[-1] - heights[0]) / (knots[-1] - knots[0])
+
+    first_height = heights[0]
+    last_height = heights[-1]
+    last_knot = knots[-1]
+    slope = (last_height - first_height) / (last_knot - knots[0])
     above = knots > 1e-3
-    source = np.array([0.0, *knots[above], knots[-1] + 10])
-    target = np.array([0.0, *heights[above], heights[-1] + 10 * slope])
+    source = np.array([0.0, *knots[above], last_knot + 10])
+    target = np.array([0.0, *heights[above], last_height + 10 * slope])
     return MonotoneMap(source, np.maximum(target, 0))
 
 
 def _medians(values: np.ndarray, bins: list[np.ndarray]) -> np.ndarray:
     """Median of each bin of indices, float64."""
-    return np.array([np.median(values[indices]) for indices in bins], np.float64)
+    medians = []
+    for indices in bins:
+        of_bin = values[indices]
+        medians.append(np.median(of_bin))
+    return np.array(medians, np.float64)
 
 
-def fit_look(
+def fit_mapping(
     scan: np.ndarray, styled: np.ndarray, mask: np.ndarray, spacing_mm: float
 ) -> tuple[MonotoneMap, np.ndarray]:
     """The curve, and the field ``(X, Y, Z)`` float32, for which ``curve(field * scan)`` is most like the network's image.
@@ -96,17 +108,22 @@ def fit_look(
         Voxel edge.
     """
     field = np.ones(scan.shape, np.float32)
-    scan = np.where(mask, np.clip(scan, 0, None), 0).astype(np.float32)
+    not_negative = np.clip(scan, 0, None)
+    scan = np.where(mask, not_negative, 0).astype(np.float32)
     sigma = FIELD_MM / spacing_mm
-    weight = np.maximum(ndimage.gaussian_filter(scan**2, sigma), 1e-6)
+    power = ndimage.gaussian_filter(scan**2, sigma)
+    weight = np.maximum(power, 1e-6)
     for _ in range(_ROUNDS):
         under_field = field * scan
         curve = fit_curve(under_field, styled, mask)
         before_curve = np.interp(styled, curve.target, curve.source)
-        believed = np.clip(before_curve, under_field / _BELIEVED, under_field * _BELIEVED)
+        least = under_field / _BELIEVED
+        most = under_field * _BELIEVED
+        believed = np.clip(before_curve, least, most)
         product = (believed * scan * mask).astype(np.float32)
         field = ndimage.gaussian_filter(product, sigma) / weight
-        field = continued(np.clip(field, 1 / _STRONGEST, _STRONGEST), mask)
+        bounded = np.clip(field, 1 / _STRONGEST, _STRONGEST)
+        field = continued(bounded, mask)
     return fit_curve(field * scan, styled, mask), field
 
 
@@ -130,11 +147,14 @@ def without_noise(
         Standard deviation of the noise to leave.
     """
     detail = projected - styled
-    covered = np.maximum(_mean(mask.astype(np.float32)), 1e-6)
+    covered = _mean(mask.astype(np.float32))
+    covered = np.maximum(covered, 1e-6)
     power = _mean(detail**2 * mask) / covered
     least_kept = min(1.0, left / max(noise, 1e-6))
-    structure = 1 - noise**2 / np.maximum(power, 1e-12)  # share of the detail's power that is no noise
-    return styled + np.maximum(least_kept, structure) * detail
+    share_of_noise = noise**2 / np.maximum(power, 1e-12)
+    structure = 1 - share_of_noise  # share of the detail's power that is no noise
+    kept = np.maximum(least_kept, structure)
+    return styled + kept * detail
 
 
 def continued(values: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmh_ray.imaging.borders import border, grown
+from mmh_ray.imaging.borders import faces_of, grown
 
 _KEPT_BITS = 10
 """Of a value's 23 bits after the leading one: those by which values are told apart."""
@@ -60,11 +60,14 @@ def candidate_values(levels: np.ndarray, constant: np.ndarray) -> np.ndarray:
     constant:
         ``(I - 1, J - 1, K - 1)`` of :func:`constant_cubes`.
     """
-    values, counts = np.unique(levels[:-1, :-1, :-1][constant], return_counts=True)
+    first_corners = levels[:-1, :-1, :-1]
+    values, counts = np.unique(first_corners[constant], return_counts=True)
     values = values[counts >= _LEAST_BLOCKS]
     lowest = levels.min()
-    if lowest < 0 and int((levels == lowest).sum()) >= _LEAST_REPEATS:
-        values = np.union1d(values, [lowest])
+    if lowest < 0:
+        repeats = int((levels == lowest).sum())
+        if repeats >= _LEAST_REPEATS:
+            values = np.union1d(values, [lowest])
     return values
 
 
@@ -74,11 +77,15 @@ def rounded_levels(data: np.ndarray) -> np.ndarray:
     half = 1 << (dropped - 1)
     kept = ~((1 << dropped) - 1)
     bits = data.astype(np.float32).view(np.int32)
-    rounded = ((bits + half) & kept).view(np.float32)
+    rounded_bits = (bits + half) & kept
+    rounded = rounded_bits.view(np.float32)
     sizes = np.abs(sampled(data))
     sizes = sizes[sizes > 0]
-    faint = 2.0**-_KEPT_BITS * float(np.percentile(sizes, 25)) if sizes.size else 0.0
-    return np.where(np.abs(rounded) < faint, np.float32(0), rounded)
+    faint = 0.0
+    if sizes.size:
+        faint = 2.0**-_KEPT_BITS * float(np.percentile(sizes, 25))
+    is_faint = np.abs(rounded) < faint
+    return np.where(is_faint, np.float32(0), rounded)
 
 
 def constant_cubes(data: np.ndarray) -> np.ndarray:
@@ -96,8 +103,10 @@ def constant_cubes(data: np.ndarray) -> np.ndarray:
 
 def sampled(data: np.ndarray) -> np.ndarray:
     """Some of the voxels, evenly spread and ascending."""
-    step = max(1, data.size // _SAMPLE) | 1  # odd, so as not to fall into step with the rows
-    return np.sort(data.ravel()[::step])
+    step = max(1, data.size // _SAMPLE)
+    odd_step = step | 1  # so as not to fall into step with the rows
+    voxels = data.ravel()
+    return np.sort(voxels[::odd_step])
 
 
 def range_of(ordered: np.ndarray, tail: float) -> Range:
@@ -110,15 +119,19 @@ def range_of(ordered: np.ndarray, tail: float) -> Range:
 
 def low_bound(values: np.ndarray, ordered: np.ndarray) -> float:
     """At or below it all is fill: a little above the highest fill value below all else. Minus infinity where there is none."""
-    for value in values[values < 0][::-1]:
-        above = ordered[np.searchsorted(ordered, value, "right") :]
+    highest_first = values[values < 0][::-1]
+    for value in highest_first:
+        first_above = np.searchsorted(ordered, value, "right")
+        above = ordered[first_above:]
         if above.size == 0:
             continue
         reach = float(np.median(above)) - value
         ringing = value + RINGING * reach
-        rest = range_of(above[np.searchsorted(above, ringing) :], OUTLIERS)
+        beyond_ringing = above[np.searchsorted(above, ringing) :]
+        rest = range_of(beyond_ringing, OUTLIERS)
         gap = rest.low - value
-        if rest.width <= 0 or gap < max(_LOW_GAP * rest.width, 2 * RINGING * reach):
+        least_gap = max(_LOW_GAP * rest.width, 2 * RINGING * reach)
+        if rest.width <= 0 or gap < least_gap:
             continue
         just_below = np.nextafter(value, np.float32(-np.inf))
         just_above = np.nextafter(value, np.float32(np.inf))
@@ -128,51 +141,68 @@ def low_bound(values: np.ndarray, ordered: np.ndarray) -> float:
         near = _count(ordered, ringing, value + gap / 2)
         is_ringing = under >= _UNDERSHOT * over
         is_lone = over <= _STRAY * exact
-        if (is_ringing or is_lone) and _OUTNUMBERS * near <= under + exact + over:
+        outnumbers = _OUTNUMBERS * near <= under + exact + over
+        if (is_ringing or is_lone) and outnumbers:
             bound = float(value + RINGING * gap)
-            return float(value) if _is_exact(ordered[ordered <= bound], values) else bound
+            fill = ordered[ordered <= bound]
+            return float(value) if _is_exact(fill, values) else bound
     return -np.inf
 
 
 def high_bound(values: np.ndarray, ordered: np.ndarray, data: np.ndarray) -> float:
     """At or above it all is fill: a little below the lowest fill value above all else. Infinity where there is none."""
-    corners = data[:: data.shape[0] - 1, :: data.shape[1] - 1, :: data.shape[2] - 1]
+    steps = [length - 1 for length in data.shape]
+    corners = data[:: steps[0], :: steps[1], :: steps[2]]
     bound = np.inf
-    for value in values[values > 0][::-1]:
-        below = ordered[: np.searchsorted(ordered, value, "left")]
+    highest_first = values[values > 0][::-1]
+    for value in highest_first:
+        past_below = np.searchsorted(ordered, value, "left")
+        below = ordered[:past_below]
         if value >= bound or below.size == 0:
             continue
         reach = value - float(np.median(below))
         ringing = value - RINGING * reach
         at_corner = bool((corners >= ringing).any())
         tail = RIM_TAIL if at_corner else OUTLIERS
-        rest = range_of(below[: np.searchsorted(below, ringing)], tail)
+        before_ringing = below[: np.searchsorted(below, ringing)]
+        rest = range_of(before_ringing, tail)
         gap = value - rest.high
-        if rest.width <= 0 or gap < max(_HIGH_GAP * rest.width, 2 * RINGING * reach):
+        least_gap = max(_HIGH_GAP * rest.width, 2 * RINGING * reach)
+        if rest.width <= 0 or gap < least_gap:
             continue
-        near = _count(ordered, value - gap / 2, ringing)
+        halfway = value - gap / 2
+        near = _count(ordered, halfway, ringing)
         beyond = _count(ordered, value + RINGING * reach, bound)
-        if _OUTNUMBERS * (near + beyond) > _count(ordered, ringing, bound):
+        fill_count = _count(ordered, ringing, bound)
+        if _OUTNUMBERS * (near + beyond) > fill_count:
             continue
         region = data >= ringing
         is_far = gap >= _FAR_GAP * rest.width
-        if border(region).any() or (is_far and _is_abrupt(region, data, halfway=value - gap / 2)):
+        reaches_faces = faces_of(region).any()
+        if reaches_faces or (is_far and _is_abrupt(region, data, halfway)):
             bound = float(value - RINGING * gap)
-            bound = float(value) if _is_exact(ordered[ordered >= bound], values) else bound
+            fill = ordered[ordered >= bound]
+            bound = float(value) if _is_exact(fill, values) else bound
     return bound
 
 
 def _is_exact(fill: np.ndarray, values: np.ndarray) -> bool:
     """Whether all but a few of the voxels have one of the fill values, so that none was interpolated."""
-    return bool(np.isin(fill, values).mean() >= EXACT)
+    has_fill_value = np.isin(fill, values)
+    return bool(has_fill_value.mean() >= EXACT)
 
 
 def _count(ordered: np.ndarray, low: float, high: float) -> int:
     """How many of ascending values lie between two bounds, both included."""
-    return int(np.searchsorted(ordered, high, "right") - np.searchsorted(ordered, low))
+    past_last = np.searchsorted(ordered, high, "right")
+    first = np.searchsorted(ordered, low)
+    return int(past_last - first)
 
 
 def _is_abrupt(region: np.ndarray, data: np.ndarray, halfway: float) -> bool:
     """Whether most of what lies around a bright region is not half as far above all else: saturated tissue fades instead."""
-    around = data[grown(region) & ~region]
-    return around.size > 0 and bool(np.median(around) <= halfway)
+    shell = grown(region) & ~region
+    around = data[shell]
+    if around.size == 0:
+        return False
+    return bool(np.median(around) <= halfway)

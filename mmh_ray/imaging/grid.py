@@ -25,20 +25,29 @@ def working_affine(
         grid's own spacing and axes is then only cropped or padded, not blurred by interpolation.
     """
     half = grid.spacing_mm * (np.array(grid.shape) - 1) / 2
-    working = np.diag([grid.spacing_mm] * 3 + [1.0])
+    working = _isotropic(grid.spacing_mm)
     if axes is not None:
         places_mm = np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
         along_axes = places_mm @ axes
-        middle = (along_axes.min(axis=0) + along_axes.max(axis=0)) / 2
+        low = along_axes.min(axis=0)
+        high = along_axes.max(axis=0)
+        middle = (low + high) / 2
         working[:3, :3] = grid.spacing_mm * axes
         working[:3, 3] = axes @ (middle - half)
         return working
     centre_voxel = [(span.start + span.stop - 1) / 2 for span in box_of(mask)]
     centre = affine @ np.array([*centre_voxel, 1.0])
     working[:3, 3] = centre[:3] - half
-    first_voxel = np.round((np.linalg.inv(affine) @ working[:, 3])[:3])
-    working[:3, 3] = (affine @ [*first_voxel, 1.0])[:3]
+    to_voxels = np.linalg.inv(affine)
+    first_voxel = np.round((to_voxels @ working[:, 3])[:3])
+    first_place = affine @ [*first_voxel, 1.0]
+    working[:3, 3] = first_place[:3]
     return working
+
+
+def _isotropic(spacing_mm: float) -> np.ndarray:
+    """``(4, 4)`` affine of a grid with world axes and its first voxel at the origin."""
+    return np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
 
 
 def to_grid(
@@ -47,7 +56,8 @@ def to_grid(
     """Resample ``(I, J, K)`` data to another grid: anti-aliased where the target is coarser, zero outside; linear (1) or cubic (3)."""
     step = np.linalg.inv(affine) @ target_affine
     size = np.linalg.norm(step[:3, :3], axis=1)  # source voxels crossed by one target voxel, per source axis
-    sigma = 0.4 * np.sqrt(np.maximum(size**2 - 1, 0))
+    excess = np.maximum(size**2 - 1, 0)
+    sigma = 0.4 * np.sqrt(excess)
     source = data.astype(np.float32)
     if sigma.any():
         source = ndimage.gaussian_filter(source, sigma)
@@ -57,15 +67,24 @@ def to_grid(
 def from_grid(data: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Resample working-grid data to a native grid: linear, continued outside by its nearest voxel."""
     step = np.linalg.inv(affine) @ native_affine
-    return ndimage.affine_transform(data.astype(np.float32), step, output_shape=tuple(shape), order=1, mode="nearest")
+    source = data.astype(np.float32)
+    return ndimage.affine_transform(
+        source,
+        step,
+        output_shape=tuple(shape),
+        order=1,
+        mode="nearest",
+    )
 
 
 def cut_out(data: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Data on another grid of the same spacing and axes, whole voxels away: cropped and padded with zeros, never interpolated."""
-    first = np.round(np.linalg.inv(affine) @ target_affine[:, 3])[:3].astype(int)
+    to_voxels = np.linalg.inv(affine)
+    first_place = to_voxels @ target_affine[:, 3]
+    first_voxel = np.round(first_place)[:3].astype(int)
     source = []
     target = []
-    for start, length, target_length in zip(first, data.shape, shape, strict=True):
+    for start, length, target_length in zip(first_voxel, data.shape, shape, strict=True):
         low = max(0, start)
         high = max(low, min(length, start + target_length))
         source.append(slice(low, high))
@@ -85,7 +104,9 @@ def share_held(
     """Part of the voxels of a mask ``(I, J, K)`` bool whose centres another grid holds, outside the ``holes`` of that grid."""
     step = np.linalg.inv(target_affine) @ affine
     voxels = np.argwhere(mask) @ step[:3, :3].T + step[:3, 3]
-    held = ((voxels > -0.5) & (voxels < np.array(shape) - 0.5)).all(axis=1)
+    after_first = voxels > -0.5
+    before_last = voxels < np.array(shape) - 0.5
+    held = (after_first & before_last).all(axis=1)
     if holes is not None:
         places = np.round(voxels[held]).astype(int)
         held[held] = ~holes[tuple(places.T)]
@@ -103,11 +124,16 @@ def box_of(mask: np.ndarray, margin: int | Sequence[int] = 0) -> tuple[slice, ..
         One number, or one for each axis.
     """
     margins = np.broadcast_to(margin, mask.ndim).tolist()
+    axes = range(mask.ndim)
     box = []
-    for axis, (length, wider) in enumerate(zip(mask.shape, margins, strict=True)):
-        other_axes = tuple(other for other in range(mask.ndim) if other != axis)
+    for axis in axes:
+        other_axes = tuple(other for other in axes if other != axis)
         occupied = np.flatnonzero(mask.any(axis=other_axes))
-        first = int(occupied[0]) - wider
-        past_last = int(occupied[-1]) + 1 + wider
-        box.append(slice(max(0, first), min(length, past_last)))
+        first = int(occupied[0]) - margins[axis]
+        past_last = int(occupied[-1]) + 1 + margins[axis]
+        span = slice(
+            max(0, first),
+            min(mask.shape[axis], past_last),
+        )
+        box.append(span)
     return tuple(box)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from mmh_ray.imaging.borders import border
+from mmh_ray.imaging.borders import faces_of
 from mmh_ray.imaging.fill import Fill, find_fill
 from mmh_ray.imaging.head import largest
 from mmh_ray.imaging.volume import Volume
@@ -106,9 +106,9 @@ def is_stripped(volume: Volume) -> bool:
 
 def background(data: np.ndarray, fill: Fill | None = None) -> float:
     """The most frequent value on the faces of a volume, but for fill: 0 where a skull was removed, unless it was shifted since."""
-    faces = border(data)
+    faces = faces_of(data)
     if fill is not None:
-        measured = faces[~border(fill.mask)]
+        measured = faces[~faces_of(fill.mask)]
         if measured.size >= _LEAST_MEASURED * faces.size:
             faces = measured
     values, counts = np.unique(faces, return_counts=True)
@@ -166,16 +166,23 @@ def _filled(shown: np.ndarray) -> np.ndarray:
     """A region without its holes; where the field of view cuts it, what it surrounds on that face is a hole, too."""
     closed = np.pad(shown, 1)
     for axis in range(3):
-        for end, face in ((0, 0), (-1, -1)):
-            inner = [slice(1, -1)] * 3
-            inner[axis] = end  # type: ignore[call-overload]
-            closed[tuple(inner)] = ndimage.binary_fill_holes(np.take(shown, face, axis))
-    return ndimage.binary_fill_holes(closed)[1:-1, 1:-1, 1:-1]
+        for end in (0, -1):
+            face = np.take(shown, end, axis)
+            inner: list[slice | int] = [slice(1, -1)] * 3
+            inner[axis] = end
+            closed[tuple(inner)] = ndimage.binary_fill_holes(face)
+    filled = ndimage.binary_fill_holes(closed)
+    return filled[1:-1, 1:-1, 1:-1]
 
 
 def _depth(head: np.ndarray, sizes: list[float]) -> np.ndarray:
     """Depth below the surface in mm; where the field of view cuts a head, that is no surface."""
-    margins = [int(np.ceil(_DEEP_MM / size)) + 1 for size in sizes]
-    continued = np.pad(head, [(margin, margin) for margin in margins], mode="edge")
+    margins = []
+    for size in sizes:
+        margin = int(np.ceil(_DEEP_MM / size)) + 1
+        margins.append(margin)
+    padding = [(margin, margin) for margin in margins]
+    continued = np.pad(head, padding, mode="edge")
+    depth = ndimage.distance_transform_edt(continued, sampling=sizes)
     without_margin = tuple(slice(margin, -margin) for margin in margins)
-    return ndimage.distance_transform_edt(continued, sampling=sizes)[without_margin]
+    return depth[without_margin]

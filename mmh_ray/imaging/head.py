@@ -15,31 +15,45 @@ HEAD_MM = 190.0
 
 def foreground(volume: Volume) -> np.ndarray:
     """Tissue brighter than air and bone, ``(I, J, K)`` bool."""
-    smooth = ndimage.gaussian_filter(volume.data, [1.0 / size for size in volume.spacing])
-    root = np.sqrt(
-        np.clip(smooth, 0, np.percentile(smooth, 99))
-    )  # evens out the classes, so that dim tissue is not lost
+    sigma = [1.0 / size for size in volume.spacing]
+    smooth = ndimage.gaussian_filter(volume.data, sigma)
+    brightest = np.percentile(smooth, 99)
+    root = np.sqrt(np.clip(smooth, 0, brightest))  # evens out the classes, so that dim tissue is not lost
     return root > threshold_otsu(root)
 
 
 def largest(mask: np.ndarray) -> np.ndarray:
     """The largest connected part of a mask."""
     labels, count = ndimage.label(mask)
-    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count > 1 else mask
+    if count <= 1:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes_of_parts = sizes[1:]  # without what lies outside the mask
+    largest_label = 1 + np.argmax(sizes_of_parts)
+    return labels == largest_label
 
 
 def without_neck(volume: Volume, head: np.ndarray) -> tuple[np.ndarray, float]:
     """The head without what lies more than :data:`HEAD_MM` below its top, ``(I, J, K)`` bool, and how many mm of it that is."""
-    across, ahead, up = (np.arange(n) * step for n, step in zip(head.shape, volume.affine[2, :3], strict=True))
-    height = across[:, None, None] + ahead[:, None] + up + volume.affine[2, 3]
+    step_i, step_j, step_k, origin = volume.affine[2]
+    length_i, length_j, length_k = head.shape
+    height_i = np.arange(length_i)[:, None, None] * step_i
+    height_j = np.arange(length_j)[:, None] * step_j
+    height_k = np.arange(length_k) * step_k
+    height = height_i + height_j + height_k + origin
     lowest, top = np.percentile(height[head], [0.5, 99.5])
-    return head & (height >= top - HEAD_MM), max(0.0, float(top - HEAD_MM - lowest))
+    end_of_head = top - HEAD_MM
+    kept = head & (height >= end_of_head)
+    neck_mm = max(0.0, float(end_of_head - lowest))
+    return kept, neck_mm
 
 
 def bounds(volume: Volume, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest corner, ``(3,)`` world mm each, of a mask but for its outermost voxels."""
-    places = np.argwhere(mask) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
-    low, high = np.percentile(places, [0.5, 99.5], axis=0)
+    rotation = volume.affine[:3, :3]
+    origin = volume.affine[:3, 3]
+    places_mm = np.argwhere(mask) @ rotation.T + origin
+    low, high = np.percentile(places_mm, [0.5, 99.5], axis=0)
     return low, high
 
 
@@ -47,7 +61,10 @@ def upright(
     volume: Volume, mask: np.ndarray, low: np.ndarray, high: np.ndarray, spacing_mm: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """What lies inside the mask between two corners (world mm) on an isotropic grid with world axes, and the grid's affine."""
-    affine = np.diag([spacing_mm] * 3 + [1.0])
+    affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
     affine[:3, 3] = low
-    shape = tuple(int(n) for n in np.ceil((high - low) / spacing_mm) + 1)
-    return to_grid(np.where(mask, volume.data, 0), volume.affine, affine, shape), affine
+    lengths = np.ceil((high - low) / spacing_mm) + 1
+    shape = tuple(int(length) for length in lengths)
+    inside = np.where(mask, volume.data, 0)
+    resampled = to_grid(inside, volume.affine, affine, shape)
+    return resampled, affine

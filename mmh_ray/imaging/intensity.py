@@ -28,11 +28,15 @@ class Scaling:
 
     def apply(self, data: np.ndarray) -> np.ndarray:
         """Scan units to unit intensity."""
-        return ((data - self.low) / (self.high - self.low)).astype(np.float32)
+        width = self.high - self.low
+        unit = (data - self.low) / width
+        return unit.astype(np.float32)
 
     def undo(self, data: np.ndarray) -> np.ndarray:
         """Unit intensity to scan units."""
-        return (data * (self.high - self.low) + self.low).astype(np.float32)
+        width = self.high - self.low
+        scan = data * width + self.low
+        return scan.astype(np.float32)
 
 
 def robust_scaling(data: np.ndarray, mask: np.ndarray, upper_percentile: float = 99.5) -> Scaling:
@@ -60,7 +64,8 @@ def correct_bias(
     data: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float], iterations: tuple[int, ...] = (30, 20, 10)
 ) -> np.ndarray:
     """The image ``(I, J, K)`` float32 times the gain of :func:`bias_gain`."""
-    return (data * bias_gain(data, mask, spacing, iterations)).astype(np.float32)
+    gain = bias_gain(data, mask, spacing, iterations)
+    return (data * gain).astype(np.float32)
 
 
 @one_thread()
@@ -84,7 +89,8 @@ def bias_gain(
     -------
     ``(I, J, K)`` float32 by which the image is multiplied; the mean inside the mask is kept.
     """
-    image = sitk.GetImageFromArray(np.maximum(data, 0).astype(np.float32).T)
+    not_negative = np.maximum(data, 0).astype(np.float32)
+    image = sitk.GetImageFromArray(not_negative.T)
     image.SetSpacing(spacing)
     region = sitk.GetImageFromArray(mask.astype(np.uint8).T)
     region.CopyInformation(image)
@@ -92,12 +98,15 @@ def bias_gain(
     corrector = sitk.N4BiasFieldCorrectionImageFilter()
     corrector.SetMaximumNumberOfIterations(list(iterations))
     corrector.Execute(sitk.Shrink(image, factors), sitk.Shrink(region, factors))
-    field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)).T
+    log_field = corrector.GetLogBiasFieldAsImage(image)
+    field = sitk.GetArrayFromImage(log_field).T
     # The spline is only determined where the mask supports it: outside, its value may not exceed what was seen inside.
-    field = np.clip(field, field[mask].min(), field[mask].max())
+    seen = field[mask]
+    field = np.clip(field, seen.min(), seen.max())
     gain = np.exp(-field)
+    corrected = data * gain
     mean_before = float(data[mask].mean())
-    mean_after = float((data * gain)[mask].mean())
+    mean_after = float(corrected[mask].mean())
     same_mean = mean_before / mean_after if mean_after > 0 else 1.0
     return (gain * same_mean).astype(np.float32)
 
@@ -109,7 +118,8 @@ def quantile_function(values: np.ndarray) -> np.ndarray:
 
 def mean_quantile_function(functions: Iterable[np.ndarray]) -> np.ndarray:
     """Mean of quantile functions: the Wasserstein-2 barycentre of the histograms (Agueh & Carlier, 2011)."""
-    return np.mean(np.stack(list(functions)), axis=0)
+    stacked = np.stack(list(functions))
+    return stacked.mean(axis=0)
 
 
 @dataclass(frozen=True)
@@ -125,15 +135,19 @@ class MonotoneMap:
     def between(cls, source: np.ndarray, target: np.ndarray) -> MonotoneMap:
         """Map one quantile function onto another (histogram matching); ties in the source take the mean target."""
         knots, knot_of = np.unique(source, return_inverse=True)
-        mean_target = np.bincount(knot_of, weights=target) / np.bincount(knot_of)
-        return cls(knots, mean_target)
+        sums = np.bincount(knot_of, weights=target)
+        counts = np.bincount(knot_of)
+        return cls(knots, sums / counts)
 
     def apply(self, data: np.ndarray) -> np.ndarray:
         """Mapped intensities, float32, of the shape of ``data``."""
+        first_knot = self.source[0]
+        last_knot = self.source[-1]
         mapped = np.interp(data, self.source, self.target)
-        above = np.maximum(data - self.source[-1], 0)
-        below = np.minimum(data - self.source[0], 0)
-        return (mapped + (above + below)).astype(np.float32)
+        above = np.maximum(data - last_knot, 0)
+        below = np.minimum(data - first_knot, 0)
+        continued = mapped + (above + below)
+        return continued.astype(np.float32)
 
     def apply_inside(self, data: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Mapped intensities inside the mask, zero outside; only the mask's voxels are computed."""
@@ -156,7 +170,8 @@ def match_histogram(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray) -
 
     Any increasing change of the volume's intensities leaves the result as it is.
     """
-    matching = MonotoneMap.between(quantile_function(data[mask]), quantiles)
+    own_quantiles = quantile_function(data[mask])
+    matching = MonotoneMap.between(own_quantiles, quantiles)
     return matching.apply_inside(data, mask)
 
 
@@ -172,7 +187,8 @@ def match_tissues(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray, tis
         ``(257,)`` quantile function to match, and the cohort's mean tissue quantiles of volumes matched to it.
     """
     matched = match_histogram(data, mask, quantiles)
-    matching = MonotoneMap.between(tissue_quantiles(matched, mask), tissues)
+    own_tissues = tissue_quantiles(matched, mask)
+    matching = MonotoneMap.between(own_tissues, tissues)
     return matching.apply_inside(matched, mask)
 
 
@@ -186,7 +202,10 @@ def noise_level(image: np.ndarray, mask: np.ndarray) -> float:
     whole = mask  # where all voxels that a detail is made of lie inside
     for axis in range(3):
         details = np.diff(details, axis=axis) / np.sqrt(2)
-        whole = np.delete(whole, 0, axis=axis) & np.delete(whole, -1, axis=axis)
+        has_previous = np.delete(whole, 0, axis=axis)
+        has_next = np.delete(whole, -1, axis=axis)
+        whole = has_previous & has_next
     if not whole.any():
         return 0.0
-    return float(np.median(np.abs(details[whole]))) / 0.6745
+    sizes = np.abs(details[whole])
+    return float(np.median(sizes)) / 0.6745

@@ -49,6 +49,8 @@ def _left(group: Path, files: _GroupFiles) -> float:
     with contextlib.suppress(OSError, ValueError):  # "max" is no number
         limit = int((group / files.limit).read_text())
         used = int((group / files.used).read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return limit - used + int(stat.get(files.cache, 0))
+        lines = (group / "memory.stat").read_text().splitlines()
+        counts = dict(line.split() for line in lines)
+        cache = int(counts.get(files.cache, 0))
+        return limit - used + cache
     return float("inf")

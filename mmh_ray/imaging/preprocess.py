@@ -207,25 +207,35 @@ def _fill_steps(ground: Ground) -> tuple[str, ...]:
     """What was left out as fill, if anything was."""
     if ground.fill is None:
         return ()
-    values = ", ".join(f"{value:g}" for value in ground.fill.values[:_NAMED_VALUES])
-    return (f"fill: {ground.fill.mask.mean():.1%} of the voxels taken for background (values {values})",)
+    share = ground.fill.mask.mean()
+    named = ground.fill.values[:_NAMED_VALUES]
+    values = ", ".join(f"{value:g}" for value in named)
+    return (f"fill: {share:.1%} of the voxels taken for background (values {values})",)
 
 
 def _tilt(registration: Registration | None) -> np.ndarray | None:
     """``(3, 3)`` the template's axes in the scan, where they are worth turning the grid."""
-    tilted = registration is not None and registration.degrees > UPRIGHT_DEGREES
-    return registration.rotation if registration is not None and tilted else None
+    if registration is None or registration.degrees <= UPRIGHT_DEGREES:
+        return None
+    return registration.rotation
 
 
 def _neck_step(neck_mm: float, needless: bool, settings: PrepareConfig) -> str:
-    if needless or not settings.crop_neck:
-        return f"neck: {'skipped, the mask leaves it out' if needless else 'not asked for'}"
-    return f"neck: {f'{neck_mm:.0f} mm left out' if neck_mm else 'skipped, the field of view ends with the head'}"
+    if needless:
+        return "neck: skipped, the mask leaves it out"
+    if not settings.crop_neck:
+        return "neck: not asked for"
+    if neck_mm:
+        return f"neck: {neck_mm:.0f} mm left out"
+    return "neck: skipped, the field of view ends with the head"
 
 
 def bias_step(settings: PrepareConfig) -> str:
     """How the bias field is treated, as in :attr:`Prepared.steps`."""
-    return f"bias field: {f'N4 {tuple(settings.n4_iterations)}' if settings.n4 else 'not asked for'}"
+    if not settings.n4:
+        return "bias field: not asked for"
+    iterations = tuple(settings.n4_iterations)
+    return f"bias field: N4 {iterations}"
 
 
 def _registration_step(registration: Registration | None, settings: PrepareConfig) -> str:

@@ -70,13 +70,16 @@ class Registration:
     @property
     def rotation(self) -> np.ndarray:
         """``(3, 3)`` the nearest rotation to the matrix: its columns are the template's axes in the scan's millimetres."""
-        return linalg.polar(self.matrix[:3, :3])[0]
+        rotation, _ = linalg.polar(self.matrix[:3, :3])
+        return rotation
 
     @property
     def degrees(self) -> float:
         """Angle of that rotation."""
-        cosine = (np.trace(self.rotation) - 1) / 2
-        return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+        trace = np.trace(self.rotation)
+        cosine = (trace - 1) / 2
+        angle = np.arccos(np.clip(cosine, -1, 1))
+        return float(np.degrees(angle))
 
 
 def register_head(volume: Volume, head: np.ndarray) -> Registration:
@@ -171,14 +174,18 @@ def _cut_sides(volume: Volume, brain: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _anchored(low: np.ndarray, high: np.ndarray, cut_low: np.ndarray, cut_high: np.ndarray, size: float) -> np.ndarray:
     """Where the template's middle lies, mm, if a brain between two corners is laid by the sides that are not cut."""
     known = template()
-    places_mm = np.argwhere(known.brain) @ known.affine[:3, :3].T + known.affine[:3, 3]
-    to_low = size * (places_mm.min(axis=0) - known.middle)
-    to_high = size * (places_mm.max(axis=0) - known.middle)
-    by_low = low - to_low
-    by_high = high - to_high
+    rotation = known.affine[:3, :3]
+    origin = known.affine[:3, 3]
+    places_mm = np.argwhere(known.brain) @ rotation.T + origin
+    lowest = places_mm.min(axis=0)
+    highest = places_mm.max(axis=0)
+    by_low = low - size * (lowest - known.middle)
+    by_high = high - size * (highest - known.middle)
     middle = (by_low + by_high) / 2
-    middle = np.where(cut_high & ~cut_low, by_low, middle)
-    return np.where(cut_low & ~cut_high, by_high, middle)
+    only_high_is_cut = cut_high & ~cut_low
+    only_low_is_cut = cut_low & ~cut_high
+    middle = np.where(only_high_is_cut, by_low, middle)
+    return np.where(only_low_is_cut, by_high, middle)
 
 
 def in_template_space(volume: Volume, registration: Registration, order: int) -> Volume:
@@ -208,20 +215,26 @@ def _registered(
 
 def _shifted(data: np.ndarray, affine: np.ndarray, target: np.ndarray) -> Registration:
     """The template, its own size and upright, with its middle at the target, mm."""
-    shift = _placed(target, 1.0, np.eye(3))
-    return Registration(shift, match(data, affine, shift), "translation")
+    upright_axes = np.eye(3)
+    shift = _placed(target, 1.0, upright_axes)
+    quality = match(data, affine, shift)
+    return Registration(shift, quality, "translation")
 
 
 def _placed(target: np.ndarray, size: float, turn: np.ndarray) -> np.ndarray:
     """``(4, 4)`` that lays the template's middle on the target, mm, of a size and turned about it."""
+    scaled_turn = size * turn
     matrix = np.eye(4)
-    matrix[:3, :3] = size * turn
-    matrix[:3, 3] = target - matrix[:3, :3] @ template().middle
+    matrix[:3, :3] = scaled_turn
+    matrix[:3, 3] = target - scaled_turn @ template().middle
     return matrix
 
 
 def _overlap(brain: np.ndarray, affine: np.ndarray) -> float:
     """Dice overlap of a brain, as it lies, with the template's."""
     known = template()
-    there = to_grid(brain, affine, known.affine, known.brain.shape) > 0.5
-    return float(2 * (there & known.brain).sum() / (there.sum() + known.brain.sum()))
+    share = to_grid(brain, affine, known.affine, known.brain.shape)
+    there = share > 0.5
+    both = (there & known.brain).sum()
+    total = there.sum() + known.brain.sum()
+    return float(2 * both / total)

@@ -19,12 +19,14 @@ def sharp_planes(affine: np.ndarray, pixel_mm: float) -> np.ndarray:
     All, unless its own slices are thick (their distance :data:`COARSE` times the next coarser voxel edge or more): then the one plane that
     lies along them. Edges below ``pixel_mm``, at which it is looked at, count as that.
     """
-    sizes = np.maximum(np.linalg.norm(affine[:3, :3], axis=0), pixel_mm)
+    voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    sizes = np.maximum(voxel_mm, pixel_mm)
     _, middle, coarsest = np.sort(sizes)
     if coarsest < COARSE * middle:
         return np.ones(len(PLANES), bool)
     orientation = nib.orientations.io_orientation(affine)
-    normal = orientation[np.argmax(sizes), 0]
+    coarse_axis = np.argmax(sizes)
+    normal = orientation[coarse_axis, 0]
     return np.array([NORMAL[plane] == normal for plane in PLANES])
 
 
@@ -36,18 +38,23 @@ def fwhm_mm(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, fl
     three axes, its slices may not be.
     """
     variance = float(image[mask].var(dtype=np.float64))
+    precise = image.astype(np.float64)
     widths = []
     for axis, size in enumerate(spacing):
-        are_both_inside = np.delete(mask, 0, axis=axis) & np.delete(mask, -1, axis=axis)
-        steps = np.diff(image.astype(np.float64), axis=axis)[are_both_inside]
+        has_previous = np.delete(mask, 0, axis=axis)
+        has_next = np.delete(mask, -1, axis=axis)
+        steps = np.diff(precise, axis=axis)[has_previous & has_next]
         correlation = 0.0
         if steps.size and variance > 0:
-            correlation = 1 - float((steps**2).mean()) / (2 * variance)
+            mean_square = float((steps**2).mean())
+            correlation = 1 - mean_square / (2 * variance)
+        width = 0.0
         if 0 < correlation < 1:
-            widths.append(size * float(np.sqrt(-2 * np.log(2) / np.log(correlation))))
-        else:
-            widths.append(0.0)
-    return widths[0], widths[1], widths[2]
+            in_steps = np.sqrt(-2 * np.log(2) / np.log(correlation))
+            width = size * float(in_steps)
+        widths.append(width)
+    along_i, along_j, along_k = widths
+    return along_i, along_j, along_k
 
 
 def describe(volume: Volume, mask: np.ndarray) -> str:
@@ -58,7 +65,10 @@ def describe(volume: Volume, mask: np.ndarray) -> str:
     smooth = " x ".join(f"{width:.3g}" for width in widths)
     line = f"resolution: voxels {sizes} mm, smoothness {smooth} mm"
     finest = min(widths)
-    if finest == 0 or max(widths) / finest < COARSE:
+    if finest == 0:
         return line
     ratio = max(widths) / finest
-    return f"{line}, {ratio:.1f} times coarser along axis {'ijk'[int(np.argmax(widths))]}: interpolated, not sharpened"
+    if ratio < COARSE:
+        return line
+    coarse_axis = "ijk"[int(np.argmax(widths))]
+    return f"{line}, {ratio:.1f} times coarser along axis {coarse_axis}: interpolated, not sharpened"

@@ -41,28 +41,38 @@ def take_slabs(volume: np.ndarray, plane: str, indices: Sequence[int], slab: int
     slices = along(volume, plane)
     last = len(slices) - 1
     half = slab // 2
-    neighbours = np.asarray(indices)[:, None] + np.arange(-half, half + 1)
+    offsets = np.arange(-half, half + 1)
+    centres = np.asarray(indices)[:, None]
+    neighbours = centres + offsets
     inside = (neighbours >= 0) & (neighbours <= last)
-    taken = slices[np.clip(neighbours, 0, last)] * inside[..., None, None]
+    existing = np.clip(neighbours, 0, last)
+    taken = slices[existing] * inside[..., None, None]
     return pad_slices(taken, size)
 
 
 def pad_slices(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Centre ``(..., height, width)`` in a rectangle of zeros ``(..., H, W)``."""
-    more_rows = size[0] - images.shape[-2]
-    more_columns = size[1] - images.shape[-1]
+    height, width = size
+    more_rows = height - images.shape[-2]
+    more_columns = width - images.shape[-1]
     top = more_rows // 2
     left = more_columns // 2
+    bottom = more_rows - top
+    right = more_columns - left
     padding = [(0, 0)] * (images.ndim - 2)
-    padding += [(top, more_rows - top), (left, more_columns - left)]
+    padding.append((top, bottom))
+    padding.append((left, right))
     return np.pad(images, padding)
 
 
 def crop_slices(images: np.ndarray, height: int, width: int) -> np.ndarray:
     """Undo :func:`pad_slices`."""
-    top = (images.shape[-2] - height) // 2
-    left = (images.shape[-1] - width) // 2
-    return images[..., top : top + height, left : left + width]
+    padded_height, padded_width = images.shape[-2:]
+    top = (padded_height - height) // 2
+    left = (padded_width - width) // 2
+    bottom = top + height
+    right = left + width
+    return images[..., top:bottom, left:right]
 
 
 def assemble(slabs: np.ndarray, plane: str, indices: Sequence[int], shape: Sequence[int]) -> np.ndarray:

@@ -47,18 +47,23 @@ class Template:
     @cached_property
     def deep(self) -> np.ndarray:
         """``(I, J, K)`` bool, the brain without its outer 9 mm: an outline that fits says little, and a mask of it has bone in its rim."""
-        return ndimage.binary_erosion(self.brain, iterations=round(9 / GRID_MM))
+        depth_voxels = round(9 / GRID_MM)
+        return ndimage.binary_erosion(self.brain, iterations=depth_voxels)
 
     @property
     def middle(self) -> np.ndarray:
         """``(3,)`` centre of the grid in mm."""
-        return self.affine[:3, 3] + GRID_MM * (np.array(self.image.shape) - 1) / 2
+        origin = self.affine[:3, 3]
+        last_voxel = np.array(self.image.shape) - 1
+        return origin + GRID_MM * last_voxel / 2
 
     @property
     def top(self) -> float:
         """Height of the brain's top in mm."""
-        last_slice = np.flatnonzero(self.brain.any(axis=(0, 1)))[-1]
-        return float(self.affine[2, 3] + GRID_MM * last_slice)
+        with_brain = np.flatnonzero(self.brain.any(axis=(0, 1)))
+        last_slice = with_brain[-1]
+        lowest_mm = self.affine[2, 3]
+        return float(lowest_mm + GRID_MM * last_slice)
 
 
 @cache

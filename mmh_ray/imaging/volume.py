@@ -50,7 +50,8 @@ class Volume:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in mm along each axis."""
-        return tuple(float(size) for size in np.linalg.norm(self.affine[:3, :3], axis=0))  # type: ignore[return-value]
+        size_i, size_j, size_k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return size_i, size_j, size_k
 
     def like(self, data: np.ndarray) -> Volume:
         """Other voxels on the same grid."""
@@ -134,7 +135,10 @@ def check_memory(path: str | Path, free: int | None = None, bytes_per_voxel: int
 
     Files that cannot be opened pass: :func:`read_volume` says what is wrong with them.
     """
-    _check_room(path, _voxels(path), free_memory() if free is None else free, bytes_per_voxel)
+    voxels = _voxels(path)
+    if free is None:
+        free = free_memory()
+    _check_room(path, voxels, free, bytes_per_voxel)
 
 
 def _check_room(path: str | Path, voxels: int, free: int, bytes_per_voxel: int) -> None:
@@ -151,12 +155,13 @@ def _check_room(path: str | Path, voxels: int, free: int, bytes_per_voxel: int) 
 def _voxels(path: str | Path) -> int:
     """Voxels by the header; 0 where it cannot be read."""
     try:
-        return math.prod(read_header(path).shape[:3])
+        header = read_header(path)
     except DataError:
         return 0
+    return math.prod(header.shape[:3])
 
 
-class Room:
+class SharedMemory:
     """The memory that the threads of a process share: an image waits until those beside it leave enough.
 
     Each would find the same memory free otherwise, and all together would take it several times over.

@@ -22,24 +22,12 @@ from mmh_ray.config import Config, from_dict, to_dict
 from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.imaging.intensity import QUANTILES
 from mmh_ray.models.bundle_files import MOST_FACTS, MOST_HEADER, check_kinds, check_weights, read_part
-from mmh_ray.models.bundle_format import CARD, OTHER_RELEASE, BundleFormat, write_weights
+from mmh_ray.models.bundle_format import OTHER_RELEASE, BundleFormat, write_weights
 from mmh_ray.models.denoiser import make_scheduler
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.model_card import model_card
 from mmh_ray.models.sanity import check_quantiles, check_statistics
 from mmh_ray.provenance import code_version, hash_of
-
-__all__ = [
-    "CARD",
-    "FACTS",
-    "SECTIONS",
-    "WEIGHTS",
-    "Bundle",
-    "bundle_files",
-    "bundle_hash",
-    "load_bundle",
-    "save_bundle",
-]
 
 FACTS = "config.json"
 WEIGHTS = "denoiser.safetensors"

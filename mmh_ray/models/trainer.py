@@ -22,7 +22,7 @@ from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.optimiser import Muon
 
 
-class Learner:
+class Trainer:
     """Trains a model; ``wrapped`` is the model itself or its data-parallel wrapper.
 
     The whole state is a flat dict of tensors, so that checkpoints need no pickle and a resumed run equals an uninterrupted one.
@@ -148,7 +148,7 @@ def schedule(step: int, config: TrainConfig) -> float:
 
 
 def best_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of the model that validated best, from a learner's state."""
+    """State dict of the model that validated best, from a trainer's state."""
     return _below(tensors, "best/")
 
 

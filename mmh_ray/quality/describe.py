@@ -8,14 +8,15 @@ import numpy as np
 from scipy import ndimage
 
 from mmh_ray.evaluation.metrics.agreement import gradient_correlation
+from mmh_ray.imaging.borders import faces_of
 from mmh_ray.imaging.grid import share_held, to_grid
-from mmh_ray.imaging.ground import Ground, background, border, find_ground
+from mmh_ray.imaging.ground import Ground, background, find_ground
 from mmh_ray.imaging.intensity import robust_scaling
 from mmh_ray.imaging.preprocess import Prepared
 from mmh_ray.imaging.registration import Registration
 from mmh_ray.imaging.template import template
 from mmh_ray.imaging.volume import Volume
-from mmh_ray.quality.histograms import UPPER
+from mmh_ray.quality.cohort import UPPER
 from mmh_ray.quality.oddities import mask_offset, second_head, spikes, widest_fluid, wrapped
 from mmh_ray.quality.receive_field import without_field
 
@@ -88,7 +89,7 @@ def _air(data: np.ndarray, brain: np.ndarray, ground: Ground) -> float:
     Where padding or a mask lies over the air, what is darkest around the brain tells what lies under tissue, if it is
     brighter.
     """
-    faces = float(np.percentile(border(data), 25))
+    faces = float(np.percentile(faces_of(data), 25))
     if ground.stripped:
         return faces
     beside_brain = ~ndimage.binary_dilation(brain, iterations=2)
@@ -113,7 +114,7 @@ def describe_outcome(source: Volume, harmonized: Volume, brain: np.ndarray) -> d
 
 def describe_air(harmonized: Volume, ground: Ground) -> dict[str, float]:
     """How bright harmonizing left the air, ``air_after``: on the faces as ``background``, and where the scan has fill values."""
-    air = float(np.percentile(border(harmonized.data), 25))
+    air = float(np.percentile(faces_of(harmonized.data), 25))
     if ground.holes is not None:
         in_holes = float(harmonized.data[ground.holes].mean())
         air = max(air, in_holes)

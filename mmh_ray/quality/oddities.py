@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
+from mmh_ray.imaging.borders import faces_of
 from mmh_ray.imaging.grid import box_of, to_grid
-from mmh_ray.imaging.ground import border
 from mmh_ray.imaging.head import foreground
 from mmh_ray.imaging.registration import Registration
 from mmh_ray.imaging.template import template
@@ -182,7 +182,7 @@ def _beside(region: np.ndarray) -> np.ndarray:
 def _open_to_faces(region: np.ndarray) -> np.ndarray:
     """The part of a region that reaches the faces of the volume."""
     labels, _ = ndimage.label(region)
-    reaching = np.unique(border(labels))
+    reaching = np.unique(faces_of(labels))
     return np.isin(labels, reaching[reaching > 0])
 
 

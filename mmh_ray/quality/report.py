@@ -20,9 +20,6 @@ from mmh_ray.files import is_inside
 from mmh_ray.html_page import TYPES, data_uri, write_page
 from mmh_ray.quality import cohort, histograms
 from mmh_ray.quality.cohort import ImageRecord, Measure
-from mmh_ray.quality.mosaic import mosaic, write_mosaic
-
-__all__ = ["ImageRecord", "Measure", "RunFacts", "mosaic", "write_mosaic", "write_report"]
 
 EMBEDDED_BYTES = 20_000_000
 """Most bytes of pictures inside the page; those of further images stay in their files and are loaded when shown."""

@@ -63,17 +63,23 @@ def simulate_anatomy(person: Person, spacing_mm: float) -> Anatomy:
     """
     rng = np.random.default_rng([person.seed, 7])
     csf, grey, white, affine = _template(spacing_mm)
-    displacement = _shape(rng, csf.shape, spacing_mm) + _ventricle_push(person, csf, spacing_mm)
+    shape = _shape(rng, csf.shape, spacing_mm)
+    displacement = shape + _ventricle_push(person, csf, spacing_mm)
     csf = _warp(csf, displacement)
     grey = _warp(grey, displacement)
     white = _warp(white, displacement)
     csf, grey, white = _folded(rng, csf, grey, white, spacing_mm)
     thinning = max(0.0, person.age - 20) / 60 * 0.5
-    near_csf = np.clip(2 * ndimage.gaussian_filter(csf, 3.0 / spacing_mm), 0, 1)
+    blurred_csf = ndimage.gaussian_filter(csf, 3.0 / spacing_mm)
+    near_csf = np.clip(2 * blurred_csf, 0, 1)
     lost = thinning * grey * near_csf
-    fractions = _sharpen(np.stack([csf + lost, grey - lost, white, np.zeros_like(white)]))
+    no_lesion = np.zeros_like(white)
+    fractions = _sharpen(np.stack([csf + lost, grey - lost, white, no_lesion]))
     _place_findings(rng, fractions, person, spacing_mm)
-    scalp = _scalp(rng, fractions.sum(0), spacing_mm) if person.scalp else np.zeros_like(csf)
+    scalp = np.zeros_like(csf)
+    if person.scalp:
+        brain = fractions.sum(0)
+        scalp = _scalp(rng, brain, spacing_mm)
     fractions[fractions < 1e-6] = 0  # below it only rounding is left
     return Anatomy(fractions.astype(np.float32), scalp.astype(np.float32), affine)
 
@@ -96,21 +102,25 @@ def _downsample(image, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
     """A 1 mm template at another isotropic spacing (anti-aliased), and its affine."""
     data = np.asarray(image.dataobj, np.float32)
     if spacing_mm > 1:
-        data = ndimage.gaussian_filter(data, 0.4 * np.sqrt(spacing_mm**2 - 1))
-    shape = tuple(int(n / spacing_mm) for n in data.shape)
-    affine = image.affine @ np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
-    resampled = ndimage.affine_transform(data, np.full(3, spacing_mm), output_shape=shape, order=1)
+        sigma = 0.4 * np.sqrt(spacing_mm**2 - 1)
+        data = ndimage.gaussian_filter(data, sigma)
+    shape = tuple(int(length / spacing_mm) for length in data.shape)
+    scale = np.full(3, spacing_mm)
+    resampled = ndimage.affine_transform(data, scale, output_shape=shape, order=1)
+    affine = image.affine @ np.diag([*scale, 1.0])
     return np.clip(resampled, 0, 1), affine
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np.ndarray:
     """Smooth random field ``(I, J, K)`` of zero mean and unit variance: random cubic B-spline with knots ``sigma`` voxels apart."""
-    bases = [_spline_basis(length, max(1.0, float(sigma))) for length in shape]
+    knot_distance = max(1.0, float(sigma))
+    bases = [_spline_basis(length, knot_distance) for length in shape]
     knots = tuple(basis.shape[1] for basis in bases)
     field = rng.standard_normal(knots).astype(np.float32)
     for basis in bases:  # contract the first axis, append the new one: after three turns the order is I, J, K again
         field = np.einsum("abc,na->bcn", field, basis)  # not BLAS: its rounding changes with the number of threads
-    return (field - field.mean()) / field.std()
+    centred = field - field.mean()
+    return centred / field.std()
 
 
 @cache
@@ -120,51 +130,74 @@ def _spline_basis(length: int, knot: float) -> np.ndarray:
     knots = np.arange(-1, last_knot)
     voxels = np.arange(length)[:, None] / knot
     distance = np.abs(voxels - knots)
-    within_one = 2 / 3 - distance**2 + distance**3 / 2
+    squared = distance**2
+    cubed = distance**3
+    within_one = 2 / 3 - squared + cubed / 2
     within_two = (2 - distance) ** 3 / 6
     values = np.where(distance < 2, within_two, 0)
-    return np.where(distance < 1, within_one, values).astype(np.float32)
+    values = np.where(distance < 1, within_one, values)
+    return values.astype(np.float32)
 
 
 def _shape(rng: np.random.Generator, shape: tuple[int, ...], spacing_mm: float) -> np.ndarray:
     """``(3, I, J, K)`` displacement in voxels: head size and proportions, and smooth bends of 20 and 50 mm."""
-    from_centre = np.stack(np.meshgrid(*[np.arange(n) - n / 2 for n in shape], indexing="ij")).astype(np.float32)
-    scale = rng.normal(0, 0.035, (3, 1, 1, 1)) + rng.normal(0, 0.025)
-    wide = _vector_field(rng, shape, 50 / spacing_mm) * 2.5
-    fine = _vector_field(rng, shape, 20 / spacing_mm) * 1.0
-    bends = (wide + fine) / spacing_mm
-    return (from_centre * scale + bends).astype(np.float32)
+    axes = [np.arange(length) - length / 2 for length in shape]
+    grid = np.meshgrid(*axes, indexing="ij")
+    from_centre = np.stack(grid).astype(np.float32)
+    proportions = rng.normal(0, 0.035, (3, 1, 1, 1))
+    head_size = rng.normal(0, 0.025)
+    scale = proportions + head_size
+    wide = _vector_field(rng, shape, 50 / spacing_mm)
+    fine = _vector_field(rng, shape, 20 / spacing_mm)
+    bends_mm = wide * 2.5 + fine
+    bends = bends_mm / spacing_mm
+    displacement = from_centre * scale + bends
+    return displacement.astype(np.float32)
 
 
 def _vector_field(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np.ndarray:
     """Three independent smooth fields, ``(3, I, J, K)``."""
-    return np.stack([smooth_noise(rng, shape, sigma) for _ in range(3)])
+    components = []
+    for _ in range(3):
+        component = smooth_noise(rng, shape, sigma)
+        components.append(component)
+    return np.stack(components)
 
 
 def _ventricle_push(person: Person, csf: np.ndarray, spacing_mm: float) -> np.ndarray:
     """``(3, I, J, K)`` displacement in voxels that draws the samples around the ventricles towards them, so that they grow."""
     ventricles = np.where(_deep(csf.shape), csf, 0)
     soft = ndimage.gaussian_filter(ventricles, 6.0 / spacing_mm)
-    strength = person.ventricles + max(0.0, person.age - 20) / 60
+    by_age = max(0.0, person.age - 20) / 60
+    strength = person.ventricles + by_age
     steps = max(1, int(np.ceil(strength)))
-    pull = np.stack(np.gradient(soft))
-    pull *= strength / steps * 5.0 / spacing_mm / max(float(np.abs(pull).max()), 1e-6)
+    slope = np.gradient(soft)
+    pull = np.stack(slope)
+    steepest = max(float(np.abs(pull).max()), 1e-6)
+    pull *= strength / steps * 5.0 / spacing_mm / steepest
     push = pull
     for _ in range(steps - 1):  # in one long step samples would pass the ventricle and find tissue behind it
-        push = push + np.stack([_warp(part, push) for part in pull])
+        pull_there = [_warp(part, push) for part in pull]
+        push = push + np.stack(pull_there)
     return push.astype(np.float32)
 
 
 def _deep(shape: tuple[int, ...]) -> np.ndarray:
     """The middle of the template, where its CSF is ventricle: an ellipsoid, in shares of half the grid."""
-    across, ahead, up = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
-    return (across / 0.4) ** 2 + ((ahead - 0.05) / 0.45) ** 2 + (up / 0.35) ** 2 < 1
+    axes = [np.linspace(-1, 1, length) for length in shape]
+    across, ahead, up = np.meshgrid(*axes, indexing="ij")
+    across_part = (across / 0.4) ** 2
+    ahead_part = ((ahead - 0.05) / 0.45) ** 2
+    up_part = (up / 0.35) ** 2
+    return across_part + ahead_part + up_part < 1
 
 
 def _warp(image: np.ndarray, displacement: np.ndarray) -> np.ndarray:
     """The image sampled at every voxel's place plus its displacement."""
-    places = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float32) for n in image.shape], indexing="ij"))
-    return ndimage.map_coordinates(image, places + displacement, order=1, mode="constant")
+    axes = [np.arange(length, dtype=np.float32) for length in image.shape]
+    grid = np.meshgrid(*axes, indexing="ij")
+    places = np.stack(grid) + displacement
+    return ndimage.map_coordinates(image, places, order=1, mode="constant")
 
 
 def _folded(
@@ -172,16 +205,21 @@ def _folded(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Own folding of the cortex: grey matter grows where white matter shrinks; each voxel keeps its total."""
     folding = smooth_noise(rng, csf.shape, 7.0 / spacing_mm)
-    folded = np.stack([csf, grey * np.exp(0.35 * folding), white * np.exp(-0.35 * folding)])
-    csf, grey, white = folded * (csf + grey + white) / np.maximum(folded.sum(0), 1e-6)
+    more_grey = grey * np.exp(0.35 * folding)
+    less_white = white * np.exp(-0.35 * folding)
+    folded = np.stack([csf, more_grey, less_white])
+    total_before = csf + grey + white
+    total_after = np.maximum(folded.sum(0), 1e-6)
+    csf, grey, white = folded * total_before / total_after
     return csf, grey, white
 
 
 def _sharpen(fractions: np.ndarray, power: float = 2.0) -> np.ndarray:
     """Undo the blur of the population average: raise to a power, keep each voxel's total."""
-    total = fractions.sum(0)
+    total = np.clip(fractions.sum(0), 0, 1)
     raised = np.maximum(fractions, 0) ** power
-    return raised / np.maximum(raised.sum(0), 1e-6) * np.clip(total, 0, 1)
+    total_raised = np.maximum(raised.sum(0), 1e-6)
+    return raised / total_raised * total
 
 
 def _place_findings(rng: np.random.Generator, fractions: np.ndarray, person: Person, spacing_mm: float) -> None:
@@ -194,7 +232,8 @@ def _place_findings(rng: np.random.Generator, fractions: np.ndarray, person: Per
         _place(rng, fractions, spacing_mm, white, csf, radius_mm=(5.0, 18.0))
     for _ in range(person.oddities):
         mixture = rng.dirichlet(np.full(len(TISSUES), 0.5))
-        _place(rng, fractions, spacing_mm, fractions.sum(0), mixture, radius_mm=(2.0, 14.0))
+        brain = fractions.sum(0)
+        _place(rng, fractions, spacing_mm, brain, mixture, radius_mm=(2.0, 14.0))
 
 
 def _place(
@@ -212,20 +251,26 @@ def _place(
     shape = fractions.shape[1:]
     centre = candidates[rng.integers(len(candidates))]
     radius = rng.uniform(*radius_mm) / spacing_mm
-    voxels = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"))
+    axes = [np.arange(length) for length in shape]
+    voxels = np.stack(np.meshgrid(*axes, indexing="ij"))
     offsets = voxels - centre[:, None, None, None]
     irregular = 1 + 0.25 * smooth_noise(rng, shape, 2 * radius)
-    distance = np.sqrt((offsets**2).sum(0)) * irregular
-    share = np.clip(radius - distance + 0.5, 0, 1) * np.minimum(fractions.sum(0), 1)
+    squared_distance = (offsets**2).sum(0)
+    distance = np.sqrt(squared_distance) * irregular
+    blob = np.clip(radius - distance + 0.5, 0, 1)
+    share = blob * np.minimum(fractions.sum(0), 1)
     fractions *= 1 - share
     fractions += mixture[:, None, None, None] * share
 
 
 def _scalp(rng: np.random.Generator, brain: np.ndarray, spacing_mm: float) -> np.ndarray:
     """Fat and skin: a shell outside a skull of random thickness."""
-    distance_mm = ndimage.distance_transform_edt(brain < 0.5) * spacing_mm
+    outside_brain = brain < 0.5
+    distance_mm = ndimage.distance_transform_edt(outside_brain) * spacing_mm
     skull_mm = rng.uniform(4, 9)
     skin_mm = rng.uniform(4, 10)
-    outside_skull = np.clip((distance_mm - skull_mm) / spacing_mm, 0, 1)
-    below_surface = np.clip((skull_mm + skin_mm - distance_mm) / spacing_mm, 0, 1)
+    above_skull = (distance_mm - skull_mm) / spacing_mm
+    below_skin = (skull_mm + skin_mm - distance_mm) / spacing_mm
+    outside_skull = np.clip(above_skull, 0, 1)
+    below_surface = np.clip(below_skin, 0, 1)
     return outside_skull * below_surface

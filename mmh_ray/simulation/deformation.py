@@ -24,16 +24,25 @@ def deformed_shares(label_map: LabelMap, person: Person, grid: GridConfig, rng: 
     factor = max(2, round(grid.spacing_mm))
     places = _places(label_map, person, grid, rng)
     fine_places = np.stack([_finer(part, factor) for part in places])
-    channels = ndimage.map_coordinates(label_map.channels, fine_places, order=0, mode="constant", cval=AIR)
+    channels = ndimage.map_coordinates(
+        label_map.channels,
+        fine_places,
+        order=0,
+        mode="constant",
+        cval=AIR,
+    )
     voxels = int(np.prod(grid.shape))
     voxel = np.arange(voxels).reshape(grid.shape)
     for axis in range(3):
         voxel = np.repeat(voxel, factor, axis=axis)
     kinds = len(TISSUES) + 1  # air, too
-    count = np.bincount(voxel.ravel() * kinds + channels.ravel(), minlength=voxels * kinds)
-    without_air = count.reshape(*grid.shape, kinds)[..., :-1]
+    pair = voxel.ravel() * kinds + channels.ravel()  # one number for a voxel and a tissue
+    count = np.bincount(pair, minlength=voxels * kinds)
+    by_voxel = count.reshape(*grid.shape, kinds)
+    without_air = by_voxel[..., :-1]
     shares = without_air.astype(np.float32) / factor**3
-    return np.ascontiguousarray(np.moveaxis(shares, -1, 0))
+    tissues_first = np.moveaxis(shares, -1, 0)
+    return np.ascontiguousarray(tissues_first)
 
 
 def _places(label_map: LabelMap, person: Person, grid: GridConfig, rng: np.random.Generator) -> np.ndarray:
@@ -41,22 +50,43 @@ def _places(label_map: LabelMap, person: Person, grid: GridConfig, rng: np.rando
 
     All of them are smooth, so they are drawn on the grid and interpolated between its points.
     """
-    axes_mm = [(np.arange(n) - (n - 1) / 2) * grid.spacing_mm for n in grid.shape]
-    mirror = np.diag([rng.choice([-1.0, 1.0]), 1.0, 1.0])
-    size = np.exp(rng.normal(0.0, 0.05) + rng.normal(0, 0.04, 3))
-    turn = Rotation.from_euler("xyz", rng.normal(0, _TURN_DEGREES, 3), degrees=True).as_matrix()
-    matrix = mirror @ turn @ np.diag(size)
+    across_mm, ahead_mm, up_mm = _axes_mm(grid)
+    matrix = _random_pose(rng)
     places = np.zeros((3, *grid.shape), np.float32)
     for row in range(3):
-        across = matrix[row, 0] * axes_mm[0]
-        ahead = matrix[row, 1] * axes_mm[1]
-        up = matrix[row, 2] * axes_mm[2]
+        to_across, to_ahead, to_up = matrix[row]
+        across = to_across * across_mm
+        ahead = to_ahead * ahead_mm
+        up = to_up * up_mm
         wide = smooth_noise(rng, grid.shape, 50 / grid.spacing_mm)
         narrow = smooth_noise(rng, grid.shape, 20 / grid.spacing_mm)
         places[row] = across[:, None, None] + ahead[:, None] + up + label_map.centre[row]
-        places[row] += rng.uniform(1.0, 3.5) * wide + rng.uniform(0.3, 1.3) * narrow
+        wide_mm = rng.uniform(1.0, 3.5)
+        narrow_mm = rng.uniform(0.3, 1.3)
+        places[row] += wide_mm * wide + narrow_mm * narrow
     _widen_ventricles(places, label_map, person.ventricles)
     return places
+
+
+def _axes_mm(grid: GridConfig) -> list[np.ndarray]:
+    """Distances from the middle of the grid along each of its axes."""
+    axes = []
+    for length in grid.shape:
+        middle = (length - 1) / 2
+        axes.append((np.arange(length) - middle) * grid.spacing_mm)
+    return axes
+
+
+def _random_pose(rng: np.random.Generator) -> np.ndarray:
+    """``(3, 3)`` of a head: left and right exchanged or not, turned a little, of its own size and proportions."""
+    side = rng.choice([-1.0, 1.0])
+    log_size = rng.normal(0.0, 0.05)
+    log_proportions = rng.normal(0, 0.04, 3)
+    size = np.exp(log_size + log_proportions)
+    angles = rng.normal(0, _TURN_DEGREES, 3)
+    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    mirror = np.diag([side, 1.0, 1.0])
+    return mirror @ turn @ np.diag(size)
 
 
 def _widen_ventricles(places: np.ndarray, label_map: LabelMap, enlargement: float) -> None:
@@ -65,7 +95,8 @@ def _widen_ventricles(places: np.ndarray, label_map: LabelMap, enlargement: floa
     for _ in range(steps):  # in one long step points would pass the ventricle and find tissue behind it
         here = places / PULL_MM
         for row in range(3):
-            pulled = ndimage.map_coordinates(label_map.pull[row], here, order=1, mode="nearest")
+            pull = label_map.pull[row]
+            pulled = ndimage.map_coordinates(pull, here, order=1, mode="nearest")
             places[row] += enlargement / steps * 5.0 * pulled
 
 
@@ -73,10 +104,14 @@ def _finer(values: np.ndarray, factor: int) -> np.ndarray:
     """Linear interpolation at ``factor`` evenly spaced points in every voxel, continued at the ends."""
     for axis in range(3):
         length = values.shape[axis]
-        points = (np.arange(factor * length) + 0.5) / factor - 0.5
-        low = np.clip(np.floor(points).astype(int), 0, length - 2)
+        numbers = np.arange(factor * length) + 0.5
+        points = numbers / factor - 0.5
+        low = np.floor(points).astype(int)
+        low = np.clip(low, 0, length - 2)
         shape = [1, 1, 1]
         shape[axis] = -1
         weight = (points - low).reshape(shape).astype(np.float32)
-        values = np.take(values, low, axis) * (1 - weight) + np.take(values, low + 1, axis) * weight
+        values_low = np.take(values, low, axis)
+        values_high = np.take(values, low + 1, axis)
+        values = values_low * (1 - weight) + values_high * weight
     return values

@@ -10,7 +10,9 @@ import numpy as np
 from mmh_ray.config import GridConfig
 from mmh_ray.imaging.intensity import correct_bias, robust_scaling
 from mmh_ray.simulation.anatomy import smooth_noise
-from mmh_ray.simulation.people import Head, Person, read_label_map, simulate_head, template_head
+from mmh_ray.simulation.label_maps import read_label_map
+from mmh_ray.simulation.people import Head, simulate_head, template_head
+from mmh_ray.simulation.person import Person
 from mmh_ray.simulation.protocols import random_scan
 from mmh_ray.simulation.scanner import canonical_image, random_oddity, render
 
@@ -71,18 +73,26 @@ def example(head: Head, sequence: str, seed: int, grid: GridConfig, n4_iteration
     """A head seen by the ``seed``-th scanner of a sequence."""
     rng = np.random.default_rng([seed, 6])
     oddity = random_oddity(rng)
-    image = render(head, random_scan(sequence, rng), rng, grid.spacing_mm, oddity)
+    protocol = random_scan(sequence, rng)
+    image = render(head, protocol, rng, grid.spacing_mm, oddity)
     mask = found_brain(head, rng, grid.spacing_mm)
-    corrected = correct_bias(image, mask, (grid.spacing_mm,) * 3, n4_iterations)
+    spacing = (grid.spacing_mm,) * 3
+    corrected = correct_bias(image, mask, spacing, n4_iterations)
     unit = robust_scaling(corrected, mask).apply(corrected)
-    scan = np.clip(unit, 0, 2) * mask
-    truth = np.clip(canonical_image(head, sequence, oddity), 0, 1.6) * mask
-    return Example(scan, truth, mask)
+    canonical = canonical_image(head, sequence, oddity)
+    return Example(
+        scan=np.clip(unit, 0, 2) * mask,
+        truth=np.clip(canonical, 0, 1.6) * mask,
+        mask=mask,
+    )
 
 
 def found_brain(head: Head, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
     """The brain as a tool might find it, ``(X, Y, Z)`` bool: exact for some scans, else a border that wanders by a few mm."""
-    if rng.random() < 0.4:
+    is_exact = rng.random() < 0.4
+    if is_exact:
         return head.brain
     wander = smooth_noise(rng, head.brain.shape, 12 / spacing_mm)
-    return head.depth_mm > rng.uniform(-1.5, 2.0) + rng.uniform(0, 1.2) * wander
+    inset_mm = rng.uniform(-1.5, 2.0)
+    wander_mm = rng.uniform(0, 1.2)
+    return head.depth_mm > inset_mm + wander_mm * wander

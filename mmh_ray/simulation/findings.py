@@ -15,18 +15,21 @@ from mmh_ray.simulation.tissues import BRAIN, ENHANCING, FLUID, LESION, ODDITY, 
 def place_findings(fractions: np.ndarray, person: Person, spacing_mm: float, rng: np.random.Generator) -> None:
     """Lesions, cavities, tumours and oddities of a person; changes the tissue shares ``(T, X, Y, Z)``."""
     pure = np.eye(len(TISSUES), dtype=np.float32)
+    brain = list(BRAIN)
     white = fractions[WHITE]  # a view: what is placed shows in it
-    deep = fractions[list(BRAIN)].sum(axis=0) > 0.95
+    deep = fractions[brain].sum(axis=0) > 0.95
     for _ in range(person.lesions):
         place_blob(rng, fractions, spacing_mm, white > 0.9, pure[LESION], (1.5, 7.0))
     for _ in range(person.cavities):
-        content = pure[FLUID] if rng.random() < 0.7 else pure[ODDITY]
+        is_fluid = rng.random() < 0.7
+        content = pure[FLUID] if is_fluid else pure[ODDITY]
         place_blob(rng, fractions, spacing_mm, deep, content, (5.0, 28.0))
     for _ in range(person.tumours):
         _place_tumour(fractions, deep, spacing_mm, rng)
     for _ in range(person.oddities):
-        mixture = rng.dirichlet(np.full(len(BRAIN), 0.4)).astype(np.float32)
-        place_blob(rng, fractions, spacing_mm, deep, mixture @ pure[list(BRAIN)], (2.0, 14.0))
+        shares = rng.dirichlet(np.full(len(brain), 0.4)).astype(np.float32)
+        mixture = shares @ pure[brain]
+        place_blob(rng, fractions, spacing_mm, deep, mixture, (2.0, 14.0))
 
 
 def _place_tumour(fractions: np.ndarray, deep: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> None:
@@ -34,12 +37,16 @@ def _place_tumour(fractions: np.ndarray, deep: np.ndarray, spacing_mm: float, rn
     pure = np.eye(len(TISSUES), dtype=np.float32)
     radius_mm = rng.uniform(5.0, 25.0)
     oedema_mm = (1.5 * radius_mm, 1.7 * radius_mm)
+    rim_mm = (radius_mm, radius_mm)
+    core_mm = (0.5 * radius_mm, 0.85 * radius_mm)
     centre = place_blob(rng, fractions, spacing_mm, deep, pure[LESION], oedema_mm)
-    uptake = rng.uniform(0, 1) * (rng.random() < 0.6)
+    strength = rng.uniform(0, 1)
+    takes_up_agent = rng.random() < 0.6
+    uptake = strength if takes_up_agent else 0.0
     rim = uptake * pure[ENHANCING] + (1 - uptake) * pure[ODDITY]
-    place_blob(rng, fractions, spacing_mm, centre, rim, (radius_mm, radius_mm))
+    place_blob(rng, fractions, spacing_mm, centre, rim, rim_mm)
     core = rng.choice([FLUID, ODDITY, LESION])
-    place_blob(rng, fractions, spacing_mm, centre, pure[core], (0.5 * radius_mm, 0.85 * radius_mm))
+    place_blob(rng, fractions, spacing_mm, centre, pure[core], core_mm)
 
 
 def place_blob(
@@ -60,23 +67,26 @@ def place_blob(
     candidates = np.flatnonzero(inside)
     if not len(candidates):
         return centre
-    middle = np.unravel_index(candidates[rng.integers(len(candidates))], inside.shape)
+    chosen = candidates[rng.integers(len(candidates))]
+    middle = np.unravel_index(chosen, inside.shape)
     centre[middle] = True
     radius = rng.uniform(*radius_mm) / spacing_mm
     reach = int(np.ceil(1.8 * radius)) + 1
     box = []
     offsets_along = []
     for place, length in zip(middle, inside.shape, strict=True):
-        span = slice(max(0, place - reach), min(length, place + reach + 1))
-        box.append(span)
-        offsets_along.append(np.arange(span.start, span.stop) - place)
-    offsets = np.meshgrid(*offsets_along, indexing="ij")
-    stretch = np.exp(rng.normal(0, 0.2, 3))
-    squared = sum((offset * factor) ** 2 for offset, factor in zip(offsets, stretch, strict=True))
+        first = max(0, place - reach)
+        past_last = min(length, place + reach + 1)
+        box.append(slice(first, past_last))
+        offsets_along.append(np.arange(first, past_last) - place)
+    across, ahead, up = np.meshgrid(*offsets_along, indexing="ij")
+    stretch_across, stretch_ahead, stretch_up = np.exp(rng.normal(0, 0.2, 3))
+    squared = (across * stretch_across) ** 2 + (ahead * stretch_ahead) ** 2 + (up * stretch_up) ** 2
     irregular = 1 + 0.25 * smooth_noise(rng, squared.shape, max(2.0, radius))
     distance = np.sqrt(squared) * irregular
     part = fractions[(slice(None), *box)]
-    share = np.clip(radius - distance + 0.5, 0, 1) * part[list(BRAIN)].sum(axis=0)
+    blob = np.clip(radius - distance + 0.5, 0, 1)
+    share = blob * part[list(BRAIN)].sum(axis=0)
     part *= 1 - share
     part += mixture[:, None, None, None] * share
     return centre

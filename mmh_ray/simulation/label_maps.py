@@ -63,39 +63,51 @@ def label_maps_in(folder: str | Path) -> tuple[str, ...]:
 def read_label_map(path: str) -> LabelMap:
     """Read a map in FreeSurfer's numbering (see :mod:`mmh_ray.simulation.tissues`) and cut it to its head."""
     image = nib.as_closest_canonical(nib.load(path))
-    if not np.allclose(image.header.get_zooms()[:3], 1.0, atol=0.01):
+    spacing_mm = image.header.get_zooms()[:3]
+    if not np.allclose(spacing_mm, 1.0, atol=0.01):
         image = nib.processing.resample_to_output(image, (1.0, 1.0, 1.0), order=0)
     labels = np.asarray(image.dataobj).astype(np.int64)
-    channels = freesurfer_channels()[np.clip(labels, 0, 65535)].astype(np.uint8)
+    in_table = np.clip(labels, 0, 65535)
+    channels = freesurfer_channels()[in_table].astype(np.uint8)
     head = _head_box(channels)
     channels = channels[head]
     channels[_spinal(channels)] = SOFT
     brain = box_of(np.isin(channels, BRAIN))
-    centre = np.array([(span.start + span.stop - 1) / 2 for span in brain])
-    return LabelMap(channels, centre, _ventricle_pull(labels[head]))
+    centre = [(span.start + span.stop - 1) / 2 for span in brain]
+    return LabelMap(channels, np.array(centre), _ventricle_pull(labels[head]))
 
 
 def _head_box(channels: np.ndarray) -> tuple[slice, ...]:
     """The box of all that is not air, with a margin of 4 mm; found on every fourth voxel."""
-    coarse = box_of(ndimage.zoom(channels != AIR, 0.25, order=0))
-    return tuple(slice(max(0, 4 * span.start - 4), 4 * span.stop + 4) for span in coarse)
+    is_head = channels != AIR
+    coarse_box = box_of(ndimage.zoom(is_head, 0.25, order=0))
+    box = []
+    for span in coarse_box:
+        first = max(0, 4 * span.start - 4)
+        past_last = 4 * span.stop + 4
+        box.append(slice(first, past_last))
+    return tuple(box)
 
 
 def _spinal(channels: np.ndarray) -> np.ndarray:
     """Fluid far from any brain tissue, ``(I, J, K)`` bool: the spinal canal, which no mask of a brain holds."""
     coarse = channels[::2, ::2, ::2]
-    tissue = np.isin(coarse, [channel for channel in BRAIN if channel != FLUID])
-    far = 2 * ndimage.distance_transform_edt(~tissue) > _CANAL_MM
+    solid = [channel for channel in BRAIN if channel != FLUID]
+    tissue = np.isin(coarse, solid)
+    distance_mm = 2 * ndimage.distance_transform_edt(~tissue)
+    far = distance_mm > _CANAL_MM
     for axis in range(3):
         far = np.repeat(far, 2, axis=axis)
-    same_size = tuple(slice(n) for n in channels.shape)
+    same_size = tuple(slice(length) for length in channels.shape)
     return (channels == FLUID) & far[same_size]
 
 
 def _ventricle_pull(labels: np.ndarray) -> np.ndarray:
     """:attr:`LabelMap.pull`: slope of the smoothed ventricles, at most 1."""
     ventricles = np.isin(labels, _VENTRICLES).astype(np.float32)
-    soft = ndimage.gaussian_filter(ventricles, 6.0)[::PULL_MM, ::PULL_MM, ::PULL_MM]
-    pull = np.stack(np.gradient(soft)).astype(np.float32)
-    pull /= max(float(np.abs(pull).max()), 1e-6)
+    smooth = ndimage.gaussian_filter(ventricles, 6.0)
+    coarse = smooth[::PULL_MM, ::PULL_MM, ::PULL_MM]
+    pull = np.stack(np.gradient(coarse)).astype(np.float32)
+    steepest = float(np.abs(pull).max())
+    pull /= max(steepest, 1e-6)
     return pull

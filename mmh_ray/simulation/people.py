@@ -16,11 +16,9 @@ from mmh_ray.simulation import anatomy
 from mmh_ray.simulation.anatomy import smooth_noise
 from mmh_ray.simulation.deformation import deformed_shares
 from mmh_ray.simulation.findings import place_findings
-from mmh_ray.simulation.label_maps import LabelMap, label_maps_in, read_label_map
+from mmh_ray.simulation.label_maps import LabelMap
 from mmh_ray.simulation.person import Person
 from mmh_ray.simulation.tissues import BRAIN, FAT, FLUID, GREY, SOFT, TISSUES, WHITE
-
-__all__ = ["Head", "Person", "label_maps_in", "read_label_map", "simulate_head", "template_head"]
 
 _DURA_MM = 4.0
 """Radius that closes the dura between the halves of a brain, as tools do."""

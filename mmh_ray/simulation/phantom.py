@@ -15,6 +15,7 @@ SEQUENCES = ("T1w", "T2w")
 
 _PROTON_DENSITY = np.array([1.0, 0.82, 0.70, 0.85])
 _T1_MS_AT_3T = np.array([4000.0, 1330.0, 840.0, 1500.0])
+_T1_GROWTH = np.array([0.0, 1 / 3, 1 / 3, 1 / 3])
 _T2_MS = np.array([1500.0, 95.0, 72.0, 160.0])
 
 
@@ -68,15 +69,17 @@ def tissue_signal(scanner: Scanner, sequence: str) -> np.ndarray:
     T1w: ``PD sin(a) (1-E1) / (1 - cos(a) E1)``, ``E1 = exp(-TR/T1)``. T2w: ``PD (1 - exp(-TR/T1)) exp(-TE/T2)``.
     T1 grows with the cube root of the field strength; that of fluid does not (Rooney et al., 2007).
     """
-    growth = (scanner.field_strength_t / 3.0) ** np.array([0.0, 1 / 3, 1 / 3, 1 / 3])
-    t1_ms = _T1_MS_AT_3T * growth
+    relative_field = scanner.field_strength_t / 3.0
+    t1_ms = _T1_MS_AT_3T * relative_field**_T1_GROWTH
     if sequence == "T1w":
         e1 = np.exp(-scanner.tr_t1 / t1_ms)
         angle = np.deg2rad(scanner.flip)
-        return _PROTON_DENSITY * np.sin(angle) * (1 - e1) / (1 - np.cos(angle) * e1)
+        driven = 1 - np.cos(angle) * e1
+        return _PROTON_DENSITY * np.sin(angle) * (1 - e1) / driven
     if sequence == "T2w":
         recovered = 1 - np.exp(-scanner.tr_t2 / t1_ms)
-        return _PROTON_DENSITY * recovered * np.exp(-scanner.te / _T2_MS)
+        decay = np.exp(-scanner.te / _T2_MS)
+        return _PROTON_DENSITY * recovered * decay
     raise ValueError(f"sequence {sequence!r}; expected one of {SEQUENCES}. Phantoms know no other signal equation.")
 
 
@@ -114,7 +117,8 @@ def render(
 
 def canonical(anatomy: Anatomy, sequence: str, spacing_mm: float) -> np.ndarray:
     """The noise-free rendering in the canonical style, ``(I, J, K)`` float32."""
-    return render(anatomy, CANONICAL, sequence, np.random.default_rng(0), spacing_mm)
+    unused = np.random.default_rng(0)  # the canonical scanner has neither noise nor a field to draw
+    return render(anatomy, CANONICAL, sequence, unused, spacing_mm)
 
 
 def noise_free(scanner: Scanner) -> Scanner:

@@ -47,7 +47,9 @@ def simulated_pair(
 
 def person_number(index: int) -> int:
     """The person of the ``index``-th example: of 64 consecutive ones, 8 people are seen by 8 scanners each, by two in a row."""
-    return index // INDICES_PER_PEOPLE * _TOGETHER + index // 2 % _TOGETHER
+    generation = index // INDICES_PER_PEOPLE
+    place = index // 2 % _TOGETHER
+    return generation * _TOGETHER + place
 
 
 def canonical_quantiles(
@@ -74,8 +76,9 @@ def unifying_map(canonical: np.ndarray, quantiles: np.ndarray) -> MonotoneMap:
     peak, not from one end of it to the other with the last thousandth of its partial volume. The ends of a cohort's histogram are noise
     and take no part.
     """
-    ends = slice(_NOISY_ENDS, -_NOISY_ENDS)
-    return MonotoneMap.between(canonical.round(_DECIMALS)[ends], quantiles[ends])
+    without_ends = slice(_NOISY_ENDS, -_NOISY_ENDS)
+    rounded = canonical.round(_DECIMALS)
+    return MonotoneMap.between(rounded[without_ends], quantiles[without_ends])
 
 
 @lru_cache(maxsize=2 * _TOGETHER)
@@ -97,12 +100,15 @@ def simulated_person(seed: int, number: int, grid: GridConfig) -> Anatomy:
 def simulated_truth(seed: int, number: int, grid: GridConfig, sequence: str) -> np.ndarray:
     """The canonical image of a simulated person on the working grid, zero outside the brain."""
     anatomy = simulated_person(seed, number, grid)
-    return canonical(anatomy, sequence, grid.spacing_mm) * anatomy.brain
+    image = canonical(anatomy, sequence, grid.spacing_mm)
+    return image * anatomy.brain
 
 
 def _on_grid(anatomy: Anatomy, grid: GridConfig) -> Anatomy:
     """Crop or pad to the working grid, centred on the brain by whole voxels."""
     affine = working_affine(anatomy.affine, anatomy.brain, grid)
-    fractions = [cut_out(share, anatomy.affine, affine, grid.shape) for share in anatomy.fractions]
+    fractions = []
+    for share in anatomy.fractions:
+        fractions.append(cut_out(share, anatomy.affine, affine, grid.shape))
     scalp = cut_out(anatomy.scalp, anatomy.affine, affine, grid.shape)
     return Anatomy(np.stack(fractions), scalp, affine)

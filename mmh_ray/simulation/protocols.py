@@ -48,7 +48,11 @@ class Matter:
         width[:8] = 1.0  # healthy brain
         deviation = rng.normal(0, spread, (3, len(TISSUES)))
         density_factor, t1_factor, t2_factor = np.exp(deviation * width)
-        return Matter(self.density * density_factor, self.t1_ms * t1_factor, self.t2_ms * t2_factor)
+        return Matter(
+            density=self.density * density_factor,
+            t1_ms=self.t1_ms * t1_factor,
+            t2_ms=self.t2_ms * t2_factor,
+        )
 
 
 class Acquisition(Protocol):
@@ -56,6 +60,11 @@ class Acquisition(Protocol):
 
     def signal(self, matter: Matter, transmit: float) -> np.ndarray:
         """``(T,)`` signal where the transmit field is ``transmit`` times the nominal."""
+
+
+def _t2_star_decay(matter: Matter, te_ms: float) -> np.ndarray:
+    """``(T,)`` share of the signal that is left at the echo of a gradient echo."""
+    return np.exp(-1.5 * te_ms / matter.t2_ms)
 
 
 @dataclass(frozen=True)
@@ -102,14 +111,17 @@ class InversionGradientEcho:
         train = decay**self.echoes
         # Magnetisation before the inversion, a fixed point of: invert, wait, train of echoes, rest.
         # After a cycle it is constant + slope * what it was before.
-        after_train = driven * (1 - train) + train * (1 - waited)
+        driven_part = driven * (1 - train)
+        after_train = driven_part + train * (1 - waited)
         constant = 1 - rested + rested * after_train
         slope = -rested * train * waited * self.efficiency
         before_inversion = constant / (1 - slope)
-        first_echo = 1 - (1 + self.efficiency * before_inversion) * waited
-        centre_echo = driven + (first_echo - driven) * decay ** (self.echoes / 2)
-        t2_star_decay = np.exp(-1.5 * self.te_ms / matter.t2_ms)
-        return matter.density * np.sin(angle) * np.abs(centre_echo) * t2_star_decay
+        turned = 1 + self.efficiency * before_inversion
+        first_echo = 1 - turned * waited
+        half_train = decay ** (self.echoes / 2)
+        centre_echo = driven + (first_echo - driven) * half_train
+        excited = matter.density * np.sin(angle)
+        return excited * np.abs(centre_echo) * _t2_star_decay(matter, self.te_ms)
 
 
 @dataclass(frozen=True)
@@ -124,9 +136,9 @@ class SpoiledGradientEcho:
         """See :class:`Acquisition`."""
         angle = np.deg2rad(self.flip * transmit)
         e1 = np.exp(-self.tr_ms / matter.t1_ms)
-        steady_state = np.sin(angle) * (1 - e1) / (1 - e1 * np.cos(angle))
-        t2_star_decay = np.exp(-1.5 * self.te_ms / matter.t2_ms)
-        return matter.density * steady_state * t2_star_decay
+        driven = 1 - e1 * np.cos(angle)
+        steady_state = np.sin(angle) * (1 - e1) / driven
+        return matter.density * steady_state * _t2_star_decay(matter, self.te_ms)
 
 
 @dataclass(frozen=True)
@@ -143,11 +155,13 @@ class SpinEcho:
         """See :class:`Acquisition`."""
         since_refocusing_ms = self.tr_ms - self.te_ms / 2
         refocused = 2 * np.exp(-since_refocusing_ms / matter.t1_ms)
-        recovered = 1 - refocused + np.exp(-self.tr_ms / matter.t1_ms)
+        relaxed = np.exp(-self.tr_ms / matter.t1_ms)
+        recovered = np.maximum(1 - refocused + relaxed, 0)
         excitation = np.sin(np.deg2rad(90 * transmit))
-        refocusing = np.sin(np.deg2rad(90 * transmit)) ** 2
+        refocusing = excitation**2
+        turned = excitation * refocusing
         t2_decay = np.exp(-self.te_ms / matter.t2_ms)
-        return matter.density * np.maximum(recovered, 0) * (excitation * refocusing) * t2_decay
+        return matter.density * recovered * turned * t2_decay
 
 
 @dataclass(frozen=True)
@@ -161,10 +175,13 @@ class InversionSpinEcho:
 
     def signal(self, matter: Matter, transmit: float) -> np.ndarray:
         """See :class:`Acquisition`."""
-        inverted = (1 + self.efficiency) * np.exp(-self.ti_ms / matter.t1_ms)
-        not_recovered = self.efficiency * np.exp(-self.tr_ms / matter.t1_ms)
+        waited = np.exp(-self.ti_ms / matter.t1_ms)
+        inverted = (1 + self.efficiency) * waited
+        relaxed = np.exp(-self.tr_ms / matter.t1_ms)
+        not_recovered = self.efficiency * relaxed
         longitudinal = np.abs(1 - inverted + not_recovered)
-        excited = np.sin(np.deg2rad(90 * transmit)) ** 3
+        angle = np.deg2rad(90 * transmit)
+        excited = np.sin(angle) ** 3
         t2_decay = np.exp(-self.te_ms / matter.t2_ms)
         return matter.density * longitudinal * excited * t2_decay
 
@@ -267,8 +284,11 @@ def _draw_t1w(rng: np.random.Generator, field_t: float) -> Acquisition:
 
 
 def _draw_t2w(rng: np.random.Generator, field_t: float) -> Acquisition:
-    if rng.random() < 0.85:
-        return SpinEcho(tr_ms=rng.uniform(2000, 9000), te_ms=rng.uniform(55, 150))
+    is_spin_echo = rng.random() < 0.85
+    if is_spin_echo:
+        tr_ms = rng.uniform(2000, 9000)
+        te_ms = rng.uniform(55, 150)
+        return SpinEcho(tr_ms, te_ms)
     return _free(rng, "T2w", fluid=(2.0, 4.5), grey=(1.05, 1.9))
 
 
@@ -284,8 +304,11 @@ def _draw_flair(rng: np.random.Generator, field_t: float) -> Acquisition:
 
 
 def _draw_pdw(rng: np.random.Generator, field_t: float) -> Acquisition:
-    if rng.random() < 0.85:
-        return SpinEcho(tr_ms=rng.uniform(1800, 7000), te_ms=rng.uniform(8, 40))
+    is_spin_echo = rng.random() < 0.85
+    if is_spin_echo:
+        tr_ms = rng.uniform(1800, 7000)
+        te_ms = rng.uniform(8, 40)
+        return SpinEcho(tr_ms, te_ms)
     return _free(rng, "PDw", fluid=(0.6, 0.95), grey=(1.05, 1.5))
 
 
@@ -309,13 +332,15 @@ def _free(
     knots = np.array([canonical[tissue] for tissue in dark_to_bright])
     heights = np.array([drawn[tissue] for tissue in dark_to_bright])
     # A curve from canonical level to level: through the three tissues, below them to near 0, above them on.
+    lowest, middle, highest = heights
     far = 3.0
-    last_slope = (heights[2] - heights[1]) / (knots[2] - knots[1])
-    far_height = heights[2] + max(last_slope, 0.2) * far * rng.uniform(0.3, 1.0)
-    levels = np.interp(canonical, [0.0, *knots, knots[2] + far], [0.3 * heights[0], *heights, far_height])
-    shift = np.ones(len(TISSUES))
-    shift[3:8] = np.exp(rng.normal(0, 0.05, 5))
-    levels = levels * shift
+    last_slope = (highest - middle) / (knots[2] - knots[1])
+    share_of_slope = rng.uniform(0.3, 1.0)
+    far_height = highest + max(last_slope, 0.2) * far * share_of_slope
+    all_knots = [0.0, *knots, knots[2] + far]
+    all_heights = [0.3 * lowest, *heights, far_height]
+    levels = np.interp(canonical, all_knots, all_heights)
+    levels[3:8] *= np.exp(rng.normal(0, 0.05, 5))
     outside = [channel for channel in range(len(TISSUES)) if channel not in BRAIN]
     levels[outside] = rng.uniform(0.02, 1.8, len(outside))
     return FreeContrast(tuple(levels))

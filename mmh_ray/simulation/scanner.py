@@ -27,16 +27,19 @@ def canonical_image(head: Head, sequence: str, oddity: np.ndarray | None = None)
     if oddity is not None:
         scan = CANONICAL[sequence]
         typical = Matter.typical(3.0)
+        with_oddity = _with_oddity(typical, oddity)
         level_per_signal = float(levels[0] / scan.signal(typical)[0])
-        odd_signal = scan.signal(_with_oddity(typical, oddity))[ODDITY]
+        odd_signal = scan.signal(with_oddity)[ODDITY]
         levels[ODDITY] = odd_signal * level_per_signal
     return _mixed(head, levels) * head.texture
 
 
 def render(head: Head, scan: Scan, rng: np.random.Generator, spacing_mm: float, oddity: np.ndarray) -> np.ndarray:
     """What a scanner makes of a head, ``(X, Y, Z)`` float32, not negative; arbitrary units."""
-    matter = _with_oddity(Matter.typical(scan.field_t), oddity).varied(rng)
-    image = _excited(head, scan, matter, rng, spacing_mm) * head.texture
+    typical = Matter.typical(scan.field_t)
+    matter = _with_oddity(typical, oddity).varied(rng)
+    image = _excited(head, scan, matter, rng, spacing_mm)
+    image = image * head.texture
     white = max(float(scan.signal(matter)[WHITE]), 1e-6)
     image = image / white
     image = _ringing(image, rng)
@@ -51,9 +54,15 @@ def render(head: Head, scan: Scan, rng: np.random.Generator, spacing_mm: float, 
 def random_oddity(rng: np.random.Generator) -> np.ndarray:
     """``(3,)`` density, T1 and T2 in ms at 3 T of a tissue that no atlas knows."""
     density = rng.uniform(0.65, 1.0)
-    t1_ms = np.exp(rng.uniform(np.log(500), np.log(3000)))
+    t1_ms = _log_uniform(rng, 500, 3000)
     t2_ms = rng.uniform(40, 400)
     return np.array([density, t1_ms, t2_ms])
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A number between two positive ones, as often below their geometric mean as above it."""
+    logarithm = rng.uniform(np.log(low), np.log(high))
+    return float(np.exp(logarithm))
 
 
 def _with_oddity(matter: Matter, oddity: np.ndarray) -> Matter:
@@ -79,27 +88,40 @@ def _excited(head: Head, scan: Scan, matter: Matter, rng: np.random.Generator, s
     """Signal where the transmit field differs from place to place: quadratic in the field between three exact values."""
     weakest, nominal_transmit, strongest = _TRANSMIT
     nominal = _mixed(head, scan.signal(matter, nominal_transmit))
-    strength = rng.uniform(0, 0.04 + 0.03 * scan.field_t)
+    most = 0.04 + 0.03 * scan.field_t
+    strength = rng.uniform(0, most)
     if strength < 0.02:
         return nominal
     weak = _mixed(head, scan.signal(matter, weakest))
     strong = _mixed(head, scan.signal(matter, strongest))
-    field = smooth_noise(rng, nominal.shape, rng.uniform(60, 110) / spacing_mm)
-    offset = np.clip(strength * field, -0.4, 0.4) / 0.4  # -1 at the weakest, 1 at the strongest
+    length_mm = rng.uniform(60, 110)
+    field = smooth_noise(rng, nominal.shape, length_mm / spacing_mm)
+    deviation = np.clip(strength * field, -0.4, 0.4)
+    offset = deviation / 0.4  # -1 at the weakest, 1 at the strongest
     linear = offset * (strong - weak) / 2
     curvature = (weak + strong) / 2 - nominal
-    return np.maximum(nominal + linear + offset**2 * curvature, 0)
+    signal = nominal + linear + offset**2 * curvature
+    return np.maximum(signal, 0)
 
 
 def _receive_field(shape: tuple[int, ...], field_t: float, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
     """Sensitivity of the coils: smooth in the large, brighter or darker in the middle, up to three times from end to end at high field."""
-    strongest = 0.12 + 0.05 * min(field_t, 3.0) + 0.03 * max(field_t - 3, 0)
+    up_to_3t = min(field_t, 3.0)
+    beyond_3t = max(field_t - 3, 0)
+    strongest = 0.12 + 0.05 * up_to_3t + 0.03 * beyond_3t
     strength = rng.uniform(0, strongest)
-    wide = smooth_noise(rng, shape, rng.uniform(70, 130) / spacing_mm)
-    narrow = smooth_noise(rng, shape, rng.uniform(40, 60) / spacing_mm)
-    across, ahead, up = ((np.arange(n) - (n - 1) / 2) * spacing_mm / 90 for n in shape)  # 1 is 90 mm from the middle
+    wide_mm = rng.uniform(70, 130)
+    wide = smooth_noise(rng, shape, wide_mm / spacing_mm)
+    narrow_mm = rng.uniform(40, 60)
+    narrow = smooth_noise(rng, shape, narrow_mm / spacing_mm)
+    axes = []
+    for length in shape:
+        middle = (length - 1) / 2
+        axes.append((np.arange(length) - middle) * spacing_mm / 90)  # 1 is 90 mm from the middle
+    across, ahead, up = axes
     squared_distance = across[:, None, None] ** 2 + ahead[:, None] ** 2 + up**2
-    dome = rng.normal(0, 1.0) * strength * squared_distance
+    curvature = rng.normal(0, 1.0)
+    dome = curvature * strength * squared_distance
     log_field = strength * wide + 0.2 * strength * narrow + dome
     return np.exp(log_field).astype(np.float32)
 
@@ -107,30 +129,35 @@ def _receive_field(shape: tuple[int, ...], field_t: float, rng: np.random.Genera
 def _resolution(image: np.ndarray, sequence: str, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
     """In-plane point spread, and the slice profile with resampling along one axis; both mild in most scans."""
     slice_axis = int(rng.integers(3))
-    in_plane_sigma = rng.uniform(0.3, 1.8) / FWHM_PER_SIGMA / spacing_mm
-    is_thin = rng.random() < (0.8 if sequence == "T1w" else 0.5)
+    in_plane_mm = rng.uniform(0.3, 1.8)
+    share_of_thin = 0.8 if sequence == "T1w" else 0.5
+    is_thin = rng.random() < share_of_thin
     thickness_mm = rng.uniform(0.8, 1.8) if is_thin else rng.uniform(2.0, 6.5)
-    sigma = np.full(3, in_plane_sigma)
+    sigma = np.full(3, in_plane_mm / FWHM_PER_SIGMA / spacing_mm)
     sigma[slice_axis] = 0.0
     image = ndimage.gaussian_filter(image, sigma)
     if thickness_mm <= 0.9 * spacing_mm:
         return image
     # A slice profile of this width is near a Gaussian of the same variance; slices lie one thickness apart.
-    image = ndimage.gaussian_filter1d(image, 0.35 * thickness_mm / spacing_mm, axis=slice_axis)
+    profile_sigma = 0.35 * thickness_mm / spacing_mm
+    image = ndimage.gaussian_filter1d(image, profile_sigma, axis=slice_axis)
     if thickness_mm <= 1.2 * spacing_mm:
         return image
     length = image.shape[slice_axis]
     step = thickness_mm / spacing_mm
-    slices = np.arange(rng.uniform(0, step), length, step)
+    first_slice = rng.uniform(0, step)
+    slices = np.arange(first_slice, length, step)
     sliced = _interpolated(image, slices, slice_axis)
-    back = np.clip((np.arange(length) - slices[0]) / step, 0, len(slices) - 1)
-    return _interpolated(sliced, back, slice_axis)
+    places = (np.arange(length) - slices[0]) / step
+    places = np.clip(places, 0, len(slices) - 1)
+    return _interpolated(sliced, places, slice_axis)
 
 
 def _interpolated(image: np.ndarray, places: np.ndarray, axis: int) -> np.ndarray:
     """Linear interpolation at places along one axis."""
     last = image.shape[axis] - 1
-    low = np.clip(np.floor(places).astype(int), 0, last)
+    low = np.floor(places).astype(int)
+    low = np.clip(low, 0, last)
     high = np.minimum(low + 1, last)
     shape = [1, 1, 1]
     shape[axis] = len(places)
@@ -146,7 +173,8 @@ def _ringing(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return image
     axis = int(rng.integers(3))
     spectrum = np.fft.rfft(image, axis=axis)
-    kept = int(np.ceil(rng.uniform(0.6, 0.95) * spectrum.shape[axis]))
+    share_kept = rng.uniform(0.6, 0.95)
+    kept = int(np.ceil(share_kept * spectrum.shape[axis]))
     cut_off = [slice(None)] * 3
     cut_off[axis] = slice(kept, None)
     spectrum[tuple(cut_off)] = 0
@@ -159,19 +187,23 @@ def _ghost(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() > 0.15:
         return image
     axis = int(rng.integers(3))
-    shift = int(rng.integers(4, image.shape[axis] // 2 + 1))
+    most = image.shape[axis] // 2
+    shift = int(rng.integers(4, most + 1))
     strength = rng.uniform(0.005, 0.05)
-    return image + strength * np.roll(image, shift, axis=axis)
+    ghost = np.roll(image, shift, axis=axis)
+    return image + strength * ghost
 
 
 def _noise(image: np.ndarray, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
     """Rician noise, stronger here than there (parallel imaging)."""
-    level = float(np.exp(rng.uniform(np.log(0.004), np.log(0.07))))
+    level = _log_uniform(rng, 0.004, 0.07)
     wander = smooth_noise(rng, image.shape, 60 / spacing_mm)
-    local_level = level * np.exp(rng.uniform(0, 0.3) * wander)
-    real = rng.standard_normal(image.shape, np.float32) * local_level
-    imaginary = rng.standard_normal(image.shape, np.float32) * local_level
-    return np.hypot(image + real, imaginary).astype(np.float32)
+    unevenness = rng.uniform(0, 0.3)
+    local_level = level * np.exp(unevenness * wander)
+    real = rng.standard_normal(image.shape, np.float32)
+    imaginary = rng.standard_normal(image.shape, np.float32)
+    noisy = np.hypot(image + real * local_level, imaginary * local_level)
+    return noisy.astype(np.float32)
 
 
 def _filtered(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -180,14 +212,17 @@ def _filtered(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if kind < 0.08:
         image = ndimage.median_filter(image, size=3)
     elif kind < 0.16:
-        image = ndimage.gaussian_filter(image, rng.uniform(0.3, 0.6))
+        sigma = rng.uniform(0.3, 0.6)
+        image = ndimage.gaussian_filter(image, sigma)
     elif kind < 0.26:
         edges = image - ndimage.gaussian_filter(image, 1.0)
-        image = np.maximum(image + rng.uniform(0.2, 0.7) * edges, 0)
+        strength = rng.uniform(0.2, 0.7)
+        image = np.maximum(image + strength * edges, 0)
     if rng.random() < 0.15:
         top = max(float(np.quantile(image, 0.999)), 1e-6)
         gamma = np.exp(rng.normal(0, 0.2))
-        image = top * np.maximum(image / top, 0) ** gamma
+        relative = np.maximum(image / top, 0)
+        image = top * relative**gamma
     return image
 
 

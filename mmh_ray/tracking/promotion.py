@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from mmh_ray.bids.derivatives import read_sidecar
-from mmh_ray.bids.ledger import MADE, current_rows
+from mmh_ray.bids.ledger import current_rows
+from mmh_ray.bids.rows import MADE
 from mmh_ray.config import Config
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.evaluation.metrics.registry import OURS

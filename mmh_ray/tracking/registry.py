@@ -25,6 +25,7 @@ from mmh_ray.yaml_text import MOST_BYTES, load_yaml
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
     from mlflow.models import ModelSignature
 
 GLOBAL, TARGET = "config.json", "target.json"
@@ -35,6 +36,8 @@ BASE = "base"
 """Key of the ``model_config`` of a registered target: the global model to put it on, where it is not the registered one."""
 _MAKERS = {GLOBAL: "mmh train-global", TARGET: "mmh train-target"}
 _FORMS = "a bundle folder, s3://BUCKET/BUNDLE, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH"
+_NO_ANSWER = "INTERNAL_ERROR"
+"""What MLflow calls it when a server cannot be reached, or breaks."""
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/]+)|/(?P<version>\d+))")
 
 
@@ -256,13 +259,18 @@ def version_uri(version: ModelVersion) -> str:
     return f"models:/{version.name}/{version.version}"
 
 
-def _unknown(model: str, error: Exception) -> ModelError:
-    """The error for a name, alias or version that is not there, with those that are."""
+def _unknown(model: str, error: MlflowException) -> ModelError:
+    """The error for a name, alias or version that is not there, with those that are; or for a store that does not answer."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
     store, name = mlflow.get_tracking_uri(), model.removeprefix("models:/").partition("@")[0].partition("/")[0]
     received = f"{model} at {store}: {' '.join(str(error).split())[:300]}"
+    if error.error_code == _NO_ANSWER:  # another question would wait for MLflow's retries once more
+        remedy = (
+            "Start the store, or name another in tracking.uri or MLFLOW_TRACKING_URI. A bundle in a folder needs none."
+        )
+        return ModelError(received, "an MLflow store that answers", remedy)
     try:
         entry = mlflow.MlflowClient().get_registered_model(name)
     except MlflowException:

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmh_ray.bids.manifest import SCHEMA, find_images, read_manifest, to_table, write_manifest
+from mmh_ray.bids.manifest import find_images, read_manifest, to_table, write_manifest
+from mmh_ray.bids.schema import SCHEMA
 from mmh_ray.bids.splits import assign_splits
 from mmh_ray.config import ManifestConfig
 from mmh_ray.errors import ConfigError, DataError

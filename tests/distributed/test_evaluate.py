@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from mmh_ray.bids.manifest import SCHEMA, to_table, write_manifest
+from mmh_ray.bids.manifest import to_table, write_manifest
+from mmh_ray.bids.schema import SCHEMA
 from mmh_ray.config import Config, EvaluateConfig, ModelConfig, PrepareConfig
 from mmh_ray.distributed.evaluate import evaluate
 from mmh_ray.errors import ConfigError, DataError

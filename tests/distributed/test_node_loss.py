@@ -22,7 +22,7 @@ import torch
 from mmh_ray.config import Config, HarmonizeConfig, TrackingConfig, TrainConfig, to_dict
 from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain, validation_batches
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
-from mmh_ray.models.trainer import Learner
+from mmh_ray.models.trainer import Trainer
 from mmh_ray.shards import PreparedStore
 from tests.distributed.test_datasets import CONFIG, write_store
 
@@ -200,16 +200,16 @@ def undisturbed(store: str, tmp_path_factory: pytest.TempPathFactory) -> Figures
     maker = GroupMaker(store, config, domain)
     torch.manual_seed(config.train.seed)
     model = GlobalHarmonizer(config.model, config.train, domain.as_tensor(config.model.sequences))
-    learner = Learner(model, config.train)
+    trainer = Trainer(model, config.train)
     validation = validation_batches(store, config, domain)
     share = config.train.volumes_per_step
     losses = {}
     best: dict[str, float] = {}
     for step in range(1, config.train.steps + 1):
         numbers = np.arange((step - 1) * share, step * share)
-        losses[step] = learner.step(SlabBatch.of_groups(maker({"id": numbers})))["loss"]
+        losses[step] = trainer.step(SlabBatch.of_groups(maker({"id": numbers})))["loss"]
         if step % config.train.validate_every == 0:
-            found = learner.validate(validation)
+            found = trainer.validate(validation)
             best = min(best or found, found, key=lambda losses: losses["val_loss"])
     return losses, best
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mmh_ray.bids.manifest import SCHEMA, to_table, write_manifest
+from mmh_ray.bids.manifest import to_table, write_manifest
+from mmh_ray.bids.schema import SCHEMA
 from mmh_ray.config import Config, EvaluateConfig, ModelConfig
 from mmh_ray.distributed.selection import check_archives, choose_cases, note_untrained, usable_rows
 from mmh_ray.errors import DataError

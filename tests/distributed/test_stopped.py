@@ -20,7 +20,7 @@ from mmh_ray.bids.ledger import JOURNAL
 from mmh_ray.bids.status import run_status
 from mmh_ray.config import Config, to_dict
 from mmh_ray.imaging.volume import Volume, write_volume
-from mmh_ray.stopping import INTERRUPTED, STOPPED, handlers_kept, stoppable, why
+from mmh_ray.stopping import INTERRUPTED, STOPPED, end_reason, handlers_kept, stoppable
 
 PATIENCE_S = 300
 MARK = "MMH_TEST_STOPPED"
@@ -203,13 +203,13 @@ def test_what_stopped_a_run_is_known_though_the_error_lost_its_words() -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         except KeyboardInterrupt:
-            return why(KeyboardInterrupt())
+            return end_reason(KeyboardInterrupt())
         return "not stopped"
 
     assert wait_as_ray_does() == STOPPED
     with stoppable():
-        assert why(KeyboardInterrupt()) == INTERRUPTED
-        assert why(OSError("full")) == "OSError: full"
+        assert end_reason(KeyboardInterrupt()) == INTERRUPTED
+        assert end_reason(OSError("full")) == "OSError: full"
 
 
 @pytest.mark.fast

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mmh_ray.imaging.detail import NOISE, continued, fit_curve, fit_look, without_noise
+from mmh_ray.imaging.detail import NOISE, continued, fit_curve, fit_mapping, without_noise
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import canonical
 
@@ -37,7 +37,7 @@ def shown(image: np.ndarray, place: np.ndarray, brain: np.ndarray) -> float:
 
 def way_back(scan: np.ndarray, styled: np.ndarray, brain: np.ndarray) -> np.ndarray:
     """The scan under the curve and the field of a network's image."""
-    curve, field = fit_look(scan, styled, brain, SPACING)
+    curve, field = fit_mapping(scan, styled, brain, SPACING)
     return curve.apply(field * scan) * brain
 
 
@@ -52,7 +52,7 @@ def test_a_curve_is_found(person: tuple[np.ndarray, ...], style: Callable[[np.nd
 
 def test_a_network_that_changes_nothing_changes_nothing(person: tuple[np.ndarray, ...]) -> None:
     _, scan, _, brain = person
-    curve, field = fit_look(scan, scan, brain, SPACING)
+    curve, field = fit_mapping(scan, scan, brain, SPACING)
     np.testing.assert_allclose(field, 1, atol=1e-4)
     np.testing.assert_allclose(curve.apply(scan), scan, atol=1e-4)
 
@@ -81,7 +81,7 @@ def test_what_enhances_beyond_all_tissue_keeps_its_contrast(person: tuple[np.nda
 def test_a_field_is_found(person: tuple[np.ndarray, ...], strength: float) -> None:
     _, scan, _, brain = person
     field = np.exp(strength * np.linspace(-1, 1, brain.shape[1]))[:, None] * np.ones(brain.shape)
-    curve, found = fit_look((scan * field).astype(np.float32), scan, brain, SPACING)
+    curve, found = fit_mapping((scan * field).astype(np.float32), scan, brain, SPACING)
     left = np.log(found * field)[ndimage.binary_erosion(brain, iterations=2)]
     assert left.std() < 0.35 * np.log(field)[brain].std()
     assert (

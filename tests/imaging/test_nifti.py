@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from mmh_ray.errors import DataError
-from mmh_ray.imaging.volume import Room, check_memory, read_mask, read_volume, write_volume
+from mmh_ray.imaging.volume import SharedMemory, check_memory, read_mask, read_volume, write_volume
 from tests.imaging.nifti_files import AFFINE, extension, nifti, put, voxels
 
 pytestmark = pytest.mark.fast
@@ -157,7 +157,7 @@ def test_special_files_are_refused_at_once(tmp_path: Path, kind: str, name: str)
     for read in (read_volume, read_mask):
         with bounded(3, LITTLE), pytest.raises(DataError, match=rf"{name}: .+; expected .+\. [A-Z].+\."):
             read(path)
-    with bounded(3, LITTLE), Room().taken_by(path):
+    with bounded(3, LITTLE), SharedMemory().taken_by(path):
         check_memory(path, free=0)
 
 

@@ -15,7 +15,7 @@ import pytest
 from mmh_ray.errors import DataError
 from mmh_ray.imaging.volume import (
     BYTES_PER_VOXEL,
-    Room,
+    SharedMemory,
     Volume,
     check_geometry,
     check_memory,
@@ -107,7 +107,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(tmp_path: Pa
 
 def test_images_side_by_side_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for four, for two processes: the second image starts when the first has left, and does not fail."""
-    path, room, order = save(tmp_path / "a.nii", ramp(20, 20, 20)), Room(processes=2), list[str]()
+    path, room, order = save(tmp_path / "a.nii", ramp(20, 20, 20)), SharedMemory(processes=2), list[str]()
     memory = SimpleNamespace(available=3.9 * BYTES_PER_VOXEL * 20**3)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
 

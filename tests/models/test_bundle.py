@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig
 from mmh_ray.errors import ModelError
-from mmh_ray.models.bundle import CARD, FACTS, WEIGHTS, bundle_hash, load_bundle, save_bundle
+from mmh_ray.models.bundle import FACTS, WEIGHTS, bundle_hash, load_bundle, save_bundle
+from mmh_ray.models.bundle_format import CARD
 from mmh_ray.models.denoiser import Context
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 

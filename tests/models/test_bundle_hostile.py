@@ -18,8 +18,9 @@ import torch
 
 from mmh_ray.config import Config, GridConfig, ModelConfig
 from mmh_ray.errors import ModelError
-from mmh_ray.models.bundle import CARD, FACTS, SECTIONS, WEIGHTS, bundle_files, bundle_hash, load_bundle, save_bundle
+from mmh_ray.models.bundle import FACTS, SECTIONS, WEIGHTS, bundle_files, bundle_hash, load_bundle, save_bundle
 from mmh_ray.models.bundle_files import MOST_FACTS
+from mmh_ray.models.bundle_format import CARD
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 
 pytestmark = pytest.mark.fast

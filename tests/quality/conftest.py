@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from mmh_ray.bids.rows import Problem
-from mmh_ray.quality.report import ImageRecord, Measure, RunFacts
+from mmh_ray.quality.cohort import ImageRecord, Measure
+from mmh_ray.quality.report import RunFacts
 
 BINS = 50
 

@@ -11,7 +11,9 @@ import pytest
 
 from mmh_ray.config import GridConfig
 from mmh_ray.errors import DataError
-from mmh_ray.simulation.people import Head, Person, label_maps_in, read_label_map, simulate_head, template_head
+from mmh_ray.simulation.label_maps import label_maps_in, read_label_map
+from mmh_ray.simulation.people import Head, simulate_head, template_head
+from mmh_ray.simulation.person import Person
 from mmh_ray.simulation.tissues import (
     AIR,
     ENHANCING,

@@ -14,7 +14,13 @@ from mmh_ray.errors import ModelError
 from mmh_ray.models.target.adapter import SiteStyle
 from mmh_ray.models.target.bundle import save_target
 from mmh_ray.models.target.fine_tuner import TunedAdapter
-from mmh_ray.tracking import resolve_recorded, resolve_recorded_target, resolve_target, target_model_name
+from mmh_ray.tracking import (
+    resolve_model,
+    resolve_recorded,
+    resolve_recorded_target,
+    resolve_target,
+    target_model_name,
+)
 from mmh_ray.tracking.registry import GLOBAL, _bundle_inside
 
 pytestmark = pytest.mark.fast
@@ -151,3 +157,12 @@ def test_a_target_is_that_of_the_site_that_was_asked_for(tmp_path: Path, site: s
 def test_a_site_whose_name_no_disk_takes_is_looked_for_in_the_store(tmp_path: Path, site: str) -> None:
     with pytest.raises(ModelError):
         resolve_target(site, tmp_path, TrackingConfig(uri=f"sqlite:///{tmp_path}/none.db"))
+
+
+def test_a_store_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    nobody_listens = "http://127.0.0.1:9"
+    with pytest.raises(ModelError) as caught:
+        resolve_model("models:/mmh-global@champion", TrackingConfig(uri=nobody_listens))
+    assert caught.value.expected == "an MLflow store that answers"
+    assert nobody_listens in caught.value.received

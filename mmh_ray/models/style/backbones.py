@@ -12,8 +12,6 @@ from mmh_ray.errors import ModelError
 from mmh_ray.models.style.embedded import EMBEDDED, EmbeddedBackbone, embedded_weights
 from mmh_ray.models.style.slice_backbone import SliceBackbone
 
-__all__ = ["EMBEDDED", "EmbeddedBackbone", "embedded_weights", "load_backbone", "weights_hash"]
-
 
 def load_backbone(config: StyleConfig) -> SliceBackbone:
     """The backbone that ``config`` names, in evaluation mode and frozen.

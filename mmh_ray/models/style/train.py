@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from mmh_ray.config import GridConfig, RestyleConfig, StyleConfig
 from mmh_ray.imaging.intensity import correct_bias, robust_scaling
 from mmh_ray.models.augmentation import restyle
-from mmh_ray.models.style.backbones import EmbeddedBackbone, SliceBackbone
 from mmh_ray.models.style.contrast import spread, style_contrast
+from mmh_ray.models.style.embedded import EmbeddedBackbone
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
+from mmh_ray.models.style.slice_backbone import SliceBackbone
 from mmh_ray.progress import progress
 from mmh_ray.provenance import whole_file
 from mmh_ray.simulation.anatomy import Anatomy
@@ -59,7 +60,7 @@ a small convolutional net per slice, attention over the slices of each plane. It
   scanners that are pairwise alike; on such blocks kept aside: {figures}
 - size: {size}
 - SHA-256 of style.safetensors: `{sha256}`
-- held-out figures: benchmarks/2026-11-26-style.md in the repository (`python benchmarks/style.py`)
+- held-out figures: benchmarks/style-vectors.md in the repository (`python benchmarks/style.py`)
 
 Limits: trained on simulated T1w and T2w of skull-stripped brains in unit intensity alone; other sequences were not shown to it.
 """

@@ -227,7 +227,7 @@ def state_of(model: GlobalHarmonizer, name: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def wearing(model: GlobalHarmonizer, name: str) -> Iterator[None]:
+def with_adapter(model: GlobalHarmonizer, name: str) -> Iterator[None]:
     """The model with one of its adapters; without any again afterwards."""
     wear(model, name)
     try:

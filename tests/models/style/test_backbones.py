@@ -21,7 +21,8 @@ from open_clip.model import _build_vision_tower
 
 from mmh_ray.config import StyleConfig
 from mmh_ray.errors import ModelError
-from mmh_ray.models.style.backbones import EmbeddedBackbone, embedded_weights, load_backbone, weights_hash
+from mmh_ray.models.style.backbones import load_backbone, weights_hash
+from mmh_ray.models.style.embedded import EmbeddedBackbone, embedded_weights
 from mmh_ray.models.style.encoder import make_style_encoder
 from mmh_ray.provenance import sha256_file
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mmh_ray.config import StyleConfig
 from mmh_ray.errors import ModelError
-from mmh_ray.models.style.backbones import EmbeddedBackbone
 from mmh_ray.models.style.contrast import LEAST_SPREAD, spread, spread_shortfall, style_contrast, train_aggregator
+from mmh_ray.models.style.embedded import EmbeddedBackbone
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
 
 pytestmark = pytest.mark.fast

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmh_ray.config import StyleConfig
 from mmh_ray.errors import DataError, ModelError
 from mmh_ray.imaging.slices import PLANES, along
-from mmh_ray.models.style.backbones import EmbeddedBackbone
+from mmh_ray.models.style.embedded import EmbeddedBackbone
 from mmh_ray.models.style.encoder import (
     StyleAggregator,
     TriPlanarStyleEncoder,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mmh_ray.config import GridConfig, StyleConfig
 from mmh_ray.imaging.intensity import robust_scaling
-from mmh_ray.models.style.backbones import EmbeddedBackbone
 from mmh_ray.models.style.contrast import LEAST_SPREAD, style_contrast
+from mmh_ray.models.style.embedded import EmbeddedBackbone
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder, make_style_encoder
 from mmh_ray.models.style.train import REFINE_PEOPLE, REFINE_SCANNERS, block, refine
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmh_ray.config import ModelConfig, TargetConfig, TrainConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
-from mmh_ray.models.target.adapter import SiteStyle, attach, point_spread, state_of, wear, wearing
+from mmh_ray.models.target.adapter import SiteStyle, attach, point_spread, state_of, wear, with_adapter
 
 pytestmark = pytest.mark.fast
 
@@ -32,7 +32,7 @@ def strong(state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 def test_a_new_adapter_changes_nothing(model: GlobalHarmonizer, batch: SlabBatch) -> None:
     before = predict(model, batch)
     attach(model, "one", 2)
-    with wearing(model, "one"):
+    with with_adapter(model, "one"):
         assert torch.equal(predict(model, batch), before)
 
 
@@ -43,14 +43,14 @@ def test_adapters_leave_the_base_and_each_other_alone(model: GlobalHarmonizer, b
     for name, state in zip(("one", "two"), states, strict=True):
         attach(model, name, 2, state)
     assert torch.equal(predict(model, batch), before)
-    with wearing(model, "one"):
+    with with_adapter(model, "one"):
         first = predict(model, batch)
-    with wearing(model, "two"):
+    with with_adapter(model, "two"):
         second = predict(model, batch)
     assert torch.equal(predict(model, batch), before)
     assert not torch.allclose(first, before, atol=1e-3)
     assert not torch.allclose(first, second, atol=1e-3)
-    with wearing(model, "one"):
+    with with_adapter(model, "one"):
         assert torch.equal(predict(model, batch), first)
 
 
@@ -61,7 +61,7 @@ def test_the_state_travels(model: GlobalHarmonizer, batch: SlabBatch) -> None:
     attach(model, "filled", 3, state)
     attach(other, "there", 3, state)
     assert state_of(other, "there").keys() == state.keys()
-    with wearing(model, "filled"), wearing(other, "there"):
+    with with_adapter(model, "filled"), with_adapter(other, "there"):
         assert torch.equal(predict(model, batch), predict(other, batch))
 
 

@@ -12,7 +12,7 @@ from scipy import ndimage
 from mmh_ray.config import HarmonizeConfig, ModelConfig, StyleConfig, TargetConfig
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.slab_groups import Conditioner
-from mmh_ray.models.style.backbones import EmbeddedBackbone
+from mmh_ray.models.style.embedded import EmbeddedBackbone
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
 from mmh_ray.models.target.adapter import SiteStyle
 from mmh_ray.models.target.fine_tuner import TargetBatch, TargetFineTuner, UnifiedVolume, batch_of, tune
