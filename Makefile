@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 OUT ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint fast docs audit
+.PHONY: help install demo test lint fast docs audit constraints
 
 help:
 	@echo "make demo    the whole way on phantoms, 15 to 45 minutes on 2 cores (OUT=demo)"
@@ -15,6 +15,7 @@ help:
 	@echo "make fast    the tests of under a minute"
 	@echo "make lint    lint, format, types"
 	@echo "make docs    the documentation as a site, site/index.html; a warning is an error"
+	@echo "make constraints    constraints.txt anew: the versions that are installed in .venv"
 	@echo "make audit   known vulnerabilities, in what is installed and in the lowest versions allowed (asks osv.dev)"
 
 install: $(INSTALLED)
@@ -56,3 +57,9 @@ audit: $(INSTALLED)
 	$(BIN)/python -m pip freeze --exclude-editable >.venv/installed.txt
 	$(BIN)/uv pip compile --quiet --no-annotate --resolution lowest-direct --python $(BIN)/python pyproject.toml -o .venv/lowest.txt
 	@status=0; for list in $(LISTS); do echo "== $$list"; $(AUDIT) --requirement $$list || status=1; done; exit $$status
+
+# What is needed is found by resolving pyproject.toml; its versions are those that the tests ran with.
+constraints: $(INSTALLED)
+	$(BIN)/python -m pip freeze --exclude-editable >.venv/installed.txt
+	$(BIN)/uv pip compile --quiet --no-annotate --no-header --constraints .venv/installed.txt --python $(BIN)/python pyproject.toml -o .venv/pins.txt
+	{ head -2 constraints.txt; cat .venv/pins.txt; } >.venv/constraints.txt && mv .venv/constraints.txt constraints.txt

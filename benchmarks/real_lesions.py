@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from mmh_ray.bids.entities import output_path, parse
 from mmh_ray.imaging.volume import read_volume
+from mmh_ray.simulation.protocols import SEQUENCES
 
 
 def main() -> None:
@@ -35,7 +36,8 @@ def main() -> None:
     for label in sorted(arguments.bids.glob("derivatives/labels/**/*_label-lesion_mask.nii.gz")):
         entities = parse(label)
         folder = arguments.bids.joinpath(*entities.folders, "anat")
-        for path in sorted([*folder.glob("*_T1w.nii.gz"), *folder.glob("*_T2w.nii.gz")]):
+        scans = [path for sequence in SEQUENCES for path in folder.glob(f"*_{sequence}.nii.gz")]
+        for path in sorted(scans):
             harmonized, lesion = arguments.out / output_path(parse(path)), read_volume(label).data > 0.5
             if harmonized.exists() and lesion.shape == (scan := read_volume(path).data).shape:
                 after = read_volume(harmonized).data

@@ -8,7 +8,7 @@ each site` is ours under the increasing map per site that comes nearest to the n
 bins of intensity, all travelers); `source's sharpness` is no scan at all but the noise-free image of the source's own scanner under
 such a map, `+ noise` of one level for all: contrast is as right as an increasing map can make it, there is no bias field and no trace of
 a method, and only how sharp the source drew differs. `target's sharpness + noise` is the noise-free truth with that noise: nothing is
-left, and the probe guesses. A cell is the balanced accuracy of the probe of `mmh evaluate-target`, mean and half the range over demos
+left, and the probe guesses. A cell is the balanced accuracy of the probe of `mmh evaluate --target`, mean and half the range over demos
 and three ways to fold the subjects; chance is a third.
 """
 
@@ -25,11 +25,11 @@ from sklearn.isotonic import IsotonicRegression
 from mmh_ray.bids.entities import desc_of, output_path, parse
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import StyleConfig
-from mmh_ray.distributed.style_encoder import StyleDescriber
 from mmh_ray.evaluation.metrics.agreement import scale_by_percentiles
 from mmh_ray.evaluation.probes.site import site_probe
 from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.imaging.volume import read_volume
+from mmh_ray.models.style.vectors import StyleVectors
 
 BINS = 256
 FOLDINGS = 3
@@ -102,7 +102,7 @@ def main() -> None:
             answers = {row["subject"]: row for row in own if row["site"] == arguments.target}
             rows = [row for row in own if row["site"] != arguments.target]
             labels = [row["site"] for row in rows], [row["subject"] for row in rows]
-            describe = StyleDescriber(StyleConfig())
+            describe = StyleVectors(StyleConfig())
             places = [(read_volume(row["mask_uri"]).data > 0.5, read_volume(row["uri"]).affine) for row in rows]
             for name, images in arms(demo, arguments.target, rows, answers).items():
                 about = zip(images, places, strict=True)

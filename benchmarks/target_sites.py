@@ -6,7 +6,7 @@
     python benchmarks/target_sites.py --model demo/runs/demo/bundle --out /tmp/target-sites --only parallel
 
 Makes a simulated archive whose first site has 40 subjects, trains targets on 3, 8 and 32 of its images with several seeds (each draws
-its own images), moves the travelers' scans of the other sites there, and scores them as `mmh evaluate-target` does. Ablations at 8
+its own images), moves the travelers' scans of the other sites there, and scores them as `mmh evaluate --target` does. Ablations at 8
 images: without the style displacement, without reconstruction, without the adapter (the curve alone), without adapters but all weights
 of a copy trained (at a tenth of the learning rate: low-rank updates, of which one factor starts at zero, want about ten times that of
 whole weights), BiomedCLIP's image tower with random weights in place of the embedded style encoder (fewer slices and steps: it is
@@ -43,11 +43,12 @@ from mmh_ray.bids.entities import desc_of, output_path, parse
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config, load_config
 from mmh_ray.distributed import train_target
-from mmh_ray.distributed.evaluate_target import evaluate_target
+from mmh_ray.distributed.evaluate import evaluate
 from mmh_ray.distributed.manifest import build_manifest
 from mmh_ray.distributed.phantom import make_archive
 from mmh_ray.distributed.prepare import prepare
-from mmh_ray.evaluation.target_metrics import METHODS, OURS, RAW
+from mmh_ray.evaluation.metrics.registry import OURS
+from mmh_ray.evaluation.statistics.summary import by_sequence
 from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.harmonization.reference_target import target_of_scan
 from mmh_ray.imaging.volume import read_volume, write_volume
@@ -72,8 +73,20 @@ TRAINED: dict[str, dict[str, Any]] = {
 SLICES = 2
 """Of the style encoder, where it is BiomedCLIP's or is to be compared with it."""
 NAMES = (*TRAINED, CURVE, SINGLE, PARALLEL)
-MEASURES = ("psnr", "ssim", "truth_nrmse", "truth_nrmse_direct", "w1", "gradient_correlation", "dice", "style_distance")
-SHOWN = (*MEASURES, "w1 % of raw", "site_probe_style", "site_probe_cnn", "seconds")
+METRICS = (
+    "psnr",
+    "ssim",
+    "truth_nrmse",
+    "truth_nrmse_direct",
+    "w1",
+    "w1_of_raw",
+    "gradient_correlation",
+    "dice_truth",
+    "style_distance",
+    "site_probe_style",
+    "site_probe_cnn",
+)
+SHOWN = (*METRICS, "seconds")
 
 
 @dataclass(frozen=True)
@@ -237,15 +250,18 @@ def score(bench: Bench, name: str, seed: int) -> None:
     target, harmonizer, seconds = one(bench, name, seed)
     folder = bench.out / "moved" / f"{name}-{seed}"
     move(bench, harmonizer, target, folder)
-    keep(bench, name, seed, folder, (OURS,), seconds)
+    keep(bench, name, seed, {"ours": str(folder)}, seconds)
 
 
-def keep(bench: Bench, name: str, seed: int, folder: Path, methods: tuple[str, ...], seconds: float) -> None:
-    """Append a line of scores."""
+def keep(bench: Bench, name: str, seed: int, archives: dict[str, str], seconds: float) -> None:
+    """Append a line of scores: of `ours` alone where it is among the archives, else of all methods."""
     truth = str(bench.bids / "derivatives" / "truth")
-    about = bench.manifest, SITE, str(bench.unified), str(folder)
-    found = evaluate_target(*about, bench.config, truth, methods)
-    line = {"name": name, "seed": seed, "seconds": seconds, "scores": found}
+    with tempfile.TemporaryDirectory() as out:
+        evaluation = evaluate({"raw": bench.manifest, **archives}, out, bench.config, truth, target=SITE)
+    scores = {}
+    for sequence, methods in by_sequence(evaluation).items():
+        scores[sequence] = {OURS: methods[OURS]} if OURS in methods else methods
+    line = {"name": name, "seed": seed, "seconds": seconds, "scores": scores}
     with (bench.out / "scores.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -287,12 +303,10 @@ def table(lines: list[dict[str, Any]]) -> None:
     """Print means over seeds."""
     cells: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
     scored = [line for line in lines if line["scores"]]
-    raw = {name: methods[RAW]["w1"] for line in scored for name, methods in line["scores"].items() if RAW in methods}
     for line in scored:
         for sequence, methods in line["scores"].items():
             for method, row in methods.items():
-                share = 100 * row["w1"] / raw[sequence]
-                values = row | {"w1 % of raw": share, "seconds": line["seconds"] if method == OURS else None}
+                values = row | {"seconds": line["seconds"] if method == OURS else None}
                 key = f"ours, {line['name']}" if method == OURS else method
                 cells[sequence, key].append([np.nan if values.get(m) is None else values[m] for m in SHOWN])
     print("| | |", *(f"{name} |" for name in SHOWN))
@@ -329,7 +343,7 @@ def main() -> None:
     known = {(line["name"], line["seed"]) for line in done(out)}
     if ("baselines", 0) not in known:
         move(bench, Harmonizer(load_bundle(bench.model, DEVICE)), None, bench.unified)
-        keep(bench, "baselines", 0, bench.unified, tuple(name for name in METHODS if name != OURS), 0)
+        keep(bench, "baselines", 0, {"global": str(bench.unified)}, 0)
     for name in (name for name in NAMES if name in arguments.only):
         for seed in range(1 if name == PARALLEL else arguments.seeds):
             if (name, seed) in known:

@@ -8,9 +8,13 @@ In a notebook::
     mmh.compare(before, after)
 """
 
+from importlib import metadata
 from typing import Any
 
-__version__ = "0.1.0"
+try:
+    __version__ = metadata.version("mmh-ray")
+except metadata.PackageNotFoundError:  # a checkout that was never installed, on the path of a process
+    __version__ = "0+unknown"
 
 
 def __getattr__(name: str) -> Any:

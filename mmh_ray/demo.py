@@ -72,8 +72,8 @@ class Places:
         self.harmonized_base = root / "harmonized-base"
         self.harmonized = root / "harmonized"
         self.moved = root / "target"
-        self.target_scores = root / "target.json"
         self.evaluation = root / "evaluation"
+        self.evaluation_at_target = root / "evaluation-target"
         self.figures = root / "figures"
         self.metrics = root / "metrics.json"
 
@@ -99,10 +99,10 @@ def run(out: str, config: Config, run_command: RunCommand) -> None:
         seconds[stage.name] = _timed(stage, places, run_command)
     total = sum(seconds.values())
 
-    metrics = metrics_of(json.loads((places.evaluation / "evaluation.json").read_text()))
+    metrics = metrics_of(_read_evaluation(places.evaluation))
     shutil.copytree(places.evaluation / "figures", places.figures, dirs_exist_ok=True)
     if config.target.site:
-        _add_target(metrics, config, places)
+        _add_target(metrics, places)
     write_json(places.metrics, {**metrics, "seconds": {**seconds, "total": round(total, 1)}})
     log.info("%.0f s in all; metrics.json, figures and evaluation/report.html in %s", total, root)
 
@@ -135,8 +135,9 @@ def stages_of(config: Config, places: Places) -> list[Stage]:
         train_target = ["train-target", str(places.prepared), "--model", model, tracking]
         train_target.append(f"target.storage={places.runs}")
         harmonize_target = ["harmonize", str(places.bids), str(places.moved), *by_model, "--target", site]
-        evaluate_target = ["evaluate-target", str(places.manifest), site, str(places.harmonized), str(places.moved)]
-        evaluate_target += [str(places.target_scores), "--truth", str(places.truth)]
+        at_target = [f"raw={places.manifest}", f"ours={places.moved}", f"global={places.harmonized}"]
+        evaluate_target = _evaluate(at_target, places.truth, places.evaluation_at_target)
+        evaluate_target += ["--target", site]
         stages += [
             Stage("train_target", train_target),
             Stage("harmonize_target", harmonize_target),
@@ -144,11 +145,16 @@ def stages_of(config: Config, places: Places) -> list[Stage]:
         ]
         archives.append(f"ours_target={places.moved}")
 
-    evaluate = ["evaluate"]
-    for archive in archives:
-        evaluate += ["--archive", archive]
-    evaluate += ["--truth", str(places.truth), "--model", model, tracking, "--out", str(places.evaluation)]
+    evaluate = _evaluate(archives, places.truth, places.evaluation)
+    evaluate += ["--model", model, tracking]
     return [*stages, Stage("evaluate", evaluate)]
+
+
+def _evaluate(archives: Sequence[str], truth: Path, out: Path) -> list[str]:
+    command = ["evaluate"]
+    for archive in archives:
+        command += ["--archive", archive]
+    return [*command, "--truth", str(truth), "--out", str(out)]
 
 
 def _timed(stage: Stage, places: Places, run_command: RunCommand) -> float:
@@ -163,15 +169,20 @@ def _timed(stage: Stage, places: Places, run_command: RunCommand) -> float:
     return round(time.monotonic() - start, 1)
 
 
-def _add_target(metrics: dict[str, Any], config: Config, places: Places) -> None:
-    """Add the scores at the target site to those of each sequence, and draw what was moved there."""
-    from mmh_ray.distributed.evaluate_target import draw
+def _read_evaluation(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "evaluation.json").read_text())
 
-    for sequence, methods in json.loads(places.target_scores.read_text()).items():
-        metrics[sequence] |= methods
-    site = config.target.site[0]
-    unified = str(places.harmonized)
-    draw(str(places.manifest), site, unified, str(places.moved), config, str(places.truth), places.figures)
+
+def _add_target(metrics: dict[str, Any], places: Places) -> None:
+    """Add the figures at the target site to those of each sequence, and a picture of what was moved there."""
+    at_target = metrics_of(_read_evaluation(places.evaluation_at_target))
+    for key in ("missing", "failed"):
+        metrics[key] += at_target[key]
+    for sequence in at_target["subjects"]:
+        for method, values in at_target[sequence].items():
+            metrics[sequence][f"target_{method}"] = values
+        picture = places.evaluation_at_target / "figures" / f"{sequence}_before_after.png"
+        shutil.copyfile(picture, places.figures / f"target_{sequence}.png")
 
 
 def metrics_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,15 +102,24 @@ def is_healthy(findings: list[Finding]) -> bool:
 def as_text(findings: list[Finding]) -> str:
     """A line per finding, and a last line that says whether all is well."""
     width = max(len(finding.name) for finding in findings)
-    lines = [f"{finding.state:<6} {finding.name:<{width}}  {finding.text}" for finding in findings]
-    broken = [finding.name for finding in findings if finding.state == "broken"]
-    lines.append(f"broken: {', '.join(broken)}" if broken else "all that is needed works")
+    lines = []
+    broken = []
+    for finding in findings:
+        lines.append(f"{finding.state:<6} {finding.name:<{width}}  {finding.text}")
+        if finding.state == "broken":
+            broken.append(finding.name)
+    if broken:
+        lines.append(f"broken: {', '.join(broken)}")
+    else:
+        lines.append("all that is needed works")
     return "\n".join(lines)
 
 
 def as_json(findings: list[Finding]) -> dict[str, object]:
     """The same for machines: ``healthy``, and ``checks``, name to ``state`` and ``text``."""
-    checks = {finding.name: {"state": finding.state, "text": finding.text} for finding in findings}
+    checks = {}
+    for finding in findings:
+        checks[finding.name] = {"state": finding.state, "text": finding.text}
     return {"healthy": is_healthy(findings), "checks": checks}
 
 
@@ -203,11 +212,12 @@ def _tracking(tracking: TrackingConfig) -> Finding:
 
 
 def _database(database: Path, shown: str) -> Finding:
-    if database.exists() and not os.access(database, os.R_OK | os.W_OK):
+    exists = database.exists()
+    if exists and not os.access(database, os.R_OK | os.W_OK):
         return Finding("tracking", "broken", f"{shown}: no right to read and write it; change its permissions")
     if not os.access(database.parent, os.W_OK | os.X_OK):
         return Finding("tracking", "broken", f"{shown}: its folder is missing or cannot be written to")
-    state = "is there" if database.exists() else "is made when it is needed"
+    state = "is there" if exists else "is made when it is needed"
     return Finding("tracking", "ok", f"{shown} {state}")
 
 

@@ -32,7 +32,8 @@ def write_page(
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["moment"] = lambda iso: iso.replace("T", " ")[:19] + " UTC"
     environment.filters["thousands"] = lambda number: f"{number:,}"
-    style, script = ("".join(loader.get_source(environment, name)[0] for name in names) for names in (styles, scripts))
+    style = _sources(loader, environment, styles)
+    script = _sources(loader, environment, scripts)
     own = {
         "style": Markup(style),
         "script": Markup(script),
@@ -44,11 +45,24 @@ def write_page(
         partial.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
+def _sources(loader: PackageLoader, environment: Environment, names: Sequence[str]) -> str:
+    """The files of these names in the folder of templates, one after the other."""
+    sources = []
+    for name in names:
+        source, _, _ = loader.get_source(environment, name)
+        sources.append(source)
+    return "".join(sources)
+
+
 def data_uri(path: Path) -> str:
     """A picture as text that can stand in a page."""
-    return f"data:{TYPES[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    content_type = TYPES[path.suffix.lower()]
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f"data:{content_type};base64,{content}"
 
 
 def policy_hash(source: str) -> str:
     """The source expression of a content security policy that allows exactly this inline text."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
+    digest = hashlib.sha256(source.encode()).digest()
+    encoded = base64.b64encode(digest).decode()
+    return f"sha256-{encoded}"

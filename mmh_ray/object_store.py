@@ -37,8 +37,13 @@ def join_uri(uri: str, *names: str) -> str:
     >>> join_uri("s3://key:secret@bucket/runs?region=eu-west-1", "first", "bundle")
     's3://bucket/runs/first/bundle?region=eu-west-1'
     """
-    place, mark, options = _without_keys(uri).partition("?") if "://" in uri else (uri, "", "")
-    return "/".join((place.rstrip("/"), *names)) + mark + options
+    place = uri
+    options = ""
+    if "://" in uri:
+        place, mark, after_mark = _without_keys(uri).partition("?")
+        options = mark + after_mark
+    parts = [place.rstrip("/"), *names]
+    return "/".join(parts) + options
 
 
 def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
@@ -102,13 +107,17 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
 
 def loggable_uri(uri: str) -> str:
     """The URI as a log or an error may show it: without keys and options."""
-    return _without_keys(uri).partition("?")[0] if "://" in uri else uri
+    if "://" not in uri:
+        return uri
+    place, _, _ = _without_keys(uri).partition("?")
+    return place
 
 
 def _check_size(files: list[pa.fs.FileInfo], place: str) -> None:
+    count = len(files)
     total = sum(entry.size for entry in files)
-    if len(files) > MOST_FILES or total > MOST_BYTES:
-        received = f"{place}: {len(files)} files with {total} bytes"
+    if count > MOST_FILES or total > MOST_BYTES:
+        received = f"{place}: {count} files with {total} bytes"
         expected = f"a model bundle of at most {MOST_FILES} files and {MOST_BYTES} bytes"
         raise ModelError(received, expected, "Name the bundle's own folder.")
 
@@ -124,7 +133,10 @@ def _inside(path: str, folder: str, place: str) -> PurePosixPath:
 
 def _fetch(store: pa.fs.FileSystem, path: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with store.open_input_stream(path) as source, open(target, "wb") as sink:
+    with (
+        store.open_input_stream(path) as source,
+        open(target, "wb") as sink,
+    ):
         shutil.copyfileobj(source, sink, 1 << 20)
 
 

@@ -43,7 +43,8 @@ def progress(total: int | None, title: str, unit: str = "items") -> Iterator[Adv
         What is going on, and what is counted.
     """
     console = Console(stderr=True)
-    with _bar(total, title, unit, console) if console.is_terminal else _lines(total, title, unit) as advance:
+    shown = _bar(total, title, unit, console) if console.is_terminal else _lines(total, title, unit)
+    with shown as advance:
         yield advance
 
 
@@ -65,15 +66,20 @@ class _Pace:
         """Units a second, or a minute where they are slow; with the start-up as long as nothing was done after it."""
         rate = self._per_second()
         if rate is None:
-            rate = self.done / max(time.monotonic() - self._created, 1e-3)
-        return f"{rate:.1f}/s" if rate >= 1 or not self.done else f"{60 * rate:.1f}/min"
+            since_creation_s = time.monotonic() - self._created
+            rate = self.done / max(since_creation_s, 1e-3)
+        if rate >= 1 or not self.done:
+            return f"{rate:.1f}/s"
+        return f"{60 * rate:.1f}/min"
 
     def time_left(self, total: int | None) -> str:
         """With a comma before it; empty where it cannot be told."""
         rate = self._per_second()
         if not total or rate is None:
             return ""
-        return f", {_clock(max(total - self.done, 0) / rate)} left"
+        units_left = max(total - self.done, 0)
+        clock = _clock(units_left / rate)
+        return f", {clock} left"
 
     def _per_second(self) -> float | None:
         """Units a second; None until one is done after the start-up."""
@@ -127,5 +133,6 @@ def _lines(total: int | None, title: str, unit: str) -> Iterator[Advance]:
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    all_minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(all_minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

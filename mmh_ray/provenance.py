@@ -33,18 +33,35 @@ def sha256_file(path: str | Path) -> str:
 
 def hash_of(value: Any) -> str:
     """SHA-256 of a JSON-able value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache
 def code_version() -> str:
-    """Package version, with the git commit when run from a checkout (`+dirty` marks local changes)."""
+    """Package version, with the git commit when run from a checkout (`+dirty` marks local changes).
+
+    The installed version can name a commit itself: the one that was checked out when it was installed, which need not be this one.
+    """
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return __version__
     command = ["git", "-C", str(root), "describe", "--always", "--dirty=+dirty", "--exclude=*"]
     described = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return f"{__version__}+g{described}" if described else __version__
+    release = __version__.partition("+")[0]
+    return f"{release}+g{described}" if described else __version__
+
+
+def container() -> dict[str, str] | None:
+    """The container that this process runs in, in the words of BIDS (`Type`, `Tag`); None outside of one, or where nothing tells.
+
+    Apptainer names its file; images made from `configs/cluster/` name themselves.
+    """
+    image = os.environ.get("MMH_IMAGE")
+    apptainer_file = os.environ.get("APPTAINER_CONTAINER")
+    if apptainer_file:
+        return {"Type": "apptainer", "Tag": image or Path(apptainer_file).name}
+    return {"Type": "docker", "Tag": image} if image else None
 
 
 @contextlib.contextmanager
@@ -102,8 +119,9 @@ def remove_partial(folder: str | Path) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON, whole or not at all; NaN is refused."""
+    text = json.dumps(value, indent=2, allow_nan=False)
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(f"{text}\n", encoding="utf-8")
 
 
 _UMASK_READ = threading.Lock()

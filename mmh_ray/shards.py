@@ -94,11 +94,13 @@ def write_shard(uri: str, rows: Iterable[Mapping[str, Any]]) -> str | None:
         contents = []
         with pq.ParquetWriter(partial, SHARD_SCHEMA, **_WRITER) as writer:
             for row in rows:
-                writer.write_table(pa.Table.from_pylist([_encoded(row)], schema=SHARD_SCHEMA))
+                table = pa.Table.from_pylist([_encoded(row)], schema=SHARD_SCHEMA)
+                writer.write_table(table)
                 contents.append([row["image_id"], row["provenance"]])
         if not contents:
             return None
-        name = f"shard-{hash_of(contents)[:16]}.parquet"
+        digest = hash_of(contents)[:16]
+        name = f"shard-{digest}.parquet"
         _publish(store, partial, f"{folder}/{name}")
     return name
 
@@ -133,7 +135,8 @@ def write_index(uri: str, rows: Iterable[Mapping[str, Any]]) -> bool:
 
 def _scratch(store: pa.fs.FileSystem, folder: str) -> tempfile.TemporaryDirectory:
     """Where a file is written before it is published: beside its place on a local disk, so that a rename is enough."""
-    return tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=folder if _is_local(store) else None)
+    place = folder if _is_local(store) else None
+    return tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=place)
 
 
 def shard_entries(uri: str, name: str) -> list[PreparedRow]:
@@ -162,11 +165,11 @@ def names_in(uri: str) -> set[str]:
     try:
         if store.get_file_info(folder).type == pa.fs.FileType.File:
             raise ConfigError(f"{loggable_uri(uri)}: a file", "a folder for prepared volumes", "Name a folder.")
-        return {info.base_name for info in store.get_file_info(pa.fs.FileSelector(folder, allow_not_found=True))}
+        selector = pa.fs.FileSelector(folder, allow_not_found=True)
+        return {info.base_name for info in store.get_file_info(selector)}
     except OSError as error:
-        raise ConfigError(
-            f"{loggable_uri(uri)}: {error}", "a folder that can be listed", "Check it and its access."
-        ) from error
+        received = f"{loggable_uri(uri)}: {error}"
+        raise ConfigError(received, "a folder that can be listed", "Check it and its access.") from error
 
 
 def check_own(uri: str) -> set[str]:
@@ -180,13 +183,15 @@ def check_own(uri: str) -> set[str]:
         If its index cannot be read.
     """
     names = names_in(uri)
-    foreign = {name for name in names if not (name == INDEX or is_shard(name) or name.startswith(_PARTIAL))}
-    if foreign and INDEX not in names:
+    shards = {name for name in names if is_shard(name)}
+    has_index = INDEX in names
+    foreign = {name for name in names - shards - {INDEX} if not name.startswith(_PARTIAL)}
+    if foreign and not has_index:
         received = f"{loggable_uri(uri)}: holds {min(foreign)} and no {INDEX}"
         raise ConfigError(received, "a new folder or one made by `mmh prepare`", "Name another folder.")
-    if INDEX in names:
+    if has_index:
         _read_index(uri)
-    return {name for name in names if is_shard(name)}
+    return shards
 
 
 def is_shard(name: str) -> bool:
@@ -262,13 +267,17 @@ class PreparedStore:
             received = f"{entry['image_id']}: {entry['status']} ({entry['reason']})"
             raise DataError(received, "a prepared volume", "Leave rows out whose status is not ok.")
         try:
-            columns = self._shard(entry["shard"]).read_row_group(entry["row_group"], columns=["image", "mask"])
-            image = np.frombuffer(columns["image"][0].as_buffer(), "<f2").reshape(entry["shape"])
-            bits = np.frombuffer(columns["mask"][0].as_buffer(), np.uint8)
+            shard = self._shard(entry["shard"])
+            columns = shard.read_row_group(entry["row_group"], columns=["image", "mask"])
+            image_bytes = columns["image"][0].as_buffer()
+            mask_bytes = columns["mask"][0].as_buffer()
+            image = np.frombuffer(image_bytes, "<f2").reshape(entry["shape"])
+            bits = np.frombuffer(mask_bytes, np.uint8)
         except (OSError, ValueError, pa.ArrowException) as error:
             received = f"{loggable_uri(self.uri)}/{entry['shard']}: {error}"
             raise DataError(received, "a readable shard", "Remove the shard and run `mmh prepare` again.") from error
-        mask = np.unpackbits(bits, count=image.size).astype(bool).reshape(image.shape)
+        inside = np.unpackbits(bits, count=image.size)
+        mask = inside.astype(bool).reshape(image.shape)
         return image.astype(np.float32), mask
 
     def _shard(self, name: str) -> pq.ParquetFile:

@@ -83,14 +83,19 @@ class _PlainLoader(yaml.SafeLoader):
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
         """An int or a float of no more than :data:`LONGEST_NUMBER` characters."""
-        if len(node.value) > LONGEST_NUMBER:
-            raise PlainError(f"a number of {len(node.value)} characters{_place(node)}")
-        return self.construct_yaml_int(node) if node.tag.endswith("int") else self.construct_yaml_float(node)
+        length = len(node.value)
+        if length > LONGEST_NUMBER:
+            raise PlainError(f"a number of {length} characters{_place(node)}")
+        if node.tag.endswith("int"):
+            return self.construct_yaml_int(node)
+        return self.construct_yaml_float(node)
 
 
 def _place(found: Any) -> str:
     """Where an event or a node begins."""
-    return f" in line {found.start_mark.line + 1}, column {found.start_mark.column + 1}"
+    line = found.start_mark.line + 1
+    column = found.start_mark.column + 1
+    return f" in line {line}, column {column}"
 
 
 # What plain text stands for, by its first characters: YAML 1.1 without dates, octal numbers, numbers to the base of sixty and `<<`.

@@ -20,13 +20,12 @@ from mmh_ray.cli import main, parse
 from mmh_ray.config import Config, EvaluateConfig, load_config
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.evaluation.promotion.rules import Decision
-from mmh_ray.evaluation.target_metrics import METHODS
 from mmh_ray.harmonization.job import Job
 
 pytestmark = pytest.mark.fast
 
 COMMANDS = [
-    *("phantom", "manifest", "prepare", "train-global", "train-target", "harmonize", "evaluate", "evaluate-target"),
+    *("phantom", "manifest", "prepare", "train-global", "train-target", "harmonize", "evaluate"),
     *("status", "promote", "demo", "doctor"),
 ]
 
@@ -335,15 +334,44 @@ def ledger_row(image_id: str, **more: Any) -> dict[str, Any]:
 def test_flags_of_harmonize_are_settings(stand_in, tmp_path: Path) -> None:
     calls = stand_in("mmh_ray.distributed.harmonize", "harmonize", {})
     flags = "--space template --intensity source --detail model --skull strip --retry-failed harmonize.space=native"
-    flags += " --n-procs 3 --session-label ses-1 2"
-    assert main(["harmonize", str(tmp_path), "out", "--model", "m", *flags.split()]) == 0
+    flags += " --n-procs 3 --mem-gb 12.5 --session-label ses-1 2 --bids-filter-file"
+    filter_file = tmp_path / "filter.json"
+    filter_file.write_text('{"t1w": {"run": 1}}')
+    assert main(["harmonize", str(tmp_path), "out", "--model", "m", *flags.split(), str(filter_file)]) == 0
     [(job,)] = calls
     assert job.retry_failed
     chosen = job.config.harmonize
     assert (chosen.space, chosen.intensity, chosen.detail) == ("template", "source", "model")
     assert job.config.prepare.skull == "strip"
     assert job.config.harmonize.slots == 3
+    assert job.config.harmonize.memory_gb == 12.5
+    assert job.filters.queries == {"T1w": {"run": (1,)}}
     assert job.sessions == ("1", "2")
+
+
+def test_a_filter_file_with_an_unknown_key_is_explained(
+    stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = stand_in("mmh_ray.distributed.harmonize", "harmonize", {})
+    filter_file = tmp_path / "filter.json"
+    filter_file.write_text('{"t1w": {"sesion": 1}}')
+    assert main(["harmonize", str(tmp_path), "out", "--bids-filter-file", str(filter_file)]) == 2
+    assert not calls
+    assert "Did you mean 'session'?" in capsys.readouterr().err
+
+
+def test_the_level_of_a_group_writes_the_report_anew(
+    stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = stand_in("mmh_ray.distributed.harmonize", "harmonize", {})
+    out = tmp_path / "out"
+    RunRecord("/bids", "mmh-base", "b" * 64, "1.0", 1, "2020-01-01T00:00:00+00:00").write(out)
+    write_ledger(out / LEDGER, [ledger_row("sub-1_T1w")])
+    assert main(["harmonize", str(tmp_path), str(out), "group"]) == 0
+    assert "sub-1_T1w" in (out / "report.html").read_text(encoding="utf-8")
+    assert not calls
+    assert main(["harmonize", str(tmp_path), str(tmp_path / "nothing"), "group"]) == 2
+    assert "nothing" in capsys.readouterr().err
 
 
 def test_harmonize_takes_targets(stand_in, tmp_path: Path) -> None:
@@ -389,18 +417,6 @@ def test_the_job_of_a_target_says_what_is_wrong(
     assert "unknown key target.stepz" in capsys.readouterr().err
 
 
-def test_evaluate_target_writes_the_measures(stand_in, tmp_path: Path) -> None:
-    found = {"T1w": {"target_raw": {"psnr": 20.0}}}
-    calls = stand_in("mmh_ray.distributed.evaluate_target", "evaluate_target", found)
-    sys.modules["mmh_ray.distributed.evaluate_target"].MAIN_METRICS = ("psnr",)  # type: ignore[attr-defined]
-    folder, out = str(tmp_path), tmp_path / "found.json"
-    assert main(["evaluate-target", folder, "north", folder, folder, str(out), "--truth", folder]) == 0
-    assert main(["evaluate-target", folder, "north", folder, folder, str(out), "--target", "sub-1_T1w"]) == 0
-    common = folder, "north", folder, folder, Config()
-    assert calls == [(*common, folder, METHODS, None), (*common, None, METHODS, "sub-1_T1w")]
-    assert json.loads(out.read_text()) == found
-
-
 def test_a_dry_run_shows_the_plan(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"image_id": "sub-1_T1w", "action": "harmonize", "reason": None},
@@ -425,9 +441,11 @@ def test_evaluate_prints_the_table(stand_in, tmp_path: Path, capsys: pytest.Capt
     assert main(["evaluate", *archives, "--out", "out", "--truth", folder, "evaluate.draws=200"]) == 0
     [(given, *rest)] = calls
     assert given == {"raw": folder, "ours": folder}
-    assert rest == ["out", Config(evaluate=EvaluateConfig(draws=200)), folder, None, None]
+    assert rest == ["out", Config(evaluate=EvaluateConfig(draws=200)), folder, None, None, None]
     assert table == [({"T1w": {"ours": {"w1": 0.5}}},)]
     assert capsys.readouterr().out == "the table\n"
+    assert main(["evaluate", *archives, "--out", "out", "--target", "north"]) == 0
+    assert calls[1][-1] == "north"
 
 
 def test_evaluate_with_a_model_keeps_the_figures_with_it(stand_in, tmp_path: Path) -> None:
@@ -437,7 +455,7 @@ def test_evaluate_with_a_model_keeps_the_figures_with_it(stand_in, tmp_path: Pat
     archives = ["--archive", f"raw={tmp_path}", "--archive", f"ours={tmp_path}"]
     assert main(["evaluate", *archives, "--out", "out", "--model", "models:/m@candidate"]) == 0
     assert checked == [("models:/m@candidate", {"raw": str(tmp_path), "ours": str(tmp_path)}, Config())]
-    assert kept == [("models:/m/3", "out", Config())]
+    assert kept == [("models:/m/3", "out", Config(), {})]
 
 
 def test_an_archive_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,13 @@ the names of KubeRay's API reference, ray.io/v1.
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +204,109 @@ def test_the_recipes_ray_is_one_that_the_package_takes() -> None:
     (version,) = versions
     (ray,) = [found for text in requires("mmh-ray") or () if (found := Requirement(text)).name == "ray"]
     assert version in ray.specifier
+
+
+def test_image_and_recipes_are_of_the_release_and_of_the_pinned_ray() -> None:
+    release = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools_scm"]["fallback_version"]
+    dockerfile = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
+    assert re.findall(r"^ARG VERSION=(.+)$", dockerfile, re.M) == [release]
+    assert apptainer_arguments()["VERSION"] == release
+    for name in RESOURCES:
+        for group in groups_of(name):
+            (container,) = group["template"]["spec"]["containers"]
+            assert container["image"] == f"YOUR-REGISTRY/mmh-ray:{release}"
+    assert f"-t YOUR-REGISTRY/mmh-ray:{release} ." in dockerfile
+    (ray,) = re.findall(r"^ARG RAY_VERSION=(.+)$", dockerfile, re.M)
+    assert f"ray=={ray}" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def linter(name: str) -> str:
+    """A program that the development tools install."""
+    beside_python = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    path = shutil.which(name, path=beside_python)
+    if path is None:
+        pytest.skip(f"{name} is not installed: pip install -e '.[dev]'")
+    return path
+
+
+def lint(*command: str | Path, text: str | None = None) -> None:
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dockerfile_passes_its_linter() -> None:
+    lint(linter("hadolint"), CLUSTER / "Dockerfile")
+
+
+def test_shell_scripts_pass_their_linter() -> None:
+    shellcheck = linter("shellcheck")
+    lint(shellcheck, "--exclude=SC1091", CLUSTER / "slurm.sh")  # the environment that it enters is not there
+    for name in ("%post", "%environment", "%runscript", "%test"):
+        lint(shellcheck, "--shell=sh", "-", text="\n".join(apptainer_sections()[name]))
+
+
+APPTAINER_SECTIONS = {
+    "%arguments",
+    "%environment",
+    "%files",
+    "%help",
+    "%labels",
+    "%post",
+    "%runscript",
+    "%test",
+}
+"""Of the sections that Apptainer knows, those that are used."""
+
+
+def apptainer_sections() -> dict[str, list[str]]:
+    """Lines of each section of the recipe; those before the first are the header."""
+    sections: dict[str, list[str]] = {"header": []}
+    lines = sections["header"]
+    for line in (CLUSTER / "apptainer.def").read_text(encoding="utf-8").splitlines():
+        if line.startswith("%"):
+            assert line not in sections, f"{line} twice"
+            lines = sections[line] = []
+        elif line.strip() and not line.startswith("#"):
+            lines.append(line)
+    return sections
+
+
+def apptainer_arguments() -> dict[str, str]:
+    """Build arguments with their defaults."""
+    return dict(line.strip().split("=") for line in apptainer_sections()["%arguments"])
+
+
+def test_the_apptainer_recipe_has_what_apptainer_knows() -> None:
+    sections = apptainer_sections()
+    assert set(sections) == {"header", *APPTAINER_SECTIONS}
+    header = dict(line.split(": ") for line in sections["header"])
+    assert header == {"Bootstrap": "docker", "From": "python:3.11-slim-bookworm"}
+    used = set(re.findall(r"\{\{ (\w+) \}\}", (CLUSTER / "apptainer.def").read_text(encoding="utf-8")))
+    assert used == set(apptainer_arguments())
+    assert [line.strip() for line in sections["%runscript"]] == ['exec mmh "$@"']
+
+
+def test_both_images_get_the_same_files() -> None:
+    copied: set[str] = set()
+    for word, rest in instructions():
+        if word == "COPY":
+            *sources, _ = [part for part in rest.split() if not part.startswith("--")]
+            copied.update(sources)
+    pairs = [line.split() for line in apptainer_sections()["%files"]]
+    assert {source for source, _ in pairs} == copied
+    assert all(target == f"/app/{source}" for source, target in pairs)
+
+
+def test_both_images_tell_derivatives_who_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the variable that `GeneratedBy` is made of."""
+    from mmh_ray.provenance import container
+
+    assert any(word == "ENV" and "MMH_IMAGE=${IMAGE}" in rest for word, rest in instructions())
+    assert any(line.strip().startswith("export MMH_IMAGE=") for line in apptainer_sections()["%environment"])
+    monkeypatch.setenv("MMH_IMAGE", "mmh-ray:1")
+    found = container()
+    assert found is not None
+    assert found["Tag"] == "mmh-ray:1"
 
 
 def instructions() -> list[tuple[str, str]]:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mmh_ray import demo
 from mmh_ray.config import Config, PhantomConfig, TargetConfig
-from mmh_ray.distributed import evaluate_target
 from mmh_ray.errors import ConfigError
-from mmh_ray.evaluation.target_metrics import METHODS
 
 pytestmark = pytest.mark.fast
 
 CONFIG = Config(phantom=PhantomConfig(travelers=2), target=TargetConfig(("alder",)))
-SCORED = {"psnr": 20.0, "ssim": 0.9, "truth_nrmse": 0.1, "w1": 0.02, "gradient_correlation": 0.99}
 SEQUENCES = ("T1w", "T2w")
+AT_TARGET = ("raw", "n4_histogram_matching", "global", "ours")
 
 
 class Recorder:
@@ -31,55 +28,53 @@ class Recorder:
     def __call__(self, line: Sequence[str]) -> int:
         """Answer that all went well."""
         self.lines.append(list(line))
-        if line[0] == "evaluate-target":
-            target = {name: dict.fromkeys(METHODS, SCORED) for name in SEQUENCES}
-            Path(line[5]).write_text(json.dumps(target))
         if line[0] == "evaluate":
             folder = Path(line[line.index("--out") + 1])
             (folder / "figures").mkdir(parents=True)
-            about = {"problems": [], "notes": [], "subjects": 2, "code_version": "1"}
-            measures = {name: {"psnr": {"value": 30.0}} for name in SEQUENCES}
-            evaluation = {"about": about, "differences": {}, "raw": measures, "ours": measures}
+            is_at_target = "--target" in line
+            methods = AT_TARGET if is_at_target else ("raw", "ours")
+            psnr = 20.0 if is_at_target else 30.0
+            for name in SEQUENCES:
+                (folder / "figures" / f"{name}_before_after.png").write_text(folder.name)
+            problem = {"image_id": "sub-1_T1w", "method": "ours", "status": "missing", "reason": folder.name}
+            about = {"problems": [problem], "notes": [], "subjects": dict.fromkeys(SEQUENCES, 2), "code_version": "1"}
+            measures = {name: {"psnr": {"value": psnr}} for name in SEQUENCES}
+            evaluation = {"about": about, "differences": {}, **dict.fromkeys(methods, measures)}
             (folder / "evaluation.json").write_text(json.dumps(evaluation))
         return 0
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Pictures that were asked for."""
-    calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(evaluate_target, "draw", lambda *given: calls.append(given))
-    return calls
-
-
-def test_the_target_is_moved_to_scored_and_drawn(drawn: list[tuple[Any, ...]], tmp_path: Path) -> None:
+def test_the_target_is_moved_to_scored_and_drawn(tmp_path: Path) -> None:
     run_command = Recorder()
     demo.run(str(tmp_path / "out"), CONFIG, run_command)
     commands = run_command.lines
     root = tmp_path / "out"
     names = ["phantom", "harmonize", "manifest", "prepare", "train-global", "harmonize"]
-    assert [line[0] for line in commands] == [*names, "train-target", "harmonize", "evaluate-target", "evaluate"]
-    unified, moved, scores = str(root / "harmonized"), str(root / "target"), str(root / "target.json")
+    assert [line[0] for line in commands] == [*names, "train-target", "harmonize", "evaluate", "evaluate"]
+    unified, moved = str(root / "harmonized"), str(root / "target")
     assert "--model" not in commands[1]
     assert commands[7][1:3] == [str(root / "bids"), moved]
     assert commands[7][commands[7].index("--target") + 1] == "alder"
-    assert commands[8][1:6] == [str(root / "manifest.parquet"), "alder", unified, moved, scores]
+    assert {f"raw={root / 'manifest.parquet'}", f"ours={moved}", f"global={unified}"} <= set(commands[8])
+    assert commands[8][commands[8].index("--target") + 1] == "alder"
     assert f"ours_target={moved}" in commands[9]
+    assert "--target" not in commands[9]
     metrics = json.loads((root / "metrics.json").read_text())
     for sequence in SEQUENCES:
         assert metrics[sequence]["harmonized"]["psnr"] == 30.0
         for method in ("target_raw", "target_n4_histogram_matching", "target_global", "target_harmonized"):
-            assert SCORED.items() <= metrics[sequence][method].items()
-    truth = str(root / "bids" / "derivatives" / "truth")
-    assert drawn == [(str(root / "manifest.parquet"), "alder", unified, moved, CONFIG, truth, root / "figures")]
+            assert metrics[sequence][method]["psnr"] == 20.0
+        assert (root / "figures" / f"target_{sequence}.png").read_text() == "evaluation-target"
+        assert (root / "figures" / f"{sequence}_before_after.png").read_text() == "evaluation"
+    assert {problem["reason"] for problem in metrics["missing"]} == {"evaluation", "evaluation-target"}
 
 
-def test_without_a_target_there_is_no_target_stage(drawn: list[tuple[Any, ...]], tmp_path: Path) -> None:
+def test_without_a_target_there_is_no_target_stage(tmp_path: Path) -> None:
     run_command = Recorder()
     demo.run(str(tmp_path), Config(), run_command)
-    assert not {"train-target", "evaluate-target"} & {line[0] for line in run_command.lines}
+    assert "train-target" not in {line[0] for line in run_command.lines}
+    assert not [line for line in run_command.lines if "--target" in line]
     assert "target_raw" not in json.loads((tmp_path / "metrics.json").read_text())["T1w"]
-    assert not drawn
 
 
 def test_a_command_that_fails_ends_the_demo(tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 pytestmark = pytest.mark.fast
@@ -86,3 +87,53 @@ def test_the_audit_is_a_command_of_the_makefile(repository: Path) -> None:
     makefile = (repository / "Makefile").read_text()
     assert "pip-audit --strict" in makefile
     assert "--resolution lowest-direct" in makefile
+
+
+@pytest.fixture(scope="module")
+def pins(repository: Path) -> dict[str, Version]:
+    """The versions of constraints.txt, by package."""
+    lines = (repository / "constraints.txt").read_text().splitlines()
+    pinned: dict[str, Version] = {}
+    for line in lines:
+        if line.startswith("#"):
+            continue
+        name, exactly, pin = line.partition("==")
+        assert exactly, f"{line}: not NAME==VERSION"
+        assert canonicalize_name(name) == name
+        assert name not in pinned, f"{name} twice"
+        pinned[name] = Version(pin)
+    return pinned
+
+
+def test_every_pin_is_a_version_that_is_asked_for(project: dict, pins: dict[str, Version]) -> None:
+    for line in project["project"]["dependencies"]:
+        requirement = Requirement(line)
+        name = canonicalize_name(requirement.name)
+        assert name in pins, f"{name} has no pin: run `make constraints`"
+        assert pins[name] in requirement.specifier, f"{name} {pins[name]} is pinned, {requirement} asked for"
+
+
+def test_all_that_dependencies_need_is_pinned(project: dict, pins: dict[str, Version]) -> None:
+    """As the installed packages tell, which are those of the pins where `make constraints` was just run."""
+    to_visit = [Requirement(line) for line in project["project"]["dependencies"]]
+    visited: set[tuple[str, frozenset[str]]] = set()
+    while to_visit:
+        requirement = to_visit.pop()
+        name = canonicalize_name(requirement.name)
+        extras = frozenset(requirement.extras)
+        if (name, extras) in visited:
+            continue
+        visited.add((name, extras))
+        assert name in pins, f"{name} is needed and has no pin: run `make constraints`"
+        for line in requires(name) or ():
+            needed = Requirement(line)
+            applies = [needed.marker is None or needed.marker.evaluate({"extra": extra}) for extra in ("", *extras)]
+            if any(applies):
+                to_visit.append(needed)
+    assert len(visited) > len(project["project"]["dependencies"])
+
+
+def test_the_pins_are_made_by_a_command_of_the_makefile_and_named_to_users(repository: Path) -> None:
+    assert "\nconstraints: " in (repository / "Makefile").read_text()
+    for page in ("README.md", "docs/index.md"):
+        assert "constraints.txt" in (repository / page).read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmh_ray.bids.entities import Entities, output_path, parse
+from mmh_ray.bids.entities import UNIFIED, Entities, output_path, parse
 from mmh_ray.bids.folders import check_file, leads_to_folder, walk
 from mmh_ray.bids.text import printable, warn_of
 from mmh_ray.errors import ConfigError, DataError
@@ -36,7 +36,7 @@ class Matched(NamedTuple):
     unmatched: list[Unmatched]
 
 
-def match(name: str, root: str | Path, rows: Iterable[Mapping[str, Any]]) -> Matched:
+def match(name: str, root: str | Path, rows: Iterable[Mapping[str, Any]], desc: str = UNIFIED) -> Matched:
     """Find for every image the volume that carries its entities, whatever its ``desc`` and ``space``.
 
     Where several volumes could be meant, the one named as this software names its outputs is taken
@@ -48,6 +48,8 @@ def match(name: str, root: str | Path, rows: Iterable[Mapping[str, Any]]) -> Mat
         What the archive is called in the results.
     rows:
         Rows of the manifest: ``image_id`` and ``uri``.
+    desc:
+        Label of `desc` in the names of this software's outputs; a target has its own.
 
     Raises
     ------
@@ -63,9 +65,10 @@ def match(name: str, root: str | Path, rows: Iterable[Mapping[str, Any]]) -> Mat
     matched = Matched({}, [])
     for image_id, entities in images:
         key = _key(entities)
-        path = _choose(candidates[key], entities, is_shared=images_of_key[key] > 1)
+        usual_name = output_path(entities, desc=desc).name
+        path = _choose(candidates[key], usual_name, is_shared=images_of_key[key] > 1)
         if path is None:
-            matched.unmatched.append(_without_volume(name, image_id, candidates[key], root, entities))
+            matched.unmatched.append(_without_volume(name, image_id, candidates[key], root, key, usual_name))
             continue
         try:
             _check_volume(path, root)
@@ -105,15 +108,17 @@ def _key(entities: Entities) -> str:
     return entities.without(*IGNORED).image_id
 
 
-def _choose(paths: list[Path], entities: Entities, is_shared: bool) -> Path | None:
+def _choose(paths: list[Path], usual_name: str, is_shared: bool) -> Path | None:
     """The image's volume; None where there is none or one cannot tell which it is.
 
     Parameters
     ----------
+    usual_name:
+        What this software calls its output of the image.
     is_shared:
         Whether another image differs in ignored entities only.
     """
-    usual_stem = _usual_name(entities).partition(".")[0]
+    usual_stem = usual_name.partition(".")[0]
     usually_named = [path for path in paths if path.name.partition(".")[0] == usual_stem]
     if len(usually_named) == 1:
         return usually_named[0]
@@ -122,14 +127,11 @@ def _choose(paths: list[Path], entities: Entities, is_shared: bool) -> Path | No
     return None
 
 
-def _usual_name(entities: Entities) -> str:
-    """What this software calls its output of the image."""
-    return output_path(entities).name
-
-
-def _without_volume(name: str, image_id: str, candidates: list[Path], root: Path, entities: Entities) -> Unmatched:
+def _without_volume(
+    name: str, image_id: str, candidates: list[Path], root: Path, key: str, usual_name: str
+) -> Unmatched:
     if not candidates:
-        return Unmatched(name, image_id, "missing", f"no volume of {_key(entities)} in {root}")
+        return Unmatched(name, image_id, "missing", f"no volume of {key} in {root}")
     names = ", ".join(path.name for path in candidates)
-    reason = f"{names} could be meant; keep one, or name it {_usual_name(entities)}"
+    reason = f"{names} could be meant; keep one, or name it {usual_name}"
     return Unmatched(name, image_id, "ambiguous", reason)

@@ -1,4 +1,4 @@
-"""What lies around derivative images: dataset_description.json and sidecars."""
+"""What lies around derivative images: the description of the dataset and of its labels, and sidecars."""
 
 from __future__ import annotations
 
@@ -8,17 +8,41 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from mmh_ray.bids.entities import archive_of
 from mmh_ray.bids.text import text_of
 from mmh_ray.errors import ConfigError
 from mmh_ray.files import is_inside, read_object
-from mmh_ray.provenance import write_json
+from mmh_ray.provenance import container, whole_file, write_json
 
 log = logging.getLogger(__name__)
 
 BIDS_VERSION = "1.10.0"
 GENERATOR = "mmh_ray"
 DESCRIPTION = "dataset_description.json"
+LABELS = "descriptions.tsv"
+"""Table of the labels that follow `desc-` in the names of a dataset's images."""
+RAW = "raw"
+"""Name of the source archive in BIDS URIs; `DatasetLinks` of the description tells where it lies."""
+
+_WHAT_IT_DOES = "Harmonization of brain MRI across scanners and sites"
+_HOW_TO_CITE = "logs/CITATION.md has a text for the methods section, and the references."
+_IGNORE = """\
+# Not a part of the BIDS standard: pictures, report and ledger of mmh_ray.
+report.html
+ledger.parquet
+figures/
+"""
+_README = """\
+# {name}
+
+Made by mmh_ray, which brings the brain MRI of different scanners to one look.
+
+- `report.html` shows every image before and after; `ledger.parquet` has a row for each, also for those without a result.
+- The `.json` beside an image tells what was done to it. `descriptions.tsv` explains the labels after `desc-`.
+- `logs/CITATION.md` has a text for the methods section of a paper.
+"""
 
 
 def check_dataset(out: str | Path, source: str | Path) -> None:
@@ -48,6 +72,8 @@ def check_dataset(out: str | Path, source: str | Path) -> None:
 def write_dataset_description(out: str | Path, source: str | Path, code_version: str) -> None:
     """Write OUT/dataset_description.json: a derivative dataset made by this version from that source.
 
+    A README and a .bidsignore are added where there are none.
+
     Raises
     ------
     ConfigError
@@ -57,6 +83,7 @@ def write_dataset_description(out: str | Path, source: str | Path, code_version:
     path = Path(out) / DESCRIPTION
     raw = {} if "://" in str(source) else _description(source)
     dataset_doi = text_of(raw.get("DatasetDOI"))
+    licence = text_of(raw.get("License"))
     source_dataset = {"URL": _url(source)}
     if dataset_doi is not None:
         source_dataset["DOI"] = dataset_doi
@@ -64,10 +91,61 @@ def write_dataset_description(out: str | Path, source: str | Path, code_version:
         "Name": f"{text_of(raw.get('Name')) or 'MRI'}, harmonized",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": GENERATOR, "Version": code_version}],
+        "GeneratedBy": [generated_by(code_version)],
         "SourceDatasets": [source_dataset],
+        "DatasetLinks": {RAW: _url(source)},
+        "HowToAcknowledge": _HOW_TO_CITE,
     }
+    if licence is not None:
+        description["License"] = licence
     write_json(path, description)
+    _write_if_absent(Path(out, ".bidsignore"), _IGNORE)
+    if not any(Path(out).glob("README*")):
+        _write_if_absent(Path(out, "README.md"), _README.format(name=description["Name"]))
+
+
+def generated_by(code_version: str) -> dict[str, Any]:
+    """An entry of `GeneratedBy`: this software in that version and, where known, the container that it runs in."""
+    entry: dict[str, Any] = {"Name": GENERATOR, "Version": code_version, "Description": _WHAT_IT_DOES}
+    runs_in = container()
+    if runs_in is not None:
+        entry["Container"] = runs_in
+    return entry
+
+
+def bids_uri(path: str, scan: str) -> str:
+    """BIDS URI of a file of the archive that a scan lies in; the URI of the file itself where it lies elsewhere.
+
+    Parameters
+    ----------
+    path:
+        The file: the scan, or what the archive has besides it, such as its brain mask.
+    scan:
+        Path or URI of a scan.
+
+    >>> bids_uri("/study/sub-01/anat/sub-01_T1w.nii.gz", "/study/sub-01/anat/sub-01_T1w.nii.gz")
+    'bids:raw:sub-01/anat/sub-01_T1w.nii.gz'
+    """
+    archive = archive_of(scan)
+    if archive is None or not path.startswith(archive):
+        return _url(path)
+    return f"bids:{RAW}:{quote(path.removeprefix(archive), errors='surrogateescape')}"
+
+
+def write_descriptions(out: str | Path, descriptions: Mapping[str, str]) -> None:
+    """Write OUT/descriptions.tsv.
+
+    Parameters
+    ----------
+    descriptions:
+        What each label after `desc-` means.
+    """
+    lines = ["desc_id\tdescription"]
+    for label, description in sorted(descriptions.items()):
+        one_line = " ".join(description.split())
+        lines.append(f"desc-{label}\t{one_line}")
+    with whole_file(Path(out, LABELS)) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_sidecar(image_path: str | Path, fields: Mapping[str, Any]) -> Path:
@@ -108,6 +186,14 @@ def derivative_files(image_path: str | Path) -> tuple[Path, ...]:
 def read_sidecar(image_path: str | Path) -> dict[str, Any]:
     """Content of an image's sidecar; empty where there is none or it is damaged."""
     return _read_json(sidecar_path(image_path))
+
+
+def _write_if_absent(path: Path, text: str) -> None:
+    """Write a text; a file of that name is the user's, and stays."""
+    if os.path.lexists(path):
+        return
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _url(source: str | Path) -> str:

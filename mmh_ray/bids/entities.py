@@ -96,6 +96,21 @@ def parse(path: str | Path) -> Entities:
     return Entities(subject, session, suffix, others=tuple(tags.items()))
 
 
+def archive_of(scan: str) -> str | None:
+    """Root of the archive that a scan lies in, with a slash at its end; None where its folders are not those that its name tells.
+
+    >>> archive_of("/study/sub-01/anat/sub-01_T1w.nii.gz")
+    '/study/'
+    """
+    try:
+        entities = parse(scan)
+    except DataError:
+        return None
+    name = scan.rpartition("/")[2]
+    below_root = "/".join([*entities.folders, "anat", name])
+    return scan.removesuffix(below_root) if scan.endswith(f"/{below_root}") else None
+
+
 def split_name(name: str) -> tuple[dict[str, str], str]:
     """Entities in BIDS order and the suffix of any BIDS file name, such as `acq-fast_T1w.json`.
 

@@ -9,7 +9,6 @@ from mmh_ray.cli.command_line import Application
 from mmh_ray.cli.demo import demo
 from mmh_ray.cli.doctor import doctor
 from mmh_ray.cli.evaluate import evaluate
-from mmh_ray.cli.evaluate_target import evaluate_target
 from mmh_ray.cli.harmonize import harmonize
 from mmh_ray.cli.manifest import manifest
 from mmh_ray.cli.options import HELP_FLAGS, verbose_option
@@ -29,7 +28,6 @@ COMMANDS = (
     harmonize,
     status,
     evaluate,
-    evaluate_target,
     promote,
     demo,
     doctor,

@@ -33,6 +33,7 @@ class Archive(click.ParamType):
     examples=[
         "mmh evaluate --archive raw=BIDS --archive ours=OUT --out evaluation",
         "mmh evaluate --archive raw=BIDS --archive ours=OUT --archive haca3=DIR --out evaluation",
+        "mmh evaluate --target alder --archive raw=BIDS --archive ours=OUT_ALDER --archive global=OUT --out evaluation",
     ],
 )
 @click.option(
@@ -51,6 +52,11 @@ class Archive(click.ParamType):
     metavar="FOLDER",
     help="Folder for evaluation.json, per_image.parquet, report.html and figures.",
 )
+@click.option(
+    "--target",
+    metavar="SITE",
+    help="Site that ours was moved to: score people who were scanned there and elsewhere by their own scans there.",
+)
 @truth_option
 @click.option(
     "--labels",
@@ -67,6 +73,7 @@ def evaluate(
     config: Config,
     archives: tuple[tuple[str, str], ...],
     out: str,
+    target: str | None,
     truth: str | None,
     labels: str | None,
     model: str | None,
@@ -87,7 +94,7 @@ def evaluate(
 
         checked_model = check_model(model, folders, config)
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
-    evaluation = evaluate_archives(folders, out, config, truth, checked_model, labels)
+    evaluation = evaluate_archives(folders, out, config, truth, checked_model, labels, target)
     console.print(as_table(by_sequence(evaluation)))
     scores_on_labels = evaluation["about"].get("labels")
     if scores_on_labels:
@@ -95,5 +102,8 @@ def evaluate(
 
         console.print(labels_table(scores_on_labels))
     if checked_model:
-        keep_with_model(checked_model, out, config)
+        from mmh_ray.distributed.job_facts import note_in_job, ray_facts
+
+        run_id = keep_with_model(checked_model, out, config, ray_facts())
+        note_in_job({"mlflow_run_id": run_id})
     return DONE

@@ -13,6 +13,7 @@ import click
 from mmh_ray.cli.command_line import Command
 from mmh_ray.cli.options import EXISTING, json_option, list_option, model_option, setting_option
 from mmh_ray.cli.running import DONE, FAILED, counts_as_text
+from mmh_ray.cli.status import report_anew
 from mmh_ray.config import Config
 from mmh_ray.errors import ConfigError
 
@@ -32,11 +33,14 @@ log = logging.getLogger(__name__)
 )
 @click.argument("bids", type=EXISTING)
 @click.argument("out")
-@click.argument("level", type=click.Choice(["participant"]), required=False)
+@click.argument("level", type=click.Choice(["participant", "group"]), required=False)
 @model_option
 @list_option("--participant-label", help="Only these subjects, with or without `sub-`.")
 @list_option("--session-label", help="Only these sessions, with or without `ses-`.")
 @list_option("--sequence", help="Only these suffixes; of one scan its own.")
+@click.option(
+    "--bids-filter-file", type=EXISTING, metavar="FILE.json", help='Only these entities: {"t1w": {"run": 1}}.'
+)
 @list_option("--target", help="Sites, target bundles or registered models whose looks the images take.")
 @click.option(
     "--target-image",
@@ -76,6 +80,13 @@ log = logging.getLogger(__name__)
     metavar="N",
     help="Workers; 0: one per GPU, or per two CPUs.",
 )
+@setting_option(
+    "--mem-gb",
+    "harmonize.memory_gb",
+    type=float,
+    metavar="GB",
+    help="Memory for each machine: bounds the images at a time.",
+)
 @click.option("--retry-failed", is_flag=True, help="Only images that failed or were refused before.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
 @json_option
@@ -89,6 +100,7 @@ def harmonize(
     participant_label: tuple[str, ...],
     session_label: tuple[str, ...],
     sequence: tuple[str, ...],
+    bids_filter_file: str | None,
     target: tuple[str, ...],
     target_image: str | None,
     mask: str | None,
@@ -99,7 +111,11 @@ def harmonize(
     """Harmonize a BIDS archive, or one scan.
 
     OUT is a folder for the derivatives, the ledger and the report. If BIDS is one scan, NAME.nii.gz, OUT is a file.
+    At level `participant` (the default) images are harmonized, at level `group` only the report is written anew.
     """
+    if level == "group":
+        return report_anew(out)
+    from mmh_ray.bids.filters import NO_FILTERS, read_filters
     from mmh_ray.harmonization.job import Job
 
     job = Job(
@@ -113,6 +129,7 @@ def harmonize(
         retry_failed=retry_failed,
         targets=target,
         target_image=target_image,
+        filters=read_filters(bids_filter_file) if bids_filter_file else NO_FILTERS,
     )
     if os.path.isfile(bids):
         _check_one_scan(job, dry_run)
@@ -127,6 +144,7 @@ def _check_one_scan(job: Job, dry_run: bool) -> None:
     only_for_archives = {
         "--participant-label": job.participants,
         "--session-label": job.sessions,
+        "--bids-filter-file": job.filters.queries,
         "--target": job.targets,
         "--target-image": job.target_image,
         "--retry-failed": job.retry_failed,
@@ -142,8 +160,10 @@ def _check_one_scan(job: Job, dry_run: bool) -> None:
 
 def _harmonize_scan(job: Job, mask: str | None, as_json: bool) -> int:
     """One file to another, in this process."""
+    from mmh_ray.harmonization.memory import check_scan
     from mmh_ray.harmonization.one_scan import harmonize_file, load
 
+    check_scan(job.bids, job.config.harmonize.memory_gb)
     model = load(job.model, job.config)
     sequence = job.sequences[0] if job.sequences else None
     flags = harmonize_file(job.bids, job.out, model, sequence, mask)

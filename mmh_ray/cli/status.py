@@ -33,12 +33,17 @@ def status(config: Config, out: str, report: bool, as_json: bool) -> int:
 
     found = run_status(out)
     print(json.dumps(_as_fields(found), indent=2) if as_json else found.as_text())
-    if not report:
-        return DONE
+    return report_anew(out) if report else DONE
+
+
+def report_anew(out: str) -> int:
+    """Write OUT/report.html from the ledger; the exit code."""
     from mmh_ray.bids.ledger import current_rows
+    from mmh_ray.bids.status import run_status
     from mmh_ray.quality.run_report import write_cohort_report
 
-    is_written = write_cohort_report(out, found.record, current_rows(out), quality_bounds(found.record))
+    record = run_status(out).record
+    is_written = write_cohort_report(out, record, current_rows(out), quality_bounds(record))
     return DONE if is_written else FAILED
 
 

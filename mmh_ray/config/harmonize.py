@@ -38,5 +38,8 @@ class HarmonizeConfig(Section):
     """Seed of the one noise tensor that every volume shares."""
     slots: Annotated[Whole, Interval(ge=0, le=100_000)] = 0
     """Actors; 0 takes one per GPU, or one per two CPUs."""
+    memory_gb: Annotated[Number, Interval(ge=0, le=1e6)] = 0.0
+    """Gigabytes (10^9 bytes) that a run may take on each machine: fewer images are worked on at a time, and one that does not fit alone
+    fails; 0 takes what is free."""
     timeout_s: Annotated[Number, Interval(ge=1e-3, le=1e8)] = 600.0
     """Seconds that an image may take: then its actor is ended and the image fails; the others go on."""

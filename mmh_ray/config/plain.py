@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -25,14 +26,16 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def flatten(config: Any) -> dict[str, Any]:
     """Dotted keys to leaf values, as MLflow parameters want them."""
-    return _flat(to_dict(config), "")
+    return by_dotted_key(to_dict(config))
 
 
-def _flat(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+def by_dotted_key(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested settings by dotted key, as the command line takes them."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= _flat(value, f"{prefix}{key}.")
+        dotted_key = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            leaves |= by_dotted_key(value, f"{dotted_key}.")
         else:
-            leaves[f"{prefix}{key}"] = value
+            leaves[dotted_key] = value
     return leaves

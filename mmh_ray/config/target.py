@@ -22,7 +22,8 @@ class TargetConfig(Section):
     site: Annotated[Several[SiteName], Len(0, 10_000), EachOnce] = ()
     """Sites to train adapters for, side by side; one name or a list."""
     images: Annotated[Whole, Interval(ge=0, le=10**6)] = 0
-    """Target images per sequence, drawn by `target.seed` from the site's training and validation images; 0 takes all, 3 is enough."""
+    """Target images per sequence, drawn by `target.seed` from the site's training and validation images; 0 takes all,
+    3 is enough."""
     rank: Annotated[Whole, Interval(ge=1, le=256)] = 4
     """Rank of the low-rank updates of the convolutions (LoRA: Hu et al., ICLR 2022)."""
     steps: Count = 100
@@ -30,7 +31,8 @@ class TargetConfig(Section):
     slabs_per_plane: Annotated[Whole, Interval(ge=1, le=1000)] = 4
     """Slabs per plane in a group; a step has two groups of the site and one of a source site."""
     sources: Annotated[Whole, Interval(ge=2, le=10_000)] = 8
-    """Images of other sites and the same sequence to move to the target; about a quarter of them serve validation alone."""
+    """Images of other sites and the same sequence to move to the target; about a quarter of them serve validation
+    alone."""
     restyles: Annotated[Whole, Interval(ge=1, le=1000)] = 1
     """Random styles in which each target image goes through the global model."""
     learning_rate: Rate = 2e-3

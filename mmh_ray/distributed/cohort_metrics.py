@@ -18,10 +18,16 @@ from mmh_ray.distributed.task_pool import map_unordered
 from mmh_ray.evaluation.baselines.feature_baselines import FEATURE_METHODS
 from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.metrics.label_metrics import LABEL_METRICS
-from mmh_ray.evaluation.metrics.method_metrics import PictureData, gather, mean_metrics, metrics_and_pictures
+from mmh_ray.evaluation.metrics.method_metrics import (
+    PictureData,
+    gather,
+    mean_metrics,
+    metrics_and_pictures,
+    shares_of_raw,
+)
 from mmh_ray.evaluation.metrics.registry import METRICS, OURS, RAW, floor_of
 from mmh_ray.evaluation.metrics.runner import EvaluationLog, MetricRunner
-from mmh_ray.evaluation.metrics.scoring import TrainingImage
+from mmh_ray.evaluation.metrics.training import TrainingImage
 from mmh_ray.evaluation.report.files import images_table
 from mmh_ray.evaluation.statistics.metric_values import MetricValues, ValuesByMetric
 from mmh_ray.evaluation.statistics.summary import Entry, difference, entry, interval, site_means
@@ -148,14 +154,16 @@ def entries_of(
     entries = {}
     differences = {}
     for name, metric in metrics.items():
-        own_entry = entry(interval(metric, config.draws, config.seed), metric.guessed)
-        if own_entry is not None:
-            entries[name] = own_entry
+        method_entry = entry(interval(metric, config.draws, config.seed), metric.guessed)
+        if method_entry is not None:
+            entries[name] = method_entry
         if name not in ours:
             continue
         floor = floor_of(name, sites=len(set(metric.strata or ())))
-        found = difference(_judged(name, ours[name]), _judged(name, metric), config.draws, config.seed, floor)
-        difference_entry = None if found is None else entry(found)
+        judged_ours = _judged(name, ours[name])
+        judged = _judged(name, metric)
+        paired = difference(judged_ours, judged, config.draws, config.seed, floor)
+        difference_entry = None if paired is None else entry(paired)
         if difference_entry is not None:
             differences[name] = difference_entry
     return entries, differences
@@ -192,6 +200,8 @@ def _summarise_method(
     references, config = shared
     sequence, method = key
     records, metrics = ray.get(references[key])
+    if (sequence, RAW) in references:
+        metrics = metrics | shares_of_raw(metrics, ray.get(references[sequence, RAW]).metrics)
     metrics_of_ours: ValuesByMetric = {}
     if method != OURS and (sequence, OURS) in references:
         metrics_of_ours = ray.get(references[sequence, OURS]).metrics

@@ -32,18 +32,20 @@ from mmh_ray.distributed.selection import (
     training_records,
     usable_rows,
 )
+from mmh_ray.distributed.target_selection import TARGET_BASELINES, check_unseen, select_at_target, target_style
 from mmh_ray.distributed.task_pool import map_unordered
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.baselines.image_baselines import BASELINES, Baseline, Unfitted
 from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.inputs.scans import Case, GridKey, ScoringSettings, common_masks, scan_mask
-from mmh_ray.evaluation.metrics.registry import AGAIN, BEST_KNOWN, RAW, ordered
+from mmh_ray.evaluation.metrics.registry import AGAIN, BEST_KNOWN, RAW, TRUTH, ordered
 from mmh_ray.evaluation.metrics.runner import EvaluationLog, MetricRunner
-from mmh_ray.evaluation.metrics.scoring import CaseMetrics, CasePictures, TrainingImage, score_case, training_image
+from mmh_ray.evaluation.metrics.scoring import CaseMetrics, CasePictures, score_case
+from mmh_ray.evaluation.metrics.training import TargetCohort, TrainingImage, training_image
 from mmh_ray.evaluation.promotion.comparability import conditions
 from mmh_ray.evaluation.report.files import FIGURES, write_all
 from mmh_ray.evaluation.report.pictures import Pictures
-from mmh_ray.models.style.vectors import style_vectors
+from mmh_ray.models.style.vectors import StyleVectors, style_vectors
 from mmh_ray.provenance import check_place, code_version
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Selection:
-    """Who is scored, and on whom baselines are fitted."""
+    """Who is scored, and on whom baselines are fitted: with a target, on the target's other people."""
 
     cases: list[Case]
     training: list[ImageRecord]
@@ -85,6 +87,7 @@ def evaluate(
     truth: str | None = None,
     model: str | None = None,
     labels: str | None = None,
+    target: str | None = None,
 ) -> dict[str, Any]:
     """Measure every method; write `evaluation.json`, `per_image.parquet`, `figures/*.png` and `report.html` to ``out``.
 
@@ -101,6 +104,10 @@ def evaluate(
         URI of the model behind `ours`, to be cited.
     labels:
         Folder of label maps `*_dseg.nii.gz` in BIDS naming; None: those in the `derivatives` of `raw`.
+    target:
+        Site that scans were moved to: subjects who were scanned there and elsewhere are scored, and what methods make
+        of their scans of the other sites is compared with their own scan at the target, which is never an input.
+        Baselines are fitted on the target's other people. The truth is what the target's scanner would show.
 
     Returns
     -------
@@ -114,7 +121,10 @@ def evaluate(
     ConfigError
         If an archive's name cannot be used or there is none named raw.
     DataError
-        If a folder cannot be read, or nothing can be scored.
+        If a folder cannot be read, or nothing can be scored; with a target, if nobody was scanned there and elsewhere,
+        or if `ours` was made from a scan that it is compared with.
+    ModelError
+        If `ours` was moved to the target with another style encoder than the configured one.
     """
     check_archives(archives)
     check_place(Path(out, FIGURES, "picture"), out, ConfigError)
@@ -122,25 +132,30 @@ def evaluate(
     started = utc_now().isoformat(timespec="seconds")
     evaluation_log = EvaluationLog()
     connect()
-    selection = _select(archives, out, config, labels, evaluation_log)
+    selection = _select(archives, out, config, labels, target, evaluation_log)
     cases = selection.cases
-    training = _read_training(selection.training, config.prepare.n4_iterations, evaluation_log)
-    settings = _settings(cases, training, archives, truth, config, evaluation_log)
+    style = _style(cases, target, config, evaluation_log)
+    training_style = None if target is None else style
+    training = _read_training(selection.training, config.prepare.n4_iterations, training_style, evaluation_log)
+    settings = _settings(cases, training, style, archives, truth, target, config, evaluation_log)
     scores = _score_all(cases, settings, evaluation_log)
-    cohort = StoredCohort(scores.methods, scores.cases, training, config.evaluate)
+    # methods on features need training images of every site, so they have no place at a target
+    training_of_features = training if target is None else {}
+    cohort = StoredCohort(scores.methods, scores.cases, training_of_features, config.evaluate)
     metrics, picture_data = measure_cohort(cohort, evaluation_log)
     summary = summarise(metrics, config.evaluate)
 
     problems = sorted(evaluation_log.problems, key=lambda problem: (problem.method, problem.image_id))
     for problem in problems:
         log.warning("%s of %s is not scored: %s", problem.image_id, problem.method, problem.reason)
-    scored_records = [record for case in cases for record in case.records]
+    scored_records = [record for case in cases for record in case.all_records]
     about = {
         "archives": dict(archives),
         "model": model,
+        "target": target,
         "started": started,
         "data_hash": data_hash(cases),
-        "conditions": conditions(scored_records, truth, config),
+        "conditions": conditions(scored_records, truth, config, target),
         **_counts(cases),
         "labels": {sequence: summary.labels[sequence] for sequence in sorted(summary.labels)},
         "problems": [asdict(problem) for problem in problems],
@@ -157,46 +172,76 @@ def evaluate(
 
 
 def _select(
-    archives: Mapping[str, str], out: str, config: Config, labels: str | None, evaluation_log: EvaluationLog
+    archives: Mapping[str, str],
+    out: str,
+    config: Config,
+    labels: str | None,
+    target: str | None,
+    evaluation_log: EvaluationLog,
 ) -> _Selection:
-    rows = usable_rows(archives, out, config, evaluation_log.notes, evaluation_log.problems)
+    rows = usable_rows(archives, out, config, evaluation_log.notes, evaluation_log.problems, target)
     add_lesions(rows)
     evaluation_log.notes += add_labels(rows, labels)
     records = [ImageRecord.from_row(row) for row in rows]
-    cases = choose_cases(records, config, evaluation_log.notes)
+    if target is None:
+        cases = choose_cases(records, config, evaluation_log.notes)
+        training = training_records(records)
+        note_untrained(training, cases, evaluation_log.notes)
+    else:
+        cases, training = select_at_target(records, target)
+        check_unseen(cases)
     scored_ids = {record.image_id for case in cases for record in case.records}
     # outputs that are missing of images that nobody scores are no problem
     evaluation_log.problems = [
         problem for problem in evaluation_log.problems if problem.method == RAW or problem.image_id in scored_ids
     ]
-    training = training_records(records)
-    note_untrained(training, cases, evaluation_log.notes)
     return _Selection(cases, training)
+
+
+def _style(
+    cases: Sequence[Case], target: str | None, config: Config, evaluation_log: EvaluationLog
+) -> StyleVectors | None:
+    """What gives style vectors: at a target always, else where networks judge images."""
+    if target is not None:
+        return target_style(cases, config)
+    if config.evaluate.cnn == "none":
+        return None
+    return style_vectors(config.style, evaluation_log.notes)
 
 
 def _settings(
     cases: Sequence[Case],
     training: Mapping[str, Sequence[TrainingImage]],
+    style: StyleVectors | None,
     archives: Mapping[str, str],
     truth: str | None,
+    target: str | None,
     config: Config,
     evaluation_log: EvaluationLog,
 ) -> ScoringSettings:
-    baselines = {case.sequence: _fit_baselines(training.get(case.sequence, [])) for case in cases}
-    _note_unfitted(baselines, evaluation_log)
+    simple_methods = tuple(BASELINES) if target is None else TARGET_BASELINES
+    baselines = {case.sequence: _fit_baselines(simple_methods, training.get(case.sequence, [])) for case in cases}
+    _note_unfitted(simple_methods, baselines, target, evaluation_log)
     method_archives = [name for name in archives if not name.endswith(AGAIN)]
-    methods = tuple(ordered([*BASELINES, *method_archives]))
+    methods = ordered([*simple_methods, *method_archives])
     sliced_methods = _sliced_methods(methods, config)
-    common = _common_masks(cases, evaluation_log)
-    style = style_vectors(config.style, evaluation_log.notes) if sliced_methods else None
+    styled_methods = sliced_methods
+    target_cohorts = {}
+    if target is not None:
+        if truth is not None:
+            methods = ordered([*methods, TRUTH])
+        styled_methods = frozenset(methods)
+        target_cohorts = {sequence: TargetCohort.of(images) for sequence, images in training.items()}
     return ScoringSettings(
-        methods=methods,
+        methods=tuple(methods),
         baselines=baselines,
         truth=truth,
         iterations=config.prepare.n4_iterations,
         sliced_methods=sliced_methods,
-        common_masks=common,
+        common_masks=_common_masks(cases, evaluation_log),
         style=style,
+        styled_methods=styled_methods,
+        target_cohorts=target_cohorts,
         label_table=config.evaluate.label_table,
     )
 
@@ -228,11 +273,14 @@ def _read_mask(record: ImageRecord, _shared: None) -> np.ndarray:
 
 
 def _read_training(
-    records: Sequence[ImageRecord], iterations: tuple[int, ...], evaluation_log: EvaluationLog
+    records: Sequence[ImageRecord],
+    iterations: tuple[int, ...],
+    style: StyleVectors | None,
+    evaluation_log: EvaluationLog,
 ) -> dict[str, list[TrainingImage]]:
     """The training images that can be read, by sequence, in the order of the records."""
     images: dict[str, TrainingImage] = {}
-    for done in map_unordered(training_image, records, iterations, "Fitting baselines", "images"):
+    for done in map_unordered(_training_image, records, (iterations, style), "Fitting baselines", "images"):
         image_id = done.item.image_id
         if isinstance(done.result, Exception):
             evaluation_log.add_unusable(RAW, image_id, done.result)
@@ -245,10 +293,16 @@ def _read_training(
     return dict(by_sequence)
 
 
-def _fit_baselines(training: Sequence[TrainingImage]) -> dict[str, Baseline]:
-    """Every baseline from training images; without any, those that learn nothing from a cohort."""
+def _training_image(record: ImageRecord, shared: tuple[tuple[int, ...], StyleVectors | None]) -> TrainingImage:
+    iterations, style = shared
+    return training_image(record, iterations, style)
+
+
+def _fit_baselines(methods: Iterable[str], training: Sequence[TrainingImage]) -> dict[str, Baseline]:
+    """Baselines from training images; without any, those that learn nothing from a cohort."""
     fitted: dict[str, Baseline] = {}
-    for method, baseline in BASELINES.items():
+    for method in methods:
+        baseline = BASELINES[method]
         if training:
             quantiles = [image.after if baseline.bias_corrected else image.before for image in training]
             fitted[method] = baseline.from_quantiles(quantiles)
@@ -257,12 +311,17 @@ def _fit_baselines(training: Sequence[TrainingImage]) -> dict[str, Baseline]:
     return fitted
 
 
-def _note_unfitted(baselines: Mapping[str, Mapping[str, Baseline]], evaluation_log: EvaluationLog) -> None:
+def _note_unfitted(
+    methods: Iterable[str],
+    baselines: Mapping[str, Mapping[str, Baseline]],
+    target: str | None,
+    evaluation_log: EvaluationLog,
+) -> None:
+    missing = "image of split train" if target is None else f"usable scan of another person at {target}"
     for sequence, fitted in baselines.items():
-        unfitted = [method for method in BASELINES if method not in fitted]
+        unfitted = [method for method in methods if method not in fitted]
         if unfitted:
-            names = ", ".join(unfitted)
-            evaluation_log.notes.append(f"{sequence}: no image of split train, so nothing to fit {names} on")
+            evaluation_log.notes.append(f"{sequence}: no {missing}, so nothing to fit {', '.join(unfitted)} on")
 
 
 @dataclass

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple, TypedDict
 
 import ray
 
-from mmh_ray.bids.derivatives import write_dataset_description
+from mmh_ray.bids.derivatives import write_dataset_description, write_descriptions
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.rows import NO_RESULT, LedgerRow, Problem, Status, problem_of
 from mmh_ray.bids.status import RunRecord, utc_now
 from mmh_ray.config import Config, HarmonizeConfig
 from mmh_ray.distributed.actor_pool import ActorPool
 from mmh_ray.distributed.cluster import connect, live_nodes
+from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.manifest import probe_all
 from mmh_ray.distributed.metrics import MeasuredHarmonizeWorker, count_image, set_queue
 from mmh_ray.distributed.prepare import PrepareSettings, check_row
@@ -30,9 +31,10 @@ from mmh_ray.errors import ConfigError, DataError, RefusedError, data_error
 from mmh_ray.harmonization.citation import write_citation
 from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.harmonization.job import Job, Task
+from mmh_ray.harmonization.memory import Workers, largest_image, within
 from mmh_ray.harmonization.outputs import check_places, input_hash, is_current, ledger_row, remove_stale
 from mmh_ray.harmonization.run import RunInputs, gather_inputs
-from mmh_ray.harmonization.target_domain import TargetDomain
+from mmh_ray.harmonization.target_domain import TargetDomain, describe_labels
 from mmh_ray.harmonization.worker import HarmonizeWorker
 from mmh_ray.imaging.volume import BYTES_PER_VOXEL
 from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
@@ -40,6 +42,7 @@ from mmh_ray.progress import progress
 from mmh_ray.provenance import code_version, remove_partial
 from mmh_ray.quality.run_report import write_cohort_report
 from mmh_ray.stopping import end_reason, stoppable
+from mmh_ray.tracking.archive_run import ArchiveRun, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +72,12 @@ def harmonize(job: Job) -> dict[str, int]:
         record = inputs.record(job, len(tasks) * len(inputs.domains))
         _write_record(record, job.out)
         _write_citation(record, job.out, inputs.domains)
+        _write_descriptions(job, tasks, inputs, journal)
         failure: str | None = None
+        archive_run: ArchiveRun | None = None
         try:
             connect()
+            archive_run = ArchiveRun.start(job.config, record, ray_facts(), _note_run)
             remove_partial(job.out)
             return _work_through(job, tasks, inputs, journal)
         except BaseException as error:
@@ -82,6 +88,12 @@ def harmonize(job: Job) -> dict[str, int]:
             _write_record(record, job.out)
             write_cohort_report(job.out, record, journal.rows().values(), job.config.quality)
             remove_partial(job.out)  # of actors that were ended or died
+            if archive_run is not None:
+                archive_run.finish(Outcome(record, list(journal.rows().values()), job.out))
+
+
+def _note_run(run_id: str) -> None:
+    note_in_job({"mlflow_run_id": run_id})
 
 
 class PlannedImage(TypedDict):
@@ -216,6 +228,19 @@ def _write_citation(record: RunRecord, out: str, domains: Sequence[TargetDomain]
         log.warning("%s: no text to cite the run by (%s)", out, error)
 
 
+def _write_descriptions(job: Job, tasks: Sequence[Task], inputs: RunInputs, journal: Journal) -> None:
+    """The table of labels, of what earlier runs made and of what this one may make."""
+    outputs = [(row["output"], row["target"]) for row in journal.rows().values() if row["output"]]
+    for task in tasks:
+        if task["status"] == Status.OK:
+            for domain in inputs.domains:
+                outputs.append((str(domain.output(task["uri"], job.config.harmonize)), domain.name))
+    try:
+        write_descriptions(job.out, describe_labels(outputs))
+    except (DataError, OSError) as error:
+        log.warning("%s: no table of the labels after desc- (%s)", job.out, error)
+
+
 def _work_through(job: Job, tasks: list[Task], inputs: RunInputs, journal: Journal) -> dict[str, int]:
     """Harmonize the images and record each as it is finished; the number of rows by status."""
     counts: Counter[str] = Counter()
@@ -248,7 +273,7 @@ def run_pool(
     on_actor_ready:
         Called whenever an actor has come up.
     """
-    layout = pool_layout(job.config.harmonize, len(tasks))
+    layout = pool_layout(job.config.harmonize, tasks)
     files = ray.put(bundle_files(inputs.model_folder))
     domains = ray.put(list(inputs.domains))
     actors_per_node = -(-layout.actors // live_nodes())  # rounded up: actors are spread
@@ -285,20 +310,42 @@ class PoolLayout(NamedTuple):
     actor_options: dict[str, Any]
 
 
-def pool_layout(settings: HarmonizeConfig, images: int) -> PoolLayout:
-    """The actors for so many images on this cluster.
+def pool_layout(settings: HarmonizeConfig, tasks: Sequence[Task]) -> PoolLayout:
+    """The actors for these images on this cluster.
 
     An actor has one image more for every further CPU: the model waits for no preparation and no file, and no CPU for
-    the model.
+    the model. With ``harmonize.memory_gb`` there are as many of both as fit into it, and a line of the log says so.
     """
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     cpus = max(1, int(resources.get("CPU", 1)))
     slots = settings.slots or gpus or max(1, cpus // 2)
-    actors = min(slots, images)
+    actors = min(slots, len(tasks))
     cpus_per_actor = cpus // max(1, actors)
     images_per_actor = min(MOST_IMAGES_PER_ACTOR, max(1, cpus_per_actor))
+    if settings.memory_gb and actors:
+        actors, images_per_actor = _within_memory(settings.memory_gb, tasks, Workers(actors, images_per_actor))
     options: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "SPREAD", "max_concurrency": images_per_actor}
     if gpus:
         options["num_gpus"] = 1
     return PoolLayout(actors, images_per_actor, options)
+
+
+def _within_memory(memory_gb: float, tasks: Sequence[Task], wanted: Workers) -> Workers:
+    """Fewer workers and images at a time, where the memory of each machine asks for it."""
+    nodes = live_nodes()
+    per_node = Workers(-(-wanted.number // nodes), wanted.images_each)  # rounded up: actors are spread
+    largest = largest_image(tasks)
+    if not largest:  # no image of use: nothing will be read
+        return wanted
+    fitting = within(memory_gb, largest, per_node)
+    workers = Workers(min(wanted.number, fitting.number * nodes), fitting.images_each)
+    log.info(
+        "memory of %g GB a machine: at most %d images at a time, %d in each of %d workers (the largest takes up to %.1f GB)",
+        memory_gb,
+        workers.number * workers.images_each,
+        workers.images_each,
+        workers.number,
+        largest / 1e9,
+    )
+    return workers

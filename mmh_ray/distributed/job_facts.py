@@ -26,9 +26,14 @@ def submission_id() -> str | None:
 
 
 def ray_facts() -> dict[str, str]:
-    """What an MLflow run should know of the job that it belongs to: empty where there is none."""
+    """What an MLflow run should know of the Ray job that it belongs to: its id, and that of its submission. Without Ray, nothing."""
+    facts: dict[str, str] = {}
+    if ray.is_initialized():
+        facts["ray_job_id"] = ray.get_runtime_context().get_job_id()
     found = submission_id()
-    return {} if found is None else {"ray_submission_id": found}
+    if found is not None:
+        facts["ray_submission_id"] = found
+    return facts
 
 
 def note_in_job(facts: Mapping[str, str]) -> None:

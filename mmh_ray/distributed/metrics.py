@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from mmh_ray.bids.rows import problem_of
+from mmh_ray.bids.rows import Problem, problem_of
 
 Row = Mapping[str, Any]
 
@@ -31,23 +31,19 @@ BOUNDS_S = [1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0]
 MOST_REASON = 80
 """Characters of a reason that become a label."""
 
-_EXPECTED = re.compile(r"; expected (?P<expected>.*?)\. ")
 
+def reason_label(problem: Problem | None) -> str:
+    """The kind of a failure, as one of few texts: what was expected, without numbers; a label per file would be too many.
 
-def reason_label(reason: str | None) -> str:
-    """What kind of failure a reason tells, as one of few texts: what was expected, without numbers; a label per file would be too many.
-
-    >>> reason_label("/data/x.nii.gz: 4 dimensions (3, 3, 3, 2); expected 3 dimensions. Split the series.")
+    >>> reason_label(Problem("/data/x.nii.gz: 4 dimensions (3, 3, 3, 2)", "3 dimensions", "Split the series."))
     '# dimensions'
     """
-    if not reason:
+    if problem is None:
         return ""
-    found = _EXPECTED.search(f"{reason} ")
-    text = found["expected"] if found else "other"
-    return re.sub(r"\d+(\.\d+)?", "#", text)[:MOST_REASON]
+    return re.sub(r"\d+(\.\d+)?", "#", problem.expected or "other")[:MOST_REASON]
 
 
-def count_image(stage: str, row: Row) -> None:
+def count_image(stage: str, row: Row, problem: Problem | None = None) -> None:
     """Count a finished image.
 
     Parameters
@@ -55,15 +51,18 @@ def count_image(stage: str, row: Row) -> None:
     stage:
         ``harmonize`` or ``prepare``.
     row:
-        With ``status``, and ``sequence``, ``reason`` and ``seconds`` where it has them.
+        With ``status``, and ``sequence`` and ``seconds`` where it has them.
+    problem:
+        Why the image has no result; by default as the row tells.
     """
     sequence = str(row.get("sequence") or "")
-    problem = problem_of(row)
-    reason = reason_label(problem and problem.text)
-    tags = {"stage": stage, "sequence": sequence, "status": str(row["status"]), "reason": reason}
-    _images().inc(1, tags)
-    if row["status"] in ("done", "ok") and row.get("seconds"):
-        _seconds().observe(row["seconds"], {"stage": stage, "sequence": sequence})
+    reason = reason_label(problem or problem_of(row))
+    tags = {"stage": stage, "sequence": sequence}
+    outcome = {"status": str(row["status"]), "reason": reason}
+    _images().inc(1, tags | outcome)
+    seconds = row.get("seconds")
+    if seconds and row["status"] in ("done", "ok"):
+        _seconds().observe(seconds, tags)
 
 
 def add_wait(stage: str, seconds: float) -> None:
@@ -101,14 +100,14 @@ class MeasuredHarmonizeWorker:
 
     def harmonize(self, row: dict[str, Any]) -> Sequence[Row]:
         """The ledger rows of one image."""
-        found = self._worker.harmonize(row)
-        for ledger_row in found:
+        ledger_rows = self._worker.harmonize(row)
+        for ledger_row in ledger_rows:
             count_image("harmonize", ledger_row)
         with self._telling:
             idle_s = self._worker.model_idle_s
             add_wait("harmonize", idle_s - self._told_s)
             self._told_s = idle_s
-        return found
+        return ledger_rows
 
 
 # One of each name in a process, made when it is first used: in a worker process that is when Ray runs.

@@ -22,7 +22,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, Worker
 
 from mmh_ray import shards
 from mmh_ray.bids.manifest import read_manifest
-from mmh_ray.bids.rows import PreparedRow, Status
+from mmh_ray.bids.rows import PreparedRow, Problem, Status
 from mmh_ray.config import Config, GridConfig, PrepareConfig, QualityConfig
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.metrics import add_wait, count_image, set_queue
@@ -232,8 +232,9 @@ def _prepare_all(images: list[Image], out: str, config: Config) -> list[Prepared
                     log.warning("a worker died over %d images; trying them one by one", len(part))
                     waiting.extend([image] for image in part)
                     continue
-                finished = [_failed(part[0], error)]
-                count_image("prepare", finished[0])  # no task was left to count it
+                problem = _problem(part[0], error)
+                finished = [_failed(part[0], problem)]
+                count_image("prepare", finished[0], problem)  # no task was left to count it
             for row in finished:
                 if row["status"] == Status.FAILED:
                     log.warning("%s: %s", row["image_id"], row["reason"])
@@ -271,8 +272,9 @@ def prepare_shard(images: Sequence[Image], out: str, settings: PrepareSettings) 
             try:
                 volume = prepare_image(image, settings)
             except Exception as error:
-                failed.append(_failed(image, error))
-                count_image("prepare", failed[-1])
+                problem = _problem(image, error)
+                failed.append(_failed(image, problem))
+                count_image("prepare", failed[-1], problem)
                 continue
             seconds = time.perf_counter() - start
             count_image("prepare", {**_facts(image), "status": Status.OK, "seconds": seconds})
@@ -340,10 +342,14 @@ def _prepared(uri: str, mask_uri: str | None, sequence: str, settings: PrepareSe
     return prepared
 
 
-def _failed(image: Image, error: Exception) -> PreparedRow:
+def _problem(image: Image, error: Exception) -> Problem:
+    return Problem.of(data_error(error, image["uri"]))
+
+
+def _failed(image: Image, problem: Problem) -> PreparedRow:
     """The index row of an image that could not be prepared."""
     row = cast(PreparedRow, dict.fromkeys(shards.INDEX_SCHEMA.names) | _facts(image))
     row["provenance"] = image["provenance"]
     row["status"] = Status.FAILED
-    row["reason"] = str(data_error(error, image["uri"]))
+    row["reason"] = problem.text
     return row

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmh_ray.bids.archives import match
+from mmh_ray.bids.entities import desc_of
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config
 from mmh_ray.distributed.manifest import build_manifest
@@ -18,7 +19,7 @@ from mmh_ray.evaluation.baselines.image_baselines import BASELINES
 from mmh_ray.evaluation.inputs.records import ImageRecord, Problem
 from mmh_ray.evaluation.inputs.scans import Case
 from mmh_ray.evaluation.metrics.cohort import probes_make_sense
-from mmh_ray.evaluation.metrics.registry import AGAIN, RAW
+from mmh_ray.evaluation.metrics.registry import AGAIN, OURS, RAW, REFERENCE, TRUTH
 from mmh_ray.evaluation.statistics.summary import NO_METHODS
 from mmh_ray.provenance import hash_of
 
@@ -28,13 +29,14 @@ FEW = 6
 """Subjects below which the sign-flip test cannot reach p of .05."""
 PICTURED_SITES = 6
 """Most sites in a picture where no person was scanned at several."""
-RESERVED = (*NO_METHODS, *FEATURE_METHODS, *(name for name in BASELINES if name != RAW))
+RESERVED = (*NO_METHODS, *FEATURE_METHODS, TRUTH, REFERENCE, *(name for name in BASELINES if name != RAW))
 """Names that no archive may have."""
 
 _COLUMNS = [
     "image_id",
     "uri",
     "subject",
+    "session",
     "site",
     "sequence",
     "split",
@@ -68,7 +70,12 @@ def check_archives(archives: Mapping[str, str]) -> None:
 
 
 def usable_rows(
-    archives: Mapping[str, str], out: str, config: Config, notes: list[str], problems: list[Problem]
+    archives: Mapping[str, str],
+    out: str,
+    config: Config,
+    notes: list[str],
+    problems: list[Problem],
+    target: str | None = None,
 ) -> list[dict[str, Any]]:
     """Manifest rows of the usable images by `image_id`, each with the paths of its outputs by archive under `outputs`.
 
@@ -78,6 +85,8 @@ def usable_rows(
         Folder by name; `raw` may also be the table made by `mmh manifest`, whose splits are then kept.
     notes, problems:
         What is left out, scans that cannot be used, and images that an archive has no volume of, are added here.
+    target:
+        Target site that `ours` was moved to: of several volumes of an image, the one named after it is taken.
 
     Raises
     ------
@@ -105,7 +114,8 @@ def usable_rows(
     rows.sort(key=lambda row: row["image_id"])
     for archive, folder in archives.items():
         if archive != RAW:
-            _add_outputs(rows, archive, folder, problems)
+            desc = desc_of(target if archive == OURS else None)
+            _add_outputs(rows, archive, folder, desc, problems)
     return rows
 
 
@@ -160,7 +170,8 @@ def note_untrained(training: Iterable[ImageRecord], cases: Iterable[Case], notes
 
 def data_hash(cases: Sequence[Case]) -> str:
     """Hash of the scored images: two evaluations of one hash can be compared."""
-    return hash_of(sorted((record.image_id, record.sha256) for case in cases for record in case.records))
+    images = [record for case in cases for record in case.all_records]
+    return hash_of(sorted((record.image_id, record.sha256) for record in images))
 
 
 def _manifest_rows(raw: str, out: str, config: Config) -> list[dict[str, Any]]:
@@ -172,8 +183,8 @@ def _manifest_rows(raw: str, out: str, config: Config) -> list[dict[str, Any]]:
     return read_manifest(manifest).select(_COLUMNS).to_pylist()
 
 
-def _add_outputs(rows: list[dict[str, Any]], archive: str, folder: str, problems: list[Problem]) -> None:
-    matched = match(archive, folder, rows)
+def _add_outputs(rows: list[dict[str, Any]], archive: str, folder: str, desc: str, problems: list[Problem]) -> None:
+    matched = match(archive, folder, rows, desc)
     for unmatched in matched.unmatched:
         problems.append(Problem(**unmatched._asdict()))
     for row in rows:

@@ -1,26 +1,22 @@
-"""Style encoders at work: the aggregator of a backbone that brings none, trained once a run, and style vectors of scans as they are."""
+"""The aggregator of a style encoder whose backbone brings none: trained once a run."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import ray
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mmh_ray.config import Config, StyleConfig
-from mmh_ray.imaging.intensity import robust_scaling
+from mmh_ray.config import Config
 from mmh_ray.models.augmentation import restyle
 from mmh_ray.models.style.contrast import train_aggregator
 from mmh_ray.models.style.embedded import EMBEDDED
-from mmh_ray.models.style.encoder import TriPlanarStyleEncoder, make_style_encoder
+from mmh_ray.models.style.encoder import make_style_encoder
 from mmh_ray.shards import PreparedStore
 
 log = logging.getLogger(__name__)
@@ -29,36 +25,6 @@ VOLUMES, STYLES = 4, 3
 """Volumes per site and sequence, and looks of each, the first of which is its own."""
 
 Row = Mapping[str, Any]
-
-
-@dataclass
-class StyleDescriber:
-    """Style vectors of images on any grid, each scaled by itself; travels to other processes, where it makes its encoder once.
-
-    Attributes
-    ----------
-    config, aggregator:
-        As :func:`mmh_ray.models.style.encoder.make_style_encoder` takes them.
-    """
-
-    config: StyleConfig
-    aggregator: Mapping[str, Tensor] = field(default_factory=dict)
-    _encoders: dict[float, TriPlanarStyleEncoder] = field(default_factory=dict)
-
-    @torch.inference_mode()
-    def __call__(self, image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-        """``(D,)`` of unit length, of an image ``(I, J, K)`` in any units; its axes are turned to RAS, its voxels taken for cubes."""
-        spacing = round(float(np.cbrt(abs(np.linalg.det(affine[:3, :3])))), 2)
-        if spacing not in self._encoders:
-            self._encoders[spacing] = make_style_encoder(self.config, spacing, self.aggregator)
-        unit, turn = robust_scaling(image, mask).apply(image) * mask, nib.orientations.io_orientation(affine)
-        turned = [np.ascontiguousarray(nib.orientations.apply_orientation(part, turn))[None] for part in (unit, mask)]
-        encoder = self._encoders[spacing]
-        vector = encoder(*map(torch.from_numpy, turned), encoder.planes_of(affine))
-        return F.normalize(vector, dim=1)[0].numpy()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_encoders": {}}
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,8 @@ def train_global(prepared: str | None, config: Config) -> TrainedModel:
     storage, folder = open_storage(config.train.storage)
     tracking.configure(config.tracking)
     run_id = _start_or_continue(storage, f"{folder}/{config.train.run_name}", config, facts | ray_facts())
+    place = None if store is None else store.uri
+    tracking.log_input(run_id, tracking.RunInput("training", facts["data_hash"], place))
     note_in_job({"mlflow_run_id": run_id})
     run = _Run(config, store, domain, storage, folder, run_id, facts["data_hash"])
     try:
@@ -202,6 +204,7 @@ def _work(spec: dict[str, Any]) -> None:
     trainer = Trainer(model, config.train, prepare_model(model))
     _resume(trainer)
     validation = validation_batches(spec["store"], config, spec["domain"]) if rank == 0 else []
+    system = _system_metrics(context)
     stream = training_stream(spec["store"], config, spec["domain"], trainer.steps_done, rank, world, spec["loaders"])
     before = time.perf_counter()
     for batch in stream:
@@ -213,8 +216,17 @@ def _work(spec: dict[str, Any]) -> None:
             "slabs_per_second": world * len(batch.plane) / (waited + seconds),
             "data_wait_share": waited / (waited + seconds),
         }
-        _after_step(trainer, config, rank, metrics, validation, spec["outbox"])
+        system_values = system.due() if system is not None else {}
+        _after_step(trainer, config, rank, metrics, validation, spec["outbox"], system_values)
         before = time.perf_counter()
+
+
+def _system_metrics(context: ray.train.TrainContext) -> tracking.SystemMetrics | None:
+    """Of this worker's node, if it is the first worker there; of several nodes each has its name."""
+    if context.get_local_rank() != 0:
+        return None
+    is_alone = context.get_local_world_size() == context.get_world_size()
+    return tracking.SystemMetrics(None if is_alone else f"node-{context.get_node_rank()}")
 
 
 def _after_step(
@@ -224,19 +236,21 @@ def _after_step(
     metrics: dict[str, float],
     validation: list[SlabBatch],
     outbox: tracking.MetricsOutbox,
+    system_values: dict[str, float],
 ) -> None:
-    """Validate and checkpoint when it is time; the first worker hands out the metrics."""
+    """Validate and checkpoint when it is time; the first worker hands out the metrics, and that of each node its system metrics."""
     step, last = trainer.steps_done, trainer.steps_done == config.train.steps
     if rank == 0 and (last or step % config.train.validate_every == 0):
         metrics |= trainer.validate(validation)
-    if rank == 0:
-        outbox.add(step, metrics)
+    values = (metrics if rank == 0 else {}) | system_values
+    if values:
+        outbox.add(step, values)
     if not (last or step % config.train.checkpoint_every == 0):
         return
+    outbox.write()
     if rank != 0:
         ray.train.report({"step": step})
         return
-    outbox.write()
     with tempfile.TemporaryDirectory() as scratch:
         safetensors.torch.save_file(trainer.state(), Path(scratch, STATE))
         ray.train.report({"step": step, **metrics}, checkpoint=Checkpoint.from_directory(scratch))
@@ -257,6 +271,8 @@ def _shown(steps: int) -> Iterator[Callable[[tracking.MetricRow], None]]:
 
         def show(row: tracking.MetricRow) -> None:
             nonlocal shown
+            if "loss" not in row.values:  # system metrics of another node
+                return
             note = f"loss {row.values['loss']:.4f}, data wait {row.values['data_wait_share']:.0%}"
             advance(max(0, row.step - shown), note)  # steps that were lost with a worker come twice
             shown = max(shown, row.step)

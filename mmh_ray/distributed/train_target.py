@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.datasets import usable
 from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for
+from mmh_ray.distributed.target_run import SiteRun, send_left
 from mmh_ray.distributed.target_storage import check_places, place_of, put_target
 from mmh_ray.distributed.train import open_storage
 from mmh_ray.errors import ConfigError, DataError, ModelError
@@ -87,12 +88,11 @@ class TargetTask:
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """An adapter, the style it was trained for, the encoder that described style, and losses by step."""
+    """An adapter, the style it was trained for, and the encoder that described style."""
 
     tuned: TunedAdapter
     style: SiteStyle
     encoder: dict[str, Any]
-    history: list[tuple[int, dict[str, float]]]
 
 
 def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarget]:
@@ -135,13 +135,16 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
     aggregator = aggregator_for(store, known, config, bundle.config.grid.spacing_mm)
     tracking.configure(config.tracking)
     facts = {"data_hash": store.data_hash, "base_hash": base["hash"], "base_uri": base["uri"]}
-    planned = dict.fromkeys(task.site for task in tasks)
-    runs = {site: tracking.start_run(config, f"target-{site}", None, facts | ray_facts()) for site in planned}
-    note_in_job({f"mlflow_run_id {site}": run_id for site, run_id in runs.items()})
+    send_left(config)
+    runs: dict[str, SiteRun] = {}
     finished: dict[str, TrainedTarget] = {}
     try:
+        for site in dict.fromkeys(task.site for task in tasks):
+            runs[site] = SiteRun.start(site, store, config, facts | ray_facts())
+        note_in_job({f"mlflow_run_id {site}": run.run_id for site, run in runs.items()})
+        outboxes = {site: run.outbox for site, run in runs.items()}
         outcomes: dict[str, dict[str, tuple[TargetTask, TaskOutcome]]] = {}
-        for task, outcome in _run(tasks, store.uri, folder, config, aggregator):
+        for task, outcome in _run(tasks, store.uri, folder, config, aggregator, outboxes):
             if isinstance(outcome, Exception):
                 failed[task.site] = outcome
                 continue
@@ -155,7 +158,7 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
                     failed[task.site] = error
     finally:
         for site in set(runs) - set(finished):
-            tracking.mark_failed(runs[site])
+            runs[site].fail()
     _raise_for(failed, finished)
     return [finished[site] for site in config.target.site]
 
@@ -263,9 +266,22 @@ def _spread(entries: list[Row], count: int) -> list[Row]:
 
 
 def train_adapter(
-    task: TargetTask, store_uri: str, bundle: Bundle, config: Config, aggregator: Mapping[str, Tensor] | None = None
+    task: TargetTask,
+    store_uri: str,
+    bundle: Bundle,
+    config: Config,
+    aggregator: Mapping[str, Tensor] | None = None,
+    on_step: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
 ) -> TaskOutcome:
-    """Train one adapter; the work of one Ray task, but it needs no Ray. ``aggregator`` as in :func:`make_style_encoder`."""
+    """Train one adapter; the work of one Ray task, but it needs no Ray.
+
+    Parameters
+    ----------
+    aggregator:
+        As in :func:`make_style_encoder`.
+    on_step:
+        Called after every step with its number, from 1, and losses.
+    """
     store, model, target = PreparedStore(store_uri), bundle.model, config.target
     label, settings = bundle.sequence_index(task.sequence), config.harmonize
     spacing = bundle.config.grid.spacing_mm
@@ -306,31 +322,51 @@ def train_adapter(
         return site, batch_of([others[rng.integers(len(others))].group(label, target, model, seeds[2])])
 
     tuner = TargetFineTuner(model, style, encoder, target, settings).to(device)
-    history: list[tuple[int, dict[str, float]]] = []
     validation = [draw_from(held, held_sources, 10**9 + index) for index in range(VALIDATION_BATCHES)]
-    tuned = tune(tuner, lambda step: draw_from(images, sources, step), validation, lambda *row: history.append(row))
-    return TaskOutcome(tuned, style, encoder.describe(), history)
+    tuned = tune(tuner, lambda step: draw_from(images, sources, step), validation, on_step)
+    return TaskOutcome(tuned, style, encoder.describe())
 
 
 def _task(
-    task: TargetTask, store_uri: str, files: dict[str, bytes], config: Config, aggregator: TrainedAggregator
+    task: TargetTask,
+    store_uri: str,
+    files: dict[str, bytes],
+    config: Config,
+    aggregator: TrainedAggregator,
+    outbox: tracking.MetricsOutbox,
 ) -> TaskOutcome:
     torch.set_num_threads(1)
+    system = tracking.SystemMetrics(task.sequence)
+
+    def on_step(step: int, losses: dict[str, float]) -> None:
+        values = {f"{task.sequence}/{name}": loss for name, loss in losses.items()}
+        outbox.add(step, values | system.due())
+
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             Path(folder, name).write_bytes(content)
         bundle = load_bundle(folder, "cuda" if torch.cuda.is_available() else "cpu")
-    return train_adapter(task, store_uri, bundle, config, aggregator.state)
+    try:
+        return train_adapter(task, store_uri, bundle, config, aggregator.state, on_step)
+    finally:
+        outbox.write()
 
 
 def _run(
-    tasks: list[TargetTask], store_uri: str, folder: Path, config: Config, aggregator: TrainedAggregator
+    tasks: list[TargetTask],
+    store_uri: str,
+    folder: Path,
+    config: Config,
+    aggregator: TrainedAggregator,
+    outboxes: Mapping[str, tracking.MetricsOutbox],
 ) -> Iterator[tuple[TargetTask, TaskOutcome | Exception]]:
     """Tasks and their outcomes as they finish. One that fails takes the site's others with it, as a site is published whole; the other
     sites go on."""
     files = ray.put(bundle_files(folder))
     remote = ray.remote(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU", 0) else 0, max_retries=2)(_task)
-    pending = {remote.remote(task, store_uri, files, config, aggregator): task for task in tasks}
+    pending = {}
+    for task in tasks:
+        pending[remote.remote(task, store_uri, files, config, aggregator, outboxes[task.site])] = task
     with progress(len(tasks), "Training targets", "adapters") as advance:
         while pending:
             (ready,), _ = ray.wait(list(pending), num_returns=1)
@@ -352,7 +388,7 @@ def _publish(
     site: str,
     outcomes: Mapping[str, tuple[TargetTask, TaskOutcome]],
     base: Mapping[str, str],
-    run_id: str,
+    run: SiteRun,
     config: Config,
     aggregator: TrainedAggregator,
 ) -> TrainedTarget:
@@ -368,17 +404,8 @@ def _publish(
         local = Path(scratch, name)
         save_target(local, site, base, styles, tuned, config, training, aggregator.state)
         put_target(storage, local, target)
-        tracking.log_metrics(run_id, _metric_rows(outcomes))
-        uri = tracking.register(run_id, local, name, config.tracking)
-    tracking.finish(run_id)
+        uri = tracking.register(run.run_id, local, name, config.tracking)
+    run.finish()
     storage_uri = config.target.storage
     place = join_uri(storage_uri, target.removeprefix(f"{root}/")) if "://" in storage_uri else target
-    return TrainedTarget(site, place, uri, run_id, {name: found.validation for name, found in tuned.items()})
-
-
-def _metric_rows(outcomes: Mapping[str, tuple[TargetTask, TaskOutcome]]) -> Iterator[tracking.MetricRow]:
-    """Losses of a site's adapters by step, named ``SEQUENCE/LOSS``."""
-    for sequence, (_, outcome) in outcomes.items():
-        for step, losses in outcome.history:
-            values = {f"{sequence}/{name}": value for name, value in losses.items()}
-            yield tracking.MetricRow.of_now(step, values)
+    return TrainedTarget(site, place, uri, run.run_id, {name: found.validation for name, found in tuned.items()})

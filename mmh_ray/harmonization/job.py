@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mmh_ray.bids.filters import NO_FILTERS, Filters
 from mmh_ray.bids.rows import LedgerRow, ManifestRow
 from mmh_ray.config import Config
 
@@ -29,6 +30,8 @@ class Job:
         either, the images are brought into the unified domain.
     sessions:
         Labels without ``ses-`` to keep; empty keeps all.
+    filters:
+        Which images of each sequence to keep, by their entities.
     """
 
     bids: str
@@ -41,6 +44,7 @@ class Job:
     targets: tuple[str, ...] = ()
     target_image: str | None = None
     sessions: tuple[str, ...] = ()
+    filters: Filters = NO_FILTERS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypedDict, Unpack
 
-from mmh_ray.bids.derivatives import derivative_files, read_sidecar
+from mmh_ray.bids.derivatives import bids_uri, derivative_files, read_sidecar
 from mmh_ray.bids.entities import parse
 from mmh_ray.bids.rows import MADE, LedgerRow, ManifestRow, Problem, Status
 from mmh_ray.bids.schema import mark_unusable
@@ -110,7 +110,8 @@ def remove_stale(row: LedgerRow, domain: TargetDomain, out: Path, settings: Harm
     if row["image_id"] != domain.ledger_id(entities.image_id):
         return row  # a second file of an image: the derivative is that of the first
     if row["input_sha256"] is None:
-        is_of_this_scan = read_sidecar(output).get("Sources") == [source]
+        sources = read_sidecar(output).get("Sources")
+        is_of_this_scan = isinstance(sources, list) and bids_uri(source, source) in sources
         if not is_of_this_scan:
             return row
         left = row.copy()

@@ -12,13 +12,15 @@ from typing import Any
 from mmh_ray import tracking
 from mmh_ray.bids.derivatives import check_dataset
 from mmh_ray.bids.entities import parse
+from mmh_ray.bids.filters import Filters
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.rows import NO_RESULT, LedgerRow, ManifestRow
 from mmh_ray.bids.status import RECORD, RunRecord, utc_now
 from mmh_ray.config import Config, HarmonizeConfig, PrepareConfig, flatten, to_dict
-from mmh_ray.errors import ConfigError, naming_mask
+from mmh_ray.errors import ConfigError, DataError, naming_mask
 from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.harmonization.job import Job, ModelIdentity, Task
+from mmh_ray.harmonization.memory import check_memory_setting, mark_too_large
 from mmh_ray.harmonization.outputs import mark_shared_outputs
 from mmh_ray.harmonization.reference_target import target_of_scan
 from mmh_ray.harmonization.target_domain import TargetDomain, check_names
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 VERSIONS = ("ray", "torch", "diffusers", "SimpleITK", "nibabel", "numpy")
 """Packages whose version the record of a run holds."""
 
-_INERT = {"slots": 0, "timeout_s": 0, "batch_slabs": 0}
+_INERT = {"slots": 0, "memory_gb": 0, "timeout_s": 0, "batch_slabs": 0}
 """Settings that change no outcome, and no voxel but for rounding, left out of the settings hash.
 
 Fewer than eight slabs a batch move a voxel by up to 3e-6: the network's sums are then split otherwise. All else moves none.
@@ -122,6 +124,7 @@ def gather_inputs(job: Job) -> RunInputs:
     ModelError
         If the model or a target cannot be loaded.
     """
+    check_memory_setting(job.config.harmonize.memory_gb)
     _check_output(job.bids, job.out)
     check_dataset(job.out, job.bids)
     model_folder, uri = tracking.resolve_model(job.model, job.config.tracking)
@@ -131,6 +134,7 @@ def gather_inputs(job: Job) -> RunInputs:
     images = _select(archive, job)
     domains = target_domains(job, model_folder)
     mark_shared_outputs(images, domains, job.config.harmonize)
+    mark_too_large(images, job.config.harmonize.memory_gb)
     return RunInputs(images, model_folder, ModelIdentity(uri, bundle.hash), domains)
 
 
@@ -252,13 +256,22 @@ def _select(images: list[ManifestRow], job: Job) -> list[ManifestRow]:
             (not job.participants or image["subject"] in job.participants)
             and (not job.sessions or image["session"] in job.sessions)
             and (not job.sequences or image["sequence"] in job.sequences)
+            and _is_kept(image, job.filters)
         )
         if is_selected:
             selected.append(image)
     if not selected:
-        expected = "images of these participants, sessions and sequences"
+        expected = "images of these participants, sessions, sequences and filters"
         raise ConfigError("no image left to harmonize", expected, "Check the filters.")
     return selected
+
+
+def _is_kept(image: ManifestRow, filters: Filters) -> bool:
+    """Whether filters keep an image; one whose name tells nothing keeps its row."""
+    try:
+        return filters.keeps(parse(image["uri"]))
+    except DataError:
+        return True
 
 
 def _check_labels(kind: str, labels: Iterable[str], known: set[str | None], flag: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmh_ray.bids.derivatives import generated_by
 from mmh_ray.config import to_dict
 from mmh_ray.harmonization.harmonizer import HarmonizedScan, Harmonizer
 from mmh_ray.imaging.template import SPACE
@@ -41,7 +42,7 @@ def account_of(scan: HarmonizedScan, harmonizer: Harmonizer, has_target: bool) -
             "Before": histogram(scan.source.data[prepared.brain]),
             "After": histogram(scan.harmonized.data[prepared.brain]),
         },
-        "GeneratedBy": {"Name": "mmh_ray", "Version": code_version()},
+        "GeneratedBy": [generated_by(code_version())],
     }
 
 

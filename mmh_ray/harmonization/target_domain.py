@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from mmh_ray.bids.entities import UNIFIED, desc_of, output_path, parse
 from mmh_ray.bids.rows import LedgerRow, ManifestRow, Status
 from mmh_ray.config import HarmonizeConfig
-from mmh_ray.errors import ConfigError, RefusedError
+from mmh_ray.errors import ConfigError, MMHError, RefusedError
 from mmh_ray.imaging.template import SPACE
 from mmh_ray.models.target.bundle import Target
 
@@ -33,6 +33,11 @@ class TargetDomain:
     def name(self) -> str | None:
         """The target's name; None for the unified domain."""
         return self.target.site if self.target else None
+
+    @property
+    def description(self) -> str:
+        """What was done to an image that was mapped to it."""
+        return describe(self.name)
 
     def ledger_id(self, image_id: str) -> str:
         """Key of the image's row in the ledger: `IMAGE@TARGET`, of the unified domain the image's own id."""
@@ -59,6 +64,38 @@ class TargetDomain:
 
 def _unknown(sequence: str | None, expected: str) -> RefusedError:
     return RefusedError(f"sequence {sequence}", expected, "Leave it out by --sequence, or train a model on it.")
+
+
+def describe(target: str | None) -> str:
+    """What was done to an image that was mapped to a target; None is the unified domain."""
+    if target is None:
+        return "Harmonized by mmh_ray into the model's unified domain, one look per sequence."
+    return f"Harmonized by mmh_ray to the look of target {target}."
+
+
+def describe_labels(outputs: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    """What each label after `desc-` means.
+
+    Parameters
+    ----------
+    outputs:
+        Path of a derivative, and the name of its target.
+    """
+    descriptions: dict[str, str] = {}
+    for path, target in outputs:
+        try:
+            label = parse(path).tags.get("desc", "")
+            of_target = desc_of(target)
+        except MMHError:  # a damaged row of the ledger
+            continue
+        text = describe(target)
+        if not label.lower().endswith(of_target.lower()):
+            continue
+        if label != of_target:  # the scan had a `desc` of its own, which stands in front
+            own_label = label[: -len(of_target)]
+            text = f"desc-{own_label} of the source archive. {text}"
+        descriptions[label] = text
+    return descriptions
 
 
 def template_space(settings: HarmonizeConfig) -> str | None:

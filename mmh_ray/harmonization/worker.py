@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mmh_ray.bids.contrast import contrast_flags
-from mmh_ray.bids.derivatives import derivative_files, figure_paths, write_sidecar
+from mmh_ray.bids.derivatives import bids_uri, derivative_files, figure_paths, write_sidecar
 from mmh_ray.bids.rows import LedgerRow, Problem, Status, problem_of
 from mmh_ray.config import Config
 from mmh_ray.errors import DataError, RefusedError, data_error, naming_mask
@@ -23,6 +23,7 @@ from mmh_ray.harmonization.job import ModelIdentity, Task
 from mmh_ray.harmonization.outputs import check_places, input_hash, is_current, ledger_row, provenance
 from mmh_ray.harmonization.sidecar import account_of
 from mmh_ray.harmonization.target_domain import TargetDomain
+from mmh_ray.imaging.template import SPACE_URI
 from mmh_ray.imaging.volume import SharedMemory, read_mask, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.models.target.bundle import Target
@@ -237,10 +238,15 @@ class HarmonizeWorker:
         target_model = None if target is None else {"URI": target.uri, "Hash": target.hash, **target.facts}
         training_counts = bundle.facts["training"].get("counts", {})
         sequences_seen = training_counts.get(task["site"], {})
+        source = bids_uri(task["uri"], task["uri"])
+        mask = bids_uri(task["mask_uri"], task["uri"]) if task["mask_uri"] else None
+        in_template_space = self.harmonizer.settings.space == "template"
         return {
-            "Sources": [task["uri"]],
+            "Description": domain.description,
+            "Sources": [source] if mask is None else [source, mask],
             "SourceSHA256": task["sha256"],
-            "BrainMask": task["mask_uri"],
+            "BrainMask": mask,
+            "SpatialReference": SPACE_URI if in_template_space else source,
             "Provenance": provenance(digest, self.model.hash, domain),
             "Model": {"URI": self.model.uri, "Hash": bundle.hash, "CodeVersion": bundle.facts["code_version"]},
             "TargetSite": domain.name,

@@ -124,8 +124,10 @@ def find_fill(data: np.ndarray) -> Fill | None:
 
 def _exact_value(data: np.ndarray, levels: np.ndarray, level: float) -> float:
     """The value in the file that was rounded to a level."""
-    at_level = levels == level
-    return float(np.median(data[at_level])) if at_level.any() else level
+    at_level = data[levels == level]
+    if at_level.size == 0:
+        return level
+    return float(np.median(at_level))
 
 
 def _out_of_range(data: np.ndarray, levels: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -169,8 +171,8 @@ def _with_rim(fill: np.ndarray, data: np.ndarray, rest: Range, low: float, high:
 def _loose_fill(data: np.ndarray, known: np.ndarray) -> Fill | None:
     """What lies far out of the range of the volume's middle along its edges, beside the fill that is known: fill that interpolation has
     left constant nowhere, with the rim in which a cubic kernel rings."""
-    middle = data[tuple(slice(size // 4, size - size // 4) for size in data.shape)]
-    low, high = (float(value) for value in np.percentile(middle, [0.1, 99.9]))
+    middle_box = tuple(slice(size // 4, size - size // 4) for size in data.shape)
+    low, high = np.percentile(data[middle_box], [0.1, 99.9]).tolist()
     width = high - low
     far_below = data < low - _LOOSE_GAP * width
     far_above = data > high + _LOOSE_GAP * width
@@ -182,8 +184,10 @@ def _loose_fill(data: np.ndarray, known: np.ndarray) -> Fill | None:
         return None
     value = float(np.median(data[loose]))
     step = abs(value - low) / width
-    shells_that_ring = np.log(RINGING * step / _HARMLESS) / np.log(1 / _RINGING_DECAY)
-    for _ in range(int(np.clip(np.ceil(shells_that_ring), 1, _WIDEST_RIM))):
+    ringing_at_edge = np.log(RINGING * step / _HARMLESS)
+    shells_that_ring = np.ceil(ringing_at_edge / np.log(1 / _RINGING_DECAY))
+    shells = int(np.clip(shells_that_ring, 1, _WIDEST_RIM))
+    for _ in range(shells):
         loose = grown(loose)
     return Fill(loose, (value,), step)
 

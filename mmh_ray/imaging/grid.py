@@ -25,7 +25,7 @@ def working_affine(
         grid's own spacing and axes is then only cropped or padded, not blurred by interpolation.
     """
     half = grid.spacing_mm * (np.array(grid.shape) - 1) / 2
-    working = _isotropic(grid.spacing_mm)
+    working = np.diag([*[grid.spacing_mm] * 3, 1.0])
     if axes is not None:
         places_mm = np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
         along_axes = places_mm @ axes
@@ -43,11 +43,6 @@ def working_affine(
     first_place = affine @ [*first_voxel, 1.0]
     working[:3, 3] = first_place[:3]
     return working
-
-
-def _isotropic(spacing_mm: float) -> np.ndarray:
-    """``(4, 4)`` affine of a grid with world axes and its first voxel at the origin."""
-    return np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
 
 
 def to_grid(

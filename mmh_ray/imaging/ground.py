@@ -93,17 +93,6 @@ def find_ground(volume: Volume) -> Ground:
     return Ground(floor, fill, shown if is_stripped else None)
 
 
-def on_dark_ground(volume: Volume) -> tuple[Volume, float]:
-    """The scan with no voxel darker than its floor, and the floor: where the signal is zero, in the scan's units. At most 0."""
-    ground = find_ground(volume)
-    return ground.lay(volume), ground.floor
-
-
-def is_stripped(volume: Volume) -> bool:
-    """Whether the skull was removed: most voxels are exactly the background, the others are no more than a brain, and none is a skull."""
-    return find_ground(volume).stripped
-
-
 def background(data: np.ndarray, fill: Fill | None = None) -> float:
     """The most frequent value on the faces of a volume, but for fill: 0 where a skull was removed, unless it was shifted since."""
     faces = faces_of(data)

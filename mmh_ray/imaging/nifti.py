@@ -68,9 +68,11 @@ def _open(path: str | Path) -> Iterator[Unpacked]:
 
 def check_length(header: NiftiHeader, source: Unpacked) -> None:
     """Raise DataError if a file of this size cannot hold what its header promises; nothing was allocated for it yet."""
-    promised = header.offset + math.prod(header.shape) * header.voxel_type().itemsize
+    voxels = math.prod(header.shape)
+    promised = header.offset + voxels * header.voxel_type().itemsize
     if not source.can_hold(promised):
-        raise unreadable(header.path, f"{source.size} bytes on disk, where its header promises {promised}")
+        received = f"{source.size} bytes on disk, where its header promises {promised}"
+        raise unreadable(header.path, received)
 
 
 def read_voxels(header: NiftiHeader, source: Unpacked) -> np.ndarray:

@@ -200,7 +200,9 @@ class NiftiHeader:
 
 def unreadable(path: str | Path, what: object) -> DataError:
     """The error of a file that is damaged, cut or no NIfTI."""
-    return DataError(f"{path}: unreadable ({what})", "a complete NIfTI file", "Copy or convert it again.")
+    received = f"{path}: unreadable ({what})"
+    expected = "a complete NIfTI file"
+    return DataError(received, expected, "Copy or convert it again.")
 
 
 def parse_header(stream: IO[bytes], path: str | Path) -> NiftiHeader:

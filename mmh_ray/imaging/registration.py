@@ -146,13 +146,19 @@ def _registered_whole(
     """From starts that take the brain for a whole one: its centre on the template's, its volume the template's."""
     known = template()
     centre_voxel = np.argwhere(brain).mean(axis=0)
-    centre = (volume.affine @ [*centre_voxel, 1.0])[:3]
-    known_centre = known.affine[:3, 3] + GRID_MM * np.argwhere(known.brain).mean(axis=0)
+    centre = volume.affine @ [*centre_voxel, 1.0]
+    centre = centre[:3]
+    known_centre_voxel = np.argwhere(known.brain).mean(axis=0)
+    known_centre = known.affine[:3, 3] + GRID_MM * known_centre_voxel
     offset = known_centre - known.middle
-    size = float(mask.sum() / known.brain.sum()) ** (1 / 3)
+    volume_ratio = float(mask.sum() / known.brain.sum())
+    size = volume_ratio ** (1 / 3)
     if size < _SMALLEST:
         return _shifted(data, affine, centre - offset)
-    starts = [_placed(centre - size * turn @ offset, size, turn) for turn in _TURNS]
+    starts = []
+    for turn in _TURNS:
+        middle = centre - size * turn @ offset
+        starts.append(_placed(middle, size, turn))
     return _registered(data, affine, starts, _BRAIN_MARGINS)
 
 
@@ -160,14 +166,16 @@ def _cut_sides(volume: Volume, brain: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """Along which world axes the field of view cuts a brain at its low and at its high end, ``(3,)`` bool each."""
     low = np.zeros(3, bool)
     high = np.zeros(3, bool)
+    least_section = _LEAST_SECTION * brain.sum()  # times the number of sections
     orientation = nib.orientations.io_orientation(volume.affine)
     for axis, (world_axis, direction) in enumerate(orientation):
-        least_section = _LEAST_SECTION * brain.sum()  # times the number of sections
-        first_is_cut = np.take(brain, 0, axis).sum() * brain.shape[axis] > least_section
-        last_is_cut = np.take(brain, -1, axis).sum() * brain.shape[axis] > least_section
+        sections = brain.shape[axis]
+        first = np.take(brain, 0, axis).sum() * sections
+        last = np.take(brain, -1, axis).sum() * sections
         is_same_way = direction > 0  # the first slice is at the low end of the world axis
-        low[int(world_axis)] = first_is_cut if is_same_way else last_is_cut
-        high[int(world_axis)] = last_is_cut if is_same_way else first_is_cut
+        at_low, at_high = (first, last) if is_same_way else (last, first)
+        low[int(world_axis)] = at_low > least_section
+        high[int(world_axis)] = at_high > least_section
     return low, high
 
 

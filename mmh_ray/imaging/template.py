@@ -13,6 +13,9 @@ from scipy import ndimage
 SPACE = "MNI152NLin2009aSym"
 """BIDS name of the template's space."""
 
+SPACE_URI = "https://www.bic.mni.mcgill.ca/ServicesAtlases/ICBM152NLin2009"
+"""Page of the template's makers."""
+
 GRID_MM = 3
 """Voxel edge at which scans are registered: finer ones took longer and aligned tissues no better."""
 

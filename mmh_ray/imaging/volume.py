@@ -50,7 +50,8 @@ class Volume:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in mm along each axis."""
-        size_i, size_j, size_k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        axes = self.affine[:3, :3]
+        size_i, size_j, size_k = np.linalg.norm(axes, axis=0).tolist()
         return size_i, size_j, size_k
 
     def like(self, data: np.ndarray) -> Volume:
@@ -115,19 +116,22 @@ def check_geometry(shape: tuple[int, ...], affine: np.ndarray | None, path: str 
         raise DataError(received, "at least 2 voxels along each axis", "Leave single slices out.")
     if affine is None:
         affine = np.zeros((4, 4))
+    axes = affine[:3, :3]
+    origin = affine[:3, 3]
     with np.errstate(all="ignore"):  # a matrix of huge numbers is refused for its sizes
-        sizes = np.linalg.norm(affine[:3, :3], axis=0)
-        voxel_mm3 = abs(np.linalg.det(affine[:3, :3]))
+        sizes = np.linalg.norm(axes, axis=0)
+        voxel_mm3 = abs(np.linalg.det(axes))
     if not np.isfinite(affine).all() or voxel_mm3 < 1e-9:
         received = f"{path}: singular affine"
         raise DataError(received, "an invertible voxel-to-world matrix", "Restore the sform or qform.")
     if sizes.min() < SMALLEST_MM or sizes.max() > LARGEST_MM:
-        received = f"{path}: voxels of {' x '.join(f'{size:.4g}' for size in sizes)} mm"
-        raise DataError(received, f"{SMALLEST_MM:g} to {LARGEST_MM:g} mm", "Restore the voxel size: the unit is mm.")
-    origin = affine[:3, 3]
+        shown = " x ".join(f"{size:.4g}" for size in sizes)
+        expected = f"{SMALLEST_MM:g} to {LARGEST_MM:g} mm"
+        raise DataError(f"{path}: voxels of {shown} mm", expected, "Restore the voxel size: the unit is mm.")
     if np.abs(origin).max() > FARTHEST_MM:
-        received = f"{path}: first voxel at {', '.join(f'{place:.4g}' for place in origin)} mm"
-        raise DataError(received, f"at most {FARTHEST_MM:g} mm from the origin", "Restore the sform or qform.")
+        shown = ", ".join(f"{place:.4g}" for place in origin)
+        expected = f"at most {FARTHEST_MM:g} mm from the origin"
+        raise DataError(f"{path}: first voxel at {shown} mm", expected, "Restore the sform or qform.")
 
 
 def check_memory(path: str | Path, free: int | None = None, bytes_per_voxel: int = BYTES_PER_VOXEL) -> None:
@@ -135,7 +139,7 @@ def check_memory(path: str | Path, free: int | None = None, bytes_per_voxel: int
 
     Files that cannot be opened pass: :func:`read_volume` says what is wrong with them.
     """
-    voxels = _voxels(path)
+    voxels = voxels_by_header(path)
     if free is None:
         free = free_memory()
     _check_room(path, voxels, free, bytes_per_voxel)
@@ -152,7 +156,7 @@ def _check_room(path: str | Path, voxels: int, free: int, bytes_per_voxel: int) 
     raise DataError(received, expected, "Crop or resample it, or use fewer harmonize.slots or a larger machine.")
 
 
-def _voxels(path: str | Path) -> int:
+def voxels_by_header(path: str | Path) -> int:
     """Voxels by the header; 0 where it cannot be read."""
     try:
         header = read_header(path)
@@ -186,7 +190,7 @@ class SharedMemory:
         DataError
             If that is more than is free although no other image is there: see :func:`check_memory`.
         """
-        need = BYTES_PER_VOXEL * _voxels(path)
+        need = BYTES_PER_VOXEL * voxels_by_header(path)
 
         def has_room() -> bool:
             share = free_memory() / self._processes

@@ -39,13 +39,17 @@ def restyle(
 
 def random_curve(image: Tensor, config: RestyleConfig, generator: torch.Generator, knots: int = 6) -> Tensor:
     """A random increasing intensity curve through (0, 0) and (1, 1) in ``knots`` pieces, after a random gamma."""
-    gamma = math.exp(config.gamma * float(torch.randn((), generator=generator)))
-    steps = torch.exp(2 * config.curve * torch.randn(knots, generator=generator))
-    heights = F.pad(torch.cumsum(steps / steps.sum(), 0), (1, 0))
+    log_gamma = config.gamma * float(torch.randn((), generator=generator))
+    gamma = math.exp(log_gamma)
+    log_steps = 2 * config.curve * torch.randn(knots, generator=generator)
+    steps = torch.exp(log_steps)
+    rises = torch.cumsum(steps / steps.sum(), 0)
+    heights = F.pad(rises, (1, 0))
     position = image.clamp(0, 2).pow(gamma) * knots
     piece = position.floor().clamp(0, knots - 1)
-    low = heights[piece.long()]
-    high = heights[piece.long() + 1]
+    number = piece.long()
+    low = heights[number]
+    high = heights[number + 1]
     return low + (high - low) * (position - piece)
 
 
@@ -53,12 +57,15 @@ def gaussian_blur(volume: Tensor, sigma: float) -> Tensor:
     """Separable Gaussian blur of ``(X, Y, Z)``, ``sigma`` in voxels, borders replicated."""
     radius = max(1, math.ceil(3 * sigma))
     offsets = torch.arange(-radius, radius + 1, dtype=volume.dtype)
-    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel = (kernel / kernel.sum())[None, None]
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = (weights / weights.sum())[None, None]
     for axis in range(3):
         rows = volume.movedim(axis, -1)
-        padded = F.pad(rows.reshape(-1, 1, rows.shape[-1]), (radius, radius), mode="replicate")
-        volume = F.conv1d(padded, kernel).reshape(rows.shape).movedim(-1, axis)
+        length = rows.shape[-1]
+        flat = rows.reshape(-1, 1, length)
+        padded = F.pad(flat, (radius, radius), mode="replicate")
+        blurred = F.conv1d(padded, kernel)
+        volume = blurred.reshape(rows.shape).movedim(-1, axis)
     return volume
 
 
@@ -76,9 +83,12 @@ def _coarsen(volume: Tensor, axis: int, factor: float) -> Tensor:
 def _smooth_field(shape: torch.Size, generator: torch.Generator) -> Tensor:
     """Smooth random field ``(X, Y, Z)`` of zero mean and unit variance."""
     coarse = torch.randn((1, 1, 4, 4, 4), generator=generator)
-    field = F.interpolate(coarse, size=tuple(shape), mode="trilinear", align_corners=True)[0, 0]
-    return (field - field.mean()) / field.std()
+    fine = F.interpolate(coarse, size=tuple(shape), mode="trilinear", align_corners=True)
+    field = fine[0, 0]
+    centred = field - field.mean()
+    return centred / field.std()
 
 
 def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
-    return low + (high - low) * float(torch.rand((), generator=generator))
+    share = float(torch.rand((), generator=generator))
+    return low + (high - low) * share

@@ -141,16 +141,16 @@ def save_bundle(
         check_statistics(model, f"the model for {path}", _AGAIN)
         settings = to_dict(config)
         sequences = list(config.model.sequences)
-        facts = _FORMAT.facts_of(
-            code_version=code_version(),
-            data_hash=data_hash,
-            sequences=sequences,
-            training=dict(training),
-            config={section: settings[section] for section in SECTIONS},
-            schedule=_schedule_facts(model),
-            unified_domain=dict(zip(sequences, quantiles.tolist(), strict=True)),
-            weights_sha256=write_weights(folder / WEIGHTS, state),
-        )
+        facts: dict[str, Any] = {
+            "code_version": code_version(),
+            "data_hash": data_hash,
+            "sequences": sequences,
+            "training": dict(training),
+            "config": {section: settings[section] for section in SECTIONS},
+            "schedule": _schedule_facts(model),
+            "unified_domain": dict(zip(sequences, quantiles.tolist(), strict=True)),
+            "weights_sha256": write_weights(folder / WEIGHTS, state),
+        }
         _FORMAT.write_description(folder, facts, model_card(facts))
 
 
@@ -168,7 +168,11 @@ def _plain_weights(model: GlobalHarmonizer) -> dict[str, Tensor]:
 def _schedule_facts(model: GlobalHarmonizer) -> dict[str, Any]:
     """What diffusers records of the model's schedule, without its private entries."""
     scheduler: Any = model.scheduler  # diffusers hides its attributes from type checkers
-    return {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    facts = {}
+    for key, value in scheduler.config.items():
+        if not key.startswith("_"):
+            facts[key] = value
+    return facts
 
 
 def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
@@ -262,17 +266,22 @@ def _empty_model(config: Config, quantiles: Tensor) -> GlobalHarmonizer:
     """The model without any weights, on PyTorch's meta device, which takes no memory: so its size is known before it is built."""
     with torch.device("meta"):
         model = GlobalHarmonizer(config.model, config.train, quantiles.to("meta"))
-    parameters = sum(tensor.numel() for tensor in model.state_dict().values())
+    parameters = _numbers_in(model)
     if parameters > MOST_PARAMETERS:
         received = f"settings of a model with {parameters / 1e6:.0f} million parameters"
         raise ModelError(received, f"at most {MOST_PARAMETERS / 1e6:.0f} million", "Use a smaller model.")
     return model
 
 
+def _numbers_in(model: GlobalHarmonizer) -> int:
+    """How many numbers the parameters and buffers of a model have."""
+    return sum(tensor.numel() for tensor in model.state_dict().values())
+
+
 def _read_weights(path: Path, model: GlobalHarmonizer, facts: Mapping[str, Any]) -> bytes:
     """The weights' file, no larger than float32 weights of the model can be, with the checksum that the facts give."""
-    numbers = sum(tensor.numel() for tensor in model.state_dict().values())
-    return _FORMAT.read_weights(path, WEIGHTS, 4 * numbers + MOST_HEADER, facts["weights_sha256"])
+    most_bytes = 4 * _numbers_in(model) + MOST_HEADER
+    return _FORMAT.read_weights(path, WEIGHTS, most_bytes, facts["weights_sha256"])
 
 
 def _checked_scheduler(path: Path, config: Config, recorded: Mapping[str, Any]) -> Any:
@@ -282,14 +291,18 @@ def _checked_scheduler(path: Path, config: Config, recorded: Mapping[str, Any]) 
     diffusers record more than :data:`DECIDING`: plain values that nothing here looks at.
     """
     scheduler: Any = make_scheduler(config.model)
+    place = f"{path / FACTS}: schedule"
     of_settings = {key: scheduler.config[key] for key in DECIDING}
     of_bundle = {key: recorded.get(key) for key in DECIDING}
     if of_bundle != of_settings:
-        received = f"{path / FACTS}: schedule={str(of_bundle)[:400]}"
+        received = f"{place}={str(of_bundle)[:400]}"
         raise ModelError(received, f"that of its settings, {of_settings}", _REBUILD)
-    nested = sorted(key for key, value in recorded.items() if isinstance(value, list | dict))
+    nested = []
+    for key, value in recorded.items():
+        if isinstance(value, list | dict):
+            nested.append(key)
     if nested or len(recorded) > MOST_OF_SCHEDULE:
-        what = ", ".join(nested)[:200] or f"{len(recorded)} keys"
-        received = f"{path / FACTS}: schedule with {what}"
-        raise ModelError(received, f"at most {MOST_OF_SCHEDULE} plain values", _REBUILD)
+        names = ", ".join(sorted(nested))
+        what = names[:200] or f"{len(recorded)} keys"
+        raise ModelError(f"{place} with {what}", f"at most {MOST_OF_SCHEDULE} plain values", _REBUILD)
     return scheduler

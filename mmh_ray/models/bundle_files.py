@@ -81,19 +81,30 @@ def read_facts(
 def check_kinds(found: Any, kinds: Mapping[str, Any], place: str, remedy: str) -> None:
     """Raise ModelError unless something is a dict with exactly these keys, each with a value of its type; float takes an int."""
     if not isinstance(found, dict):
-        raise ModelError(f"{place}: a {type(found).__name__}", f"an object with {', '.join(kinds)}", remedy)
+        kind_found = type(found).__name__
+        raise ModelError(f"{place}: a {kind_found}", f"an object with {', '.join(kinds)}", remedy)
     missing = sorted(set(kinds) - set(found))
     if missing:
         raise ModelError(f"{place}: without {', '.join(missing)}", "all facts of a bundle", remedy)
     unknown = sorted(set(found) - set(kinds))
     if unknown:
-        received = f"{place}: unknown {', '.join(unknown)[:200]}"
+        names = ", ".join(unknown)
+        received = f"{place}: unknown {names[:200]}"
         raise ModelError(received, f"nothing but {', '.join(kinds)}", remedy)
     for key, kind in kinds.items():
         value = found[key]
-        fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
-        if not fits or (isinstance(value, bool) and kind is not object):
+        if not _is_of_kind(value, kind):
             raise ModelError(f"{place}: {key}={str(value)[:100]}", f"a {kind.__name__}", remedy)
+
+
+def _is_of_kind(value: Any, kind: type) -> bool:
+    if kind is object:
+        return True
+    if isinstance(value, bool):  # Python takes it for an int
+        return False
+    if kind is float:
+        return isinstance(value, int | float)
+    return isinstance(value, kind)
 
 
 def parse_weights(content: bytes, place: str, remedy: str) -> dict[str, Tensor]:
@@ -120,10 +131,14 @@ def parse_weights(content: bytes, place: str, remedy: str) -> dict[str, Tensor]:
 def check_weights(state: Mapping[str, Tensor], place: str, remedy: str) -> None:
     """Raise ModelError unless all tensors are float32 and finite."""
     for name, tensor in state.items():
+        short_name = name[:100]
         if tensor.dtype != torch.float32:
-            raise ModelError(f"{place}: {name[:100]} in {tensor.dtype}", "weights in float32", remedy)
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"{place}: {name[:100]} with NaN or infinite weights", "finite weights", remedy)
+            received = f"{place}: {short_name} in {tensor.dtype}"
+            raise ModelError(received, "weights in float32", remedy)
+        is_finite = torch.isfinite(tensor)
+        if not bool(is_finite.all()):
+            received = f"{place}: {short_name} with NaN or infinite weights"
+            raise ModelError(received, "finite weights", remedy)
 
 
 def _check_plain(value: Any, depth: int) -> None:

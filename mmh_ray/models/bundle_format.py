@@ -97,13 +97,12 @@ class BundleFormat:
             shutil.rmtree(partial, ignore_errors=True)
 
     def write_description(self, folder: Path, facts: Mapping[str, Any], card: str) -> None:
-        """Write the facts and the model card."""
-        write_json(folder / self.facts_file, facts)
-        (folder / CARD).write_text(card, encoding="utf-8")
-
-    def facts_of(self, **facts: Any) -> dict[str, Any]:
-        """The facts to write: format and kind, then these."""
-        return {"format": self.version, "kind": self.kind, **facts}
+        """Write the facts, with format and kind before them, and the model card."""
+        described: dict[str, Any] = {"format": self.version, "kind": self.kind}
+        described |= facts
+        write_json(folder / self.facts_file, described)
+        card_file = folder / CARD
+        card_file.write_text(card, encoding="utf-8")
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> str:

@@ -76,5 +76,6 @@ def condition_slices(slices: Tensor, indices: Sequence[int], scales: Tensor, dis
 def _shift(tensor: Tensor, axis: int, distance: int) -> Tensor:
     """``tensor[i + distance]`` along an axis, continued by the last element."""
     size = tensor.shape[axis]
-    index = torch.arange(size, device=tensor.device).add_(distance).clamp_(max=size - 1)
-    return tensor.index_select(axis, index)
+    here = torch.arange(size, device=tensor.device)
+    there = (here + distance).clamp(max=size - 1)
+    return tensor.index_select(axis, there)

@@ -79,21 +79,30 @@ class Denoiser(nn.Module):
         The U-Net predicts what to add to the smoothed histogram-matched slab (3 x 3 pixels, all slices); the matched slab is the
         condition's last ``K`` channels.
         """
-        inputs = torch.cat([NOISE_GAIN * noisy, CONDITION_GAIN * condition], dim=1)
+        scaled_noisy = NOISE_GAIN * noisy
+        scaled_condition = CONDITION_GAIN * condition
+        inputs = torch.cat([scaled_noisy, scaled_condition], dim=1)
         folded = F.pixel_unshuffle(inputs, self.patch)
-        predicted = self.unet(folded, timestep, class_labels=self.embed(context)).sample
-        matched = condition[:, -self.slab :].mean(1, keepdim=True)
+        embedding = self.embed(context)
+        predicted = self.unet(folded, timestep, class_labels=embedding).sample
+        matched_slab = condition[:, -self.slab :]
+        matched = matched_slab.mean(1, keepdim=True)
         smooth = F.avg_pool2d(matched, 3, stride=1, padding=1)
-        return to_diffusion(smooth) + F.pixel_shuffle(predicted, self.patch)
+        addition = F.pixel_shuffle(predicted, self.patch)
+        return to_diffusion(smooth) + addition
 
     def embed(self, context: Context) -> Tensor:
         """Sum of the context's embeddings, ``(B, width)``."""
         position = [context.position]
         for frequency in (1, 2):
             angle = context.position * torch.pi * frequency
-            position += [torch.sin(angle), torch.cos(angle)]
-        scalars = torch.cat([torch.stack(position, dim=1), context.domain], dim=1)
-        return self.sequence(context.sequence) + self.plane(context.plane) + self.scalars(scalars)
+            position.append(torch.sin(angle))
+            position.append(torch.cos(angle))
+        waves = torch.stack(position, dim=1)
+        scalars = torch.cat([waves, context.domain], dim=1)
+        of_sequence = self.sequence(context.sequence)
+        of_plane = self.plane(context.plane)
+        return of_sequence + of_plane + self.scalars(scalars)
 
 
 def make_scheduler(config: ModelConfig) -> Any:

@@ -72,7 +72,10 @@ class SlabBatch:
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device."""
-        return type(self)(**{name: value.to(device) for name, value in vars(self).items()})
+        fields = {}
+        for name, value in vars(self).items():
+            fields[name] = value.to(device)
+        return type(self)(**fields)
 
 
 class GlobalHarmonizer(nn.Module):
@@ -123,12 +126,19 @@ class GlobalHarmonizer(nn.Module):
 
     def predict(self, batch: SlabBatch, noise: Tensor, timestep: Tensor) -> Tensor:
         """x0 predicted from the batch noised to ``timestep``."""
-        noisy = self.scheduler.add_noise(to_diffusion(batch.image), noise, timestep)
-        return self.denoiser(noisy, timestep, batch.condition, self.context(batch))
+        clean = to_diffusion(batch.image)
+        noisy = self.scheduler.add_noise(clean, noise, timestep)
+        context = self.context(batch)
+        return self.denoiser(noisy, timestep, batch.condition, context)
 
     def context(self, batch: SlabBatch) -> Context:
         """What the denoiser is told of each slab."""
-        return Context(batch.sequence, batch.plane, batch.position, self.domain_moments[batch.sequence])
+        return Context(
+            sequence=batch.sequence,
+            plane=batch.plane,
+            position=batch.position,
+            domain=self.domain_moments[batch.sequence],
+        )
 
     def draw(self, batch: SlabBatch) -> tuple[Tensor, Tensor]:
         """Noise like the image and timesteps ``(B,)``, from each slab's own key; a share of them at the last timestep."""
@@ -164,12 +174,16 @@ class GlobalHarmonizer(nn.Module):
         """Exponential moving average of the domains over the groups of all workers."""
         ones = torch.ones_like(moments[:, :1])
         statistics = torch.cat([cumulative, moments, ones], dim=1)  # the ones are summed to the number of groups
-        total = statistics.new_zeros(len(self.domain_moments), statistics.shape[1])
+        sequences = len(self.domain_moments)
+        total = statistics.new_zeros(sequences, statistics.shape[1])
         total.index_add_(0, sequence, statistics)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(total)
         count = total[:, -1:]
-        rate = (1 - self.train_config.domain_decay) * (count > 0)
+        has_groups = count > 0
+        rate = (1 - self.train_config.domain_decay) * has_groups
         mean = total / count.clamp_min(1)
-        self.domain_cumulative.lerp_(mean[:, :-3], rate)
-        self.domain_moments.lerp_(mean[:, -3:-1], rate)
+        mean_cumulative = mean[:, :-3]
+        mean_moments = mean[:, -3:-1]
+        self.domain_cumulative.lerp_(mean_cumulative, rate)
+        self.domain_moments.lerp_(mean_moments, rate)

@@ -21,16 +21,23 @@ _MOST_VALUES = 8192
 def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, group: Tensor, outside: float = 0.1) -> Tensor:
     """Mean squared error, brain voxels at weight 1, the others at ``outside``; the mean over the groups of each group's own."""
     weight = mask * (1 - outside) + outside
-    return _mean_over_groups((predicted - target).square() * weight, weight, group)
+    squared = (predicted - target).square()
+    return _mean_over_groups(squared * weight, weight, group)
 
 
 def gradient_mse(predicted: Tensor, target: Tensor, mask: Tensor, group: Tensor) -> Tensor:
     """Mean squared error of the in-plane forward differences over the brain (the paper's MSE of gradients), as above by group."""
     error = predicted - target
     # Not `diff`: its gradients are summed in another order, and a training would not be repeated to the last digit.
-    down = error[..., 1:, :] - error[..., :-1, :]
-    right = error[..., 1:] - error[..., :-1]
-    squared = F.pad(down.square(), (0, 0, 1, 0)) + F.pad(right.square(), (1, 0))
+    lower_rows = error[..., 1:, :]
+    upper_rows = error[..., :-1, :]
+    down = lower_rows - upper_rows
+    right_columns = error[..., 1:]
+    left_columns = error[..., :-1]
+    right = right_columns - left_columns
+    squared_down = F.pad(down.square(), (0, 0, 1, 0))
+    squared_right = F.pad(right.square(), (1, 0))
+    squared = squared_down + squared_right
     return _mean_over_groups(squared * mask, mask, group)
 
 
@@ -39,7 +46,8 @@ def twin_mse(predicted: Tensor, mask: Tensor, group: Tensor, twin: Tensor) -> Te
 
     ``group`` and ``twin`` ``(B,)`` long; slabs of twins stand in the same order.
     """
-    twin_of_group = [twin[group == index][0] for index in range(int(group.max()) + 1)]
+    groups = int(group.max()) + 1
+    twin_of_group = [twin[group == index][0] for index in range(groups)]
     total = predicted.sum() * 0  # not a constant: without a pair there is a gradient, too, of zero
     pairs = 0
     for index, (number, next_number) in enumerate(pairwise(twin_of_group)):
@@ -48,7 +56,8 @@ def twin_mse(predicted: Tensor, mask: Tensor, group: Tensor, twin: Tensor) -> Te
         first = group == index
         second = group == index + 1
         weight = mask[first]
-        error = (predicted[first] - predicted[second]).square() * weight
+        difference = predicted[first] - predicted[second]
+        error = difference.square() * weight
         total = total + error.sum() / weight.sum().clamp_min(1)
         pairs += 1
     return total / max(pairs, 1)
@@ -56,10 +65,15 @@ def twin_mse(predicted: Tensor, mask: Tensor, group: Tensor, twin: Tensor) -> Te
 
 def _mean_over_groups(values: Tensor, weights: Tensor, group: Tensor) -> Tensor:
     """Every volume counts the same, however the groups are shared out among workers."""
-    of_slabs = torch.stack([values.flatten(1).sum(1), weights.flatten(1).sum(1)], dim=1)
-    of_groups = of_slabs.new_zeros(int(group.max()) + 1, 2).index_add_(0, group, of_slabs)
+    values_of_slabs = values.flatten(1).sum(1)
+    weights_of_slabs = weights.flatten(1).sum(1)
+    of_slabs = torch.stack([values_of_slabs, weights_of_slabs], dim=1)
+    groups = int(group.max()) + 1
+    of_groups = of_slabs.new_zeros(groups, 2)
+    of_groups = of_groups.index_add_(0, group, of_slabs)
     value_sums, weight_sums = of_groups.unbind(1)
-    return (value_sums / weight_sums.clamp_min(1)).mean()
+    means = value_sums / weight_sums.clamp_min(1)
+    return means.mean()
 
 
 def group_statistics(image: Tensor, mask: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -67,31 +81,43 @@ def group_statistics(image: Tensor, mask: Tensor, group: Tensor, groups: int) ->
 
     ``image`` ``(B, H, W)`` unit intensity, ``mask`` ``(B, H, W)``, ``group`` ``(B,)`` long.
     """
-    edges = _EDGES.to(image.device)
     cumulative = []
     moments = []
     for index in range(groups):
         in_group = group == index
-        values = image[in_group][mask[in_group] > 0]
-        values = values[:: max(1, len(values) // _MOST_VALUES)]
+        inside = mask[in_group] > 0
+        values = image[in_group][inside]
+        step = max(1, len(values) // _MOST_VALUES)
+        values = values[::step]
         if not len(values):  # a group without brain says nothing: it sits on the domain's neutral point
             values = image.new_zeros(1)
-        cumulative.append(torch.sigmoid((edges[:, None] - values) / _SOFTNESS).mean(1))
-        deviation = values.var(unbiased=False).add(1e-8).sqrt()
+        cumulative.append(_soft_cumulative(values))
+        variance = values.var(unbiased=False)
+        deviation = variance.add(1e-8).sqrt()
         moments.append(torch.stack([values.mean(), deviation]))
     return torch.stack(cumulative), torch.stack(moments)
+
+
+def _soft_cumulative(values: Tensor) -> Tensor:
+    """Share of the values ``(n,)`` below each edge, ``(BINS,)``, differentiable."""
+    edges = _EDGES.to(values.device)[:, None]
+    below_edge = torch.sigmoid((edges - values) / _SOFTNESS)
+    return below_edge.mean(1)
 
 
 def style_distance(cumulative: Tensor, moments: Tensor, domain_cumulative: Tensor, domain_moments: Tensor) -> Tensor:
     """Distance of each group from its unified domain, ``(G,)``: W1 of the histograms (area between the cumulative ones) plus the
     squared differences of mean and standard deviation (arXiv 2601.08193, stage 1 loss)."""
-    wasserstein = (cumulative - domain_cumulative).abs().mean(1) * float(_EDGES[-1])
-    return wasserstein + (moments - domain_moments).square().sum(1)
+    width = float(_EDGES[-1])
+    area_between = (cumulative - domain_cumulative).abs().mean(1)
+    wasserstein = area_between * width
+    squared_differences = (moments - domain_moments).square()
+    return wasserstein + squared_differences.sum(1)
 
 
 def cumulative_from_quantiles(quantiles: Tensor) -> Tensor:
     """Soft cumulative histogram ``(BINS,)`` of the distribution with quantile function ``(Q,)``."""
-    return torch.sigmoid((_EDGES[:, None].to(quantiles) - quantiles) / _SOFTNESS).mean(1)
+    return _soft_cumulative(quantiles)
 
 
 def multiscale_gradient_l1(
@@ -103,13 +129,16 @@ def multiscale_gradient_l1(
     """
     total = predicted.new_zeros(())
     for scale in scales:
-        error = F.avg_pool2d((predicted - target) * mask, scale)
+        difference = (predicted - target) * mask
+        error = F.avg_pool2d(difference, scale)
         weight = F.avg_pool2d(mask, scale)
         for axis in (-2, -1):
             pairs = weight.shape[axis] - 1
-            pair_weight = torch.minimum(weight.narrow(axis, 1, pairs), weight.narrow(axis, 0, pairs))
-            difference = error.diff(dim=axis).abs() * pair_weight
-            total = total + difference.sum() / pair_weight.sum().clamp_min(1)
+            weight_ahead = weight.narrow(axis, 1, pairs)
+            weight_here = weight.narrow(axis, 0, pairs)
+            pair_weight = torch.minimum(weight_ahead, weight_here)
+            steps = error.diff(dim=axis).abs() * pair_weight
+            total = total + steps.sum() / pair_weight.sum().clamp_min(1)
     return total / (2 * len(scales))
 
 
@@ -120,6 +149,9 @@ def style_displacement(found: Tensor, wanted: Tensor) -> Tensor:
     The paper leaves the magnitudes as they are. Encoders differ in the length of their vectors, and with longer ones the same weight
     would buy style with anatomy: so the wanted one is the unit.
     """
-    direction = 1 - F.cosine_similarity(found, wanted.expand_as(found), dim=1)
-    magnitude = (found.norm(dim=1) / wanted.norm().clamp_min(1e-6) - 1).abs()
+    cosine = F.cosine_similarity(found, wanted.expand_as(found), dim=1)
+    direction = 1 - cosine
+    length_found = found.norm(dim=1)
+    length_wanted = wanted.norm().clamp_min(1e-6)
+    magnitude = (length_found / length_wanted - 1).abs()
     return (direction + 1.5 * magnitude).mean()

@@ -45,11 +45,16 @@ def _counts_table(counts: Mapping[str, Mapping[str, int]], sequences: list[str])
     """Number of volumes by site (rows) and sequence (columns)."""
     if not counts:
         return "Not recorded.\n"
-    rows = [["site", *sequences], ["---"] * (len(sequences) + 1)]
+    head = ["site", *sequences]
+    rows = [head, ["---"] * len(head)]
     for site, volumes in sorted(counts.items()):
         numbers = [str(volumes.get(sequence, 0)) for sequence in sequences]
         rows.append([str(site), *numbers])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    lines = []
+    for row in rows:
+        cells = " | ".join(row)
+        lines.append(f"| {cells} |\n")
+    return "".join(lines)
 
 
 def _validation_list(losses: Mapping[str, float]) -> str:

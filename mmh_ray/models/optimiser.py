@@ -29,7 +29,8 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], rate: float, weight_decay: float = 0.0) -> None:
-        super().__init__(weights, {"lr": rate, "weight_decay": weight_decay})
+        defaults = {"lr": rate, "weight_decay": weight_decay}
+        super().__init__(weights, defaults)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

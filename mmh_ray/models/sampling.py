@@ -54,7 +54,8 @@ def estimate_planes(
     domain = model.domain_quantiles[sequence].cpu().numpy()
     conditioner = Conditioner(image, mask, domain, model.model_config)
     side = max(conditioner.size) + model.model_config.slab - 1
-    noise = np.random.default_rng(settings.seed).standard_normal((side,) * 3).astype(np.float32)
+    rng = np.random.default_rng(settings.seed)
+    noise = rng.standard_normal((side, side, side)).astype(np.float32)
     scan = _PreparedScan(image, mask, sequence, conditioner, noise)
     estimates = [_run_plane(model, scan, plane, settings) for plane in settings.planes]
     return _finite(np.stack(estimates), "the denoiser")
@@ -70,7 +71,8 @@ def fuse(estimates: np.ndarray, mask: np.ndarray, settings: HarmonizeConfig) -> 
     """
     _finite(estimates, "the target")
     fused = np.median(estimates, axis=0) if settings.fusion == "median" else np.mean(estimates, axis=0)
-    return (np.clip(fused, 0, None) * mask).astype(np.float32)
+    not_negative = np.clip(fused, 0, None)
+    return (not_negative * mask).astype(np.float32)
 
 
 def _finite(image: np.ndarray, source: str) -> np.ndarray:
@@ -112,7 +114,10 @@ def _run_plane(model: GlobalHarmonizer, scan: _PreparedScan, plane: str, setting
     """The estimate ``(X, Y, Z)`` of one plane's slices, a batch of slabs after the other."""
     indices = brain_slices(scan.mask, plane)
     batches = math.ceil(len(indices) / settings.batch_slabs)
-    estimates = [_run_slabs(model, scan, plane, batch, settings) for batch in np.array_split(indices, batches)]
+    estimates = []
+    for batch in np.array_split(indices, batches):
+        slabs = _run_slabs(model, scan, plane, batch, settings)
+        estimates.append(slabs)
     return assemble(np.concatenate(estimates), plane, indices.tolist(), scan.image.shape)
 
 
@@ -124,14 +129,17 @@ def _run_slabs(
     shape = scan.image.shape
     slab = model.model_config.slab
     size = scan.conditioner.size
-    condition = torch.from_numpy(scan.conditioner.slabs(plane, indices.tolist())).to(device)
-    context = make_context(model, plane, indices, shape[NORMAL[plane]], scan.sequence, device)
+    slices = indices.tolist()
+    condition = torch.from_numpy(scan.conditioner.slabs(plane, slices)).to(device)
+    depth = shape[NORMAL[plane]]
+    context = make_context(model, plane, indices, depth, scan.sequence, device)
 
     def denoise(x: Tensor, t: int) -> Tensor:
-        return model.denoiser(x, torch.full((len(x),), t, device=x.device), condition, context)
+        timesteps = torch.full((len(x),), t, device=x.device)
+        return model.denoiser(x, timesteps, condition, context)
 
     if settings.inversion_depth:
-        slabs = torch.from_numpy(take_slabs(scan.image, plane, indices.tolist(), slab, size))
+        slabs = torch.from_numpy(take_slabs(scan.image, plane, slices, slab, size))
         origin = to_diffusion(slabs).to(device)
         sampled = invert_and_sample(model, denoise, origin, settings.inversion_depth, settings.steps)
     else:
@@ -145,24 +153,36 @@ def noise_slabs(
 ) -> np.ndarray:
     """Noise ``(n, K, H, W)`` of the slabs from a cube of side ``max(H, W) + K - 1``: a voxel has the same noise in every plane and slab."""
     side = cube.shape[0] - slab + 1
-    slices, height, width = (shape[axis] for axis in AXES[plane])
+    half = slab // 2
+    normal, down, right = AXES[plane]
     padded_height, padded_width = size
     # Where the volume begins in the cube, but for half a slab; then where the padded slice around it begins.
-    first_slice = (side - slices) // 2
-    top = (side - height) // 2 + slab // 2 - (padded_height - height) // 2
-    left = (side - width) // 2 + slab // 2 - (padded_width - width) // 2
-    padded = along(cube, plane)[:, top : top + padded_height, left : left + padded_width]
-    return padded[first_slice + np.asarray(indices)[:, None] + np.arange(slab)]
+    first_slice = (side - shape[normal]) // 2
+    top_of_slice = (side - shape[down]) // 2 + half
+    left_of_slice = (side - shape[right]) // 2 + half
+    top = top_of_slice - (padded_height - shape[down]) // 2
+    left = left_of_slice - (padded_width - shape[right]) // 2
+    bottom = top + padded_height
+    right_end = left + padded_width
+    padded = along(cube, plane)[:, top:bottom, left:right_end]
+    first_of_slabs = first_slice + np.asarray(indices)[:, None]
+    slices = first_of_slabs + np.arange(slab)
+    return padded[slices]
 
 
 def make_context(
     model: GlobalHarmonizer, plane: str, indices: np.ndarray, depth: int, sequence: int, device: torch.device
 ) -> Context:
     """Context of ``n`` slices of one plane of a volume with ``depth`` slices along its normal."""
+    last_slice = max(1, depth - 1)
+    position = np.asarray(indices) / last_slice
     sequences = torch.full((len(indices),), sequence, device=device)
-    planes = torch.full_like(sequences, PLANES.index(plane))
-    position = torch.as_tensor(np.asarray(indices) / max(1, depth - 1), dtype=torch.float32, device=device)
-    return Context(sequences, planes, position, model.domain_moments[sequences])
+    return Context(
+        sequence=sequences,
+        plane=torch.full_like(sequences, PLANES.index(plane)),
+        position=torch.as_tensor(position, dtype=torch.float32, device=device),
+        domain=model.domain_moments[sequences],
+    )
 
 
 def sample(model: GlobalHarmonizer, denoise: Denoise, noise: Tensor, steps: int, last: int | None = None) -> Tensor:
@@ -170,12 +190,16 @@ def sample(model: GlobalHarmonizer, denoise: Denoise, noise: Tensor, steps: int,
 
     Gradients flow through the ``last`` steps only, so that memory does not grow with ``steps``; None lets them through all.
     """
-    labels = np.linspace(len(model.scheduler.alphas_cumprod) - 1, -1, steps + 1)
-    first = 0 if last is None else max(0, steps - last)
-    if first:
+    last_timestep = len(model.scheduler.alphas_cumprod) - 1
+    labels = np.linspace(last_timestep, -1, steps + 1)
+    steps_without_gradient = 0
+    if last is not None:
+        steps_without_gradient = max(0, steps - last)
+    if steps_without_gradient:
+        first_labels = labels[: steps_without_gradient + 1]
         with torch.no_grad():
-            noise = walk(model, denoise, noise, labels[: first + 1])
-    return walk(model, denoise, noise, labels[first:])
+            noise = walk(model, denoise, noise, first_labels)
+    return walk(model, denoise, noise, labels[steps_without_gradient:])
 
 
 def invert_and_sample(model: GlobalHarmonizer, denoise: Denoise, origin: Tensor, depth: int, steps: int) -> Tensor:
@@ -183,9 +207,12 @@ def invert_and_sample(model: GlobalHarmonizer, denoise: Denoise, origin: Tensor,
 
     Both run on the training schedule, and sampling starts at the label where inversion ended.
     """
-    top = round(INVERSION_TOP * len(model.scheduler.alphas_cumprod))
-    inverted = walk(model, denoise, origin, np.linspace(0, top, depth + 1))
-    return walk(model, denoise, inverted, np.linspace(top, -1, steps + 1))
+    timesteps = len(model.scheduler.alphas_cumprod)
+    top = round(INVERSION_TOP * timesteps)
+    upwards = np.linspace(0, top, depth + 1)
+    downwards = np.linspace(top, -1, steps + 1)
+    inverted = walk(model, denoise, origin, upwards)
+    return walk(model, denoise, inverted, downwards)
 
 
 def walk(model: GlobalHarmonizer, denoise: Denoise, x: Tensor, labels: np.ndarray) -> Tensor:
@@ -194,10 +221,12 @@ def walk(model: GlobalHarmonizer, denoise: Denoise, x: Tensor, labels: np.ndarra
     diffusers has this too, but its inversion and its sampling place their timesteps differently.
     """
     alphas = [*model.scheduler.alphas_cumprod.tolist(), 1.0]  # [-1] is the clean image
-    for here, there in pairwise(labels.round().astype(int).tolist()):
+    timesteps = labels.round().astype(int).tolist()
+    for here, there in pairwise(timesteps):
         alpha_here = alphas[here]
         alpha_there = alphas[there]
         clean = denoise(x, here)
-        noise = (x - alpha_here**0.5 * clean) / (1 - alpha_here) ** 0.5
+        noise_part = x - alpha_here**0.5 * clean
+        noise = noise_part / (1 - alpha_here) ** 0.5
         x = alpha_there**0.5 * clean + (1 - alpha_there) ** 0.5 * noise
     return x

@@ -23,8 +23,10 @@ def check_statistics(model: GlobalHarmonizer, place: str, remedy: str) -> None:
     """Raise ModelError unless what the model knows of the unified domain can be that of images."""
     for name, (low, high) in _STATISTICS.items():
         values = model.get_buffer(name)
-        if not bool(((values >= low) & (values <= high)).all()):  # NaN is neither
-            received = f"{place}: {name} from {values.min():.3g} to {values.max():.3g}"
+        if not _all_within(values, low, high):
+            lowest = f"{values.min():.3g}"
+            highest = f"{values.max():.3g}"
+            received = f"{place}: {name} from {lowest} to {highest}"
             raise ModelError(received, f"{low:g} to {high:g}", remedy)
     check_quantiles(model.domain_quantiles, f"{place}: domain_quantiles", remedy)
 
@@ -32,8 +34,15 @@ def check_statistics(model: GlobalHarmonizer, place: str, remedy: str) -> None:
 def check_quantiles(quantiles: Tensor, place: str, remedy: str) -> None:
     """Raise ModelError unless the last axis of a tensor ``(..., Q)`` holds quantile functions of brains in unit intensity."""
     low, high = INTENSITIES
-    inside = (quantiles >= low) & (quantiles <= high)
-    if not bool(inside.all()) or bool((quantiles.diff(dim=-1) < -_FALLING).any()):
-        raise ModelError(
-            f"{place} that are no quantile functions", f"values from {low:g} to {high:g} that never fall", remedy
-        )
+    steps = quantiles.diff(dim=-1)
+    falls = bool((steps < -_FALLING).any())
+    if falls or not _all_within(quantiles, low, high):
+        received = f"{place} that are no quantile functions"
+        expected = f"values from {low:g} to {high:g} that never fall"
+        raise ModelError(received, expected, remedy)
+
+
+def _all_within(values: Tensor, low: float, high: float) -> bool:
+    """Whether all values lie between two bounds; NaN does not."""
+    is_inside = (values >= low) & (values <= high)
+    return bool(is_inside.all())

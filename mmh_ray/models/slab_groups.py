@@ -50,14 +50,19 @@ class Conditioner:
 
 def padded_size(shape: Sequence[int], model: ModelConfig) -> tuple[int, int]:
     """Height and width of the slabs: hold every plane, and the U-Net can fold and halve them at every level."""
-    multiple = model.patch * 2 ** (len(model.channels) - 1)
+    levels = len(model.channels)
+    multiple = model.patch * 2 ** (levels - 1)
     height, width = slice_shape(shape)
-    return math.ceil(height / multiple) * multiple, math.ceil(width / multiple) * multiple
+    rows = math.ceil(height / multiple)
+    columns = math.ceil(width / multiple)
+    return rows * multiple, columns * multiple
 
 
 def brain_slices(mask: np.ndarray, plane: str) -> np.ndarray:
     """Indices of the slices that hold brain."""
-    return np.flatnonzero(along(mask, plane).any(axis=(1, 2)))
+    slices = along(mask, plane)
+    has_brain = slices.any(axis=(1, 2))
+    return np.flatnonzero(has_brain)
 
 
 def training_group(

@@ -53,8 +53,10 @@ class Trainer:
         muon.param_groups[0]["lr"] = share * self.config.matrix_learning_rate
         adam.param_groups[0]["lr"] = share * self.config.learning_rate
         self.wrapped.train()
-        style_ramp = min(1.0, self.steps_done / max(1.0, 0.2 * self.config.steps))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        ramp_steps = max(1.0, 0.2 * self.config.steps)
+        style_ramp = min(1.0, self.steps_done / ramp_steps)
+        in_half_precision = self.config.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=in_half_precision):
             losses = self.wrapped(batch.to(self.device), style_ramp)
         self.model.zero_grad(set_to_none=True)
         losses["loss"].backward()
@@ -91,7 +93,8 @@ class Trainer:
             for name, value in model.state_dict().items():
                 tensors[f"{part}/{name}"] = value
         for number, optimizer in enumerate(self.optimizers):
-            for index, moments in optimizer.state_dict()["state"].items():
+            moments_of_weights = optimizer.state_dict()["state"]
+            for index, moments in moments_of_weights.items():
                 for name, value in moments.items():
                     tensors[f"optimizer/{number}/{index}/{name}"] = value
         return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -106,8 +109,10 @@ class Trainer:
             moments: dict[int, dict[str, Tensor]] = {}
             for name, value in _below(tensors, f"optimizer/{number}/").items():
                 index, _, key = name.partition("/")
-                moments.setdefault(int(index), {})[key] = value
-            optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+                of_weight = moments.setdefault(int(index), {})
+                of_weight[key] = value
+            param_groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": moments, "param_groups": param_groups})
 
     def _models(self) -> dict[str, GlobalHarmonizer]:
         """The three models of the state, by the first part of their tensors' names."""
@@ -132,19 +137,25 @@ def _over_workers(losses: dict[str, Tensor]) -> dict[str, float]:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(values)
         values /= dist.get_world_size()
-    return dict(zip(losses, values.tolist(), strict=True))
+    means = values.tolist()
+    return dict(zip(losses, means, strict=True))
 
 
 def _is_hidden(name: str, weight: nn.Parameter) -> bool:
     """Whether a weight of the model is a matrix or a convolution inside the U-Net, and neither its first nor its last."""
-    return "unet." in name and weight.ndim > 1 and "conv_in." not in name and "conv_out." not in name
+    is_in_unet = "unet." in name
+    is_matrix = weight.ndim > 1
+    is_outermost = "conv_in." in name or "conv_out." in name
+    return is_in_unet and is_matrix and not is_outermost
 
 
 def schedule(step: int, config: TrainConfig) -> float:
     """Share of the peak learning rates: linear warm-up, then half a cosine down to 1 %."""
     warm_up = min(1.0, (step + 1) / max(1, config.warmup_steps))
     progress = min(1.0, step / config.steps)
-    return warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    half_cosine = 1 + math.cos(math.pi * progress)
+    decay = 0.01 + 0.99 * 0.5 * half_cosine
+    return warm_up * decay
 
 
 def best_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -154,4 +165,8 @@ def best_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    below = {}
+    for name, value in tensors.items():
+        if name.startswith(prefix):
+            below[name.removeprefix(prefix)] = value
+    return below

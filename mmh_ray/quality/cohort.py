@@ -48,9 +48,9 @@ class Measure:
 
     def is_outside(self, value: float) -> bool:
         """Whether the value is beyond a bound; NaN is not."""
-        is_too_low = self.low is not None and value < self.low
-        is_too_high = self.high is not None and value > self.high
-        return is_too_low or is_too_high
+        if self.low is not None and value < self.low:
+            return True
+        return self.high is not None and value > self.high
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ class ImageRecord:
     histogram_after: Sequence[float] | None
 
     def __post_init__(self) -> None:
-        assert self.status in STATUSES, f"{self.image_id}: status {self.status}, expected one of {STATUSES}"
+        is_known = self.status in STATUSES
+        assert is_known, f"{self.image_id}: status {self.status}, expected one of {STATUSES}"
 
     @property
     def is_harmonized(self) -> bool:
@@ -155,7 +156,9 @@ def outside(image: ImageRecord, measures: Sequence[Measure]) -> list[int]:
 
 def concerns(image: ImageRecord, measures: Sequence[Measure]) -> int:
     """How many reasons there are to look at an image: its flags, or its values beyond a bound where those are more."""
-    return max(len(image.flags), len(outside(image, measures)))
+    flags = len(image.flags)
+    values_outside = len(outside(image, measures))
+    return max(flags, values_outside)
 
 
 def worst_first(images: Sequence[ImageRecord], measures: Sequence[Measure]) -> list[ImageRecord]:
@@ -217,7 +220,10 @@ def count_row(site: str, sequence: str, images: Sequence[ImageRecord], measures:
     """The counts of these images."""
     counts = Counter(image.status for image in images)
     by_status = tuple(counts[status] for status in STATUSES)
-    to_look_at = sum(image.is_harmonized and concerns(image, measures) > 0 for image in images)
+    to_look_at = 0
+    for image in images:
+        if image.is_harmonized and concerns(image, measures) > 0:
+            to_look_at += 1
     return CountRow(site, sequence, by_status, to_look_at)
 
 
@@ -231,19 +237,29 @@ class Failure(NamedTuple):
 
 def failures(images: Sequence[ImageRecord]) -> list[Failure]:
     """Images without a result by their problem, the most frequent first; what only names the image is left out of it."""
-    groups: defaultdict[tuple[str, Problem], list[str]] = defaultdict(list)
+    ids_by_problem: defaultdict[tuple[str, Problem], list[str]] = defaultdict(list)
     for image in images:
-        if not image.is_harmonized:
-            groups[image.status, _common_problem(image)].append(image.image_id)
-    grouped = [Failure(status, problem, image_ids) for (status, problem), image_ids in groups.items()]
-    return sorted(grouped, key=lambda failure: (-len(failure.image_ids), failure.status, failure.problem.text))
+        if image.is_harmonized:
+            continue
+        key = (image.status, _common_problem(image))
+        ids_by_problem[key].append(image.image_id)
+    grouped = []
+    for (status, problem), image_ids in ids_by_problem.items():
+        grouped.append(Failure(status, problem, image_ids))
+
+    def most_frequent_first(failure: Failure) -> tuple[int, str, str]:
+        return -len(failure.image_ids), failure.status, failure.problem.text
+
+    return sorted(grouped, key=most_frequent_first)
 
 
 def _common_problem(image: ImageRecord) -> Problem:
     """The problem without the image's own name and paths in its reason, so that images share it."""
     problem = image.problem or Problem("no reason given")
-    names = sorted({image.image_id, f"sub-{image.subject.removeprefix('sub-')}"}, key=len, reverse=True)
-    any_name = "|".join(re.escape(name) for name in names)
+    subject = f"sub-{image.subject.removeprefix('sub-')}"
+    longest_first = sorted({image.image_id, subject}, key=len, reverse=True)
+    any_name = "|".join(re.escape(name) for name in longest_first)
     path_with_name = rf"[^\s(:]*(?:{any_name})[^\s:;,)]*"
     reason = re.sub(path_with_name, "…", problem.reason)
-    return problem._replace(reason=reason.removeprefix("…: ").strip())
+    without_path = reason.removeprefix("…: ").strip()
+    return problem._replace(reason=without_path)

@@ -86,7 +86,10 @@ def compare(
 
 
 def _without_fourth_axis(image: nib.spatialimages.SpatialImage) -> nib.spatialimages.SpatialImage:
-    return image.slicer[..., 0] if len(image.shape) == 4 and image.shape[3] == 1 else image
+    has_fourth_axis = len(image.shape) == 4 and image.shape[3] == 1
+    if not has_fourth_axis:
+        return image
+    return image.slicer[..., 0]
 
 
 def _check_one_grid(before: nib.spatialimages.SpatialImage, after: nib.spatialimages.SpatialImage) -> None:

@@ -54,7 +54,8 @@ class Plot(NamedTuple):
 def histogram(values: np.ndarray, bins: int = 50) -> list[float]:
     """Densities of intensities in equal bins over 0 to :data:`UPPER`, as :class:`ImageRecord` takes them, with 4 digits."""
     counts, _ = np.histogram(values, bins, (0, UPPER))
-    densities = counts * bins / (UPPER * max(values.size, 1))
+    voxels = max(values.size, 1)
+    densities = counts * bins / (UPPER * voxels)
     return [float(f"{density:.4g}") for density in densities]
 
 
@@ -91,7 +92,8 @@ def _at_middles(histogram: Sequence[float] | None) -> np.ndarray:
     if histogram is None or len(histogram) == 0:
         return np.full(_BINS, np.nan)
     densities = np.asarray(histogram, float)
-    middles = (np.arange(densities.size) + 0.5) * UPPER / densities.size
+    numbers = np.arange(densities.size) + 0.5
+    middles = numbers * UPPER / densities.size
     return np.interp(_MIDDLES, middles, densities)
 
 
@@ -108,37 +110,61 @@ def _plot(sequence: str, sites: dict[str, list[np.ndarray]], colours: dict[str, 
         before, after = mean
         paths = (_path(before, highest), _path(after, highest))
         lines.append(Line(site, colours[site], len(sites[site]), paths))
-    band = (_band(others, 0, highest), _band(others, 1, highest)) if others else None
-    return Plot(sequence, lines, len(others), band, _intensity_ticks(), _density_ticks(highest))
+    band = None
+    if others:
+        band = (_band(others, 0, highest), _band(others, 1, highest))
+    return Plot(
+        sequence=sequence,
+        lines=lines,
+        others=len(others),
+        band=band,
+        across=_intensity_ticks(),
+        up=_density_ticks(highest),
+    )
 
 
 def _intensity_ticks() -> list[Tick]:
-    values = np.arange(0, UPPER + 0.01, 0.25)
-    return [Tick(float(_x(value)), f"{value:g}") for value in values]
+    ticks = []
+    for intensity in np.arange(0, UPPER + 0.01, 0.25):
+        position = float(_x(intensity))
+        ticks.append(Tick(position, f"{intensity:g}"))
+    return ticks
 
 
 def _density_ticks(highest: float) -> list[Tick]:
     """Up to five round densities from 0 to the highest."""
     rough_step = highest / 5
-    power_of_ten = 10 ** math.floor(math.log10(rough_step))
+    exponent = math.floor(math.log10(rough_step))
+    power_of_ten = 10**exponent
     round_steps = [power_of_ten * factor for factor in (1, 2, 2.5, 5, 10)]
     step = next(step for step in round_steps if step >= rough_step)
-    values = np.arange(0, highest + step / 1e6, step)
-    return [Tick(float(_y(value, highest)), f"{value:g}") for value in values]
+    ticks = []
+    for density in np.arange(0, highest + step / 1e6, step):
+        position = float(_y(density, highest))
+        ticks.append(Tick(position, f"{density:g}"))
+    return ticks
 
 
 def _x(intensity: np.ndarray | float) -> np.ndarray:
-    return LEFT + np.asarray(intensity) / UPPER * (WIDTH - LEFT - RIGHT)
+    share = np.asarray(intensity) / UPPER
+    width = WIDTH - LEFT - RIGHT
+    return LEFT + share * width
 
 
 def _y(density: np.ndarray | float, highest: float) -> np.ndarray:
-    return HEIGHT - BOTTOM - np.asarray(density) / highest * (HEIGHT - TOP - BOTTOM)
+    share = np.asarray(density) / highest
+    height = HEIGHT - TOP - BOTTOM
+    return HEIGHT - BOTTOM - share * height
 
 
 def _path(densities: np.ndarray, highest: float, intensities: np.ndarray = _MIDDLES) -> str:
     """An SVG path through these points."""
-    places = zip(_x(intensities), _y(densities, highest), strict=True)
-    return "M" + "L".join(f"{across:.1f} {down:.1f}" for across, down in places)
+    across = _x(intensities)
+    down = _y(densities, highest)
+    points = []
+    for x, y in zip(across, down, strict=True):
+        points.append(f"{x:.1f} {y:.1f}")
+    return "M" + "L".join(points)
 
 
 def _band(means: list[np.ndarray], which: int, highest: float) -> str:
@@ -146,6 +172,7 @@ def _band(means: list[np.ndarray], which: int, highest: float) -> str:
     histograms = np.stack([mean[which] for mean in means])
     upper_edge = histograms.max(axis=0)
     lower_edge = histograms.min(axis=0)
-    there_and_back = np.concatenate([_MIDDLES, _MIDDLES[::-1]])
-    around = np.concatenate([upper_edge, lower_edge[::-1]])
+    backwards = slice(None, None, -1)
+    there_and_back = np.concatenate([_MIDDLES, _MIDDLES[backwards]])
+    around = np.concatenate([upper_edge, lower_edge[backwards]])
     return _path(around, highest, there_and_back) + "Z"

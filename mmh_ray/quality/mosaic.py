@@ -43,16 +43,19 @@ def mosaic(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarr
     """
     assert volume.shape == mask.shape, (volume.shape, mask.shape)
     orientation = nib.orientations.io_orientation(affine)
+    world_axes = orientation[:, 0].astype(int)
     spacing = np.empty(3)
-    spacing[orientation[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing[world_axes] = np.linalg.norm(affine[:3, :3], axis=0)
     data = nib.orientations.apply_orientation(volume, orientation)
     inside = nib.orientations.apply_orientation(mask, orientation)
-    margin = [round(MARGIN_MM / step) for step in spacing]
-    data = data[box_of(inside, margin)] if inside.any() else data
-    size = np.array(data.shape)
-    pixels = np.rint(size * spacing * LONGEST / (size * spacing).max())
+    if inside.any():
+        margin = [round(MARGIN_MM / step) for step in spacing]
+        data = data[box_of(inside, margin)]
+    size_mm = np.array(data.shape) * spacing
+    pixels = np.rint(size_mm * LONGEST / size_mm.max())
     pixels = np.maximum(1, pixels).astype(int)
-    grey = np.clip(np.nan_to_num(data) / HIGHEST, 0, 1)
+    finite = np.nan_to_num(data)
+    grey = np.clip(finite / HIGHEST, 0, 1)
     tiles = [_tile(grey, 2, part, pixels) for part in _AXIAL]
     tiles.append(_tile(grey, 1, 0.5, pixels))  # coronal
     tiles.append(_tile(grey, 0, 0.5, pixels))  # sagittal
@@ -61,7 +64,8 @@ def mosaic(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarr
 
 def write_mosaic(path: str | Path, volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> None:
     """Write :func:`mosaic` as a JPEG of about 10 to 20 kB, whole or not at all."""
-    picture = Image.fromarray(mosaic(volume, mask, affine))
+    pixels = mosaic(volume, mask, affine)
+    picture = Image.fromarray(pixels)
     with whole_file(path) as partial:
         picture.save(partial, format="JPEG", quality=QUALITY, optimize=True)
 
@@ -71,10 +75,13 @@ def _tile(grey: np.ndarray, axis: int, part: float, pixels: np.ndarray) -> np.nd
     length = grey.shape[axis]
     index = min(int(part * length), length - 1)
     across, up = (other for other in range(3) if other != axis)
-    upright = np.rot90(np.take(grey, index, axis))
-    picture = Image.fromarray(upright.astype(np.float32))
-    resized = picture.resize((pixels[across], pixels[up]), Image.Resampling.BILINEAR)
-    return np.rint(255 * np.asarray(resized)).astype(np.uint8)
+    image_slice = np.take(grey, index, axis)
+    upright = np.rot90(image_slice).astype(np.float32)
+    picture = Image.fromarray(upright)
+    size = (pixels[across], pixels[up])
+    resized = picture.resize(size, Image.Resampling.BILINEAR)
+    levels = np.rint(255 * np.asarray(resized))
+    return levels.astype(np.uint8)
 
 
 def _side_by_side(tiles: list[np.ndarray]) -> np.ndarray:

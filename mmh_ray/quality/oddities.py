@@ -83,9 +83,11 @@ def second_head(volume: Volume) -> float:
     strides = [max(1, round(_COARSE_MM / size)) for size in volume.spacing]
     every_stride = tuple(slice(None, None, stride) for stride in strides)
     coarse_spacing = np.array(volume.spacing) * strides
-    shown = ndimage.binary_fill_holes(foreground(volume)[every_stride])
+    coarse = foreground(volume)[every_stride]
+    shown = ndimage.binary_fill_holes(coarse)
     padded = np.pad(shown, 1)  # what lies at a face ends there
-    depth_mm = ndimage.distance_transform_edt(padded, sampling=coarse_spacing)[1:-1, 1:-1, 1:-1]
+    depth_mm = ndimage.distance_transform_edt(padded, sampling=coarse_spacing)
+    depth_mm = depth_mm[1:-1, 1:-1, 1:-1]
     parts, count = ndimage.label(depth_mm > _BRIDGE_MM)
     if count < 2:
         return 0.0
@@ -182,8 +184,9 @@ def _beside(region: np.ndarray) -> np.ndarray:
 def _open_to_faces(region: np.ndarray) -> np.ndarray:
     """The part of a region that reaches the faces of the volume."""
     labels, _ = ndimage.label(region)
-    reaching = np.unique(faces_of(labels))
-    return np.isin(labels, reaching[reaching > 0])
+    at_faces = np.unique(faces_of(labels))
+    reaching = at_faces[at_faces > 0]
+    return np.isin(labels, reaching)
 
 
 def mask_offset(volume: Volume, brain: np.ndarray, registration: Registration) -> float:
@@ -192,11 +195,13 @@ def mask_offset(volume: Volume, brain: np.ndarray, registration: Registration) -
     The registration followed the tissues inside the mask. Where the mask lies beside the brain, the two disagree.
     """
     known = template()
+    known_share = known.brain.astype(np.float32)
     template_affine = registration.matrix @ known.affine
-    template_share = to_grid(known.brain.astype(np.float32), template_affine, volume.affine, brain.shape)
+    template_share = to_grid(known_share, template_affine, volume.affine, brain.shape)
     template_brain = template_share > 0.5
     if not template_brain.any() or not brain.any():
         return 0.0
-    offset_voxels = np.argwhere(template_brain).mean(axis=0) - np.argwhere(brain).mean(axis=0)
-    offset_mm = volume.affine[:3, :3] @ offset_voxels
+    template_middle = np.argwhere(template_brain).mean(axis=0)
+    brain_middle = np.argwhere(brain).mean(axis=0)
+    offset_mm = volume.affine[:3, :3] @ (template_middle - brain_middle)
     return float(np.linalg.norm(offset_mm))

@@ -33,14 +33,18 @@ def without_field(image: np.ndarray, tissues: np.ndarray, inside: np.ndarray) ->
     least = _DARKEST * float(np.median(values))
     if least <= 0:
         return image
-    log_values = np.log(np.maximum(values, least))
+    not_too_dark = np.maximum(values, least)
+    log_values = np.log(not_too_dark)
     shares = np.stack([tissue[inside] for tissue in tissues], axis=1)
-    terms = _polynomial(np.argwhere(inside).astype(np.float64))
+    places = np.argwhere(inside).astype(np.float64)
+    terms = _polynomial(places)
     design = np.concatenate([shares, terms], axis=1)
     coefficients = _robust_fit(design, log_values)
-    field = terms @ coefficients[shares.shape[1] :]
+    coefficients_of_terms = coefficients[shares.shape[1] :]
+    log_field = terms @ coefficients_of_terms
+    gain = np.exp(log_field.mean() - log_field).astype(np.float32)
     corrected = image.astype(np.float32)
-    corrected[inside] *= np.exp(field.mean() - field).astype(np.float32)
+    corrected[inside] *= gain
     return corrected
 
 
@@ -49,21 +53,28 @@ def _robust_fit(design: np.ndarray, values: np.ndarray) -> np.ndarray:
     weights: np.ndarray = np.ones(len(values))
     coefficients = np.zeros(design.shape[1])
     for _ in range(_PASSES):
-        coefficients = np.linalg.lstsq(design * weights[:, None], values * weights, rcond=None)[0]
+        weighted_design = design * weights[:, None]
+        weighted_values = values * weights
+        coefficients = np.linalg.lstsq(weighted_design, weighted_values, rcond=None)[0]
         residuals = np.abs(values - design @ coefficients)
         # 1.4826 times the median is the standard deviation of what is normally distributed.
-        usual = max(2 * 1.4826 * float(np.median(residuals)), 1e-9)
-        weights = np.sqrt(1 / np.maximum(1, residuals / usual))
+        usual = 2 * 1.4826 * float(np.median(residuals))
+        relative = residuals / max(usual, 1e-9)
+        weights = np.sqrt(1 / np.maximum(1, relative))
     return coefficients
 
 
 def _polynomial(places: np.ndarray) -> np.ndarray:
     """All monomials of places ``(n, 3)``, brought to -1 to 1, up to the degree, but for the constant."""
-    middle = (places.max(axis=0) + places.min(axis=0)) / 2
-    half_width = np.maximum(np.ptp(places, axis=0) / 2, 1)
-    x, y, z = ((places - middle) / half_width).T
+    high = places.max(axis=0)
+    low = places.min(axis=0)
+    middle = (high + low) / 2
+    half_width = np.maximum((high - low) / 2, 1)
+    centred = (places - middle) / half_width
+    x, y, z = centred.T
+    exponents = range(_DEGREE + 1)
     monomials = []
-    for i, j, k in product(range(_DEGREE + 1), repeat=3):
+    for i, j, k in product(exponents, repeat=3):
         degree = i + j + k
         if 0 < degree <= _DEGREE:
             monomials.append(x**i * y**j * z**k)

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+from mmh_ray.config.plain import by_dotted_key
 from mmh_ray.errors import DataError
 from mmh_ray.files import is_inside
 from mmh_ray.html_page import TYPES, data_uri, write_page
@@ -102,7 +103,7 @@ def _summary(facts: RunFacts, images: Sequence[ImageRecord], measures: Sequence[
     return {
         "facts": facts,
         "duration": _duration(facts),
-        "settings": _flat(facts.settings),
+        "settings": by_dotted_key(facts.settings),
         "statuses": cohort.STATUSES,
         "headline": cohort.headline(images, measures),
         "counts": cohort.counts(images, measures),
@@ -176,7 +177,9 @@ def _existing(folder: Path, name: str | None) -> str | None:
 
 def _url(name: str | None) -> str | None:
     """A relative URL of a path, whatever bytes its name is of."""
-    return None if name is None else quote(os.fsencode(name))
+    if name is None:
+        return None
+    return quote(os.fsencode(name))
 
 
 def _embedded(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
@@ -193,23 +196,16 @@ def _embedded(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
 
 def _encoded_bytes(folder: Path, name: str | None) -> int:
     """Size of a picture in Base64."""
-    return 0 if name is None else 4 * (folder / name).stat().st_size // 3
+    if name is None:
+        return 0
+    size = (folder / name).stat().st_size
+    return 4 * size // 3
 
 
 def _data_uri(folder: Path, name: str | None) -> str | None:
-    return None if name is None else data_uri(folder / name)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings by dotted key, as the command line takes them."""
-    flat: dict[str, str] = {}
-    for key, value in settings.items():
-        dotted_key = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{dotted_key}.")
-        else:
-            flat[dotted_key] = str(value)
-    return flat
+    if name is None:
+        return None
+    return data_uri(folder / name)
 
 
 def _duration(facts: RunFacts) -> str | None:

@@ -87,9 +87,12 @@ def simulate_anatomy(person: Person, spacing_mm: float) -> Anatomy:
 @cache
 def _template(spacing_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """CSF, GM and WM fractions of ICBM-152 at a spacing, and their affine."""
-    grey, affine = _downsample(datasets.load_mni152_gm_template(resolution=1), spacing_mm)
-    white, _ = _downsample(datasets.load_mni152_wm_template(resolution=1), spacing_mm)
-    brain, _ = _downsample(datasets.load_mni152_brain_mask(resolution=1), spacing_mm)
+    grey_image = datasets.load_mni152_gm_template(resolution=1)
+    white_image = datasets.load_mni152_wm_template(resolution=1)
+    brain_image = datasets.load_mni152_brain_mask(resolution=1)
+    grey, affine = _downsample(grey_image, spacing_mm)
+    white, _ = _downsample(white_image, spacing_mm)
+    brain, _ = _downsample(brain_image, spacing_mm)
     total = np.maximum(grey + white, 1e-6)
     within_brain = np.minimum(1, brain / total)
     grey = grey * within_brain

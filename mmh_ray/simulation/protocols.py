@@ -64,7 +64,8 @@ class Acquisition(Protocol):
 
 def _t2_star_decay(matter: Matter, te_ms: float) -> np.ndarray:
     """``(T,)`` share of the signal that is left at the echo of a gradient echo."""
-    return np.exp(-1.5 * te_ms / matter.t2_ms)
+    exponent = -1.5 * te_ms / matter.t2_ms
+    return np.exp(exponent)
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,11 @@ class SpoiledGradientEcho:
         """See :class:`Acquisition`."""
         angle = np.deg2rad(self.flip * transmit)
         e1 = np.exp(-self.tr_ms / matter.t1_ms)
+        excited = np.sin(angle) * (1 - e1)
         driven = 1 - e1 * np.cos(angle)
-        steady_state = np.sin(angle) * (1 - e1) / driven
-        return matter.density * steady_state * _t2_star_decay(matter, self.te_ms)
+        steady_state = excited / driven
+        t2_star_decay = _t2_star_decay(matter, self.te_ms)
+        return matter.density * steady_state * t2_star_decay
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ happens in the functions.
 """
 
 from mmh_ray.tracking.evaluations import cite, evaluation_of, move_alias, record_evaluation
-from mmh_ray.tracking.outbox import MetricsOutbox, sending_metrics
+from mmh_ray.tracking.inputs import RunInput, log_input
+from mmh_ray.tracking.outbox import MetricsOutbox, send_left, sending_metrics
 from mmh_ray.tracking.registry import (
     BASE,
     register,
@@ -18,16 +19,20 @@ from mmh_ray.tracking.registry import (
 )
 from mmh_ray.tracking.runs import MetricRow, finish, log_figure, log_metrics, mark_failed, start_run
 from mmh_ray.tracking.store import configure
+from mmh_ray.tracking.system_metrics import SystemMetrics
 
 __all__ = [
     "BASE",
     "MetricRow",
     "MetricsOutbox",
+    "RunInput",
+    "SystemMetrics",
     "cite",
     "configure",
     "evaluation_of",
     "finish",
     "log_figure",
+    "log_input",
     "log_metrics",
     "mark_failed",
     "move_alias",
@@ -38,6 +43,7 @@ __all__ = [
     "resolve_recorded",
     "resolve_recorded_target",
     "resolve_target",
+    "send_left",
     "sending_metrics",
     "start_run",
     "target_model_name",

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from mmh_ray.config import Config, TrackingConfig
 from mmh_ray.errors import ModelError
+from mmh_ray.tracking.inputs import RunInput, log_input
+from mmh_ray.tracking.outage import patiently
 from mmh_ray.tracking.registry import BUNDLE_HASH, find_version, open_store, version_uri
-from mmh_ray.tracking.runs import METRICS_PER_REQUEST, finish, start_run
+from mmh_ray.tracking.runs import METRICS_PER_REQUEST, finish, log_file, start_run
 
 EVALUATION = "mmh.evaluation"
 """Tag of a model version: the run that holds its latest evaluation."""
@@ -28,23 +30,53 @@ def cite(model: str, tracking: TrackingConfig) -> tuple[str, str | None]:
     return version_uri(version), version.tags.get(BUNDLE_HASH)
 
 
-def record_evaluation(model: str, files: Sequence[Path], metrics: Mapping[str, float], config: Config) -> str:
-    """Keep an evaluation in a run of its own: metrics on the model, files as artifacts, a tag on the version. Returns the run's id."""
+def record_evaluation(
+    model: str,
+    files: Sequence[Path],
+    metrics: Mapping[str, float],
+    data: RunInput,
+    config: Config,
+    facts: Mapping[str, str],
+) -> str:
+    """Keep an evaluation in a run of its own: metrics on the model, files as artifacts, a tag on the version. Returns the run's id.
+
+    Parameters
+    ----------
+    data:
+        The scans that were scored.
+    facts:
+        Further tags ``mmh.KEY`` of the run.
+    """
     import mlflow
     from mlflow.entities import Metric
 
     open_store(model, config.tracking)
-    client, version = mlflow.MlflowClient(), find_version(model)
-    uri, now = version_uri(version), int(time.time() * 1000)
-    run_id = start_run(config, f"evaluate {version.name}/{version.version}", None, {"model": uri})
-    logged = version.model_id or (version.source or "").removeprefix(
-        "models:/"
-    )  # a SQLite store keeps it in the source only
-    entries = [Metric(name, value, now, 0, model_id=logged) for name, value in sorted(metrics.items())]
+    client = mlflow.MlflowClient()
+    patiently(lambda: client.search_experiments(max_results=1))
+    version = find_version(model)
+    uri = version_uri(version)
+    now = int(time.time() * 1000)
+    run_id = start_run(config, f"evaluate {version.name}/{version.version}", None, {"model": uri, **facts})
+    log_input(run_id, data)
+    # a SQLite store keeps the id of the model in the source only
+    logged = version.model_id or (version.source or "").removeprefix("models:/")
+    entries = []
+    for name, value in sorted(metrics.items()):
+        entry = Metric(
+            name,
+            value,
+            now,
+            0,
+            model_id=logged,
+            dataset_name=data.name,
+            dataset_digest=data.short_digest,
+            run_id=run_id,
+        )
+        entries.append(entry)
     for first in range(0, len(entries), METRICS_PER_REQUEST):
         client.log_batch(run_id, metrics=entries[first : first + METRICS_PER_REQUEST])
     for path in files:
-        client.log_artifact(run_id, str(path), artifact_path="evaluation")
+        log_file(run_id, path, "evaluation")
     finish(run_id)
     client.set_model_version_tag(version.name, version.version, EVALUATION, run_id)
     return run_id

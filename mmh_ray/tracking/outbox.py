@@ -1,6 +1,6 @@
 """Metrics of a training on their way to MLflow: files beside its checkpoints, each deleted once MLflow has acknowledged it.
 
-The first training worker writes them and the driver sends them. The folder is the only thing between the two, and it lies where the
+Training workers write them and the driver sends them. The folder is the only thing between the two, and it lies where the
 checkpoints lie, which every node can reach. So no process has to outlive another, workers need no way to MLflow, and what an outage or a
 killed driver kept from being sent is there at the next start.
 """
@@ -12,12 +12,14 @@ import json
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 
 import pyarrow.fs
 
 from mmh_ray.tracking.runs import MetricRow, log_metrics
+from mmh_ray.tracking.store import without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class MetricsOutbox:
         """
         if not self._collected:
             return
-        name = f"{time.time_ns():020d}-{self._collected[0].step}"
+        name = f"{time.time_ns():020d}-{self._collected[0].step}-{uuid.uuid4().hex[:8]}"
         content = json.dumps([asdict(row) for row in self._collected]).encode()
         unfinished = f"{self.folder}/{name}.part"
         try:
@@ -90,6 +92,12 @@ class MetricsOutbox:
         """Delete a file, if it is still there."""
         with contextlib.suppress(FileNotFoundError):
             self.storage.delete_file(f"{self.folder}/{name}")
+
+    def remove_folder(self) -> None:
+        """Delete the folder if nothing waits in it; it is made again when it is needed."""
+        with contextlib.suppress(OSError):
+            if not self.names():
+                self.storage.delete_dir(self.folder)
 
 
 @contextlib.contextmanager
@@ -119,6 +127,19 @@ def sending_metrics(
     # A row that is sent twice is one row to MLflow.
     sender.send()
     sender.warn_of_unsent()
+
+
+def send_left(storage: pyarrow.fs.FileSystem, folder: str) -> None:
+    """Send what earlier trainings left in the outboxes below a folder, each named by the id of its run.
+
+    Of a training that goes on at this moment some is sent by either: to MLflow a row that comes twice is one.
+    """
+    for found in storage.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True)):
+        outbox = MetricsOutbox(storage, found.path)
+        if found.type == pyarrow.fs.FileType.Directory and outbox.names():
+            with sending_metrics(outbox, found.base_name):
+                log.info("metrics of MLflow run %s, which an earlier training left, are sent", found.base_name)
+            outbox.remove_folder()
 
 
 class _Sender:
@@ -155,7 +176,8 @@ class _Sender:
                 self._unsent.pop(name, None)
         except Exception as error:  # of MLflow, its store or the network: metrics must not end a training
             if self._failure is None:
-                log.warning("metrics wait in %s until MLflow takes them: %s", self._outbox.folder, error)
+                reason = without_credentials(error)
+                log.warning("metrics wait in %s until MLflow takes them: %s", self._outbox.folder, reason)
             self._failure = error
             return
         if self._failure is not None:
@@ -171,7 +193,7 @@ class _Sender:
                 len(steps),
                 min(steps),
                 max(steps),
-                self._failure or "it has not answered",
+                without_credentials(self._failure or "it has not answered"),
                 self._outbox.folder,
             )
 

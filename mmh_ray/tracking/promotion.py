@@ -15,12 +15,12 @@ from mmh_ray.bids.ledger import current_rows
 from mmh_ray.bids.rows import MADE
 from mmh_ray.config import Config
 from mmh_ray.errors import ConfigError, DataError
-from mmh_ray.evaluation.metrics.registry import OURS
+from mmh_ray.evaluation.metrics.registry import OURS, RAW
 from mmh_ray.evaluation.promotion.rules import Decision, Evaluated, decide
 from mmh_ray.evaluation.report.files import EVALUATION, PER_IMAGE, REPORT, TABLE_COLUMNS
 from mmh_ray.files import read_object
 from mmh_ray.models.shipped import BASE_MODEL
-from mmh_ray.tracking import cite, evaluation_of, move_alias, record_evaluation, register_shipped
+from mmh_ray.tracking import RunInput, cite, evaluation_of, move_alias, record_evaluation, register_shipped
 
 
 def check_model(model: str, archives: Mapping[str, str], config: Config) -> str:
@@ -58,15 +58,17 @@ def _model_hash(out: str, ledger_row: Mapping[str, Any]) -> str | None:
     return provenance.get("model_hash") if isinstance(provenance, dict) else None
 
 
-def keep_with_model(model: str, out: str, config: Config) -> str:
-    """Log what ``out`` says of `ours` as metrics on the model version, with the files; the run's id."""
+def keep_with_model(model: str, out: str, config: Config, facts: Mapping[str, str] | None = None) -> str:
+    """Log what ``out`` says of `ours` as metrics on the model version, with the files; the run's id. ``facts`` become its tags."""
     evaluation = json.loads(Path(out, EVALUATION).read_text(encoding="utf-8"))
     metrics = {}
     for sequence, entries in evaluation.get(OURS, {}).items():
         for name, entry in entries.items():
             metrics[f"evaluation.{sequence}.{name}"] = entry["value"]
     files = [Path(out, name) for name in (EVALUATION, PER_IMAGE, REPORT)]
-    return record_evaluation(model, files, metrics, config)
+    about = evaluation["about"]
+    data = RunInput("evaluation", about["data_hash"], about.get("archives", {}).get(RAW))
+    return record_evaluation(model, files, metrics, data, config, facts or {})
 
 
 def promote(model: str, alias: str, config: Config) -> Decision:

@@ -3,12 +3,13 @@
 ::
 
     model = mlflow.pyfunc.load_model("models:/mmh-global@champion")
-    model.predict(pandas.DataFrame({"path": ["sub-1_T1w.nii.gz"], "sequence": ["T1w"], "output": ["out.nii.gz"]}))
+    model.predict(pandas.DataFrame({"scan": [Path("sub-1_T1w.nii.gz").read_bytes()], "sequence": ["T1w"]}))
 """
 
 from __future__ import annotations
 
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,38 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+MOST_BYTES = 256 * 2**20
+"""Bytes of a scan or mask at most, as they are sent. The voxels must fit into memory besides."""
+MOST_SCANS = 16
+"""Scans of one request at most that come as bytes: their results are in memory together."""
+FILES = ("path", "mask", "output")
+"""Columns that name files of the machine on which the model runs."""
+
 
 class HarmonizerModel(PythonModel):
-    """Harmonizes the scans that a table names, by the same function as `mmh harmonize`."""
+    """Harmonizes the scans of a table, by the same function as `mmh harmonize`."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the bundle; of a target, also its global model.
 
         That is the registered one that the target names, in the caller's store, or what ``model_config={"base": FOLDER}`` names.
+        With ``model_config={"files": True}`` the table may name files.
         """
         from mmh_ray.config import TrackingConfig
         from mmh_ray.harmonization.harmonizer import Harmonizer
         from mmh_ray.models.bundle import load_bundle
         from mmh_ray.models.target.bundle import FACTS, load_target
         from mmh_ray.tracking import BASE, resolve_recorded
+        from mmh_ray.tracking.registry import MAY_NAME_FILES
 
+        model_config = context.model_config or {}
+        self.may_name_files = model_config.get(MAY_NAME_FILES) is True
+        self.is_free = threading.Lock()
         folder, self.target = Path(context.artifacts["bundle"]), None
         if (folder / FACTS).is_file():
             self.target = load_target(folder)
             store = TrackingConfig(uri=mlflow.get_tracking_uri())
-            given = (context.model_config or {}).get(BASE)
-            folder, _ = resolve_recorded(self.target.facts["base"]["uri"], store, given)
+            folder, _ = resolve_recorded(self.target.facts["base"]["uri"], store, model_config.get(BASE))
         bundle, settings = load_bundle(folder), None
         if self.target is not None:
             self.target.attach(bundle)
@@ -44,44 +56,96 @@ class HarmonizerModel(PythonModel):
         self.harmonizer = Harmonizer(bundle, settings)
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None):
-        """Harmonize each row and write the result.
+        """Harmonize each row.
 
-        Columns: ``path`` (NIfTI file), ``sequence`` (BIDS suffix), optionally ``mask`` (NIfTI file; else estimated) and
-        ``output`` (file to write; else one in a new temporary folder). Returns the columns ``output``, ``status`` (done
-        or failed) and ``reason``.
+        Columns: ``sequence`` (BIDS suffix), ``scan`` (bytes of a NIfTI file, packed by gzip or not, of at most 256 MiB) and
+        optionally ``scan_mask`` (the same of a brain mask; else one is estimated; empty is none). At most 16 rows.
+        Where files may be named, instead of these ``path`` and optionally ``mask`` and ``output`` (file to write; else
+        one in a new temporary folder).
+
+        Returns the columns ``status`` (done or failed), ``reason``, ``scan`` (bytes of the harmonized scan as .nii.gz, where
+        bytes were given) and ``output`` (file that was written, where a file was given).
         """
-        columns = ("path", "sequence", "mask", "output")
-        rows = [{name: _given(row.get(name)) for name in columns} for row in model_input.to_dict("records")]
-        if not all(row["output"] for row in rows):
-            folder = Path(tempfile.mkdtemp(prefix="mmh-harmonized-"))
-            for number, row in enumerate(rows):
-                row["output"] = row["output"] or str(folder / f"{number:05d}_{Path(str(row['path'])).name}")
-        return pd.DataFrame(
-            [self._run(row) for row in rows], columns=["output", "status", "reason"], index=model_input.index
-        )
+        rows = model_input.to_dict("records")
+        results = [self._run(row, number) for number, row in enumerate(rows)]
+        return pd.DataFrame(results, columns=["status", "reason", "scan", "output"], index=model_input.index)
 
-    def _run(self, row: dict[str, str]) -> dict[str, str]:
+    def _run(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        result: dict[str, Any] = {"status": "done", "reason": "", "scan": None, "output": None}
         try:
-            self._harmonize(**row)
+            if _is_given(row.get("scan")):
+                result["scan"] = self._harmonize_bytes(row, number)
+            else:
+                result["output"] = self._harmonize_file(row, number)
         except Exception as error:  # a scan that cannot be used is its own row's affair
-            return {"output": "", "status": "failed", "reason": str(error) or type(error).__name__}
-        return {"output": row["output"], "status": "done", "reason": ""}
+            result |= {"status": "failed", "reason": str(error) or type(error).__name__}
+        return result
 
-    def _harmonize(self, path: str, sequence: str, mask: str, output: str) -> None:
-        from mmh_ray.errors import DataError, naming_mask
-        from mmh_ray.imaging.volume import read_mask, read_volume, write_volume
+    def _harmonize_bytes(self, row: dict[str, Any], number: int) -> bytes:
+        from mmh_ray.errors import DataError
 
+        files = [name for name in FILES if _is_given(row.get(name))]
+        if files:
+            raise DataError(f"scan together with {', '.join(files)}", "bytes or files", "Leave one of them out.")
+        if number >= MOST_SCANS:
+            remedy = "Send the others in another request."
+            raise DataError(f"row {number + 1} of a request", f"{MOST_SCANS} scans at most", remedy)
+        with tempfile.TemporaryDirectory(prefix="mmh-served-") as folder:
+            try:
+                scan = _as_file(row["scan"], "scan", folder)
+                mask = _as_file(row["scan_mask"], "scan_mask", folder) if _is_given(row.get("scan_mask")) else None
+                output = Path(folder, "harmonized.nii.gz")
+                self._harmonize(scan, row.get("sequence"), mask, output)
+                return output.read_bytes()
+            except DataError as error:
+                text = str(error).replace(f"{folder}/", "")  # a name that tells the client nothing
+                raise ValueError(text) from error
+
+    def _harmonize_file(self, row: dict[str, Any], number: int) -> str:
+        from mmh_ray.errors import DataError
+
+        path, mask, output = (str(row[name]) if _is_given(row.get(name)) else None for name in FILES)
+        if path is None:
+            raise DataError("no scan", "the bytes of a NIfTI file in the column scan", "Add them.")
+        if not self.may_name_files:
+            remedy = 'Send bytes in the column scan, or load the model with model_config={"files": True}.'
+            raise DataError(f"path {path[:300]}", "bytes: this model may be served, so rows name no files", remedy)
+        if output is None:
+            output = str(Path(tempfile.mkdtemp(prefix="mmh-harmonized-"), f"{number:05d}_{Path(path).name}"))
         if Path(path).resolve() == Path(output).resolve():
             raise DataError(f"output {output}, which is the scan itself", "another file", "Harmonize into a new file.")
-        inside = read_mask(mask) if mask else None
-        with naming_mask(mask):
-            (scan,) = self.harmonizer.run_targets(read_volume(path), sequence, inside, [self.target])
-        write_volume(scan.volume, output)
+        self._harmonize(Path(path), row.get("sequence"), None if mask is None else Path(mask), Path(output))
+        return output
+
+    def _harmonize(self, path: Path, sequence: Any, mask: Path | None, output: Path) -> None:
+        from mmh_ray.errors import naming_mask
+        from mmh_ray.imaging.volume import read_mask, read_volume, write_volume
+
+        scan = read_volume(path)
+        inside = None if mask is None else read_mask(mask)
+        with self.is_free, naming_mask(None if mask is None else str(mask)):  # a server calls from several threads
+            (harmonized,) = self.harmonizer.run_targets(scan, str(sequence), inside, [self.target])
+        write_volume(harmonized.volume, output)
 
 
-def _given(value: Any) -> str:
-    """A table's cell as text; empty where there is none."""
-    return value if isinstance(value, str) else ""
+def _is_given(value: Any) -> bool:
+    """Whether a cell of a table holds anything: a missing one is None, NaN or empty."""
+    return isinstance(value, str | bytes) and len(value) > 0
+
+
+def _as_file(content: Any, name: str, folder: str) -> Path:
+    from mmh_ray.errors import DataError
+
+    if not isinstance(content, bytes):
+        received = f"{name} of type {type(content).__name__}"
+        raise DataError(received, "the bytes of a NIfTI file", "In JSON send them as base64.")
+    if len(content) > MOST_BYTES:
+        remedy = "Pack it by gzip, or use `mmh harmonize` for it."
+        raise DataError(f"{name} of {len(content)} bytes", f"{MOST_BYTES} at most", remedy)
+    is_packed = content[:2] == b"\x1f\x8b"
+    path = Path(folder, f"{name}.nii.gz" if is_packed else f"{name}.nii")
+    path.write_bytes(content)
+    return path
 
 
 mlflow.models.set_model(HarmonizerModel())

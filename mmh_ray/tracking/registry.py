@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import unicodedata
 import warnings
 from pathlib import Path
@@ -19,8 +20,11 @@ from mmh_ray.errors import ModelError
 from mmh_ray.files import is_inside, read_bytes
 from mmh_ray.models.shipped import BASE_MODEL, shipped_bundle
 from mmh_ray.object_store import fetch_bundle, is_remote
-from mmh_ray.tracking.runs import finish, start_run
-from mmh_ray.tracking.store import choose_uri, configure, sqlite_file
+from mmh_ray.tracking.descriptions import describe
+from mmh_ray.tracking.outage import patiently
+from mmh_ray.tracking.package_wheel import build_wheel
+from mmh_ray.tracking.runs import finish, mark_failed, start_run
+from mmh_ray.tracking.store import choose_uri, configure, sqlite_file, without_credentials
 from mmh_ray.yaml_text import MOST_BYTES, load_yaml
 
 if TYPE_CHECKING:
@@ -34,6 +38,8 @@ BUNDLE_HASH, SITE = "mmh.bundle_hash", "mmh.site"
 """Tags of a version: its bundle's hash, and of a target its site."""
 BASE = "base"
 """Key of the ``model_config`` of a registered target: the global model to put it on, where it is not the registered one."""
+MAY_NAME_FILES = "files"
+"""Key of the ``model_config`` of every registered model: whether rows may name files of the machine on which it runs."""
 _MAKERS = {GLOBAL: "mmh train-global", TARGET: "mmh train-target"}
 _FORMS = "a bundle folder, s3://BUCKET/BUNDLE, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH"
 _NO_ANSWER = "INTERNAL_ERROR"
@@ -62,18 +68,23 @@ def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingCon
     from mmh_ray.models.bundle import bundle_hash
     from mmh_ray.models.target.bundle import target_hash, target_site
 
-    client, is_target = mlflow.MlflowClient(), Path(bundle_dir, TARGET).is_file()
-    run = client.get_run(run_id)
+    client = mlflow.MlflowClient()
+    is_target = Path(bundle_dir, TARGET).is_file()
+    run = patiently(lambda: client.get_run(run_id))
     tags = {key: value for key, value in run.data.tags.items() if key.startswith("mmh.")}
     if is_target:
         tags |= {BUNDLE_HASH: target_hash(bundle_dir), SITE: target_site(bundle_dir)}
         _check_owner(client, name, tags[SITE])
     else:
         tags[BUNDLE_HASH] = bundle_hash(bundle_dir)
+    model_config: dict[str, Any] = {MAY_NAME_FILES: False}
+    if is_target:
+        model_config[BASE] = None
     logged = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id, tags=tags)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         # An example of input would be a scan of someone's; the signature says what a row holds.
         warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
+        wheel = build_wheel(scratch)
         # mlflow.pyfunc.log_model takes the run from the thread's active run and would end it; this is what it calls.
         info = Model.log(
             artifact_path=None,
@@ -85,10 +96,13 @@ def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingCon
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"bundle": str(Path(bundle_dir).absolute())},
             signature=_signature(),
-            model_config={BASE: None} if is_target else None,  # who loads a target may name its global model
-            pip_requirements=[f"mmh-ray=={__version__}"],  # to guess them, MLflow would load the model in a new process
+            model_config=model_config,
+            code_paths=[str(wheel)],
+            # To guess the requirements, MLflow would load the model in a new process. The wheel names them.
+            pip_requirements=[f"code/{wheel.name}"],
         )
     version = str(info.registered_model_version)
+    describe(name, version, Path(bundle_dir), is_target)
     client.set_registered_model_alias(name, config.alias, version)
     return f"models:/{name}/{version}"
 
@@ -113,7 +127,7 @@ def register_shipped(config: Config) -> str:
     try:
         uri = register(run_id, bundle, BASE_MODEL, config.tracking)
     except BaseException:
-        finish(run_id, "FAILED")
+        mark_failed(run_id)
         raise
     finish(run_id)
     return uri
@@ -264,8 +278,9 @@ def _unknown(model: str, error: MlflowException) -> ModelError:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    store, name = mlflow.get_tracking_uri(), model.removeprefix("models:/").partition("@")[0].partition("/")[0]
-    received = f"{model} at {store}: {' '.join(str(error).split())[:300]}"
+    store = without_credentials(mlflow.get_tracking_uri())
+    name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
+    received = f"{model} at {store}: {' '.join(without_credentials(error).split())[:300]}"
     if error.error_code == _NO_ANSWER:  # another question would wait for MLflow's retries once more
         remedy = (
             "Start the store, or name another in tracking.uri or MLFLOW_TRACKING_URI. A bundle in a folder needs none."
@@ -330,10 +345,20 @@ def _named_bundle(description: Path) -> str | None:
 
 def _signature() -> ModelSignature:
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, Schema, TensorSpec
 
-    def columns(names: str, required: bool = True) -> list[Any]:
-        return [ColSpec("string", name, required=required) for name in names.split()]
-
-    inputs = Schema([*columns("path sequence"), *columns("mask output", required=False)])
-    return ModelSignature(inputs=inputs, outputs=Schema([*columns("output status reason")]))
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec("string", "sequence"),
+        ColSpec("binary", "scan", required=False),
+        ColSpec("binary", "scan_mask", required=False),
+        ColSpec("string", "path", required=False),
+        ColSpec("string", "mask", required=False),
+        ColSpec("string", "output", required=False),
+    ]
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec("string", "status"),
+        ColSpec("string", "reason"),
+        ColSpec("binary", "scan", required=False),
+        ColSpec("string", "output", required=False),
+    ]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmh_ray.config import Config, flatten
 from mmh_ray.provenance import code_version
-from mmh_ray.tracking.store import experiment_id
+from mmh_ray.tracking.outage import patiently
+from mmh_ray.tracking.store import experiment_id, without_credentials
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -80,24 +81,31 @@ def log_metrics(run_id: str, rows: Iterable[MetricRow]) -> None:
 
 def log_figure(run_id: str, path: str | Path) -> None:
     """Add a picture to the run's artifacts, under ``figures/``."""
+    log_file(run_id, path, "figures")
+
+
+def log_file(run_id: str, path: str | Path, folder: str | None = None) -> None:
+    """Add a file to the run's artifacts."""
     import mlflow
 
-    mlflow.MlflowClient().log_artifact(run_id, str(path), artifact_path="figures")
+    mlflow.MlflowClient().log_artifact(run_id, str(path), artifact_path=folder)
 
 
 def finish(run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
-    """End the run."""
+    """End the run; a server that does not answer is waited for."""
     import mlflow
 
-    mlflow.MlflowClient().set_terminated(run_id, status)
+    patiently(lambda: mlflow.MlflowClient().set_terminated(run_id, status))
 
 
 def mark_failed(run_id: str) -> None:
     """End the run as failed, if the store can be reached: what made it fail is the error to show, not the store's."""
+    import mlflow
+
     try:
-        finish(run_id, "FAILED")
+        mlflow.MlflowClient().set_terminated(run_id, "FAILED")
     except Exception as error:
-        log.warning("MLflow run %s could not be marked as failed: %s", run_id, error)
+        log.warning("MLflow run %s could not be marked as failed: %s", run_id, without_credentials(error))
 
 
 def shorten(text: str, length: int) -> str:
@@ -106,7 +114,7 @@ def shorten(text: str, length: int) -> str:
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return without_credentials(value if isinstance(value, str) else json.dumps(value, default=str))
 
 
 def _find_run(run_id: str) -> Run | None:
@@ -120,7 +128,8 @@ def _find_run(run_id: str) -> Run | None:
             raise
         run = None
     if run is None or run.info.lifecycle_stage != "active":
-        log.warning("MLflow run %s is not in %s (any more): a new run starts", run_id, mlflow.get_tracking_uri())
+        shown_uri = without_credentials(mlflow.get_tracking_uri())
+        log.warning("MLflow run %s is not in %s (any more): a new run starts", run_id, shown_uri)
         return None
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from mmh_ray.config import TrackingConfig
@@ -11,6 +12,7 @@ from mmh_ray.errors import ConfigError
 DEFAULT_URI = "sqlite:///mlflow.db"
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
 _SQLITE = "sqlite:///"
+_CREDENTIALS = re.compile(r"(?<=://)[^/?@\s]*@")
 
 
 def configure(tracking: TrackingConfig) -> str:
@@ -33,11 +35,21 @@ def configure(tracking: TrackingConfig) -> str:
     return uri
 
 
+def is_configured(tracking: TrackingConfig) -> bool:
+    """Whether a store was named: by a setting or in the environment. Else only what needs one makes one, in the current folder."""
+    return bool(tracking.uri or os.environ.get(ENVIRONMENT))
+
+
 def choose_uri(tracking: TrackingConfig) -> str:
     """The URI of :func:`configure`, without choosing it."""
     uri = tracking.uri or os.environ.get(ENVIRONMENT) or DEFAULT_URI
     database = sqlite_file(uri)
     return f"{_SQLITE}{database}" if database else uri
+
+
+def without_credentials(text: object) -> str:
+    """A text, such as an error of MLflow, without the user and the password of the URIs in it."""
+    return _CREDENTIALS.sub("", str(text))
 
 
 def sqlite_file(uri: str) -> Path | None:

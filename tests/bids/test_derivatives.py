@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from mmh_ray.bids.derivatives import check_dataset, read_sidecar, write_dataset_description, write_sidecar
+from mmh_ray.bids.derivatives import (
+    bids_uri,
+    check_dataset,
+    generated_by,
+    read_sidecar,
+    write_dataset_description,
+    write_descriptions,
+    write_sidecar,
+)
 from mmh_ray.errors import ConfigError
 from tests.bids.archive_files import SPECIAL, put_special
 
@@ -14,17 +22,21 @@ pytestmark = pytest.mark.fast
 def test_description_names_its_source_and_its_maker(tmp_path):
     source, out = tmp_path / "raw", tmp_path / "out"
     source.mkdir()
-    (source / "dataset_description.json").write_text('{"Name": "Study", "DatasetDOI": "10.1/x"}')
+    (source / "dataset_description.json").write_text('{"Name": "Study", "DatasetDOI": "10.1/x", "License": "CC0"}')
     write_dataset_description(out, source, "0.1.0+gabc")
     found = json.loads((out / "dataset_description.json").read_text())
     assert found["DatasetType"] == "derivative"
     assert found["BIDSVersion"]
     assert found["Name"] == "Study, harmonized"
-    assert found["GeneratedBy"] == [{"Name": "mmh_ray", "Version": "0.1.0+gabc"}]
+    (made_by,) = found["GeneratedBy"]
+    assert (made_by["Name"], made_by["Version"]) == ("mmh_ray", "0.1.0+gabc")
+    assert made_by["Description"]
+    assert found["DatasetLinks"] == {"raw": source.as_uri()}
+    assert found["License"] == "CC0"
     assert found["SourceDatasets"] == [{"URL": source.as_uri(), "DOI": "10.1/x"}]
     write_dataset_description(out, source, "0.2.0")  # a later run may replace its own
     found = json.loads((out / "dataset_description.json").read_text())
-    assert found["GeneratedBy"] == [{"Name": "mmh_ray", "Version": "0.2.0"}]
+    assert found["GeneratedBy"][0]["Version"] == "0.2.0"
 
 
 def test_description_of_another_archives_derivatives_is_not_overwritten(tmp_path):
@@ -101,3 +113,54 @@ def test_a_name_that_is_none_is_not_copied(tmp_path, name):
 def test_a_sidecar_that_is_no_regular_file_is_none(tmp_path, kind):
     put_special(tmp_path / "out/sub-1_T1w.json", kind)
     assert read_sidecar(tmp_path / "out/sub-1_T1w.nii.gz") == {}
+
+
+def test_what_the_user_wrote_beside_the_derivatives_stays(tmp_path):
+    write_dataset_description(tmp_path, tmp_path / "raw", "1")
+    assert "ledger.parquet" in (tmp_path / ".bidsignore").read_text()
+    assert "harmonized" in (tmp_path / "README.md").read_text()
+    (tmp_path / ".bidsignore").write_text("mine")
+    (tmp_path / "README.md").rename(tmp_path / "README")
+    write_dataset_description(tmp_path, tmp_path / "raw", "1")
+    assert (tmp_path / ".bidsignore").read_text() == "mine"
+    assert not (tmp_path / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "uri"),
+    [
+        ("/a/sub-1/ses-2/anat/sub-1_ses-2_T1w.nii", "bids:raw:sub-1/ses-2/anat/sub-1_ses-2_T1w.nii"),
+        ("/a/derivatives/my masks/sub-1_mask.nii", "bids:raw:derivatives/my%20masks/sub-1_mask.nii"),
+        ("/b/mask.nii", "file:///b/mask.nii"),
+        ("s3://bucket/mask.nii", "s3://bucket/mask.nii"),
+    ],
+)
+def test_a_file_of_the_archive_is_named_by_its_place_in_it(path, uri):
+    assert bids_uri(path, "/a/sub-1/ses-2/anat/sub-1_ses-2_T1w.nii") == uri
+
+
+def test_an_archive_in_an_object_store_has_such_names_too():
+    scan = "s3://bucket/study/sub-1/anat/sub-1_T1w.nii.gz"
+    assert bids_uri(scan, scan) == "bids:raw:sub-1/anat/sub-1_T1w.nii.gz"
+
+
+def test_a_scan_that_lies_in_no_archive_is_named_by_its_own_place():
+    assert bids_uri("/scans/sub-1_T1w.nii", "/scans/sub-1_T1w.nii") == "file:///scans/sub-1_T1w.nii"
+
+
+def test_labels_are_explained_one_a_line(tmp_path):
+    write_descriptions(tmp_path, {"b": "Two\twords\n", "a": "One"})
+    text = (tmp_path / "descriptions.tsv").read_text()
+    assert text == "desc_id\tdescription\ndesc-a\tOne\ndesc-b\tTwo words\n"
+
+
+def test_the_container_is_named_where_it_is_known(monkeypatch):
+    for name in ("MMH_IMAGE", "APPTAINER_CONTAINER"):
+        monkeypatch.delenv(name, raising=False)
+    assert "Container" not in generated_by("1")
+    monkeypatch.setenv("MMH_IMAGE", "registry/mmh-ray:1.2.3")
+    assert generated_by("1")["Container"] == {"Type": "docker", "Tag": "registry/mmh-ray:1.2.3"}
+    monkeypatch.setenv("APPTAINER_CONTAINER", "/images/mmh-ray.sif")
+    assert generated_by("1")["Container"] == {"Type": "apptainer", "Tag": "registry/mmh-ray:1.2.3"}
+    monkeypatch.delenv("MMH_IMAGE")
+    assert generated_by("1")["Container"] == {"Type": "apptainer", "Tag": "mmh-ray.sif"}

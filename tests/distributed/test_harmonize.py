@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +21,7 @@ from mmh_ray.bids.ledger import read_ledger
 from mmh_ray.bids.rows import problem_of
 from mmh_ray.cli import main
 from mmh_ray.config import Config, GridConfig
-from mmh_ray.distributed.harmonize import harmonize, plan
+from mmh_ray.distributed.harmonize import harmonize, plan, pool_layout
 from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.harmonization.job import Job
 from mmh_ray.imaging.grid import to_grid
@@ -148,6 +151,17 @@ def test_a_text_to_cite_the_run_by_names_its_model(job: FirstRun) -> None:
     assert bundle_hash(job.bundle) in (job.out / "logs/CITATION.md").read_text(encoding="utf-8")
 
 
+def test_memory_bounds_the_images_at_a_time_and_says_so(job: FirstRun, caplog: pytest.LogCaptureFixture) -> None:
+    """Ray is told of at least four CPUs, so that three workers with an image each are wanted."""
+    tasks = [{"uri": str(job.scan("sub-01_T1w")), "status": "ok", "earlier": {}}] * 8
+    settings = replace(job.config.harmonize, slots=3)
+    assert pool_layout(settings, tasks).actors == 3
+    caplog.set_level(logging.INFO, "mmh_ray")
+    layout = pool_layout(replace(settings, memory_gb=4.0), tasks)
+    assert (layout.actors, layout.images_per_actor) == (2, 1)
+    assert "memory of 4 GB a machine: at most 2 images at a time, 1 in each of 2 workers" in caplog.text
+
+
 @pytest.mark.parametrize("name", GOOD)
 def test_a_derivative_lies_on_the_grid_of_its_scan(job: FirstRun, name: str) -> None:
     source, image = nib.load(job.scan(name)), nib.load(job.derivative(name))
@@ -187,7 +201,11 @@ def test_sidecar_says_what_was_done(job: FirstRun, name: str) -> None:
     sidecar = json.loads(
         job.derivative(name).with_name(job.derivative(name).name.replace(".nii.gz", ".json")).read_text()
     )
-    assert sidecar["Sources"] == [str(job.scan(name))]
+    source = f"bids:raw:{job.scan(name).relative_to(job.bids)}"
+    mask = "bids:raw:derivatives/masks/sub-01_desc-brain_mask.nii.gz"
+    assert sidecar["Sources"] == [source, mask]
+    assert sidecar["BrainMask"] == mask
+    assert sidecar["SpatialReference"] == source
     assert sidecar["SourceSHA256"] == sha256_file(job.scan(name))
     assert sidecar["Model"]["Hash"] == bundle_hash(job.bundle)
     assert sidecar["Model"]["URI"] == job.bundle.as_uri()
@@ -195,7 +213,7 @@ def test_sidecar_says_what_was_done(job: FirstRun, name: str) -> None:
     assert sidecar["Settings"]["planes"] == ["axial"]
     assert sidecar["IntensityMapping"]["High"] > sidecar["IntensityMapping"]["Low"]
     assert sidecar["SourceSite"] is None
-    assert sidecar["GeneratedBy"]["Name"] == "mmh_ray"
+    assert sidecar["GeneratedBy"][0]["Name"] == "mmh_ray"
 
 
 def test_the_dataset_is_described_and_nothing_half_written_is_left(job: FirstRun) -> None:
@@ -204,10 +222,39 @@ def test_the_dataset_is_described_and_nothing_half_written_is_left(job: FirstRun
     assert description["Name"] == "Odd scans, harmonized"
     assert description["GeneratedBy"][0]["Name"] == "mmh_ray"
     assert description["SourceDatasets"] == [{"URL": job.bids.resolve().as_uri()}]
+    assert description["DatasetLinks"] == {"raw": job.bids.resolve().as_uri()}
     hidden = [path.name for path in job.out.rglob(".*")]
-    assert not hidden
+    assert hidden == [".bidsignore"]
     assert len(stamps(job.out)) == 4
     assert not list(job.bids.rglob("*harmonized*"))
+
+
+def complaints(validator: str, dataset: Path) -> set[tuple[str, str, str]]:
+    """Severity, code and place of what the BIDS validator finds in a dataset; it carries its schema and needs no network."""
+    done = subprocess.run([validator, "--format", "json", str(dataset)], capture_output=True, text=True, check=False)
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    return {(issue["severity"], issue["code"], issue["location"]) for issue in issues}
+
+
+@pytest.mark.slow
+def test_the_derivatives_are_a_valid_bids_dataset(job: FirstRun, tmp_path: Path) -> None:
+    """In the unified domain and, beside it, to the look of a scan in the template's space."""
+    beside_python = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    validator = shutil.which("bids-validator-deno", path=beside_python)
+    if validator is None:
+        pytest.skip("bids-validator-deno is not installed: pip install -e '.[dev]'")
+    out = tmp_path / "out"
+    shutil.copytree(job.out, out)
+    config = replace(job.config, harmonize=replace(job.config.harmonize, space="template"))
+    scan = job.scan("sub-01_T1w")
+    again = job.again(out=str(out), config=config, participants=("01",), sequences=("T1w",), target_image=str(scan))
+    assert harmonize(again) == {"done": 1}
+    # The authors of the archive are not the authors of what was made of it.
+    assert complaints(validator, out) == {("warning", "TOO_FEW_AUTHORS", "/dataset_description.json")}
+    labels = [line.split("\t")[0] for line in (out / "descriptions.tsv").read_text().splitlines()]
+    assert labels == ["desc_id", "desc-harmonized", "desc-harmonizedSub01T1W"]
+    (out / "sub-01/anat/sub-01_T1w_harmonized.nii.gz").touch()
+    assert any(severity == "error" for severity, _, _ in complaints(validator, out))
 
 
 def arguments(job: FirstRun, *more: str) -> list[str]:

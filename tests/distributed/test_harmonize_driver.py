@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -10,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import pytest
 
-from mmh_ray.bids.derivatives import derivative_files, sidecar_path
+from mmh_ray.bids.derivatives import bids_uri, derivative_files, sidecar_path
+from mmh_ray.bids.filters import Filters
 from mmh_ray.bids.ledger import Journal, current_rows
 from mmh_ray.bids.rows import LedgerRow, Status, problem_of
 from mmh_ray.bids.status import RunRecord, run_status
@@ -70,7 +73,7 @@ def made(job: Job, source: str, **provenance: str) -> list[Path]:
     for path in files:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    sidecar_path(files[1]).write_text(json.dumps({"Sources": [source], "Provenance": provenance}))
+    sidecar_path(files[1]).write_text(json.dumps({"Sources": [bids_uri(source, source)], "Provenance": provenance}))
     return list(files)
 
 
@@ -264,3 +267,22 @@ def test_the_command_closes_with_a_summary_of_its_own_run(
     work["does"] = lambda row: {"status": "skipped"}
     assert main(["harmonize", job.bids, job.out, "--model", job.model]) == 0
     assert "up to date already: 2\nWhere to look:" in capsys.readouterr().out
+
+
+def test_filters_and_memory_decide_which_images_are_worked_on(job: Job, work: dict[str, Any]) -> None:
+    filters = Filters({"T1w": {"space": (None,)}})
+    assert [row["image_id"] for row in plan(replace(job, filters=filters))] == ["sub-01_T1w"]
+    with pytest.raises(ConfigError, match="no image left to harmonize"):
+        plan(replace(job, filters=Filters({"T1w": {"subject": ("77",)}})))
+    header = nib.Nifti1Header()
+    header.set_data_shape((1000, 1000, 1000))
+    scan = Path(job.bids, "sub-01/anat/sub-01_T1w.nii.gz")
+    with gzip.open(scan, "wb") as stream:
+        stream.write(header.binaryblock + bytes(4))
+    little = replace(job, config=replace(job.config, harmonize=replace(job.config.harmonize, memory_gb=8.0)))
+    rows = {row["image_id"]: row for row in plan(little)}
+    assert rows["sub-01_T1w"]["action"] == "fail"
+    assert "harmonize.memory_gb=8 leaves for images" in rows["sub-01_T1w"]["reason"]
+    least = replace(little, config=replace(job.config, harmonize=replace(job.config.harmonize, memory_gb=1.0)))
+    with pytest.raises(ConfigError, match="at least"):
+        plan(least)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mmh_ray.bids.rows import Problem
 from mmh_ray.distributed import metrics
 from mmh_ray.distributed.metrics import MOST_REASON, reason_label
 from mmh_ray.errors import DataError
@@ -51,10 +52,12 @@ def test_the_dashboard_loads_into_any_grafana(repository: Path) -> None:
 
 def test_a_label_holds_the_kind_of_failure_and_no_file() -> None:
     first, second = (
-        str(DataError(f"/data/sub-0{count}_T1w.nii.gz: {count} dimensions", "an image of 3 dimensions", "Split it."))
+        Problem.of(
+            DataError(f"/data/sub-0{count}_T1w.nii.gz: {count} dimensions", "an image of 3 dimensions", "Split.")
+        )
         for count in (4, 5)
     )
     assert reason_label(first) == reason_label(second) == "an image of # dimensions"
     assert reason_label(None) == ""
-    assert reason_label("something else") == "other"
-    assert len(reason_label(str(DataError("x", "y" * 500, "z.")))) == MOST_REASON
+    assert reason_label(Problem("x; expected y. z.")) == "other"
+    assert len(reason_label(Problem("x", "y" * 500, "z."))) == MOST_REASON

@@ -18,14 +18,16 @@ from safetensors.torch import save_file
 
 from mmh_ray.config import Config, HarmonizeConfig, StyleConfig, TargetConfig
 from mmh_ray.distributed import style_encoder, train_target
-from mmh_ray.distributed.evaluate_target import style_describer, summarise_methods
-from mmh_ray.distributed.style_encoder import StyleDescriber, chosen, learn_aggregator
+from mmh_ray.distributed.style_encoder import chosen, learn_aggregator
+from mmh_ray.distributed.target_selection import target_style
 from mmh_ray.distributed.target_storage import put_target
 from mmh_ray.distributed.train_target import TargetTask, TrainedTarget, plan_site, train_targets
 from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.evaluation.inputs.records import ImageRecord
-from mmh_ray.evaluation.target_metrics import METHODS, OURS, RAW, TargetCase, TargetMetrics
+from mmh_ray.evaluation.inputs.scans import Case
+from mmh_ray.evaluation.metrics.registry import OURS
 from mmh_ray.models.style.encoder import make_style_encoder
+from mmh_ray.models.style.vectors import StyleVectors
 from mmh_ray.models.target.bundle import save_target
 
 pytestmark = pytest.mark.fast
@@ -315,7 +317,7 @@ def test_the_aggregator_learns_from_styles_and_training_images(monkeypatch: pyte
     learned = make_style_encoder(config.style, 3.0, trained.state)
     assert not torch.equal(learned.aggregator.query, plain.aggregator.query)
     image, affine = read(rows[0])[0], np.diag([3.0, 3, 3, 1])
-    one, other = (StyleDescriber(config.style, state)(image, image > 0, affine) for state in ({}, trained.state))
+    one, other = (StyleVectors(config.style, state)(image, image > 0, affine) for state in ({}, trained.state))
     assert np.linalg.norm(one) == pytest.approx(1, abs=1e-5)
     assert not np.allclose(one, other, atol=1e-3)
 
@@ -338,36 +340,14 @@ def test_a_target_of_another_tower_is_evaluated_with_its_own_aggregator(
     (tmp_path / "sub-1_T1w.json").write_text(json.dumps({"TargetModel": made}))
     answer = ImageRecord("sub-1_ses-north_T1w", "1", "north", "T1w")
     source = ImageRecord("sub-1_T1w", "1", "south", "T1w", outputs={OURS: str(tmp_path / "sub-1_T1w.nii.gz")})
-    case = TargetCase("1", "T1w", answer, (source,))
+    case = Case("1", "T1w", (source,), reference=answer)
     image, affine = rng.uniform(0.2, 1, SHAPE).astype(np.float32), np.diag([3.0, 3, 3, 1])
     found, plain = (
-        describe(image, image > 0, affine)
-        for describe in (style_describer([case], config), StyleDescriber(config.style))
+        describe(image, image > 0, affine) for describe in (target_style([case], config), StyleVectors(config.style))
     )
-    wanted = StyleDescriber(config.style, encoder.aggregator.state_dict())(image, image > 0, affine)
+    wanted = StyleVectors(config.style, encoder.aggregator.state_dict())(image, image > 0, affine)
     assert np.array_equal(found, wanted)
     assert not np.allclose(found, plain, atol=1e-3)
     for backbone in (str(other), "embedded"):
         with pytest.raises(ModelError, match=r"style encoder .*backbone_sha256.* for "):
-            style_describer([case], Config(style=StyleConfig(backbone=backbone, slices=2)))
-
-
-def test_what_cannot_be_had_is_none_and_the_rest_is_the_mean() -> None:
-    def metrics(method: str, subject: int, site: str, **more: float) -> TargetMetrics:
-        style = np.array([site == "a", site == "b"]) + 0.01 * subject
-        record = ImageRecord(f"{site}{subject}", str(subject), site, "T1w")
-        values = {"psnr": 20.0 + subject, "ssim": 0.5, "gradient_correlation": 1.0, **more}
-        return TargetMetrics(record, method, values, style=style)
-
-    raw = [metrics(RAW, subject, site, w1=0.2) for subject in range(4) for site in "ab"]
-    ours = [metrics(OURS, subject, "a", w1=0.05) for subject in range(3)]
-    bad = TargetMetrics(ImageRecord("a9", "9", "a", "T1w"), RAW, reason="unreadable")
-    summaries = summarise_methods({("T1w", RAW): [*raw, bad], ("T1w", OURS): ours}, "T1w")
-    assert tuple(summaries) == METHODS
-    assert (summaries[RAW]["scans"], summaries[RAW]["failed"]) == (8, 1)
-    assert summaries[RAW]["psnr"] == pytest.approx(21.5)
-    assert summaries[RAW]["site_probe_style"] == 1.0
-    assert summaries[RAW]["site_probe_chance"] == 0.5
-    assert summaries["target_harmonized"]["w1_of_raw"] == pytest.approx(0.25)
-    assert summaries["target_harmonized"]["site_probe_style"] is None  # one site is no question
-    assert summaries["target_nyul"]["psnr"] is None
+            target_style([case], Config(style=StyleConfig(backbone=backbone, slices=2)))

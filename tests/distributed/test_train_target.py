@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,22 +14,25 @@ import mlflow
 import nibabel as nib
 import numpy as np
 import pytest
+import ray
 
 from mmh_ray import tracking
 from mmh_ray.bids.ledger import read_ledger
 from mmh_ray.config import Config, ManifestConfig, PhantomConfig, StyleConfig, TargetConfig, TrackingConfig
-from mmh_ray.distributed.evaluate_target import draw, evaluate_target
+from mmh_ray.distributed.evaluate import evaluate
 from mmh_ray.distributed.harmonize import harmonize, plan
 from mmh_ray.distributed.manifest import build_manifest
 from mmh_ray.distributed.phantom import make_archive
 from mmh_ray.distributed.prepare import prepare
 from mmh_ray.distributed.train_target import TrainedTarget, plan_site, train_targets
 from mmh_ray.errors import ConfigError, DataError, ModelError
-from mmh_ray.evaluation.target_metrics import METHODS
+from mmh_ray.evaluation.statistics.summary import by_sequence
 from mmh_ray.harmonization.job import Job
 from mmh_ray.models.bundle import bundle_hash, load_bundle
 from mmh_ray.models.target.bundle import load_target
 from mmh_ray.shards import PreparedStore
+from mmh_ray.tracking import outage
+from tests.mlflow_server import MlflowServer
 
 pytestmark = [
     pytest.mark.ray,
@@ -89,7 +94,7 @@ def moving(trained: list[TrainedTarget], workshop: Path, tiny_bundle: Path, conf
 
 
 def test_every_site_is_registered_with_the_exact_base(
-    trained: list[TrainedTarget], tiny_bundle: Path, config: Config
+    trained: list[TrainedTarget], tiny_bundle: Path, store: str, config: Config
 ) -> None:
     client = mlflow.MlflowClient(config.tracking.uri)
     assert [target.site for target in trained] == list(SITES)
@@ -101,11 +106,61 @@ def test_every_site_is_registered_with_the_exact_base(
         assert (version.run_id, run.info.status) == (target.run_id, "FINISHED")
         assert run.data.tags["mmh.base_hash"] == bundle_hash(tiny_bundle)
         assert "T1w/reconstruction" in run.data.metrics
+        (data,) = run.inputs.dataset_inputs
+        assert data.dataset.digest == PreparedStore(store).data_hash[:36]
         loaded = load_target(target.bundle)
         assert loaded.facts["base"] == {"hash": bundle_hash(tiny_bundle), "uri": tiny_bundle.as_uri()}
         assert set(loaded.styles) == {"T1w", "T2w"}
         folder, cited = tracking.resolve_target(target.site, tiny_bundle, config.tracking)
         assert (load_target(folder).hash, cited) == (loaded.hash, target.model_uri)
+
+
+def test_an_outage_of_mlflow_loses_nothing(
+    store: str,
+    tiny_bundle: Path,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setattr(outage, "PAUSE_S", 0.5)
+    server = MlflowServer(tmp_path)
+    server.start()
+
+    def is_started() -> bool:
+        found = mlflow.MlflowClient(server.uri).search_runs(["1"], "attributes.run_name = 'target-alder'")
+        return bool(found) and bool(found[0].inputs.dataset_inputs)
+
+    def go_down_and_come_back() -> None:
+        _wait_until(is_started)
+        server.kill()
+        _wait_until(lambda: "is waited for" in caplog.text)  # the training has ended by then
+        server.start()
+
+    target = replace(config.target, site=("alder",), storage=str(tmp_path))
+    config = replace(config, target=target, tracking=TrackingConfig(uri=server.uri))
+    try:
+        with ThreadPoolExecutor() as pool:
+            operator = pool.submit(go_down_and_come_back)
+            (trained,) = train_targets(store, str(tiny_bundle), config)
+            operator.result()
+        client = mlflow.MlflowClient(server.uri)
+        assert client.get_run(trained.run_id).info.status == "FINISHED"
+        for sequence in ("T1w", "T2w"):
+            history = client.get_metric_history(trained.run_id, f"{sequence}/reconstruction")
+            assert sorted(metric.step for metric in history) == list(range(1, config.target.steps + 1))
+        assert trained.model_uri == "models:/mmh-target-alder/1"
+        assert list((tmp_path / "target-metrics").iterdir()) == []
+    finally:
+        server.kill()
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_nobody_of_the_test_split_is_looked_at(trained: list[TrainedTarget]) -> None:
@@ -121,8 +176,14 @@ def test_nobody_of_the_test_split_is_looked_at(trained: list[TrainedTarget]) -> 
             assert not [name for name in sources if "traveler" in name or target.site in name]
 
 
-def test_one_run_moves_an_archive_to_several_targets(moving: Job) -> None:
+def test_one_run_moves_an_archive_to_several_targets(moving: Job, config: Config) -> None:
     job, out = moving, Path(moving.out)
+    client = mlflow.MlflowClient(config.tracking.uri)
+    experiment = client.get_experiment_by_name("mmh-ray-harmonize")
+    (archive_run,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'bids'")
+    assert (archive_run.data.metrics["images.done"], archive_run.info.status) == (8, "FINISHED")
+    assert archive_run.data.tags["mmh.ray_job_id"] == ray.get_runtime_context().get_job_id()
+    assert "qc.T1w.preservation.p50" in archive_run.data.metrics
     rows = read_ledger(out / "ledger.parquet")
     assert {row["target"] for row in rows} == set(SITES)
     assert len({row["settings_hash"] for row in rows}) == 2
@@ -161,10 +222,10 @@ def test_a_scan_can_be_the_target(workshop: Path, store: str, tiny_bundle: Path,
     assert 0 <= facts["style_distance"] < 2
     assert facts["style_encoder"]["backbone"] == "embedded"
     assert facts["reference_mask_sha256"] is not None  # the archive's
-    manifest, whose = str(workshop / "manifest.parquet"), "sub-birch01_T1w"
-    ours = ("target_harmonized",)
-    found = evaluate_target(manifest, "birch", str(out), str(out), config, methods=ours, target=whose)
-    assert found["T1w"]["target_harmonized"]["scans"] == 1
+    archives = {"raw": str(workshop / "manifest.parquet"), "ours": str(out)}
+    found = evaluate(archives, str(workshop / "like-evaluation"), config, target="birch")
+    assert found["about"]["images"] == {"T1w": 1, "T2w": 1}
+    assert "psnr" in found["ours"]["T1w"]
 
 
 def test_an_adapter_of_another_base_is_refused(
@@ -186,25 +247,31 @@ def test_an_adapter_of_another_base_is_refused(
 def test_the_evaluation_scores_every_method(moving: Job, workshop: Path, config: Config) -> None:
     bids, unified, moved = moving.bids, str(workshop / "unified"), moving.out
     harmonize(replace(moving, out=unified, targets=()))
-    manifest, truth = str(workshop / "manifest.parquet"), f"{bids}/derivatives/truth"
-    found = evaluate_target(manifest, "alder", unified, moved, config, truth)
-    assert found.keys() == {"T1w", "T2w"}
-    for methods in found.values():
-        assert tuple(methods) == METHODS
-        assert all(np.isfinite(value) for row in methods.values() for value in row.values() if value is not None)
-        assert methods["target_raw"]["gradient_correlation"] == pytest.approx(1)
-        assert methods["target_nyul"]["w1"] < methods["target_raw"]["w1"]  # it matches the cohort's deciles
-        assert methods["target_raw"]["truth_nrmse"] is not None
-        assert 0 < methods["target_harmonized"]["dice"] <= 1
-        assert methods["target_harmonized"]["site_probe_style"] is None  # one source site
-        assert {row["failed"] for row in methods.values()} == {0}
+    archives = {"raw": str(workshop / "manifest.parquet"), "ours": moved, "global": unified}
+    out, truth = workshop / "evaluation", f"{bids}/derivatives/truth"
+    found = evaluate(archives, str(out), config, truth, target="alder")
+    methods = ("raw", "nyul", "n4_histogram_matching", "truth", "global", "ours")
+    assert found.keys() == {*methods, "differences", "about"}
+    for method in methods:
+        assert found[method].keys() == {"T1w", "T2w"}
+    for sequence in ("T1w", "T2w"):
+        values = by_sequence(found)[sequence]
+        assert all(np.isfinite(value) for row in values.values() for value in row.values())
+        assert values["raw"]["gradient_correlation"] == pytest.approx(1)
+        assert values["nyul"]["w1"] < values["raw"]["w1"]  # it matches the cohort's deciles
+        assert values["nyul"]["w1_of_raw"] == pytest.approx(values["nyul"]["w1"] / values["raw"]["w1"])
+        assert values["raw"]["identity"] == 0 < values["ours"]["identity"]
+        assert "truth_nrmse" in values["raw"]
+        assert 0 < values["ours"]["dice_truth"] <= 1
+        assert "site_probe_style" not in values["ours"]  # one source site
+        assert (out / f"figures/{sequence}_before_after.png").stat().st_size > 10_000
+    assert found["about"]["problems"] == []
+    assert "own scan at alder" in (out / "report.html").read_text()
     other = replace(config, style=StyleConfig(slices=5))
     with pytest.raises(ModelError, match="style encoder"):
-        evaluate_target(manifest, "alder", unified, moved, other, truth)
-    draw(manifest, "alder", unified, moved, config, truth, workshop)
-    assert all((workshop / f"target_{name}.png").stat().st_size > 10_000 for name in ("T1w", "T2w"))
+        evaluate(archives, str(out), other, truth, target="alder")
     with pytest.raises(DataError, match="nobody scanned at oak"):
-        evaluate_target(manifest, "oak", unified, moved, config)
+        evaluate(archives, str(out), config, target="oak")
 
 
 def test_what_cannot_be_trained_is_named(store: str, tiny_bundle: Path, config: Config) -> None:

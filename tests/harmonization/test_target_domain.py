@@ -10,7 +10,7 @@ import pytest
 from mmh_ray.config import HarmonizeConfig
 from mmh_ray.errors import ConfigError
 from mmh_ray.harmonization.outputs import is_current, ledger_row, mark_shared_outputs
-from mmh_ray.harmonization.target_domain import TargetDomain, check_names
+from mmh_ray.harmonization.target_domain import TargetDomain, check_names, describe_labels
 from mmh_ray.models.target.bundle import Target
 
 pytestmark = pytest.mark.fast
@@ -108,3 +108,17 @@ def test_images_that_differ_in_space_alone_share_the_templates() -> None:
 
 def test_an_output_in_a_damaged_row_whose_name_no_disk_takes_is_not_there(tmp_path: Path) -> None:
     assert not is_current(made(None, output="x" * 5000), tmp_path, "a", "b", UNIFIED)
+
+
+def test_the_labels_of_derivatives_are_explained() -> None:
+    outputs = [
+        ("sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz", None),
+        ("sub-01/anat/sub-01_desc-preprocHarmonizedNorth_T1w.nii.gz", "north"),
+        ("sub-01/anat/sub-01_T1w.nii.gz", None),
+        ("damaged", "north"),
+    ]
+    descriptions = describe_labels(outputs)
+    assert set(descriptions) == {"harmonized", "preprocHarmonizedNorth"}
+    assert "unified domain" in descriptions["harmonized"]
+    assert descriptions["preprocHarmonizedNorth"].startswith("desc-preproc of the source archive.")
+    assert "target north" in descriptions["preprocHarmonizedNorth"]

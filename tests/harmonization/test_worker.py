@@ -128,7 +128,7 @@ def test_what_was_made_of_an_image_that_fails_now_is_removed_where_the_scan_was_
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     scan = tmp_path / "sub-01_T1w.nii.gz"
-    sidecar_path(image).write_text(json.dumps({"Sources": [str(scan)], "Provenance": {"model_hash": "of another"}}))
+    sidecar_path(image).write_text(json.dumps({"Sources": [scan.as_uri()], "Provenance": {"model_hash": "of another"}}))
     second = ledger_row(
         row_of(scan, image_id="sub-01/anat/sub-01_T1w.nii.gz"), UNIFIED, "failed", Problem("second file")
     )

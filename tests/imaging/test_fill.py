@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from mmh_ray.config import GridConfig, PrepareConfig, QualityConfig
 from mmh_ray.imaging.fill import find_fill
-from mmh_ray.imaging.ground import is_stripped
+from mmh_ray.imaging.ground import find_ground
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
@@ -198,7 +198,7 @@ def test_the_upper_part_of_a_head_with_dark_air_is_no_stripped_brain(
     start = top - round(height_mm / 4.0)
     affine = person.affine.copy()
     affine[2, 3] += 4.0 * start
-    assert not is_stripped(Volume(dark[:, :, start:].astype(np.float32), affine))
+    assert not find_ground(Volume(dark[:, :, start:].astype(np.float32), affine)).stripped
 
 
 @pytest.mark.parametrize("sequence", ["T1w", "T2w"])
@@ -207,4 +207,4 @@ def test_a_brain_without_its_skull_is_stripped(sequence: str, background: float)
     anatomy = simulate_anatomy(Person(1), 4.0)
     scan = 1000 * render(anatomy, SITES[0], sequence, np.random.default_rng(1), 4.0)
     data = np.where(anatomy.brain, scan + background, background).astype(np.float32)
-    assert is_stripped(Volume(data, anatomy.affine))
+    assert find_ground(Volume(data, anatomy.affine)).stripped

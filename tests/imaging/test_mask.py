@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmh_ray.errors import DataError
-from mmh_ray.imaging.ground import is_stripped
+from mmh_ray.imaging.ground import find_ground
 from mmh_ray.imaging.mask import find_brain, on_grid_of
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
@@ -24,7 +24,7 @@ def headed(spacing: float) -> Anatomy:
 def test_stripped_scan_keeps_what_is_not_zero(anatomy: Anatomy, clean: np.ndarray) -> None:
     stripped = clean * anatomy.brain
     volume = Volume(stripped, anatomy.affine)
-    assert is_stripped(volume)
+    assert find_ground(volume).stripped
     mask = find_brain(volume).mask
     assert mask[anatomy.brain].mean() > 0.999
     assert not mask[~anatomy.brain].sum() > 0.01 * anatomy.brain.sum()
@@ -35,7 +35,7 @@ def test_background_of_a_stripped_scan_need_not_be_zero(
     anatomy: Anatomy, clean: np.ndarray, gain: float, offset: float
 ) -> None:
     volume = Volume((gain * clean * anatomy.brain + offset).astype(np.float32), anatomy.affine)
-    assert is_stripped(volume)
+    assert find_ground(volume).stripped
     np.testing.assert_array_equal(
         find_brain(volume).mask, find_brain(volume.like(volume.data - np.float32(offset))).mask
     )
@@ -80,7 +80,7 @@ def test_mask_of_a_whole_head_contains_the_brain(
 ) -> None:
     scan = render(headed, SITES[site], sequence, rng, spacing)
     volume = Volume(scan, headed.affine)
-    assert not is_stripped(volume)
+    assert not find_ground(volume).stripped
     mask = find_brain(volume).mask
     assert mask[headed.brain].mean() >= 0.95
     assert mask.mean() < 0.5

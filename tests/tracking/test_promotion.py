@@ -79,7 +79,7 @@ def _evaluation(out: Path, error: float, data: str = "same") -> str:
     ]
     out.mkdir()
     pd.DataFrame(rows).to_parquet(out / PER_IMAGE)
-    about = {"data_hash": data, "conditions": {"seed": 0}}
+    about = {"data_hash": data, "conditions": {"seed": 0}, "archives": {"raw": "/data/study", "ours": "/data/out"}}
     values = {"truth_nrmse": {"value": error + 0.035, "low": None, "high": None, "n": 8}}
     write_json(out / EVALUATION, {"ours": {"T1w": values}, "differences": {}, "about": about})
     (out / REPORT).write_text("<html></html>")
@@ -107,8 +107,12 @@ def test_figures_and_files_are_with_the_version(evaluated: Config) -> None:
     assert run.data.metrics == {"evaluation.T1w.truth_nrmse": pytest.approx(0.385)}
     assert run.data.tags["mmh.model"] == CANDIDATE
     assert run.info.status == "FINISHED"
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("study", "same")
+    assert mlflow.data.get_source(data.dataset).uri == "/data/study"
     [metric] = client.get_logged_model(version.source.removeprefix("models:/")).metrics
     assert (metric.key, metric.value) == ("evaluation.T1w.truth_nrmse", pytest.approx(0.385))
+    assert (metric.dataset_name, metric.dataset_digest) == ("study", "same")
     uri, folder = tracking.evaluation_of("models:/mmh-global@candidate", evaluated.tracking)
     assert uri == CANDIDATE
     assert {path.name for path in folder.iterdir()} == {EVALUATION, PER_IMAGE, REPORT}

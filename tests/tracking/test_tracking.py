@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import shutil
 import signal
@@ -11,9 +13,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import mlflow
 import numpy as np
@@ -43,6 +47,7 @@ pytestmark = [
 ]
 
 START_SECONDS = 300
+DIGEST = "0123456789abcdef" * 4
 
 
 @dataclass
@@ -122,6 +127,9 @@ def trained(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     (folder / "sample.png").write_bytes(b"\x89PNG")
     tracking.configure(config.tracking)
     run_id = tracking.start_run(config, "trial", None, {"data_hash": "abc", "volumes": 7})
+    data = tracking.RunInput("training", DIGEST, "s3://key:secret@bucket/study/prepared?endpoint_override=host")
+    tracking.log_input(run_id, data)
+    tracking.log_input(run_id, data)
     for step in range(3):
         tracking.log_metrics(run_id, [tracking.MetricRow.of_now(step, {"loss": 1 / (step + 1), "mse": 0.5})])
     tracking.log_figure(run_id, folder / "sample.png")
@@ -135,7 +143,7 @@ def trained(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_a_run_holds_settings_facts_metrics_and_figures(trained: Trained) -> None:
     client = mlflow.MlflowClient(trained.config.tracking.uri)
     run = client.get_run(trained.run_id)
-    assert run.data.params.keys() == flatten(trained.config).keys()
+    assert run.data.params.keys() - {"files"} == flatten(trained.config).keys()  # MLflow adds a model's own settings
     assert run.data.params["grid.spacing_mm"] == "8.0"
     assert run.data.params["model.channels"] == "[8, 16]"
     assert run.data.tags["mmh.data_hash"] == "abc"
@@ -145,6 +153,47 @@ def test_a_run_holds_settings_facts_metrics_and_figures(trained: Trained) -> Non
     assert [(metric.step, metric.value) for metric in history] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
     assert [item.path for item in client.list_artifacts(trained.run_id, "figures")] == ["figures/sample.png"]
     assert (run.info.run_name, run.info.status) == ("trial", "FINISHED")
+
+
+def test_a_run_names_its_data_without_credentials(trained: Trained) -> None:
+    run = mlflow.MlflowClient(trained.config.tracking.uri).get_run(trained.run_id)
+    (found,) = run.inputs.dataset_inputs
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]
+    assert (found.dataset.name, found.dataset.digest) == ("prepared", DIGEST[:36])
+    assert json.loads(found.dataset.profile) == {"sha256": DIGEST}
+    assert mlflow.data.get_source(found.dataset).uri == "s3://bucket/study/prepared"
+    assert "secret" not in str(run.to_dictionary())
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "source"),
+    [("/data/a study/", "a study", {"uri": "/data/a study/"}), (None, "simulation", {"tags": ANY})],
+)
+def test_other_data_are_named_too(trained: Trained, place: str | None, name: str, source: dict) -> None:
+    tracking.configure(trained.config.tracking)
+    run_id = tracking.start_run(trained.config, "inputs", None, {})
+    tracking.log_input(run_id, tracking.RunInput("evaluation", DIGEST, place))
+    tracking.finish(run_id)
+    (found,) = mlflow.MlflowClient().get_run(run_id).inputs.dataset_inputs
+    assert (found.dataset.name, mlflow.data.get_source(found.dataset).to_dict()) == (name, source)
+
+
+def test_a_model_and_its_version_are_described(trained: Trained) -> None:
+    client = mlflow.MlflowClient(trained.config.tracking.uri)
+    version = client.get_model_version("mmh-global", "1")
+    assert version.description == (trained.bundle / "MODEL_CARD.md").read_text()
+    model = client.get_registered_model("mmh-global")
+    assert "mmh harmonize BIDS OUT --model models:/mmh-global@champion" in model.description
+
+
+def test_the_requirements_of_a_model_are_the_wheel_that_lies_with_it(trained: Trained) -> None:
+    tracking.configure(trained.config.tracking)
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=trained.model_uri))
+    (requirement,) = [
+        line for line in (folder / "requirements.txt").read_text().split() if not line.startswith("mlflow==")
+    ]
+    with zipfile.ZipFile(folder / requirement) as wheel:
+        assert "mmh_ray/tracking/pyfunc_model.py" in wheel.namelist()
 
 
 def test_nothing_lands_where_the_process_stands(trained: Trained, tmp_path: Path) -> None:
@@ -260,10 +309,11 @@ def test_pyfunc_harmonizes_a_table_as_the_harmonizer_does(trained: Trained, tmp_
         (str(tmp_path / "nowhere.nii.gz"), "T1w", None, None),
     ]
     tracking.configure(trained.config.tracking)
-    model = mlflow.pyfunc.load_model("models:/mmh-global@champion")
+    model = mlflow.pyfunc.load_model("models:/mmh-global@champion", model_config={"files": True})
     found = model.predict(pd.DataFrame(rows, columns=["path", "sequence", "mask", "output"]))
     assert found["status"].tolist() == ["done", "done", "failed", "failed", "failed"]
     assert (found["output"][0], found["reason"][:2].tolist()) == (out, ["", ""])
+    assert found["scan"].isna().all()
     harmonizer = Harmonizer(load_bundle(trained.bundle))
     for number, (sequence, inside) in enumerate([("T1w", brain), ("T2w", None)]):
         expected = harmonizer.run(read_volume(tmp_path / f"{sequence}.nii.gz"), sequence, inside).volume
@@ -271,6 +321,47 @@ def test_pyfunc_harmonizes_a_table_as_the_harmonizer_does(trained: Trained, tmp_
     for reason, words in zip(found["reason"][2:], ["one of T1w, T2w", "the scan itself", "unreadable"], strict=True):
         assert words in reason
     assert model.predict(pd.DataFrame({"path": [source], "sequence": ["T1w"]}))["status"].tolist() == ["done"]
+
+
+def test_pyfunc_takes_and_gives_bytes_and_no_files(trained: Trained, tmp_path: Path) -> None:
+    anatomy = simulate_anatomy(Person(1), 6.0)
+    scan = Volume((700 * canonical(anatomy, "T1w", 6.0) * anatomy.brain).astype(np.float32), anatomy.affine)
+    for name, volume in {"T1w": scan, "mask": scan.like(anatomy.brain.astype(np.float32))}.items():
+        write_volume(volume, tmp_path / f"{name}.nii.gz")
+    packed, mask = ((tmp_path / f"{name}.nii.gz").read_bytes() for name in ("T1w", "mask"))
+    path, plain = str(tmp_path / "T1w.nii.gz"), gzip.decompress(packed)
+    rows = [
+        {"scan": packed, "scan_mask": mask},
+        {"scan": plain, "scan_mask": b""},
+        {"scan": packed[:1000]},
+        {"scan": b"no image"},
+        {"scan": packed, "scan_mask": packed[:-1000]},
+        {"path": path},
+        {"scan": packed, "output": path},
+        {},
+    ]
+    tracking.configure(trained.config.tracking)
+    model = mlflow.pyfunc.load_model("models:/mmh-global@champion")
+    found = model.predict(pd.DataFrame(rows).assign(sequence="T1w"))
+    assert found["status"].tolist() == ["done"] * 2 + ["failed"] * 6, found["reason"].tolist()
+    reasons = [
+        "scan.nii.gz: ",
+        "scan.nii: ",
+        "scan_mask.nii.gz: ",
+        "rows name no files",
+        "together with output",
+        "no sc",
+    ]
+    for reason, words in zip(found["reason"][2:], reasons, strict=True):
+        assert words in reason
+        assert "mmh-served" not in reason
+    harmonizer = Harmonizer(load_bundle(trained.bundle))
+    for made, inside in zip(found["scan"][:2], (anatomy.brain, None), strict=True):
+        (tmp_path / "made.nii.gz").write_bytes(made)
+        expected = harmonizer.run(read_volume(path), "T1w", inside).volume
+        np.testing.assert_array_equal(read_volume(tmp_path / "made.nii.gz").data, expected.data)
+    many = model.predict(pd.DataFrame({"scan": [b"no image"] * 17, "sequence": "T1w"}))
+    assert "row 17 of a request; expected 16 scans at most" in many["reason"][16]
 
 
 @pytest.mark.parametrize("base", ["registered", "a folder with a space"])
@@ -295,12 +386,12 @@ def test_pyfunc_of_a_target_finds_its_base_in_the_store_or_where_the_caller_says
     anatomy = simulate_anatomy(Person(1), 6.0)
     scan = Volume((700 * canonical(anatomy, "T1w", 6.0) * anatomy.brain).astype(np.float32), anatomy.affine)
     write_volume(scan, tmp_path / "T1w.nii.gz")
-    named = {}
+    named = {"files": True}
     if base != "registered":  # a target may not lead to any place: who loads it names the folder
         with pytest.raises(ModelError, match=r"recorded in a target; expected a registered model.*model_config"):
             mlflow.pyfunc.load_model("models:/mmh-target-north@champion")
-        named = {"model_config": {"base": str(tmp_path / "the base")}}
-    model = mlflow.pyfunc.load_model("models:/mmh-target-north@champion", **named)
+        named["base"] = str(tmp_path / "the base")
+    model = mlflow.pyfunc.load_model("models:/mmh-target-north@champion", model_config=named)
     assert mlflow.get_tracking_uri() == trained.config.tracking.uri
     found = model.predict(pd.DataFrame({"path": [str(tmp_path / "T1w.nii.gz")], "sequence": ["T1w"]}))
     assert found["status"].tolist() == ["done"], found["reason"][0]

@@ -38,7 +38,9 @@ Images = Iterable[tuple[np.ndarray, np.ndarray]]
 
 def quantile_function(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """``(LEVELS,)`` brain intensities at evenly spaced probabilities from 0 to 1."""
-    return np.quantile(image[mask].astype(np.float64), np.linspace(0, 1, LEVELS))
+    intensities = image[mask].astype(np.float64)
+    probabilities = np.linspace(0, 1, LEVELS)
+    return np.quantile(intensities, probabilities)
 
 
 class Baseline(Protocol):
@@ -287,7 +289,8 @@ BASELINES: dict[str, type[Baseline]] = {
 
 def apply_baseline(baseline: Baseline, image: np.ndarray, corrected: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The standardised image, from the scan as it is or from the scan after N4, whichever the method works on."""
-    return baseline.apply(corrected if baseline.bias_corrected else image, mask)
+    scan = corrected if baseline.bias_corrected else image
+    return baseline.apply(scan, mask)
 
 
 def _landmarks(quantile: np.ndarray) -> np.ndarray:

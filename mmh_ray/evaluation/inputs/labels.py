@@ -76,8 +76,11 @@ class LabelMap:
     @cached_property
     def lacking(self) -> tuple[str, ...]:
         """Tissues of fewer than :data:`LEAST_VOXELS` voxels, of which there are no figures."""
-        counts = np.bincount(self.tissues.ravel(), minlength=len(TISSUES) + 1)[1:]
-        return tuple(tissue for tissue, count in zip(TISSUES, counts, strict=True) if count < LEAST_VOXELS)
+        lacking = []
+        for tissue in TISSUES:
+            if np.count_nonzero(self.of(tissue)) < LEAST_VOXELS:
+                lacking.append(tissue)
+        return tuple(lacking)
 
     def remarks(self) -> list[str]:
         """What to know of the map, in words that maps of one kind share."""

@@ -52,7 +52,8 @@ class ImageRecord:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> ImageRecord:
         """From a row of the manifest; columns that an evaluation does not need are ignored."""
-        known = {column.name: row[column.name] for column in fields(cls) if column.name in row}
+        columns = [column.name for column in fields(cls)]
+        known = {name: row[name] for name in columns if name in row}
         return cls(**known)
 
 
@@ -64,7 +65,10 @@ def ages_of(records: Iterable[ImageRecord]) -> np.ndarray:
 
 def sexes_of(records: Iterable[ImageRecord]) -> np.ndarray:
     """``(n,)`` 0 for male, 1 for female; NaN where unknown."""
-    return np.array([_SEX_CODES.get(record.sex or "", np.nan) for record in records])
+    codes = []
+    for record in records:
+        codes.append(_SEX_CODES.get(record.sex or "", np.nan))
+    return np.array(codes)
 
 
 @dataclass(frozen=True)

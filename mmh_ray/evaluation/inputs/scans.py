@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,12 +19,18 @@ from mmh_ray.imaging.intensity import correct_bias
 from mmh_ray.imaging.mask import find_brain, on_grid_of
 from mmh_ray.imaging.volume import Volume, read_mask, read_volume
 
+if TYPE_CHECKING:
+    from mmh_ray.evaluation.metrics.training import TargetCohort
+
 _SAME_AFFINE_MM = 1e-3
 LEAST_COMMON = 500
 """A common part of fewer voxels is left out: its features say little."""
 
 GridKey = tuple[str, tuple[int, ...]]
 """Sequence, and shape of the voxel grid."""
+
+StyleFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""Style vector ``(D,)`` of an image, a mask ``(I, J, K)`` and their affine."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +39,26 @@ class Case:
 
     Attributes
     ----------
+    records:
+        What is scored.
     is_pictured:
         Whether the report shows middle slices of this subject.
+    reference:
+        The same person's own scan at a target site, with which the others are compared; never an input.
     """
 
     subject: str
     sequence: str
     records: tuple[ImageRecord, ...]
     is_pictured: bool = False
+    reference: ImageRecord | None = None
+
+    @property
+    def all_records(self) -> tuple[ImageRecord, ...]:
+        """What is scored, and the reference."""
+        if self.reference is None:
+            return self.records
+        return (*self.records, self.reference)
 
 
 @dataclass(frozen=True)
@@ -62,8 +80,11 @@ class ScoringSettings:
     common_masks:
         By sequence and shape of the grid, the voxels that are brain in everybody (:func:`common_masks`).
     style:
-        Style vector ``(D,)`` of an image scaled by its percentiles, its brain and affine; computed for the same
-        methods.
+        Style vector ``(D,)`` of an image ``(I, J, K)``, its brain and affine.
+    styled_methods:
+        Methods whose style vectors are computed.
+    target_cohorts:
+        What is known of a target site, by sequence; empty where no target is asked for.
     label_table:
         By which table label maps are read, as ``evaluate.label_table`` says.
     """
@@ -74,7 +95,9 @@ class ScoringSettings:
     iterations: tuple[int, ...]
     sliced_methods: frozenset[str] = frozenset()
     common_masks: Mapping[GridKey, np.ndarray] = field(default_factory=dict)
-    style: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
+    style: StyleFunction | None = None
+    styled_methods: frozenset[str] = frozenset()
+    target_cohorts: Mapping[str, TargetCohort] = field(default_factory=dict)
     label_table: Literal["auto"] | TableName = "auto"
 
 
@@ -177,8 +200,13 @@ def read_labels(scan: Scan, table: Literal["auto"] | TableName) -> LabelMap:
     )
 
 
-def read_truth(folder: str, subject: str, sequence: str) -> Truth:
+def read_truth(folder: str, subject: str, sequence: str, session: str | None = None) -> Truth:
     """The truth of a subject.
+
+    Parameters
+    ----------
+    session:
+        Of a scan: the noise-free image is the one that its scanner would show, not the one of the unified domain.
 
     Raises
     ------
@@ -186,7 +214,10 @@ def read_truth(folder: str, subject: str, sequence: str) -> Truth:
         If there is no noise-free image of the sequence, or a map that is there cannot be read.
     """
     stem = Path(folder, f"sub-{subject}", "anat", f"sub-{subject}")
-    noisefree = read_volume(f"{stem}_desc-noisefree_{sequence}.nii.gz").data
+    noisefree_stem = stem
+    if session:
+        noisefree_stem = Path(folder, f"sub-{subject}", f"ses-{session}", "anat", f"sub-{subject}_ses-{session}")
+    noisefree = read_volume(f"{noisefree_stem}_desc-noisefree_{sequence}.nii.gz").data
     tissues = {}
     for tissue in TISSUES:
         path = Path(f"{stem}_label-{tissue}_probseg.nii.gz")

@@ -192,8 +192,10 @@ def truth_nrmse(images: Sequence[np.ndarray], truths: Sequence[np.ndarray], mask
     lower is better. Blur cannot flatter it, nor can any monotone change common to the cohort alter it. Voxels are
     gathered by rank into :data:`JOINT_BINS` bins an image, so that memory does not grow with the cohort's voxels.
     """
-    triples = zip(images, truths, masks, strict=True)
-    return truth_error([joint_bins(image, truth, mask) for image, truth, mask in triples])
+    joints = []
+    for image, truth, mask in zip(images, truths, masks, strict=True):
+        joints.append(joint_bins(image, truth, mask))
+    return truth_error(joints)
 
 
 def _gradient_magnitude(image: np.ndarray) -> np.ndarray:

@@ -68,7 +68,8 @@ class MethodCohort:
     @property
     def grey_matter_shares(self) -> np.ndarray:
         """``(n,)`` part of the brain that is grey matter; NaN where unknown."""
-        return np.array([image.values.get("gm_share", np.nan) for image in self.images], dtype=np.float64)
+        shares = [image.values.get("gm_share", np.nan) for image in self.images]
+        return np.array(shares, dtype=np.float64)
 
     @property
     def has_travelers(self) -> bool:

@@ -98,13 +98,14 @@ def cohort_inputs(
         common_features = runner.run("person_features", image_id, image_features, image, common_mask, spacing)
     detail = runner.run("fine_detail", image_id, fine_detail, image, scan.mask)
 
-    slices = None
     style = None
+    if output.method in settings.styled_methods and settings.style is not None:
+        style = runner.run("style_vector", image_id, settings.style, image, scan.mask, affine)
+
+    slices = None
     tissue_slices = None
     if output.method in settings.sliced_methods:
         slices = runner.run("slices", image_id, probe_slices, image, scan.mask, affine)
-        if settings.style is not None:
-            style = runner.run("style_vector", image_id, settings.style, output.scaled, scan.mask, affine)
         tissue_slices = _tissue_slices(output, truth, raw_labels, runner)
 
     probabilities = (np.arange(_HISTOGRAM_POINTS) + 0.5) / _HISTOGRAM_POINTS

@@ -75,8 +75,9 @@ def _root_mean_square(values: np.ndarray, _labels: np.ndarray) -> float:
 
 
 def _w1_of_pooled_sites(cohort: MethodCohort) -> ValuesByMetric:
-    """W1 between the pooled distributions of sites, for cohorts without travelers."""
-    if cohort.has_travelers or not cohort.inputs:
+    """W1 between the pooled distributions of sites, for cohorts without travelers and without a target."""
+    has_target = any("w1" in image.values for image in cohort.images)
+    if cohort.has_travelers or has_target or not cohort.inputs:
         return {}
     nothing = np.empty(0)
     quantiles = {"w1": [inputs.quantiles for inputs in cohort.inputs]}
@@ -140,4 +141,6 @@ def _associations(cohort: MethodCohort) -> ValuesByMetric:
 
 
 def _association(values: np.ndarray, sites: np.ndarray) -> float:
-    return association(values[:, 0], values[:, 1].tolist(), sites.tolist())
+    shares = values[:, 0]
+    trait = values[:, 1].tolist()
+    return association(shares, trait, sites.tolist())

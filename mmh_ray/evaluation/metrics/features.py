@@ -77,8 +77,10 @@ def probe_slices(image: np.ndarray, mask: np.ndarray, affine: np.ndarray, size: 
     scaled = np.clip(scale_by_percentiles(image[box], mask[box]), -1, 2)
     brain = np.where(mask[box], scaled, 0)
     upright = nib.orientations.apply_orientation(brain, nib.io_orientation(affine))
-    heights = np.linspace(0.3, 0.7, count) * (upright.shape[2] - 1)
-    slices = np.moveaxis(upright[:, :, np.round(heights).astype(int)], 2, 0)
+    top = upright.shape[2] - 1
+    heights = np.linspace(0.3, 0.7, count) * top
+    chosen = upright[:, :, np.round(heights).astype(int)]
+    slices = np.moveaxis(chosen, 2, 0)
     slices = _centred(slices, 1, size)
     slices = _centred(slices, 2, size)
     return slices.astype(np.float16)
@@ -183,8 +185,12 @@ def _band_powers(lines: np.ndarray) -> list[float]:
 
 def _texture(scaled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """Mean over slices of co-occurrence statistics of neighbours and of the histogram of local binary patterns."""
-    heights = np.round(np.linspace(0.3, 0.7, _TEXTURE_SLICES) * (mask.shape[2] - 1)).astype(int)
-    return _cooccurrence(scaled, mask, heights) | _binary_patterns(scaled, _eroded(mask), heights)
+    top = mask.shape[2] - 1
+    places = np.linspace(0.3, 0.7, _TEXTURE_SLICES) * top
+    heights = np.round(places).astype(int)
+    features = _cooccurrence(scaled, mask, heights)
+    features |= _binary_patterns(scaled, _eroded(mask), heights)
+    return features
 
 
 def _cooccurrence(scaled: np.ndarray, mask: np.ndarray, heights: np.ndarray) -> dict[str, float]:

@@ -79,7 +79,9 @@ def mixture_dice(segmented: np.ndarray, drawn: np.ndarray) -> float:
     """
     inside = np.where(drawn > 0, segmented, 0)
     # a tissue that neither has, here fluid, is left out of the mean
-    return mean_dice(inside * (inside >= 2), drawn * (drawn >= 2))
+    segmented_without_fluid = inside * (inside >= 2)
+    drawn_without_fluid = drawn * (drawn >= 2)
+    return mean_dice(segmented_without_fluid, drawn_without_fluid)
 
 
 def label_metrics(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,9 @@ from mmh_ray.evaluation.metrics.per_image import IMAGE_METRICS, ImageMetrics
 from mmh_ray.evaluation.metrics.per_pair import PAIR_METRICS, PairMetrics
 from mmh_ray.evaluation.metrics.registry import BEST_KNOWN, RAW
 from mmh_ray.evaluation.metrics.runner import MetricRunner
-from mmh_ray.evaluation.metrics.scoring import CaseMetrics, TrainingImage
+from mmh_ray.evaluation.metrics.scoring import CaseMetrics
+from mmh_ray.evaluation.metrics.target import TARGET_METRICS
+from mmh_ray.evaluation.metrics.training import TrainingImage
 from mmh_ray.evaluation.probes import clustering
 from mmh_ray.evaluation.statistics.metric_values import MetricValues, ValuesByMetric
 
@@ -98,7 +100,7 @@ def gather(cases: Iterable[CaseMetrics], method: str) -> MethodResults:
 def mean_metrics(results: MethodResults) -> ValuesByMetric:
     """Metrics that are means over images or over pairs of images."""
     metrics: ValuesByMetric = {}
-    for name in IMAGE_METRICS:
+    for name in (*IMAGE_METRICS, *TARGET_METRICS):
         measured = [image for image in results.images if name in image.values]
         if measured:
             metrics[name] = MetricValues(
@@ -115,6 +117,28 @@ def mean_metrics(results: MethodResults) -> ValuesByMetric:
                 subjects=tuple(pair.subject for pair in measured_pairs),
             )
     return metrics
+
+
+def shares_of_raw(metrics: ValuesByMetric, raw_metrics: ValuesByMetric) -> ValuesByMetric:
+    """W1 to a target as a share of the raw scans' W1: the ratio of two means; nothing where there is no target."""
+    if "w1_n4" not in metrics or "w1_n4" not in raw_metrics:
+        return {}
+    shares = {}
+    for name in ("w1", "w1_n4"):
+        metric = metrics[name]
+        raw_values = raw_metrics[name].only(metric.units).values  # raw has every image that a method has
+        values = np.stack([metric.values, raw_values], axis=1)
+        own_shares = metric.values / raw_values
+        shares[f"{name}_of_raw"] = replace(
+            metric, values=values, reduce=_ratio_of_means, labels=metric.units, shown=own_shares
+        )
+    return shares
+
+
+def _ratio_of_means(values: np.ndarray, _labels: np.ndarray) -> float:
+    """Of the two columns of ``(n, 2)`` values."""
+    numerator, denominator = values.mean(axis=0)
+    return float(numerator / denominator)
 
 
 def metrics_and_pictures(
@@ -188,9 +212,9 @@ def _mean_quantiles(cohort: MethodCohort) -> dict[str, np.ndarray]:
 
 
 def _dense(quantiles: np.ndarray) -> np.ndarray:
-    known = np.linspace(0, 1, quantiles.size)
-    wanted = np.linspace(0, 1, HISTOGRAM_POINTS)
-    return np.interp(wanted, known, quantiles)
+    probabilities = np.linspace(0, 1, quantiles.size)
+    dense_probabilities = np.linspace(0, 1, HISTOGRAM_POINTS)
+    return np.interp(dense_probabilities, probabilities, quantiles)
 
 
 def _adjusted_features(

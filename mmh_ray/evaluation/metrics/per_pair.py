@@ -23,7 +23,10 @@ BETWEEN_SITES = ("psnr", "ssim", "w1", "mae", "w1_csf", "w1_gm", "w1_wm", "tissu
 RETEST, LABEL_RETEST = "retest_distance", "label_retest"
 """What two images of one person from one site have."""
 
-PAIR_METRICS = (*BETWEEN_SITES, RETEST, LABEL_RETEST)
+IDENTITY = "identity"
+"""What a scan at a target site and a method's output of it have."""
+
+PAIR_METRICS = (*BETWEEN_SITES, RETEST, LABEL_RETEST, IDENTITY)
 
 
 @dataclass(frozen=True)

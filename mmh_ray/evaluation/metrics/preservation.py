@@ -92,7 +92,9 @@ def mae(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
 
     Range 0 to ∞; lower is better; rewards blur, as PSNR does.
     """
-    return float(np.abs(a[mask].astype(np.float64) - b[mask]).mean())
+    inside_a = a[mask].astype(np.float64)
+    differences = np.abs(inside_a - b[mask])
+    return float(differences.mean())
 
 
 def distance(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
@@ -102,7 +104,9 @@ def distance(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
     after being harmonized to the target (identity): 0 is best. Cannot see: a change of gain or offset; two images
     blurred alike come closer.
     """
-    return mae(scale_by_percentiles(a, mask), scale_by_percentiles(b, mask), mask)
+    scaled_a = scale_by_percentiles(a, mask)
+    scaled_b = scale_by_percentiles(b, mask)
+    return mae(scaled_a, scaled_b, mask)
 
 
 def idempotence(once: np.ndarray, twice: np.ndarray, mask: np.ndarray) -> float:
@@ -133,7 +137,9 @@ def smoothness_mm(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, flo
     with :func:`noise_estimate`, and compare methods on the same scan, as anatomy itself is smooth. Alike between sites
     is the aim.
     """
-    return float(np.prod(fwhm_mm(image, mask, spacing)) ** (1 / 3))
+    widths = fwhm_mm(image, mask, spacing)
+    volume = np.prod(widths)
+    return float(volume ** (1 / 3))
 
 
 def tissue_quantiles(scaled: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -176,7 +182,10 @@ def lesion_preservation(output: np.ndarray, source: np.ndarray, lesion: np.ndarr
     site's contrast may honestly change a little.
     """
     before = lesion_contrast(source, lesion, mask)
-    return lesion_contrast(output, lesion, mask) / before if before else float("nan")
+    if not before:
+        return float("nan")
+    after = lesion_contrast(output, lesion, mask)
+    return after / before
 
 
 def _local_moments(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> _LocalMoments:

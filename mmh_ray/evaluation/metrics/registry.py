@@ -11,6 +11,7 @@ Direction = Literal["higher", "lower", "one", "neither"]
 GROUPS = {
     "site": "Can the site be told?",
     "between": "Do sites agree?",
+    "target": "Do scans look as if they came from the target site?",
     "truth": "Is it true?",
     "labels": "Do the tissues that others drew stand apart?",
     "kept": "Was the person kept?",
@@ -58,6 +59,7 @@ class Metric(NamedTuple):
 
 _PROBE = "balanced accuracy of telling the site, cross-validated by subject; chance is one over the sites"
 _OVER = "between one person's images of two sites"
+_OWN_SCAN = "the same person's own scan at the target site"
 _AUC_RANGE = 0.1
 """Real scans lie between about .87 and .99: a share of the value would let pass what makes a good scan a poor one."""
 
@@ -102,8 +104,25 @@ METRICS: dict[str, Metric] = {
         "U-Net volume error", "lower", "between", "The same network's error of GM and WM volume."
     ),
     "retest_distance": Metric("retest distance", "lower", "between", "Mean difference of two scans of one scanner."),
+    "psnr_n4": Metric("PSNR dB N4", "higher", "target", f"PSNR to {_OWN_SCAN} after N4. Blur raises it.", 1),
+    "ssim_n4": Metric("SSIM N4", "higher", "target", f"SSIM to {_OWN_SCAN} after N4. Blur raises it."),
+    "w1_n4": Metric("W1 N4", "lower", "target", "W1 to the target site's other people, whose scans went through N4."),
+    "w1_of_raw": Metric("W1 of raw", "lower", "target", "W1 as a share of the raw scans' W1.", 2),
+    "w1_n4_of_raw": Metric("W1 N4 of raw", "lower", "target", "The same of W1 N4.", 2),
+    "style_distance": Metric(
+        "style distance", "lower", "target", "1 - cosine of the style vector and the target site's mean style vector."
+    ),
+    "identity": Metric(
+        "change at target",
+        "lower",
+        "target",
+        "Mean change of the target site's own scans, which are as they should be.",
+    ),
     "truth_nrmse": Metric(
         "nRMSE to truth", "lower", "truth", "Error to the noise-free truth after one monotone map for all images."
+    ),
+    "truth_nrmse_direct": Metric(
+        "nRMSE without map", "lower", "truth", "Error to the noise-free truth at the target: wrong contrast counts."
     ),
     "psnr_truth": Metric("PSNR to truth", "higher", "truth", "PSNR to the noise-free truth.", 1),
     "ssim_truth": Metric("SSIM to truth", "higher", "truth", "SSIM to the noise-free truth."),
@@ -223,6 +242,14 @@ It is no method: it gives the other archive its idempotence.
 BEST_KNOWN = "n4_histogram_matching"
 """The simple method that is hardest to beat; pictures show it and the most expensive metrics include it."""
 
+TRUTH = "truth"
+"""What the metrics to a target are worth: the noise-free truth there, taken for an output.
+
+It differs from the scan at the target by noise and bias field alone.
+"""
+REFERENCE = "reference"
+"""In pictures, the same person's own scan at the target site."""
+
 _METHOD_NAMES = {
     RAW: "raw",
     "zscore": "z-score",
@@ -234,11 +261,14 @@ _METHOD_NAMES = {
     "n4_histogram_matching_nlm": "N4 + HM + NLM",
     "combat": "ComBat (features)",
     "covbat": "CovBat (features)",
+    TRUTH: "noise-free truth",
+    REFERENCE: "own scan at target",
     OURS: "harmonized (ours)",
 }
 """Names of the built-in methods for people, in the order of tables; :func:`ordered` says where archives stand."""
 
-SIMPLE = tuple(method for method in _METHOD_NAMES if method not in (RAW, "combat", "covbat", OURS))
+_NOT_SIMPLE = (RAW, "combat", "covbat", TRUTH, REFERENCE, OURS)
+SIMPLE = tuple(method for method in _METHOD_NAMES if method not in _NOT_SIMPLE)
 """The simple methods that make images: the alternatives to ours."""
 
 _VALUE_AT_CHANCE = {

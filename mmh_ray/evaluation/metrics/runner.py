@@ -78,7 +78,8 @@ class EvaluationLog:
 
     def add_unusable(self, method: str, image_id: str, reason: object) -> None:
         """Keep an image that could not be read or scored, with its reason."""
-        self.problems.append(Problem(method, image_id, "unusable", str(reason)))
+        problem = Problem(method, image_id, "unusable", str(reason))
+        self.problems.append(problem)
 
     def merge(self, other: EvaluationLog) -> None:
         """Take in another log."""

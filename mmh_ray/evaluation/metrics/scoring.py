@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mmh_ray.errors import DataError
-from mmh_ray.evaluation.baselines.image_baselines import apply_baseline, quantile_function
+from mmh_ray.evaluation.baselines.image_baselines import apply_baseline
 from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.inputs.scans import (
     Case,
     Scan,
     ScoringSettings,
     Truth,
+    on_one_grid,
     read_labels,
     read_output,
     read_scan,
@@ -23,13 +24,13 @@ from mmh_ray.evaluation.inputs.scans import (
 )
 from mmh_ray.evaluation.metrics.agreement import scale_by_percentiles
 from mmh_ray.evaluation.metrics.cohort_inputs import CohortInputs, cohort_inputs
-from mmh_ray.evaluation.metrics.features import image_features
 from mmh_ray.evaluation.metrics.outputs import MethodOutput, make_output
 from mmh_ray.evaluation.metrics.per_image import ImageMetrics, measure_image
 from mmh_ray.evaluation.metrics.per_pair import PairMetrics, measure_pair
 from mmh_ray.evaluation.metrics.preservation import dissimilarity_map
-from mmh_ray.evaluation.metrics.registry import RAW
+from mmh_ray.evaluation.metrics.registry import RAW, REFERENCE, TRUTH
 from mmh_ray.evaluation.metrics.runner import EvaluationLog, MetricRunner
+from mmh_ray.evaluation.metrics.target import TargetComparison
 from mmh_ray.evaluation.report.figures import middle_slice
 
 
@@ -57,7 +58,7 @@ class CasePictures:
     sites:
         Of the case's scans.
     slices:
-        By method and ``truth``, one per site; methods that lack a site are left out.
+        By method, ``truth`` and ``reference``, one per site; methods that lack a site are left out.
     maps:
         The same of :func:`~mmh_ray.evaluation.metrics.preservation.dissimilarity_map`.
     """
@@ -76,80 +77,91 @@ class CaseScores:
     log: EvaluationLog = field(default_factory=EvaluationLog)
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingImage:
-    """All that baselines are fitted from.
-
-    Attributes
-    ----------
-    before, after:
-        Quantile functions of the brain before and after N4.
-    features:
-        Named features of the scan.
-    """
-
-    record: ImageRecord
-    before: np.ndarray
-    after: np.ndarray
-    features: Mapping[str, float]
-
-
 def score_case(case: Case, settings: ScoringSettings) -> CaseScores:
     """Apply every method to a subject's scans and measure; one method's images are held at a time."""
     scores = CaseScores()
     truth = _read_truth(case, settings, scores.log)
+    target = None
+    if case.reference is not None:
+        reference = _read_scan(case.reference, settings, truth, scores.log)
+        if reference is None:
+            return scores  # nothing to compare with, as the log tells
+        target = TargetComparison(reference, settings.target_cohorts.get(case.sequence))
     scans = []
     for record in case.records:
         scan = _read_scan(record, settings, truth, scores.log)
-        if scan is not None:
+        if scan is not None and _is_comparable(scan, target, scores.log):
             scans.append(scan)
     raw_labels: dict[str, np.ndarray | None] = {}
     for method in settings.methods:  # raw comes first: the others are compared with its tissues
         outputs = []
-        for scan, image in _apply(method, scans, settings, scores.log):
+        for scan, image in _apply(method, scans, settings, truth, scores.log):
             outputs.append(make_output(method, scan, image, scores.log.runner))
         if method == RAW:
             raw_labels = {output.scan.record.image_id: output.labels for output in outputs}
-        _measure(outputs, truth, raw_labels, settings, scores)
+        _measure(outputs, truth, raw_labels, target, settings, scores)
+        if target is not None and method != TRUTH:
+            _measure_identity(method, target, settings, scores)
         if case.is_pictured and len(outputs) == len(scans):
             _add_pictures(method, outputs, scores.pictures)
     if case.is_pictured:
         scores.pictures.sites = [scan.record.site for scan in scans]
         if truth is not None:
-            scores.pictures.slices["truth"] = [_truth_slice(scan, truth) for scan in scans]
+            scores.pictures.slices[TRUTH] = [_truth_slice(scan, truth) for scan in scans]
+        if target is not None:
+            scores.pictures.slices[REFERENCE] = [_reference_slice(target.reference)] * len(scans)
     return scores
 
 
-def training_image(record: ImageRecord, iterations: tuple[int, ...]) -> TrainingImage:
-    """What baselines need of one training image."""
-    scan = read_scan(record, iterations)
-    before = quantile_function(scan.volume.data, scan.mask)
-    after = quantile_function(scan.corrected, scan.mask)
-    features = image_features(scan.volume.data, scan.mask, scan.volume.spacing)
-    return TrainingImage(record, before, after, features)
+def _is_comparable(scan: Scan, target: TargetComparison | None, log: EvaluationLog) -> bool:
+    """Whether a scan lies on the grid of the reference, if there is one; else it goes into the log."""
+    if target is None or on_one_grid(scan, target.reference):
+        return True
+    received = f"{scan.record.uri}: another grid than {target.reference.record.uri}"
+    log.add_unusable(RAW, scan.record.image_id, DataError(received, "scans of one grid", "Resample one of them."))
+    return False
 
 
 def _measure(
     outputs: list[MethodOutput],
     truth: Truth | None,
     raw_labels: Mapping[str, np.ndarray | None],
+    target: TargetComparison | None,
     settings: ScoringSettings,
     scores: CaseScores,
 ) -> None:
-    """Add the metrics of one method's images, of their pairs, and what the cohort needs of them."""
+    """Add the metrics of one method's images, and what the cohort needs of them.
+
+    Without a target pairs of images are compared with each other, else every image with the target.
+    """
     runner = scores.log.runner
     for output in outputs:
         image_id = output.scan.record.image_id
         labels_of_raw = raw_labels.get(image_id)
-        scores.metrics.images.append(measure_image(output, truth, runner, labels_of_raw))
+        measured = measure_image(output, truth, runner, labels_of_raw)
         inputs = cohort_inputs(output, truth, settings, runner, labels_of_raw)
+        if target is not None:
+            to_target = target.measure(output, inputs.style, truth, runner)
+            measured = replace(measured, values={**measured.values, **to_target})
+        scores.metrics.images.append(measured)
         scores.metrics.cohort_inputs[output.method, image_id] = inputs
-    for a, b in itertools.combinations(outputs, 2):
-        scores.metrics.pairs.append(measure_pair(a, b, runner))
+    if target is None:
+        for a, b in itertools.combinations(outputs, 2):
+            scores.metrics.pairs.append(measure_pair(a, b, runner))
+
+
+def _measure_identity(method: str, target: TargetComparison, settings: ScoringSettings, scores: CaseScores) -> None:
+    """What the method does to the reference; nobody need harmonize the target's own scans."""
+    record = target.reference.record
+    for _, image in _apply(method, [target.reference], settings, None, scores.log):
+        values = target.identity(image, scores.log.runner)
+        # the pair of the scan and what was made of it
+        pair = PairMetrics((record.image_id, record.image_id), record.subject, record.sequence, method, values)
+        scores.metrics.pairs.append(pair)
 
 
 def _apply(
-    method: str, scans: list[Scan], settings: ScoringSettings, log: EvaluationLog
+    method: str, scans: list[Scan], settings: ScoringSettings, truth: Truth | None, log: EvaluationLog
 ) -> Iterator[tuple[Scan, np.ndarray]]:
     """Every scan with what the method makes of it; an output that cannot be used goes into the log."""
     for scan in scans:
@@ -157,6 +169,8 @@ def _apply(
         baseline = settings.baselines.get(record.sequence, {}).get(method)
         if baseline is not None:
             yield scan, apply_baseline(baseline, scan.volume.data, scan.corrected, scan.mask)
+        elif method == TRUTH and truth is not None:
+            yield scan, truth.noisefree
         elif method in record.outputs:
             try:
                 yield scan, read_output(record.outputs[method], scan)
@@ -192,7 +206,8 @@ def _read_truth(case: Case, settings: ScoringSettings, log: EvaluationLog) -> Tr
     if settings.truth is None:
         return None
     try:
-        return read_truth(settings.truth, case.subject, case.sequence)
+        session = None if case.reference is None else case.reference.session
+        return read_truth(settings.truth, case.subject, case.sequence, session)
     except DataError as error:
         log.notes.append(f"no truth for sub-{case.subject} {case.sequence}: {error}")
         return None
@@ -212,3 +227,8 @@ def _add_pictures(method: str, outputs: list[MethodOutput], pictures: CasePictur
 
 def _truth_slice(scan: Scan, truth: Truth) -> np.ndarray:
     return middle_slice(scale_by_percentiles(truth.noisefree, scan.mask), scan.mask, scan.volume.affine)
+
+
+def _reference_slice(reference: Scan) -> np.ndarray:
+    scaled = scale_by_percentiles(reference.volume.data, reference.mask)
+    return middle_slice(scaled, reference.mask, reference.volume.affine)

@@ -63,7 +63,10 @@ def segment_tissues(image: np.ndarray, mask: np.ndarray, sequence: str) -> np.nd
 
 def tissue_labels(probabilities: np.ndarray) -> np.ndarray:
     """``(I, J, K)`` uint8: 0 outside, else 1 + the index of the likeliest tissue in :data:`TISSUES`."""
-    return np.where(probabilities.any(axis=0), probabilities.argmax(axis=0) + 1, 0).astype(np.uint8)
+    is_inside = probabilities.any(axis=0)
+    likeliest = probabilities.argmax(axis=0)
+    labels = np.where(is_inside, likeliest + 1, 0)
+    return labels.astype(np.uint8)
 
 
 def tissue_volumes(probabilities: np.ndarray, spacing: tuple[float, float, float]) -> dict[str, float]:
@@ -88,12 +91,16 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 def tissue_dice(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """:func:`dice` of every tissue of two label images of :func:`tissue_labels`."""
-    return {tissue: dice(a == label, b == label) for label, tissue in enumerate(TISSUES, start=1)}
+    overlaps = {}
+    for label, tissue in enumerate(TISSUES, start=1):
+        overlaps[tissue] = dice(a == label, b == label)
+    return overlaps
 
 
 def mean_dice(a: np.ndarray, b: np.ndarray) -> float:
     """Mean of :func:`tissue_dice` over the tissues that either image has."""
-    return float(np.nanmean(list(tissue_dice(a, b).values())))
+    overlaps = list(tissue_dice(a, b).values())
+    return float(np.nanmean(overlaps))
 
 
 def volume_error(a: np.ndarray, b: np.ndarray) -> float:
@@ -110,8 +117,11 @@ def volume_error(a: np.ndarray, b: np.ndarray) -> float:
 
 def mean_volume_error(a: np.ndarray, b: np.ndarray) -> float:
     """Mean :func:`volume_error` of grey and white matter in two label images, ``b`` the reference."""
-    labels = (TISSUES.index("GM") + 1, TISSUES.index("WM") + 1)
-    return float(np.mean([volume_error(a == label, b == label) for label in labels]))
+    errors = []
+    for tissue in ("GM", "WM"):
+        label = TISSUES.index(tissue) + 1
+        errors.append(volume_error(a == label, b == label))
+    return float(np.mean(errors))
 
 
 def _classify(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

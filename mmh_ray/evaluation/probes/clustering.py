@@ -38,7 +38,8 @@ def standardise(features: np.ndarray) -> np.ndarray:
     deviation = centred.std(axis=0)
     largest = np.maximum(np.abs(features).max(axis=0), 1e-300)
     varies = deviation > 1e-9 * largest
-    return np.where(varies, centred / np.where(varies, deviation, 1), 0.0)
+    divisor = np.where(varies, deviation, 1)
+    return np.where(varies, centred / divisor, 0.0)
 
 
 def silhouettes(features: np.ndarray, labels: Labels) -> np.ndarray:
@@ -63,7 +64,9 @@ def adjusted_rand(features: np.ndarray, labels: Labels, seed: int = 0) -> float:
     Hubert & Arabie 1985. Range −0.5 to 1, 0 by chance; by site, lower is better; by subject, higher. Cannot see: sites
     that k-means does not split because people differ more than sites do.
     """
-    return agreement(clusters_of(features, len(np.unique(labels)), seed), labels)
+    label_count = len(np.unique(labels))
+    clusters = clusters_of(features, label_count, seed)
+    return agreement(clusters, labels)
 
 
 def agreement(clusters: np.ndarray, labels: Labels) -> float:
@@ -153,21 +156,27 @@ def tsne(features: np.ndarray, seed: int = 0) -> np.ndarray:
 
     Distances between far groups mean nothing in it.
     """
-    perplexity = min(30.0, max(2.0, (len(features) - 1) / 3))
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
+    others = len(features) - 1
+    perplexity = min(30.0, max(2.0, others / 3))
+    model = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+    return model.fit_transform(features)
 
 
 def umap(features: np.ndarray, seed: int = 0) -> np.ndarray:
     """``(n, 2)`` UMAP coordinates (McInnes et al. 2018) for a picture; what holds for :func:`tsne` holds for it."""
     from umap import UMAP  # compiles at import: seconds
 
-    return UMAP(n_neighbors=min(15, len(features) - 1), random_state=seed, n_jobs=1).fit_transform(features)
+    others = len(features) - 1
+    model = UMAP(n_neighbors=min(15, others), random_state=seed, n_jobs=1)
+    return model.fit_transform(features)
 
 
 def _codes(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
     """Labels as numbers, and the share of each in the cohort."""
-    _, codes, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
-    return codes, counts / counts.sum()
+    names = np.asarray(labels)
+    _, codes, counts = np.unique(names, return_inverse=True, return_counts=True)
+    shares = counts / counts.sum()
+    return codes, shares
 
 
 def _nearest(features: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -105,7 +105,15 @@ def pattern_site_probe(detail: np.ndarray, site: Labels, subject: Labels, seed: 
         As :func:`site_probe`.
     """
     flat = detail.reshape(len(detail), -1)
-    return _cross_validate(_predict_by_pattern, flat, site, subject, folds=FOLDS, seed=seed, trained_on=None)
+    return _cross_validate(
+        _predict_by_pattern,
+        flat,
+        site,
+        subject,
+        folds=FOLDS,
+        seed=seed,
+        trained_on=None,
+    )
 
 
 def _predict_linear(known: np.ndarray, sites: np.ndarray, tested: np.ndarray) -> tuple[np.ndarray, ProbeTraining]:

@@ -13,8 +13,10 @@ from mmh_ray.evaluation.metrics import METRICS_VERSION
 from mmh_ray.provenance import hash_of
 
 
-def conditions(records: Iterable[ImageRecord], truth: str | None, config: Config) -> dict[str, Any]:
-    """Facts, masks, labels and truth of the scored images, settings, and the version of the metrics.
+def conditions(
+    records: Iterable[ImageRecord], truth: str | None, config: Config, target: str | None = None
+) -> dict[str, Any]:
+    """Facts, masks, labels and truth of the scored images, target site, settings, and the version of the metrics.
 
     What is long is given as its hash. Masks, labels and truth count by names and sizes of their files: reading them
     would take as long as scoring.
@@ -34,8 +36,9 @@ def conditions(records: Iterable[ImageRecord], truth: str | None, config: Config
         "labels": _hash_of_sizes(label_paths),
         "label_table": config.evaluate.label_table,
         "truth": None if truth is None else _hash_of_sizes(_truth_files(truth, records)),
+        "target": target,
         "cnn": has_cnn,
-        "style": asdict(config.style) if has_cnn else None,
+        "style": asdict(config.style) if has_cnn or target else None,
         "seed": config.evaluate.seed,
         "measures": METRICS_VERSION,
     }

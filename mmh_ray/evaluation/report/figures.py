@@ -6,6 +6,7 @@ Slices are 2-D arrays as :func:`middle_slice` cuts them, scaled to 0-1 by
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -131,11 +132,14 @@ def feature_map(path: str | Path, panels: Mapping[str, tuple[np.ndarray, Sequenc
 
 def _colours(groups: Iterable[str]) -> dict[str, str]:
     """A colour by group, in the order of their names; after eight they come again."""
-    return {group: _SITE_COLOURS[i % len(_SITE_COLOURS)] for i, group in enumerate(sorted(groups))}
+    endless_colours = itertools.cycle(_SITE_COLOURS)
+    return dict(zip(sorted(groups), endless_colours, strict=False))
 
 
 def _site_legend(figure: Figure, colours: Mapping[str, str]) -> None:
-    lines = [Line2D([], [], color=colour, linewidth=3, label=site) for site, colour in colours.items()]
+    lines = []
+    for site, colour in colours.items():
+        lines.append(Line2D([], [], color=colour, linewidth=3, label=site))
     columns = min(len(lines), 8)
     figure.legend(handles=lines, loc="outside lower center", ncols=columns, frameon=False, labelcolor=_INK)
 

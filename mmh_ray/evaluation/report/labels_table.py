@@ -22,7 +22,10 @@ def labels_table(labels: Mapping[str, Mapping[str, Mapping[str, Means]]]) -> Gro
     labels:
         ``{sequence: {method: {site: means}}}``, the ``about.labels`` of an evaluation.
     """
-    return Group(*(_sequence_table(sequence, methods) for sequence, methods in labels.items()))
+    tables = []
+    for sequence, methods in labels.items():
+        tables.append(_sequence_table(sequence, methods))
+    return Group(*tables)
 
 
 def site_lines(methods: Mapping[str, Mapping[str, Means]]) -> list[tuple[str, str, Means]]:

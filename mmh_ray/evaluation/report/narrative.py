@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmh_ray.evaluation.metrics.registry import METRICS, OURS, RAW, SIMPLE, ordered, shown_name
+from mmh_ray.evaluation.metrics.registry import METRICS, OURS, RAW, SIMPLE, TRUTH, ordered, shown_name
 
 PROBES = ("site_probe", "site_probe_cnn", "site_probe_pattern", "site_probe_style")
 """The probes trained anew; the one that tells most counts."""
 JUDGED = ("truth_nrmse", *PROBES, "psnr", "w1", "gradient_correlation")
 """Metrics by which the best simple method is chosen: mean rank over those that there are."""
-AGAINST_SOURCE = ("gradient_correlation", "structural_dissimilarity", "hallucination")
+AGAINST_SOURCE = ("gradient_correlation", "structural_dissimilarity", "hallucination", "identity")
 """Metrics of change, in which whoever changes nothing cannot be beaten."""
 
 Entry = Mapping[str, Any]
@@ -26,6 +26,7 @@ def sentences(evaluation: Mapping[str, Any], sequence: str) -> list[str]:
         return ["There is no archive named ours, so methods stand side by side and no differences are taken."]
     raw = evaluation[RAW].get(sequence, {})
     texts = [
+        _on_target(evaluation["about"].get("target"), ours, raw),
         _on_site(ours, raw),
         _on_anatomy(ours),
         _on_truth(ours, raw),
@@ -54,31 +55,34 @@ def best_simple(evaluation: Mapping[str, Any], sequence: str) -> str | None:
 def verdicts(evaluation: Mapping[str, Any], sequence: str, method: str) -> dict[str, str]:
     """``better``, ``worse`` or ``even`` of ours against a method by metric; ``even``: the interval holds 0."""
     differences = evaluation["differences"].get(method, {}).get(sequence, {})
-    found = {}
+    verdict_of = {}
     for name, metric in METRICS.items():
         difference = differences.get(name)
         if not difference or not metric.sign or difference["low"] is None or difference["high"] is None:
             continue
         low, high = sorted((metric.sign * difference["low"], metric.sign * difference["high"]))
         if low > 0:
-            found[name] = "better"
+            verdict_of[name] = "better"
         elif high < 0:
-            found[name] = "worse"
+            verdict_of[name] = "worse"
         else:
-            found[name] = "even"
-    return found
+            verdict_of[name] = "even"
+    return verdict_of
 
 
 def where_it_beats_ours(evaluation: Mapping[str, Any], sequence: str, method: str, metrics: Iterable[str]) -> str:
     """Headings of those of the metrics in which a method is shown to be better than ours."""
-    found = verdicts(evaluation, sequence, method)
-    return _headings(metric for metric in metrics if found.get(metric) == "worse")
+    verdict_of = verdicts(evaluation, sequence, method)
+    beaten = [metric for metric in metrics if verdict_of.get(metric) == "worse"]
+    return _headings(beaten)
 
 
 def strongest_probe(entries: Entries) -> str | None:
     """The probe that tells the site best."""
-    probes = [probe for probe in PROBES if probe in entries]
-    return max(probes, key=lambda probe: entries[probe]["value"]) if probes else None
+    values = {probe: entries[probe]["value"] for probe in PROBES if probe in entries}
+    if not values:
+        return None
+    return max(values, key=lambda probe: values[probe])
 
 
 def _worth(metric: str, entry: Entry) -> float:
@@ -89,6 +93,17 @@ def _worth(metric: str, entry: Entry) -> float:
     return METRICS[metric].sign * METRICS[metric].judged(value)
 
 
+def _on_target(target: str | None, ours: Entries, raw: Entries) -> str:
+    after = ours.get("psnr")
+    before = raw.get("psnr")
+    if target is None or after is None or before is None:
+        return ""
+    return (
+        f"The same person's own scan at {target} is reached with a PSNR of "
+        f"{after['value']:.1f} dB{_range(after, 1)}, {before['value']:.1f} before."
+    )
+
+
 def _on_site(ours: Entries, raw: Entries) -> str:
     probe = strongest_probe(ours)
     if probe is None:
@@ -96,13 +111,13 @@ def _on_site(ours: Entries, raw: Entries) -> str:
     entry = ours[probe]
     chance = _percent(entry["chance"])
     luck = _percent(entry["chance_high"])
-    told = f"{_percent(entry['value'])}{_range(entry)} of ours"
+    share = f"{_percent(entry['value'])}{_range(entry)} of ours"
     raw_probe = strongest_probe(raw)
     before = f" and of {_percent(raw[raw_probe]['value'])} of the raw images" if raw_probe else ""
     is_told = entry["value"] > entry["chance_high"]
     verdict = "the site can still be told" if is_told else "that is not told apart from guessing"
     return (
-        f"A probe trained anew ({METRICS[probe].heading}) tells the site of {told}{before}; "
+        f"A probe trained anew ({METRICS[probe].heading}) tells the site of {share}{before}; "
         f"guessing reaches {chance}, {luck} with luck: {verdict}."
     )
 
@@ -175,13 +190,17 @@ def _on_best_simple(evaluation: Mapping[str, Any], sequence: str) -> str:
 
 
 def _on_losses(evaluation: Mapping[str, Any], sequence: str) -> str:
-    found = verdicts(evaluation, sequence, RAW)
-    lost = [metric for metric, verdict in found.items() if verdict == "worse" and metric not in AGAINST_SOURCE]
-    return f"Against the raw scans ours loses in {_headings(lost)}." if lost else ""
+    lost = []
+    for metric, verdict in verdicts(evaluation, sequence, RAW).items():
+        if verdict == "worse" and metric not in AGAINST_SOURCE:
+            lost.append(metric)
+    if not lost:
+        return ""
+    return f"Against the raw scans ours loses in {_headings(lost)}."
 
 
 def _on_better_methods(evaluation: Mapping[str, Any], sequence: str) -> str:
-    others = [method for method in ordered(evaluation["differences"]) if method != RAW]
+    others = [method for method in ordered(evaluation["differences"]) if method not in (RAW, TRUTH)]
     parts = []
     for method in others:
         headings = where_it_beats_ours(evaluation, sequence, method, METRICS)

@@ -229,7 +229,9 @@ def _label_rows(labels: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _sortable(metric: str, value: float | None) -> tuple[str, float] | None:
     """Text of a cell, and what it is sorted by; None where there is no value."""
-    return None if value is None else (text_of(metric, value), value)
+    if value is None:
+        return None
+    return text_of(metric, value), value
 
 
 def _times(processor_seconds: Mapping[str, Mapping[str, float]]) -> list[tuple[str, float, int, float]]:

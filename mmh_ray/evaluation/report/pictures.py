@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmh_ray.evaluation.metrics.method_metrics import PictureData, is_pictured
-from mmh_ray.evaluation.metrics.registry import BEST_KNOWN, OURS, RAW, ordered, shown_name
+from mmh_ray.evaluation.metrics.registry import BEST_KNOWN, OURS, RAW, REFERENCE, TRUTH, ordered, shown_name
 from mmh_ray.evaluation.metrics.scoring import CasePictures
 from mmh_ray.evaluation.report import figures
 
@@ -58,10 +58,9 @@ def _before_after(path: Path, sequence: str, cases: Sequence[CasePictures]) -> b
     if not cases:
         return False
     complete = _in_every_case([case.slices for case in cases])
-    others = [method for method in ordered(complete) if method not in (RAW, BEST_KNOWN) and is_pictured(method)]
-    chosen = [method for method in (RAW, BEST_KNOWN, *others) if method in complete]
-    if "truth" in complete:
-        chosen.append("truth")
+    named = (RAW, BEST_KNOWN, REFERENCE, TRUTH)
+    others = [method for method in ordered(complete) if method not in named and is_pictured(method)]
+    chosen = [method for method in (RAW, BEST_KNOWN, *others, REFERENCE, TRUTH) if method in complete]
     rows = {}
     for method in chosen:
         rows[shown_name(method)] = [image for case in cases for image in case.slices[method]]
@@ -134,7 +133,8 @@ def _map_of_people(path: Path, title: str, methods: Mapping[str, PictureData]) -
 
 def _in_every_case(slices: Sequence[Mapping[str, list[np.ndarray]]]) -> set[str]:
     """Methods that every pictured case has slices of."""
-    return set.intersection(*(set(of_case) for of_case in slices))
+    methods_of_cases = [set(of_case) for of_case in slices]
+    return set.intersection(*methods_of_cases)
 
 
 def _sites(cases: Sequence[CasePictures]) -> list[str]:

@@ -16,8 +16,17 @@ MethodValues = Mapping[str, Mapping[str, float | None]]
 Results = Mapping[str, MethodValues]
 """The same by sequence."""
 
-COLUMNS = ("site_probe", "psnr", "ssim", "w1", "truth_nrmse", "gradient_correlation", "tissue_contrast")
-"""Metrics that fit into a terminal; the report has all."""
+MAIN_METRICS = (
+    "site_probe",
+    "psnr",
+    "ssim",
+    "w1",
+    "style_distance",
+    "truth_nrmse",
+    "gradient_correlation",
+    "tissue_contrast",
+)
+"""Metrics that fit into a terminal, of which a table shows those that there are; the report has all."""
 
 
 def best_baseline(methods: MethodValues, metric: str) -> str | None:
@@ -32,15 +41,19 @@ def best_baseline(methods: MethodValues, metric: str) -> str | None:
     return max(worth, key=lambda method: worth[method])
 
 
-def as_table(results: Results, columns: Sequence[str] = COLUMNS) -> Group:
-    """One rich table per sequence with a column per metric; arrows show the better direction.
+def as_table(results: Results, metrics: Sequence[str] = MAIN_METRICS) -> Group:
+    """One rich table per sequence with a column per metric that any method has; arrows show the better direction.
 
     An asterisk stands at the best simple baseline. Print with ``rich.console.Console().print(as_table(results))``.
     """
-    return Group(*(_sequence_table(sequence, methods, columns) for sequence, methods in results.items()))
+    tables = []
+    for sequence, methods in results.items():
+        tables.append(_sequence_table(sequence, methods, metrics))
+    return Group(*tables)
 
 
-def _sequence_table(sequence: str, methods: MethodValues, columns: Sequence[str]) -> Table:
+def _sequence_table(sequence: str, methods: MethodValues, metrics: Sequence[str]) -> Table:
+    columns = [metric for metric in metrics if any(values.get(metric) is not None for values in methods.values())]
     table = Table(title=sequence, caption="* best simple method; green: ours is better")
     table.add_column("method", no_wrap=True)
     for metric in columns:

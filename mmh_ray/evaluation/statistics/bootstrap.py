@@ -164,7 +164,9 @@ def _per_subject(
 
 def _half(count: int, rng: np.random.Generator) -> int:
     """Half of the people, at least one; of an odd number one more or one less by chance."""
-    return max(1, (count + int(rng.integers(2))) // 2)
+    one_more = int(rng.integers(2))
+    half = (count + one_more) // 2
+    return max(1, half)
 
 
 def _draw_subjects(subjects: int, seed: int, draws: int) -> np.ndarray:
@@ -177,7 +179,9 @@ def _draw_subjects(subjects: int, seed: int, draws: int) -> np.ndarray:
 
 def _weighted_means(sums: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean over strata of the strata's means, ``(draws,)``; a stratum that nobody drawn belongs to is left out."""
-    return _strata_mean(weights @ sums, weights @ counts)
+    totals = weights @ sums
+    numbers = weights @ counts
+    return _strata_mean(totals, numbers)
 
 
 def _strata_mean(totals: np.ndarray, numbers: np.ndarray) -> np.ndarray:

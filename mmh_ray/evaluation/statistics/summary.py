@@ -58,21 +58,21 @@ def difference(
     def floored_difference(rows: np.ndarray) -> float:
         return _floored(a.of(rows), floor) - _floored(b.of(rows), floor)
 
-    found = bootstrap_statistic(floored_difference, a.subjects, seed, min(draws, STATISTIC_DRAWS))
-    return Difference(found.value, found.low, found.high, found.n, p=math.nan)
+    estimate = bootstrap_statistic(floored_difference, a.subjects, seed, min(draws, STATISTIC_DRAWS))
+    return Difference(estimate.value, estimate.low, estimate.high, estimate.n, p=math.nan)
 
 
-def entry(found: Interval | Difference, guessed: Mapping[str, float] | None = None) -> Entry | None:
+def entry(estimate: Interval | Difference, guessed: Mapping[str, float] | None = None) -> Entry | None:
     """What JSON holds of a metric; None where it has no value, null for an end that is not known."""
-    if not math.isfinite(found.value):
+    if not math.isfinite(estimate.value):
         return None
-    made: Entry = {}
-    for name, number in found._asdict().items():
+    numbers: Entry = {}
+    for name, number in estimate._asdict().items():
         if isinstance(number, int):
-            made[name] = number
+            numbers[name] = number
         else:
-            made[name] = float(number) if math.isfinite(number) else None
-    return made | dict(guessed or {})
+            numbers[name] = float(number) if math.isfinite(number) else None
+    return numbers | dict(guessed or {})
 
 
 def by_sequence(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:

@@ -48,6 +48,8 @@ def weights_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        head = f"{name} {plain.dtype} {tuple(plain.shape)}\n"
+        digest.update(head.encode())
+        as_bytes = plain.reshape(-1).view(torch.uint8)
+        digest.update(as_bytes.numpy().data)
     return digest.hexdigest()

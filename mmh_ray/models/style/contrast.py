@@ -31,9 +31,13 @@ def style_contrast(styles: Tensor, labels: Tensor, temperature: float) -> Tensor
     unit = F.normalize(styles, dim=1)
     itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     similarities = unit @ unit.T / temperature
-    log_shares = similarities.masked_fill(itself, -torch.inf).log_softmax(1)
-    pairs = (labels[:, None] == labels) & ~itself
-    return -torch.where(pairs, log_shares, 0).sum() / pairs.sum().clamp_min(1)
+    to_others = similarities.masked_fill(itself, -torch.inf)
+    log_shares = to_others.log_softmax(1)
+    has_same_label = labels[:, None] == labels
+    pairs = has_same_label & ~itself
+    log_shares_of_pairs = torch.where(pairs, log_shares, 0)
+    count = pairs.sum().clamp_min(1)
+    return -log_shares_of_pairs.sum() / count
 
 
 def spread_shortfall(styles: Tensor) -> Tensor:
@@ -41,8 +45,10 @@ def spread_shortfall(styles: Tensor) -> Tensor:
 
     Directions count alone: vectors are brought to length ``sqrt(D)`` first.
     """
-    scaled = F.normalize(styles, dim=1) * math.sqrt(styles.shape[1])
-    deviation = (scaled.var(0, unbiased=False) + 1e-4).sqrt()
+    length = math.sqrt(styles.shape[1])
+    scaled = F.normalize(styles, dim=1) * length
+    variance = scaled.var(0, unbiased=False)
+    deviation = (variance + 1e-4).sqrt()
     return F.relu(1 - deviation).mean()
 
 
@@ -120,8 +126,13 @@ def _figures(
 ) -> dict[str, float]:
     """Mean contrast of the sequences, and the spread of the one with the least."""
     styles = aggregator(features)
-    contrasts = [float(style_contrast(styles[part], labels[part], config.temperature)) for part in parts]
-    spreads = [spread(styles[part]) for part in parts]
+    contrasts = []
+    spreads = []
+    for part in parts:
+        styles_of_part = styles[part]
+        contrast = style_contrast(styles_of_part, labels[part], config.temperature)
+        contrasts.append(float(contrast))
+        spreads.append(spread(styles_of_part))
     return {"contrast": sum(contrasts) / len(parts), "spread": min(spreads)}
 
 

@@ -87,9 +87,12 @@ def _quantiles(images: Tensor, masks: Tensor) -> Tensor:
     """Quantiles ``(N, Q)``, evenly spaced, of the brain's pixels of ``(N, 1, H, W)`` images; zero where a slice shows no brain."""
     inside = masks.flatten(1) > 0.5
     count = inside.sum(1, keepdim=True)
-    ranked = images.flatten(1).masked_fill(~inside, torch.inf).sort(1).values
-    probabilities = (torch.arange(QUANTILES, device=images.device) + 0.5) / QUANTILES
-    chosen = ranked.gather(1, (probabilities * count).long())
+    values = images.flatten(1).masked_fill(~inside, torch.inf)
+    ranked = values.sort(1).values
+    middles = torch.arange(QUANTILES, device=images.device) + 0.5
+    probabilities = middles / QUANTILES
+    ranks = (probabilities * count).long()
+    chosen = ranked.gather(1, ranks)
     is_empty = ~inside.any(1, keepdim=True)
     return chosen.masked_fill(is_empty, 0)
 
@@ -97,12 +100,15 @@ def _quantiles(images: Tensor, masks: Tensor) -> Tensor:
 def _moments(features: Tensor, masks: Tensor) -> Tensor:
     """Mean and standard deviation ``(N, 2 C)`` of ``(N, C, H, W)`` features over the brain."""
     inside = masks.flatten(1)
-    weights = inside / inside.sum(1, keepdim=True).clamp_min(1e-3)
+    pixels = inside.sum(1, keepdim=True)
+    weights = inside / pixels.clamp_min(1e-3)
     # Flattened twice, not once: else gradients are summed in another order, which changes their last digits.
     mean = torch.einsum("ncp,np->nc", features.flatten(2), weights)
-    mean_square = torch.einsum("ncp,np->nc", features.flatten(2).square(), weights)
+    squares = features.flatten(2).square()
+    mean_square = torch.einsum("ncp,np->nc", squares, weights)
     variance = (mean_square - mean.square()).clamp_min(0)
-    return torch.cat([mean, (variance + 1e-5).sqrt()], dim=1)
+    deviation = (variance + 1e-5).sqrt()
+    return torch.cat([mean, deviation], dim=1)
 
 
 def embedded_weights(part: str = "") -> dict[str, Tensor]:

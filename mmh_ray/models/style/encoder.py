@@ -67,27 +67,34 @@ class StyleAggregator(nn.Module):
         pooled = self._pool(features)
         counts = features.new_ones(pooled.shape[:2]) if planes is None else planes.to(pooled)
         planes_that_count = counts.sum(1, keepdim=True)
-        if not (planes_that_count > 0).all():
-            without_plane = (planes_that_count[:, 0] == 0).nonzero().flatten().tolist()
+        has_no_plane = planes_that_count[:, 0] == 0
+        if has_no_plane.any():
+            without_plane = has_no_plane.nonzero().flatten().tolist()
             received = f"no plane for volumes {without_plane}"
             raise DataError(received, "at least one plane per volume", "Let a plane count.")
         kept = counts[..., None].bool()
-        mean = pooled.masked_fill(~kept, 0).sum(1) / planes_that_count
+        total = pooled.masked_fill(~kept, 0).sum(1)
+        mean = total / planes_that_count
         filled = torch.where(kept, pooled, mean[:, None])
-        hidden = F.gelu(self.expand(filled.flatten(1)))
-        return mean + self.alpha * self.reduce(hidden)
+        expanded = self.expand(filled.flatten(1))
+        reduced = self.reduce(F.gelu(expanded))
+        return mean + self.alpha * reduced
 
     def _pool(self, features: Tensor) -> Tensor:
         """Planes' vectors ``(B, 3, D)``."""
         batch, planes, count, size = features.shape
-        places = (torch.arange(count, device=features.device) + 0.5) / count
-        position = _POSITION * sinusoids(places, size)
-        embedded = F.normalize(features, dim=-1) + position + self.plane[:, None]
+        middles = torch.arange(count, device=features.device) + 0.5
+        position = _POSITION * sinusoids(middles / count, size)
+        unit = F.normalize(features, dim=-1)
+        embedded = unit + position + self.plane[:, None]
         slices = F.normalize(embedded, dim=-1).flatten(0, 1)
-        query = self.query.expand(batch, -1, -1).reshape(batch * planes, 1, size)
+        query = self.query.expand(batch, -1, -1)
+        query = query.reshape(batch * planes, 1, size)
         attended, _ = self.attention(query, slices, slices, need_weights=False)
         pooled = attended.reshape(batch, planes, size)
-        normalised = [norm(pooled[:, index]) for index, norm in enumerate(self.norms)]
+        normalised = []
+        for index, norm in enumerate(self.norms):
+            normalised.append(norm(pooled[:, index]))
         return torch.stack(normalised, dim=1)
 
     @torch.no_grad()
@@ -108,8 +115,10 @@ def sinusoids(places: Tensor, size: int) -> Tensor:
     even = torch.arange(0, size, 2, device=places.device)
     rates = torch.exp(even * (-9.21034 / size))  # 10000 ** (-even / size)
     angles = 24 * places[:, None] * rates
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)[:, :size]
-    return F.normalize(waves, dim=-1)
+    sines = angles.sin()
+    cosines = angles.cos()
+    waves = torch.cat([sines, cosines], dim=1)
+    return F.normalize(waves[:, :size], dim=-1)
 
 
 class TriPlanarStyleEncoder(nn.Module):
@@ -152,7 +161,8 @@ class TriPlanarStyleEncoder(nn.Module):
         DataError
             Shapes that do not fit, an empty mask, a volume without any plane that counts.
         """
-        return self.aggregator(self.features(volume, mask), planes)
+        features = self.features(volume, mask)
+        return self.aggregator(features, planes)
 
     def planes_of(self, affine: np.ndarray) -> Tensor:
         """Planes ``(1, 3)`` bool that do not cross a scan's thick slices, by its own affine ``(4, 4)``."""
@@ -167,10 +177,12 @@ class TriPlanarStyleEncoder(nn.Module):
         vectors = []
         for index, plane in enumerate(PLANES):
             inside = masks[:, index]
-            stacked = torch.stack([images[:, index] * inside, inside], dim=2).flatten(0, 1)
-            if AXES[plane][1] > AXES[plane][2]:  # a volume's own slices have their axes in the volume's order
+            shown = images[:, index] * inside
+            stacked = torch.stack([shown, inside], dim=2).flatten(0, 1)
+            _, down, across = AXES[plane]
+            if down > across:  # a volume's own slices have their axes in the volume's order
                 stacked = stacked.mT
-            size = [round(n * self._ratio) for n in stacked.shape[-2:]]
+            size = self._in_pixels(stacked.shape[-2:])
             if size != list(stacked.shape[-2:]):
                 stacked = F.interpolate(stacked, size=size, mode="bilinear", align_corners=False, antialias=True)
             of_plane = self._encode(stacked[:, :1], stacked[:, 1:])
@@ -181,6 +193,10 @@ class TriPlanarStyleEncoder(nn.Module):
     def _ratio(self) -> float:
         """The backbone's pixels along one voxel."""
         return self.spacing_mm / self.backbone.pixel_mm
+
+    def _in_pixels(self, lengths: torch.Size) -> list[int]:
+        """Lengths in voxels as numbers of the backbone's pixels."""
+        return [round(length * self._ratio) for length in lengths]
 
     def features(self, volume: Tensor, mask: Tensor) -> Tensor:
         """The backbone's vectors ``(B, 3, K, D)`` of the chosen slices, which a frozen backbone need make only once."""
@@ -226,27 +242,33 @@ class TriPlanarStyleEncoder(nn.Module):
         """Average a volume of finer voxels than the backbone's pixels over the brain's part of each pixel."""
         if self._ratio > 0.99:
             return volume, mask
-        size = [max(1, round(n * self._ratio)) for n in volume.shape[1:]]
+        size = [max(1, length) for length in self._in_pixels(volume.shape[1:])]
         share = F.interpolate(mask[:, None], size=size, mode="area")[:, 0]
-        least_share = share.amax((1, 2, 3), keepdim=True).clamp_max(0.5)
+        largest_share = share.amax((1, 2, 3), keepdim=True)
+        least_share = largest_share.clamp_max(0.5)
         brain = (share >= least_share).to(volume)
-        averaged = F.interpolate(volume[:, None], size=size, mode="area")[:, 0]
-        return averaged / share.clamp_min(1e-6) * brain, brain
+        sums = F.interpolate(volume[:, None], size=size, mode="area")[:, 0]
+        averaged = sums / share.clamp_min(1e-6)
+        return averaged * brain, brain
 
     def _slices(self, volume: Tensor, mask: Tensor, axis: int) -> tuple[Tensor, Tensor]:
         """``(B K, 1, H, W)`` slices and masks at the backbone's size of pixel, spread over the middle 80 % of each brain."""
         count = self.config.slices
         places = _MARGIN + (1 - 2 * _MARGIN) * (torch.arange(count) + 0.5) / count
+        all_slices = volume.movedim(axis + 1, 1)
+        all_masks = mask.movedim(axis + 1, 1)
         images = []
         masks = []
-        for slices, inside in zip(volume.movedim(axis + 1, 1), mask.movedim(axis + 1, 1), strict=True):
-            with_brain = inside.flatten(1).any(1).nonzero()[:, 0]
-            chosen = with_brain[(places * len(with_brain)).long().to(with_brain.device)]
+        for slices, inside in zip(all_slices, all_masks, strict=True):
+            has_brain = inside.flatten(1).any(1)
+            with_brain = has_brain.nonzero()[:, 0]
+            ranks = (places * len(with_brain)).long()
+            chosen = with_brain[ranks.to(with_brain.device)]
             images.append(slices[chosen])
             masks.append(inside[chosen])
         stacked = torch.stack([torch.cat(images), torch.cat(masks)], dim=1)
         if self._ratio > 1.01:
-            size = [round(n * self._ratio) for n in stacked.shape[-2:]]
+            size = self._in_pixels(stacked.shape[-2:])
             stacked = F.interpolate(stacked, size=size, mode="bilinear", align_corners=False)
         return stacked[:, :1], stacked[:, 1:]
 
@@ -289,11 +311,14 @@ def check_same_encoder(recorded: dict[str, Any], configured: dict[str, Any]) -> 
     ModelError
         Names what differs between the two descriptions.
     """
-    different = [key for key in recorded if key != "backbone" and recorded[key] != configured.get(key)]
-    if not different:
+    differences = []
+    for key, value in recorded.items():
+        own_value = configured.get(key)
+        if key != "backbone" and own_value != value:
+            differences.append(f"{key} {own_value} for {value}")
+    if not differences:
         return
-    parts = ", ".join(f"{key} {configured.get(key)} for {recorded[key]}" for key in different)
-    received = f"style encoder {configured.get('backbone')!r} ({parts})"
+    received = f"style encoder {configured.get('backbone')!r} ({', '.join(differences)})"
     expected = f"the one that the model was made with, {recorded.get('backbone')!r}"
     remedy = "Style vectors of two encoders cannot be compared: configure style as recorded, or train the adapter anew."
     raise ModelError(received, expected, remedy)

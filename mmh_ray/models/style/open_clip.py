@@ -162,7 +162,8 @@ def _check_tower(settings: Mapping[str, Any]) -> None:
     for key, value in values.items():
         most = _MOST_OF.get(key, MOST_WIDTH)
         items = _items_of(value)
-        if len(items) > 8 or not all(_is_modest(item, most) for item in items):
+        is_short = len(items) <= 8
+        if not is_short or not all(_is_modest(item, most) for item in items):
             raise ValueError(f"{key}={str(value)[:100]}, which no tower has")
 
 
@@ -174,9 +175,12 @@ def _items_of(value: Any) -> list[Any]:
 
 
 def _is_modest(value: Any, most: int) -> bool:
+    if value is None:
+        return True
     if isinstance(value, str):
         return re.fullmatch(r"[A-Za-z0-9_.-]{0,200}", value) is not None
-    return value is None or (isinstance(value, int | float) and abs(value) <= most)  # NaN is not
+    is_number = isinstance(value, int | float)
+    return is_number and abs(value) <= most  # NaN is not
 
 
 def _check_size(source: _Source, folder: Path) -> None:
@@ -186,9 +190,12 @@ def _check_size(source: _Source, folder: Path) -> None:
         tower = _build(source, str(folder))
     weights = sum(tensor.numel() for tensor in tower.state_dict().values())
     size = source.file.stat().st_size
-    if 2 * weights > size + 2**20:  # in half precision; a tiny tower's own tables do not count
+    least_bytes = 2 * weights  # in half precision
+    tolerance = 2**20  # a tiny tower's own tables do not count
+    if least_bytes > size + tolerance:
         received = f"{folder / CONFIG_FILE}: a tower of {weights / 1e6:.0f} million weights"
-        raise ModelError(received, f"one that {source.file.name} of {size} bytes can hold", "Copy the folder again.")
+        expected = f"one that {source.file.name} of {size} bytes can hold"
+        raise ModelError(received, expected, "Copy the folder again.")
 
 
 def _by_name(config: StyleConfig) -> _Source:

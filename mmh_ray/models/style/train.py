@@ -98,13 +98,16 @@ def block(
 
 def _between(one: Scanner, other: Scanner) -> Scanner:
     """A quarter of the way from one scanner to another, field strength left."""
-    names = ("tr_t1", "flip", "tr_t2", "te", "gamma", "bias", "blur_mm", "noise")
-    return replace(one, **{name: 0.75 * getattr(one, name) + 0.25 * getattr(other, name) for name in names})
+    mixed = {}
+    for name in ("tr_t1", "flip", "tr_t2", "te", "gamma", "bias", "blur_mm", "noise"):
+        mixed[name] = 0.75 * getattr(one, name) + 0.25 * getattr(other, name)
+    return replace(one, **mixed)
 
 
 def train(steps: int, seed: int, people: int = PEOPLE) -> TriPlanarStyleEncoder:
     """The whole encoder, trained on blocks of people and scanners."""
-    grid, config = GridConfig(), StyleConfig(slices=SLICES)
+    grid = GridConfig()
+    config = StyleConfig(slices=SLICES)
     torch.manual_seed(seed)
     encoder = TriPlanarStyleEncoder(EmbeddedBackbone(), config, grid.spacing_mm)
     pool = [simulated_person(PEOPLE_SEED, number, grid) for number in range(people)]
@@ -115,9 +118,11 @@ def train(steps: int, seed: int, people: int = PEOPLE) -> TriPlanarStyleEncoder:
         for step in range(steps):
             rng = np.random.default_rng([seed, step])
             chosen = [pool[index] for index in rng.choice(people, PEOPLE_PER_STEP, replace=False)]
-            scans = np.stack(list(block(chosen, SEQUENCES[step % 2], grid, SCANNERS_PER_STEP, [seed, step])))
-            masks = torch.from_numpy(np.stack([one.brain for one in chosen])).repeat(SCANNERS_PER_STEP, 1, 1, 1)
-            styles = encoder(torch.from_numpy(scans), masks)
+            sequence = SEQUENCES[step % 2]
+            scans = list(block(chosen, sequence, grid, SCANNERS_PER_STEP, [seed, step]))
+            brains = np.stack([anatomy.brain for anatomy in chosen])
+            masks = torch.from_numpy(brains).repeat(SCANNERS_PER_STEP, 1, 1, 1)
+            styles = encoder(torch.from_numpy(np.stack(scans)), masks)
             loss = style_contrast(styles, labels, config.temperature)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -133,7 +138,9 @@ class _Statistics(SliceBackbone):
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()
-        self.backbone, self.pixel_mm, self.dimensions = backbone, backbone.pixel_mm, backbone.dimensions
+        self.backbone = backbone
+        self.pixel_mm = backbone.pixel_mm
+        self.dimensions = backbone.dimensions
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         return self.backbone.statistics(images, masks)
@@ -142,25 +149,32 @@ class _Statistics(SliceBackbone):
 @torch.no_grad()
 def statistics_of_blocks(encoder: TriPlanarStyleEncoder, blocks: int, seed: int) -> Tensor:
     """Slices' statistics ``(blocks, B, 3, K, S)`` of scanners that are pairwise alike, T1w and T2w in turn; ``B`` as in :func:`block`."""
-    grid, found = GridConfig(), []
-    seer = TriPlanarStyleEncoder(_Statistics(encoder.backbone), StyleConfig(slices=REFINE_SLICES), grid.spacing_mm)
+    grid = GridConfig()
+    config = StyleConfig(slices=REFINE_SLICES)
+    without_head = TriPlanarStyleEncoder(_Statistics(encoder.backbone), config, grid.spacing_mm)
     pool = [simulated_person(PEOPLE_SEED, number, grid) for number in range(REFINE_POOL)]
+    statistics = []
     with progress(blocks, "Scanning", unit="blocks") as advance:
         for number in range(blocks):
             draw = np.random.default_rng([seed, number, 1])
             people = [pool[index] for index in draw.choice(REFINE_POOL, REFINE_PEOPLE, replace=False)]
-            masks = [one.brain for one in people] * REFINE_SCANNERS
-            scans = block(people, SEQUENCES[number % 2], grid, REFINE_SCANNERS, [seed, number, 2], alike=True)
+            masks = [anatomy.brain for anatomy in people] * REFINE_SCANNERS
+            sequence = SEQUENCES[number % 2]
+            scans = block(people, sequence, grid, REFINE_SCANNERS, [seed, number, 2], alike=True)
             corrected = [_without_bias(scan, mask, grid) for scan, mask in zip(scans, masks, strict=True)]
-            found.append(seer.features(*(torch.from_numpy(np.stack(stack)) for stack in (corrected, masks))))
+            images = torch.from_numpy(np.stack(corrected))
+            inside = torch.from_numpy(np.stack(masks))
+            statistics.append(without_head.features(images, inside))
             advance()
-    return torch.stack(found)
+    return torch.stack(statistics)
 
 
 def _without_bias(scan: np.ndarray, mask: np.ndarray, grid: GridConfig) -> np.ndarray:
     """The scan after N4, as prepared volumes are."""
-    corrected = correct_bias(scan, mask, (grid.spacing_mm,) * 3)
-    return np.clip(robust_scaling(corrected, mask).apply(corrected), 0, 2) * mask
+    spacing = (grid.spacing_mm,) * 3
+    corrected = correct_bias(scan, mask, spacing)
+    unit = robust_scaling(corrected, mask).apply(corrected)
+    return np.clip(unit, 0, 2) * mask
 
 
 def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed: int) -> dict[str, float]:
@@ -170,50 +184,64 @@ def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed:
     before (``contrast_before``), ``spread`` after.
     """
     backbone: Any = encoder.backbone
-    head, aggregator = backbone.head, encoder.aggregator
+    head = backbone.head
+    aggregator = encoder.aggregator
     parameters = [*head.parameters(), *aggregator.parameters()]
     optimizer = torch.optim.AdamW(parameters, REFINE_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, REFINE_RATE, total_steps=max(1, steps), pct_start=0.1)
-    labels = torch.arange(REFINE_SCANNERS).repeat_interleave(REFINE_PEOPLE)
+    scanners = torch.arange(REFINE_SCANNERS).repeat_interleave(REFINE_PEOPLE)
     aside = max(2, len(statistics) // 10 * 2)
 
     def contrast(numbers: list[int]) -> tuple[Tensor, Tensor]:
-        styles = torch.cat([aggregator(head(statistics[number])) for number in numbers])
-        return style_contrast(
-            styles, torch.cat([labels + 100 * number for number in numbers]), REFINE_TEMPERATURE
-        ), styles
+        """Contrast and style vectors of some blocks; no scanner of one is a scanner of another."""
+        styles = [aggregator(head(statistics[number])) for number in numbers]
+        labels = [scanners + 100 * number for number in numbers]
+        all_styles = torch.cat(styles)
+        return style_contrast(all_styles, torch.cat(labels), REFINE_TEMPERATURE), all_styles
 
     def held_out() -> tuple[float, float]:
+        """Mean contrast and spread of the blocks kept aside."""
+        losses = []
+        spreads = []
         with torch.no_grad():
-            found = [contrast([number]) for number in range(aside)]
-        return float(np.mean([loss for loss, _ in found])), float(np.mean([spread(styles) for _, styles in found]))
+            for number in range(aside):
+                loss, styles = contrast([number])
+                losses.append(loss)
+                spreads.append(spread(styles))
+        return float(np.mean(losses)), float(np.mean(spreads))
 
-    rng, before = np.random.default_rng([seed, 3]), held_out()
+    rng = np.random.default_rng([seed, 3])
+    contrast_before, _ = held_out()
     for _ in range(steps):
-        same = np.arange(aside + rng.integers(2), len(statistics), 2)  # of one sequence
-        loss, _ = contrast(rng.choice(same, min(2, len(same)), replace=False).tolist())
+        first = aside + rng.integers(2)
+        of_one_sequence = np.arange(first, len(statistics), 2)
+        count = min(2, len(of_one_sequence))
+        chosen = rng.choice(of_one_sequence, count, replace=False)
+        loss, _ = contrast(chosen.tolist())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-    after = held_out()
-    return {"contrast": after[0], "spread": after[1], "contrast_before": before[0]}
+    contrast_after, spread_after = held_out()
+    return {"contrast": contrast_after, "spread": spread_after, "contrast_before": contrast_before}
 
 
 def save(folder: Path, encoder: TriPlanarStyleEncoder, figures: dict[str, float], command: str) -> None:
     """Write the weights and their card."""
-    weights = safetensors.torch.save({name: value.contiguous() for name, value in encoder.state_dict().items()})
+    state = {name: value.contiguous() for name, value in encoder.state_dict().items()}
+    weights = safetensors.torch.save(state)
     with whole_file(folder / "style.safetensors") as partial:
         partial.write_bytes(weights)
-    facts = {
-        "command": command,
-        "size": f"{len(weights) / 1e6:.2f} MB, {sum(p.numel() for p in encoder.parameters()):,} parameters",
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        "figures": ", ".join(f"{name} {value:.3f}" for name, value in figures.items()),
-    }
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    card = CARD.format(
+        command=command,
+        size=f"{len(weights) / 1e6:.2f} MB, {parameters:,} parameters",
+        sha256=hashlib.sha256(weights).hexdigest(),
+        figures=", ".join(f"{name} {value:.3f}" for name, value in figures.items()),
+    )
     with whole_file(folder / "style.md") as partial:
-        partial.write_text(CARD.format(**facts), encoding="utf-8")
+        partial.write_text(card, encoding="utf-8")
 
 
 def main() -> None:

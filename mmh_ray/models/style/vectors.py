@@ -1,51 +1,93 @@
-"""Style vectors of images for the evaluation, which knows no models: the configured encoder as a function that travels to the workers."""
+"""Style vectors of scans as they are: a function that travels to workers, for the evaluation, which knows no models."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import nibabel as nib
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from mmh_ray.config import GridConfig, StyleConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.imaging.grid import to_grid, working_affine
+from mmh_ray.imaging.intensity import robust_scaling
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder, make_style_encoder
 
-GRID = GridConfig(spacing_mm=3.0, shape=(80, 80, 64))
-"""Grid on which style is looked at."""
+CUBES = GridConfig(spacing_mm=3.0, shape=(80, 80, 64))
+"""Grid for scans whose voxels are no cubes; the embedded backbone's pixels are as large."""
+_SAME_EDGES = 0.01
 
 
-@dataclass(frozen=True)
+@dataclass
 class StyleVectors:
-    """Style vector ``(D,)`` float32 of an image ``(I, J, K)`` scaled by its percentiles, its brain and its affine."""
+    """Style vectors of images on any grid, each scaled by itself.
+
+    The encoder is made once in each process and for each voxel size.
+
+    Attributes
+    ----------
+    config, aggregator:
+        As :func:`mmh_ray.models.style.encoder.make_style_encoder` takes them.
+    """
 
     config: StyleConfig
+    aggregator: Mapping[str, Tensor] = field(default_factory=dict)
+    _encoders: dict[float, TriPlanarStyleEncoder] = field(default_factory=dict)
 
-    def __call__(self, scaled: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-        """Put it on :data:`GRID` and encode it."""
-        import torch
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+        """``(D,)`` float32 of unit length, of an image ``(I, J, K)`` in any units, its brain and its affine.
 
-        grid = working_affine(affine, mask, GRID)
-        image = to_grid(np.where(mask, scaled, 0), affine, grid, GRID.shape)
-        inside = to_grid(mask, affine, grid, GRID.shape) > 0.5
-        volume = torch.from_numpy(np.ascontiguousarray(image, np.float32))
-        with torch.inference_mode():
-            encoder = _encoder(self.config)  # made in this mode: with other weights PyTorch rounds differently
-            vectors = encoder(volume[None], torch.from_numpy(inside)[None], encoder.planes_of(affine))
-        return vectors[0].numpy()
+        A scan of cubic voxels is looked at as it is; any other is put on :data:`CUBES` first.
+
+        Raises
+        ------
+        DataError
+            If the image has no contrast inside the mask.
+        """
+        unit = robust_scaling(image, mask).apply(image) * mask
+        edges = nib.affines.voxel_sizes(affine)
+        if np.ptp(edges) > _SAME_EDGES * edges.mean():
+            grid = working_affine(affine, mask, CUBES)
+            volume = to_grid(unit, affine, grid, CUBES.shape)
+            inside = to_grid(mask, affine, grid, CUBES.shape) > 0.5
+            spacing_mm = CUBES.spacing_mm
+        else:
+            to_ras = nib.orientations.io_orientation(affine)
+            volume = nib.orientations.apply_orientation(unit, to_ras)
+            inside = nib.orientations.apply_orientation(mask, to_ras)
+            spacing_mm = round(float(np.cbrt(abs(np.linalg.det(affine[:3, :3])))), 2)
+        encoder = self._encoder(spacing_mm)
+        batch = torch.from_numpy(np.ascontiguousarray(volume)[None])
+        masks = torch.from_numpy(np.ascontiguousarray(inside)[None])
+        vectors = encoder(batch, masks, encoder.planes_of(affine))
+        return F.normalize(vectors, dim=1)[0].numpy()
+
+    @torch.inference_mode()  # with weights that were made in another mode PyTorch rounds differently
+    def check(self) -> None:
+        """Raise ModelError if the backbone cannot be had."""
+        self._encoder(CUBES.spacing_mm)
+
+    def _encoder(self, spacing_mm: float) -> TriPlanarStyleEncoder:
+        if spacing_mm not in self._encoders:
+            self._encoders[spacing_mm] = make_style_encoder(self.config, spacing_mm, self.aggregator)
+        return self._encoders[spacing_mm]
+
+    def __getstate__(self) -> dict[str, Any]:  # weights are read where they are needed
+        return vars(self) | {"_encoders": {}}
 
 
 def style_vectors(config: StyleConfig, notes: list[str]) -> StyleVectors | None:
     """The function for the configured backbone; None, and a note, where its weights cannot be had."""
+    describe = StyleVectors(config)
     try:
-        _encoder(config)
+        describe.check()
     except ModelError as error:
         notes.append(f"no style vectors: {error}")
         return None
-    return StyleVectors(config)
-
-
-@lru_cache(maxsize=1)
-def _encoder(config: StyleConfig) -> TriPlanarStyleEncoder:
-    return make_style_encoder(config, GRID.spacing_mm).eval()
+    return describe

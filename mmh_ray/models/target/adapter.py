@@ -25,8 +25,6 @@ from mmh_ray.models.sanity import INTENSITIES
 LAYERS = r".*\.(conv1|conv2)|conv_in|conv_out"
 """Layers of the U-Net that are updated."""
 
-KNOTS = 64
-"""Of the curve between unified and site intensity."""
 CURVE_ENDS = 10.0
 """Greatest intensity that a knot of the curve can have; less than 1 % of a brain is brighter than the last one."""
 LEAST_STEP = 1e-6
@@ -68,17 +66,21 @@ class SiteStyle:
         first: it widens the peaks of a histogram, and the curve would else make contrast of it. (A regression of scan on unified
         intensity was tried: it is flat within a tissue, where what varies in both is unrelated, and loses the tails of the histogram.)
         """
-
         scan_noise = float(_mean_of(noise_level, scans, masks))
         unified_noise = float(_mean_of(noise_level, unified, masks))
-        heights = _rising(_mean_of(tissue_quantiles, scans, masks)[_INNER], 1e-6)
-        plain_knots = _rising(_mean_of(tissue_quantiles, unified, masks)[_INNER], 1e-5)
+        heights = _curve_points(scans, masks, least_step=1e-6)
+        plain_knots = _curve_points(unified, masks, least_step=1e-5)
         # The scans' noise in unified units, by the mean slope of the curve; what the unified images lack of it is added.
-        same_noise = scan_noise * (plain_knots[-1] - plain_knots[0]) / (heights[-1] - heights[0])
+        width_of_knots = plain_knots[-1] - plain_knots[0]
+        width_of_heights = heights[-1] - heights[0]
+        same_noise = scan_noise * width_of_knots / width_of_heights
         missing = np.sqrt(max(0.0, same_noise**2 - unified_noise**2))
         grain = np.random.default_rng(0).standard_normal(unified[0].shape) * missing
-        noisy = [(volume + grain * mask).astype(np.float32) for volume, mask in zip(unified, masks, strict=True)]
-        knots = _rising(_mean_of(tissue_quantiles, noisy, masks)[_INNER], 1e-5)
+        noisy = []
+        for volume, mask in zip(unified, masks, strict=True):
+            with_grain = volume + grain * mask
+            noisy.append(with_grain.astype(np.float32))
+        knots = _curve_points(noisy, masks, least_step=1e-5)
         quantiles = _mean_of(_brain_quantiles, scans, masks)
         return cls(knots, heights, quantiles, scan_noise)
 
@@ -108,7 +110,9 @@ class SiteStyle:
 
         The site's own at most, and no more than the curve makes of the unified level: nobody is served by noise put back.
         """
-        slope = (self.site[-1] - self.site[0]) / (self.unified[-1] - self.unified[0])
+        width_of_site = self.site[-1] - self.site[0]
+        width_of_unified = self.unified[-1] - self.unified[0]
+        slope = width_of_site / width_of_unified
         return float(min(self.noise, slope * unified))
 
     def apply(self, unified: Tensor) -> Tensor:
@@ -116,13 +120,19 @@ class SiteStyle:
         knots = torch.as_tensor(self.unified, dtype=unified.dtype, device=unified.device)
         heights = torch.as_tensor(self.site, dtype=unified.dtype, device=unified.device)
         slopes = heights.diff() / knots.diff()
-        piece = torch.bucketize(unified.detach(), knots[1:-1])
-        return heights[:-1][piece] + slopes[piece] * (unified - knots[:-1][piece])
+        inner_knots = knots[1:-1]
+        piece = torch.bucketize(unified.detach(), inner_knots)
+        first_knot = knots[:-1][piece]
+        first_height = heights[:-1][piece]
+        slope = slopes[piece]
+        return first_height + slope * (unified - first_knot)
 
     def moved(self, unified: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """A unified volume ``(..., X, Y, Z)`` with the point spread and the curve, float32, zero outside the mask."""
-        soft = torch.from_numpy(np.ascontiguousarray(point_spread(unified, mask, self.blur), np.float32))
-        return self.apply(soft).numpy() * mask
+        soft = point_spread(unified, mask, self.blur)
+        contiguous = np.ascontiguousarray(soft, np.float32)
+        moved = self.apply(torch.from_numpy(contiguous))
+        return moved.numpy() * mask
 
 
 def _mean_of(
@@ -141,20 +151,27 @@ def _intensities(facts: Mapping[str, Any], name: str) -> np.ndarray:
     """A list of intensities from the facts of a bundle; ValueError where it is none."""
     values = facts[name]
     least, greatest = INTENSITIES
-    is_plain = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-    if not is_plain or not all(least <= value <= greatest for value in values):  # NaN is neither
+    is_list = isinstance(values, list)
+    if not is_list or not all(_is_number_within(value, least, greatest) for value in values):
         raise ValueError(f"style.{name} is no list of intensities from {least:g} to {greatest:g}")
     return np.array(values, dtype=np.float64)
+
+
+def _is_number_within(value: Any, least: float, greatest: float) -> bool:
+    is_number = type(value) in (int, float)  # True and False are not
+    return is_number and least <= value <= greatest  # nor is NaN
 
 
 def _check_curve(knots: np.ndarray, heights: np.ndarray) -> None:
     """ValueError unless these are the knots of an increasing curve between intensities of images."""
     if not 2 <= len(knots) == len(heights) <= len(QUANTILES):
         raise ValueError(f"style.unified and style.site are no curve: {len(knots)} and {len(heights)} knots")
-    greatest = max(np.abs(knots).max(), np.abs(heights).max())
-    if greatest > CURVE_ENDS:
+    largest_knot = np.abs(knots).max()
+    largest_height = np.abs(heights).max()
+    if max(largest_knot, largest_height) > CURVE_ENDS:
         raise ValueError(f"style.unified and style.site are no curve from {-CURVE_ENDS:g} to {CURVE_ENDS:g}")
-    steps_apart = np.diff(knots.astype(np.float32)) >= LEAST_STEP
+    as_used = knots.astype(np.float32)
+    steps_apart = np.diff(as_used) >= LEAST_STEP
     rises = np.diff(heights) > 0
     if not (steps_apart & rises).all():
         raise ValueError("style.unified and style.site do not increase from knot to knot")
@@ -162,7 +179,15 @@ def _check_curve(knots: np.ndarray, heights: np.ndarray) -> None:
 
 def _rising(quantiles: np.ndarray, least: float) -> np.ndarray:
     """Quantiles that increase by ``least`` or more from one to the next."""
-    return np.maximum.accumulate(quantiles) + least * np.arange(len(quantiles))
+    never_falling = np.maximum.accumulate(quantiles)
+    numbers = np.arange(len(quantiles))
+    return never_falling + least * numbers
+
+
+def _curve_points(volumes: Sequence[np.ndarray], masks: Sequence[np.ndarray], least_step: float) -> np.ndarray:
+    """The inner ones of the mean tissue quantiles, ``(64,)``, that increase by ``least_step`` or more."""
+    quantiles = _mean_of(tissue_quantiles, volumes, masks)
+    return _rising(quantiles[_INNER], least_step)
 
 
 def point_spread(volume: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:
@@ -197,8 +222,12 @@ def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tenso
 
 def _check_size(unet: nn.Module, rank: int, state: Mapping[str, Tensor]) -> None:
     """ModelError where an adapter has another number of weights than its rank gives it on the layers, before any are made."""
-    layers: list[Any] = [module for name, module in unet.named_modules() if re.fullmatch(LAYERS, name)]
-    inputs_and_outputs = sum(layer.weight[0].numel() + len(layer.weight) for layer in layers)
+    inputs_and_outputs = 0
+    for name, module in unet.named_modules():
+        if re.fullmatch(LAYERS, name):
+            weight: Any = module.weight
+            inputs_and_outputs += weight[0].numel()
+            inputs_and_outputs += len(weight)
     expected = rank * inputs_and_outputs
     count = sum(tensor.numel() for tensor in state.values())
     if count != expected:
@@ -209,9 +238,12 @@ def _check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
     """ModelError where an adapter has other names or shapes than the layers' own."""
     wrong = set(state) ^ set(expected)
     if not wrong:
-        wrong = {name for name, tensor in state.items() if tensor.shape != expected[name].shape}
+        for name, tensor in state.items():
+            if tensor.shape != expected[name].shape:
+                wrong.add(name)
     if wrong:
-        raise _foreign(", ".join(sorted(wrong)[:3]))
+        first_three = sorted(wrong)[:3]
+        raise _foreign(", ".join(first_three))
 
 
 def _foreign(what: str) -> ModelError:
@@ -222,8 +254,11 @@ def state_of(model: GlobalHarmonizer, name: str) -> dict[str, Tensor]:
     """Weights of an adapter, float32 on the CPU."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(model.denoiser.unet, adapter_name=name)
-    return {key: value.detach().float().cpu().contiguous().clone() for key, value in state.items()}
+    state = {}
+    for key, value in get_peft_model_state_dict(model.denoiser.unet, adapter_name=name).items():
+        plain = value.detach().float().cpu()
+        state[key] = plain.contiguous().clone()
+    return state
 
 
 @contextmanager

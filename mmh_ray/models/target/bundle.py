@@ -127,7 +127,9 @@ class Target:
 
     def sampling(self, settings: HarmonizeConfig) -> HarmonizeConfig:
         """The settings with :data:`SAMPLING` as the target was trained; as they are where that is not recorded."""
-        return from_dict(HarmonizeConfig, to_dict(settings) | self.facts.get("harmonize", {}))
+        recorded = self.facts.get("harmonize", {})
+        combined = to_dict(settings) | recorded
+        return from_dict(HarmonizeConfig, combined)
 
     def encoder(self, config: StyleConfig, spacing_mm: float) -> TriPlanarStyleEncoder:
         """The style encoder that the target was trained with, for whoever goes on to describe styles with it.
@@ -185,16 +187,16 @@ def save_target(
         if aggregator:
             write_weights(folder / AGGREGATOR, aggregator)
         sampling = to_dict(config.harmonize)
-        facts = _FORMAT.facts_of(
-            site=site,
-            code_version=code_version(),
-            base=dict(base),
-            target=to_dict(config.target) | {"site": [site]},
-            harmonize={key: sampling[key] for key in SAMPLING},
-            restyle=to_dict(config.restyle),
-            training=dict(training),
-            sequences=sequences,
-        )
+        facts: dict[str, Any] = {
+            "site": site,
+            "code_version": code_version(),
+            "base": dict(base),
+            "target": to_dict(config.target) | {"site": [site]},
+            "harmonize": {key: sampling[key] for key in SAMPLING},
+            "restyle": to_dict(config.restyle),
+            "training": dict(training),
+            "sequences": sequences,
+        }
         _FORMAT.write_description(folder, facts, _model_card(facts))
 
 
@@ -267,10 +269,12 @@ def _style(facts: Mapping[str, Any], place: str) -> SiteStyle:
 
 
 def _check_backbone(path: Path, facts: Mapping[str, Any], style: StyleConfig) -> None:
-    recorded = facts["training"].get("style_encoder", {}).get("backbone")
-    if recorded is not None and style.backbone not in (EMBEDDED, recorded):
-        remedy = "Leave style.backbone out (a trained target needs none), or train the target with it."
-        raise ModelError(f"style.backbone={style.backbone!r} for {path}", f"the recorded {recorded!r}", remedy)
+    encoder = facts["training"].get("style_encoder", {})
+    recorded = encoder.get("backbone")
+    if recorded is None or style.backbone in (EMBEDDED, recorded):
+        return
+    remedy = "Leave style.backbone out (a trained target needs none), or train the target with it."
+    raise ModelError(f"style.backbone={style.backbone!r} for {path}", f"the recorded {recorded!r}", remedy)
 
 
 def target_hash(path: str | Path) -> str:
@@ -296,7 +300,9 @@ def _hash(facts: Mapping[str, Any]) -> str:
         is_used = sequence_facts["steps"] > 0
         weights = sequence_facts["weights_sha256"] if is_used else None
         deciding[sequence] = [sequence_facts["style"], weights]
-    return hash_of([facts["site"], facts["base"]["hash"], facts["target"]["rank"], deciding])
+    base_hash = facts["base"]["hash"]
+    rank = facts["target"]["rank"]
+    return hash_of([facts["site"], base_hash, rank, deciding])
 
 
 def _read_description(path: Path) -> tuple[dict[str, Any], TargetConfig]:
@@ -317,21 +323,25 @@ def _read_description(path: Path) -> tuple[dict[str, Any], TargetConfig]:
 def _check_facts(facts: Mapping[str, Any], place: str) -> None:
     """ModelError where a fact below the first level is missing or of another type."""
     base = facts["base"]
+    site = facts["site"]
     check_kinds(base, {"hash": str, "uri": str}, f"{place}: base", _REBUILD)
     check_kinds(facts["harmonize"], dict.fromkeys(SAMPLING, object), f"{place}: harmonize", _REBUILD)
-    if not base["hash"] or not _NAME.fullmatch(facts["site"]):
-        received = f"{place}: site={facts['site'][:200]!r} on base {base['hash'][:64]!r}"
+    if not base["hash"] or not _NAME.fullmatch(site):
+        received = f"{place}: site={site[:200]!r} on base {base['hash'][:64]!r}"
         raise ModelError(received, "a name of at most 200 characters in one line, and a hash", _REBUILD)
     if "rank" not in facts["target"]:
         raise ModelError(f"{place}: target without rank", "the rank of the adapters", _REBUILD)
     encoder = facts["training"].get("style_encoder", {})
     if not isinstance(encoder, dict):
-        raise ModelError(f"{place}: style_encoder={str(encoder)[:100]}", "an object", _REBUILD)
+        received = f"{place}: style_encoder={str(encoder)[:100]}"
+        raise ModelError(received, "an object", _REBUILD)
     for sequence, sequence_facts in facts["sequences"].items():
         if not _SUFFIX.fullmatch(sequence):
-            raise ModelError(f"{place}: sequence {sequence[:100]!r}", "a BIDS suffix such as T1w", _REBUILD)
-        check_kinds(sequence_facts, _FACTS_OF_SEQUENCE, f"{place}: {sequence}", _REBUILD)
-        check_kinds(sequence_facts["style"], _FACTS_OF_STYLE, f"{place}: {sequence} style", _REBUILD)
+            received = f"{place}: sequence {sequence[:100]!r}"
+            raise ModelError(received, "a BIDS suffix such as T1w", _REBUILD)
+        place_of_sequence = f"{place}: {sequence}"
+        check_kinds(sequence_facts, _FACTS_OF_SEQUENCE, place_of_sequence, _REBUILD)
+        check_kinds(sequence_facts["style"], _FACTS_OF_STYLE, f"{place_of_sequence} style", _REBUILD)
 
 
 def _model_card(facts: Mapping[str, Any]) -> str:

@@ -80,7 +80,8 @@ class UnifiedVolume:
         """From a prepared scan of another site, ``(X, Y, Z)`` unit intensity."""
         unified = harmonize_volume(model, scan, mask, sequence, settings)
         domain = model.domain_quantiles[sequence].cpu().numpy()
-        return cls(unified, unified, unified, mask, Conditioner(unified, mask, domain, model.model_config))
+        conditioner = Conditioner(unified, mask, domain, model.model_config)
+        return cls(image=unified, unified=unified, scan=unified, mask=mask, conditioner=conditioner)
 
     @classmethod
     def of_target(
@@ -119,7 +120,10 @@ class UnifiedVolume:
 
 def batch_of(groups: Sequence[dict[str, np.ndarray]]) -> TargetBatch:
     """Groups of equal size as one batch."""
-    stacked = {name: np.stack([group[name] for group in groups]) for name in groups[0]}
+    stacked = {}
+    for name in groups[0]:
+        arrays = [group[name] for group in groups]
+        stacked[name] = np.stack(arrays)
     return TargetBatch.of_groups(stacked)
 
 
@@ -185,10 +189,12 @@ class TargetFineTuner(nn.Module):
 
     def _displacement(self, site: TargetBatch, source: TargetBatch, source_made: Tensor) -> Tensor:
         """How far the sources' way through the space of styles is from the site's own, from unified to scan."""
-        from_unified = self._describe(site.scan, site) - self._describe(site.unified, site)
-        of_site = from_unified.mean(0).detach()
-        of_sources = self._describe(source_made, source) - self._describe(source.unified, source).detach()
-        return style_displacement(of_sources, of_site)
+        site_scan = self._describe(site.scan, site)
+        site_unified = self._describe(site.unified, site)
+        of_site = (site_scan - site_unified).mean(0).detach()
+        source_generated = self._describe(source_made, source)
+        source_unified = self._describe(source.unified, source).detach()
+        return style_displacement(source_generated - source_unified, of_site)
 
     def _generate(self, batch: TargetBatch) -> tuple[Tensor, Tensor]:
         """What the adapter makes of a batch, ``(B, K, H, W)`` site unit intensity, and noise of unit variance to add to it.
@@ -199,21 +205,18 @@ class TargetFineTuner(nn.Module):
         context = self.model.context(batch)
 
         def denoise(x: Tensor, t: int) -> Tensor:
-            return self.model.denoiser(x, torch.full((len(x),), t, device=x.device), batch.condition, context)
+            timesteps = torch.full((len(x),), t, device=x.device)
+            return self.model.denoiser(x, timesteps, batch.condition, context)
 
         with torch.no_grad():
-            self.wear(None)
+            wear(self.model, None)
             without_adapter = sample(self.model, denoise, noise, self.settings.steps)
-        self.wear(NAME)
+        wear(self.model, NAME)
         with_adapter = sample(self.model, denoise, noise, self.settings.steps, self.config.last_steps)
         corrected = batch.unified + to_unit(with_adapter) - to_unit(without_adapter)
         made = self.style.apply(corrected) * batch.mask
         other_noise = noise.roll(1, 0) * batch.mask  # another slab's, which had no part in what was made
         return made, other_noise
-
-    def wear(self, name: str | None) -> None:
-        """Generate with the adapter of this name, or without any."""
-        wear(self.model, name)
 
     def state(self) -> dict[str, Tensor]:
         """What was trained, float32 on the CPU."""
@@ -223,8 +226,11 @@ class TargetFineTuner(nn.Module):
         """Mean distance of the groups' histograms and moments from the site's."""
         centre = image.shape[1] // 2
         groups = int(batch.group.max()) + 1
-        cumulative, moments = group_statistics(image[:, centre], batch.mask[:, centre], batch.group, groups)
-        return style_distance(cumulative, moments, self.domain_cumulative, self.domain_moments).mean()
+        centre_slices = image[:, centre]
+        inside = batch.mask[:, centre]
+        cumulative, moments = group_statistics(centre_slices, inside, batch.group, groups)
+        distance = style_distance(cumulative, moments, self.domain_cumulative, self.domain_moments)
+        return distance.mean()
 
     def _describe(self, image: Tensor, batch: TargetBatch) -> Tensor:
         """Style vectors ``(G, D)`` of the groups' centre slices."""
@@ -319,7 +325,8 @@ def _validate(tuner: TargetFineTuner, batches: Sequence[tuple[TargetBatch, Targe
 
 def _masked_l1(made: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     error = (made - target).abs() * mask
-    return error.sum() / mask.sum().clamp_min(1)
+    voxels = mask.sum().clamp_min(1)
+    return error.sum() / voxels
 
 
 def _learning_rate(step: int, config: TargetConfig) -> float:
@@ -330,5 +337,7 @@ def _learning_rate(step: int, config: TargetConfig) -> float:
     warm_up = max(1, config.steps // 10)
     if step < warm_up:
         return config.learning_rate * (step + 1) / warm_up
-    angle = math.pi * (step - warm_up) / max(1, config.steps - warm_up)
-    return config.learning_rate * 0.5 * (1 + math.cos(angle))
+    steps_after = max(1, config.steps - warm_up)
+    angle = math.pi * (step - warm_up) / steps_after
+    half_cosine = 1 + math.cos(angle)
+    return config.learning_rate * 0.5 * half_cosine

@@ -61,5 +61,10 @@ def test_ours_is_green_only_where_it_beats_the_best_baseline():
     assert "0.009" in line
 
 
-def test_missing_values_are_dashes():
-    assert _row("raw").count(" - ") == 3  # site probe, gradient correlation and contrast
+def test_missing_values_are_dashes_and_what_nobody_has_is_left_out():
+    table = {"T1w": {"raw": {"psnr": 21.5, "ssim": None}, "ours": {"w1": 0.2}}}
+    stream = io.StringIO()
+    Console(file=stream, width=140).print(as_table(table))
+    lines = stream.getvalue().splitlines()
+    assert "SSIM" not in stream.getvalue()
+    assert next(line for line in lines if "raw" in line).count(" - ") == 1

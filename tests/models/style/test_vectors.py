@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from mmh_ray.config import StyleConfig
-from mmh_ray.distributed.style_encoder import StyleDescriber
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
 from mmh_ray.models.style.vectors import StyleVectors
 
 pytestmark = pytest.mark.fast
 
 
-@pytest.mark.parametrize("describe", [StyleVectors(StyleConfig(slices=2)), StyleDescriber(StyleConfig(slices=2))])
 @pytest.mark.parametrize("spacing", [(3, 3, 6), (3, 3, 3)])
 def test_planes_that_cross_thick_slices_do_not_count(
-    describe: Callable[..., np.ndarray],
     spacing: tuple[int, int, int],
     monkeypatch: pytest.MonkeyPatch,
     rng: np.random.Generator,
 ) -> None:
+    describe = StyleVectors(StyleConfig(slices=2))
     image, affine = rng.uniform(0.2, 1, (24, 24, 12)).astype(np.float32), np.diag([*spacing, 1.0])
     plain, features = describe(image, image > 0, affine), TriPlanarStyleEncoder.features
 
@@ -35,3 +31,22 @@ def test_planes_that_cross_thick_slices_do_not_count(
 
     monkeypatch.setattr(TriPlanarStyleEncoder, "features", spoilt)
     assert np.array_equal(describe(image, image > 0, affine), plain) == (spacing[2] > spacing[0])
+
+
+def test_a_scan_whose_voxels_are_no_cubes_is_not_squashed(anatomy, clean: np.ndarray) -> None:
+    describe = StyleVectors(StyleConfig())
+    thin, mask = (np.repeat(data, 2, axis=2) for data in (clean, anatomy.brain))
+    whole = describe(clean, anatomy.brain, anatomy.affine)
+    same = describe(thin, mask, anatomy.affine @ np.diag([1, 1, 0.5, 1]))
+    stretched = describe(thin, mask, anatomy.affine)
+    assert np.linalg.norm(whole) == pytest.approx(1, abs=1e-5)
+    print(whole @ same, whole @ stretched)
+    assert whole @ same > whole @ stretched
+
+
+def test_gain_and_axes_are_no_style(anatomy, clean: np.ndarray) -> None:
+    describe = StyleVectors(StyleConfig(slices=2))
+    turned = anatomy.affine @ np.array([[-1.0, 0, 0, clean.shape[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    plain = describe(clean, anatomy.brain, anatomy.affine)
+    found = describe(500 * clean[::-1], anatomy.brain[::-1], turned)
+    np.testing.assert_allclose(found, plain, atol=1e-4)

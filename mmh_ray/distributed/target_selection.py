@@ -1,0 +1,121 @@
+"""Who is scored in an evaluation at a target site, by which style encoder, and what may not be compared with."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmh_ray import tracking
+from mmh_ray.bids.derivatives import sidecar_path
+from mmh_ray.config import Config
+from mmh_ray.errors import DataError
+from mmh_ray.evaluation.inputs.records import ImageRecord
+from mmh_ray.evaluation.inputs.scans import Case
+from mmh_ray.evaluation.metrics.registry import BEST_KNOWN, OURS, RAW
+from mmh_ray.files import read_object
+from mmh_ray.models.style.embedded import EMBEDDED
+from mmh_ray.models.style.encoder import check_same_encoder, make_style_encoder
+from mmh_ray.models.style.vectors import StyleVectors
+from mmh_ray.models.target.bundle import load_target
+
+TARGET_BASELINES = (RAW, "nyul", BEST_KNOWN)
+"""Simple methods that are scored at a target: fitted on its own people, they move scans there, too."""
+
+
+class TargetSelection(NamedTuple):
+    """Cases with their references, and the target's scans of everyone else, on which baselines are fitted."""
+
+    cases: list[Case]
+    cohort: list[ImageRecord]
+
+
+def select_at_target(records: Iterable[ImageRecord], site: str) -> TargetSelection:
+    """Subjects who were scanned at the target site and elsewhere; the first of each sequence is pictured.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    records = list(records)
+    groups: dict[tuple[str, str], list[ImageRecord]] = defaultdict(list)
+    for record in records:
+        groups[record.sequence, record.subject].append(record)
+    cases: list[Case] = []
+    for (sequence, subject), images in sorted(groups.items()):
+        at_target = [record for record in images if record.site == site]
+        elsewhere = [record for record in images if record.site != site]
+        if at_target and elsewhere:
+            is_first = not cases or cases[-1].sequence != sequence
+            cases.append(Case(subject, sequence, tuple(elsewhere), is_pictured=is_first, reference=at_target[0]))
+    if not cases:
+        sites = ", ".join(sorted({record.site for record in records}))
+        received = f"nobody scanned at {site} and elsewhere; sites {sites}"
+        raise DataError(received, "traveling subjects", "Name another site.")
+    travelers = {case.subject for case in cases}
+    cohort = [record for record in records if record.site == site and record.subject not in travelers]
+    return TargetSelection(cases, cohort)
+
+
+def check_unseen(cases: Sequence[Case]) -> None:
+    """DataError where a reference is a scan that the target of `ours` was made from."""
+    for case in cases:
+        recorded_target = _recorded_target(case)
+        if not recorded_target or case.reference is None:
+            continue
+        reference_scan = recorded_target.get("reference")
+        training = recorded_target.get("training", {}).get(case.sequence, {})
+        seen = [reference_scan, *training.get("images", []), *training.get("validation_images", [])]
+        image_id = case.reference.image_id
+        if image_id in seen:
+            received = f"{image_id}, which the target {recorded_target.get('site', reference_scan)} was made from"
+            remedy = "Make the target from scans of other people (travelers are of split test)."
+            raise DataError(received, "a scan at the target site that it has never seen", remedy)
+
+
+def target_style(cases: Sequence[Case], config: Config) -> StyleVectors:
+    """Style vectors by the configured encoder; the sidecars of `ours` must name the same one.
+
+    Raises
+    ------
+    ModelError
+        If the target that made the outputs was trained with another style encoder, or its backbone cannot be had.
+    """
+    recorded_target = None
+    for case in cases:
+        recorded_target = recorded_target or _recorded_target(case)
+    if not recorded_target:
+        return StyleVectors(config.style)
+    if config.style.backbone != EMBEDDED and "training" in recorded_target:
+        # the aggregator of such a backbone lies with the target
+        target = load_target(*tracking.resolve_recorded_target(str(recorded_target.get("URI")), config.tracking))
+        target.encoder(config.style, 1.0)
+        return StyleVectors(config.style, target.aggregator)
+    recorded_encoder = recorded_target.get("style_encoder") or recorded_target["training"]["style_encoder"]
+    check_same_encoder(recorded_encoder, make_style_encoder(config.style, 1.0).describe())
+    return StyleVectors(config.style)
+
+
+def _recorded_target(case: Case) -> dict[str, Any] | None:
+    """The target that made `ours` of a case, as the first sidecar tells; None where there is none."""
+    for record in case.records:
+        if OURS not in record.outputs:
+            continue
+        sidecar = sidecar_path(record.outputs[OURS])
+        if os.path.isfile(sidecar):
+            return _read_target(sidecar)
+    return None
+
+
+def _read_target(sidecar: Path) -> dict[str, Any] | None:
+    try:
+        recorded_target = read_object(sidecar)["TargetModel"]
+        if recorded_target is None or isinstance(recorded_target, dict):
+            return recorded_target
+        raise ValueError(f"TargetModel is a {type(recorded_target).__name__}")
+    except (OSError, ValueError, KeyError) as error:
+        received = f"{sidecar}: {type(error).__name__}: {error}"
+        raise DataError(received, "the sidecar of a harmonized image", "Harmonize the image again.") from error

@@ -1,0 +1,42 @@
+"""What the registry says of a model and of each of its versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmh_ray.files import read_bytes
+from mmh_ray.tracking.runs import shorten
+
+CARD = "MODEL_CARD.md"
+"""File in a bundle, of a global model or a target, that describes it in words."""
+DESCRIPTION_LENGTH = 5000
+"""MLflow's limit on the length of a description."""
+
+_GLOBAL = """Takes the scanner's look out of brain MRI, so that scans of different sites can be analysed together in research.
+It is not a medical device.
+
+Each version is described by its model card: sequences, training data, validation, limits.
+
+    mmh harmonize BIDS OUT --model models:/{name}@champion
+"""
+_TARGET = """Gives harmonized brain MRI the look of one site, on top of the global model that each version names.
+It is not a medical device.
+
+Each version is described by its model card: images of the site, validation, limits.
+
+    mmh harmonize BIDS OUT --target models:/{name}@champion
+"""
+
+
+def describe(name: str, version: str, bundle: Path, is_target: bool) -> None:
+    """Describe a version by its model card, and the model in a few words where nobody has described it yet."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    card = bundle / CARD
+    if card.is_file():
+        text = read_bytes(card).decode("utf-8", errors="replace")
+        client.update_model_version(name, version, description=shorten(text, DESCRIPTION_LENGTH))
+    if not client.get_registered_model(name).description:
+        about = _TARGET if is_target else _GLOBAL
+        client.update_registered_model(name, description=about.format(name=name))
