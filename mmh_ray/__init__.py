@@ -18,7 +18,8 @@ except metadata.PackageNotFoundError:  # a checkout that was never installed, on
 
 
 def __getattr__(name: str) -> Any:
-    """``load`` and ``compare``, imported when they are asked for: they bring torch and matplotlib, which take seconds."""
+    """``load`` and ``compare``, imported when they are asked for: they bring torch and matplotlib, which take
+    seconds."""
     if name == "load":
         from mmh_ray.harmonization.one_scan import load
 

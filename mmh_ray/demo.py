@@ -81,10 +81,11 @@ class Places:
 def run(out: str, config: Config, run_command: RunCommand) -> None:
     """Run every stage, then gather the figures.
 
-    A phantom archive; its travelers harmonized by the model that the package brings; manifest, prepare and train-global, which
-    registers a model; the travelers harmonized by that; the same for a target site; evaluate. ``out`` then holds the archive,
-    ``harmonized-base/`` with its ``report.html``, the shards, the runs, MLflow's database, the derivatives, ``metrics.json`` and
-    ``figures/``. An earlier demo in the same folder is removed first. Without ``target.site`` no target is trained.
+    A phantom archive; its travelers harmonized by the model that the package brings; manifest, prepare and
+    train-global, which registers a model; the travelers harmonized by that; the same for a target site; evaluate.
+    ``out`` then holds the archive, ``harmonized-base/`` with its ``report.html``, the shards, the runs, MLflow's
+    database, the derivatives, ``metrics.json`` and ``figures/``. An earlier demo in the same folder is removed first.
+    Without ``target.site`` no target is trained.
 
     Raises
     ------
@@ -186,7 +187,8 @@ def _add_target(metrics: dict[str, Any], places: Places) -> None:
 
 
 def metrics_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Values alone: ``{sequence: {method: {measure: number or None}}}``, ours under the name `harmonized`, and who was scored."""
+    """Values alone: ``{sequence: {method: {measure: number or None}}}``, ours under the name `harmonized`, and who was
+    scored."""
     about = evaluation["about"]
     metrics: dict[str, Any] = {}
     for sequence, methods in by_sequence(evaluation).items():

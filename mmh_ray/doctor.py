@@ -191,11 +191,11 @@ def _base_model() -> Finding:
 def _style_weights() -> Finding:
     name = "style weights"
     folder = resources.files("mmh_ray.models") / "weights"
-    found = sha256_file(str(folder / "style.safetensors"))
+    checksum = sha256_file(str(folder / "style.safetensors"))
     expected = re.search(r"\b[0-9a-f]{64}\b", (folder / "style.md").read_text(encoding="utf-8"))
-    if expected is None or found != expected[0]:
-        return Finding(name, "broken", f"damaged (checksum {found[:12]}); install mmh_ray again")
-    return Finding(name, "ok", f"hash {found[:12]}")
+    if expected is None or checksum != expected[0]:
+        return Finding(name, "broken", f"damaged (checksum {checksum[:12]}); install mmh_ray again")
+    return Finding(name, "ok", f"hash {checksum[:12]}")
 
 
 def _tracking(tracking: TrackingConfig) -> Finding:

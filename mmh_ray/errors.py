@@ -67,7 +67,8 @@ class ModelError(MMHError):
 
 @contextlib.contextmanager
 def naming_mask(path: str | None) -> Iterator[None]:
-    """Put the file of a mask in front of what a :class:`MaskError` says that the block raises; an estimated mask has none."""
+    """Put the file of a mask in front of what a :class:`MaskError` says that the block raises; an estimated mask has
+    none."""
     try:
         yield
     except MaskError as error:
@@ -91,7 +92,8 @@ _OF_ANY_FILE = "a file that can be read and written", "Check its disk, then run 
 
 
 def data_error(error: Exception, path: str) -> MMHError:
-    """Whatever befell the image at ``path``, with what was expected and what to do; an error that says so already stays as it is."""
+    """Whatever befell the image at ``path``, with what was expected and what to do; an error that says so already stays
+    as it is."""
     if isinstance(error, MMHError):
         return error
     if isinstance(error, UnusableFileError):

@@ -1,4 +1,5 @@
-"""Files from strangers: only regular ones are opened, no more is read than is allowed, and no path leaves its folder."""
+"""Files from strangers: only regular ones are opened, no more is read than is allowed, and no path leaves its
+folder."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class UnusableFileError(OSError):
 def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a regular file, or a link to one, for reading.
 
-    The kind is asked of what was opened, so that nothing can be put in its place in between. A named pipe does not hang.
+    The kind is asked of what was opened, so that nothing can be put in its place in between. A named pipe does not
+    hang.
 
     Raises
     ------

@@ -22,8 +22,8 @@ def write_page(
 ) -> None:
     """Render a template with style sheets and scripts of the same folder inside it; the page is whole or not there.
 
-    The template finds them as ``style`` and ``script`` and what its content security policy must allow as ``style_hash``
-    and ``script_hash``.
+    The template finds them as ``style`` and ``script`` and what its content security policy must allow as
+    ``style_hash`` and ``script_hash``.
     """
     loader = PackageLoader("mmh_ray", "templates")
     environment = Environment(
@@ -34,13 +34,13 @@ def write_page(
     environment.filters["thousands"] = lambda number: f"{number:,}"
     style = _sources(loader, environment, styles)
     script = _sources(loader, environment, scripts)
-    own = {
+    parts_of_page = {
         "style": Markup(style),
         "script": Markup(script),
         "style_hash": policy_hash(style),
         "script_hash": policy_hash(script),
     }
-    page = environment.get_template(template).render(context, **own)
+    page = environment.get_template(template).render(context, **parts_of_page)
     with whole_file(path) as partial:
         partial.write_text(page, encoding="utf-8", errors="backslashreplace")
 

@@ -1,24 +1,37 @@
-"""Folders in an object store: what lies below one has a URI of its own, and a folder can be fetched whole."""
+"""Folders in an object store: what lies below one has a URI of its own; objects are fetched, listed and uploaded whole."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs
 
-from mmh_ray.errors import ConfigError, ModelError
+from mmh_ray.errors import ConfigError, DataError, ModelError
+from mmh_ray.files import SMALL_BYTES
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 """Schemes of the stores that pyarrow opens."""
+ARCHIVE_SCHEMES = ("s3", "gs", "gcs")
+"""Schemes of the stores in which archives and derivatives may lie."""
 MOST_BYTES = 4 * 2**30
 """Most bytes of a bundle that are fetched: twice the weights of the largest model that is loaded."""
 MOST_FILES = 1000
 """Most files of a bundle that are fetched: a bundle with an adapter per site has a few hundred."""
+
+CONNECTIONS = 16
+"""Objects that are fetched at a time."""
 
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://")
 _USER = re.compile(r"(?<=://)[^/?@]*@")
@@ -29,6 +42,17 @@ def is_remote(uri: str) -> bool:
     """Whether a URI names a place in an object store."""
     match = _SCHEME.match(uri)
     return match is not None and match["scheme"] in SCHEMES
+
+
+def local_path(place: str) -> str:
+    """The path that a ``file://`` URI names; any other text as it is.
+
+    >>> local_path("file:///data/my%20scans"), local_path("s3://bucket/scans")
+    ('/data/my scans', 's3://bucket/scans')
+    """
+    if not place.startswith("file://"):
+        return place
+    return unquote(place.removeprefix("file://").removeprefix("localhost"))
 
 
 def join_uri(uri: str, *names: str) -> str:
@@ -49,7 +73,8 @@ def join_uri(uri: str, *names: str) -> str:
 def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
     """File system of a URI and the folder on it.
 
-    A small file goes to S3 in one request: an upload in parts that a killed process leaves unfinished is paid for, and not seen.
+    A small file goes to S3 in one request: an upload in parts that a killed process leaves unfinished is paid for, and
+    not seen.
 
     Raises
     ------
@@ -70,7 +95,8 @@ def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
 
 
 def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
-    """Copy a bundle to a temporary folder, removed when the process ends; returns it and the URI to cite, which holds no keys.
+    """Copy a bundle to a temporary folder, removed when the process ends; returns it and the URI to cite, which holds
+    no keys.
 
     Nothing is read but names, sizes and bytes: what the files hold is for the caller to check.
 
@@ -82,7 +108,8 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
     Raises
     ------
     ModelError
-        If there is no such folder or file, it cannot be read, is larger than a bundle can be, or a name leads out of it.
+        If there is no such folder or file, it cannot be read, is larger than a bundle can be, or a name leads out of
+        it.
     ConfigError
         If no such store can be opened.
     """
@@ -91,8 +118,8 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
     remedy = "Check the URI and the right to read it; `mmh train-global` prints where it put the bundle."
     expected = f"a model bundle, a folder with {facts}"
     try:
-        found = store.get_file_info(pa.fs.FileSelector(folder, recursive=True, allow_not_found=True))
-        files = [entry for entry in found if entry.type == pa.fs.FileType.File]
+        entries = store.get_file_info(pa.fs.FileSelector(folder, recursive=True, allow_not_found=True))
+        files = [entry for entry in entries if entry.type == pa.fs.FileType.File]
         if all(entry.path != f"{folder}/{facts}" for entry in files):
             raise ModelError(f"{place}: no {facts} there", expected, remedy)
         _check_size(files, place)
@@ -101,7 +128,7 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
         for entry in files:
             _fetch(store, entry.path, local / _inside(entry.path, folder, place))
     except (OSError, pa.ArrowException) as error:
-        raise ModelError(f"{place}: {' '.join(str(error).split())[:300]}", expected, remedy) from error
+        raise ModelError(f"{place}: {_first_line(error)}", expected, remedy) from error
     return local, _without_keys(uri)
 
 
@@ -111,6 +138,172 @@ def loggable_uri(uri: str) -> str:
         return uri
     place, _, _ = _without_keys(uri).partition("?")
     return place
+
+
+class MissingObjectError(DataError):
+    """An object that is not in its place, or no longer."""
+
+
+class StoredFile(NamedTuple):
+    """An object of a folder: its path relative to the folder, its bytes, and when it was written by the store's clock."""
+
+    name: str
+    size: int
+    written: datetime
+
+
+class Store:
+    """A folder in an object store, with the objects below it by their path relative to it.
+
+    Credentials and the store's address come from the environment alone: the standard chain of the store's client.
+
+    Parameters
+    ----------
+    uri:
+        Such as ``s3://bucket/folder``.
+
+    Attributes
+    ----------
+    uri:
+        The same without a slash at its end.
+
+    Raises
+    ------
+    ConfigError
+        If no such store can be opened, or the URI holds keys or options, which would end up in tables and logs.
+    """
+
+    def __init__(self, uri: str) -> None:
+        expected = "a URI such as s3://bucket/folder, without keys and options"
+        scheme, _, place = uri.partition("://")
+        if scheme not in ARCHIVE_SCHEMES:
+            schemes = ", ".join(f"{name}://" for name in ARCHIVE_SCHEMES)
+            raise ConfigError(loggable_uri(uri), expected, f"Use one of {schemes} or a folder.")
+        if _USER.search(uri) or "?" in uri or "#" in uri:
+            remedy = "Put keys, region and AWS_ENDPOINT_URL into the environment of every node, or into its role."
+            raise ConfigError(f"{loggable_uri(uri)} with keys or options", expected, remedy)
+        self.uri = uri.rstrip("/")
+        self._folder = place.rstrip("/")
+        bucket = self._folder.partition("/")[0]
+        self._system, _ = open_folder(f"{scheme}://{bucket}")  # of a key nothing is decoded: it may hold any sign
+
+    def uri_of(self, name: str) -> str:
+        """URI of an object."""
+        return f"{self.uri}/{name}"
+
+    def check_bucket(self) -> None:
+        """Raise ConfigError unless the bucket is there and can be asked for."""
+        bucket = self._folder.partition("/")[0]
+        remedy = "Make the bucket, or check the name, the credentials and AWS_ENDPOINT_URL of the environment."
+        expected = "a bucket that is there and can be read"
+        try:
+            is_there = self._system.get_file_info(bucket).type != pa.fs.FileType.NotFound
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError(f"{self.uri}: {_first_line(error)}", expected, remedy) from error
+        if not is_there:
+            raise ConfigError(f"{self.uri}: no bucket {bucket}", expected, remedy)
+
+    def files(self, name: str = "") -> list[StoredFile]:
+        """All objects of the folder, or of one below it, ordered by name. One whose key leads out of it as a path is left out.
+
+        Raises
+        ------
+        DataError
+            If the folder cannot be listed.
+        """
+        folder = self._path(name) if name else self._folder
+        selector = pa.fs.FileSelector(folder, recursive=True, allow_not_found=True)
+        with self._naming(name, "a folder that can be listed"):
+            entries = self._system.get_file_info(selector)
+        found = []
+        for entry in entries:
+            inner = entry.path.removeprefix(f"{self._folder}/")
+            leads_out = inner.startswith("/") or ".." in PurePosixPath(inner).parts  # a key may hold anything
+            if entry.type == pa.fs.FileType.File and not leads_out:
+                found.append(StoredFile(inner, entry.size, entry.mtime))
+        return sorted(found)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such an object; DataError where the store does not say."""
+        return self.size(name) is not None
+
+    def size(self, name: str) -> int | None:
+        """Bytes of an object, None where there is none; DataError where the store does not say."""
+        with self._naming(name, "an object that can be read"):
+            entry = self._system.get_file_info(self._path(name))
+        return entry.size if entry.type == pa.fs.FileType.File else None
+
+    def get(self, name: str, path: Path) -> None:
+        """Fetch an object to a local path; DataError where it is not there, not whole or not readable."""
+        with self._naming(name, "an object that can be read"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._system.open_input_file(self._path(name)) as source, open(path, "wb") as sink:
+                size = source.size()
+                shutil.copyfileobj(source, sink, 1 << 20)
+            if path.stat().st_size != size:
+                raise OSError(f"{path.stat().st_size} of its {size} bytes came")
+
+    def get_all(self, names: Iterable[str], folder: Path) -> None:
+        """Fetch those of some objects that are there to their places in a local folder, several at a time."""
+
+        def get_if_there(name: str) -> None:
+            with contextlib.suppress(MissingObjectError):
+                self.get(name, folder / name)
+
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            for _ in pool.map(get_if_there, names):
+                pass
+
+    def read(self, name: str) -> bytes:
+        """Content of a small object; DataError where it is not there, not readable or larger than is read of a small file."""
+        with self._naming(name, "an object that can be read"), self._system.open_input_file(self._path(name)) as source:
+            if source.size() > SMALL_BYTES:
+                raise OSError(f"larger than the {SMALL_BYTES / 2**20:g} MiB that are read of such a file")
+            return source.read()
+
+    def put(self, path: Path, name: str) -> None:
+        """Upload a local file. The object is seen whole or not at all, in place of an earlier one."""
+        with self._naming(name, "an object that can be written"):
+            # not a stream of our own: one that is closed after an error shows the part that was written
+            pa.fs.copy_files(
+                os.fspath(path),
+                self._path(name),
+                source_filesystem=pa.fs.LocalFileSystem(),
+                destination_filesystem=self._system,
+            )
+
+    def write(self, content: bytes, name: str) -> None:
+        """Upload a small content in one request."""
+        with (
+            self._naming(name, "an object that can be written"),
+            self._system.open_output_stream(self._path(name)) as sink,
+        ):
+            sink.write(content)
+
+    def remove(self, name: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        with self._naming(name, "an object that can be removed"), contextlib.suppress(FileNotFoundError):
+            self._system.delete_file(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._folder}/{name}"
+
+    @contextlib.contextmanager
+    def _naming(self, name: str, expected: str) -> Iterator[None]:
+        """Turn what the store's client raises into an error that names the object."""
+        uri = self.uri_of(name) if name else self.uri
+        remedy = "Check that it is there, the right to it, and AWS_ENDPOINT_URL of the environment."
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise MissingObjectError(f"{uri}: no such object", expected, remedy) from error
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{uri}: {_first_line(error)}", expected, remedy) from error
+
+
+def _first_line(error: Exception) -> str:
+    """What an error of a store's client says, as one line of bounded length."""
+    return " ".join(str(error).split())[:300]
 
 
 def _check_size(files: list[pa.fs.FileInfo], place: str) -> None:

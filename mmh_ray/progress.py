@@ -23,7 +23,8 @@ class Advance(Protocol):
     def __call__(self, count: int = 1, note: str = "") -> None:
         """Count finished units; the note (such as `data wait 3 %`) stands behind the rate until the next one.
 
-        A count of 0 tells that the start-up is over: rate and time left count from there, else from the first finished unit on.
+        A count of 0 tells that the start-up is over: rate and time left count from there, else from the first finished
+        unit on.
         """
 
 

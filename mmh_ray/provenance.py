@@ -41,7 +41,8 @@ def hash_of(value: Any) -> str:
 def code_version() -> str:
     """Package version, with the git commit when run from a checkout (`+dirty` marks local changes).
 
-    The installed version can name a commit itself: the one that was checked out when it was installed, which need not be this one.
+    The installed version can name a commit itself: the one that was checked out when it was installed, which need not
+    be this one.
     """
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
@@ -53,7 +54,8 @@ def code_version() -> str:
 
 
 def container() -> dict[str, str] | None:
-    """The container that this process runs in, in the words of BIDS (`Type`, `Tag`); None outside of one, or where nothing tells.
+    """The container that this process runs in, in the words of BIDS (`Type`, `Tag`); None outside of one, or where
+    nothing tells.
 
     Apptainer names its file; images made from `configs/cluster/` name themselves.
     """
@@ -85,10 +87,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def check_place(path: str | Path, root: str | Path, kind: type[MMHError] = DataError) -> None:
-    """Raise an error if a file to be written or removed lies outside a folder, because a folder on the way to it is a link.
+    """Raise an error if a file to be written or removed lies outside a folder, because a folder on the way to it is a
+    link.
 
-    The folder itself may be a link, and so may the file: it is replaced or removed, and what it leads to stays. Whoever puts a link in
-    place after this look is not held back.
+    The folder itself may be a link, and so may the file: it is replaced or removed, and what it leads to stays. Whoever
+    puts a link in place after this look is not held back.
     """
     folder = Path(path).parent
     if not is_inside(folder, root):
@@ -105,7 +108,8 @@ def _end_of(folder: Path) -> str:
 
 
 def remove_partial(folder: str | Path) -> None:
-    """Remove the files that killed processes left half-written below a folder; only for who knows that no other is writing there.
+    """Remove the files that killed processes left half-written below a folder. Call it only while no other run can be
+    writing there.
 
     Links to other folders are not followed. A file that cannot be removed costs a warning: it is nobody's result.
     """

@@ -53,11 +53,11 @@ _METADATA = {b"mmh_prepared_version": VERSION}
 SHARD_SCHEMA = pa.schema([*_FACTS, pa.field("image", pa.binary()), pa.field("mask", pa.binary())], metadata=_METADATA)
 """Columns of a shard.
 
-`shape` of the working grid; `affine` row by row, working voxels to the scan's millimetres; `registration` likewise, the template's
-millimetres to the scan's, null where none was asked for, and its `quality`; `low` and `high` the scan's intensities
-at unit intensity 0 and 1; `quantiles` the 257 quantiles of the brain and `tissues` those of a
-smoothed copy; `steps` what was done; `provenance` the hash of
-inputs and settings; `image` little-endian float16 unit intensities and `mask` packed bits, both in C order.
+`shape` of the working grid; `affine` row by row, working voxels to the scan's millimetres; `registration` likewise, the
+template's millimetres to the scan's, null where none was asked for, and its `quality`; `low` and `high` the scan's
+intensities at unit intensity 0 and 1; `quantiles` the 257 quantiles of the brain and `tissues` those of a smoothed
+copy; `steps` what was done; `provenance` the hash of inputs and settings; `image` little-endian float16 unit
+intensities and `mask` packed bits, both in C order.
 """
 INDEX_SCHEMA = pa.schema(
     [
@@ -237,8 +237,9 @@ class PreparedStore:
             remedy = "Run `mmh prepare MANIFEST OUT` to its end."
             raise DataError(f"{loggable_uri(uri)}: no {INDEX}", "a folder made by `mmh prepare`", remedy)
         self.index: list[PreparedRow] = _entries(_read_index(uri))
-        """A row per image, ordered by `image_id`: :data:`INDEX_SCHEMA`. `affine` and `registration` are arrays ``(4, 4)``
-        float64, `quantiles` and `tissues` ``(257,)`` float32. Rows of status failed have neither voxels nor geometry."""
+        """A row per image, ordered by `image_id`: :data:`INDEX_SCHEMA`. `affine` and `registration` are arrays
+        ``(4, 4)`` float64, `quantiles` and `tissues` ``(257,)`` float32. Rows of status failed have neither voxels nor
+        geometry."""
         self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
     @cached_property

@@ -11,7 +11,8 @@ STOPPED = "stopped by SIGTERM; run again to go on"
 INTERRUPTED = "interrupted; run again to go on"
 
 _is_told = False
-"""Whether SIGTERM came in the outermost :func:`stoppable` block; a KeyboardInterrupt that passes through Ray loses its words."""
+"""Whether SIGTERM came in the outermost :func:`stoppable` block; a KeyboardInterrupt that passes through Ray loses its
+words."""
 
 
 def end_reason(error: BaseException) -> str:
@@ -25,7 +26,8 @@ def end_reason(error: BaseException) -> str:
 def stoppable() -> Iterator[None]:
     """Make of SIGTERM a KeyboardInterrupt; a second one is ignored while all is put in order.
 
-    Inside another such block nothing changes. Nor does it outside the main thread, which alone may say what becomes of a signal.
+    Inside another such block nothing changes. Nor does it outside the main thread, which alone may say what becomes of
+    a signal.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is _stop:
@@ -42,7 +44,8 @@ def stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Put the handlers of SIGTERM and Ctrl-C back that Ray replaces in the block; where one of Ray's struck, raise KeyboardInterrupt.
+    """Put the handlers of SIGTERM and Ctrl-C back that Ray replaces in the block; where one of Ray's struck, raise
+    KeyboardInterrupt.
 
     Those leave by SystemExit, some with code 0, which would pass for a good end.
     """

@@ -46,8 +46,8 @@ def read_table(
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{shown}: {error}", f"a readable {name} in Parquet", remedy) from error
     ((key, version),) = schema.metadata.items()
-    found = (table.schema.metadata or {}).get(key, b"none")
-    if found != version or not table.schema.equals(schema):
-        received = f"{shown}: version {found.decode(errors='replace')}, columns {columns}"
+    recorded_version = (table.schema.metadata or {}).get(key, b"none")
+    if recorded_version != version or not table.schema.equals(schema):
+        received = f"{shown}: version {recorded_version.decode(errors='replace')}, columns {columns}"
         raise DataError(received, f"{name} of version {version.decode()}, columns {schema.names}", remedy)
     return table

@@ -1,7 +1,8 @@
 """One thread for arithmetic: the same bytes in give the same bytes out, for any number of cores and of work beside it.
 
-ITK and torch share a sum out among as many threads as they find cores. The parts are rounded separately and added as they come, so
-that a voxel, or where a registration ends, depends on the machine and on the moment. Work is spread over images instead.
+ITK and torch share a sum out among as many threads as they find cores. The parts are rounded separately and added as
+they come, so that a voxel, or where a registration ends, depends on the machine and on the moment. Work is spread over
+images instead.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ _before = contextlib.ExitStack()
 def one_thread() -> Iterator[None]:
     """Let SimpleITK and torch compute in one thread inside the block.
 
-    Can be nested, used by several threads at a time and as a decorator. The last to leave gives the libraries their threads back; a
-    thread that leaves earlier keeps one thread for torch. (BLAS needs no limit: with 1 to 16 threads it gave the same bits.)
+    Can be nested, used by several threads at a time and as a decorator. The last to leave gives the libraries their
+    threads back; a thread that leaves earlier keeps one thread for torch. (BLAS needs no limit: with 1 to 16 threads it
+    gave the same bits.)
     """
     global _inside
     with _LOCK:

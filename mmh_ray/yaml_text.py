@@ -1,8 +1,8 @@
 """YAML as settings need it: one document of plain values, from text that may be anybody's.
 
-PyYAML's safe loader runs no code, but it takes much that settings never hold and that costs time, memory or a traceback: aliases (a
-kilobyte of them stands for gigabytes), tags (``!!int abc``), dates, numbers to the base of sixty, keys given twice, of which it silently
-keeps the last. None of that is read here.
+PyYAML's safe loader runs no code, but it takes much that settings never hold and that costs time, memory or a
+traceback: aliases (a kilobyte of them stands for gigabytes), tags (``!!int abc``), dates, numbers to the base of sixty,
+keys given twice, of which it silently keeps the last. None of that is read here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def load_yaml(text: bytes | str) -> Any:
     Raises
     ------
     PlainError, yaml.YAMLError
-        If it is not YAML, has aliases, anchors, tags, a key twice or one that is no text, or is too long or nested too deeply.
+        If it is not YAML, has aliases, anchors, tags, a key twice or one that is no text, or is too long or nested too
+        deeply.
     """
     content = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if len(content) > MOST_BYTES:
@@ -72,14 +73,14 @@ class _PlainLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
         """A mapping from text, each key once."""
-        found: dict[str, Any] = {}
+        mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _TEXT:
                 raise PlainError(f"a key that is no text{_place(key_node)}; put it in quotes")
-            if key_node.value in found:
+            if key_node.value in mapping:
                 raise PlainError(f"{key_node.value[:100]!r} a second time{_place(key_node)}; give every key once")
-            found[key_node.value] = self.construct_object(value_node, deep=deep)
-        return found
+            mapping[key_node.value] = self.construct_object(value_node, deep=deep)
+        return mapping
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
         """An int or a float of no more than :data:`LONGEST_NUMBER` characters."""
@@ -91,10 +92,10 @@ class _PlainLoader(yaml.SafeLoader):
         return self.construct_yaml_float(node)
 
 
-def _place(found: Any) -> str:
+def _place(node: Any) -> str:
     """Where an event or a node begins."""
-    line = found.start_mark.line + 1
-    column = found.start_mark.column + 1
+    line = node.start_mark.line + 1
+    column = node.start_mark.column + 1
     return f" in line {line}, column {column}"
 
 

@@ -458,6 +458,16 @@ def test_evaluate_with_a_model_keeps_the_figures_with_it(stand_in, tmp_path: Pat
     assert kept == [("models:/m/3", "out", Config(), {})]
 
 
+def test_figures_at_a_target_are_not_kept_with_a_model(
+    stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = stand_in("mmh_ray.distributed.evaluate", "evaluate", {})
+    archives = ["--archive", f"raw={tmp_path}", "--archive", f"ours={tmp_path}"]
+    assert main(["evaluate", *archives, "--out", "out", "--target", "north", "--model", "models:/m@candidate"]) == 2
+    assert "what promotion compares is measured without a target" in capsys.readouterr().err
+    assert calls == []
+
+
 def test_an_archive_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["evaluate", "--archive", ".", "--out", "out"])

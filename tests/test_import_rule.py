@@ -26,6 +26,7 @@ LEAVES = {
     "object_store",
     "progress",
     "provenance",
+    "staging",
     "stopping",
     "tables",
     "threads",

@@ -3,57 +3,47 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmh_ray import object_store
-from mmh_ray.config import TrackingConfig
+from mmh_ray.bids.ledger import read_ledger
+from mmh_ray.config import Config, GridConfig, ModelConfig, TrackingConfig
 from mmh_ray.errors import ConfigError, ModelError
-from mmh_ray.imaging.volume import Volume, write_volume
 from mmh_ray.object_store import fetch_bundle, is_remote, join_uri, open_folder
 from mmh_ray.tracking import resolve_model
-from tests.distributed.test_datasets import write_store
 from tests.ray_head import TINY
+from tests.s3_files import download
 
 FACTS = "config.json"
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """A running S3 server with a bucket, its address."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield f"http://127.0.0.1:{server.get_host_and_port()[1]}"
-    server.stop()
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a tiny untrained model."""
+    import torch
+
+    from mmh_ray.models.bundle import save_bundle
+    from mmh_ray.models.global_harmonizer import GlobalHarmonizer
+
+    folder = tmp_path_factory.mktemp("model") / "bundle"
+    model = ModelConfig(channels=(8, 16), slab=1, distances=(1, 2), patch=2)
+    config = Config(grid=GridConfig(6.0, (32, 40, 32)), model=model)
+    quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
+    network = GlobalHarmonizer(config.model, config.train, quantiles)
+    save_bundle(folder, network, config, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
+    return folder
 
 
-@pytest.fixture
-def client(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Another client of the server, with a fresh bucket; the environment tells where the server is, as an operator's does."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "s3cr3t",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_ENDPOINT_URL": endpoint,
-    }.items():
-        monkeypatch.setenv(name, value)
-    found = pytest.importorskip("boto3").client("s3", endpoint_url=endpoint)
-    found.create_bucket(Bucket="bucket")
-    for entry in found.list_objects_v2(Bucket="bucket").get("Contents", []):
-        found.delete_object(Bucket="bucket", Key=entry["Key"])
-    return found
-
-
-def put(client: Any, bundle: Path, prefix: str) -> None:
+def put(s3: Any, bundle: Path, prefix: str) -> None:
     """Upload a bundle's files."""
     for path in bundle.iterdir():
-        client.put_object(Bucket="bucket", Key=f"{prefix}/{path.name}", Body=path.read_bytes())
+        s3.put_object(Bucket="bucket", Key=f"{prefix}/{path.name}", Body=path.read_bytes())
 
 
 @pytest.mark.fast
@@ -85,21 +75,21 @@ def test_a_store_of_no_known_kind_is_refused_without_its_keys() -> None:
 
 
 @pytest.mark.slow
-def test_a_bundle_in_a_bucket_is_the_same_model(client: Any, tiny_bundle: Path) -> None:
+def test_a_bundle_in_a_bucket_is_the_same_model(s3: Any, bundle: Path) -> None:
     from mmh_ray.models.bundle import load_bundle
 
-    put(client, tiny_bundle, "runs/first/bundle")
+    put(s3, bundle, "runs/first/bundle")
     folder, cited = resolve_model("s3://key:s3cr3t@bucket/runs/first/bundle/", TrackingConfig())
     assert cited == "s3://bucket/runs/first/bundle/"
-    assert load_bundle(folder).hash == load_bundle(tiny_bundle).hash
+    assert load_bundle(folder).hash == load_bundle(bundle).hash
 
 
 @pytest.mark.slow
-def test_a_damaged_bundle_in_a_bucket_is_refused_as_any_other(client: Any, tiny_bundle: Path) -> None:
+def test_a_damaged_bundle_in_a_bucket_is_refused_as_any_other(s3: Any, bundle: Path) -> None:
     from mmh_ray.models.bundle import load_bundle
 
-    put(client, tiny_bundle, "bad")
-    client.put_object(Bucket="bucket", Key="bad/denoiser.safetensors", Body=b"\x80\x04pickled")
+    put(s3, bundle, "bad")
+    s3.put_object(Bucket="bucket", Key="bad/denoiser.safetensors", Body=b"\x80\x04pickled")
     folder, _ = resolve_model("s3://bucket/bad", TrackingConfig())
     with pytest.raises(ModelError, match=r"denoiser\.safetensors"):
         load_bundle(folder)
@@ -107,13 +97,13 @@ def test_a_damaged_bundle_in_a_bucket_is_refused_as_any_other(client: Any, tiny_
 
 @pytest.mark.slow
 def test_what_is_no_bundle_is_refused_before_it_is_fetched(
-    client: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    s3: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ModelError, match=rf"s3://bucket/nothing: no {FACTS} there"):
         fetch_bundle("s3://bucket/nothing", FACTS)
     with pytest.raises(ModelError, match="s3://absent/nothing"):
         fetch_bundle("s3://absent/nothing", FACTS)
-    put(client, tiny_bundle, "large")
+    put(s3, bundle, "large")
     monkeypatch.setattr(object_store, "MOST_BYTES", 1000)
     with pytest.raises(ModelError, match="expected a model bundle of at most"):
         fetch_bundle("s3://bucket/large", FACTS)
@@ -125,51 +115,76 @@ def test_what_is_no_bundle_is_refused_before_it_is_fetched(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["odd/../../escaped", "odd/x/../../../escaped"])
-def test_an_object_whose_key_leads_out_of_the_folder_is_not_written(client: Any, tiny_bundle: Path, key: str) -> None:
-    put(client, tiny_bundle, "odd")
-    client.put_object(Bucket="bucket", Key=key, Body=b"x")
+def test_an_object_whose_key_leads_out_of_the_folder_is_not_written(s3: Any, bundle: Path, key: str) -> None:
+    put(s3, bundle, "odd")
+    s3.put_object(Bucket="bucket", Key=key, Body=b"x")
     with pytest.raises(ModelError, match="s3://bucket/odd"):
         fetch_bundle("s3://bucket/odd", FACTS)
 
 
 @pytest.mark.slow
-def test_a_small_file_is_no_upload_in_parts(client: Any) -> None:
+def test_a_small_file_is_no_upload_in_parts(s3: Any) -> None:
     """One that a killed process leaves unfinished is paid for, and seen by nobody."""
     store, folder = open_folder("s3://bucket/runs")
     stream = store.open_output_stream(f"{folder}/run.json")
     stream.write(b"{}")
-    assert "Uploads" not in client.list_multipart_uploads(Bucket="bucket")
+    assert "Uploads" not in s3.list_multipart_uploads(Bucket="bucket")
     stream.close()
-    assert client.get_object(Bucket="bucket", Key="runs/run.json")["Body"].read() == b"{}"
+    assert s3.get_object(Bucket="bucket", Key="runs/run.json")["Body"].read() == b"{}"
 
 
-ALL_IN_ONE = (
-    "import json, sys; from mmh_ray.cli import main; sys.exit(max(main(line) for line in json.loads(sys.argv[1])))"
-)
+ALL_IN_ONE = """
+import json, sys
+from pathlib import Path
+import boto3
+from mmh_ray.cli import main
+from tests.s3_files import upload
+
+codes = []
+for line in json.loads(sys.argv[1]):
+    if line[0] == "upload":
+        upload(boto3.client("s3"), Path(line[1]), line[2])
+    else:
+        codes.append(main(line))
+sys.exit(max(codes))
+"""
 """Runs command after command on one Ray, whose processes have the environment's credentials."""
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_training_prints_is_a_model_to_harmonize_with(
-    client: Any, repository: Path, plain_scan: Volume, tmp_path: Path
-) -> None:
-    bids, out = str(tmp_path / "bids"), str(tmp_path / "out")
-    write_volume(plain_scan, Path(bids, "sub-01/anat/sub-01_T1w.nii.gz"))
-    store = write_store(str(tmp_path / "prepared"), shape=(32, 40, 32))
+def test_the_whole_way_lies_in_the_store(s3: Any, repository: Path, tmp_path: Path) -> None:
+    """From the archive to the derivatives; what training prints is a model to harmonize with."""
+    bids = str(tmp_path / "bids")
+    manifest, store, out = (f"s3://bucket/{name}" for name in ("manifest.parquet", "prepared", "out"))
     config = ["--config", str(repository / "configs/demo.yaml"), *TINY, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
     bundle = "s3://bucket/runs/first/bundle"
+    harmonize = ["harmonize", "s3://bucket/bids", out, "--model", bundle, "--sequence", "T1w"]
     commands = [
+        ["phantom", bids],
+        ["upload", bids, "bids"],
+        ["manifest", "s3://bucket/bids", manifest],
+        ["prepare", manifest, store],
         ["train-global", store, "train.storage=s3://bucket/runs", "train.run_name=first"],
-        ["harmonize", bids, out, "--model", bundle],
+        harmonize,
+        harmonize,
     ]
-    lines = json.dumps([[*command, *config] for command in commands])
+    lines = json.dumps([command if command[0] == "upload" else [*command, *config] for command in commands])
     run = [sys.executable, "-c", ALL_IN_ONE, lines]
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+    environment = os.environ | {"PYTHONPATH": f"{repository}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert f"bundle {bundle}\n" in done.stdout
-    sidecar = next(Path(out).rglob("*_T1w.json"))
-    assert json.loads(sidecar.read_text())["Model"]["URI"] == bundle
-    assert "Uploads" not in client.list_multipart_uploads(Bucket="bucket")
+    fetched = download(s3, "out", tmp_path / "fetched")
+    sidecars = list(fetched.rglob("*_T1w.json"))
+    assert {json.loads(path.read_text())["Model"]["URI"] for path in sidecars} == {bundle}
+    rows = read_ledger(fetched / "ledger.parquet")
+    assert [row["status"] for row in rows] == ["skipped"] * len(sidecars)
+    assert f"up to date already: {len(sidecars)}" in done.stdout
+    assert all(path.with_suffix(".nii.gz").is_file() for path in sidecars)
+    assert "Uploads" not in s3.list_multipart_uploads(Bucket="bucket")
     assert "Downloading artifacts" not in done.stderr
+    assert "s3cr3t" not in done.stdout + done.stderr
+    everything = download(s3, "", tmp_path / "everything")
+    assert (everything / "manifest.parquet").is_file()
     assert [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()] == []

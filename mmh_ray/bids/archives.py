@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 
 from mmh_ray.bids.entities import UNIFIED, Entities, output_path, parse
 from mmh_ray.bids.folders import check_file, leads_to_folder, walk
+from mmh_ray.bids.remote_archive import outline
 from mmh_ray.bids.text import printable, warn_of
 from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.object_store import is_remote
+from mmh_ray.staging import renamed
 
 IGNORED = ("desc", "space", "res", "den")
 """Entities that say how a volume was made and on which grid, not of which image."""
@@ -46,6 +49,8 @@ def match(name: str, root: str | Path, rows: Iterable[Mapping[str, Any]], desc: 
     ----------
     name:
         What the archive is called in the results.
+    root:
+        Its folder, or the URI of it.
     rows:
         Rows of the manifest: ``image_id`` and ``uri``.
     desc:
@@ -56,6 +61,8 @@ def match(name: str, root: str | Path, rows: Iterable[Mapping[str, Any]], desc: 
     ConfigError
         If there is no such folder.
     """
+    if is_remote(str(root)):
+        return _match_stored(name, str(root), rows)
     root = Path(root)
     if not os.path.isdir(root):
         raise ConfigError(f"{name}={root}: no such folder", "a folder of volumes in BIDS naming", "Check the path.")
@@ -77,6 +84,16 @@ def match(name: str, root: str | Path, rows: Iterable[Mapping[str, Any]], desc: 
         else:
             matched.paths[image_id] = str(path)
     return matched
+
+
+def _match_stored(name: str, uri: str, rows: Iterable[Mapping[str, Any]]) -> Matched:
+    """:func:`match` in a folder of an object store."""
+    with outline(uri) as folder:
+        uri_of = {str(folder): uri.rstrip("/")}
+        found = match(name, folder, rows)
+    paths = {image_id: renamed(path, uri_of) for image_id, path in found.paths.items()}
+    unmatched = [problem._replace(reason=renamed(problem.reason, uri_of)) for problem in found.unmatched]
+    return Matched(paths, unmatched)
 
 
 def _volumes(root: Path, suffixes: set[str]) -> defaultdict[str, list[Path]]:

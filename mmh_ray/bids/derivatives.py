@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -12,8 +13,9 @@ from urllib.parse import quote
 
 from mmh_ray.bids.entities import archive_of
 from mmh_ray.bids.text import text_of
-from mmh_ray.errors import ConfigError
+from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.files import is_inside, read_object
+from mmh_ray.object_store import Store, is_remote
 from mmh_ray.provenance import container, whole_file, write_json
 
 log = logging.getLogger(__name__)
@@ -26,13 +28,20 @@ LABELS = "descriptions.tsv"
 RAW = "raw"
 """Name of the source archive in BIDS URIs; `DatasetLinks` of the description tells where it lies."""
 
+README = "README.md"
+READMES = ("README", README, "README.rst", "README.txt")
+"""Names of which a dataset has one."""
+IGNORED = ".bidsignore"
+ADDED = (README, IGNORED)
+"""Files that are added to a dataset where there are none."""
+
 _WHAT_IT_DOES = "Harmonization of brain MRI across scanners and sites"
 _HOW_TO_CITE = "logs/CITATION.md has a text for the methods section, and the references."
 _IGNORE = """\
 # Not a part of the BIDS standard: pictures, report and ledger of mmh_ray.
 report.html
 ledger.parquet
-figures/
+figures
 """
 _README = """\
 # {name}
@@ -81,7 +90,7 @@ def write_dataset_description(out: str | Path, source: str | Path, code_version:
     """
     check_dataset(out, source)
     path = Path(out) / DESCRIPTION
-    raw = {} if "://" in str(source) else _description(source)
+    raw = _stored_description(str(source)) if is_remote(str(source)) else _description(source)
     dataset_doi = text_of(raw.get("DatasetDOI"))
     licence = text_of(raw.get("License"))
     source_dataset = {"URL": _url(source)}
@@ -99,9 +108,9 @@ def write_dataset_description(out: str | Path, source: str | Path, code_version:
     if licence is not None:
         description["License"] = licence
     write_json(path, description)
-    _write_if_absent(Path(out, ".bidsignore"), _IGNORE)
+    _write_if_absent(Path(out, IGNORED), _IGNORE)
     if not any(Path(out).glob("README*")):
-        _write_if_absent(Path(out, "README.md"), _README.format(name=description["Name"]))
+        _write_if_absent(Path(out, README), _README.format(name=description["Name"]))
 
 
 def generated_by(code_version: str) -> dict[str, Any]:
@@ -197,13 +206,21 @@ def _write_if_absent(path: Path, text: str) -> None:
 
 
 def _url(source: str | Path) -> str:
-    return str(source) if "://" in str(source) else Path(source).resolve().as_uri()
+    return str(source).rstrip("/") if "://" in str(source) else Path(source).resolve().as_uri()
 
 
 def _description(dataset: str | Path) -> dict[str, Any]:
     """Content of a dataset's description; empty where there is none of its own, such as behind a link out of it."""
     path = Path(dataset) / DESCRIPTION
     return _read_json(path) if is_inside(path, dataset) else {}
+
+
+def _stored_description(uri: str) -> dict[str, Any]:
+    """:func:`_description` of a dataset in an object store."""
+    with contextlib.suppress(DataError, ValueError, RecursionError):
+        content = json.loads(Store(uri).read(DESCRIPTION))
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def _values(description: dict[str, Any], section: str, key: str) -> list[Any]:

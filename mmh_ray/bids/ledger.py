@@ -162,12 +162,12 @@ class Journal:
     """
 
     def __init__(self, out: str | Path) -> None:
-        self._ledger = Path(out) / LEDGER
+        self.ledger = Path(out) / LEDGER
         self._path = Path(out) / JOURNAL
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = self._locked(out)
         try:
-            self._rows = _by_image(read_ledger(self._ledger))
+            self._rows = _by_image(read_ledger(self.ledger))
             self._recover()
         except BaseException:
             self._stream.close()
@@ -177,27 +177,36 @@ class Journal:
         """Record a finished image; on disk when this returns. A later row of an image replaces the earlier one."""
         checked = _checked(row)
         line = json.dumps(checked, allow_nan=False) + "\n"
+        self.write(line.encode())
+        self._rows[checked["image_id"]] = checked
+
+    def write(self, line: bytes) -> None:
+        """Write a line; on disk when this returns."""
         try:
-            self._stream.write(line.encode())
+            self._stream.write(line)
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:
             raise _full(self._path, error) from error
-        self._rows[checked["image_id"]] = checked
 
     def rows(self) -> dict[str, LedgerRow]:
         """The latest row of every image by `image_id`, of this run and of earlier ones."""
         return dict(self._rows)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._stream.closed
+
     def close(self) -> None:
         """Fold everything into ledger.parquet and remove the journal; closing twice does nothing."""
-        if self._stream.closed:
+        if self.is_closed:
             return
         try:
-            write_ledger(self._ledger, self._rows.values())
+            write_ledger(self.ledger, self._rows.values())
             self._path.unlink(missing_ok=True)
         except OSError as error:  # the journal stays, and the next run takes it over
-            raise _full(self._ledger, error) from error
+            raise _full(self.ledger, error) from error
         finally:
             with contextlib.suppress(OSError):  # what could not be written was said by append
                 self._stream.close()

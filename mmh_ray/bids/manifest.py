@@ -11,9 +11,10 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from mmh_ray.bids.archive import Archive
+from mmh_ray.bids.remote_archive import at_store, outline
 from mmh_ray.bids.rows import ManifestRow
 from mmh_ray.bids.schema import SCHEMA
-from mmh_ray.errors import DataError
+from mmh_ray.object_store import is_remote, loggable_uri, open_folder
 from mmh_ray.provenance import whole_file
 from mmh_ray.tables import read_table
 
@@ -32,7 +33,7 @@ def find_images(
     Parameters
     ----------
     bids_root:
-        Local folder of the archive.
+        Folder of the archive, or its URI in an object store.
     site_pattern:
         Regular expression with a group `site`, searched in the relative path where tables and sidecars give no site.
     advance:
@@ -51,11 +52,16 @@ def find_images(
     ------
     DataError
         If every image's site is missing, its participants.tsv is there and cannot be read, or it holds no
-        image in its place.
+        image in its place; if an object store cannot be listed or read.
     ConfigError
-        If there is no such folder, or ``site_pattern`` is no regular expression with a group `site`.
+        If there is no such folder or bucket, or ``site_pattern`` is no regular expression with a group `site`.
     """
-    rows = Archive(bids_root, site_pattern, require_site).all_rows(advance)
+    if is_remote(str(bids_root)):
+        with outline(str(bids_root)) as folder:
+            found = Archive(folder, site_pattern, require_site).all_rows(advance)
+            rows = at_store(found, folder, str(bids_root))
+    else:
+        rows = Archive(bids_root, site_pattern, require_site).all_rows(advance)
     return sorted(rows, key=lambda row: row["image_id"])
 
 
@@ -65,10 +71,13 @@ def to_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def write_manifest(table: pa.Table, path: str | Path) -> None:
-    """Write the manifest to a local path (whole or not at all) or a URI such as s3://bucket/manifest.parquet."""
+    """Write the manifest, whole or not at all, to a local path or a URI such as s3://bucket/manifest.parquet."""
     filesystem, key = _located(path)
     if filesystem is not None:
-        pq.write_table(table, key, filesystem=filesystem)
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content)
+        with filesystem.open_output_stream(str(key)) as sink:
+            sink.write(content.getvalue())
         return
     with whole_file(path) as partial:
         pq.write_table(table, partial)
@@ -81,17 +90,16 @@ def read_manifest(path: str | Path) -> pa.Table:
     ------
     DataError
         If there is no such file, it is no Parquet file, or no manifest of this version.
+    ConfigError
+        If no such store can be opened.
     """
     remedy = "Build it with `mmh manifest BIDS manifest.parquet`."
-    try:
-        filesystem, key = _located(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: {error}", "a path or a URI such as s3://bucket/manifest.parquet", remedy) from error
-    return read_table(key, SCHEMA, "manifest", remedy, filesystem, str(path))
+    filesystem, key = _located(path)
+    return read_table(key, SCHEMA, "manifest", remedy, filesystem, loggable_uri(str(path)))
 
 
 def _located(path: str | Path) -> tuple[pa.fs.FileSystem | None, str | Path]:
     """File system and path of a URI; a local path as it is, without one."""
     if "://" not in str(path):
         return None, path
-    return pa.fs.FileSystem.from_uri(str(path))
+    return open_folder(str(path))

@@ -207,8 +207,13 @@ class RunStatus:
         return "\n".join(lines)
 
 
-def run_status(out: str | Path, now: datetime | None = None) -> RunStatus:
+def run_status(out: str | Path, now: datetime | None = None, locked: bool | None = None) -> RunStatus:
     """How far the latest run into a folder has come; also while it goes on, from another terminal.
+
+    Parameters
+    ----------
+    locked:
+        Whether a run is writing there now; None: as the folder's own lock says.
 
     Raises
     ------
@@ -219,7 +224,9 @@ def run_status(out: str | Path, now: datetime | None = None) -> RunStatus:
     """
     record = RunRecord.read(out)
     rows = current_rows(out)
-    is_running = is_locked(out) and record.finished is None
+    if locked is None:
+        locked = is_locked(out)
+    is_running = locked and record.finished is None
     recent: list[LedgerRow] = []
     latest = record.started_at
     for row in rows:

@@ -8,10 +8,12 @@ from typing import Any
 import click
 
 from mmh_ray.cli.command_line import Command
-from mmh_ray.cli.options import EXISTING, truth_option
+from mmh_ray.cli.options import EXISTING, PLACE, truth_option
 from mmh_ray.cli.running import DONE, TABLE_WIDTH
 from mmh_ray.config import Config
 from mmh_ray.errors import ConfigError
+from mmh_ray.object_store import is_remote
+from mmh_ray.staging import uploaded
 
 
 class Archive(click.ParamType):
@@ -32,6 +34,7 @@ class Archive(click.ParamType):
     cls=Command,
     examples=[
         "mmh evaluate --archive raw=BIDS --archive ours=OUT --out evaluation",
+        "mmh evaluate --archive raw=s3://bucket/bids --archive ours=s3://bucket/out --out s3://bucket/evaluation",
         "mmh evaluate --archive raw=BIDS --archive ours=OUT --archive haca3=DIR --out evaluation",
         "mmh evaluate --target alder --archive raw=BIDS --archive ours=OUT_ALDER --archive global=OUT --out evaluation",
     ],
@@ -48,6 +51,7 @@ class Archive(click.ParamType):
 )
 @click.option(
     "--out",
+    type=PLACE,
     required=True,
     metavar="FOLDER",
     help="Folder for evaluation.json, per_image.parquet, report.html and figures.",
@@ -88,22 +92,31 @@ def evaluate(
     folders = dict(archives)
     if len(folders) < len(archives):
         raise ConfigError("two archives of one name", "a name of its own for each", "Rename one of them.")
+    if model and target:
+        remedy = "Leave one of them out: what promotion compares is measured without a target."
+        raise ConfigError("--model and --target", "one of the two", remedy)
+    if target and any(map(is_remote, folders.values())):
+        received = "--target with an archive in an object store"
+        raise ConfigError(
+            received, "archives on a disk", "Copy or mount them: the sidecars of `ours` are read as files."
+        )
     checked_model = None
     if model:
         from mmh_ray.tracking.promotion import check_model, keep_with_model
 
         checked_model = check_model(model, folders, config)
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
-    evaluation = evaluate_archives(folders, out, config, truth, checked_model, labels, target)
-    console.print(as_table(by_sequence(evaluation)))
-    scores_on_labels = evaluation["about"].get("labels")
-    if scores_on_labels:
-        from mmh_ray.evaluation.report.labels_table import labels_table
+    with uploaded(out) as folder:
+        evaluation = evaluate_archives(folders, folder, config, truth, checked_model, labels, target)
+        console.print(as_table(by_sequence(evaluation)))
+        scores_on_labels = evaluation["about"].get("labels")
+        if scores_on_labels:
+            from mmh_ray.evaluation.report.labels_table import labels_table
 
-        console.print(labels_table(scores_on_labels))
-    if checked_model:
-        from mmh_ray.distributed.job_facts import note_in_job, ray_facts
+            console.print(labels_table(scores_on_labels))
+        if checked_model:
+            from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 
-        run_id = keep_with_model(checked_model, out, config, ray_facts())
-        note_in_job({"mlflow_run_id": run_id})
+            run_id = keep_with_model(checked_model, folder, config, ray_facts())
+            note_in_job({"mlflow_run_id": run_id})
     return DONE

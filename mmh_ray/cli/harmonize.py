@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mmh_ray.cli.command_line import Command
-from mmh_ray.cli.options import EXISTING, json_option, list_option, model_option, setting_option
+from mmh_ray.cli.options import EXISTING, PLACE, json_option, list_option, model_option, setting_option
 from mmh_ray.cli.running import DONE, FAILED, counts_as_text
 from mmh_ray.cli.status import report_anew
 from mmh_ray.config import Config
@@ -28,11 +28,12 @@ log = logging.getLogger(__name__)
     cls=Command,
     examples=[
         "mmh harmonize BIDS OUT --participant-label 01 02 --sequence T1w",
+        "mmh harmonize s3://bucket/bids s3://bucket/harmonized",
         "mmh harmonize sub-01_T1w.nii.gz harmonized.nii.gz",
     ],
 )
 @click.argument("bids", type=EXISTING)
-@click.argument("out")
+@click.argument("out", type=PLACE)
 @click.argument("level", type=click.Choice(["participant", "group"]), required=False)
 @model_option
 @list_option("--participant-label", help="Only these subjects, with or without `sub-`.")
@@ -110,7 +111,8 @@ def harmonize(
 ) -> int:
     """Harmonize a BIDS archive, or one scan.
 
-    OUT is a folder for the derivatives, the ledger and the report. If BIDS is one scan, NAME.nii.gz, OUT is a file.
+    OUT is a folder for the derivatives, the ledger and the report. Each may be the URI of a folder in an object store
+    (s3://, gs://). If BIDS is one scan, NAME.nii.gz, OUT is a file.
     At level `participant` (the default) images are harmonized, at level `group` only the report is written anew.
     """
     if level == "group":

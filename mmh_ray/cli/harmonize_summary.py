@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,7 +11,9 @@ from pathlib import Path
 
 from mmh_ray.bids.ledger import LEDGER, current_rows
 from mmh_ray.bids.ledger_rows import moment_of
+from mmh_ray.bids.output_folder import REPORT, output_folder
 from mmh_ray.bids.status import count_reasons, utc_now
+from mmh_ray.object_store import is_remote, join_uri
 
 REASONS_SHOWN = 10
 
@@ -80,18 +81,24 @@ class Summary:
 
 def summary_of(out: str, counts: Mapping[str, int], started: datetime) -> Summary:
     """The summary of a run that has just ended; its counts are the driver's, all else is in the ledger."""
+    with output_folder(out) as output:
+        rows = current_rows(output.folder)
+        has_report = output.has(REPORT)
     rows_of_run = []
-    for row in current_rows(out):
+    for row in rows:
         finished = moment_of(row["finished"])
         if finished is not None and finished >= started:
             rows_of_run.append(row)
-    report = Path(out, "report.html")
     return Summary(
         out=out,
         counts=dict(sorted(counts.items())),
         flagged=sum(bool(row["flags"]) for row in rows_of_run),
         reasons=count_reasons(rows_of_run),
         seconds=round((utc_now() - started).total_seconds(), 1),
-        report=str(report) if os.path.isfile(report) else None,
-        ledger=str(Path(out, LEDGER)),
+        report=_place(out, REPORT) if has_report else None,
+        ledger=_place(out, LEDGER),
     )
+
+
+def _place(out: str, name: str) -> str:
+    return join_uri(out, name) if is_remote(out) else str(Path(out, name))

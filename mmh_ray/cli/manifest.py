@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from mmh_ray.cli.command_line import Command
-from mmh_ray.cli.options import EXISTING
+from mmh_ray.cli.options import EXISTING, PLACE
 from mmh_ray.cli.running import DONE, counts_as_text
 from mmh_ray.config import Config
+from mmh_ray.object_store import loggable_uri
 
 if TYPE_CHECKING:
     import pyarrow
@@ -24,16 +25,22 @@ REASONS_SHOWN = 10
 @click.command(
     "manifest",
     cls=Command,
-    examples=["mmh manifest bids manifest.parquet", "mmh manifest bids manifest.parquet manifest.test_fraction=0.2"],
+    examples=[
+        "mmh manifest bids manifest.parquet manifest.test_fraction=0.2",
+        "mmh manifest s3://bucket/bids s3://bucket/manifest.parquet",
+    ],
 )
 @click.argument("bids", type=EXISTING)
-@click.argument("out", metavar="OUT.parquet")
+@click.argument("out", type=PLACE, metavar="OUT.parquet")
 def manifest(config: Config, bids: str, out: str) -> int:
-    """List the images of a BIDS archive in a Parquet table."""
+    """List the images of a BIDS archive in a Parquet table.
+
+    BIDS is a folder or the URI of one in an object store (s3://, gs://), OUT.parquet a path or URI.
+    """
     from mmh_ray.distributed.manifest import build_manifest
 
     _log_statuses(build_manifest(bids, out, config))
-    log.info("wrote %s", out)
+    log.info("wrote %s", loggable_uri(out))
     return DONE
 
 

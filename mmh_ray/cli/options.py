@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mmh_ray.models.shipped import BASE_MODEL
+from mmh_ray.object_store import local_path
 
 HELP_FLAGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 """Click's settings of every command."""
@@ -18,13 +19,25 @@ class ExistingPath(click.Path):
     """A path that must exist; a URI (s3://, gs:// ...) is left for the command to open. The shell completes file names."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The path as it was written."""
+        """The path as it was written; that of a ``file://`` URI."""
+        value = local_path(value)
         if "://" not in value and not os.path.exists(value):  # pathlib raises where a name is too long
             self.fail(f"{value}: no such file or folder; give an existing path or a URI", param, ctx)
         return value
 
 
 EXISTING = ExistingPath()
+
+
+class Place(click.Path):
+    """A file or folder that is made, as a path or a URI; a ``file://`` URI is its path."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The path or URI."""
+        return local_path(value)
+
+
+PLACE = Place()
 
 
 class ListOption(click.Option):

@@ -7,7 +7,7 @@ import logging
 import click
 
 from mmh_ray.cli.command_line import Command
-from mmh_ray.cli.options import EXISTING
+from mmh_ray.cli.options import EXISTING, PLACE
 from mmh_ray.cli.running import DONE, FAILED
 from mmh_ray.config import Config
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
     ],
 )
 @click.argument("manifest", type=EXISTING)
-@click.argument("out")
+@click.argument("out", type=PLACE)
 def prepare(config: Config, manifest: str, out: str) -> int:
     """Bring the images of a manifest to the working grid.
 

@@ -27,11 +27,13 @@ log = logging.getLogger(__name__)
 def status(config: Config, out: str, report: bool, as_json: bool) -> int:
     """Tell how far a run of `mmh harmonize` has come.
 
-    OUT is its folder of derivatives.
+    OUT is its folder of derivatives, or the URI of it.
     """
+    from mmh_ray.bids.output_folder import output_folder
     from mmh_ray.bids.status import run_status
 
-    found = run_status(out)
+    with output_folder(out) as output:
+        found = run_status(output.folder, locked=output.is_locked())
     print(json.dumps(_as_fields(found), indent=2) if as_json else found.as_text())
     return report_anew(out) if report else DONE
 
@@ -39,11 +41,14 @@ def status(config: Config, out: str, report: bool, as_json: bool) -> int:
 def report_anew(out: str) -> int:
     """Write OUT/report.html from the ledger; the exit code."""
     from mmh_ray.bids.ledger import current_rows
+    from mmh_ray.bids.output_folder import output_folder
     from mmh_ray.bids.status import run_status
-    from mmh_ray.quality.run_report import write_cohort_report
+    from mmh_ray.quality.run_report import write_report_of
 
-    record = run_status(out).record
-    is_written = write_cohort_report(out, record, current_rows(out), quality_bounds(record))
+    with output_folder(out) as output:
+        record = run_status(output.folder).record
+        rows = current_rows(output.folder)
+        is_written = write_report_of(output, record, rows, quality_bounds(record))
     return DONE if is_written else FAILED
 
 

@@ -8,7 +8,7 @@ from annotated_types import Interval, Len
 from pydantic.dataclasses import dataclass
 
 from mmh_ray.config.section import SETTINGS, Section
-from mmh_ray.config.values import EachOnce, Number, Seed, Several, Whole
+from mmh_ray.config.values import EachOnce, Number, Seed, Several, Share, Whole
 
 Plane = Literal["axial", "coronal", "sagittal"]
 
@@ -37,7 +37,15 @@ class HarmonizeConfig(Section):
     seed: Seed = 0
     """Seed of the one noise tensor that every volume shares."""
     slots: Annotated[Whole, Interval(ge=0, le=100_000)] = 0
-    """Actors; 0 takes one per GPU, or one per two CPUs."""
+    """Actors; 0 takes as many as the GPUs hold, or one per two CPUs."""
+    gpus_per_actor: Share | None = None
+    """Part of a GPU that an actor takes: 0.25 puts four on one, 0 keeps them off GPUs. None: a whole one where the cluster has any at the
+    start, else none."""
+    images_per_actor: Annotated[Whole, Interval(ge=0, le=64)] = 0
+    """Images that an actor has at a time: while one has the model, others are read, prepared and written. 0: one per CPU of its part of
+    the cluster, at most 4. Each takes memory."""
+    wait_s: Annotated[Number, Interval(ge=1, le=10**6)] = 600.0
+    """Seconds that a run without any actor waits for a place for one, before its images fail with the reason."""
     memory_gb: Annotated[Number, Interval(ge=0, le=1e6)] = 0.0
     """Gigabytes (10^9 bytes) that a run may take on each machine: fewer images are worked on at a time, and one that does not fit alone
     fails; 0 takes what is free."""

@@ -5,6 +5,7 @@ By hand, because Ray Data has neither a time limit per image nor isolation of th
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -17,10 +18,12 @@ from mmh_ray.bids.rows import LedgerRow, Problem
 from mmh_ray.errors import DataError
 from mmh_ray.harmonization.job import Task
 
+log = logging.getLogger(__name__)
+
 ATTEMPTS = 2
 """Times an image is tried when the worker that had it died."""
-STARTING_S = 600.0
-"""Seconds that a run waits at least for a place for its actors; a cluster may have to grow first."""
+SILENT_S = 30.0
+"""Seconds without any actor after which a run says what it waits for."""
 ENDING_S = 20.0
 """Seconds that a run that is through waits for actors that start still, so that they end by themselves."""
 STARTS = 3
@@ -55,6 +58,10 @@ class ActorPool:
         Images that each actor has at a time at most.
     timeout_s:
         Seconds that an image may take.
+    wait_s:
+        Seconds that a run without any actor waits for one; a cluster may have to grow first.
+    place:
+        Says what an actor needs, and what the cluster has, for the log and for the reason of images that got none.
     failed:
         The ledger rows of an image that failed with a problem.
     """
@@ -65,12 +72,17 @@ class ActorPool:
         size: int,
         images_per_actor: int,
         timeout_s: float,
+        wait_s: float,
+        place: Callable[[], str],
         failed: Callable[[Task, Problem], list[LedgerRow]],
     ) -> None:
         self._start_actor = start_actor
         self._size = size
         self._images_per_actor = images_per_actor
         self._timeout_s = timeout_s
+        self._wait_s = wait_s
+        self._place = place
+        self._is_told = False
         self._failed = failed
         self._waiting: deque[Task] = deque()
         self._starting: dict[ray.ObjectRef, _Starting] = {}
@@ -111,6 +123,8 @@ class ActorPool:
                     yield from self._finished(ref)
                 elif self._running:
                     yield from self._overdue()
+                elif self._starting and self._seconds_to_start() > 0:
+                    self._tell()
                 else:
                     yield from self._give_up()
             self._forget_actors()
@@ -179,12 +193,23 @@ class ActorPool:
         return len(held) < most
 
     def _seconds_to_wait(self) -> float:
-        """Seconds until the first image is overdue; with none under way, until no actor is likely to start any more."""
+        """Seconds until the first image is overdue; with none under way, until there is something to say or no actor will start."""
         if self._running:
             until = min(running.since for running in self._running.values()) + self._timeout_s
-        else:
-            until = max(starting.since for starting in self._starting.values()) + STARTING_S
-        return max(0.0, until - time.monotonic())
+            return max(0.0, until - time.monotonic())
+        seconds = max(0.0, self._seconds_to_start())
+        return seconds if self._is_told else min(SILENT_S, seconds)
+
+    def _seconds_to_start(self) -> float:
+        """Seconds that are left for an actor to start."""
+        started_last = max(starting.since for starting in self._starting.values())
+        return started_last + self._wait_s - time.monotonic()
+
+    def _tell(self) -> None:
+        """Say once what the run waits for."""
+        if not self._is_told:
+            self._is_told = True
+            log.warning("harmonizing waits up to %g s for a place for an actor: %s", self._wait_s, self._place())
 
     def _finished(self, ref: ray.ObjectRef) -> Iterator[list[LedgerRow]]:
         running = self._running.pop(ref)
@@ -235,10 +260,8 @@ class ActorPool:
         if self._bad_starts:
             received = f"no worker could be started ({self._bad_starts[-1]})"
         else:
-            resources = ray.available_resources()
-            cpus = resources.get("CPU", 0)
-            gpus = resources.get("GPU", 0)
-            received = f"no worker could be started within {STARTING_S:g} s with {cpus:g} CPUs and {gpus:g} GPUs free"
-        problem = Problem.of(DataError(received, "a place for one", "Run again when the cluster has recovered."))
+            received = f"no worker could be started within {self._wait_s:g} s: {self._place()}"
+        remedy = "Add nodes, end other jobs, ask for less (harmonize.gpus_per_actor) or raise harmonize.wait_s; then run again."
+        problem = Problem.of(DataError(received, "a place for one", remedy))
         while self._waiting:
             yield self._failed(self._waiting.popleft(), problem)

@@ -84,6 +84,23 @@ def disconnect() -> None:
     ray.shutdown()
 
 
+def describe_place(needs: Mapping[str, float]) -> str:
+    """Why an actor with these needs has no place, as far as the living nodes show it.
+
+    It tells a cluster that is too small from one whose room other work holds.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = {name: amount for name, amount in needs.items() if amount}
+    asked = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+    largest = " and ".join(f"{max(node.get(name, 0.0) for node in nodes):g} {name}" for name in wanted)
+    if _capacity(nodes, wanted) == 0:
+        return f"an actor needs {asked} on one node, and of {len(nodes)} nodes none has that (at most {largest})"
+    available = ray.available_resources()
+    free = " and ".join(f"{available.get(name, 0.0):g} {name}" for name in wanted)
+    takers = "other work, or actors that are starting still, hold the room"
+    return f"an actor needs {asked} on one node, and {takers}: {free} of {len(nodes)} nodes are free"
+
+
 @dataclass(frozen=True)
 class TrainingPlacement:
     """What a training takes of the cluster."""

@@ -20,8 +20,10 @@ import ray
 
 from mmh_ray.bids.labels import add_labels
 from mmh_ray.bids.lesions import add_lesions
+from mmh_ray.bids.remote_archive import outlined
 from mmh_ray.bids.status import utc_now
 from mmh_ray.config import Config
+from mmh_ray.distributed.baselines import fit_baselines, note_unfitted, read_training
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.cohort_metrics import StoredCohort, measure_cohort, summarise
 from mmh_ray.distributed.selection import (
@@ -35,13 +37,13 @@ from mmh_ray.distributed.selection import (
 from mmh_ray.distributed.target_selection import TARGET_BASELINES, check_unseen, select_at_target, target_style
 from mmh_ray.distributed.task_pool import map_unordered
 from mmh_ray.errors import ConfigError
-from mmh_ray.evaluation.baselines.image_baselines import BASELINES, Baseline, Unfitted
+from mmh_ray.evaluation.baselines.image_baselines import BASELINES
 from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.inputs.scans import Case, GridKey, ScoringSettings, common_masks, scan_mask
 from mmh_ray.evaluation.metrics.registry import AGAIN, BEST_KNOWN, RAW, TRUTH, ordered
 from mmh_ray.evaluation.metrics.runner import EvaluationLog, MetricRunner
 from mmh_ray.evaluation.metrics.scoring import CaseMetrics, CasePictures, score_case
-from mmh_ray.evaluation.metrics.training import TargetCohort, TrainingImage, training_image
+from mmh_ray.evaluation.metrics.training import TargetCohort, TrainingImage
 from mmh_ray.evaluation.promotion.comparability import conditions
 from mmh_ray.evaluation.report.files import FIGURES, write_all
 from mmh_ray.evaluation.report.pictures import Pictures
@@ -51,6 +53,18 @@ from mmh_ray.provenance import check_place, code_version
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What :func:`evaluate` was asked for."""
+
+    archives: Mapping[str, str]
+    out: str
+    config: Config
+    truth: str | None
+    labels: str | None
+    target: str | None
 
 
 @dataclass(frozen=True)
@@ -94,8 +108,8 @@ def evaluate(
     Parameters
     ----------
     archives:
-        Folder by name. `raw` is the BIDS archive (or its manifest), `ours` what differences are taken from; any other
-        folder of volumes in BIDS naming is a method, NAME_twice the archive NAME harmonized once more.
+        Folder, or its URI in an object store, by name. `raw` is the BIDS archive (or its manifest), `ours` what differences
+        are taken from; any other folder of volumes in BIDS naming is a method, NAME_twice the archive NAME harmonized once more.
     config:
         Uses ``evaluate``, ``style``, ``manifest``, ``model.sequences`` and ``prepare.n4_iterations``.
     truth:
@@ -132,12 +146,13 @@ def evaluate(
     started = utc_now().isoformat(timespec="seconds")
     evaluation_log = EvaluationLog()
     connect()
-    selection = _select(archives, out, config, labels, target, evaluation_log)
+    request = _Request(archives, out, config, truth, labels, target)
+    selection = _select(request, evaluation_log)
     cases = selection.cases
-    style = _style(cases, target, config, evaluation_log)
+    style = _style(cases, request, evaluation_log)
     training_style = None if target is None else style
-    training = _read_training(selection.training, config.prepare.n4_iterations, training_style, evaluation_log)
-    settings = _settings(cases, training, style, archives, truth, target, config, evaluation_log)
+    training = read_training(selection.training, config.prepare.n4_iterations, training_style, evaluation_log)
+    settings = _settings(cases, training, style, request, evaluation_log)
     scores = _score_all(cases, settings, evaluation_log)
     # methods on features need training images of every site, so they have no place at a target
     training_of_features = training if target is None else {}
@@ -171,22 +186,19 @@ def evaluate(
     return evaluation
 
 
-def _select(
-    archives: Mapping[str, str],
-    out: str,
-    config: Config,
-    labels: str | None,
-    target: str | None,
-    evaluation_log: EvaluationLog,
-) -> _Selection:
-    rows = usable_rows(archives, out, config, evaluation_log.notes, evaluation_log.problems, target)
-    add_lesions(rows)
-    evaluation_log.notes += add_labels(rows, labels)
+def _select(request: _Request, evaluation_log: EvaluationLog) -> _Selection:
+    config = request.config
+    target = request.target
+    notes = evaluation_log.notes
+    rows = usable_rows(request.archives, request.out, config, notes, evaluation_log.problems, target)
+    with outlined(rows, request.labels) as (labels,):
+        add_lesions(rows)
+        notes += add_labels(rows, labels)
     records = [ImageRecord.from_row(row) for row in rows]
     if target is None:
-        cases = choose_cases(records, config, evaluation_log.notes)
+        cases = choose_cases(records, config, notes)
         training = training_records(records)
-        note_untrained(training, cases, evaluation_log.notes)
+        note_untrained(training, cases, notes)
     else:
         cases, training = select_at_target(records, target)
         check_unseen(cases)
@@ -198,11 +210,10 @@ def _select(
     return _Selection(cases, training)
 
 
-def _style(
-    cases: Sequence[Case], target: str | None, config: Config, evaluation_log: EvaluationLog
-) -> StyleVectors | None:
+def _style(cases: Sequence[Case], request: _Request, evaluation_log: EvaluationLog) -> StyleVectors | None:
     """What gives style vectors: at a target always, else where networks judge images."""
-    if target is not None:
+    config = request.config
+    if request.target is not None:
         return target_style(cases, config)
     if config.evaluate.cnn == "none":
         return None
@@ -213,29 +224,27 @@ def _settings(
     cases: Sequence[Case],
     training: Mapping[str, Sequence[TrainingImage]],
     style: StyleVectors | None,
-    archives: Mapping[str, str],
-    truth: str | None,
-    target: str | None,
-    config: Config,
+    request: _Request,
     evaluation_log: EvaluationLog,
 ) -> ScoringSettings:
-    simple_methods = tuple(BASELINES) if target is None else TARGET_BASELINES
-    baselines = {case.sequence: _fit_baselines(simple_methods, training.get(case.sequence, [])) for case in cases}
-    _note_unfitted(simple_methods, baselines, target, evaluation_log)
-    method_archives = [name for name in archives if not name.endswith(AGAIN)]
+    config = request.config
+    simple_methods = tuple(BASELINES) if request.target is None else TARGET_BASELINES
+    baselines = {case.sequence: fit_baselines(simple_methods, training.get(case.sequence, [])) for case in cases}
+    note_unfitted(simple_methods, baselines, request.target, evaluation_log.notes)
+    method_archives = [name for name in request.archives if not name.endswith(AGAIN)]
     methods = ordered([*simple_methods, *method_archives])
     sliced_methods = _sliced_methods(methods, config)
     styled_methods = sliced_methods
     target_cohorts = {}
-    if target is not None:
-        if truth is not None:
+    if request.target is not None:
+        if request.truth is not None:
             methods = ordered([*methods, TRUTH])
         styled_methods = frozenset(methods)
         target_cohorts = {sequence: TargetCohort.of(images) for sequence, images in training.items()}
     return ScoringSettings(
         methods=tuple(methods),
         baselines=baselines,
-        truth=truth,
+        truth=request.truth,
         iterations=config.prepare.n4_iterations,
         sliced_methods=sliced_methods,
         common_masks=_common_masks(cases, evaluation_log),
@@ -270,58 +279,6 @@ def _common_masks(cases: Sequence[Case], evaluation_log: EvaluationLog) -> dict[
 
 def _read_mask(record: ImageRecord, _shared: None) -> np.ndarray:
     return scan_mask(record)
-
-
-def _read_training(
-    records: Sequence[ImageRecord],
-    iterations: tuple[int, ...],
-    style: StyleVectors | None,
-    evaluation_log: EvaluationLog,
-) -> dict[str, list[TrainingImage]]:
-    """The training images that can be read, by sequence, in the order of the records."""
-    images: dict[str, TrainingImage] = {}
-    for done in map_unordered(_training_image, records, (iterations, style), "Fitting baselines", "images"):
-        image_id = done.item.image_id
-        if isinstance(done.result, Exception):
-            evaluation_log.add_unusable(RAW, image_id, done.result)
-        else:
-            images[image_id] = done.result
-    by_sequence: dict[str, list[TrainingImage]] = defaultdict(list)
-    for record in records:
-        if record.image_id in images:
-            by_sequence[record.sequence].append(images[record.image_id])
-    return dict(by_sequence)
-
-
-def _training_image(record: ImageRecord, shared: tuple[tuple[int, ...], StyleVectors | None]) -> TrainingImage:
-    iterations, style = shared
-    return training_image(record, iterations, style)
-
-
-def _fit_baselines(methods: Iterable[str], training: Sequence[TrainingImage]) -> dict[str, Baseline]:
-    """Baselines from training images; without any, those that learn nothing from a cohort."""
-    fitted: dict[str, Baseline] = {}
-    for method in methods:
-        baseline = BASELINES[method]
-        if training:
-            quantiles = [image.after if baseline.bias_corrected else image.before for image in training]
-            fitted[method] = baseline.from_quantiles(quantiles)
-        elif issubclass(baseline, Unfitted):
-            fitted[method] = baseline()
-    return fitted
-
-
-def _note_unfitted(
-    methods: Iterable[str],
-    baselines: Mapping[str, Mapping[str, Baseline]],
-    target: str | None,
-    evaluation_log: EvaluationLog,
-) -> None:
-    missing = "image of split train" if target is None else f"usable scan of another person at {target}"
-    for sequence, fitted in baselines.items():
-        unfitted = [method for method in methods if method not in fitted]
-        if unfitted:
-            evaluation_log.notes.append(f"{sequence}: no {missing}, so nothing to fit {', '.join(unfitted)} on")
 
 
 @dataclass

@@ -15,20 +15,21 @@ from typing import Any, NamedTuple, TypedDict
 
 import ray
 
-from mmh_ray.bids.derivatives import write_dataset_description, write_descriptions
+from mmh_ray.bids.derivatives import ADDED, DESCRIPTION, LABELS, write_dataset_description, write_descriptions
 from mmh_ray.bids.ledger import Journal, current_rows
+from mmh_ray.bids.output_folder import OutputFolder, output_folder
 from mmh_ray.bids.rows import NO_RESULT, LedgerRow, Problem, Status, problem_of
-from mmh_ray.bids.status import RunRecord, utc_now
+from mmh_ray.bids.status import RECORD, RunRecord, utc_now
 from mmh_ray.config import Config, HarmonizeConfig
 from mmh_ray.distributed.actor_pool import ActorPool
-from mmh_ray.distributed.cluster import connect, live_nodes
+from mmh_ray.distributed.cluster import connect, describe_place, live_nodes
 from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.manifest import probe_all
 from mmh_ray.distributed.metrics import MeasuredHarmonizeWorker, count_image, set_queue
 from mmh_ray.distributed.prepare import PrepareSettings, check_row
 from mmh_ray.distributed.task_pool import map_unordered
 from mmh_ray.errors import ConfigError, DataError, RefusedError, data_error
-from mmh_ray.harmonization.citation import write_citation
+from mmh_ray.harmonization.citation import CITATION, write_citation
 from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.harmonization.job import Job, Task
 from mmh_ray.harmonization.memory import Workers, largest_image, within
@@ -38,9 +39,10 @@ from mmh_ray.harmonization.target_domain import TargetDomain, describe_labels
 from mmh_ray.harmonization.worker import HarmonizeWorker
 from mmh_ray.imaging.volume import BYTES_PER_VOXEL
 from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
+from mmh_ray.object_store import is_remote
 from mmh_ray.progress import progress
 from mmh_ray.provenance import code_version, remove_partial
-from mmh_ray.quality.run_report import write_cohort_report
+from mmh_ray.quality.run_report import write_report_of
 from mmh_ray.stopping import end_reason, stoppable
 from mmh_ray.tracking.archive_run import ArchiveRun, Outcome
 
@@ -66,30 +68,32 @@ def harmonize(job: Job) -> dict[str, int]:
         If the model or a target cannot be loaded, or a target was trained with another style backbone than the
         configured one.
     """
-    inputs = gather_inputs(job)
-    with stoppable(), _journal(job) as journal:
-        tasks = inputs.tasks(job, journal.rows())
-        record = inputs.record(job, len(tasks) * len(inputs.domains))
-        _write_record(record, job.out)
-        _write_citation(record, job.out, inputs.domains)
-        _write_descriptions(job, tasks, inputs, journal)
-        failure: str | None = None
-        archive_run: ArchiveRun | None = None
-        try:
-            connect()
-            archive_run = ArchiveRun.start(job.config, record, ray_facts(), _note_run)
-            remove_partial(job.out)
-            return _work_through(job, tasks, inputs, journal)
-        except BaseException as error:
-            failure = end_reason(error)
-            raise
-        finally:
-            record = dataclasses.replace(record, finished=utc_now().isoformat(), failure=failure)
-            _write_record(record, job.out)
-            write_cohort_report(job.out, record, journal.rows().values(), job.config.quality)
-            remove_partial(job.out)  # of actors that were ended or died
-            if archive_run is not None:
-                archive_run.finish(Outcome(record, list(journal.rows().values()), job.out))
+    with output_folder(job.out) as output:
+        folder = output.folder
+        inputs = gather_inputs(job, folder)
+        with stoppable(), _journal(job, output) as journal:
+            tasks = inputs.tasks(job, journal.rows())
+            record = inputs.record(job, len(tasks) * len(inputs.domains))
+            _write_record(record, output)
+            _write_citation(record, output, inputs.domains)
+            _write_descriptions(job, tasks, inputs, journal, output)
+            failure: str | None = None
+            archive_run: ArchiveRun | None = None
+            try:
+                connect()
+                archive_run = ArchiveRun.start(job.config, record, ray_facts(), _note_run)
+                remove_partial(folder)
+                return _work_through(job, tasks, inputs, journal, output)
+            except BaseException as error:
+                failure = end_reason(error)
+                raise
+            finally:
+                record = dataclasses.replace(record, finished=utc_now().isoformat(), failure=failure)
+                _write_record(record, output)
+                write_report_of(output, record, journal.rows().values(), job.config.quality)
+                remove_partial(folder)  # of actors that were ended or died
+                if archive_run is not None:
+                    archive_run.finish(Outcome(record, list(journal.rows().values()), str(folder)))
 
 
 def _note_run(run_id: str) -> None:
@@ -112,9 +116,14 @@ def plan(job: Job) -> list[PlannedImage]:
     Every file is read, and what is to be harmonized is prepared and checked; nothing is written. What only the model's
     result shows (its flags) is not foreseen. Raises as :func:`harmonize` does.
     """
-    inputs = gather_inputs(job)
-    _check_writable(job.out)
-    ledger = {row["image_id"]: row for row in current_rows(job.out)}
+    with output_folder(job.out) as output:
+        return _plan(job, output)
+
+
+def _plan(job: Job, output: OutputFolder) -> list[PlannedImage]:
+    inputs = gather_inputs(job, output.folder)
+    _check_writable(output.folder)
+    ledger = {row["image_id"]: row for row in current_rows(output.folder)}
     tasks = inputs.tasks(job, ledger)
     usable = [task for task in tasks if task["status"] == Status.OK]
     probe_all(usable, BYTES_PER_VOXEL)
@@ -122,7 +131,7 @@ def plan(job: Job) -> list[PlannedImage]:
     planned: list[PlannedImage] = []
     to_check: list[Task] = []
     for task in tasks:
-        planned_here = [_planned(task, domain, job, inputs, bundle) for domain in inputs.domains]
+        planned_here = [_planned(task, domain, job, inputs, bundle, output) for domain in inputs.domains]
         planned += planned_here
         if any(image["action"] == "harmonize" for image in planned_here):
             to_check.append(task)
@@ -133,9 +142,11 @@ def plan(job: Job) -> list[PlannedImage]:
     return planned
 
 
-def _planned(task: Task, domain: TargetDomain, job: Job, inputs: RunInputs, bundle: Bundle) -> PlannedImage:
+def _planned(
+    task: Task, domain: TargetDomain, job: Job, inputs: RunInputs, bundle: Bundle, output: OutputFolder
+) -> PlannedImage:
     """What would be done with an image, as far as that is known before it is prepared."""
-    action, problem = _action(task, domain, job, inputs, bundle.config.model.sequences)
+    action, problem = _action(task, domain, job, inputs, bundle.config.model.sequences, output)
     return {
         "image_id": domain.ledger_id(task["image_id"]),
         "source": task["uri"],
@@ -145,21 +156,26 @@ def _planned(task: Task, domain: TargetDomain, job: Job, inputs: RunInputs, bund
 
 
 def _action(
-    task: Task, domain: TargetDomain, job: Job, inputs: RunInputs, model_sequences: tuple[str, ...]
+    task: Task,
+    domain: TargetDomain,
+    job: Job,
+    inputs: RunInputs,
+    model_sequences: tuple[str, ...],
+    output: OutputFolder,
 ) -> tuple[str, Problem | None]:
     if task["status"] != Status.OK:
         return "fail", problem_of(task)
     refusal = domain.unknown_sequence(task["sequence"], model_sequences)
     if refusal is not None:
         return "refuse", Problem.of(refusal)
-    out = Path(job.out)
+    out = output.folder
     try:
         check_places(out / domain.output(task["uri"], job.config.harmonize), out)
         digest = input_hash(task)
     except (DataError, OSError) as error:
         return "fail", Problem.of(data_error(error, task["uri"]))
     earlier = task["earlier"].get(domain.name)
-    if is_current(earlier, out, digest, inputs.model.hash, domain):
+    if is_current(earlier, out, digest, inputs.model.hash, domain, output.stored):
         return "skip", None
     return "harmonize", None
 
@@ -186,21 +202,22 @@ def find_problems(tasks: list[Task], bundle: Bundle, config: Config) -> dict[str
 
 
 @contextlib.contextmanager
-def _journal(job: Job) -> Iterator[Journal]:
+def _journal(job: Job, output: OutputFolder) -> Iterator[Journal]:
     """The folder's ledger, ours alone, in a folder that says what it is made of."""
     with contextlib.ExitStack() as stack:
         try:
-            journal = stack.enter_context(Journal(job.out))
-            write_dataset_description(job.out, job.bids, code_version())
+            journal = stack.enter_context(output.journal())
+            write_dataset_description(output.folder, job.bids, code_version())
+            output.publish(DESCRIPTION, *(name for name in ADDED if not output.has(name)))
         except OSError as error:
             received = f"output {job.out}: {error}"
             raise ConfigError(received, "a folder that can be written to", "Name another.") from error
         yield journal
 
 
-def _check_writable(out: str) -> None:
+def _check_writable(out: Path) -> None:
     """What :func:`_journal` would find out, without writing: at the folder, or at the nearest above it that is there."""
-    folder = Path(out).absolute()
+    folder = out.absolute()
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
@@ -212,23 +229,27 @@ def _check_writable(out: str) -> None:
     raise ConfigError(f"output {out}: {folder}: {problem}", "a folder that can be written to", "Name another.")
 
 
-def _write_record(record: RunRecord, out: str) -> None:
+def _write_record(record: RunRecord, output: OutputFolder) -> None:
     """A record that cannot be written (a full disk) costs no image, only a warning: the ledger has what was done."""
     try:
-        record.write(out)
+        record.write(output.folder)
+        output.publish(RECORD)
     except (DataError, OSError) as error:
-        log.warning("%s: no record of the run (%s)", out, error)
+        log.warning("%s: no record of the run (%s)", output.place, error)
 
 
-def _write_citation(record: RunRecord, out: str, domains: Sequence[TargetDomain]) -> None:
+def _write_citation(record: RunRecord, output: OutputFolder, domains: Sequence[TargetDomain]) -> None:
     targets = [domain.name for domain in domains if domain.name is not None]
     try:
-        write_citation(record, out, targets)
+        write_citation(record, output.folder, targets)
+        output.publish(CITATION)
     except (DataError, OSError) as error:
-        log.warning("%s: no text to cite the run by (%s)", out, error)
+        log.warning("%s: no text to cite the run by (%s)", output.place, error)
 
 
-def _write_descriptions(job: Job, tasks: Sequence[Task], inputs: RunInputs, journal: Journal) -> None:
+def _write_descriptions(
+    job: Job, tasks: Sequence[Task], inputs: RunInputs, journal: Journal, output: OutputFolder
+) -> None:
     """The table of labels, of what earlier runs made and of what this one may make."""
     outputs = [(row["output"], row["target"]) for row in journal.rows().values() if row["output"]]
     for task in tasks:
@@ -236,12 +257,15 @@ def _write_descriptions(job: Job, tasks: Sequence[Task], inputs: RunInputs, jour
             for domain in inputs.domains:
                 outputs.append((str(domain.output(task["uri"], job.config.harmonize)), domain.name))
     try:
-        write_descriptions(job.out, describe_labels(outputs))
+        write_descriptions(output.folder, describe_labels(outputs))
+        output.publish(LABELS)
     except (DataError, OSError) as error:
-        log.warning("%s: no table of the labels after desc- (%s)", job.out, error)
+        log.warning("%s: no table of the labels after desc- (%s)", output.place, error)
 
 
-def _work_through(job: Job, tasks: list[Task], inputs: RunInputs, journal: Journal) -> dict[str, int]:
+def _work_through(
+    job: Job, tasks: list[Task], inputs: RunInputs, journal: Journal, output: OutputFolder
+) -> dict[str, int]:
     """Harmonize the images and record each as it is finished; the number of rows by status."""
     counts: Counter[str] = Counter()
     domain_of = {domain.name: domain for domain in inputs.domains}
@@ -252,7 +276,8 @@ def _work_through(job: Job, tasks: list[Task], inputs: RunInputs, journal: Journ
         for rows in finished_images:
             for row in rows:
                 if row["status"] in NO_RESULT:
-                    row = remove_stale(row, domain_of[row["target"]], Path(job.out), job.config.harmonize)
+                    domain = domain_of[row["target"]]
+                    row = remove_stale(row, domain, output.folder, job.config.harmonize, output.stored)
                 row["model_hash"] = inputs.model.hash
                 journal.append(row)
                 counts[row["status"]] += 1
@@ -283,7 +308,7 @@ def run_pool(
     def start_actor() -> Any:
         name = f"harmonize {run_name} {next(numbers)}"
         actor = ray.remote(MeasuredHarmonizeWorker).options(**layout.actor_options, name=name)
-        out = os.path.abspath(job.out)
+        out = job.out if is_remote(job.out) else os.path.abspath(job.out)
         return actor.remote(HarmonizeWorker, files, job.config, out, inputs.model, domains, actors_per_node)
 
     def failed(task: Task, problem: Problem) -> list[LedgerRow]:
@@ -297,38 +322,59 @@ def run_pool(
         size=layout.actors,
         images_per_actor=layout.images_per_actor,
         timeout_s=job.config.harmonize.timeout_s,
+        wait_s=job.config.harmonize.wait_s,
+        place=lambda: describe_place(layout.needs),
         failed=failed,
     )
     return pool.run(tasks, on_actor_ready, lambda images: set_queue("harmonize", images))
 
 
 class PoolLayout(NamedTuple):
-    """How many actors to start, how many images each has at a time, and Ray's options of an actor."""
+    """How many actors to start, how many images each has at a time, and what an actor takes of a node."""
 
     actors: int
     images_per_actor: int
-    actor_options: dict[str, Any]
+    needs: dict[str, float]
+    hides_gpus: bool
+
+    @property
+    def actor_options(self) -> dict[str, Any]:
+        """Ray's options of an actor."""
+        options: dict[str, Any] = {
+            "num_cpus": self.needs["CPU"],
+            "num_gpus": self.needs["GPU"],
+            "scheduling_strategy": "SPREAD",
+            "max_concurrency": self.images_per_actor,
+        }
+        if self.hides_gpus:  # Ray leaves all of a node's GPUs to an actor that asked for none
+            options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+        return options
 
 
 def pool_layout(settings: HarmonizeConfig, tasks: Sequence[Task]) -> PoolLayout:
     """The actors for these images on this cluster.
 
     An actor has one image more for every further CPU: the model waits for no preparation and no file, and no CPU for
-    the model. With ``harmonize.memory_gb`` there are as many of both as fit into it, and a line of the log says so.
+    the model. Several actors may share a GPU. With ``harmonize.memory_gb`` there are as many actors and images as fit
+    into it, and a line of the log says so.
     """
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     cpus = max(1, int(resources.get("CPU", 1)))
-    slots = settings.slots or gpus or max(1, cpus // 2)
-    actors = min(slots, len(tasks))
+    gpu_share = settings.gpus_per_actor
+    if gpu_share is None:
+        gpu_share = 1.0 if gpus else 0.0
+    slots = settings.slots
+    if not slots and gpu_share:
+        actors_of_a_gpu = int(1 / gpu_share)  # no actor's part lies on two GPUs
+        slots = min(gpus * actors_of_a_gpu, cpus)
+    actors = min(slots or max(1, cpus // 2), len(tasks))
     cpus_per_actor = cpus // max(1, actors)
-    images_per_actor = min(MOST_IMAGES_PER_ACTOR, max(1, cpus_per_actor))
+    images_per_actor = settings.images_per_actor or min(MOST_IMAGES_PER_ACTOR, max(1, cpus_per_actor))
     if settings.memory_gb and actors:
         actors, images_per_actor = _within_memory(settings.memory_gb, tasks, Workers(actors, images_per_actor))
-    options: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "SPREAD", "max_concurrency": images_per_actor}
-    if gpus:
-        options["num_gpus"] = 1
-    return PoolLayout(actors, images_per_actor, options)
+    hides_gpus = settings.gpus_per_actor == 0
+    return PoolLayout(actors, images_per_actor, {"CPU": 1.0, "GPU": gpu_share}, hides_gpus)
 
 
 def _within_memory(memory_gb: float, tasks: Sequence[Task], wanted: Workers) -> Workers:

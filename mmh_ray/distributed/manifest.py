@@ -25,6 +25,7 @@ from mmh_ray.imaging.volume import READING_BYTES_PER_VOXEL, check_memory, read_v
 from mmh_ray.object_store import loggable_uri
 from mmh_ray.progress import progress
 from mmh_ray.provenance import sha256_file
+from mmh_ray.staging import staged
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
     Parameters
     ----------
     bids:
-        Folder of the archive, readable from every node.
+        Folder of the archive, readable from every node, or its URI in an object store.
     out:
         Parquet file to write, local or a URI.
     config:
@@ -90,18 +91,24 @@ def probe(uri: str, bytes_per_voxel: int = READING_BYTES_PER_VOXEL) -> Facts:
     """
     facts: Facts = {"status": Status.OK, "reason": None}
     try:
-        facts["bytes"] = os.path.getsize(uri)
-        if facts["bytes"] <= MOST_BYTES_UNSEEN:
-            facts["sha256"] = sha256_file(uri)
-        _add_header(facts, uri)
-        check_memory(uri, bytes_per_voxel=bytes_per_voxel)
-        read_volume(uri)
-        if "sha256" not in facts:
-            facts["sha256"] = sha256_file(uri)
+        with staged(uri) as (path,):
+            _add_facts(facts, path, bytes_per_voxel)
     except Exception as error:  # one strange file must not end the job
         facts["status"] = Status.UNUSABLE
         facts["reason"] = str(data_error(error, uri))
     return facts
+
+
+def _add_facts(facts: Facts, path: str, bytes_per_voxel: int) -> None:
+    """Add what a file shows; what is wrong with it is raised."""
+    facts["bytes"] = os.path.getsize(path)
+    if facts["bytes"] <= MOST_BYTES_UNSEEN:
+        facts["sha256"] = sha256_file(path)
+    _add_header(facts, path)
+    check_memory(path, bytes_per_voxel=bytes_per_voxel)
+    read_volume(path)
+    if "sha256" not in facts:
+        facts["sha256"] = sha256_file(path)
 
 
 def _add_header(facts: Facts, uri: str) -> None:

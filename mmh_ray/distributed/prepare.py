@@ -26,13 +26,14 @@ from mmh_ray.bids.rows import PreparedRow, Problem, Status
 from mmh_ray.config import Config, GridConfig, PrepareConfig, QualityConfig
 from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.metrics import add_wait, count_image, set_queue
-from mmh_ray.errors import DataError, data_error, naming_mask
+from mmh_ray.errors import DataError, MMHError, data_error, naming_mask
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.volume import check_memory, read_mask, read_volume
 from mmh_ray.progress import progress
 from mmh_ray.provenance import hash_of, sha256_file
 from mmh_ray.quality.checks import check_prepared
 from mmh_ray.quality.describe import describe_scan
+from mmh_ray.staging import staged, staged_scan
 
 log = logging.getLogger(__name__)
 
@@ -169,8 +170,9 @@ def _add_provenance(images: list[Image], config: Config) -> None:
 
 def _hash_of_file(uri: str) -> str | None:
     try:
-        return sha256_file(uri)
-    except OSError as error:
+        with staged(uri) as (path,):
+            return sha256_file(path)
+    except (OSError, MMHError) as error:
         log.debug("%s: %s", uri, error)  # the row's own attempt to read it gives the reason
         return None
 
@@ -296,11 +298,13 @@ def prepare_image(image: Image, settings: PrepareSettings) -> dict[str, Any]:
         If `mmh harmonize` would refuse the scan: no model is to learn from what is no adult's head of this sequence.
     """
     start = time.perf_counter()
-    digest = sha256_file(image["uri"])
-    add_wait("prepare", time.perf_counter() - start)
-    if digest != image["sha256"]:
-        raise DataError(f"{image['uri']}: changed since the manifest", "the same bytes", "Build the manifest again.")
-    prepared = _prepared(image["uri"], image["mask_uri"], image["sequence"], settings)
+    with staged_scan(image["uri"], image["mask_uri"]) as (path, mask_path):
+        digest = sha256_file(path)
+        add_wait("prepare", time.perf_counter() - start)
+        if digest != image["sha256"]:
+            received = f"{image['uri']}: changed since the manifest"
+            raise DataError(received, "the same bytes", "Build the manifest again.")
+        prepared = _prepared(path, mask_path, image["sequence"], settings)
     registration = prepared.registration
     return _facts(image) | {
         "provenance": image["provenance"],
@@ -325,17 +329,18 @@ def check_row(row: Mapping[str, Any], settings: PrepareSettings) -> None:
     row:
         Of a manifest.
     """
-    _prepared(row["uri"], row["mask_uri"], row["sequence"], settings)
+    with staged_scan(row["uri"], row["mask_uri"]) as (path, mask_path):
+        _prepared(path, mask_path, row["sequence"], settings)
 
 
-def _prepared(uri: str, mask_uri: str | None, sequence: str, settings: PrepareSettings) -> Prepared:
+def _prepared(path: str, mask_path: str | None, sequence: str, settings: PrepareSettings) -> Prepared:
     start = time.perf_counter()
-    check_memory(uri)
-    volume = read_volume(uri)
-    mask = read_mask(mask_uri) if mask_uri else None
+    check_memory(path)
+    volume = read_volume(path)
+    mask = read_mask(mask_path) if mask_path else None
     add_wait("prepare", time.perf_counter() - start)
     grid, prepare_config, quality = settings
-    with naming_mask(mask_uri):
+    with naming_mask(mask_path):
         prepared = prepare_volume(volume, mask, grid, prepare_config)
         figures = describe_scan(volume, prepared.brain, prepared.registration, prepared)
         check_prepared(sequence, figures, quality, volume, prepared, grid, prepare_config)

@@ -21,6 +21,7 @@ from mmh_ray.evaluation.inputs.scans import Case
 from mmh_ray.evaluation.metrics.cohort import probes_make_sense
 from mmh_ray.evaluation.metrics.registry import AGAIN, OURS, RAW, REFERENCE, TRUTH
 from mmh_ray.evaluation.statistics.summary import NO_METHODS
+from mmh_ray.object_store import is_remote
 from mmh_ray.provenance import hash_of
 
 TRAINING_IMAGES = 8
@@ -177,7 +178,7 @@ def data_hash(cases: Sequence[Case]) -> str:
 def _manifest_rows(raw: str, out: str, config: Config) -> list[dict[str, Any]]:
     """Of the raw archive; a folder's manifest is built first."""
     manifest = raw
-    if os.path.isdir(raw):
+    if os.path.isdir(raw) or (is_remote(raw) and not raw.endswith(".parquet")):
         manifest = str(Path(out, "manifest.parquet"))
         build_manifest(raw, manifest, config)
     return read_manifest(manifest).select(_COLUMNS).to_pylist()

@@ -16,7 +16,7 @@ class Job:
     Attributes
     ----------
     bids, out:
-        Folders of the archive and of the derivatives.
+        Folders of the archive and of the derivatives, or their URIs in an object store.
     model:
         ``mmh-base``, a bundle folder or ``models:/NAME@ALIAS``.
     participants, sequences:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import TypedDict, Unpack
 
 from mmh_ray.bids.derivatives import bids_uri, derivative_files, read_sidecar
 from mmh_ray.bids.entities import parse
+from mmh_ray.bids.output_folder import StoredDerivatives
 from mmh_ray.bids.rows import MADE, LedgerRow, ManifestRow, Problem, Status
 from mmh_ray.bids.schema import mark_unusable
 from mmh_ray.bids.status import utc_now
@@ -17,6 +19,7 @@ from mmh_ray.config import HarmonizeConfig
 from mmh_ray.errors import DataError
 from mmh_ray.harmonization.target_domain import TargetDomain
 from mmh_ray.provenance import check_place, hash_of, sha256_file
+from mmh_ray.staging import staged
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +32,13 @@ def input_hash(image: ManifestRow) -> str | None:
 
     Raises
     ------
-    OSError
+    OSError, DataError
         If the mask cannot be read.
     """
     if not image["mask_uri"]:
         return image["sha256"]
-    return hash_of([image["sha256"], sha256_file(image["mask_uri"])])
+    with staged(image["mask_uri"]) as (mask_path,):
+        return hash_of([image["sha256"], sha256_file(mask_path)])
 
 
 def provenance(digest: str | None, model_hash: str, domain: TargetDomain) -> dict[str, str | None]:
@@ -42,21 +46,37 @@ def provenance(digest: str | None, model_hash: str, domain: TargetDomain) -> dic
     return {"input_sha256": digest, "model_hash": model_hash, "settings_hash": domain.settings_hash}
 
 
-def is_current(earlier: LedgerRow | None, out: Path, digest: str | None, model_hash: str, domain: TargetDomain) -> bool:
+def seen(image: Path, stored: StoredDerivatives | None) -> contextlib.AbstractContextManager[None]:
+    """While the block runs, what tells whether a derivative is there lies in its local folder, also of one in an object store."""
+    return contextlib.nullcontext() if stored is None else stored.seen(image)
+
+
+def is_current(
+    earlier: LedgerRow | None,
+    out: Path,
+    digest: str | None,
+    model_hash: str,
+    domain: TargetDomain,
+    stored: StoredDerivatives | None = None,
+) -> bool:
     """Whether an image was done before from the same bytes by the same model and settings, and is still there whole.
 
     The row tells what was done, the sidecar what lies there. A run that was killed may have replaced the one and not
     the other.
+
+    Parameters
+    ----------
+    stored:
+        The derivatives in an object store, for which ``out`` stands.
     """
     if earlier is None or earlier["status"] not in MADE or earlier["output"] is None:
         return False
     output = out / earlier["output"]
-    if not os.path.isfile(output):
-        return False
     asked_for = provenance(digest, model_hash, domain)
     if not asked_for.items() <= earlier.items():
         return False
-    return read_sidecar(output).get("Provenance") == asked_for
+    with seen(output, stored):
+        return os.path.isfile(output) and read_sidecar(output).get("Provenance") == asked_for
 
 
 def check_places(image: Path, out: Path) -> None:
@@ -92,10 +112,21 @@ def _check_free(path: PurePosixPath, owner_of_path: dict[PurePosixPath, str]) ->
         raise DataError(received, "a name of its own", "Rename one of them, or leave both on their own grid.")
 
 
-def remove_stale(row: LedgerRow, domain: TargetDomain, out: Path, settings: HarmonizeConfig) -> LedgerRow:
+def remove_stale(
+    row: LedgerRow,
+    domain: TargetDomain,
+    out: Path,
+    settings: HarmonizeConfig,
+    stored: StoredDerivatives | None = None,
+) -> LedgerRow:
     """Remove what an earlier run made of an image that failed or was refused now, so that nobody takes it for the answer.
 
     Where the scan itself was not looked at now (no ``input_sha256``) that stays: nothing says that it is wrong.
+
+    Parameters
+    ----------
+    stored:
+        The derivatives in an object store, for which ``out`` stands.
 
     Returns
     -------
@@ -110,7 +141,8 @@ def remove_stale(row: LedgerRow, domain: TargetDomain, out: Path, settings: Harm
     if row["image_id"] != domain.ledger_id(entities.image_id):
         return row  # a second file of an image: the derivative is that of the first
     if row["input_sha256"] is None:
-        sources = read_sidecar(output).get("Sources")
+        with seen(output, stored):
+            sources = read_sidecar(output).get("Sources")
         is_of_this_scan = isinstance(sources, list) and bids_uri(source, source) in sources
         if not is_of_this_scan:
             return row
@@ -122,6 +154,8 @@ def remove_stale(row: LedgerRow, domain: TargetDomain, out: Path, settings: Harm
         check_places(output, out)
         for path in derivative_files(output):
             path.unlink(missing_ok=True)
+        if stored is not None:
+            stored.remove(output)
     except (DataError, OSError) as error:
         log.warning("%s: what an earlier run made of it is out of date, and cannot be removed (%s)", output, error)
     return row

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from mmh_ray import tracking
@@ -27,6 +27,7 @@ from mmh_ray.harmonization.target_domain import TargetDomain, check_names
 from mmh_ray.imaging.volume import read_mask, read_volume
 from mmh_ray.models.bundle import Bundle, load_bundle
 from mmh_ray.models.target.bundle import SAMPLING, Target, load_target
+from mmh_ray.object_store import is_remote
 from mmh_ray.provenance import check_place, code_version, hash_of, sha256_file
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,15 @@ log = logging.getLogger(__name__)
 VERSIONS = ("ray", "torch", "diffusers", "SimpleITK", "nibabel", "numpy")
 """Packages whose version the record of a run holds."""
 
-_INERT = {"slots": 0, "memory_gb": 0, "timeout_s": 0, "batch_slabs": 0}
+_INERT = {
+    "slots": 0,
+    "gpus_per_actor": 0,
+    "images_per_actor": 0,
+    "memory_gb": 0,
+    "wait_s": 0,
+    "timeout_s": 0,
+    "batch_slabs": 0,
+}
 """Settings that change no outcome, and no voxel but for rounding, left out of the settings hash.
 
 Fewer than eight slabs a batch move a voxel by up to 3e-6: the network's sums are then split otherwise. All else moves none.
@@ -98,7 +107,7 @@ class RunInputs:
         """
         settings = to_dict(job.config)
         return RunRecord(
-            source=str(Path(job.bids).resolve()),
+            source=job.bids.rstrip("/") if is_remote(job.bids) else str(Path(job.bids).resolve()),
             model=self.model.uri,
             model_hash=self.model.hash,
             version=code_version(),
@@ -113,8 +122,13 @@ class RunInputs:
         )
 
 
-def gather_inputs(job: Job) -> RunInputs:
+def gather_inputs(job: Job, folder: str | Path | None = None) -> RunInputs:
     """Find the images, load and check the model, and set up the target domains.
+
+    Parameters
+    ----------
+    folder:
+        Stands for the job's ``out`` where that is in an object store.
 
     Raises
     ------
@@ -126,7 +140,7 @@ def gather_inputs(job: Job) -> RunInputs:
     """
     check_memory_setting(job.config.harmonize.memory_gb)
     _check_output(job.bids, job.out)
-    check_dataset(job.out, job.bids)
+    check_dataset(folder or job.out, job.bids)
     model_folder, uri = tracking.resolve_model(job.model, job.config.tracking)
     archive = find_images(job.bids, job.config.manifest.site_pattern, require_site=False)
     bundle = load_bundle(model_folder)  # what is wrong with it is said here, and not image by image
@@ -229,11 +243,9 @@ def _check_preparation(config: Config, model_config: Config) -> None:
 
 
 def _check_output(bids: str, out: str) -> None:
-    """Refuse an output that would mix with the archive, or that is on no disk."""
-    if "://" in bids or "://" in out:
-        raise ConfigError(f"{bids} -> {out}", "folders on a local or mounted disk", "Mount or copy the archive.")
-    archive = Path(bids).resolve()
-    output = Path(out).resolve()
+    """Refuse an output that would mix with the archive."""
+    archive = _resolved(bids)
+    output = _resolved(out)
     mixes = archive.is_relative_to(output)
     if output.is_relative_to(archive):
         inside = output.relative_to(archive).parts
@@ -243,7 +255,13 @@ def _check_output(bids: str, out: str) -> None:
         received = f"output {out} and archive {bids}, one in the other"
         expected = "a folder of its own outside the archive or below its derivatives/"
         raise ConfigError(received, expected, "Name another one.")
-    check_place(Path(out, RECORD), out, ConfigError)
+    if not is_remote(out):
+        check_place(Path(out, RECORD), out, ConfigError)
+
+
+def _resolved(place: str) -> PurePath:
+    """A folder without links; of one in an object store its URI, which holds none."""
+    return PurePosixPath(place) if is_remote(place) else Path(place).resolve()
 
 
 def _select(images: list[ManifestRow], job: Job) -> list[ManifestRow]:

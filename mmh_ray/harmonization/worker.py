@@ -15,6 +15,7 @@ import torch
 
 from mmh_ray.bids.contrast import contrast_flags
 from mmh_ray.bids.derivatives import bids_uri, derivative_files, figure_paths, write_sidecar
+from mmh_ray.bids.output_folder import StoredDerivatives
 from mmh_ray.bids.rows import LedgerRow, Problem, Status, problem_of
 from mmh_ray.config import Config
 from mmh_ray.errors import DataError, RefusedError, data_error, naming_mask
@@ -27,8 +28,10 @@ from mmh_ray.imaging.template import SPACE_URI
 from mmh_ray.imaging.volume import SharedMemory, read_mask, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.models.target.bundle import Target
+from mmh_ray.object_store import Store, is_remote
 from mmh_ray.provenance import sha256_file
 from mmh_ray.quality.mosaic import write_mosaic
+from mmh_ray.staging import naming, staged_scan
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,32 @@ class _Pending(NamedTuple):
     domain: TargetDomain
     output: str
     """Relative to the derivatives' root."""
+
+
+class _Files(NamedTuple):
+    """Where a scan and its brain mask lie on this node, and where its derivatives go."""
+
+    scan: str
+    mask: str | None
+    out: Path
+    """Folder of the derivatives, or what stands for it while they pass through this node."""
+    stored: StoredDerivatives | None
+    """The derivatives in an object store; None on a disk."""
+
+
+@contextlib.contextmanager
+def _local_files(task: Task, out: str) -> Iterator[_Files]:
+    """The files of an image on this node, those of an object store for as long as the block runs."""
+    with contextlib.ExitStack() as stack:
+        scan, mask = stack.enter_context(staged_scan(task["uri"], task["mask_uri"]))
+        if not is_remote(out):
+            yield _Files(scan, mask, Path(out), None)
+            return
+        store = Store(out)
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mmh-derivatives-"))
+        folder = Path(scratch).resolve()
+        stack.enter_context(naming({str(folder): store.uri}))
+        yield _Files(scan, mask, folder, StoredDerivatives(store, folder))
 
 
 class HarmonizeWorker:
@@ -54,7 +83,7 @@ class HarmonizeWorker:
     config:
         Its sections `harmonize` and `quality`, and of `prepare` what is the job's to choose.
     out:
-        Folder of the derivatives.
+        Folder of the derivatives, or its URI in an object store. Of the latter each passes through a temporary folder.
     model:
         Which model the files are.
     domains:
@@ -87,7 +116,7 @@ class HarmonizeWorker:
             if domain.target is not None:
                 domain.target.attach(bundle)
         self.harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
-        self.out = Path(out)
+        self.out = out
         self.model = model
         self.domains = domains
         self.model_idle_s = 0.0
@@ -108,10 +137,11 @@ class HarmonizeWorker:
         problem = problem_of(task)
         try:
             if task["status"] == Status.OK:
-                task = task.copy()
-                task["sha256"] = sha256_file(task["uri"])
-                digest = input_hash(task)
-                self._harmonize(task, digest, rows)
+                with _local_files(task, self.out) as files:
+                    task = task.copy()
+                    task["sha256"] = sha256_file(files.scan)
+                    digest = _input_hash(task, files)
+                    self._harmonize(task, files, digest, rows)
         except RefusedError as error:
             status = Status.REFUSED
             problem = Problem.of(error)
@@ -127,14 +157,14 @@ class HarmonizeWorker:
             row["seconds"] = seconds
         return rows
 
-    def _harmonize(self, task: Task, digest: str | None, rows: list[LedgerRow]) -> None:
+    def _harmonize(self, task: Task, files: _Files, digest: str | None, rows: list[LedgerRow]) -> None:
         """Append a row for every domain as it is finished."""
-        pending = self._pending(task, digest, rows)
+        pending = self._pending(task, files, digest, rows)
         if not pending:
             return
         targets = [domain.target for domain, _ in pending]
-        with self._room.taken_by(task["uri"]):
-            ready = self._ready(task, digest)
+        with self._room.taken_by(files.scan):
+            ready = self._ready(task, files, digest)
             with self._model_lock:
                 if self._idle_since is not None:
                     self.model_idle_s += time.perf_counter() - self._idle_since
@@ -142,22 +172,24 @@ class HarmonizeWorker:
                 self._idle_since = time.perf_counter()
             for (domain, output), image in zip(pending, images, strict=True):
                 scan = self.harmonizer.finish(ready, image)
-                self._write(self.out / output, scan, self._sidecar(task, scan, digest, domain))
+                image_path = files.out / output
+                with contextlib.nullcontext() if files.stored is None else files.stored.replacing(image_path):
+                    self._write(image_path, scan, self._sidecar(task, scan, digest, domain))
                 flags = _flags(task, scan)
                 rows.append(ledger_row(task, domain, Status.DONE, output=output, input_sha256=digest, flags=flags))
 
-    def _pending(self, task: Task, digest: str | None, rows: list[LedgerRow]) -> list[_Pending]:
+    def _pending(self, task: Task, files: _Files, digest: str | None, rows: list[LedgerRow]) -> list[_Pending]:
         """The domains for which the image is to be harmonized; a row is appended for every other."""
         model_sequences = self.harmonizer.bundle.config.model.sequences
         pending = []
         for domain in self.domains:
             refusal = domain.unknown_sequence(task["sequence"], model_sequences)
             output = str(domain.output(task["uri"], self.harmonizer.settings))
-            check_places(self.out / output, self.out)
+            check_places(files.out / output, files.out)
             earlier = task["earlier"].get(domain.name)
             if refusal is not None:
                 rows.append(ledger_row(task, domain, Status.REFUSED, Problem.of(refusal), input_sha256=digest))
-            elif earlier is not None and is_current(earlier, self.out, digest, self.model.hash, domain):
+            elif earlier is not None and is_current(earlier, files.out, digest, self.model.hash, domain, files.stored):
                 flags = earlier["flags"]
                 rows.append(ledger_row(task, domain, Status.SKIPPED, output=output, input_sha256=digest, flags=flags))
             else:
@@ -177,20 +209,18 @@ class HarmonizeWorker:
             written.append(after_path)
             write_sidecar(image_path, sidecar)
 
-    def _ready(self, task: Task, digest: str | None) -> ReadyScan:
+    def _ready(self, task: Task, files: _Files, digest: str | None) -> ReadyScan:
         """Read and prepare, on the CPU. A file that was replaced after it was hashed fails: its row would name other bytes."""
-        uri = task["uri"]
-        mask_uri = task["mask_uri"]
-        volume = read_volume(uri)
-        mask = read_mask(mask_uri) if mask_uri else None
+        volume = read_volume(files.scan)
+        mask = read_mask(files.mask) if files.mask else None
         task_now = task.copy()
-        task_now["sha256"] = sha256_file(uri)
-        if input_hash(task_now) != digest:
-            what = "a scan or brain mask that was written to while it was read"
-            raise DataError(f"{uri}: {what}", "files that stay as they are", "Run again with --retry-failed.")
+        task_now["sha256"] = sha256_file(files.scan)
+        if _input_hash(task_now, files) != digest:
+            received = f"{task['uri']}: a scan or brain mask that was written to while it was read"
+            raise DataError(received, "files that stay as they are", "Run again with --retry-failed.")
         sequence = task["sequence"]
         assert sequence is not None, "an image of an unknown sequence is refused before"
-        with naming_mask(mask_uri):
+        with naming_mask(files.mask):
             return self.harmonizer.ready(volume, sequence, mask)
 
     def _with_less_memory(
@@ -256,6 +286,13 @@ class HarmonizeWorker:
             "Flags": _flags(task, scan),
             **account_of(scan, self.harmonizer, has_target=target is not None),
         }
+
+
+def _input_hash(task: Task, files: _Files) -> str | None:
+    """:func:`~mmh_ray.harmonization.outputs.input_hash` by the mask's file on this node."""
+    here = task.copy()
+    here["mask_uri"] = files.mask
+    return input_hash(here)
 
 
 @contextlib.contextmanager

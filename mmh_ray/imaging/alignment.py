@@ -1,8 +1,10 @@
-"""Laying the template onto a scan: where to start, the optimisation of mutual information by ITK, and how good the result is."""
+"""Laying the template onto a scan: where to start, the optimisation of mutual information by ITK, and how good the
+result is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -11,11 +13,12 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from mmh_ray.imaging.smoothing import smooth_inside
-from mmh_ray.imaging.template import Template, template
+from mmh_ray.imaging.template import template
 from mmh_ray.threads import one_thread
 
 WHOLE, CUT = 0.5, 0.25
-"""Part of the brain that a scan must show for a fit to be believed: as a rule, and where the field of view is known to cut the brain."""
+"""Part of the brain that a scan must show for a fit to be believed: as a rule, and where the field of view is known to
+cut the brain."""
 _SIZES = (0.5, 1.3)
 """Volume of a brain, as a share of the template's, within which an alignment is believed."""
 _SURE = 0.5
@@ -30,6 +33,7 @@ _BLUR = (2.0, 6.0)
 """Standard deviations, in template voxels, of the band of detail by which starts are compared."""
 _LOCAL = 4.0
 """Standard deviation, in template voxels, of the window whose mean is taken away before contrast is compared."""
+_EVERY_THIRD = (slice(None, None, 3),) * 3
 
 
 @one_thread()
@@ -40,7 +44,8 @@ def align(
     margins: tuple[int, ...],
     least_seen: float = WHOLE,
 ) -> tuple[np.ndarray, float]:
-    """The best affine ``(4, 4)``, template millimetres to the scan's, and its quality, by :func:`match`; quality 0 where there is none.
+    """The best affine ``(4, 4)``, template millimetres to the scan's, and its quality, by :func:`match`; quality 0
+    where there is none.
 
     Parameters
     ----------
@@ -49,8 +54,9 @@ def align(
     starts:
         ``(4, 4)`` each; the few most promising ones are followed.
     margins:
-        Template voxels around its brain that count, in one affine pass after the other. Where the surroundings mislead (the template has
-        none; on a T2w, a bright scalp behind a dark skull draws the brain's outline outwards), a start is tried without them.
+        Template voxels around its brain that count, in one affine pass after the other. Where the surroundings mislead
+        (the template has none; on a T2w, a bright scalp behind a dark skull draws the brain's outline outwards), a
+        start is tried without them.
     least_seen:
         As in :func:`match`.
     """
@@ -72,9 +78,9 @@ def align(
 def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: float = WHOLE) -> float:
     """Share of a scan's local contrast deep inside the brain that the aligned template's tissues explain, 0 to 1.
 
-    The coefficient of determination of the linear regression of the scan on the template's shares of grey matter, white matter and
-    fluid, all smoothed and high-passed, over the part of the template's brain that the scan shows. So it needs no sequence, no
-    unit and no flat receive field.
+    The coefficient of determination of the linear regression of the scan on the template's shares of grey matter, white
+    matter and fluid, all smoothed and high-passed, over the part of the template's brain that the scan shows. So it
+    needs no sequence, no unit and no flat receive field.
 
     Parameters
     ----------
@@ -95,8 +101,8 @@ def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: 
         return 0.0
     scan = ndimage.affine_transform(data, step, output_shape=shape, order=1)
     contrast = _local_contrast(scan, region)
-    tissue_contrasts = [_local_contrast(tissue, region) for tissue in known.tissues]
-    design = np.stack(tissue_contrasts, axis=1)
+    is_whole = region.sum() == known.deep.sum()
+    design = _design_of_whole_brain() if is_whole else _design(region)
     weights = np.linalg.lstsq(design, contrast, rcond=None)[0]
     residual = contrast - design @ weights
     total = float((contrast**2).sum())
@@ -104,6 +110,18 @@ def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: 
         return 0.0
     unexplained = float((residual**2).sum())
     return max(0.0, 1 - unexplained / total)
+
+
+@cache
+def _design_of_whole_brain() -> np.ndarray:
+    """:func:`_design` of the deep brain, which most scans show whole: it is asked for once or twice a start."""
+    return _design(template().deep)
+
+
+def _design(region: np.ndarray) -> np.ndarray:
+    """``(n, 3)`` float64 local contrast of the template's tissues in the region's voxels."""
+    tissue_contrasts = [_local_contrast(tissue, region) for tissue in template().tissues]
+    return np.stack(tissue_contrasts, axis=1)
 
 
 def _local_contrast(image: np.ndarray, region: np.ndarray) -> np.ndarray:
@@ -120,14 +138,8 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
     They are compared much as by :func:`match`, but on every third voxel of strongly smoothed contrast.
     """
     known = template()
-    every_third = (slice(None, None, 3),) * 3
-    inside = known.brain[every_third]
-    tissue_contrasts = []
-    for tissue in known.tissues:
-        coarse = _blurred_contrast(tissue)[every_third]
-        tissue_contrasts.append(coarse[inside])
-    design = np.stack(tissue_contrasts, axis=1)
-    basis, _ = np.linalg.qr(design - design.mean(axis=0))
+    inside = known.brain[_EVERY_THIRD]
+    basis = _coarse_basis()
     rotation = known.affine[:3, :3]
     origin = known.affine[:3, 3]
     places_mm = np.argwhere(inside) * 3 @ rotation.T + origin
@@ -150,6 +162,20 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
     return list(ordered.values())[:_TRIED]
 
 
+@cache
+def _coarse_basis() -> np.ndarray:
+    """``(n, 3)`` orthonormal columns that span the blurred contrasts of the template's tissues, in every third voxel of its brain."""
+    known = template()
+    inside = known.brain[_EVERY_THIRD]
+    tissue_contrasts = []
+    for tissue in known.tissues:
+        coarse = _blurred_contrast(tissue)[_EVERY_THIRD]
+        tissue_contrasts.append(coarse[inside])
+    design = np.stack(tissue_contrasts, axis=1)
+    basis, _ = np.linalg.qr(design - design.mean(axis=0))
+    return basis
+
+
 def _blurred_contrast(image: np.ndarray) -> np.ndarray:
     narrow, wide = _BLUR
     return ndimage.gaussian_filter(image, narrow) - ndimage.gaussian_filter(image, wide)
@@ -158,11 +184,12 @@ def _blurred_contrast(image: np.ndarray) -> np.ndarray:
 def _optimised(
     data: np.ndarray, affine: np.ndarray, start: np.ndarray, margins: tuple[int, ...], least_seen: float
 ) -> np.ndarray | None:
-    """``(4, 4)`` from one start: a similarity, then an affine in one region after the other; None where it leads nowhere."""
+    """``(4, 4)`` from one start: a similarity, then an affine in one region after the other; None where it leads
+    nowhere."""
     known = template()
     fixed = _to_sitk(known.image, known.affine)
     moving = _to_sitk(data, affine)
-    regions = [_region(known, margin) for margin in margins]
+    regions = [_region(margin) for margin in margins]
     similarity = sitk.Similarity3DTransform()
     similarity.SetCenter(known.middle.tolist())
     similarity.SetMatrix(start[:3, :3].ravel().tolist(), 1e-6)
@@ -194,7 +221,10 @@ def _matrix(transform: sitk.AffineTransform) -> np.ndarray:
     return matrix
 
 
-def _region(known: Template, margin: int) -> sitk.Image:
+@cache
+def _region(margin: int) -> sitk.Image:
+    """Where an image counts: the template's brain, wider by so many voxels."""
+    known = template()
     region = known.brain
     if margin:
         region = ndimage.binary_dilation(region, iterations=margin)

@@ -27,11 +27,22 @@ def edges_of(data: np.ndarray) -> np.ndarray:
     return np.concatenate(edges)
 
 
+def reaching_faces(region: np.ndarray) -> np.ndarray:
+    """The connected parts of a region that reach a face of the volume."""
+    labels, _ = ndimage.label(region)
+    return _parts(labels, faces_of(labels))
+
+
 def reaching_edges(region: np.ndarray) -> np.ndarray:
     """The connected parts of a region that reach an edge of the volume."""
     labels, _ = ndimage.label(region)
-    reaching = np.setdiff1d(np.unique(edges_of(labels)), [0])
-    return np.isin(labels, reaching)
+    return _parts(labels, edges_of(labels))
+
+
+def _parts(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Where the labels are among the chosen ones; 0 is no part."""
+    numbers = np.setdiff1d(chosen, [0])
+    return np.isin(labels, numbers)
 
 
 def grown(mask: np.ndarray) -> np.ndarray:

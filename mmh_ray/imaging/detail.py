@@ -1,22 +1,24 @@
 """The way back from the network's image to the scan: one curve, one smooth field, and less noise.
 
-What a scanner does to an image is taken for an increasing curve of its intensities and a smooth field. These two are all that the
-network, which sees the scan on a coarse grid and may err, is asked for: they are fitted between the scan and the network's image there
-and applied to the scan's own voxels. So every edge and lesion is the scan's, and what the network invents, blurs or erases stays in its
-own image. Where that differs from the scan under curve and field by no more than noise does, it takes the noise away (Lee, TPAMI 1980).
+What a scanner does to an image is taken for an increasing curve of its intensities and a smooth field. These two are
+all that the network, which sees the scan on a coarse grid and may err, is asked for: they are fitted between the scan
+and the network's image there and applied to the scan's own voxels. So every edge and lesion is the scan's, and what the
+network invents, blurs or erases stays in its own image. Where that differs from the scan under curve and field by no
+more than noise does, it takes the noise away (Lee, TPAMI 1980).
 """
 
 from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
-from sklearn.isotonic import IsotonicRegression
+from scipy.optimize import isotonic_regression
 
 from mmh_ray.imaging.intensity import SMOOTHING, MonotoneMap
 from mmh_ray.imaging.smoothing import smooth_inside
 
 NOISE = 0.019
-"""Standard deviation, in unit intensity, of the noise that is left in every scan of the unified domain: a part of its look, too."""
+"""Standard deviation, in unit intensity, of the noise that is left in every scan of the unified domain: a part of its
+look, too."""
 
 FIELD_MM = 20.0
 """Standard deviation of the smoothing that tells a field from a structure."""
@@ -28,12 +30,13 @@ _SMOOTH_BINS = 4.0
 _RISE = 1e-6
 """Least rise of knots and curve from bin to bin, so that both can be read backwards."""
 _DARK = 20
-"""One in so many bins, the darkest, are lifted by no more than a straight line to 0 lifts them: bone and vessels at the brain's border, of
-which the network knows little, and through them what lies around the brain."""
+"""One in so many bins, the darkest, are lifted by no more than a straight line to 0 lifts them: bone and vessels at the
+brain's border, of which the network knows little, and through them what lies around the brain."""
 _ROUNDS = 3
 """Times that curve and field are fitted in turn."""
 _BELIEVED = 1.1
-"""Factor up to which a voxel may ask for another field than its surroundings have: what asks for more is a structure."""
+"""Factor up to which a voxel may ask for another field than its surroundings have: what asks for more is a
+structure."""
 _STRONGEST = 2.0
 """Factor up to which the field may change the scan."""
 
@@ -41,9 +44,9 @@ _STRONGEST = 2.0
 def fit_curve(scan: np.ndarray, styled: np.ndarray, mask: np.ndarray) -> MonotoneMap:
     """The increasing curve that leads from the scan to the network's image; 0 stays 0.
 
-    Through the medians of the network's image over the scan's intensities, both slightly smoothed, by isotonic regression (Barlow et al.,
-    1972): a place that the network treats unlike the rest has little influence. Above its upper end it goes on with its mean slope, so that
-    what enhances with contrast agent keeps its contrast.
+    Through the medians of the network's image over the scan's intensities, both slightly smoothed, by isotonic
+    regression (Barlow et al., 1972): a place that the network treats unlike the rest has little influence. Above its
+    upper end it goes on with its mean slope, so that what enhances with contrast agent keeps its contrast.
 
     Parameters
     ----------
@@ -59,7 +62,7 @@ def fit_curve(scan: np.ndarray, styled: np.ndarray, mask: np.ndarray) -> Monoton
     bins = np.array_split(by_scan, bin_count)
     knots = _medians(scan_values, bins)
     medians = _medians(styled_values, bins)
-    heights = IsotonicRegression().fit_transform(np.arange(bin_count), medians)
+    heights = isotonic_regression(medians).x
     # The change is smoothed, not the heights, so that a curve that changes nothing is kept.
     change = ndimage.gaussian_filter1d(heights - knots, _SMOOTH_BINS, mode="nearest")
     rise = _RISE * np.arange(bin_count)
@@ -93,10 +96,11 @@ def _medians(values: np.ndarray, bins: list[np.ndarray]) -> np.ndarray:
 def fit_mapping(
     scan: np.ndarray, styled: np.ndarray, mask: np.ndarray, spacing_mm: float
 ) -> tuple[MonotoneMap, np.ndarray]:
-    """The curve, and the field ``(X, Y, Z)`` float32, for which ``curve(field * scan)`` is most like the network's image.
+    """The curve, and the field ``(X, Y, Z)`` float32, for which ``curve(field * scan)`` is most like the network's
+    image.
 
-    The field is the local least-squares factor between the scan and what the curve, read backwards, makes of the network's image; bright
-    tissue counts most. It is continued outside the mask.
+    The field is the local least-squares factor between the scan and what the curve, read backwards, makes of the
+    network's image; bright tissue counts most. It is continued outside the mask.
 
     Parameters
     ----------
@@ -130,8 +134,8 @@ def fit_mapping(
 def without_noise(
     styled: np.ndarray, projected: np.ndarray, noise: float, mask: np.ndarray, left: float = NOISE
 ) -> np.ndarray:
-    """``styled + w (projected - styled)``: ``w`` is near 1 where their difference varies more than noise does; elsewhere it leaves noise of
-    the level ``left``. A scan with less noise than that stays whole.
+    """``styled + w (projected - styled)``: ``w`` is near 1 where their difference varies more than noise does;
+    elsewhere it leaves noise of the level ``left``. A scan with less noise than that stays whole.
 
     Parameters
     ----------

@@ -29,11 +29,13 @@ from mmh_ray.imaging.fill_values import (
 _INNER_GAP = 0.05
 """Distance from the darkest of all else of a fill value among the tissues', which must fill edges of the volume."""
 _SLOPE = 0.9
-"""Distance of a shell from the value of the region inside it, as a share of that of the next shell, up to which it is interpolated."""
+"""Distance of a shell from the value of the region inside it, as a share of that of the next shell, up to which it is
+interpolated."""
 _LEAST_SHARE = 0.001
 """Part of the volume that such a region takes at least."""
 _LOOSE_GAP = 0.5
-"""Distance from the range of the volume's middle, as a share of that range, from which a region along edges is fill, constant or not."""
+"""Distance from the range of the volume's middle, as a share of that range, from which a region along edges is fill,
+constant or not."""
 _RINGING_DECAY = 0.27
 """By which the ringing of a cubic spline falls from voxel to voxel."""
 _HARMLESS = 0.02
@@ -59,8 +61,8 @@ class Fill:
     values:
         The fill values, ascending.
     step:
-        Where they were interpolated, how far the farthest of them lies from the scan, in its ranges; else 0. A cubic kernel carries a
-        tenth of that into the next voxels and a hundredth into those after.
+        Where they were interpolated, how far the farthest of them lies from the scan, in its ranges; else 0. A cubic
+        kernel carries a tenth of that into the next voxels and a hundredth into those after.
     """
 
     mask: np.ndarray
@@ -71,9 +73,10 @@ class Fill:
 def find_fill(data: np.ndarray) -> Fill | None:
     """Constant values that no measurement gave: padding, masked regions, replaced NaN. None where there are none.
 
-    Three kinds are found. Values below zero that lie below all else, alone or in regions. Values that lie above all else, in regions
-    that reach the faces of the volume or end abruptly. And constant regions along edges of the volume whose value lies among the
-    tissues' (standard scores padded with 0). Zero, or any other value, that is just the darkest of a scan is its own dark air.
+    Three kinds are found. Values below zero that lie below all else, alone or in regions. Values that lie above all
+    else, in regions that reach the faces of the volume or end abruptly. And constant regions along edges of the volume
+    whose value lies among the tissues' (standard scores padded with 0). Zero, or any other value, that is just the
+    darkest of a scan is its own dark air.
 
     Parameters
     ----------
@@ -146,8 +149,8 @@ def _out_of_range(data: np.ndarray, levels: np.ndarray, low: float, high: float)
 def _with_rim(fill: np.ndarray, data: np.ndarray, rest: Range, low: float, high: float) -> np.ndarray:
     """Fill beyond the range of all else, with what interpolation has mixed with it.
 
-    A shell of voxels in which several lie between the fill and all else was interpolated. A cubic kernel overshoots in the shell
-    beyond, which is left out, too.
+    A shell of voxels in which several lie between the fill and all else was interpolated. A cubic kernel overshoots in
+    the shell beyond, which is left out, too.
     """
     below = -np.inf
     above = np.inf
@@ -169,8 +172,8 @@ def _with_rim(fill: np.ndarray, data: np.ndarray, rest: Range, low: float, high:
 
 
 def _loose_fill(data: np.ndarray, known: np.ndarray) -> Fill | None:
-    """What lies far out of the range of the volume's middle along its edges, beside the fill that is known: fill that interpolation has
-    left constant nowhere, with the rim in which a cubic kernel rings."""
+    """What lies far out of the range of the volume's middle along its edges, beside the fill that is known: fill that
+    interpolation has left constant nowhere, with the rim in which a cubic kernel rings."""
     middle_box = tuple(slice(size // 4, size - size // 4) for size in data.shape)
     low, high = np.percentile(data[middle_box], [0.1, 99.9]).tolist()
     width = high - low

@@ -31,7 +31,8 @@ RIM_TAIL = 0.02
 OUTLIERS = 0.002
 """Part of all else that is brighter than its range: vessels, fat."""
 _UNDERSHOT = 0.2
-"""Voxels below a low fill value, for each a little above it, from which it was interpolated and rings: noise never lies on one side."""
+"""Voxels below a low fill value, for each a little above it, from which it was interpolated and rings: noise never lies
+on one side."""
 _STRAY = 0.15
 """Voxels a little above a low fill value, for each that has it, which may be its rim."""
 _SAMPLE = 1_000_000
@@ -72,7 +73,8 @@ def candidate_values(levels: np.ndarray, constant: np.ndarray) -> np.ndarray:
 
 
 def rounded_levels(data: np.ndarray) -> np.ndarray:
-    """The data rounded to about three digits: interpolation leaves a constant region constant but for the last of them."""
+    """The data rounded to about three digits: interpolation leaves a constant region constant but for the last of
+    them."""
     dropped = 23 - _KEPT_BITS
     half = 1 << (dropped - 1)
     kept = ~((1 << dropped) - 1)
@@ -110,7 +112,8 @@ def sampled(data: np.ndarray) -> np.ndarray:
 
 
 def range_of(ordered: np.ndarray, tail: float) -> Range:
-    """Range of ascending values but for their ends: 2 % at the lower, a part of ``tail`` at the upper, which may be an interpolated rim."""
+    """Range of ascending values but for their ends: 2 % at the lower, a part of ``tail`` at the upper, which may be an
+    interpolated rim."""
     last = len(ordered) - 1
     low = ordered[int(RIM_TAIL * last)]
     high = ordered[int((1 - tail) * last)]
@@ -118,7 +121,8 @@ def range_of(ordered: np.ndarray, tail: float) -> Range:
 
 
 def low_bound(values: np.ndarray, ordered: np.ndarray) -> float:
-    """At or below it all is fill: a little above the highest fill value below all else. Minus infinity where there is none."""
+    """At or below it all is fill: a little above the highest fill value below all else. Minus infinity where there is
+    none."""
     highest_first = values[values < 0][::-1]
     for value in highest_first:
         first_above = np.searchsorted(ordered, value, "right")
@@ -200,7 +204,8 @@ def _count(ordered: np.ndarray, low: float, high: float) -> int:
 
 
 def _is_abrupt(region: np.ndarray, data: np.ndarray, halfway: float) -> bool:
-    """Whether most of what lies around a bright region is not half as far above all else: saturated tissue fades instead."""
+    """Whether most of what lies around a bright region is not half as far above all else: saturated tissue fades
+    instead."""
     shell = grown(region) & ~region
     around = data[shell]
     if around.size == 0:

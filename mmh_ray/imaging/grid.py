@@ -20,9 +20,9 @@ def working_affine(
     affine, mask:
         ``(4, 4)`` and ``(I, J, K)`` bool: the scan's voxels to millimetres, and its brain.
     axes:
-        ``(3, 3)`` rotation whose columns are the grid's axes in the scan's millimetres. None: the scan's world axes, and
-        then the centre moves by at most half a voxel of the scan so that the grid's first voxel lies on one of the scan's: a scan of the
-        grid's own spacing and axes is then only cropped or padded, not blurred by interpolation.
+        ``(3, 3)`` rotation whose columns are the grid's axes in the scan's millimetres. None: the scan's world axes,
+        and then the centre moves by at most half a voxel of the scan so that the grid's first voxel lies on one of the
+        scan's: a scan of the grid's own spacing and axes is then only cropped or padded, not blurred by interpolation.
     """
     half = grid.spacing_mm * (np.array(grid.shape) - 1) / 2
     working = np.diag([*[grid.spacing_mm] * 3, 1.0])
@@ -48,7 +48,8 @@ def working_affine(
 def to_grid(
     data: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, shape: tuple[int, ...], order: int = 1
 ) -> np.ndarray:
-    """Resample ``(I, J, K)`` data to another grid: anti-aliased where the target is coarser, zero outside; linear (1) or cubic (3)."""
+    """Resample ``(I, J, K)`` data to another grid: anti-aliased where the target is coarser, zero outside; linear (1)
+    or cubic (3)."""
     step = np.linalg.inv(affine) @ target_affine
     size = np.linalg.norm(step[:3, :3], axis=1)  # source voxels crossed by one target voxel, per source axis
     excess = np.maximum(size**2 - 1, 0)
@@ -73,7 +74,8 @@ def from_grid(data: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, s
 
 
 def cut_out(data: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Data on another grid of the same spacing and axes, whole voxels away: cropped and padded with zeros, never interpolated."""
+    """Data on another grid of the same spacing and axes, whole voxels away: cropped and padded with zeros, never
+    interpolated."""
     to_voxels = np.linalg.inv(affine)
     first_place = to_voxels @ target_affine[:, 3]
     first_voxel = np.round(first_place)[:3].astype(int)
@@ -96,7 +98,8 @@ def share_held(
     shape: tuple[int, ...],
     holes: np.ndarray | None = None,
 ) -> float:
-    """Part of the voxels of a mask ``(I, J, K)`` bool whose centres another grid holds, outside the ``holes`` of that grid."""
+    """Part of the voxels of a mask ``(I, J, K)`` bool whose centres another grid holds, outside the ``holes`` of that
+    grid."""
     step = np.linalg.inv(target_affine) @ affine
     voxels = np.argwhere(mask) @ step[:3, :3].T + step[:3, 3]
     after_first = voxels > -0.5

@@ -1,4 +1,5 @@
-"""The ground that a scan stands on: fill values left out, its darkest as the floor, and whether its skull was removed."""
+"""The ground that a scan stands on: fill values left out, its darkest as the floor, and whether its skull was
+removed."""
 
 from __future__ import annotations
 
@@ -77,8 +78,9 @@ class Ground:
 def find_ground(volume: Volume) -> Ground:
     """The floor of a scan, its fill, and its brain if that is all it shows.
 
-    Scans that were shifted or are given in standard scores go below zero. Their floor is the darkest thousandth of all but fill and
-    background; where the skull was removed, the background, often 0 among standard scores, becomes the floor.
+    Scans that were shifted or are given in standard scores go below zero. Their floor is the darkest thousandth of all
+    but fill and background; where the skull was removed, the background, often 0 among standard scores, becomes the
+    floor.
     """
     fill = find_fill(volume.data)
     surrounding = background(volume.data, fill)
@@ -94,7 +96,8 @@ def find_ground(volume: Volume) -> Ground:
 
 
 def background(data: np.ndarray, fill: Fill | None = None) -> float:
-    """The most frequent value on the faces of a volume, but for fill: 0 where a skull was removed, unless it was shifted since."""
+    """The most frequent value on the faces of a volume, but for fill: 0 where a skull was removed, unless it was
+    shifted since."""
     faces = faces_of(data)
     if fill is not None:
         measured = faces[~faces_of(fill.mask)]
@@ -107,8 +110,9 @@ def background(data: np.ndarray, fill: Fill | None = None) -> float:
 def _is_brain_alone(volume: Volume, shown: np.ndarray, surrounding: float) -> bool:
     """Whether what differs from the background is a brain without its skull.
 
-    A head cut by its field of view, with dark air, is as small as a brain. But from its surface inwards it is bright (scalp), then
-    dark (bone), then bright again, and a brain is not. That takes a background that is darkest, as the signal's zero.
+    A head cut by its field of view, with dark air, is as small as a brain. But from its surface inwards it is bright
+    (scalp), then dark (bone), then bright again, and a brain is not. That takes a background that is darkest, as the
+    signal's zero.
     """
     if not shown.any() or shown.mean() >= _MOST_SHOWN:
         return False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from mmh_ray.imaging.grid import to_grid
+from mmh_ray.imaging.grid import box_of, to_grid
 from mmh_ray.imaging.volume import Volume
 
 HEAD_MM = 190.0
@@ -33,8 +35,35 @@ def largest(mask: np.ndarray) -> np.ndarray:
     return labels == largest_label
 
 
+def dilated(mask: np.ndarray, radius: Sequence[int]) -> np.ndarray:
+    """A mask ``(I, J, K)`` bool wider by a box, so many voxels to either side along each axis.
+
+    ``ndimage.binary_dilation`` looks at every voxel of the box around every voxel; one axis after the other it is ten times faster.
+    """
+    return _along_axes(ndimage.maximum_filter1d, mask, radius)
+
+
+def eroded(mask: np.ndarray, radius: Sequence[int]) -> np.ndarray:
+    """A mask ``(I, J, K)`` bool narrower by such a box; what lies beyond the volume is outside."""
+    return _along_axes(ndimage.minimum_filter1d, mask, radius)
+
+
+def _along_axes(extreme: Callable[..., np.ndarray], mask: np.ndarray, radius: Sequence[int]) -> np.ndarray:
+    """The extreme of a box around every voxel, zeros beyond the volume; computed where the mask is and can come to be."""
+    result = np.zeros(mask.shape, bool)
+    if not mask.any():
+        return result
+    box = box_of(mask, margin=radius)
+    values = mask[box].astype(np.uint8)
+    for axis, voxels in enumerate(radius):
+        values = extreme(values, 2 * voxels + 1, axis, mode="constant", cval=0)
+    result[box] = values.astype(bool)
+    return result
+
+
 def without_neck(volume: Volume, head: np.ndarray) -> tuple[np.ndarray, float]:
-    """The head without what lies more than :data:`HEAD_MM` below its top, ``(I, J, K)`` bool, and how many mm of it that is."""
+    """The head without what lies more than :data:`HEAD_MM` below its top, ``(I, J, K)`` bool, and how many mm of it
+    that is."""
     step_i, step_j, step_k, origin = volume.affine[2]
     length_i, length_j, length_k = head.shape
     height_i = np.arange(length_i)[:, None, None] * step_i
@@ -60,7 +89,8 @@ def bounds(volume: Volume, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def upright(
     volume: Volume, mask: np.ndarray, low: np.ndarray, high: np.ndarray, spacing_mm: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What lies inside the mask between two corners (world mm) on an isotropic grid with world axes, and the grid's affine."""
+    """What lies inside the mask between two corners (world mm) on an isotropic grid with world axes, and the grid's
+    affine."""
     affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
     affine[:3, 3] = low
     lengths = np.ceil((high - low) / spacing_mm) + 1

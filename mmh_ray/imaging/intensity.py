@@ -16,7 +16,8 @@ QUANTILES = np.linspace(0.0, 1.0, 257)
 """Probabilities at which every stored quantile function is sampled."""
 
 SMOOTHING = 0.7
-"""Standard deviation, in voxels, of the smoothing before tissues are matched; it takes away three quarters of white noise."""
+"""Standard deviation, in voxels, of the smoothing before tissues are matched; it takes away three quarters of white
+noise."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +160,16 @@ class MonotoneMap:
 def tissue_quantiles(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Quantile function ``(257,)`` of the masked voxels of a slightly smoothed copy.
 
-    Noise widens the peaks of a histogram, so that matching plain histograms draws the tissues of a noisy scan closer together.
+    Noise widens the peaks of a histogram, so that matching plain histograms draws the tissues of a noisy scan closer
+    together.
     """
     smooth = smooth_inside(data.astype(np.float32), mask, SMOOTHING)
     return quantile_function(smooth[mask])
 
 
 def match_histogram(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
-    """The volume under the one monotone map that gives its brain the quantile function ``quantiles`` ``(257,)``; zero outside.
+    """The volume under the one monotone map that gives its brain the quantile function ``quantiles`` ``(257,)``; zero
+    outside.
 
     Any increasing change of the volume's intensities leaves the result as it is.
     """
@@ -178,8 +181,8 @@ def match_histogram(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray) -
 def match_tissues(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray, tissues: np.ndarray) -> np.ndarray:
     """Histogram matching that noise does not disturb; zero outside the mask.
 
-    Noise widens the peaks of a histogram, so that matching draws the tissues of a noisy scan closer together than those of a quiet one.
-    So the matched volume's :func:`tissue_quantiles` are matched in turn.
+    Noise widens the peaks of a histogram, so that matching draws the tissues of a noisy scan closer together than those
+    of a quiet one. So the matched volume's :func:`tissue_quantiles` are matched in turn.
 
     Parameters
     ----------
@@ -193,10 +196,11 @@ def match_tissues(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray, tis
 
 
 def noise_level(image: np.ndarray, mask: np.ndarray) -> float:
-    """Standard deviation of the noise inside the mask, from the median of the finest Haar wavelet details (Donoho & Johnstone, 1994).
+    """Standard deviation of the noise inside the mask, from the median of the finest Haar wavelet details (Donoho &
+    Johnstone, 1994).
 
-    Zero for a mask without two voxels side by side in every direction. skimage's ``estimate_sigma`` knows no mask, and air would take
-    part in its median.
+    Zero for a mask without two voxels side by side in every direction. skimage's ``estimate_sigma`` knows no mask, and
+    air would take part in its median.
     """
     details = image.astype(np.float64)
     whole = mask  # where all voxels that a detail is made of lie inside

@@ -10,7 +10,7 @@ from scipy import ndimage
 from mmh_ray.errors import MaskError
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.ground import Ground, find_ground
-from mmh_ray.imaging.head import foreground, largest, without_neck
+from mmh_ray.imaging.head import dilated, eroded, foreground, largest, without_neck
 from mmh_ray.imaging.registration import POOR, Registration, register_head
 from mmh_ray.imaging.template import template
 from mmh_ray.imaging.volume import Volume
@@ -114,9 +114,9 @@ def _brain_in_head(volume: Volume, crop_neck: bool) -> tuple[Brain, Registration
     near = to_grid(known.brain, affine, volume.affine, volume.data.shape) > 0.3
     inside = near & tissue
     radius = [max(1, round(2.0 / size)) for size in volume.spacing]
-    opened = ndimage.binary_opening(inside, np.ones([2 * r + 1 for r in radius]))  # cuts the bridges to the scalp
+    opened = dilated(eroded(inside, radius), radius)  # cuts the bridges to the scalp
     core = largest(opened if opened.any() else inside)
-    grown = ndimage.binary_dilation(core, np.ones([2 * r + 1 for r in radius])) & near
+    grown = dilated(core, radius) & near
     return Brain(ndimage.binary_fill_holes(grown), False, registration, neck_mm), registration
 
 

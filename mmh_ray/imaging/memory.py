@@ -10,7 +10,8 @@ import psutil
 
 
 class _GroupFiles(NamedTuple):
-    """Files of a control group with its limit and its use, and the entry of its `memory.stat` that counts what is only cache."""
+    """Files of a control group with its limit and its use, and the entry of its `memory.stat` that counts what is only
+    cache."""
 
     limit: str
     used: str
@@ -21,17 +22,18 @@ _V1 = _GroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inact
 _V2 = _GroupFiles("memory.max", "memory.current", "inactive_file")
 
 
-def free_memory(own: str | Path = "/proc/self/cgroup", mount: str | Path = "/sys/fs/cgroup") -> int:
-    """Bytes that this process may still take: what the machine has free, or what its control groups leave (Slurm, Kubernetes), if less.
+def free_memory(groups_file: str | Path = "/proc/self/cgroup", mount: str | Path = "/sys/fs/cgroup") -> int:
+    """Bytes that this process may still take: what the machine has free, or what its control groups leave (Slurm,
+    Kubernetes), if less.
 
     Parameters
     ----------
-    own, mount:
+    groups_file, mount:
         Where Linux says which groups a process is in, and where it shows them; elsewhere there are none.
     """
     left: list[float] = [psutil.virtual_memory().available]
     with contextlib.suppress(OSError):
-        for line in Path(own).read_text().splitlines():
+        for line in Path(groups_file).read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             is_version_2 = not controllers
             if not is_version_2 and "memory" not in controllers.split(","):

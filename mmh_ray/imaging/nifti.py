@@ -1,4 +1,5 @@
-"""The voxels of a NIfTI file from a stranger: as many as its header promises, never more, and none before the promise is checked."""
+"""The voxels of a NIfTI file from a stranger: as many as its header promises, never more, and none before the promise
+is checked."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def read_header(path: str | Path) -> NiftiHeader:
 
 @contextlib.contextmanager
 def open_nifti(path: str | Path) -> Iterator[tuple[NiftiHeader, Unpacked]]:
-    """The header of a file and the file itself, from which :func:`read_voxels` reads on; the same bytes, whatever happens to the name.
+    """The header of a file and the file itself, from which :func:`read_voxels` reads on; the same bytes, whatever
+    happens to the name.
 
     Raises
     ------
@@ -76,15 +78,16 @@ def check_length(header: NiftiHeader, source: Unpacked) -> None:
 
 
 def read_voxels(header: NiftiHeader, source: Unpacked) -> np.ndarray:
-    """All voxels, slope and intercept applied, as float32 in the header's shape; NaN and infinities stay. Reads the extensions, too.
+    """All voxels, slope and intercept applied, as float32 in the header's shape; NaN and infinities stay. Reads the
+    extensions, too.
 
     A packed file is read to its checksum, at most 16 KiB behind the voxels.
 
     Raises
     ------
     DataError
-        If the file is shorter or longer than its header promises, its type of voxels, scaling, offset or extensions cannot be true, or the
-        slope makes numbers that float32 cannot hold.
+        If the file is shorter or longer than its header promises, its type of voxels, scaling, offset or extensions
+        cannot be true, or the slope makes numbers that float32 cannot hold.
     OSError, EOFError, zlib.error
         As reading does.
     """
@@ -127,7 +130,8 @@ def _convert(stored: np.ndarray, scaling: tuple[float, float], into: np.ndarray)
 
 
 def _check_end(stream: IO[bytes], header: NiftiHeader, lost_extensions: bool) -> None:
-    """Nothing but a little padding may follow the voxels: what else is there, the header does not tell of, and may be shifted."""
+    """Nothing but a little padding may follow the voxels: what else is there, the header does not tell of, and may be
+    shifted."""
     rest = stream.read(_MOST_PADDING + 1)
     if len(rest) > _MOST_PADDING:
         what = f"more than {_MOST_PADDING} bytes behind the voxels"

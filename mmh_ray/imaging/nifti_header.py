@@ -1,6 +1,7 @@
 """The header of a NIfTI file from a stranger: read in bounded memory and checked before anything is allocated by it.
 
-nibabel interprets the header's fields; whether they can be true is asked here, as nibabel mends some in silence and stumbles over others.
+nibabel interprets the header's fields; whether they can be true is asked here, as nibabel mends some in silence and
+stumbles over others.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ ByteOrder = Literal["<", ">"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the two versions of NIfTI differ: nibabel's class, bytes of the header, and where its magic stands and reads."""
+    """How the two versions of NIfTI differ: nibabel's class, bytes of the header, and where its magic stands and
+    reads."""
 
     kind: type[nib.Nifti1Header]
     size: int
@@ -87,8 +89,8 @@ class NiftiHeader:
         Raises
         ------
         DataError
-            If it is no whole number, within the header or more than 64 MiB after it. A smaller one than the header needs would show its
-            bytes as voxels, and every voxel out of its place.
+            If it is no whole number, within the header or more than 64 MiB after it. A smaller one than the header
+            needs would show its bytes as voxels, and every voxel out of its place.
         """
         offset = float(self.fields["vox_offset"])
         first = self.layout.first_offset
@@ -116,7 +118,8 @@ class NiftiHeader:
         raise DataError(received, "one number per voxel", remedy)
 
     def scaling(self) -> tuple[float, float]:
-        """Slope and intercept that make intensities of stored numbers; 1 and 0 where there are none, by a slope of 0 or NaN.
+        """Slope and intercept that make intensities of stored numbers; 1 and 0 where there are none, by a slope of 0 or
+        NaN.
 
         Raises
         ------
@@ -185,7 +188,8 @@ class NiftiHeader:
             raise DataError(received, "1 or -1, which tells left from right", "Restore the sform or qform.")
 
     def _check_unit(self, affine: np.ndarray) -> None:
-        """Raise DataError where sizes make sense in another unit, and the header names it; other readers take them for millimetres."""
+        """Raise DataError where sizes make sense in another unit, and the header names it; other readers take them for
+        millimetres."""
         unit = int(self.fields["xyzt_units"]) % 8
         if unit not in _MM_PER_UNIT:
             return
@@ -206,7 +210,8 @@ def unreadable(path: str | Path, what: object) -> DataError:
 
 
 def parse_header(stream: IO[bytes], path: str | Path) -> NiftiHeader:
-    """Read the header from the start of a file: 348 or 540 bytes. Its extensions come next in the stream, then the voxels.
+    """Read the header from the start of a file: 348 or 540 bytes. Its extensions come next in the stream, then the
+    voxels.
 
     Raises
     ------

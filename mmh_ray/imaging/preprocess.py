@@ -1,4 +1,5 @@
-"""From any scan to the working grid: mask, registration, orientation, resampling through the affine, bias field, unit intensity."""
+"""From any scan to the working grid: mask, registration, orientation, resampling through the affine, bias field, unit
+intensity."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from mmh_ray.threads import one_thread
 UPRIGHT_DEGREES = 5.0
 """Rotation of a head up to which the working grid keeps the scan's world axes.
 
-Upright phantoms of random shape register with up to 4.4 degrees, so less is no tilt that could be told from a person's own shape; and
-a scan of the grid's own spacing and axes is then not blurred by interpolation.
+Upright phantoms of random shape register with up to 4.4 degrees, so less is no tilt that could be told from a person's
+own shape; and a scan of the grid's own spacing and axes is then not blurred by interpolation.
 """
 
 
@@ -95,7 +96,8 @@ def prepare_volume(
     volume:
         The scan at its native grid.
     mask:
-        ``(I, J, K)`` brain mask at the native grid; a volume on another grid is resampled through the affines; None estimates one.
+        ``(I, J, K)`` brain mask at the native grid; a volume on another grid is resampled through the affines; None
+        estimates one.
 
     Raises
     ------
@@ -170,7 +172,8 @@ _SKULL = {"keep": "kept in the output, masked from the model", "strip": "removed
 
 
 def _brain(volume: Volume, mask: np.ndarray | None, ground: Ground, settings: PrepareConfig) -> Brain:
-    """The mask, given or estimated, with the one registration of the scan if it is asked for or was made to find the brain."""
+    """The mask, given or estimated, with the one registration of the scan if it is asked for or was made to find the
+    brain."""
     if mask is not None and mask.shape != volume.data.shape:
         raise MaskError(
             f"mask of shape {mask.shape}", f"the scan's shape {volume.data.shape}", "Resample the mask to its scan."

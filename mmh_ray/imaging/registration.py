@@ -1,4 +1,5 @@
-"""Affine registration of the ICBM-152 template to a scan, with a figure that says how good it is and a fallback where it is poor."""
+"""Affine registration of the ICBM-152 template to a scan, with a figure that says how good it is and a fallback where
+it is poor."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ _SMALLEST = 0.45
 _SAME = 0.9
 """Dice overlap of a brain with the template's from which it is taken to lie in the template's space already."""
 _HEAD_MARGINS, _BRAIN_MARGINS = (3, 1), (5,)
-"""Template voxels around its brain that count, in one affine pass after the other: the skull finds the place and the brain the fit; the
-air around a brain without its skull shows its size."""
+"""Template voxels around its brain that count, in one affine pass after the other: the skull finds the place and the
+brain the fit; the air around a brain without its skull shows its size."""
 _MARGIN_MM = 15.0
 """Air left around a brain without its skull."""
 
@@ -56,11 +57,12 @@ class Registration:
     matrix:
         ``(4, 4)`` template millimetres to the scan's.
     quality:
-        See :func:`mmh_ray.imaging.alignment.match`, 0 to 1. Well aligned T1w, T2w and FLAIR scans reach 0.35 to 0.7; scans upside down,
-        the wrong way round or of noise stay below 0.15, but for noise cut out along a brain's outline, which shows at least the place.
+        See :func:`mmh_ray.imaging.alignment.match`, 0 to 1. Well aligned T1w, T2w and FLAIR scans reach 0.35 to 0.7;
+        scans upside down, the wrong way round or of noise stay below 0.15, but for noise cut out along a brain's
+        outline, which shows at least the place.
     method:
-        `affine`; `translation` where that was poor: the template upright and of its own size, a brain's centre on the brain's, a head's
-        below the top of the head; `given space`: the scan lies in the template's space already.
+        `affine`; `translation` where that was poor: the template upright and of its own size, a brain's centre on the
+        brain's, a head's below the top of the head; `given space`: the scan lies in the template's space already.
     """
 
     matrix: np.ndarray
@@ -69,7 +71,8 @@ class Registration:
 
     @property
     def rotation(self) -> np.ndarray:
-        """``(3, 3)`` the nearest rotation to the matrix: its columns are the template's axes in the scan's millimetres."""
+        """``(3, 3)`` the nearest rotation to the matrix: its columns are the template's axes in the scan's
+        millimetres."""
         rotation, _ = linalg.polar(self.matrix[:3, :3])
         return rotation
 
@@ -83,7 +86,8 @@ class Registration:
 
 
 def register_head(volume: Volume, head: np.ndarray) -> Registration:
-    """Register the template to a scan with its skull; one in the template's space stays there unless another place fits better.
+    """Register the template to a scan with its skull; one in the template's space stays there unless another place fits
+    better.
 
     Parameters
     ----------
@@ -113,8 +117,8 @@ def register_head(volume: Volume, head: np.ndarray) -> Registration:
 def register_brain(volume: Volume, brain: np.ndarray) -> Registration:
     """Register the template to a brain: only what lies inside ``(I, J, K)`` bool counts.
 
-    Nothing is done where the brain overlaps the template's and agrees with it already. A brain that the field of view cuts is placed
-    by the sides that it shows.
+    Nothing is done where the brain overlaps the template's and agrees with it already. A brain that the field of view
+    cuts is placed by the sides that it shows.
     """
     low, high = bounds(volume, brain)
     cut_low, cut_high = _cut_sides(volume, brain)
@@ -197,7 +201,8 @@ def _anchored(low: np.ndarray, high: np.ndarray, cut_low: np.ndarray, cut_high: 
 
 
 def in_template_space(volume: Volume, registration: Registration, order: int) -> Volume:
-    """A volume resampled once to the template's own 1 mm grid: linear (1) or cubic (3); its header says MNI (sform code 4)."""
+    """A volume resampled once to the template's own 1 mm grid: linear (1) or cubic (3); its header says MNI (sform code
+    4)."""
     step = registration.matrix @ OUTPUT_AFFINE
     header = nib.Nifti1Header()
     header.set_data_shape(OUTPUT_SHAPE)

@@ -16,8 +16,8 @@ COARSE = 1.3
 def sharp_planes(affine: np.ndarray, pixel_mm: float) -> np.ndarray:
     """Planes ``(3,)`` bool, in the order of :data:`PLANES`, in which slices of a scan are as sharp as its voxels allow.
 
-    All, unless its own slices are thick (their distance :data:`COARSE` times the next coarser voxel edge or more): then the one plane that
-    lies along them. Edges below ``pixel_mm``, at which it is looked at, count as that.
+    All, unless its own slices are thick (their distance :data:`COARSE` times the next coarser voxel edge or more): then
+    the one plane that lies along them. Edges below ``pixel_mm``, at which it is looked at, count as that.
     """
     voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
     sizes = np.maximum(voxel_mm, pixel_mm)
@@ -33,9 +33,9 @@ def sharp_planes(affine: np.ndarray, pixel_mm: float) -> np.ndarray:
 def fwhm_mm(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> tuple[float, float, float]:
     """Full width at half maximum along each axis in mm, as if the image were white noise under a Gaussian point spread.
 
-    ``d √(−2 ln 2 / ln(1 − var(Δ) / 2 var(x)))`` with Δ the differences of neighbours d mm apart (Forman et al., MRM 1995).
-    0 for white noise. Anatomy takes part in it, so only comparisons say something: a brain is about as smooth along all
-    three axes, its slices may not be.
+    ``d √(−2 ln 2 / ln(1 − var(Δ) / 2 var(x)))`` with Δ the differences of neighbours d mm apart (Forman et al., MRM
+    1995). 0 for white noise. Anatomy takes part in it, so only comparisons say something: a brain is about as smooth
+    along all three axes, its slices may not be.
     """
     variance = float(image[mask].var(dtype=np.float64))
     precise = image.astype(np.float64)

@@ -1,6 +1,7 @@
 """Tri-planar slabs: volume to slabs of one fixed shape and back.
 
-Shapes: ``X Y Z`` the working grid (R, A, S); ``N`` slices along a plane's normal; ``K`` slices of a slab; ``H W`` a padded slice.
+Shapes: ``X Y Z`` the working grid (R, A, S); ``N`` slices along a plane's normal; ``K`` slices of a slab; ``H W`` a
+padded slice.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ def slice_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def along(volume: np.ndarray, plane: str) -> np.ndarray:
-    """View of ``(X, Y, Z)`` as ``(N, height, width)`` slices of the plane; front to back, a brain's longest way, is never the height, so
-    that a rectangle holds all planes with little around them."""
+    """View of ``(X, Y, Z)`` as ``(N, height, width)`` slices of the plane; front to back, a brain's longest way, is
+    never the height, so that a rectangle holds all planes with little around them."""
     return volume.transpose(AXES[plane])
 
 
 def take_slabs(volume: np.ndarray, plane: str, indices: Sequence[int], slab: int, size: tuple[int, int]) -> np.ndarray:
-    """Slabs of ``slab`` neighbouring slices around ``indices``, ``(n, K, H, W)``; beyond the volume and the slice: zero."""
+    """Slabs of ``slab`` neighbouring slices around ``indices``, ``(n, K, H, W)``; beyond the volume and the slice:
+    zero."""
     slices = along(volume, plane)
     last = len(slices) - 1
     half = slab // 2

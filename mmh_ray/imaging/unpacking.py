@@ -1,4 +1,5 @@
-"""The bytes of an image file, unpacked where they are gzip: in constant memory, and no more of them than are asked for."""
+"""The bytes of an image file, unpacked where they are gzip: in constant memory, and no more of them than are asked
+for."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from isal import isal_zlib
 
 from mmh_ray.files import open_regular
 
@@ -23,6 +26,8 @@ _PIECE = 256 * 1024
 """Packed bytes read at a time."""
 _SLACK = 2**20
 """Packed bytes that may hold nothing: names, comments, padding."""
+_DAMAGED: Any = isal_zlib.error
+"""What isal raises, which is no ``zlib.error``; its type hints take the class for an instance."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,13 @@ def open_unpacked(path: str | Path) -> Iterator[Unpacked]:
 class _Gunzip(io.RawIOBase):
     """Unpacked bytes of one or several gzip members.
 
-    Not ``gzip.GzipFile``, which reads a member's name byte by byte and goes through any number of empty members: a small file can keep
-    it busy for minutes.
+    Not ``gzip.GzipFile``, which reads a member's name byte by byte and goes through any number of empty members: a
+    small file can keep it busy for minutes.
     """
 
     def __init__(self, source: io.BufferedReader) -> None:
         self._source = source
-        self._member = zlib.decompressobj(_GZIP_WINDOW)
+        self._member = isal_zlib.decompressobj(_GZIP_WINDOW)
         self._pending = b""
         self._taken = 0
         self._given = 0
@@ -91,7 +96,7 @@ class _Gunzip(io.RawIOBase):
         while room:
             if self._member.eof and not self._begin_member():
                 break
-            piece = self._member.decompress(self._pending, room)
+            piece = self._decompressed(room)
             ended = self._member.eof
             self._pending = self._member.unused_data if ended else self._member.unconsumed_tail
             if piece:
@@ -102,6 +107,13 @@ class _Gunzip(io.RawIOBase):
                 raise EOFError("the packed data end early")
         return 0
 
+    def _decompressed(self, most: int) -> bytes:
+        """Unpack some of the pending bytes."""
+        try:
+            return self._member.decompress(self._pending, most)
+        except _DAMAGED as error:
+            raise zlib.error(str(error)) from error
+
     def _begin_member(self) -> bool:
         """Go on with the next member; zeros between and after members are padding."""
         self._pending = self._pending.lstrip(b"\0")
@@ -111,11 +123,12 @@ class _Gunzip(io.RawIOBase):
             self._pending = self._pending.lstrip(b"\0")
         if not self._pending.startswith(_GZIP[:1]):
             raise zlib.error("what follows the packed data is no gzip")
-        self._member = zlib.decompressobj(_GZIP_WINDOW)
+        self._member = isal_zlib.decompressobj(_GZIP_WINDOW)
         return True
 
     def _take(self) -> bool:
-        """Read another piece; False at the end of the file. Honest data never grow by more than a few percent when packed."""
+        """Read another piece; False at the end of the file. Honest data never grow by more than a few percent when
+        packed."""
         self._pending = self._source.read(_PIECE)
         self._taken += len(self._pending)
         if self._taken > _SLACK + self._given + self._given // 4:

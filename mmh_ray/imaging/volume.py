@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from isal.igzip import IGzipFile
 
 from mmh_ray.errors import DataError
 from mmh_ray.imaging.memory import free_memory
@@ -23,7 +24,8 @@ FARTHEST_MM = 1e5
 BYTES_PER_VOXEL = 100
 """Generous bound on the memory that preparing and harmonizing a scan takes, per voxel of its own grid.
 
-77 were seen at 192 voxels an axis (521 MiB, of which 159 MiB are taken at 64 already: `python benchmarks/memory.py --scan 64 192`).
+77 were seen at 192 voxels an axis (521 MiB, of which 159 MiB are taken at 64 already:
+`python benchmarks/memory.py --scan 64 192`).
 """
 READING_BYTES_PER_VOXEL = 8
 """The same for reading it only; 5.2 were seen at 256 x 256 x 170 voxels, whatever their type and scaling."""
@@ -66,8 +68,9 @@ def read_volume(path: str | Path) -> Volume:
     Raises
     ------
     DataError
-        Unreadable or truncated file, not NIfTI, RGB or complex voxels, not 3-D (singleton trailing axes are dropped), fewer than 2 voxels
-        along an axis, NaN or infinite voxels, a constant image, an affine that cannot be inverted, or voxels of no possible size.
+        Unreadable or truncated file, not NIfTI, RGB or complex voxels, not 3-D (singleton trailing axes are dropped),
+        fewer than 2 voxels along an axis, NaN or infinite voxels, a constant image, an affine that cannot be inverted,
+        or voxels of no possible size.
     """
     volume = _read(path)
     check_voxels(volume.data, path)
@@ -135,7 +138,8 @@ def check_geometry(shape: tuple[int, ...], affine: np.ndarray | None, path: str 
 
 
 def check_memory(path: str | Path, free: int | None = None, bytes_per_voxel: int = BYTES_PER_VOXEL) -> None:
-    """Raise DataError if preparing and harmonizing a file's voxels needs more than the memory that is free (bytes; by default asked for).
+    """Raise DataError if preparing and harmonizing a file's voxels needs more than the memory that is free (bytes; by
+    default asked for).
 
     Files that cannot be opened pass: :func:`read_volume` says what is wrong with them.
     """
@@ -173,7 +177,8 @@ class SharedMemory:
     Parameters
     ----------
     processes:
-        Processes like this one on the machine. Each may always have one image that fits; further ones share an equal part of what is free.
+        Processes like this one on the machine. Each may always have one image that fits; further ones share an equal
+        part of what is free.
     """
 
     def __init__(self, processes: int = 1) -> None:
@@ -234,11 +239,21 @@ def write_volume(volume: Volume, path: str | Path, dtype: type = np.float32) -> 
         received = f"an image with NaN or infinite voxels, to be written to {path}"
         raise DataError(received, "finite intensities", "Nothing was written; look at the scan and the target.")
     with whole_file(path) as partial:
-        nib.save(image, partial)
+        if partial.suffix == ".gz":
+            _save_packed(image, partial)
+        else:
+            nib.save(image, partial)
+
+
+def _save_packed(image: nib.Nifti1Image, path: Path) -> None:
+    """Write gzip by ISA-L, which takes a tenth of zlib's time. Without a name and a time in it the same image gives the same bytes."""
+    with open(path, "wb") as file, IGzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        image.to_stream(packed)
 
 
 def as_nifti(volume: Volume, dtype: type = np.float32) -> nib.Nifti1Image:
-    """The volume as nibabel has it, with the source's sform/qform codes and units; what ``dtype`` cannot hold becomes infinite."""
+    """The volume as nibabel has it, with the source's sform/qform codes and units; what ``dtype`` cannot hold becomes
+    infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
         voxels: np.ndarray = volume.data.astype(dtype)
     header = volume.header.copy() if volume.header is not None else None

@@ -83,7 +83,8 @@ class Bundle:
     config:
         With the bundle's ``model``, ``grid``, ``prepare``, ``harmonize`` and ``train`` sections; defaults elsewhere.
     quantiles:
-        ``(S, 2, Q)`` quantile function of each sequence's unified domain at its start and its tissue quantiles, unit intensity.
+        ``(S, 2, Q)`` quantile function of each sequence's unified domain at its start and its tissue quantiles, unit
+        intensity.
     hash:
         SHA-256 over settings, facts and weights (not over the model card).
     facts:
@@ -176,7 +177,8 @@ def _schedule_facts(model: GlobalHarmonizer) -> dict[str, Any]:
 
 
 def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
-    """Read a bundle, whoever made it: nothing outside its folder is opened, no more is built than the weights' file holds.
+    """Read a bundle, whoever made it: nothing outside its folder is opened, no more is built than the weights' file
+    holds.
 
     Raises
     ------
@@ -211,7 +213,8 @@ def bundle_hash(path: str | Path) -> str:
 
 
 def bundle_files(path: str | Path) -> dict[str, bytes]:
-    """Name and content of the files that :func:`load_bundle` needs, for another machine; raises as it does for what it reads."""
+    """Name and content of the files that :func:`load_bundle` needs, for another machine; raises as it does for what it
+    reads."""
     path = Path(path)
     description = _read_description(path)
     model = _empty_model(description.config, description.quantiles)
@@ -263,7 +266,8 @@ def _check_counts(counts: Any, place: str) -> None:
 
 
 def _empty_model(config: Config, quantiles: Tensor) -> GlobalHarmonizer:
-    """The model without any weights, on PyTorch's meta device, which takes no memory: so its size is known before it is built."""
+    """The model without any weights, on PyTorch's meta device, which takes no memory: so its size is known before it is
+    built."""
     with torch.device("meta"):
         model = GlobalHarmonizer(config.model, config.train, quantiles.to("meta"))
     parameters = _numbers_in(model)
@@ -285,7 +289,8 @@ def _read_weights(path: Path, model: GlobalHarmonizer, facts: Mapping[str, Any])
 
 
 def _checked_scheduler(path: Path, config: Config, recorded: Mapping[str, Any]) -> Any:
-    """The schedule of the settings, which must be the recorded one; what is recorded is compared, and nothing is made of it.
+    """The schedule of the settings, which must be the recorded one; what is recorded is compared, and nothing is made
+    of it.
 
     diffusers' own ``from_config`` would take a text for a folder, or for a name to look up on a hub. Other releases of
     diffusers record more than :data:`DECIDING`: plain values that nothing here looks at.

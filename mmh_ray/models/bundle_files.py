@@ -1,4 +1,5 @@
-"""Parts of a bundle, read as anybody may have made them: regular files of one folder and of bounded size, plain facts, finite weights."""
+"""Parts of a bundle, read as anybody may have made them: regular files of one folder and of bounded size, plain facts,
+finite weights."""
 
 from __future__ import annotations
 
@@ -52,12 +53,14 @@ def read_part(folder: Path, name: str, most: int, remedy: str) -> bytes:
 def read_facts(
     folder: Path, name: str, known: Mapping[str, Any], kinds: Mapping[str, type], remedy: str
 ) -> dict[str, Any]:
-    """Facts of a bundle: a JSON object with the values ``known`` and, besides, exactly the keys ``kinds``, each of its type.
+    """Facts of a bundle: a JSON object with the values ``known`` and, besides, exactly the keys ``kinds``, each of its
+    type.
 
     Raises
     ------
     ModelError
-        If the file cannot be read (:func:`read_part`) or is something else; if a number is not finite, or the facts are nested deeply.
+        If the file cannot be read (:func:`read_part`) or is something else; if a number is not finite, or the facts are
+        nested deeply.
     """
     place = folder / name
     content = read_part(folder, name, MOST_FACTS, remedy)
@@ -65,9 +68,9 @@ def read_facts(
         facts = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{place}: not JSON ({error})", "a JSON object", remedy) from error
-    found = {key: facts.get(key) for key in known} if isinstance(facts, dict) else facts
-    if found != known or any(isinstance(value, bool) for value in found.values()):
-        received = f"{place}: {str(found)[:200]}"
+    recorded = {key: facts.get(key) for key in known} if isinstance(facts, dict) else facts
+    if recorded != known or any(isinstance(value, bool) for value in recorded.values()):
+        received = f"{place}: {str(recorded)[:200]}"
         release = f"Use the release of mmh-ray that wrote it, or a bundle made by {code_version()}."
         raise ModelError(received, f"a model bundle with {dict(known)}", release)
     check_kinds(facts, dict.fromkeys(known, object) | dict(kinds), str(place), remedy)
@@ -78,21 +81,22 @@ def read_facts(
     return facts
 
 
-def check_kinds(found: Any, kinds: Mapping[str, Any], place: str, remedy: str) -> None:
-    """Raise ModelError unless something is a dict with exactly these keys, each with a value of its type; float takes an int."""
-    if not isinstance(found, dict):
-        kind_found = type(found).__name__
+def check_kinds(facts: Any, kinds: Mapping[str, Any], place: str, remedy: str) -> None:
+    """Raise ModelError unless something is a dict with exactly these keys, each with a value of its type; float takes
+    an int."""
+    if not isinstance(facts, dict):
+        kind_found = type(facts).__name__
         raise ModelError(f"{place}: a {kind_found}", f"an object with {', '.join(kinds)}", remedy)
-    missing = sorted(set(kinds) - set(found))
+    missing = sorted(set(kinds) - set(facts))
     if missing:
         raise ModelError(f"{place}: without {', '.join(missing)}", "all facts of a bundle", remedy)
-    unknown = sorted(set(found) - set(kinds))
+    unknown = sorted(set(facts) - set(kinds))
     if unknown:
         names = ", ".join(unknown)
         received = f"{place}: unknown {names[:200]}"
         raise ModelError(received, f"nothing but {', '.join(kinds)}", remedy)
     for key, kind in kinds.items():
-        value = found[key]
+        value = facts[key]
         if not _is_of_kind(value, kind):
             raise ModelError(f"{place}: {key}={str(value)[:100]}", f"a {kind.__name__}", remedy)
 

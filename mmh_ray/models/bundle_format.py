@@ -75,7 +75,8 @@ class BundleFormat:
 
     @contextlib.contextmanager
     def new_folder(self, path: Path) -> Iterator[Path]:
-        """A folder to write a bundle into. It takes the place of ``path`` when the block ends, and is gone if the block raises.
+        """A folder to write a bundle into. It takes the place of ``path`` when the block ends, and is gone if the block
+        raises.
 
         Raises
         ------

@@ -1,8 +1,9 @@
 """The style-agnostic condition: differences in three directions at several distances, robustly scaled and squashed.
 
-arXiv 2601.08193 conditions on the mean of three forward differences, ``0.5 tanh(clip(g / q99(|g|), -5, 5))``. The mean of signed
-differences is blind to edges normal to (1, 1, 1) and a one-voxel difference is blind inside wide flat regions, so here the
-three components stay apart and are taken at several distances, each scaled by its own quantile over the brain.
+arXiv 2601.08193 conditions on the mean of three forward differences, ``0.5 tanh(clip(g / q99(|g|), -5, 5))``. The mean
+of signed differences is blind to edges normal to (1, 1, 1) and a one-voxel difference is blind inside wide flat
+regions, so here the three components stay apart and are taken at several distances, each scaled by its own quantile
+over the brain.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def channels(distances: Sequence[int]) -> int:
 def difference_scales(volume: Tensor, mask: Tensor, distances: Sequence[int]) -> Tensor:
     """Scale of the differences per distance, ``(D,)``: their 80 % quantile over (a regular sample of) the brain.
 
-    ``volume`` ``(X, Y, Z)`` float, ``mask`` ``(X, Y, Z)`` bool. Scales with the volume's contrast, so that the condition does not.
+    ``volume`` ``(X, Y, Z)`` float, ``mask`` ``(X, Y, Z)`` bool. Scales with the volume's contrast, so that the
+    condition does not.
     """
     voxels = mask.nonzero()
     voxels = voxels[:: max(1, len(voxels) // _SAMPLES)]

@@ -34,7 +34,8 @@ class Context:
 
 NOISE_GAIN = 0.2
 CONDITION_GAIN = 4.0
-"""Scale of the network's inputs: a scan's own noise and faint contrasts, small in the condition, must not drown in the diffusion noise."""
+"""Scale of the network's inputs: a scan's own noise and faint contrasts, small in the condition, must not drown in the
+diffusion noise."""
 
 
 class Denoiser(nn.Module):
@@ -73,11 +74,11 @@ class Denoiser(nn.Module):
         )
 
     def forward(self, noisy: Tensor, timestep: Tensor, condition: Tensor, context: Context) -> Tensor:
-        """x0 ``(B, K, H, W)`` in diffusion intensity (-1 is background) from ``noisy`` ``(B, K, H, W)``, ``timestep`` ``(B,)`` and
-        ``condition`` ``(B, C, H, W)``; ``H`` and ``W`` must be multiples of ``patch * 2**(levels - 1)``.
+        """x0 ``(B, K, H, W)`` in diffusion intensity (-1 is background) from ``noisy`` ``(B, K, H, W)``, ``timestep``
+        ``(B,)`` and ``condition`` ``(B, C, H, W)``; ``H`` and ``W`` must be multiples of ``patch * 2**(levels - 1)``.
 
-        The U-Net predicts what to add to the smoothed histogram-matched slab (3 x 3 pixels, all slices); the matched slab is the
-        condition's last ``K`` channels.
+        The U-Net predicts what to add to the smoothed histogram-matched slab (3 x 3 pixels, all slices); the matched
+        slab is the condition's last ``K`` channels.
         """
         scaled_noisy = NOISE_GAIN * noisy
         scaled_condition = CONDITION_GAIN * condition
@@ -106,8 +107,9 @@ class Denoiser(nn.Module):
 
 
 def make_scheduler(config: ModelConfig) -> Any:
-    """A ``diffusers.DDIMScheduler``: scaled-linear betas rescaled to zero terminal SNR (Lin et al., WACV 2024), so that training
-    ends where sampling starts, at pure noise. The network predicts x0; the same schedule trains and samples."""
+    """A ``diffusers.DDIMScheduler``: scaled-linear betas rescaled to zero terminal SNR (Lin et al., WACV 2024), so that
+    training ends where sampling starts, at pure noise. The network predicts x0; the same schedule trains and
+    samples."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(

@@ -1,7 +1,8 @@
 """Stage 1, the global harmonizer: every image of a sequence into one unified domain.
 
-The condition of a training slab comes from a randomly re-styled copy of its volume while the target shows the unified style;
-what the network makes of noise, given the condition, can therefore only be the unified domain (see docs/method.md).
+The condition of a training slab comes from a randomly re-styled copy of its volume while the target shows the unified
+style; what the network makes of noise, given the condition, can therefore only be the unified domain (see
+docs/method.md).
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ class GlobalHarmonizer(nn.Module):
     Parameters
     ----------
     quantiles:
-        ``(S, 2, Q)`` mean quantile function of each sequence's cohort, where the unified domain starts, and its tissue quantiles, to
-        which the condition's volumes are matched.
+        ``(S, 2, Q)`` mean quantile function of each sequence's cohort, where the unified domain starts, and its tissue
+        quantiles, to which the condition's volumes are matched.
     """
 
     domain_quantiles: Tensor
@@ -141,7 +142,8 @@ class GlobalHarmonizer(nn.Module):
         )
 
     def draw(self, batch: SlabBatch) -> tuple[Tensor, Tensor]:
-        """Noise like the image and timesteps ``(B,)``, from each slab's own key; a share of them at the last timestep."""
+        """Noise like the image and timesteps ``(B,)``, from each slab's own key; a share of them at the last
+        timestep."""
         length = self.scheduler.config["num_train_timesteps"]
         noises = []
         timesteps = []
@@ -155,7 +157,8 @@ class GlobalHarmonizer(nn.Module):
         return torch.stack(noises).to(device), torch.tensor(timesteps, device=device)
 
     def style_loss(self, predicted: Tensor, batch: SlabBatch) -> Tensor:
-        """Mean distance of the groups from their unified domains; in training, moves the domains a little towards the groups."""
+        """Mean distance of the groups from their unified domains; in training, moves the domains a little towards the
+        groups."""
         centre = predicted.shape[1] // 2
         groups = int(batch.group.max()) + 1
         image = to_unit(predicted[:, centre])

@@ -1,4 +1,5 @@
-"""Losses on slice groups. ``G`` groups, ``B`` slabs of them all, ``K H W`` a slab; a group's slabs come from one volume."""
+"""Losses on slice groups. ``G`` groups, ``B`` slabs of them all, ``K H W`` a slab; a group's slabs come from one
+volume."""
 
 from __future__ import annotations
 
@@ -19,14 +20,16 @@ _MOST_VALUES = 8192
 
 
 def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, group: Tensor, outside: float = 0.1) -> Tensor:
-    """Mean squared error, brain voxels at weight 1, the others at ``outside``; the mean over the groups of each group's own."""
+    """Mean squared error, brain voxels at weight 1, the others at ``outside``; the mean over the groups of each group's
+    own."""
     weight = mask * (1 - outside) + outside
     squared = (predicted - target).square()
     return _mean_over_groups(squared * weight, weight, group)
 
 
 def gradient_mse(predicted: Tensor, target: Tensor, mask: Tensor, group: Tensor) -> Tensor:
-    """Mean squared error of the in-plane forward differences over the brain (the paper's MSE of gradients), as above by group."""
+    """Mean squared error of the in-plane forward differences over the brain (the paper's MSE of gradients), as above by
+    group."""
     error = predicted - target
     # Not `diff`: its gradients are summed in another order, and a training would not be repeated to the last digit.
     lower_rows = error[..., 1:, :]
@@ -42,7 +45,8 @@ def gradient_mse(predicted: Tensor, target: Tensor, mask: Tensor, group: Tensor)
 
 
 def twin_mse(predicted: Tensor, mask: Tensor, group: Tensor, twin: Tensor) -> Tensor:
-    """Mean squared difference, over the brain, of consecutive groups that show the same slices of one person; zero where there is no pair.
+    """Mean squared difference, over the brain, of consecutive groups that show the same slices of one person; zero
+    where there is no pair.
 
     ``group`` and ``twin`` ``(B,)`` long; slabs of twins stand in the same order.
     """
@@ -106,8 +110,8 @@ def _soft_cumulative(values: Tensor) -> Tensor:
 
 
 def style_distance(cumulative: Tensor, moments: Tensor, domain_cumulative: Tensor, domain_moments: Tensor) -> Tensor:
-    """Distance of each group from its unified domain, ``(G,)``: W1 of the histograms (area between the cumulative ones) plus the
-    squared differences of mean and standard deviation (arXiv 2601.08193, stage 1 loss)."""
+    """Distance of each group from its unified domain, ``(G,)``: W1 of the histograms (area between the cumulative ones)
+    plus the squared differences of mean and standard deviation (arXiv 2601.08193, stage 1 loss)."""
     width = float(_EDGES[-1])
     area_between = (cumulative - domain_cumulative).abs().mean(1)
     wasserstein = area_between * width
@@ -125,7 +129,8 @@ def multiscale_gradient_l1(
 ) -> Tensor:
     """Mean absolute error of in-plane forward differences at several scales (arXiv 2601.08193, stage 2).
 
-    ``(B, K, H, W)`` each; at scale ``s`` images are averaged over squares of ``s`` pixels, and squares that the mask fills count.
+    ``(B, K, H, W)`` each; at scale ``s`` images are averaged over squares of ``s`` pixels, and squares that the mask
+    fills count.
     """
     total = predicted.new_zeros(())
     for scale in scales:
@@ -142,16 +147,16 @@ def multiscale_gradient_l1(
     return total / (2 * len(scales))
 
 
-def style_displacement(found: Tensor, wanted: Tensor) -> Tensor:
-    """How far style vectors' displacements ``found`` ``(G, D)`` are from the displacement ``wanted`` ``(D,)`` in direction and
-    magnitude: ``1 - cos + 1.5 | |found| / |wanted| - 1 |`` (arXiv 2601.08193, stage 2), the mean over ``G``.
+def style_displacement(displacements: Tensor, of_site: Tensor) -> Tensor:
+    """How far displacements of style vectors ``(G, D)`` are from the site's own ``of_site`` ``(D,)`` in direction and
+    magnitude: ``1 - cos + 1.5 | |displacement| / |of_site| - 1 |`` (arXiv 2601.08193, stage 2), the mean over ``G``.
 
-    The paper leaves the magnitudes as they are. Encoders differ in the length of their vectors, and with longer ones the same weight
-    would buy style with anatomy: so the wanted one is the unit.
+    The paper leaves the magnitudes as they are. Encoders differ in the length of their vectors, and with longer ones
+    the same weight would buy style with anatomy: so the site's own is the unit.
     """
-    cosine = F.cosine_similarity(found, wanted.expand_as(found), dim=1)
+    cosine = F.cosine_similarity(displacements, of_site.expand_as(displacements), dim=1)
     direction = 1 - cosine
-    length_found = found.norm(dim=1)
-    length_wanted = wanted.norm().clamp_min(1e-6)
-    magnitude = (length_found / length_wanted - 1).abs()
+    lengths = displacements.norm(dim=1)
+    length_of_site = of_site.norm().clamp_min(1e-6)
+    magnitude = (lengths / length_of_site - 1).abs()
     return (direction + 1.5 * magnitude).mean()

@@ -1,7 +1,7 @@
 """Muon: momentum whose every step is made orthogonal, for the weights inside a network (Jordan et al., 2024).
 
-``torch.optim.Muon`` takes matrices alone, no convolutions, and reckons in bfloat16, which took longer than the rest of a training step on
-a CPU that has no such instructions; this one reshapes and keeps to the weights' own precision.
+``torch.optim.Muon`` takes matrices alone, no convolutions, and reckons in bfloat16, which took longer than the rest of
+a training step on a CPU that has no such instructions; this one reshapes and keeps to the weights' own precision.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """``(n, m)`` with the same singular vectors and all singular values near 1 (about 0.7 to 1.2), by Newton-Schulz iteration."""
+    """``(n, m)`` with the same singular vectors and all singular values near 1 (about 0.7 to 1.2), by Newton-Schulz
+    iteration."""
     a, b, c = _POLYNOMIAL
     is_tall = matrix.shape[0] > matrix.shape[1]
     wide = matrix.T if is_tall else matrix  # the product with its own transpose is then the smaller one

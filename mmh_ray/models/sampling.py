@@ -62,7 +62,8 @@ def estimate_planes(
 
 
 def fuse(estimates: np.ndarray, mask: np.ndarray, settings: HarmonizeConfig) -> np.ndarray:
-    """One volume ``(X, Y, Z)`` float32 of the planes' estimates ``(planes, X, Y, Z)``; not negative, zero outside the mask.
+    """One volume ``(X, Y, Z)`` float32 of the planes' estimates ``(planes, X, Y, Z)``; not negative, zero outside the
+    mask.
 
     Raises
     ------
@@ -85,7 +86,8 @@ def _finite(image: np.ndarray, source: str) -> np.ndarray:
 def harmonize_volume(
     model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
 ) -> np.ndarray:
-    """A prepared volume in the unified domain, ``(X, Y, Z)`` float32 unit intensity; arguments as of :func:`estimate_planes`."""
+    """A prepared volume in the unified domain, ``(X, Y, Z)`` float32 unit intensity; arguments as of
+    :func:`estimate_planes`."""
     return fuse(estimate_planes(model, image, mask, sequence, settings), mask, settings)
 
 
@@ -151,7 +153,8 @@ def _run_slabs(
 def noise_slabs(
     cube: np.ndarray, plane: str, indices: np.ndarray, slab: int, shape: tuple[int, ...], size: tuple[int, int]
 ) -> np.ndarray:
-    """Noise ``(n, K, H, W)`` of the slabs from a cube of side ``max(H, W) + K - 1``: a voxel has the same noise in every plane and slab."""
+    """Noise ``(n, K, H, W)`` of the slabs from a cube of side ``max(H, W) + K - 1``: a voxel has the same noise in
+    every plane and slab."""
     side = cube.shape[0] - slab + 1
     half = slab // 2
     normal, down, right = AXES[plane]
@@ -188,7 +191,8 @@ def make_context(
 def sample(model: GlobalHarmonizer, denoise: Denoise, noise: Tensor, steps: int, last: int | None = None) -> Tensor:
     """DDIM from pure noise at the last timestep to the clean image; one step is the x0 prediction at T.
 
-    Gradients flow through the ``last`` steps only, so that memory does not grow with ``steps``; None lets them through all.
+    Gradients flow through the ``last`` steps only, so that memory does not grow with ``steps``; None lets them through
+    all.
     """
     last_timestep = len(model.scheduler.alphas_cumprod) - 1
     labels = np.linspace(last_timestep, -1, steps + 1)
@@ -216,7 +220,8 @@ def invert_and_sample(model: GlobalHarmonizer, denoise: Denoise, origin: Tensor,
 
 
 def walk(model: GlobalHarmonizer, denoise: Denoise, x: Tensor, labels: np.ndarray) -> Tensor:
-    """Deterministic DDIM through timesteps in either direction (Song et al., ICLR 2021, eq. 12 with sigma = 0); -1 is the clean image.
+    """Deterministic DDIM through timesteps in either direction (Song et al., ICLR 2021, eq. 12 with sigma = 0); -1 is
+    the clean image.
 
     diffusers has this too, but its inversion and its sampling place their timesteps differently.
     """

@@ -1,4 +1,5 @@
-"""Numbers of a model that only make sense within bounds: statistics of the unified domain, curves, quantile functions."""
+"""Numbers of a model that only make sense within bounds: statistics of the unified domain, curves, quantile
+functions."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def check_statistics(model: GlobalHarmonizer, place: str, remedy: str) -> None:
 
 
 def check_quantiles(quantiles: Tensor, place: str, remedy: str) -> None:
-    """Raise ModelError unless the last axis of a tensor ``(..., Q)`` holds quantile functions of brains in unit intensity."""
+    """Raise ModelError unless the last axis of a tensor ``(..., Q)`` holds quantile functions of brains in unit
+    intensity."""
     low, high = INTENSITIES
     steps = quantiles.diff(dim=-1)
     falls = bool((steps < -_FALLING).any())

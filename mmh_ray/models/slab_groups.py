@@ -24,8 +24,8 @@ class Conditioner:
     mask:
         ``(X, Y, Z)`` bool.
     domain:
-        ``(2, 257)`` quantile function and tissue quantiles of the sequence's unified domain. The volume is matched to them first, so
-        that the condition is the same under any increasing intensity curve.
+        ``(2, 257)`` quantile function and tissue quantiles of the sequence's unified domain. The volume is matched to
+        them first, so that the condition is the same under any increasing intensity curve.
     """
 
     def __init__(self, volume: np.ndarray, mask: np.ndarray, domain: np.ndarray, model: ModelConfig) -> None:
@@ -39,7 +39,8 @@ class Conditioner:
         self.scales = difference_scales(self.volume, brain, self.distances)
 
     def slabs(self, plane: str, indices: Sequence[int]) -> np.ndarray:
-        """Condition ``(n, C, H, W)`` float32 of the slices at ``indices``: the differences, then the slab's own matched intensities."""
+        """Condition ``(n, C, H, W)`` float32 of the slices at ``indices``: the differences, then the slab's own matched
+        intensities."""
         volume = self.volume.numpy()
         slices = torch.from_numpy(along(volume, plane))
         differences = condition_slices(slices, indices, self.scales, self.distances)
@@ -91,13 +92,15 @@ def slab_group(
     seed: int,
     twin: int,
 ) -> dict[str, np.ndarray]:
-    """One group: ``slabs_per_plane`` slabs of each plane, stratified along the brain so that together they stand for the volume.
+    """One group: ``slabs_per_plane`` slabs of each plane, stratified along the brain so that together they stand for
+    the volume.
 
-    Seeds are given by the caller, who numbers groups, so that any worker makes the same group; no library's sampler does.
-    ``seed`` draws its noise and ``twin`` its slices: groups of one person with the same twin number show the same slices.
+    Seeds are given by the caller, who numbers groups, so that any worker makes the same group; no library's sampler
+    does. ``seed`` draws its noise and ``twin`` its slices: groups of one person with the same twin number show the same
+    slices.
 
-    Returns arrays named as in ``SlabBatch`` (``group`` left out) and as in ``images``, with ``3 * slabs_per_plane`` slabs; images in
-    float16.
+    Returns arrays named as in ``SlabBatch`` (``group`` left out) and as in ``images``, with ``3 * slabs_per_plane``
+    slabs; images in float16.
     """
     rng = np.random.default_rng([seed, 3])
     places_rng = np.random.default_rng([twin, 4])

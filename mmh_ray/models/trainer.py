@@ -2,8 +2,8 @@
 
 Two things are written by hand although diffusers has them, because its own would change every figure of a training:
 
-- The moving average of the weights. ``diffusers.training_utils.EMAModel`` counts its steps from one later, rounds differently, and
-  leaves out buffers, among which is the unified domain.
+- The moving average of the weights. ``diffusers.training_utils.EMAModel`` counts its steps from one later, rounds
+  differently, and leaves out buffers, among which is the unified domain.
 - The schedule of the learning rates. ``diffusers.optimization`` lets the cosine begin after the warm-up and end at 0.
 """
 
@@ -25,7 +25,8 @@ from mmh_ray.models.optimiser import Muon
 class Trainer:
     """Trains a model; ``wrapped`` is the model itself or its data-parallel wrapper.
 
-    The whole state is a flat dict of tensors, so that checkpoints need no pickle and a resumed run equals an uninterrupted one.
+    The whole state is a flat dict of tensors, so that checkpoints need no pickle and a resumed run equals an
+    uninterrupted one.
     """
 
     def __init__(self, model: GlobalHarmonizer, config: TrainConfig, wrapped: nn.Module | None = None) -> None:
@@ -142,7 +143,8 @@ def _over_workers(losses: dict[str, Tensor]) -> dict[str, float]:
 
 
 def _is_hidden(name: str, weight: nn.Parameter) -> bool:
-    """Whether a weight of the model is a matrix or a convolution inside the U-Net, and neither its first nor its last."""
+    """Whether a weight of the model is a matrix or a convolution inside the U-Net, and neither its first nor its
+    last."""
     is_in_unet = "unet." in name
     is_matrix = weight.ndim > 1
     is_outermost = "conv_in." in name or "conv_out." in name

@@ -63,7 +63,8 @@ def check_prepared(
     grid: GridConfig,
     settings: PrepareConfig,
 ) -> None:
-    """:func:`check_scan` of a scan that was prepared so. One refused with a given mask is tried without it, to tell which is at fault.
+    """:func:`check_scan` of a scan that was prepared so. One refused with a given mask is tried without it, to tell
+    which is at fault.
 
     Raises
     ------
@@ -124,9 +125,9 @@ def _check_tissues(sequence: str, fluid: float, white: float, least: float) -> N
         orders.append(white_order)
         is_right = is_right and white_order.holds(white)
     if not is_right:
-        wanted = ", ".join(map(str, orders))
+        usual_order = ", ".join(map(str, orders))
         raise RefusedError(
             f"fluid {fluid:+.2f} and white matter {white:+.2f} standard deviations from grey",
-            f"a {sequence}: {wanted} or more",
+            f"a {sequence}: {usual_order} or more",
             "Check the sequence in the file's name.",
         )

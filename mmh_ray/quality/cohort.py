@@ -1,4 +1,5 @@
-"""What a run did to every image of a cohort, and what that adds up to: order of urgency, counts, reasons, one sentence."""
+"""What a run did to every image of a cohort, and what that adds up to: order of urgency, counts, reasons, one
+sentence."""
 
 from __future__ import annotations
 
@@ -236,7 +237,8 @@ class Failure(NamedTuple):
 
 
 def failures(images: Sequence[ImageRecord]) -> list[Failure]:
-    """Images without a result by their problem, the most frequent first; what only names the image is left out of it."""
+    """Images without a result by their problem, the most frequent first; what only names the image is left out of
+    it."""
     ids_by_problem: defaultdict[tuple[str, Problem], list[str]] = defaultdict(list)
     for image in images:
         if image.is_harmonized:

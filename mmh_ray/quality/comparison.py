@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _PLANES = ((2, "axial"), (1, "coronal"), (0, "sagittal"))
 """Axis in RAS along which a plane is cut, and the plane's name."""
 _UPPER_PERCENTILE = 99.5
-"""Of the voxels above 0: what stands for intensity 1, as in the preparation of scans. 0 stays 0, so that air has no difference."""
+"""Of the voxels above 0: what stands for intensity 1, as in the preparation of scans. 0 stays 0, so that air has no
+difference."""
 _INCHES = 3.0
 """Edge of a panel."""
 _MOST_DIFFERENCE = 0.5
@@ -28,15 +29,16 @@ def compare(
 ) -> Figure:
     """Draw a scan before, after, and their difference: a row each for an axial, a coronal and a sagittal slice.
 
-    Both images are scaled by themselves (the 99.5th percentile of their voxels above 0 becomes 1), because scanners have no common unit.
-    The difference is after - before of the scaled images: red is brighter afterwards, blue is darker. It is shown from -0.5 to 0.5.
-    The slices go through the middle of the foreground of ``before``. Anterior or superior is up; the subject's left is on the left.
+    Both images are scaled by themselves (the 99.5th percentile of their voxels above 0 becomes 1), because scanners
+    have no common unit. The difference is after - before of the scaled images: red is brighter afterwards, blue is
+    darker. It is shown from -0.5 to 0.5. The slices go through the middle of the foreground of ``before``. Anterior or
+    superior is up; the subject's left is on the left.
 
     Parameters
     ----------
     before, after:
-        3-D images on one grid: the same shape ``(I, J, K)`` and the same affine to a hundredth of a millimetre. A fourth axis of length 1,
-        as some scanners write it, counts for nothing.
+        3-D images on one grid: the same shape ``(I, J, K)`` and the same affine to a hundredth of a millimetre. A
+        fourth axis of length 1, as some scanners write it, counts for nothing.
     title:
         A line above the panels; none by default.
 
@@ -99,9 +101,9 @@ def _check_one_grid(before: nib.spatialimages.SpatialImage, after: nib.spatialim
     if before.shape != after.shape:
         received = f"before of shape {before.shape}, after of shape {after.shape}"
         raise DataError(received, "two images on one grid", "Harmonize with harmonize.space=native, or resample one.")
-    apart = np.abs(before.affine - after.affine).max()
-    if apart > 0.01:
-        received = f"affines of before and after that differ by up to {apart:.3g}"
+    largest_difference = np.abs(before.affine - after.affine).max()
+    if largest_difference > 0.01:
+        received = f"affines of before and after that differ by up to {largest_difference:.3g}"
         raise DataError(received, "two images on one grid", "Give the scan that `after` was made of.")
 
 

@@ -27,7 +27,8 @@ _DARKEST_PERCENT = 2.0
 def describe_scan(
     volume: Volume, brain: np.ndarray, registration: Registration | None, prepared: Prepared | None = None
 ) -> dict[str, float]:
-    """What the scan alone shows: ``brain_ml``, ``background``, and where it is registered ``registration``, ``coverage`` and the contrasts.
+    """What the scan alone shows: ``brain_ml``, ``background``, and where it is registered ``registration``,
+    ``coverage`` and the contrasts.
 
     Parameters
     ----------
@@ -113,7 +114,8 @@ def describe_outcome(source: Volume, harmonized: Volume, brain: np.ndarray) -> d
 
 
 def describe_air(harmonized: Volume, ground: Ground) -> dict[str, float]:
-    """How bright harmonizing left the air, ``air_after``: on the faces as ``background``, and where the scan has fill values."""
+    """How bright harmonizing left the air, ``air_after``: on the faces as ``background``, and where the scan has fill
+    values."""
     air = float(np.percentile(faces_of(harmonized.data), 25))
     if ground.holes is not None:
         in_holes = float(harmonized.data[ground.holes].mean())

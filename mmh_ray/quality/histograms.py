@@ -1,4 +1,5 @@
-"""Intensity histograms of every site before and after harmonization, as lines for an SVG of :data:`WIDTH` x :data:`HEIGHT`."""
+"""Intensity histograms of every site before and after harmonization, as lines for an SVG of :data:`WIDTH` x
+:data:`HEIGHT`."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ class Plot(NamedTuple):
 
 
 def histogram(values: np.ndarray, bins: int = 50) -> list[float]:
-    """Densities of intensities in equal bins over 0 to :data:`UPPER`, as :class:`ImageRecord` takes them, with 4 digits."""
+    """Densities of intensities in equal bins over 0 to :data:`UPPER`, as :class:`ImageRecord` takes them, with 4
+    digits."""
     counts, _ = np.histogram(values, bins, (0, UPPER))
     voxels = max(values.size, 1)
     densities = counts * bins / (UPPER * voxels)

@@ -1,4 +1,5 @@
-"""One small picture of a volume: three axial, one coronal and one sagittal slice through the brain, for a person to judge."""
+"""One small picture of a volume: three axial, one coronal and one sagittal slice through the brain, for a person to
+judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What may be wrong with a scan that its template fits: spikes, a second head, wide fluid, wrapped integers, a mask that is off."""
+"""What may be wrong with a scan that its template fits: spikes, a second head, wide fluid, wrapped integers, a mask
+that is off."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-from mmh_ray.imaging.borders import faces_of
+from mmh_ray.imaging.borders import reaching_faces
 from mmh_ray.imaging.grid import box_of, to_grid
 from mmh_ray.imaging.head import foreground
 from mmh_ray.imaging.registration import Registration
@@ -27,7 +28,8 @@ _ENDS = 0.15
 _LEAST_STEPS = 0.5
 """Such steps for each voxel at the end that has fewer of them, from which integers ran over."""
 _PILED = 0.25
-"""Share of the upper end that lies at the very highest value where a scan is saturated: what ran over left no pile there."""
+"""Share of the upper end that lies at the very highest value where a scan is saturated: what ran over left no pile
+there."""
 
 
 def spikes(unit: np.ndarray, brain: np.ndarray) -> int:
@@ -73,7 +75,8 @@ def _stand_out(data: np.ndarray) -> np.ndarray:
 
 
 def second_head(volume: Volume) -> float:
-    """Volume of the second largest part of what the scan shows, as a share of the largest: near 1 where two heads lie side by side.
+    """Volume of the second largest part of what the scan shows, as a share of the largest: near 1 where two heads lie
+    side by side.
 
     Parameters
     ----------
@@ -108,7 +111,8 @@ def widest_fluid(image: np.ndarray, brain: np.ndarray, spacing_mm: float, grey: 
     grey:
         Intensity of grey matter.
     bright:
-        Whether fluid is brighter than that; it is then as bright as the brightest of the brain, else as dark as the darkest.
+        Whether fluid is brighter than that; it is then as bright as the brightest of the brain, else as dark as the
+        darkest.
     """
     percent = 99 if bright else 1
     fluid = float(np.percentile(image[brain], percent))
@@ -122,7 +126,8 @@ def widest_fluid(image: np.ndarray, brain: np.ndarray, spacing_mm: float, grey: 
 
 
 def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
-    """Steps between neighbours from the top of a scan's range to its bottom, where they are more than bright edges, else 0.
+    """Steps between neighbours from the top of a scan's range to its bottom, where they are more than bright edges,
+    else 0.
 
     Integers that ran over make such steps. Tissue that is too bright for the integers of a file starts anew from their
     other end: dark voxels lie within bright ones, and most of those that are fewer have such a neighbour. Noise that
@@ -151,7 +156,7 @@ def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
     bottom = measured & (data < low + end)
     between = ~(top | bottom)
     alone_in_the_dark = top & ~_beside(between) & ~_beside(top)
-    enclosed_bottom = bottom & ~_open_to_faces(bottom)
+    enclosed_bottom = bottom & ~reaching_faces(bottom)
     steps = 0
     for shifted_top, shifted_bottom in _shifted(top, enclosed_bottom):
         steps += int((shifted_top & shifted_bottom).sum())
@@ -176,17 +181,10 @@ def _shifted(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray
 
 def _beside(region: np.ndarray) -> np.ndarray:
     """Voxels beside a voxel of the region."""
-    faces = ndimage.generate_binary_structure(3, 1)
-    faces[1, 1, 1] = False
-    return ndimage.binary_dilation(region, faces)
-
-
-def _open_to_faces(region: np.ndarray) -> np.ndarray:
-    """The part of a region that reaches the faces of the volume."""
-    labels, _ = ndimage.label(region)
-    at_faces = np.unique(faces_of(labels))
-    reaching = at_faces[at_faces > 0]
-    return np.isin(labels, reaching)
+    beside = np.zeros_like(region)
+    for own, other in _shifted(beside, region):
+        own |= other
+    return beside
 
 
 def mask_offset(volume: Volume, brain: np.ndarray, registration: Registration) -> float:

@@ -49,7 +49,8 @@ def without_field(image: np.ndarray, tissues: np.ndarray, inside: np.ndarray) ->
 
 
 def _robust_fit(design: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Coefficients ``(terms,)`` of a design ``(n, terms)`` for values ``(n,)``; far residuals count by Huber's weights."""
+    """Coefficients ``(terms,)`` of a design ``(n, terms)`` for values ``(n,)``; far residuals count by Huber's
+    weights."""
     weights: np.ndarray = np.ones(len(values))
     coefficients = np.zeros(design.shape[1])
     for _ in range(_PASSES):

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from mmh_ray.bids.derivatives import figure_paths, read_sidecar
 from mmh_ray.bids.entities import parse
+from mmh_ray.bids.output_folder import REPORT, OutputFolder
 from mmh_ray.bids.rows import MADE, LedgerRow, problem_of
 from mmh_ray.bids.status import RunRecord
 from mmh_ray.config import QualityConfig
-from mmh_ray.errors import DataError
+from mmh_ray.errors import DataError, MMHError
 from mmh_ray.files import is_inside
+from mmh_ray.object_store import is_remote
 from mmh_ray.quality.cohort import ImageRecord, figures_in, histogram_in
 from mmh_ray.quality.measures import measures
 from mmh_ray.quality.report import RunFacts, write_report
@@ -24,12 +26,38 @@ NO_FIGURES = "no figures: the sidecar is missing or damaged"
 """Flag of an image that was harmonized, and of which nothing is known any more."""
 
 
-def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[LedgerRow], quality: QualityConfig) -> bool:
-    """Write the report and return whether it was written. One that cannot be written is only a warning: it hides no other error."""
+def write_report_of(output: OutputFolder, record: RunRecord, rows: Iterable[LedgerRow], quality: QualityConfig) -> bool:
+    """:func:`write_cohort_report` for a folder that may lie in an object store."""
+    rows = list(rows)
+    try:
+        output.fetch_shown(rows)
+        is_written = write_cohort_report(output.folder, record, rows, quality, output.place)
+        output.publish(REPORT)
+    except MMHError as error:
+        log.warning("%s: no report (%s)", output.place, error)
+        return False
+    return is_written
+
+
+def write_cohort_report(
+    out: str | Path,
+    record: RunRecord,
+    rows: Iterable[LedgerRow],
+    quality: QualityConfig,
+    place: str | None = None,
+) -> bool:
+    """Write the report and return whether it was written. One that cannot be written is only a warning: it hides no
+    other error.
+
+    Parameters
+    ----------
+    place:
+        What the report calls the folder; None: its path.
+    """
     facts = RunFacts(
         title="Harmonized cohort",
         source=record.source,
-        output=str(Path(out).resolve()),
+        output=place if place is not None and is_remote(place) else str(Path(out).resolve()),
         model=record.model,
         model_hash=record.model_hash,
         version=record.version,
@@ -42,7 +70,7 @@ def write_cohort_report(out: str | Path, record: RunRecord, rows: Iterable[Ledge
     try:
         images = [image_record(Path(out), row) for row in rows]
         _warn_of_lost_figures(images, out)
-        write_report(Path(out) / "report.html", facts, images, measures(quality))
+        write_report(Path(out) / REPORT, facts, images, measures(quality))
     except Exception as error:
         log.debug("raised here:", exc_info=True)
         log.warning("%s: no report (%s: %s)", out, type(error).__name__, error)
@@ -57,7 +85,8 @@ def _warn_of_lost_figures(images: Iterable[ImageRecord], out: str | Path) -> Non
 
 
 def image_record(out: Path, row: LedgerRow) -> ImageRecord:
-    """What ledger and sidecar know of an image. Of one that failed, what an earlier run made is not shown as its result."""
+    """What ledger and sidecar know of an image. Of one that failed, what an earlier run made is not shown as its
+    result."""
     is_made = row["status"] in MADE
     output = _output_inside(out, row) if is_made else None
     sidecar = read_sidecar(out / output) if output else {}

@@ -1,1 +1,2 @@
-"""Simulated people seen by simulated scanners: tissues, protocols, anatomies, what else a scanner does, training pairs."""
+"""Simulated people seen by simulated scanners: tissues, protocols, anatomies, what else a scanner does, training
+pairs."""

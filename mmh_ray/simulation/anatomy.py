@@ -27,7 +27,8 @@ class Person:
     cavities: int = 0
     """Fluid-filled cysts or resection cavities."""
     oddities: int = 0
-    """Blobs of a random mixture of tissues anywhere in the brain, as no atlas knows them: what a model must not explain away."""
+    """Blobs of a random mixture of tissues anywhere in the brain, as no atlas knows them: what a model must not explain
+    away."""
     scalp: bool = False
     """Whether skull and scalp surround the brain."""
 
@@ -115,7 +116,8 @@ def _downsample(image, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np.ndarray:
-    """Smooth random field ``(I, J, K)`` of zero mean and unit variance: random cubic B-spline with knots ``sigma`` voxels apart."""
+    """Smooth random field ``(I, J, K)`` of zero mean and unit variance: random cubic B-spline with knots ``sigma``
+    voxels apart."""
     knot_distance = max(1.0, float(sigma))
     bases = [_spline_basis(length, knot_distance) for length in shape]
     knots = tuple(basis.shape[1] for basis in bases)
@@ -168,7 +170,8 @@ def _vector_field(rng: np.random.Generator, shape: tuple[int, ...], sigma: float
 
 
 def _ventricle_push(person: Person, csf: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """``(3, I, J, K)`` displacement in voxels that draws the samples around the ventricles towards them, so that they grow."""
+    """``(3, I, J, K)`` displacement in voxels that draws the samples around the ventricles towards them, so that they
+    grow."""
     ventricles = np.where(_deep(csf.shape), csf, 0)
     soft = ndimage.gaussian_filter(ventricles, 6.0 / spacing_mm)
     by_age = max(0.0, person.age - 20) / 60
@@ -247,7 +250,8 @@ def _place(
     mixture: np.ndarray,
     radius_mm: tuple[float, float],
 ) -> None:
-    """Put an irregular blob of a ``mixture`` of tissues at a random voxel where ``inside`` is near 1; changes ``fractions``."""
+    """Put an irregular blob of a ``mixture`` of tissues at a random voxel where ``inside`` is near 1; changes
+    ``fractions``."""
     candidates = np.argwhere(inside > 0.9)
     if not len(candidates):
         return

@@ -1,4 +1,5 @@
-"""Training examples: a random person seen by a random scanner, prepared as a real scan is, and the same person in the unified domain."""
+"""Training examples: a random person seen by a random scanner, prepared as a real scan is, and the same person in the
+unified domain."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Example:
 
 
 def random_person(rng: np.random.Generator, seed: int) -> Person:
-    """Any adult: half of them healthy, the others with lesions, wide ventricles, cavities, tumours or what no atlas knows."""
+    """Any adult: half of them healthy, the others with lesions, wide ventricles, cavities, tumours or what no atlas
+    knows."""
     is_ill = rng.random() < 0.5
     has_usual_ventricles = rng.random() < 0.7
     ventricles = rng.uniform(0, 1) if has_usual_ventricles else rng.uniform(1, 3)
@@ -88,7 +90,8 @@ def example(head: Head, sequence: str, seed: int, grid: GridConfig, n4_iteration
 
 
 def found_brain(head: Head, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
-    """The brain as a tool might find it, ``(X, Y, Z)`` bool: exact for some scans, else a border that wanders by a few mm."""
+    """The brain as a tool might find it, ``(X, Y, Z)`` bool: exact for some scans, else a border that wanders by a few
+    mm."""
     is_exact = rng.random() < 0.4
     if is_exact:
         return head.brain

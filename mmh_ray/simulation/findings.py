@@ -57,7 +57,8 @@ def place_blob(
     mixture: np.ndarray,
     radius_mm: tuple[float, float],
 ) -> np.ndarray:
-    """Put an irregular blob of a ``mixture`` ``(T,)`` of tissues at a random voxel of ``inside``; changes ``fractions``.
+    """Put an irregular blob of a ``mixture`` ``(T,)`` of tissues at a random voxel of ``inside``; changes
+    ``fractions``.
 
     Returns
     -------

@@ -1,4 +1,5 @@
-"""Simulated training pairs: a random person seen by a random scanner, and the canonical noise-free rendering of the same."""
+"""Simulated training pairs: a random person seen by a random scanner, and the canonical noise-free rendering of the
+same."""
 
 from __future__ import annotations
 
@@ -29,12 +30,12 @@ def simulated_pair(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The ``index``-th simulated training example of a sequence.
 
-    A person is drawn anew every 8 uses: of 64 consecutive indices, 8 people are seen by 8 scanners each, by two in a row.
+    A person is drawn anew every 8 uses: of 64 consecutive indices, 8 people are seen by 8 scanners each, by two in a
+    row.
 
     Returns
-    -------
-    ``(X, Y, Z)`` float32 scan in unit intensity, zero outside the brain; ``(X, Y, Z)`` float32 canonical image in its own
-    units (white matter of T1w, grey matter of T2w at 1); ``(X, Y, Z)`` bool brain.
+    ------- ``(X, Y, Z)`` float32 scan in unit intensity, zero outside the brain; ``(X, Y, Z)`` float32 canonical image
+    in its own units (white matter of T1w, grey matter of T2w at 1); ``(X, Y, Z)`` bool brain.
     """
     number = person_number(index)
     anatomy = simulated_person(seed, number, grid)
@@ -46,7 +47,8 @@ def simulated_pair(
 
 
 def person_number(index: int) -> int:
-    """The person of the ``index``-th example: of 64 consecutive ones, 8 people are seen by 8 scanners each, by two in a row."""
+    """The person of the ``index``-th example: of 64 consecutive ones, 8 people are seen by 8 scanners each, by two in a
+    row."""
     generation = index // INDICES_PER_PEOPLE
     place = index // 2 % _TOGETHER
     return generation * _TOGETHER + place
@@ -55,7 +57,8 @@ def person_number(index: int) -> int:
 def canonical_quantiles(
     sequences: Iterable[str], grid: GridConfig, seed: int, people: int = 24
 ) -> dict[str, np.ndarray]:
-    """Mean quantile function ``(257,)`` of the canonical images of simulated people, per sequence that can be simulated."""
+    """Mean quantile function ``(257,)`` of the canonical images of simulated people, per sequence that can be
+    simulated."""
     anatomies = [simulated_person(seed, number, grid) for number in range(people)]
     means = {}
     for sequence in sequences:
@@ -70,11 +73,12 @@ def canonical_quantiles(
 
 
 def unifying_map(canonical: np.ndarray, quantiles: np.ndarray) -> MonotoneMap:
-    """The one map of the whole simulation from canonical to unified intensity, of the two quantile functions ``(257,)``.
+    """The one map of the whole simulation from canonical to unified intensity, of the two quantile functions
+    ``(257,)``.
 
-    A pure tissue is one intensity of the noise-free images and a broad peak of a cohort's histogram: it goes to the middle of that
-    peak, not from one end of it to the other with the last thousandth of its partial volume. The ends of a cohort's histogram are noise
-    and take no part.
+    A pure tissue is one intensity of the noise-free images and a broad peak of a cohort's histogram: it goes to the
+    middle of that peak, not from one end of it to the other with the last thousandth of its partial volume. The ends of
+    a cohort's histogram are noise and take no part.
     """
     without_ends = slice(_NOISY_ENDS, -_NOISY_ENDS)
     rounded = canonical.round(_DECIMALS)
@@ -83,7 +87,8 @@ def unifying_map(canonical: np.ndarray, quantiles: np.ndarray) -> MonotoneMap:
 
 @lru_cache(maxsize=2 * _TOGETHER)
 def simulated_person(seed: int, number: int, grid: GridConfig) -> Anatomy:
-    """A person of any adult age, many with lesions, some with large ventricles, a cavity or oddities, on the working grid."""
+    """A person of any adult age, many with lesions, some with large ventricles, a cavity or oddities, on the working
+    grid."""
     rng = np.random.default_rng([seed, number, 11])
     person = Person(
         seed=FIRST_SEED + seed * 1_000_000 + number,

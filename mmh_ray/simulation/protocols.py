@@ -1,7 +1,8 @@
 """Signal equations of the sequences, and protocols drawn as cohorts have them.
 
-Each equation gives the signal of every tissue, ``(T,)`` in units of the fully relaxed signal of fluid, from proton density, T1 and T2
-in ms and the settings of a scanner. A voxel's signal is that of its tissues, weighed by their shares.
+Each equation gives the signal of every tissue, ``(T,)`` in units of the fully relaxed signal of fluid, from proton
+density, T1 and T2 in ms and the settings of a scanner. A voxel's signal is that of its tissues, weighed by their
+shares.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Matter:
         return cls(density, t1_ms, t2_ms)
 
     def varied(self, rng: np.random.Generator, spread: float = 0.04) -> Matter:
-        """Another person's: every value times a log-normal factor; tissues outside the brain, disease and contrast agent vary more."""
+        """Another person's: every value times a log-normal factor; tissues outside the brain, disease and contrast
+        agent vary more."""
         width = np.full(len(TISSUES), 4.0)
         width[:8] = 1.0  # healthy brain
         deviation = rng.normal(0, spread, (3, len(TISSUES)))
@@ -70,7 +72,8 @@ def _t2_star_decay(matter: Matter, te_ms: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class InversionGradientEcho:
-    """MPRAGE and its kin (IR-SPGR, BRAVO, 3-D TFE): an inversion, a wait, a train of spoiled gradient echoes, a recovery.
+    """MPRAGE and its kin (IR-SPGR, BRAVO, 3-D TFE): an inversion, a wait, a train of spoiled gradient echoes, a
+    recovery.
 
     Mugler & Brookeman, MRM 1990; the steady state over repeated trains as in Wang et al., PLoS ONE 2014.
 
@@ -127,7 +130,8 @@ class InversionGradientEcho:
 
 @dataclass(frozen=True)
 class SpoiledGradientEcho:
-    """FLASH, SPGR, T1-FFE: the Ernst formula (Ernst & Anderson, 1966; Haase et al., JMR 1986). Times in ms, flip in degrees."""
+    """FLASH, SPGR, T1-FFE: the Ernst formula (Ernst & Anderson, 1966; Haase et al., JMR 1986). Times in ms, flip in
+    degrees."""
 
     tr_ms: float
     flip: float
@@ -146,9 +150,11 @@ class SpoiledGradientEcho:
 
 @dataclass(frozen=True)
 class SpinEcho:
-    """Spin echo and fast spin echo at the effective echo time: T1w, PDw and T2w alike (Hendrick, in Stark & Bradley, 1999).
+    """Spin echo and fast spin echo at the effective echo time: T1w, PDw and T2w alike (Hendrick, in Stark & Bradley,
+    1999).
 
-    ``PD (1 - 2 exp(-(TR - TE/2) / T1) + exp(-TR / T1)) exp(-TE / T2)``; a refocusing pulse off its nominal angle loses signal.
+    ``PD (1 - 2 exp(-(TR - TE/2) / T1) + exp(-TR / T1)) exp(-TE / T2)``; a refocusing pulse off its nominal angle loses
+    signal.
     """
 
     tr_ms: float
@@ -169,7 +175,8 @@ class SpinEcho:
 
 @dataclass(frozen=True)
 class InversionSpinEcho:
-    """FLAIR: an inversion whose zero crossing is fluid's, then a (fast) spin echo (Hajnal et al., JCAT 1992; Rydberg et al., MRM 1995)."""
+    """FLAIR: an inversion whose zero crossing is fluid's, then a (fast) spin echo (Hajnal et al., JCAT 1992; Rydberg et
+    al., MRM 1995)."""
 
     tr_ms: float
     ti_ms: float
@@ -191,7 +198,8 @@ class InversionSpinEcho:
 
 @dataclass(frozen=True)
 class FreeContrast:
-    """Levels drawn for each tissue and no physics, for contrasts that no equation here gives (Billot et al., MedIA 2023)."""
+    """Levels drawn for each tissue and no physics, for contrasts that no equation here gives (Billot et al., MedIA
+    2023)."""
 
     levels: tuple[float, ...]
 
@@ -219,7 +227,8 @@ CANONICAL = {
     "FLAIR": Scan("FLAIR", 3.0, InversionSpinEcho(9000, 2450, 110)),
     "PDw": Scan("PDw", 3.0, SpinEcho(3000, 15)),
 }
-"""The look of the unified domain: per sequence the best contrast of a usual protocol at 3 T, and not the average of any sites."""
+"""The look of the unified domain: per sequence the best contrast of a usual protocol at 3 T, and not the average of any
+sites."""
 
 _SCALE = {"T1w": (WHITE, 0.9), "T2w": (FLUID, 0.95), "FLAIR": (GREY, 0.75), "PDw": (GREY, 0.85)}
 """Tissue and the unit intensity that it has in the unified domain."""
@@ -249,7 +258,8 @@ _SHARES_OF_FIELDS = (0.02, 0.02, 0.03, 0.08, 0.35, 0.42, 0.08)
 
 
 def random_scan(sequence: str, rng: np.random.Generator) -> Scan:
-    """A protocol of a sequence as the scanners of a cohort might have it, for training: wide, but a usable scan of that sequence."""
+    """A protocol of a sequence as the scanners of a cohort might have it, for training: wide, but a usable scan of that
+    sequence."""
     while True:
         field_t = float(rng.choice(_FIELDS_T, p=_SHARES_OF_FIELDS))
         scan = Scan(sequence, field_t, _DRAW[sequence](rng, field_t))
@@ -324,7 +334,8 @@ def _free(
     fluid: tuple[float, float],
     grey: tuple[float, float],
 ) -> FreeContrast:
-    """Fluid and grey matter drawn relative to white; what else is brain keeps its place between them, a little shifted; the rest is free.
+    """Fluid and grey matter drawn relative to white; what else is brain keeps its place between them, a little shifted;
+    the rest is free.
 
     Disease keeps its place, too: a lesion that is dark in the unified domain may not be bright in the scan, or the
     network learns to make the one from the other.

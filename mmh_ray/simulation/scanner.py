@@ -1,4 +1,5 @@
-"""What a scanner does to an image besides its contrast: fields, resolution, ringing, ghosts, noise, filters, grey levels.
+"""What a scanner does to an image besides its contrast: fields, resolution, ringing, ghosts, noise, filters, grey
+levels.
 
 Shapes: ``X Y Z`` the working grid.
 """
@@ -85,7 +86,8 @@ def _mixed(head: Head, levels: np.ndarray) -> np.ndarray:
 
 
 def _excited(head: Head, scan: Scan, matter: Matter, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
-    """Signal where the transmit field differs from place to place: quadratic in the field between three exact values."""
+    """Signal where the transmit field differs from place to place: quadratic in the field between three exact
+    values."""
     weakest, nominal_transmit, strongest = _TRANSMIT
     nominal = _mixed(head, scan.signal(matter, nominal_transmit))
     most = 0.04 + 0.03 * scan.field_t
@@ -105,7 +107,8 @@ def _excited(head: Head, scan: Scan, matter: Matter, rng: np.random.Generator, s
 
 
 def _receive_field(shape: tuple[int, ...], field_t: float, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
-    """Sensitivity of the coils: smooth in the large, brighter or darker in the middle, up to three times from end to end at high field."""
+    """Sensitivity of the coils: smooth in the large, brighter or darker in the middle, up to three times from end to
+    end at high field."""
     up_to_3t = min(field_t, 3.0)
     beyond_3t = max(field_t - 3, 0)
     strongest = 0.12 + 0.05 * up_to_3t + 0.03 * beyond_3t

@@ -1,4 +1,5 @@
-"""What the head is made of: relaxation times and proton density of each tissue, and which labels of an atlas are which tissue."""
+"""What the head is made of: relaxation times and proton density of each tissue, and which labels of an atlas are which
+tissue."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class Tissue:
     t1_ms:
         Longitudinal relaxation time at 3 T.
     t1_growth:
-        Exponent of its growth with the field, ``T1(B) = t1_ms (B / 3)**t1_growth`` (Rooney et al., MRM 2007: .38 in brain).
+        Exponent of its growth with the field, ``T1(B) = t1_ms (B / 3)**t1_growth`` (Rooney et al., MRM 2007: .38 in
+        brain).
     t2_ms:
         Transverse relaxation time at 3 T, as spin echoes see it.
     t2_growth:
@@ -60,7 +62,8 @@ TISSUES = (
     Tissue("oddity", 0.80, 1300, 0.35, 110, -0.2),
     Tissue("enhancing", 0.82, 480, 0.2, 90, -0.2),
 )
-"""Every tissue that is simulated; the position is its channel. `oddity` is drawn anew for each scan; `enhancing` took up contrast agent."""
+"""Every tissue that is simulated; the position is its channel. `oddity` is drawn anew for each scan; `enhancing` took
+up contrast agent."""
 
 NAMES = tuple(tissue.name for tissue in TISSUES)
 FLUID = NAMES.index("fluid")
@@ -92,14 +95,16 @@ _FREESURFER = {
     "eye": (506, 508, 530),
     "mucosa": (509, 512),
 }
-"""FreeSurfer's numbers, and 502 to 530 as SynthSeg's training maps use them outside the brain (Billot et al., MedIA 2023)."""
+"""FreeSurfer's numbers, and 502 to 530 as SynthSeg's training maps use them outside the brain (Billot et al., MedIA
+2023)."""
 
 AIR = len(TISSUES)
 """Channel number of what has no signal, in look-up tables."""
 
 
 def freesurfer_channels() -> np.ndarray:
-    """Look-up table from FreeSurfer number to channel, ``(65536,)`` int64; cortical parcels are grey matter, unknown numbers air."""
+    """Look-up table from FreeSurfer number to channel, ``(65536,)`` int64; cortical parcels are grey matter, unknown
+    numbers air."""
     table = np.full(65536, AIR, np.int64)
     table[1000:3000] = GREY
     table[3000:5000] = WHITE

@@ -105,9 +105,10 @@ class ArchiveRun:
         if self._thread.is_alive():
             problem = f"no answer for {LAST_SECONDS:.0f} s"
         if problem is not None:
-            uri = loggable_uri(choose_uri(self._config.tracking))
+            uri = without_credentials(choose_uri(self._config.tracking))
+            reason = without_credentials(problem)
             log.warning(
-                "this run is not, or not whole, in MLflow at %s: %s. %s has all of it.", uri, problem, outcome.out
+                "this run is not, or not whole, in MLflow at %s: %s. %s has all of it.", uri, reason, outcome.out
             )
 
     def _work(self) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +17,6 @@ import ray
 
 from mmh_ray.bids.rows import Problem, Status, problem_of
 from mmh_ray.config import Config
-from mmh_ray.distributed import actor_pool
 from mmh_ray.distributed import harmonize as driver
 from mmh_ray.distributed.actor_pool import ActorPool
 from mmh_ray.harmonization.job import Job, ModelIdentity
@@ -96,7 +98,7 @@ def test_an_image_that_takes_all_memory_and_one_that_never_ends_fail_alone(
     assert "not done after 6 s; expected an image done by then. Raise harmonize.timeout_s" in told.text
 
 
-def test_where_no_worker_can_start_every_image_has_that_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_worker_can_start_every_image_has_that_reason() -> None:
     class Unlucky:
         def __init__(self) -> None:
             raise RuntimeError("no model here")
@@ -107,12 +109,80 @@ def test_where_no_worker_can_start_every_image_has_that_reason(monkeypatch: pyte
     def failed(row: dict[str, Any], problem: Problem) -> list[dict[str, Any]]:
         return [{**row, "reason": problem.reason}]
 
-    for kind, words in ((actor, "no model here"), (nowhere, "no worker could be started within 2 s with")):
-        if kind is nowhere:
-            monkeypatch.setattr(actor_pool, "STARTING_S", 2.0)
-        rows = [row for found in ActorPool(kind.remote, 2, 1, 60, failed).run([{}, {}]) for row in found]
+    for kind, wait_s, words in (
+        (actor, 600, "no model here"),
+        (nowhere, 2, "no worker could be started within 2 s: no place"),
+    ):
+        pool = ActorPool(kind.remote, 2, 1, 60, wait_s, lambda: "no place", failed)
+        rows = [row for found in pool.run([{}, {}]) for row in found]
         assert len(rows) == 2
         assert all(words in row["reason"] for row in rows), rows
+
+
+def test_without_a_gpu_for_them_the_images_say_what_an_actor_needs_and_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: Config, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    harmonize = replace(tiny_config.harmonize, gpus_per_actor=0.5, wait_s=2.0)
+    config = replace(tiny_config, harmonize=harmonize)
+    rows = rows_of(monkeypatch, config, tiny_bundle, tmp_path, "one", "other")
+    assert [row["status"] for row in rows.values()] == ["failed"] * 2
+    reason = rows["one"]["reason"]
+    assert (
+        "an actor needs 1 CPU and 0.5 GPU on one node, and of 1 nodes none has that (at most 4 CPU and 0 GPU)" in reason
+    )
+    assert "raise harmonize.wait_s" in rows["one"]["remedy"]
+
+
+ON_A_GPU = """
+import json
+import os
+import ray
+from mmh_ray.config import HarmonizeConfig
+from mmh_ray.distributed.actor_pool import ActorPool
+from mmh_ray.distributed.cluster import describe_place
+from mmh_ray.distributed.harmonize import pool_layout
+
+ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
+
+class Actor:
+    def gpus(self):
+        return ray.get_gpu_ids()
+
+    def visible(self):
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+whole = pool_layout(HarmonizeConfig(), [{}] * 10)
+shared = pool_layout(HarmonizeConfig(gpus_per_actor=0.5, images_per_actor=3), [{}] * 10)
+without = pool_layout(HarmonizeConfig(gpus_per_actor=0), [{}] * 10)
+actors = [ray.remote(Actor).options(**shared.actor_options).remote() for _ in range(shared.actors)]
+gpus = ray.get([actor.gpus.remote() for actor in actors])
+visible = ray.get(ray.remote(Actor).options(**without.actor_options).remote().visible.remote())
+one_more = lambda: ray.remote(Actor).options(**shared.actor_options).remote()
+failed = lambda task, problem: [problem.reason]
+pool = ActorPool(one_more, 1, 1, 60, 2, lambda: describe_place(shared.needs), failed)
+reasons = next(pool.run([{}]))
+print(json.dumps([whole[:2], shared[:2], without[:2], gpus, visible, reasons]))
+"""
+
+
+def test_actors_share_a_gpu_and_one_too_many_says_who_holds_it() -> None:
+    """In a cluster of its own: Ray takes our word for the GPU."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_GPU], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    whole, shared, without, gpus, visible, reasons = json.loads(done.stdout.splitlines()[-1])
+    assert whole == [1, 4]
+    assert shared == [2, 3]
+    assert without == [2, 2]
+    assert gpus == [[0], [0]]
+    assert visible == ""
+    assert (
+        "an actor needs 1 CPU and 0.5 GPU on one node, and other work, or actors that are starting still, hold the room"
+        in reasons[0]
+    )
+    assert "0 GPU of 1 nodes are free" in reasons[0]
 
 
 def test_no_actor_outlives_a_run_that_stops(tmp_path: Path) -> None:
@@ -124,7 +194,7 @@ def test_no_actor_outlives_a_run_that_stops(tmp_path: Path) -> None:
             return [row]
 
     start_actor = ray.remote(num_cpus=0, max_concurrency=2)(Writing).remote
-    run = ActorPool(start_actor, 1, 2, 60, lambda row, problem: []).run(
+    run = ActorPool(start_actor, 1, 2, 60, 600, str, lambda row, problem: []).run(
         [{"image_id": "endless"}, {"image_id": "first"}]
     )
     assert next(run) == [{"image_id": "first"}]
@@ -150,7 +220,8 @@ def test_an_actor_that_starts_still_when_all_is_done_is_let_to_end_by_itself(tmp
     seconds = iter((0.0, 3.0))
     came_up: list[bool] = []
     waiting: list[int] = []
-    run = ActorPool(lambda: ray.remote(num_cpus=0)(Starting).remote(next(seconds)), 2, 1, 60, lambda row, problem: [])
+    start_actor = ray.remote(num_cpus=0)(Starting).remote
+    run = ActorPool(lambda: start_actor(next(seconds)), 2, 1, 60, 600, str, lambda row, problem: [])
     rows = [{"image_id": "one"}, {"image_id": "other"}]
     assert list(run.run(rows, lambda: came_up.append(True), waiting.append)) == [[row] for row in rows]
     written = [int(path.name) for path in tmp_path.iterdir()]

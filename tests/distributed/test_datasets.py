@@ -31,12 +31,12 @@ SITES = {"alder": 3, "birch": 1}
 """Training volumes per sequence."""
 
 
-def volume(number: int, site: str, sequence: str, split: str, shape: tuple[int, ...] = SHAPE) -> dict[str, Any]:
+def volume(number: int, site: str, sequence: str, split: str) -> dict[str, Any]:
     """A row for the shard: random intensities in an ellipsoid."""
     rng = np.random.default_rng(number)
-    axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
+    axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij")
     mask = sum(axis**2 for axis in axes) < 0.7
-    image = (rng.uniform(0.1, 1, shape) ** rng.uniform(0.5, 2) * mask).astype(np.float32)
+    image = (rng.uniform(0.1, 1, SHAPE) ** rng.uniform(0.5, 2) * mask).astype(np.float32)
     return {
         "image_id": f"sub-{number:02d}_{sequence}",
         "subject": f"{number:02d}",
@@ -56,15 +56,13 @@ def volume(number: int, site: str, sequence: str, split: str, shape: tuple[int, 
     }
 
 
-def write_store(
-    uri: str, sequences: tuple[str, ...] = ("T1w", "T2w"), val: int = 2, shape: tuple[int, ...] = SHAPE
-) -> str:
+def write_store(uri: str, sequences: tuple[str, ...] = ("T1w", "T2w"), val: int = 2) -> str:
     """Three volumes of alder and one of birch for training, some for validation, one that failed, per sequence."""
     rows = []
     for sequence in sequences:
         for site in [site for site, count in SITES.items() for _ in range(count)]:
-            rows.append(volume(len(rows), site, sequence, "train", shape))
-        rows += [volume(len(rows) + place, "alder", sequence, "val", shape) for place in range(val)]
+            rows.append(volume(len(rows), site, sequence, "train"))
+        rows += [volume(len(rows) + place, "alder", sequence, "val") for place in range(val)]
     shard = write_shard(uri, rows)
     failed = {key: rows[0][key] for key in ("subject", "site", "sequence", "split", "provenance")}
     failed |= {"image_id": "sub-99_T1w", "status": "failed", "reason": "damaged"}

@@ -286,7 +286,7 @@ def test_an_archive_harmonized_again_says_how_much_changed(tmp_path):
 def test_archives_need_a_raw_one_and_names_of_their_own(tmp_path):
     with pytest.raises(ConfigError, match="expected one named raw"):
         evaluate({"ours": str(tmp_path)}, str(tmp_path / "out"), CONFIG)
-    for name in ("nyul", "about", "a b"):
+    for name in ("nyul", "about", "a b", "truth"):
         with pytest.raises(ConfigError, match=f"archive name '{name}'"):
             evaluate({"raw": str(tmp_path), name: str(tmp_path)}, str(tmp_path / "out"), CONFIG)
 

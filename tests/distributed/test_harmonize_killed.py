@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,9 +22,11 @@ import yaml
 
 from mmh_ray.bids.derivatives import sidecar_path
 from mmh_ray.bids.ledger import current_rows, read_ledger
+from mmh_ray.bids.output_folder import output_folder
 from mmh_ray.config import Config, to_dict
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import canonical
+from tests.s3_files import download, keys, upload
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -46,9 +49,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config, tiny_b
     return root
 
 
-def start(inputs: Path, out: Path) -> subprocess.Popen[bytes]:
+def start(inputs: Path, out: Path | str, bids: Path | str | None = None) -> subprocess.Popen[bytes]:
     """`mmh harmonize` in a process of its own."""
-    command = [sys.executable, "-m", "mmh_ray.cli", "harmonize", str(inputs / "bids"), str(out)]
+    command = [sys.executable, "-m", "mmh_ray.cli", "harmonize", str(bids or inputs / "bids"), str(out)]
     command += ["--model", str(inputs / "bundle"), "--config", str(inputs / "config.yaml")]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -127,4 +130,41 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(inputs: Path, und
     for name, image in found.items():
         np.testing.assert_array_equal(image, expected[name], err_msg=name)
         assert sidecar_path(out / name).is_file()
-    assert not list(out.rglob(".*"))
+    assert not list(out.rglob(".partial-*"))
+
+
+def test_a_run_into_an_object_store_is_killed_and_ends_as_one_into_a_folder(
+    s3: Any, inputs: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Its driver is killed, and the one after it is alone there: a third is refused."""
+    upload(s3, inputs / "bids", "bids")
+    bids = "s3://bucket/bids"
+    out = "s3://bucket/out"
+
+    def recorded_in_store() -> set[str]:
+        with output_folder(out) as output:
+            return {row["image_id"] for row in current_rows(output.folder)}
+
+    driver = start(inputs, out, bids)
+    wait_until(recorded_in_store, driver)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    time.sleep(2)  # what its actor had begun it may still have ended
+    done = recorded_in_store()
+    assert 0 < len(done) < SCANS
+    last = start(inputs, out, bids)
+    wait_until(lambda: recorded_in_store() - done, last)
+    assert start(inputs, out, bids).wait(timeout=PATIENCE_S) == 2
+    assert last.wait(timeout=PATIENCE_S) == 0
+    fetched = download(s3, "out", tmp_path / "fetched")
+    rows = read_ledger(fetched / "ledger.parquet")
+    expected_rows = read_ledger(undisturbed / "ledger.parquet")
+    assert [row["output"] for row in rows] == [row["output"] for row in expected_rows]
+    assert {row["image_id"] for row in rows if row["status"] == "skipped"} == done
+    assert {row["status"] for row in rows} == {"done", "skipped"}
+    expected, found = voxels(undisturbed), voxels(fetched)
+    assert found.keys() == expected.keys()
+    for name, image in found.items():
+        np.testing.assert_array_equal(image, expected[name], err_msg=name)
+        assert sidecar_path(fetched / name).is_file()
+    assert {key for key in keys(s3, "out") if key.startswith(".")} == {".bidsignore"}

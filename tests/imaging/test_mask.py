@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from mmh_ray.errors import DataError
 from mmh_ray.imaging.ground import find_ground
+from mmh_ray.imaging.head import dilated, eroded
 from mmh_ray.imaging.mask import find_brain, on_grid_of
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
@@ -108,3 +110,18 @@ def test_neck_is_left_out_of_the_search(headed: Anatomy, spacing: float, rng: np
     assert not found.mask[:, :, : below - 4].any()
     assert find_brain(Volume(scan, headed.affine)).neck_mm < 30
     assert find_brain(Volume(data, affine), crop_neck=False).neck_mm == 0
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.97])
+def test_wider_and_narrower_by_a_box_is_what_scipy_makes_of_it(rng: np.random.Generator, share: float) -> None:
+    mask = rng.random((20, 24, 17)) < share
+    radius = [2, 1, 3]
+    box = np.ones([2 * voxels + 1 for voxels in radius])
+    assert (dilated(mask, radius) == ndimage.binary_dilation(mask, box)).all()
+    assert (eroded(mask, radius) == ndimage.binary_erosion(mask, box)).all()
+
+
+def test_nothing_stays_nothing() -> None:
+    empty = np.zeros((4, 5, 6), bool)
+    assert not dilated(empty, [1, 1, 1]).any()
+    assert not eroded(empty, [1, 1, 1]).any()

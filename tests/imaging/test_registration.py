@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.mask import find_brain
 from mmh_ray.imaging.registration import POOR, Registration, in_template_space, register_brain
-from mmh_ray.imaging.template import OUTPUT_AFFINE, OUTPUT_SHAPE, template
+from mmh_ray.imaging.template import GRID_MM, OUTPUT_AFFINE, OUTPUT_SHAPE, template
 from mmh_ray.imaging.volume import Volume, read_volume
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SITES, Scanner, render
@@ -54,6 +54,24 @@ def scans(headed: Anatomy) -> dict[str, Volume]:
     heads = {name: render(headed, SITES[0], name, rng, MM) for name in ("T1w", "T2w")}
     brains = {f"{name} brain": data * headed.brain for name, data in heads.items()}
     return {name: Volume(data.astype(np.float32), headed.affine) for name, data in (heads | brains).items()}
+
+
+def test_the_shipped_template_is_what_nilearn_makes_of_its_maps() -> None:
+    known = template()
+    image = datasets.load_mni152_template(resolution=GRID_MM)
+    brain, grey, white = (
+        np.asarray(load(resolution=GRID_MM).dataobj, np.float32)
+        for load in (
+            datasets.load_mni152_brain_mask,
+            datasets.load_mni152_gm_template,
+            datasets.load_mni152_wm_template,
+        )
+    )
+    np.testing.assert_array_equal(known.affine, image.affine)
+    np.testing.assert_allclose(known.image, image.get_fdata(), atol=1e-4)
+    np.testing.assert_array_equal(known.brain, brain > 0.5)
+    tissues = np.stack([grey, white, np.clip(brain - grey - white, 0, 1)])
+    np.testing.assert_allclose(known.tissues, tissues, atol=1e-4)
 
 
 def register(volume: Volume) -> Registration:

@@ -6,6 +6,7 @@ import gzip
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -312,15 +313,26 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, monk
     write_volume(Volume(ramp(3, 4, 5), AFFINE), path)
     before = path.read_bytes()
 
-    def half(_image: nib.Nifti1Image, partial: Path) -> None:
-        partial.write_bytes(b"half")
+    def half(_image: nib.Nifti1Image, stream: BinaryIO) -> None:
+        stream.write(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(nib, "save", half)
+    monkeypatch.setattr(nib.Nifti1Image, "to_stream", half)
     with pytest.raises(OSError, match="no space left"):
         write_volume(Volume(ramp(3, 4, 5), AFFINE), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_same_image_is_packed_to_the_same_bytes_under_any_name(tmp_path: Path) -> None:
+    volume = Volume(ramp(3, 4, 5), AFFINE)
+    for name in ("a.nii.gz", "other.nii.gz"):
+        write_volume(volume, tmp_path / name)
+    packed = (tmp_path / "a.nii.gz").read_bytes()
+    assert packed == (tmp_path / "other.nii.gz").read_bytes()
+    assert packed[3:8] == bytes(5)  # no name, no time
+    write_volume(volume, tmp_path / "a.nii")
+    assert gzip.decompress(packed) == (tmp_path / "a.nii").read_bytes()
 
 
 def test_volume_of_another_shape_is_not_like_it() -> None:

@@ -175,3 +175,11 @@ class TestWithMlflow:
             pass
         assert losses(run_id) == expected(0, 1, 7)
         assert box.names() == []
+
+    def test_what_an_earlier_training_left_is_sent_to_its_own_run(self, run_id: str, tmp_path: Path) -> None:
+        storage, folder = pyarrow.fs.LocalFileSystem(), str(tmp_path / "left")
+        tracking.send_left(storage, folder)  # nothing there
+        put(MetricsOutbox(storage, f"{folder}/{run_id}"), 1, 2)
+        tracking.send_left(storage, folder)
+        assert losses(run_id) == expected(1, 2)
+        assert list((tmp_path / "left").iterdir()) == []

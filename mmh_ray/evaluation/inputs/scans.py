@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from mmh_ray.evaluation.metrics.segmentation import TISSUES, tissue_labels
 from mmh_ray.imaging.intensity import correct_bias
 from mmh_ray.imaging.mask import find_brain, on_grid_of
 from mmh_ray.imaging.volume import Volume, read_mask, read_volume
+from mmh_ray.staging import size_of, staged
 
 if TYPE_CHECKING:
     from mmh_ray.evaluation.metrics.training import TargetCohort
@@ -152,7 +152,7 @@ def read_scan(record: ImageRecord, iterations: tuple[int, ...], truth: Truth | N
     DataError
         If scan or mask cannot be used, or the truth lies on another grid.
     """
-    volume = read_volume(record.uri)
+    volume = _read(record.uri)
     mask = _read_mask(record, volume)
     if truth is not None:
         _check_shape(truth.noisefree, volume, f"truth of {record.image_id}")
@@ -168,7 +168,7 @@ def read_output(path: str, scan: Scan) -> np.ndarray:
     DataError
         If it cannot be read or has another shape or affine.
     """
-    output = read_volume(path)
+    output = _read(path)
     _check_shape(output.data, scan.volume, path)
     largest_difference = float(np.abs(output.affine - scan.volume.affine).max())
     if largest_difference > _SAME_AFFINE_MM:
@@ -195,9 +195,10 @@ def read_labels(scan: Scan, table: Literal["auto"] | TableName) -> LabelMap:
     assert record.labels_uri is not None
     corrected = scan.volume.like(scan.corrected)
     names = record.labels_names or ()
-    return read_label_map(
-        record.labels_uri, corrected, scan.mask, record.sequence, table, names=names, space=record.labels_space
-    )
+    with staged(record.labels_uri) as (path,):
+        return read_label_map(
+            path, corrected, scan.mask, record.sequence, table, names=names, space=record.labels_space
+        )
 
 
 def read_truth(folder: str, subject: str, sequence: str, session: str | None = None) -> Truth:
@@ -213,21 +214,21 @@ def read_truth(folder: str, subject: str, sequence: str, session: str | None = N
     DataError
         If there is no noise-free image of the sequence, or a map that is there cannot be read.
     """
-    stem = Path(folder, f"sub-{subject}", "anat", f"sub-{subject}")
+    stem = f"{folder.rstrip('/')}/sub-{subject}/anat/sub-{subject}"
     noisefree_stem = stem
     if session:
-        noisefree_stem = Path(folder, f"sub-{subject}", f"ses-{session}", "anat", f"sub-{subject}_ses-{session}")
-    noisefree = read_volume(f"{noisefree_stem}_desc-noisefree_{sequence}.nii.gz").data
+        noisefree_stem = f"{folder.rstrip('/')}/sub-{subject}/ses-{session}/anat/sub-{subject}_ses-{session}"
+    noisefree = _read(f"{noisefree_stem}_desc-noisefree_{sequence}.nii.gz").data
     tissues = {}
     for tissue in TISSUES:
-        path = Path(f"{stem}_label-{tissue}_probseg.nii.gz")
-        if path.exists():
-            tissues[tissue] = read_volume(path).data
+        path = f"{stem}_label-{tissue}_probseg.nii.gz"
+        if size_of(path) is not None:
+            tissues[tissue] = _read(path).data
     labels = None
     if len(tissues) == len(TISSUES):
         labels = tissue_labels(np.stack([tissues[tissue] for tissue in TISSUES]))
-    lesion_path = Path(f"{stem}_label-lesion_mask.nii.gz")
-    lesion = read_volume(lesion_path).data > 0.5 if lesion_path.exists() else None
+    lesion_path = f"{stem}_label-lesion_mask.nii.gz"
+    lesion = None if size_of(lesion_path) is None else _read(lesion_path).data > 0.5
     return Truth(noisefree, tissues, labels, lesion)
 
 
@@ -239,7 +240,7 @@ def scan_mask(record: ImageRecord) -> np.ndarray:
     DataError
         If scan or mask cannot be used.
     """
-    return _read_mask(record, read_volume(record.uri))
+    return _read_mask(record, _read(record.uri))
 
 
 def common_masks(masks: Iterable[tuple[ImageRecord, np.ndarray]]) -> dict[GridKey, np.ndarray]:
@@ -269,10 +270,17 @@ def on_one_grid(a: Scan, b: Scan) -> bool:
     return np.allclose(a.volume.affine, b.volume.affine, atol=_SAME_AFFINE_MM)
 
 
+def _read(place: str) -> Volume:
+    """A volume from a path, or from an object store."""
+    with staged(place) as (path,):
+        return read_volume(path)
+
+
 def _read_mask(record: ImageRecord, volume: Volume) -> np.ndarray:
     if record.mask_uri is None:
         return find_brain(volume).mask
-    archive_mask = read_mask(record.mask_uri)
+    with staged(record.mask_uri) as (path,):
+        archive_mask = read_mask(path)
     with naming_mask(record.mask_uri):
         mask, _ = on_grid_of(volume, archive_mask)
     if not mask.any():

@@ -14,8 +14,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import binary_erosion
 from scipy.stats import wasserstein_distance
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from sklearn.isotonic import IsotonicRegression
 
 from mmh_ray.imaging.grid import box_of
 
@@ -53,6 +51,8 @@ def psnr(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
 
     Huynh-Thu & Ghanbari 2008. Range −∞ to :data:`PSNR_LIMIT`, which equal images have; higher is better.
     """
+    from skimage.metrics import peak_signal_noise_ratio  # only evaluation pays for it
+
     # in float64, as scikit-image keeps the precision of its input
     first = a[mask].astype(np.float64)
     second = b[mask].astype(np.float64)
@@ -67,6 +67,8 @@ def ssim(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
     Wang et al. 2004. Range −1 to 1; higher is better. Both images are set to 0 outside the mask first, so that
     a method that clears the background gains nothing at the border.
     """
+    from skimage.metrics import structural_similarity  # as above
+
     box = box_of(mask)
     inside = mask[box]
     margin = _SSIM_WINDOW // 2
@@ -84,11 +86,14 @@ def gradient_correlation(output: np.ndarray, source: np.ndarray, mask: np.ndarra
     The gradient is the central difference along each axis, ``(x[i+1] − x[i−1]) / 2`` per voxel; the mask is eroded by
     one voxel so that no difference reaches outside the brain. Range −1 to 1; higher is better; 0 where either is flat.
     """
-    inner = binary_erosion(mask)
+    if not mask.any():
+        return 0.0
+    box = box_of(mask, margin=1)  # the neighbours that differences reach; a scan's air is most of it
+    inner = binary_erosion(mask[box])
     if not inner.any():
         return 0.0
-    x = _gradient_magnitude(output)[inner]
-    y = _gradient_magnitude(source)[inner]
+    x = _gradient_magnitude(output[box])[inner]
+    y = _gradient_magnitude(source[box])[inner]
     x = x - x.mean()
     y = y - y.mean()
     norm = float(np.sqrt((x @ x) * (y @ y)))
@@ -162,6 +167,8 @@ def truth_bins(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> Joint
 def truth_error(joints: Sequence[JointBins]) -> TruthError:
     """nRMSE to the truth from binned images; see :func:`truth_nrmse`."""
     # one regression for all images: a map of each image's own would forgive differences between them
+    from sklearn.isotonic import IsotonicRegression  # takes a second; no scan is harmonized by it
+
     output = np.concatenate([joint.output for joint in joints])
     voxels = np.concatenate([joint.voxels for joint in joints])
     truth = np.concatenate([joint.truth for joint in joints])

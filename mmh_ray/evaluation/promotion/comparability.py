@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmh_ray.config import Config
 from mmh_ray.evaluation.inputs.records import IMAGE_COLUMNS, ImageRecord
 from mmh_ray.evaluation.metrics import METRICS_VERSION
+from mmh_ray.object_store import Store, is_remote, join_uri
 from mmh_ray.provenance import hash_of
+from mmh_ray.staging import size_of
 
 
 def conditions(
@@ -26,9 +29,9 @@ def conditions(
     mask_paths = []
     label_paths = []
     for record in records:
-        mask_paths += [Path(uri) for uri in (record.mask_uri, record.lesion_uri) if uri]
+        mask_paths += [uri for uri in (record.mask_uri, record.lesion_uri) if uri]
         if record.labels_uri:
-            label_paths.append(Path(record.labels_uri))
+            label_paths.append(record.labels_uri)
     has_cnn = config.evaluate.cnn != "none"
     return {
         "facts": hash_of(facts),
@@ -54,15 +57,17 @@ def differing_conditions(one: Mapping[str, Any], other: Mapping[str, Any]) -> li
     return differing
 
 
-def _truth_files(truth: str, records: Iterable[ImageRecord]) -> list[Path]:
+def _truth_files(truth: str, records: Iterable[ImageRecord]) -> list[str]:
     files = []
     for subject in sorted({record.subject for record in records}):
-        files += sorted(Path(truth, f"sub-{subject}").rglob("*.nii*"))
+        if is_remote(truth):
+            store = Store(join_uri(truth, f"sub-{subject}"))
+            files += [store.uri_of(file.name) for file in store.files() if fnmatch(file.name, "*.nii*")]
+        else:
+            files += [str(path) for path in sorted(Path(truth, f"sub-{subject}").rglob("*.nii*"))]
     return files
 
 
-def _hash_of_sizes(paths: Iterable[Path]) -> str:
-    sizes = []
-    for path in paths:
-        sizes.append((path.name, path.stat().st_size if path.exists() else None))
+def _hash_of_sizes(places: Iterable[str]) -> str:
+    sizes = [(PurePosixPath(place).name, size_of(place)) for place in places]
     return hash_of(sizes)

@@ -25,8 +25,8 @@ def style_contrast(styles: Tensor, labels: Tensor, temperature: float) -> Tensor
     """Supervised contrastive loss (Khosla et al., 2020, eq. 2): the mean over all pairs of one label of
     ``-log(exp(s_ij / T) / sum_{k != i} exp(s_ik / T))`` with cosines ``s``.
 
-    ``styles`` ``(B, D)``, ``labels`` ``(B,)`` long. Where people are seen by several scanners, one person's other styles are
-    among the ``k``: anatomy that shows in a style vector costs. Zero where no label comes twice.
+    ``styles`` ``(B, D)``, ``labels`` ``(B,)`` long. Where people are seen by several scanners, one person's other
+    styles are among the ``k``: anatomy that shows in a style vector costs. Zero where no label comes twice.
     """
     unit = F.normalize(styles, dim=1)
     itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
@@ -41,7 +41,8 @@ def style_contrast(styles: Tensor, labels: Tensor, temperature: float) -> Tensor
 
 
 def spread_shortfall(styles: Tensor) -> Tensor:
-    """How far the dimensions' standard deviations over the batch fall short of 1, mean ``max(0, 1 - std)`` (Bardes et al., 2022).
+    """How far the dimensions' standard deviations over the batch fall short of 1, mean ``max(0, 1 - std)`` (Bardes et
+    al., 2022).
 
     Directions count alone: vectors are brought to length ``sqrt(D)`` first.
     """
@@ -70,27 +71,28 @@ def train_aggregator(
 ) -> dict[str, float]:
     """Train attention and fusion, in place, to tell sites apart within every sequence; the backbone is not touched.
 
-    A step shows volumes of one sequence, all sequences in turn: any encoder tells T1w from T2w, and nothing would be learned from that.
+    A step shows volumes of one sequence, all sequences in turn: any encoder tells T1w from T2w, and nothing would be
+    learned from that.
 
     Parameters
     ----------
     features:
         ``(B, 3, K, D)`` of :meth:`TriPlanarStyleEncoder.features`.
     labels:
-        ``(B,)`` long, the site of each volume, or whatever else makes its look. A sequence of fewer than two, or of which none has two
-        volumes, is left out.
+        ``(B,)`` long, the site of each volume, or whatever else makes its look. A sequence of fewer than two, or of
+        which none has two volumes, is left out.
     sequences:
         ``(B,)`` long, the sequence of each volume.
 
     Returns
-    -------
-    ``contrast``, the mean over sequences, and ``spread``, of the sequence with the least, before (``_before``) and after.
+    ------- ``contrast``, the mean over sequences, and ``spread``, of the sequence with the least, before (``_before``)
+    and after.
 
     Raises
     ------
     ModelError
-        No sequence with a contrast, a loss that is not finite, or style vectors of a sequence that collapsed: then the aggregator is as it
-        was before.
+        No sequence with a contrast, a loss that is not finite, or style vectors of a sequence that collapsed: then the
+        aggregator is as it was before.
     """
     parts = _contrasted(labels, sequences)
     aggregator = encoder.aggregator

@@ -60,7 +60,8 @@ class EmbeddedBackbone(SliceBackbone):
         return self.head(self.statistics(images, masks))
 
     def statistics(self, images: Tensor, masks: Tensor) -> Tensor:
-        """What the head sees: ``(N, S)`` quantiles over the brain, means and standard deviations of all levels' features."""
+        """What the head sees: ``(N, S)`` quantiles over the brain, means and standard deviations of all levels'
+        features."""
         images = (images - _MIDDLE) / _SPREAD * masks
         statistics = [_quantiles(images, masks), _moments(self.histogram(images), masks)]
         features = images
@@ -84,7 +85,8 @@ def _level(before: int, after: int) -> nn.Module:
 
 
 def _quantiles(images: Tensor, masks: Tensor) -> Tensor:
-    """Quantiles ``(N, Q)``, evenly spaced, of the brain's pixels of ``(N, 1, H, W)`` images; zero where a slice shows no brain."""
+    """Quantiles ``(N, Q)``, evenly spaced, of the brain's pixels of ``(N, 1, H, W)`` images; zero where a slice shows
+    no brain."""
     inside = masks.flatten(1) > 0.5
     count = inside.sum(1, keepdim=True)
     values = images.flatten(1).masked_fill(~inside, torch.inf)

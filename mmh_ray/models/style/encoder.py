@@ -1,10 +1,11 @@
 """The tri-planar attention style encoder: a volume to one vector that tells how it was scanned and not who was.
 
-Shapes: ``B`` volumes ``X Y Z``; 3 planes in the order of :data:`mmh_ray.imaging.slices.PLANES`; ``K`` slices a plane; ``D`` dimensions.
+Shapes: ``B`` volumes ``X Y Z``; 3 planes in the order of :data:`mmh_ray.imaging.slices.PLANES`; ``K`` slices a plane;
+``D`` dimensions.
 
-Source: arXiv 2601.08193. Ours differs in four points: slices are spread over each brain's own extent and not between fixed indices;
-positions and features have known lengths before they are added, so that neither drowns the other; the attention starts as a mean over
-slices; a scan's planes can be left out.
+Source: arXiv 2601.08193. Ours differs in four points: slices are spread over each brain's own extent and not between
+fixed indices; positions and features have known lengths before they are added, so that neither drowns the other; the
+attention starts as a mean over slices; a scan's planes can be left out.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class StyleAggregator(nn.Module):
         self._start_as_mean()
 
     def forward(self, features: Tensor, planes: Tensor | None = None) -> Tensor:
-        """Style ``(B, D)`` of slice vectors ``(B, 3, K, D)``; ``planes`` ``(B, 3)`` bool says which count (default all)."""
+        """Style ``(B, D)`` of slice vectors ``(B, 3, K, D)``; ``planes`` ``(B, 3)`` bool says which count (default
+        all)."""
         pooled = self._pool(features)
         counts = features.new_ones(pooled.shape[:2]) if planes is None else planes.to(pooled)
         planes_that_count = counts.sum(1, keepdim=True)
@@ -111,7 +113,8 @@ class StyleAggregator(nn.Module):
 
 
 def sinusoids(places: Tensor, size: int) -> Tensor:
-    """Position embedding of unit length ``(K, size)`` of places 0 to 1 along the brain (Vaswani et al., 2017; 24 places apart)."""
+    """Position embedding of unit length ``(K, size)`` of places 0 to 1 along the brain (Vaswani et al., 2017; 24 places
+    apart)."""
     even = torch.arange(0, size, 2, device=places.device)
     rates = torch.exp(even * (-9.21034 / size))  # 10000 ** (-even / size)
     angles = 24 * places[:, None] * rates
@@ -131,8 +134,8 @@ class TriPlanarStyleEncoder(nn.Module):
     config:
         ``slices``, ``alpha`` and ``checkpoint`` count here.
     spacing_mm:
-        Voxel edge of the volumes. Finer volumes than the backbone's pixels are averaged in three dimensions before slices are taken,
-        coarser slices are interpolated: the same head gives about the same style at any grid.
+        Voxel edge of the volumes. Finer volumes than the backbone's pixels are averaged in three dimensions before
+        slices are taken, coarser slices are interpolated: the same head gives about the same style at any grid.
     """
 
     def __init__(self, backbone: SliceBackbone, config: StyleConfig, spacing_mm: float) -> None:
@@ -172,7 +175,8 @@ class TriPlanarStyleEncoder(nn.Module):
     def of_slices(self, images: Tensor, masks: Tensor) -> Tensor:
         """Style vectors ``(B, D)`` of slices that were chosen already.
 
-        ``images`` and ``masks`` ``(B, 3, K, H, W)``, in the volumes' own voxels, lie as :func:`mmh_ray.imaging.slices.along` gives them.
+        ``images`` and ``masks`` ``(B, 3, K, H, W)``, in the volumes' own voxels, lie as
+        :func:`mmh_ray.imaging.slices.along` gives them.
         """
         vectors = []
         for index, plane in enumerate(PLANES):
@@ -225,8 +229,8 @@ class TriPlanarStyleEncoder(nn.Module):
     def describe(self) -> dict[str, Any]:
         """What a model bundle records of its style encoder; :func:`check_same_encoder` compares two of them.
 
-        ``slices`` are those of whole volumes. :meth:`of_slices` takes as many as it is given: stage 2 gives ``target.slabs_per_plane``,
-        which the bundle records among the settings of its training.
+        ``slices`` are those of whole volumes. :meth:`of_slices` takes as many as it is given: stage 2 gives
+        ``target.slabs_per_plane``, which the bundle records among the settings of its training.
         """
         return {
             "backbone": self.backbone.name,
@@ -252,7 +256,8 @@ class TriPlanarStyleEncoder(nn.Module):
         return averaged * brain, brain
 
     def _slices(self, volume: Tensor, mask: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        """``(B K, 1, H, W)`` slices and masks at the backbone's size of pixel, spread over the middle 80 % of each brain."""
+        """``(B K, 1, H, W)`` slices and masks at the backbone's size of pixel, spread over the middle 80 % of each
+        brain."""
         count = self.config.slices
         places = _MARGIN + (1 - 2 * _MARGIN) * (torch.arange(count) + 0.5) / count
         all_slices = volume.movedim(axis + 1, 1)
@@ -284,7 +289,8 @@ def make_style_encoder(
     Raises
     ------
     ModelError
-        If the backbone cannot be had (see :func:`mmh_ray.models.style.backbones.load_backbone`), or the aggregator is another's.
+        If the backbone cannot be had (see :func:`mmh_ray.models.style.backbones.load_backbone`), or the aggregator is
+        another's.
     """
     encoder = TriPlanarStyleEncoder(load_backbone(config), config, spacing_mm)
     if aggregator:
@@ -304,7 +310,8 @@ def load_aggregator(encoder: TriPlanarStyleEncoder, state: Mapping[str, Tensor])
 
 
 def check_same_encoder(recorded: dict[str, Any], configured: dict[str, Any]) -> None:
-    """Refuse an encoder other than the one a model was made with; where its weights came from (its name) does not matter.
+    """Refuse an encoder other than the one a model was made with; where its weights came from (its name) does not
+    matter.
 
     Raises
     ------

@@ -1,4 +1,5 @@
-"""Image towers of open_clip as backbones of the style encoder: from the hub, from a folder, by name. Text towers are never built."""
+"""Image towers of open_clip as backbones of the style encoder: from the hub, from a folder, by name. Text towers are
+never built."""
 
 from __future__ import annotations
 
@@ -46,8 +47,8 @@ _COPY = "Copy the weights again, or name the model that they belong to."
 class OpenClipBackbone(SliceBackbone):
     """The image tower of an open_clip model, at 1 mm per pixel as in arXiv 2601.08193.
 
-    Slices are centred in the tower's square (zeros around them; what lies beyond it is cut off), repeated to three channels and
-    normalised as the tower was trained.
+    Slices are centred in the tower's square (zeros around them; what lies beyond it is cut off), repeated to three
+    channels and normalised as the tower was trained.
     """
 
     mean: Tensor
@@ -86,7 +87,8 @@ class _Source:
 
 
 def open_clip_backbone(config: StyleConfig) -> OpenClipBackbone:
-    """The image tower that ``style.backbone`` names; see :func:`mmh_ray.models.style.backbones.load_backbone` for errors."""
+    """The image tower that ``style.backbone`` names; see :func:`mmh_ray.models.style.backbones.load_backbone` for
+    errors."""
     if config.backbone.startswith(HUB):
         source = _from_folder(_download(config.backbone), config)
     elif os.path.isdir(config.backbone):
@@ -156,7 +158,8 @@ def _checked_preprocessing(preprocess: Any) -> dict[str, Any]:
 def _check_tower(settings: Mapping[str, Any]) -> None:
     """ValueError where a tower is described by more than plain values, or by numbers that no tower has.
 
-    A model of timm may only be named by its name: with a prefix timm would fetch it from a hub, or look for it in another folder.
+    A model of timm may only be named by its name: with a prefix timm would fetch it from a hub, or look for it in
+    another folder.
     """
     values = {"embed_dim": settings["embed_dim"], **settings["vision_cfg"]}
     for key, value in values.items():
@@ -184,7 +187,8 @@ def _is_modest(value: Any, most: int) -> bool:
 
 
 def _check_size(source: _Source, folder: Path) -> None:
-    """ModelError where the described tower is larger than its file of weights can be; laid out on the device that takes no memory."""
+    """ModelError where the described tower is larger than its file of weights can be; laid out on the device that takes
+    no memory."""
     assert source.file is not None
     with torch.device("meta"):
         tower = _build(source, str(folder))

@@ -2,10 +2,11 @@
 
     python -m mmh_ray.models.style.train mmh_ray/models/weights
 
-Writes ``style.safetensors`` (backbone and aggregator) and its card ``style.md``. Each step shows a block of people, all seen by the same
-random scanners: the same scanner's scans of other people attract each other, other scanners' scans of the same person repel. Then head and
-aggregator learn the finer distinctions of scanners that are pairwise alike, from statistics of slices that are made once.
-The same seed on the same machine gives the same weights. No person and no scanner of a phantom archive takes part.
+Writes ``style.safetensors`` (backbone and aggregator) and its card ``style.md``. Each step shows a block of people, all
+seen by the same random scanners: the same scanner's scans of other people attract each other, other scanners' scans of
+the same person repel. Then head and aggregator learn the finer distinctions of scanners that are pairwise alike, from
+statistics of slices that are made once. The same seed on the same machine gives the same weights. No person and no
+scanner of a phantom archive takes part.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def block(
 ) -> Iterator[np.ndarray]:
     """Scans ``(X, Y, Z)`` in unit intensity of every person by every random scanner: scanners outside, people inside.
 
-    ``alike``: every second scanner resembles the one before it, three quarters of the way, so that small differences matter.
+    ``alike``: every second scanner resembles the one before it, three quarters of the way, so that small differences
+    matter.
     """
     scanner = CANONICAL
     curve = None
@@ -148,7 +150,8 @@ class _Statistics(SliceBackbone):
 
 @torch.no_grad()
 def statistics_of_blocks(encoder: TriPlanarStyleEncoder, blocks: int, seed: int) -> Tensor:
-    """Slices' statistics ``(blocks, B, 3, K, S)`` of scanners that are pairwise alike, T1w and T2w in turn; ``B`` as in :func:`block`."""
+    """Slices' statistics ``(blocks, B, 3, K, S)`` of scanners that are pairwise alike, T1w and T2w in turn; ``B`` as in
+    :func:`block`."""
     grid = GridConfig()
     config = StyleConfig(slices=REFINE_SLICES)
     without_head = TriPlanarStyleEncoder(_Statistics(encoder.backbone), config, grid.spacing_mm)
@@ -180,8 +183,8 @@ def _without_bias(scan: np.ndarray, mask: np.ndarray, grid: GridConfig) -> np.nd
 def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed: int) -> dict[str, float]:
     """Train head and aggregator further, in place, on blocks of scanners that are alike.
 
-    ``statistics`` as :func:`statistics_of_blocks` gives them. Returns figures of the blocks kept aside (a fifth): ``contrast`` after and
-    before (``contrast_before``), ``spread`` after.
+    ``statistics`` as :func:`statistics_of_blocks` gives them. Returns figures of the blocks kept aside (a fifth):
+    ``contrast`` after and before (``contrast_before``), ``spread`` after.
     """
     backbone: Any = encoder.backbone
     head = backbone.head

@@ -1,4 +1,5 @@
-"""What stage 2 adds to the frozen global model for one site and sequence: an intensity curve and low-rank updates of the convolutions.
+"""What stage 2 adds to the frozen global model for one site and sequence: an intensity curve and low-rank updates of
+the convolutions.
 
 peft, which brings transformers, takes seconds to import: only who has adapters pays for it.
 """
@@ -61,10 +62,11 @@ class SiteStyle:
     def fit(cls, unified: Sequence[np.ndarray], scans: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> SiteStyle:
         """From scans ``(X, Y, Z)`` in unit intensity and the same after the global model.
 
-        The curve takes the mean quantile function of the slightly smoothed unified images to that of the scans, on which noise has little
-        influence: the people are the same, so their anatomies cancel out. What noise the scans have more is added to the unified images
-        first: it widens the peaks of a histogram, and the curve would else make contrast of it. (A regression of scan on unified
-        intensity was tried: it is flat within a tissue, where what varies in both is unrelated, and loses the tails of the histogram.)
+        The curve takes the mean quantile function of the slightly smoothed unified images to that of the scans, on
+        which noise has little influence: the people are the same, so their anatomies cancel out. What noise the scans
+        have more is added to the unified images first: it widens the peaks of a histogram, and the curve would else
+        make contrast of it. (A regression of scan on unified intensity was tried: it is flat within a tissue, where
+        what varies in both is unrelated, and loses the tails of the histogram.)
         """
         scan_noise = float(_mean_of(noise_level, scans, masks))
         unified_noise = float(_mean_of(noise_level, unified, masks))
@@ -91,7 +93,8 @@ class SiteStyle:
         Raises
         ------
         KeyError, TypeError, ValueError
-            If one is missing or of another kind, or they are no curve, quantile function, noise or point spread of images.
+            If one is missing or of another kind, or they are no curve, quantile function, noise or point spread of
+            images.
         """
         unified = _intensities(facts, "unified")
         site = _intensities(facts, "site")
@@ -108,7 +111,8 @@ class SiteStyle:
     def noise_left(self, unified: float) -> float:
         """Standard deviation of the noise to leave in an image of the site's look, of the level left in unified ones.
 
-        The site's own at most, and no more than the curve makes of the unified level: nobody is served by noise put back.
+        The site's own at most, and no more than the curve makes of the unified level: nobody is served by noise put
+        back.
         """
         width_of_site = self.site[-1] - self.site[0]
         width_of_unified = self.unified[-1] - self.unified[0]
@@ -116,7 +120,8 @@ class SiteStyle:
         return float(min(self.noise, slope * unified))
 
     def apply(self, unified: Tensor) -> Tensor:
-        """Site intensity of unified intensity, any shape, differentiable; slope of the end pieces goes on beyond the end knots."""
+        """Site intensity of unified intensity, any shape, differentiable; slope of the end pieces goes on beyond the
+        end knots."""
         knots = torch.as_tensor(self.unified, dtype=unified.dtype, device=unified.device)
         heights = torch.as_tensor(self.site, dtype=unified.dtype, device=unified.device)
         slopes = heights.diff() / knots.diff()
@@ -191,7 +196,8 @@ def _curve_points(volumes: Sequence[np.ndarray], masks: Sequence[np.ndarray], le
 
 
 def point_spread(volume: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:
-    """``(..., X, Y, Z)`` smoothed by a Gaussian of ``sigma`` voxels that does not reach outside the mask; as it is for 0."""
+    """``(..., X, Y, Z)`` smoothed by a Gaussian of ``sigma`` voxels that does not reach outside the mask; as it is for
+    0."""
     if not sigma:
         return volume
     return smooth_inside(volume, mask, sigma) * mask
@@ -221,7 +227,8 @@ def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tenso
 
 
 def _check_size(unet: nn.Module, rank: int, state: Mapping[str, Tensor]) -> None:
-    """ModelError where an adapter has another number of weights than its rank gives it on the layers, before any are made."""
+    """ModelError where an adapter has another number of weights than its rank gives it on the layers, before any are
+    made."""
     inputs_and_outputs = 0
     for name, module in unet.named_modules():
         if re.fullmatch(LAYERS, name):

@@ -91,7 +91,8 @@ class Target:
     facts:
         What stands in sidecars.
     weights:
-        Sequence to the adapter's weights; without an entry (no adapter was better in validation), the style's curve alone is used.
+        Sequence to the adapter's weights; without an entry (no adapter was better in validation), the style's curve
+        alone is used.
     rank:
         Of the adapters.
     aggregator:
@@ -168,7 +169,8 @@ def save_target(
     base:
         ``hash`` and ``uri`` of the global model.
     training:
-        JSON-able account per sequence: ``images``, ``validation_images``, ``sources``; and ``style_encoder``, which described style.
+        JSON-able account per sequence: ``images``, ``validation_images``, ``sources``; and ``style_encoder``, which
+        described style.
     aggregator:
         Weights of that encoder's aggregator, where its backbone did not bring it.
     """
@@ -217,14 +219,14 @@ def load_target(path: str | Path, uri: str | None = None, style: StyleConfig | N
     Parameters
     ----------
     style:
-        Settings of whoever loads it. Its backbone must be the default, which asks for none, or of the name that the bundle records: no
-        weights are loaded to compare them. :meth:`Target.encoder` does that.
+        Settings of whoever loads it. Its backbone must be the default, which asks for none, or of the name that the
+        bundle records: no weights are loaded to compare them. :meth:`Target.encoder` does that.
 
     Raises
     ------
     ModelError
-        Missing folder or file; anything but a regular file in it; unknown format or facts; settings out of bounds; curves that cannot be
-        those of images; damaged weights, or such as are not finite; another style backbone.
+        Missing folder or file; anything but a regular file in it; unknown format or facts; settings out of bounds;
+        curves that cannot be those of images; damaged weights, or such as are not finite; another style backbone.
     """
     path = Path(path)
     facts, settings = _read_description(path)

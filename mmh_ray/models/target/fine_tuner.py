@@ -1,7 +1,8 @@
 """Stage 2, the target fine-tuner: from the unified domain to the look of one site.
 
-The site's own scans, unified by the frozen global model, are pairs of the same voxels in both looks. An adapter learns to bring the one
-back to the other (style reconstruction), and scans of other sites, unified in the same way, along the same displacement of style.
+The site's own scans, unified by the frozen global model, are pairs of the same voxels in both looks. An adapter learns
+to bring the one back to the other (style reconstruction), and scans of other sites, unified in the same way, along the
+same displacement of style.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class TargetBatch(SlabBatch):
     unified:
         ``(B, K, H, W)`` the slab in the unified domain, unit intensity.
     scan:
-        ``(B, K, H, W)`` the scan itself; of a source volume, whose look at the site nobody knows, it and ``image`` are the unified one.
+        ``(B, K, H, W)`` the scan itself; of a source volume, whose look at the site nobody knows, it and ``image`` are
+        the unified one.
     """
 
     unified: Tensor
@@ -94,11 +96,12 @@ class UnifiedVolume:
         styled: Callable[[np.ndarray], np.ndarray],
         rng: np.random.Generator,
     ) -> UnifiedVolume:
-        """From a prepared scan of the target site, which the global model is shown in the style that ``styled`` gives it.
+        """From a prepared scan of the target site, which the global model is shown in the style that ``styled`` gives
+        it.
 
-        What the global model leaves of the scan's noise must not be what is to be reconstructed: noise of the scan's own level is added
-        to what the model sees and taken from the target, after which the two are independent (Recorrupted-to-Recorrupted: Pang et al.,
-        CVPR 2021, with alpha = 1).
+        What the global model leaves of the scan's noise must not be what is to be reconstructed: noise of the scan's
+        own level is added to what the model sees and taken from the target, after which the two are independent
+        (Recorrupted-to-Recorrupted: Pang et al., CVPR 2021, with alpha = 1).
         """
         noise = rng.normal(0, noise_level(scan, mask), scan.shape).astype(np.float32) * mask
         seen = cls.of_source(model, styled(scan + noise), mask, sequence, settings)
@@ -164,9 +167,11 @@ class TargetFineTuner(nn.Module):
         self.register_buffer("domain_moments", torch.stack([quantiles.mean(), quantiles.std()]))
 
     def forward(self, site: TargetBatch, source: TargetBatch, ramp: float = 1.0) -> dict[str, Tensor]:
-        """Losses; ``loss`` is the weighted sum to differentiate, the others are its parts. ``ramp`` (0-1) brings displacement in.
+        """Losses; ``loss`` is the weighted sum to differentiate, the others are its parts. ``ramp`` (0-1) brings
+        displacement in.
 
-        What is generated shows no noise, the site's scans do: before style is compared, noise of the site's level is added.
+        What is generated shows no noise, the site's scans do: before style is compared, noise of the site's level is
+        added.
         """
         config = self.config
         site_made, site_noise = self._generate(site)
@@ -197,9 +202,11 @@ class TargetFineTuner(nn.Module):
         return style_displacement(source_generated - source_unified, of_site)
 
     def _generate(self, batch: TargetBatch) -> tuple[Tensor, Tensor]:
-        """What the adapter makes of a batch, ``(B, K, H, W)`` site unit intensity, and noise of unit variance to add to it.
+        """What the adapter makes of a batch, ``(B, K, H, W)`` site unit intensity, and noise of unit variance to add to
+        it.
 
-        The adapter corrects the unified image by what it changes in the network's answer, so that one that changes nothing is the curve.
+        The adapter corrects the unified image by what it changes in the network's answer, so that one that changes
+        nothing is the curve.
         """
         noise, _ = self.model.draw(batch)
         context = self.model.context(batch)
@@ -332,7 +339,8 @@ def _masked_l1(made: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 def _learning_rate(step: int, config: TargetConfig) -> float:
     """A tenth of the steps linear warm-up, then half a cosine to 0.
 
-    ``diffusers.optimization`` has the same curve, but begins its warm-up at a rate of 0 and multiplies in another order.
+    ``diffusers.optimization`` has the same curve, but begins its warm-up at a rate of 0 and multiplies in another
+    order.
     """
     warm_up = max(1, config.steps // 10)
     if step < warm_up:

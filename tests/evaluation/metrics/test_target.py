@@ -17,7 +17,7 @@ from mmh_ray.evaluation.metrics.registry import BEST_KNOWN, METRICS, OURS, RAW, 
 from mmh_ray.evaluation.metrics.scoring import CaseScores, score_case
 from mmh_ray.evaluation.metrics.target import TARGET_METRICS, direct_error
 from mmh_ray.evaluation.metrics.training import TargetCohort, TrainingImage, training_image
-from mmh_ray.imaging.volume import Volume, write_volume
+from mmh_ray.imaging.volume import Volume, read_volume, write_volume
 from mmh_ray.simulation.anatomy import TISSUES, Person, simulate_anatomy
 from mmh_ray.simulation.phantom import canonical
 
@@ -148,12 +148,11 @@ def test_one_bad_output_costs_one_image(case: Case, settings: ScoringSettings, t
 
 def test_a_scan_on_another_grid_is_not_compared(case: Case, settings: ScoringSettings, tmp_path: Path) -> None:
     (source,) = case.records
-    small = Volume(np.linspace(1, 2, 512, dtype=np.float32).reshape(8, 8, 8), np.eye(4))
-    write_volume(small, tmp_path / "small.nii.gz")
-    mask = np.zeros_like(small.data)
-    mask[2:-2, 2:-2, 2:-2] = 1
-    write_volume(small.like(mask), tmp_path / "mask.nii.gz")
-    other = replace(source, uri=str(tmp_path / "small.nii.gz"), mask_uri=str(tmp_path / "mask.nii.gz"))
+    assert source.mask_uri is not None
+    scan, brain = read_volume(source.uri), read_volume(source.mask_uri)
+    write_volume(Volume(scan.data[1:], scan.affine), tmp_path / "smaller.nii.gz")
+    write_volume(Volume(brain.data[1:], scan.affine), tmp_path / "mask.nii.gz")
+    other = replace(source, uri=str(tmp_path / "smaller.nii.gz"), mask_uri=str(tmp_path / "mask.nii.gz"))
     found = score_case(replace(case, records=(other,)), replace(settings, truth=None))
     assert not found.metrics.images
     assert [problem.image_id for problem in found.log.problems] == [SOURCE]

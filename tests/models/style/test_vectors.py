@@ -33,15 +33,15 @@ def test_planes_that_cross_thick_slices_do_not_count(
     assert np.array_equal(describe(image, image > 0, affine), plain) == (spacing[2] > spacing[0])
 
 
-def test_a_scan_whose_voxels_are_no_cubes_is_not_squashed(anatomy, clean: np.ndarray) -> None:
+def test_a_scan_whose_voxels_are_no_cubes_is_looked_at_on_cubes(anatomy, clean: np.ndarray) -> None:
     describe = StyleVectors(StyleConfig())
     thin, mask = (np.repeat(data, 2, axis=2) for data in (clean, anatomy.brain))
-    whole = describe(clean, anatomy.brain, anatomy.affine)
-    same = describe(thin, mask, anatomy.affine @ np.diag([1, 1, 0.5, 1]))
-    stretched = describe(thin, mask, anatomy.affine)
-    assert np.linalg.norm(whole) == pytest.approx(1, abs=1e-5)
-    print(whole @ same, whole @ stretched)
-    assert whole @ same > whole @ stretched
+    fine, fine_mask = (data.repeat(2, axis=0).repeat(2, axis=1) for data in (thin, mask))
+    on_cubes = describe(fine, fine_mask, anatomy.affine @ np.diag([0.5, 0.5, 0.5, 1]))
+    found = describe(thin, mask, anatomy.affine @ np.diag([1, 1, 0.5, 1]))
+    taken_for_cubes = describe(thin, mask, anatomy.affine)
+    assert np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
+    assert found @ on_cubes > 0.9 > taken_for_cubes @ on_cubes
 
 
 def test_gain_and_axes_are_no_style(anatomy, clean: np.ndarray) -> None:

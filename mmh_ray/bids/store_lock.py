@@ -1,0 +1,195 @@
+"""One run at a time into a folder of an object store, which has no locks: every run tells there that it is alive.
+
+A run writes an object of its own, and then lists those of all runs. Stores list what was written before (S3, GCS and MinIO
+all do), so of two runs that start at once at least one sees the other, and gives up. No two can both see nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import random
+import threading
+import time
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mmh_ray.errors import ConfigError, DataError, MMHError
+from mmh_ray.object_store import Store, StoredFile
+
+log = logging.getLogger(__name__)
+
+LOCKS = ".locks"
+"""Folder with an object per run that is alive."""
+BEAT_S = 20.0
+"""Seconds after which a run writes its object again."""
+DEAD_S = 180.0
+"""Seconds without a sign of life after which a run counts as dead, by the times that the store itself gives its objects."""
+MARGIN_S = 5.0
+"""Seconds by which a run gives up its folder before others may take it for dead."""
+LOCKING_S = 4.0
+"""Seconds for which a run tries again, as each of two that start at once may have seen the other."""
+
+
+class StoreLock:
+    """The right to write to a folder, held until :meth:`release` by a thread that shows that the run is alive.
+
+    Raises
+    ------
+    ConfigError
+        If another run is writing there, or the folder cannot be written to.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._name = f"{LOCKS}/{uuid.uuid4().hex}.json"
+        self._content = json.dumps(_this_run()).encode()
+        self._problem: str | None = None
+        self._released = threading.Event()
+        self._acquire()
+        self._thread = threading.Thread(target=self._stay_alive, name="mmh-store-lock", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise DataError if the folder is no longer this run's: it gave no sign of life for so long that another took over."""
+        if self._problem is not None:
+            expected = f"a sign of life every {DEAD_S:g} s"
+            raise DataError(f"{self._store.uri}: {self._problem}", expected, "Run again once no other run is writing.")
+
+    def release(self) -> None:
+        """Let others write there."""
+        self._released.set()
+        self._thread.join()
+        try:
+            self._store.remove(self._name)
+        except MMHError as error:
+            log.warning("the next run has to wait %g s for this one: %s", DEAD_S, error)
+
+    def _acquire(self) -> None:
+        deadline = time.monotonic() + LOCKING_S
+        while True:
+            try:
+                self._store.write(self._content, self._name)
+                other = _other_run(self._store, self._name)
+            except DataError as error:
+                raise ConfigError(error.received, "a folder that can be written to", error.remedy) from error
+            if other is None:
+                self._written = _written(self._store, self._name)
+                return
+            self._store.remove(self._name)
+            if time.monotonic() > deadline:
+                received = f"{self._store.uri}: another run is writing there, {other}"
+                remedy = f"Wait for it or stop it; one that was killed is let go of after {DEAD_S:g} s."
+                raise ConfigError(received, "one run a folder", remedy)
+            time.sleep(random.uniform(0.1, 1.0))  # not in step with one that started at the same time
+
+    def _stay_alive(self) -> None:
+        last_sign = time.monotonic()
+        while not self._released.wait(BEAT_S):
+            try:
+                if not self._store.has(self._name):
+                    self._problem = "another run has taken over, as this one gave no sign of life"
+                    return
+                self._store.write(self._content, self._name)
+                written = _written(self._store, self._name)
+                gap_s = (written - self._written).total_seconds()
+                if gap_s > DEAD_S - MARGIN_S:  # as after the machine was suspended: another may have begun in between
+                    self._problem = f"no sign of life of this run for {gap_s:g} s, in which another may have taken over"
+                    return
+                self._written = written
+                last_sign = time.monotonic()
+            except MMHError as error:
+                log.warning("no sign of life of this run in its folder: %s", error)
+                if time.monotonic() - last_sign > DEAD_S - 2 * BEAT_S:  # before anybody else may take it for dead
+                    self._problem = "no sign of life of this run could be written"
+                    return
+
+
+def is_store_locked(store: Store) -> bool:
+    """Whether a run is writing to the folder now, as far as this machine's clock and the store's agree."""
+    now = datetime.now(UTC)
+    for file in store.files(LOCKS):
+        age_s = (now - file.written).total_seconds()
+        if age_s < DEAD_S and not _has_died_here(_content_of(store, file)):
+            return True
+    return False
+
+
+def _other_run(store: Store, own_name: str) -> str | None:
+    """Who else is alive; None for nobody. What dead runs left is removed."""
+    written = _written(store, own_name)
+    for file in store.files(LOCKS):
+        if file.name == own_name:
+            continue
+        content = _content_of(store, file)
+        age_s = (written - file.written).total_seconds()
+        if age_s < DEAD_S and not _has_died_here(content):
+            return f"on {content.get('host')}, process {content.get('process')}, since {content.get('started')}"
+        log.warning("%s: left by a run that was killed, %s", store.uri_of(file.name), content)
+        store.remove(file.name)
+    return None
+
+
+def _written(store: Store, name: str) -> datetime:
+    """When a run's object was last written, by the store's clock.
+
+    Raises
+    ------
+    DataError
+        If the store does not list it.
+    """
+    for file in store.files(LOCKS):
+        if file.name == name:
+            return file.written
+    raise DataError(
+        f"{store.uri_of(name)}: not listed", "a store that lists what was just written", "Use such a store."
+    )
+
+
+def _this_run() -> dict[str, Any]:
+    return {
+        "host": platform.node(),
+        "machine": _machine(),
+        "process": os.getpid(),
+        "process_started": psutil.Process().create_time(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _machine() -> str:
+    """What tells this machine, and this container on it, from all others with their own numbers of processes."""
+    parts = [platform.node()]
+    try:
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    except OSError:  # not Linux
+        pass
+    return " ".join(parts)
+
+
+def _has_died_here(content: dict[str, Any]) -> bool:
+    """Whether it was a process of this machine that is no more: then nobody needs to wait for its signs of life."""
+    if content.get("machine") != _machine():
+        return False
+    try:
+        started = psutil.Process(content["process"]).create_time()
+        return abs(started - content["process_started"]) > 1.0  # else another process has got its number
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, KeyError, TypeError, ValueError, OverflowError):
+        return False
+
+
+def _content_of(store: Store, file: StoredFile) -> dict[str, Any]:
+    """What an object of :data:`LOCKS` says; nothing where it is gone or damaged."""
+    try:
+        content = json.loads(store.read(file.name))
+    except (MMHError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,104 @@
+"""Objects of a store as local files for as long as they are read; what is local already stays where it is."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mmh_ray.errors import MMHError
+from mmh_ray.object_store import Store, is_remote
+
+
+@contextlib.contextmanager
+def staged(*uris: str) -> Iterator[list[str]]:
+    """Local paths of some files, in their order. Objects are copied to this node's temporary folder, under their own names.
+
+    What the block raises names the objects, not their copies.
+
+    Raises
+    ------
+    DataError
+        If an object is not there or cannot be read.
+    ConfigError
+        If no such store can be opened.
+    """
+    with contextlib.ExitStack() as stack:
+        paths: list[str] = []
+        uri_of: dict[str, str] = {}
+        for uri in uris:
+            if not is_remote(uri):
+                paths.append(uri)
+                continue
+            folder, _, name = uri.rpartition("/")
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mmh-staged-"))
+            path = Path(scratch, name)
+            Store(folder).get(name, path)
+            paths.append(str(path))
+            uri_of[str(path)] = uri
+        stack.enter_context(naming(uri_of))
+        yield paths
+
+
+@contextlib.contextmanager
+def staged_scan(uri: str, mask_uri: str | None) -> Iterator[tuple[str, str | None]]:
+    """:func:`staged` for a scan and its brain mask, where it has one."""
+    with staged(*filter(None, (uri, mask_uri))) as paths:
+        yield paths[0], paths[1] if mask_uri else None
+
+
+@contextlib.contextmanager
+def uploaded(folder: str) -> Iterator[str]:
+    """A local folder whose files are uploaded when the block has succeeded; a folder that is local already is itself.
+
+    Raises
+    ------
+    DataError
+        If an object cannot be written.
+    ConfigError
+        If there is no such store or bucket.
+    """
+    if not is_remote(folder):
+        yield folder
+        return
+    store = Store(folder)
+    store.check_bucket()
+    with tempfile.TemporaryDirectory(prefix="mmh-upload-") as scratch:
+        with naming({scratch: store.uri}):
+            yield scratch
+        for path in sorted(Path(scratch).rglob("*")):
+            if path.is_file():
+                store.put(path, path.relative_to(scratch).as_posix())
+
+
+def size_of(place: str) -> int | None:
+    """Bytes of a file or an object; None where there is none."""
+    if is_remote(place):
+        folder, _, name = place.rpartition("/")
+        return Store(folder).size(name)
+    path = Path(place)
+    return path.stat().st_size if path.exists() else None
+
+
+@contextlib.contextmanager
+def naming(uri_of: Mapping[str, str]) -> Iterator[None]:
+    """Let the errors of a block name the URIs of the given local paths."""
+    try:
+        yield
+    except MMHError as error:
+        parts = [renamed(part, uri_of) for part in (error.received, error.expected, error.remedy)]
+        if parts == [error.received, error.expected, error.remedy]:
+            raise
+        raise type(error)(*parts) from error
+    except OSError as error:
+        if error.filename is not None:
+            error.filename = renamed(str(error.filename), uri_of)
+        raise
+
+
+def renamed(text: str, uri_of: Mapping[str, str]) -> str:
+    """A text with the URIs in place of the local paths."""
+    for path, uri in uri_of.items():
+        text = text.replace(path, uri)
+    return text
