@@ -25,7 +25,8 @@ $(INSTALLED): pyproject.toml
 		|| { echo "A working Python 3.11 or later is needed." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	@# Compiling the 30,000 files of the packages takes a minute; Python compiles those that it imports.
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev,docs]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -37,11 +38,13 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 # Two files at a time, a thread each: most tests wait for processes to start.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not browser" --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 40
+	$(PYTEST) -m "not gpu and not browser" --durations 40
 
 fast: $(INSTALLED)
-	$(BIN)/pytest -m "fast and not slow"
+	$(PYTEST) -m "fast and not slow"
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

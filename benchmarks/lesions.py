@@ -1,6 +1,6 @@
 """Do lesions, cavities, wide ventricles and a tumour survive the model?
 
-    python benchmarks/lesions.py [--model mmh-base]
+    python -m benchmarks.lesions [--model mmh-base]
 
 People whom training does not know are scanned by random scanners and harmonized: with lesions, a resection cavity or wide ventricles
 (`ventricles=3`), of which training draws others, or a tumour with a fluid core, which it never shows, or ventricles of three times their
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,39 +32,10 @@ from mmh_ray.imaging.volume import Volume
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SEQUENCES, canonical, random_scanner, render
 from mmh_ray.simulation.phantom_people import canonical_quantiles, unifying_map
+from tests.phantoms import CSF, LESION, contrast_and_volume, hydrocephalus, tumour
 
 FIRST_SEED = 5000
 """Of people that neither training nor the phantom archive draws."""
-CSF, GM, WM, LESION = range(4)
-
-
-def tumour(anatomy: Anatomy, seed: int, far_from: np.ndarray | None = None) -> tuple[Anatomy, np.ndarray]:
-    """A ball of 16 mm radius of lesion tissue with a fluid core of 6 mm in the white matter, and its place."""
-    rng, spacing = np.random.default_rng(seed), abs(anatomy.affine[0, 0])
-    deep = ndimage.binary_erosion(anatomy.brain, iterations=round(18 / spacing)) & (anatomy.fractions[WM] > 0.8)
-    if far_from is not None:
-        deep &= ~ndimage.binary_dilation(far_from, iterations=6)
-    centre = rng.choice(np.argwhere(deep))
-    distance = np.linalg.norm(np.moveaxis(np.indices(anatomy.brain.shape), 0, -1) - centre, axis=-1) * spacing
-    filled = _filled(_filled(anatomy, distance < 16, LESION), distance < 6, CSF)
-    return filled, (distance < 16) & (distance >= 6)
-
-
-def hydrocephalus(anatomy: Anatomy) -> tuple[Anatomy, np.ndarray]:
-    """Ventricles of three times their size, with fluid in place of the brain nearest to them, and the place of what is new."""
-    depth = ndimage.distance_transform_edt(anatomy.brain) * abs(anatomy.affine[0, 0])
-    ventricles = (anatomy.fractions[CSF] > 0.8) & (depth > 25)
-    distance = ndimage.distance_transform_edt(~ventricles)
-    wide = distance <= np.sort(distance, axis=None)[3 * ventricles.sum()]
-    return _filled(anatomy, wide, CSF), wide & (anatomy.fractions[CSF] < 0.2)
-
-
-def _filled(anatomy: Anatomy, place: np.ndarray, tissue: int) -> Anatomy:
-    """The anatomy with nothing but one tissue in a place."""
-    fractions = anatomy.fractions.copy()
-    fractions[:, place] = 0
-    fractions[tissue, place] = 1
-    return replace(anatomy, fractions=fractions)
 
 
 def people(seed: int, spacing: float) -> dict[str, tuple[Anatomy, np.ndarray]]:
@@ -82,14 +52,6 @@ def people(seed: int, spacing: float) -> dict[str, tuple[Anatomy, np.ndarray]]:
         "ventricles x 3": hydrocephalus(plain),
         "tumour": tumour(plain, seed),
     }
-
-
-def contrast_and_volume(image: np.ndarray, place: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Mean of a place less that of what lies two voxels around it, and voxels there beyond the middle between the two."""
-    around = ndimage.binary_dilation(place, iterations=3) & ~ndimage.binary_dilation(place) & brain
-    inside, outside = image[place].mean(), image[around].mean()
-    beyond = (image - (inside + outside) / 2) * np.sign(inside - outside) > 0
-    return np.array([inside - outside, (beyond & (place | around)).sum()])
 
 
 def survival(image: np.ndarray, truth: np.ndarray, place: np.ndarray, brain: np.ndarray) -> dict[str, float]:

@@ -102,7 +102,7 @@ class Oracle(Harmonizer):
 
     truth: Volume
 
-    def _sample(self, prepared: Prepared, _label: int) -> np.ndarray:
+    def sample_planes(self, prepared: Prepared, _label: int) -> np.ndarray:
         image = to_grid(self.truth.data, self.truth.affine, prepared.affine, prepared.image.shape)
         return (image * prepared.mask)[None]
 

@@ -1,7 +1,7 @@
 """What the quality figures of a scan are on real scans, on the same scans spoilt, and on what is no adult's MRI at all.
 
-    python benchmarks/quality.py BIDS                # every third image; --every 1 takes all
-    python benchmarks/quality.py BIDS --json quality.json
+    python -m benchmarks.quality BIDS                # every third image; --every 1 takes all
+    python -m benchmarks.quality BIDS --json quality.json
 
 Only preparation runs: these figures need no model. For every group the table gives the range of each figure and how many scans would be
 refused as the sequence in brackets; config.py's thresholds (section `quality`) come from it.
@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.config import Config
@@ -25,13 +24,12 @@ from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import Volume, read_volume
 from mmh_ray.quality.checks import check_scan
 from mmh_ray.quality.describe import describe_scan
-from mmh_ray.simulation.anatomy import TISSUES, Person, simulate_anatomy
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SITES, render
+from tests.phantoms import computed_tomography
 
 CONFIG = Config()
 FIGURES = ("registration", "coverage", "brain_ml", "fluid_contrast", "white_contrast")
-HOUNSFIELD = {"CSF": 8.0, "GM": 37.0, "WM": 28.0, "lesion": 30.0, "scalp": 60.0, "bone": 1000.0}
-AIR = 1000.0
 
 
 def spoilt(volume: Volume, sequence: str) -> Iterator[tuple[str, str, Volume]]:
@@ -46,18 +44,6 @@ def spoilt(volume: Volume, sequence: str) -> Iterator[tuple[str, str, Volume]]:
     yield f"{sequence} at 0.7 of its size", sequence, Volume(volume.data, small, volume.header)
     noise = np.random.default_rng(0).rayleigh(1, volume.data.shape).astype(np.float32)
     yield f"noise as {sequence}", sequence, volume.like(noise)
-
-
-def computed_tomography(seed: int, spacing_mm: float = 2.0) -> Volume:
-    """A simulated head in Hounsfield units above air: grey matter a little brighter than white, fluid dark, a skull brighter than all."""
-    anatomy = simulate_anatomy(Person(seed, scalp=True), spacing_mm)
-    brain, scalp = anatomy.fractions.sum(0), anatomy.scalp
-    inside = ndimage.binary_fill_holes(brain + scalp > 0.5)
-    bone = np.clip(inside - brain - scalp, 0, 1)
-    shares = dict(zip(TISSUES, anatomy.fractions, strict=True)) | {"scalp": scalp, "bone": bone}
-    data = sum(HOUNSFIELD[tissue] * share for tissue, share in shares.items()) - AIR * (1 - inside)
-    noise = np.random.default_rng(seed).normal(0, 4, brain.shape)
-    return Volume((data + noise).astype(np.float32), anatomy.affine)
 
 
 def coarse(seed: int, sequence: str) -> Volume:

@@ -16,6 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     from mmh_ray.config import Config
+    from mmh_ray.imaging.volume import Volume
     from mmh_ray.simulation.anatomy import Anatomy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: of two that run at a time, none is left to run alone in the end."""
     long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("ray")}
     items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _reports_taken_at_once() -> Iterator[None]:
+    """Ray Train takes one report in two seconds; in every training of a few steps that is most of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +170,14 @@ def clean(anatomy: Anatomy, spacing: float) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
+def plain_scan(anatomy: Anatomy, clean: np.ndarray) -> Volume:
+    """A T1w scan of the shared anatomy, 0 to 700 or so: all that a batch job needs to get to work."""
+    from mmh_ray.imaging.volume import Volume
+
+    return Volume((700 * clean).astype(np.float32), anatomy.affine)
+
+
+@pytest.fixture(scope="session")
 def ball() -> np.ndarray:
     """An ellipsoid ``(16, 20, 14)`` bool that touches no border."""
     axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in (16, 20, 14)], indexing="ij")
@@ -203,3 +220,9 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], 
 def tiny_bundle(make_bundle: Callable[[Config], Path], tiny_config: Config) -> Path:
     """The bundle of an untrained model of :func:`tiny_config`."""
     return make_bundle(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_files(tiny_bundle: Path) -> dict[str, bytes]:
+    """Its files, as an actor gets them."""
+    return {path.name: path.read_bytes() for path in tiny_bundle.iterdir()}

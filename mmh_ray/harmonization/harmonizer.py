@@ -197,7 +197,7 @@ class Harmonizer:
         """Second step, the model's: the image of every target on the working grid; the global pass runs once."""
         sequence = ready.sequence
         mask = ready.prepared.mask
-        planes = self._sample(ready.prepared, self.bundle.sequence_index(sequence))
+        planes = self.sample_planes(ready.prepared, self.bundle.sequence_index(sequence))
         disagreement: float | None = None
         if len(planes) > 1:
             disagreement = float(planes[:, mask].std(axis=0).mean())
@@ -280,7 +280,8 @@ class Harmonizer:
                 data[is_empty] = empty
         return image.like(data), space
 
-    def _sample(self, prepared: Prepared, label: int) -> np.ndarray:
+    def sample_planes(self, prepared: Prepared, label: int) -> np.ndarray:
+        """The model's image of a prepared scan in the unified domain, ``(P, I, J, K)`` float32: one a plane."""
         return estimate_planes(self.bundle.model, prepared.image, prepared.mask, label, self.settings)
 
     def _to_native(self, volume: Volume, prepared: Prepared, inferred: InferredImage) -> np.ndarray:

@@ -122,7 +122,7 @@ class HarmonizeWorker:
         self.model_idle_s = 0.0
         self._idle_since: float | None = None  # its start is no wait
         self._model_lock = threading.Lock()
-        self._device = _device_of(bundle.model)
+        self._device = device_of(bundle.model)
         self._room = SharedMemory(neighbours)
 
     def harmonize(self, task: Task) -> list[LedgerRow]:
@@ -200,7 +200,7 @@ class HarmonizeWorker:
         """Write a derivative with its pictures and its sidecar, all or none."""
         before_path, after_path = figure_paths(image_path)
         brain = scan.prepared.brain
-        with _all_or_none(*derivative_files(image_path)) as written:
+        with all_or_none(*derivative_files(image_path)) as written:
             write_volume(scan.volume, image_path)
             written.append(image_path)
             write_mosaic(before_path, scan.source.data, brain, scan.source.affine)
@@ -241,19 +241,19 @@ class HarmonizeWorker:
                     raise
                 if harmonizer.settings.batch_slabs > 1:
                     harmonizer.settings = with_smaller_batches(harmonizer.settings)
-                elif _device_of(model).type != "cpu":
+                elif device_of(model).type != "cpu":
                     model.to("cpu")
                 else:
                     raise MemoryError(f"not even one slab at a time fits on the CPU: {error}") from error
             torch.cuda.empty_cache()
             slabs = harmonizer.settings.batch_slabs
-            device = _device_of(model)
+            device = device_of(model)
             log.warning("%s: out of memory; from now on %d slabs a batch, this image on %s", image_id, slabs, device)
 
     def _move_back(self) -> None:
         """The model to its own device, if an image before sent it to the CPU; where there is no room yet it stays whole on the CPU."""
         model = self.harmonizer.bundle.model
-        if _device_of(model) == self._device:
+        if device_of(model) == self._device:
             return
         try:
             model.to(self._device)
@@ -296,7 +296,7 @@ def _input_hash(task: Task, files: _Files) -> str | None:
 
 
 @contextlib.contextmanager
-def _all_or_none(*paths: Path) -> Iterator[list[Path]]:
+def all_or_none(*paths: Path) -> Iterator[list[Path]]:
     """Delete old outputs first; on error delete what the block wrote. An image without its sidecar is no result.
 
     The block lists what it has written: whatever else lies there by then is another run's.
@@ -317,7 +317,8 @@ def _flags(task: Task, scan: HarmonizedScan) -> list[str]:
     return [*contrast_flags(task["uri"]), *scan.flags]
 
 
-def _device_of(model: torch.nn.Module) -> torch.device:
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a model's weights are."""
     return next(model.parameters()).device
 
 

@@ -202,8 +202,8 @@ def sample(model: GlobalHarmonizer, denoise: Denoise, noise: Tensor, steps: int,
     if steps_without_gradient:
         first_labels = labels[: steps_without_gradient + 1]
         with torch.no_grad():
-            noise = _walk(model, denoise, noise, first_labels)
-    return _walk(model, denoise, noise, labels[steps_without_gradient:])
+            noise = walk(model, denoise, noise, first_labels)
+    return walk(model, denoise, noise, labels[steps_without_gradient:])
 
 
 def invert_and_sample(model: GlobalHarmonizer, denoise: Denoise, origin: Tensor, depth: int, steps: int) -> Tensor:
@@ -215,11 +215,11 @@ def invert_and_sample(model: GlobalHarmonizer, denoise: Denoise, origin: Tensor,
     top = round(INVERSION_TOP * timesteps)
     upwards = np.linspace(0, top, depth + 1)
     downwards = np.linspace(top, -1, steps + 1)
-    inverted = _walk(model, denoise, origin, upwards)
-    return _walk(model, denoise, inverted, downwards)
+    inverted = walk(model, denoise, origin, upwards)
+    return walk(model, denoise, inverted, downwards)
 
 
-def _walk(model: GlobalHarmonizer, denoise: Denoise, x: Tensor, labels: np.ndarray) -> Tensor:
+def walk(model: GlobalHarmonizer, denoise: Denoise, x: Tensor, labels: np.ndarray) -> Tensor:
     """Deterministic DDIM through timesteps in either direction (Song et al., ICLR 2021, eq. 12 with sigma = 0); -1 is
     the clean image.
 

@@ -43,7 +43,7 @@ def simulated_pair(
     mask = anatomy.brain
     scan = render(anatomy, random_scanner(rng), sequence, rng, grid.spacing_mm)
     scan = np.clip(robust_scaling(scan, mask, upper_percentile).apply(scan), 0, 2) * mask
-    return scan, _canonical(seed, number, grid, sequence), mask
+    return scan, simulated_truth(seed, number, grid, sequence), mask
 
 
 def person_number(index: int) -> int:
@@ -102,7 +102,8 @@ def simulated_person(seed: int, number: int, grid: GridConfig) -> Anatomy:
 
 
 @lru_cache(maxsize=2 * _TOGETHER)
-def _canonical(seed: int, number: int, grid: GridConfig, sequence: str) -> np.ndarray:
+def simulated_truth(seed: int, number: int, grid: GridConfig, sequence: str) -> np.ndarray:
+    """The canonical image of a simulated person on the working grid, zero outside the brain."""
     anatomy = simulated_person(seed, number, grid)
     image = canonical(anatomy, sequence, grid.spacing_mm)
     return image * anatomy.brain

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -72,12 +75,35 @@ def _evaluate(bids: Path, out: Path, *more: str) -> dict:
     return json.loads((out / "evaluation.json").read_text())
 
 
-def test_labels_of_several_kinds_are_reported_by_method_and_site(tmp_path: Path, capsys) -> None:
-    bids = _archive(tmp_path)
+@dataclass
+class _Evaluated:
+    """An archive with labels of several kinds, what its evaluation gave and what it printed."""
+
+    bids: Path
+    out: Path
+    found: dict
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> _Evaluated:
+    root = tmp_path_factory.mktemp("labelled")
+    bids, out = _archive(root), root / "out"
     for subject in (0, 1, 2):
         _label(bids / "derivatives/labels", subject, "_desc-dlmuse", (0, 51, 120, 81))
     _label(bids / "derivatives/labels", 3, "", (0, 3, 1, 2))  # numbered as BIDS numbers, and not said so
-    found = _evaluate(bids, tmp_path / "out")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        found = _evaluate(bids, out)
+    return _Evaluated(bids, out, found, printed.getvalue())
+
+
+def _unlabelled(found: dict) -> dict:
+    """Measures of the raw scans that need no labels."""
+    return {name: value for name, value in found["raw"]["T1w"].items() if not name.startswith("label_")}
+
+
+def test_labels_of_several_kinds_are_reported_by_method_and_site(labelled: _Evaluated) -> None:
+    found = labelled.found
     assert found["about"]["problems"] == []
     [said] = [note for note in found["about"]["notes"] if "label" in note]
     assert said.startswith("no labels: a label map that, read by the table tissues, shows")
@@ -99,10 +125,10 @@ def test_labels_of_several_kinds_are_reported_by_method_and_site(tmp_path: Path,
     assert spread["ours"] < 0.01 < 0.1 < spread["raw"]
     assert found["ours"]["T1w"]["label_retest"]["value"] == 0 < found["raw"]["T1w"]["label_retest"]["value"] < 0.02
     assert found["differences"]["raw"]["T1w"]["label_cnr"]["low"] > 0
-    table = pq.read_table(tmp_path / "out/per_image.parquet").to_pandas()
+    table = pq.read_table(labelled.out / "per_image.parquet").to_pandas()
     own = table[(table["method"] == "ours") & (table["subject"] == "3")]
     assert own["label_auc_wm"].isna().all()
-    page, printed = (tmp_path / "out/report.html").read_text(), capsys.readouterr().out
+    page, printed = (labelled.out / "report.html").read_text(), labelled.printed
     for text in (page, printed):
         assert "AUC WM/GM" in text
         assert "N4" in text
@@ -110,11 +136,11 @@ def test_labels_of_several_kinds_are_reported_by_method_and_site(tmp_path: Path,
     assert "T1w: labelled tissues by site" in printed
 
 
-def test_a_folder_and_a_table_can_be_named_and_a_bad_map_hurts_only_itself(tmp_path: Path) -> None:
-    bids, mine = _archive(tmp_path), tmp_path / "mine"
-    without = _evaluate(bids, tmp_path / "without")
-    assert without["about"]["labels"] == {}
-    assert not any(name.startswith("label_") for name in without["raw"]["T1w"])
+def test_a_folder_and_a_table_can_be_named_and_a_bad_map_hurts_only_itself(
+    labelled: _Evaluated, tmp_path: Path
+) -> None:
+    """Other labels than those of the archive, and so none of its own."""
+    bids, mine = labelled.bids, tmp_path / "mine"
     for subject in range(4):
         _label(mine, subject, "", (0, 3, 1, 2))
     _label(mine, 0, "", (0, 999, 999, 2))
@@ -127,9 +153,10 @@ def test_a_folder_and_a_table_can_be_named_and_a_bad_map_hurts_only_itself(tmp_p
     assert "sub-2_dseg.nii.gz: unreadable" in notes
     assert {site: own["n"] for site, own in found["about"]["labels"]["T1w"]["raw"].items()} == {"alder": 2, "birch": 2}
     assert found["about"]["labels"]["T1w"]["raw"]["alder"]["label_auc_wm"] > 0.99
-    plain = {name: value for name, value in found["raw"]["T1w"].items() if not name.startswith("label_")}
-    assert plain == without["raw"]["T1w"]
-    assert main(["evaluate", "--archive", f"raw={bids}", "--out", str(tmp_path / "o"), "--labels", str(bids)]) == 1
+    assert _unlabelled(found) == _unlabelled(labelled.found)
+    (tmp_path / "empty").mkdir()
+    archive = ["--archive", f"raw={bids}", "--out", str(tmp_path / "o")]
+    assert main(["evaluate", *archive, "--labels", str(tmp_path / "empty")]) == 1
 
 
 @pytest.mark.slow

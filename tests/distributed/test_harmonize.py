@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,13 +17,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mmh_ray.bids.ledger import Journal, read_ledger
+from mmh_ray.bids.ledger import read_ledger
 from mmh_ray.bids.rows import problem_of
-from mmh_ray.bids.status import run_status
 from mmh_ray.cli import main
 from mmh_ray.config import Config, GridConfig
 from mmh_ray.distributed.harmonize import harmonize, plan, pool_layout
-from mmh_ray.errors import ConfigError, DataError, ModelError
+from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.harmonization.job import Job
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.models.bundle import bundle_hash
@@ -269,15 +267,129 @@ def arguments(job: FirstRun, *more: str) -> list[str]:
     return ["harmonize", str(job.bids), str(job.out), "--model", str(job.bundle), *more, *fixed]
 
 
-def test_again_skips_what_is_there_and_retries_what_failed(job: FirstRun) -> None:
-    before, rows = stamps(job.out), job.ledger()
-    assert main(arguments(job)) == 1
-    assert stamps(job.out) == before
+@dataclass
+class SecondRun:
+    """What was there before the command was given again, and how it ended."""
+
+    stamps: dict[str, int]
+    ledger: dict[str, dict]
+    exit_code: int
+
+
+HALF_WRITTEN = ".partial-abc.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def second(job: FirstRun) -> SecondRun:
+    """The same command once more, where a killed run has left a file half-written."""
+    job.derivative(GOOD[0]).with_name(HALF_WRITTEN).write_bytes(b"half")
+    before = stamps(job.out)
+    rows = job.ledger()
+    return SecondRun(before, rows, main(arguments(job)))
+
+
+def test_again_skips_what_is_there_and_retries_what_failed(job: FirstRun, second: SecondRun) -> None:
+    rows = second.ledger
+    assert second.exit_code == 1
+    assert stamps(job.out) == second.stamps
     after = job.ledger()
     assert {name: row["status"] for name, row in after.items()} == {
         name: "skipped" if name in GOOD else rows[name]["status"] for name in rows
     }
     assert all(after[name]["seconds"] != rows[name]["seconds"] for name in REASONS)
+
+
+def test_what_a_killed_run_left_half_written_is_cleared(job: FirstRun, second: SecondRun) -> None:
+    assert not job.derivative(GOOD[0]).with_name(HALF_WRITTEN).exists()
+
+
+def test_status_and_report_are_there_after_a_run(job: FirstRun, second: SecondRun, capsys) -> None:
+    assert main(["status", str(job.out)]) == 0
+    text = capsys.readouterr().out
+    assert "finished since" in text
+    assert "6 of 6 images" in text
+    assert "1 x sequence FLAIR" in text
+    assert main(["status", str(job.bids)]) == 2
+    page = (job.out / "report.html").read_text()
+    for name in (*GOOD, *REASONS):
+        assert name in page
+    for name in GOOD:
+        figures = sorted(path.name for path in (job.out / "sub-01/figures").glob(f"*{name.split('_')[1]}*"))
+        assert [figure.rpartition("_")[2] for figure in figures] == ["after.jpg", "before.jpg"]
+
+
+@pytest.mark.browser
+def test_the_report_of_a_run_in_a_browser(job: FirstRun, second: SecondRun, quiet_page: Any) -> None:
+    """It opens in silence; bad images stand first with their reasons; filters narrow; pictures before and after load, the divide moves."""
+    page, _ = quiet_page
+    page.goto((job.out / "report.html").as_uri())
+    names = page.locator("#rows .open")
+    assert {*names.all_inner_texts()[:4]} == set(REASONS)
+    for reason in REASONS.values():
+        assert page.get_by_text(reason.split(";")[0]).first.is_visible()
+    page.get_by_label("Find").fill("sub-01")
+    assert set(names.all_inner_texts()) == set(GOOD)
+    names.first.click()
+    for side in ("under", "over"):
+        page.wait_for_function(f"document.getElementById('{side}').naturalWidth > 0")
+    page.locator("#slider").press("Home")
+    assert page.locator("#over").evaluate("image => getComputedStyle(image).clipPath") == "inset(0px 0px 0px 0%)"
+
+
+def test_retry_failed_looks_at_those_alone(job: FirstRun, second: SecondRun) -> None:
+    rows = job.ledger()
+    assert harmonize(job.again(retry_failed=True)) == {"failed": 3, "refused": 1}
+    after = job.ledger()
+    assert {name for name in rows if after[name]["finished"] != rows[name]["finished"]} == set(REASONS)
+    assert harmonize(job.again(retry_failed=True, participants=("01",))) == {}
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    """Every file and when it was changed."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def check_foreseen(job: FirstRun, folder: Path) -> None:
+    """What only preparing a scan shows: noise within a brain's outline, a T2w named T1w, and a damaged mask."""
+    scan, mask = (nib.load(job.scan(GOOD[1])), nib.load(job.bids / "derivatives/masks/sub-01_desc-brain_mask.nii.gz"))
+    inside = mask.get_fdata() > 0.5
+    noise = np.random.default_rng(0).rayleigh(300, inside.shape) * inside
+    for subject, data in (("06", noise), ("07", scan.get_fdata()), ("08", scan.get_fdata())):
+        save(folder / f"odd/sub-{subject}/anat/sub-{subject}_T1w.nii.gz", data, scan.affine)
+        save(folder / f"odd/derivatives/masks/sub-{subject}_desc-brain_mask.nii.gz", inside, scan.affine)
+    damaged = folder / "odd/derivatives/masks/sub-08_desc-brain_mask.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    (folder / "odd/dataset_description.json").write_text(json.dumps({"Name": "Odd", "BIDSVersion": "1.10.0"}))
+    before = snapshot(folder)
+    found = {row["image_id"]: row for row in plan(job.again(bids=str(folder / "odd"), out=str(folder / "new")))}
+    assert {name: row["action"] for name, row in found.items()} == {
+        "sub-06_T1w": "refuse",
+        "sub-07_T1w": "refuse",
+        "sub-08_T1w": "fail",
+    }, found
+    assert "expected" in found["sub-06_T1w"]["reason"]
+    assert "expected a T1w: fluid darker than grey" in found["sub-07_T1w"]["reason"]
+    assert f"{damaged}: unreadable" in found["sub-08_T1w"]["reason"]
+    assert snapshot(folder) == before
+
+
+def test_a_dry_run_tells_what_would_happen_and_writes_nothing(
+    job: FirstRun, second: SecondRun, tmp_path: Path, capsys
+) -> None:
+    expected = {name: "refuse" if name == "sub-02_FLAIR" else "fail" for name in REASONS}
+    elsewhere = plan(job.again(out=str(tmp_path / "new")))
+    assert {row["image_id"]: row["action"] for row in elsewhere} == expected | dict.fromkeys(GOOD, "harmonize")
+    for row in elsewhere:
+        assert REASONS.get(row["image_id"], "") in (row["reason"] or "")
+    check_foreseen(job, tmp_path)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match="not a folder; expected a folder that can be written to"):
+        plan(job.again(out=str(job.bundle / "config.json/out")))
+    before = snapshot(job.out)
+    assert main(arguments(job, "--dry-run")) == 1
+    assert snapshot(job.out) == before
+    lines = dict(line.split("\t")[1::-1] for line in capsys.readouterr().out.splitlines())
+    assert lines == expected | dict.fromkeys(GOOD, "skip")
 
 
 def test_a_mended_image_is_done_and_the_command_ends_with_0(job: FirstRun) -> None:
@@ -332,131 +444,3 @@ def test_a_foreign_folder_is_left_alone(job: FirstRun, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds another dataset"):
         harmonize(job.again(out=str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["dataset_description.json"]
-
-
-def snapshot(folder: Path) -> dict[str, int]:
-    """Every file and when it was changed."""
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
-
-
-def check_foreseen(job: FirstRun, folder: Path) -> None:
-    """What only preparing a scan shows: noise within a brain's outline, a T2w named T1w, and a damaged mask."""
-    scan, mask = (nib.load(job.scan(GOOD[1])), nib.load(job.bids / "derivatives/masks/sub-01_desc-brain_mask.nii.gz"))
-    inside = mask.get_fdata() > 0.5
-    noise = np.random.default_rng(0).rayleigh(300, inside.shape) * inside
-    for subject, data in (("06", noise), ("07", scan.get_fdata()), ("08", scan.get_fdata())):
-        save(folder / f"odd/sub-{subject}/anat/sub-{subject}_T1w.nii.gz", data, scan.affine)
-        save(folder / f"odd/derivatives/masks/sub-{subject}_desc-brain_mask.nii.gz", inside, scan.affine)
-    damaged = folder / "odd/derivatives/masks/sub-08_desc-brain_mask.nii.gz"
-    damaged.write_bytes(damaged.read_bytes()[:200])
-    (folder / "odd/dataset_description.json").write_text(json.dumps({"Name": "Odd", "BIDSVersion": "1.10.0"}))
-    before = snapshot(folder)
-    found = {row["image_id"]: row for row in plan(job.again(bids=str(folder / "odd"), out=str(folder / "new")))}
-    assert {name: row["action"] for name, row in found.items()} == {
-        "sub-06_T1w": "refuse",
-        "sub-07_T1w": "refuse",
-        "sub-08_T1w": "fail",
-    }, found
-    assert "expected" in found["sub-06_T1w"]["reason"]
-    assert "expected a T1w: fluid darker than grey" in found["sub-07_T1w"]["reason"]
-    assert f"{damaged}: unreadable" in found["sub-08_T1w"]["reason"]
-    assert snapshot(folder) == before
-
-
-def test_a_dry_run_tells_what_would_happen_and_writes_nothing(job: FirstRun, tmp_path: Path, capsys) -> None:
-    expected = {name: "refuse" if name == "sub-02_FLAIR" else "fail" for name in REASONS}
-    elsewhere = plan(job.again(out=str(tmp_path / "new")))
-    assert {row["image_id"]: row["action"] for row in elsewhere} == expected | dict.fromkeys(GOOD, "harmonize")
-    for row in elsewhere:
-        assert REASONS.get(row["image_id"], "") in (row["reason"] or "")
-    check_foreseen(job, tmp_path)
-    assert not (tmp_path / "new").exists()
-    with pytest.raises(ConfigError, match="not a folder; expected a folder that can be written to"):
-        plan(job.again(out=str(job.bundle / "config.json/out")))
-    harmonize(job.again())
-    before = snapshot(job.out)
-    assert main(arguments(job, "--dry-run")) == 1
-    assert snapshot(job.out) == before
-    lines = dict(line.split("\t")[1::-1] for line in capsys.readouterr().out.splitlines())
-    assert lines == expected | dict.fromkeys(GOOD, "skip")
-
-
-def test_retry_failed_looks_at_those_alone(job: FirstRun) -> None:
-    harmonize(job.again())
-    rows = job.ledger()
-    assert harmonize(job.again(retry_failed=True)) == {"failed": 3, "refused": 1}
-    after = job.ledger()
-    assert {name for name in rows if after[name]["finished"] != rows[name]["finished"]} == set(REASONS)
-    assert harmonize(job.again(retry_failed=True, participants=("01",))) == {}
-
-
-def test_status_and_report_are_there_after_a_run(job: FirstRun, capsys) -> None:
-    harmonize(job.again())
-    assert main(["status", str(job.out)]) == 0
-    text = capsys.readouterr().out
-    assert "finished since" in text
-    assert "6 of 6 images" in text
-    assert "1 x sequence FLAIR" in text
-    assert main(["status", str(job.bids)]) == 2
-    page = (job.out / "report.html").read_text()
-    for name in (*GOOD, *REASONS):
-        assert name in page
-    for name in GOOD:
-        figures = sorted(path.name for path in (job.out / "sub-01/figures").glob(f"*{name.split('_')[1]}*"))
-        assert [figure.rpartition("_")[2] for figure in figures] == ["after.jpg", "before.jpg"]
-
-
-@pytest.mark.browser
-def test_the_report_of_a_run_in_a_browser(job: FirstRun, quiet_page: Any) -> None:
-    """It opens in silence; bad images stand first with their reasons; filters narrow; pictures before and after load, the divide moves."""
-    harmonize(job.again())
-    page, _ = quiet_page
-    page.goto((job.out / "report.html").as_uri())
-    names = page.locator("#rows .open")
-    assert {*names.all_inner_texts()[:4]} == set(REASONS)
-    for reason in REASONS.values():
-        assert page.get_by_text(reason.split(";")[0]).first.is_visible()
-    page.get_by_label("Find").fill("sub-01")
-    assert set(names.all_inner_texts()) == set(GOOD)
-    names.first.click()
-    for side in ("under", "over"):
-        page.wait_for_function(f"document.getElementById('{side}').naturalWidth > 0")
-    page.locator("#slider").press("Home")
-    assert page.locator("#over").evaluate("image => getComputedStyle(image).clipPath") == "inset(0px 0px 0px 0%)"
-
-
-def test_what_a_killed_run_left_half_written_is_cleared(job: FirstRun) -> None:
-    left = job.derivative(GOOD[0]).with_name(".partial-abc.nii.gz")
-    left.write_bytes(b"half")
-    harmonize(job.again())
-    assert not left.exists()
-
-
-def test_a_run_whose_time_is_up_leaves_ledger_record_and_report(job: FirstRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    append = Journal.append
-
-    def terminated(journal: Journal, row: dict[str, Any]) -> None:
-        append(journal, row)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(Journal, "append", terminated)
-    with pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM"):
-        harmonize(job.again())
-    assert signal.getsignal(signal.SIGTERM) == before
-    assert run_status(job.out).state == "failed"
-    assert not (job.out / ".ledger.jsonl").exists()
-    assert "stopped by SIGTERM" in (job.out / "report.html").read_text()
-
-
-def test_a_run_that_fails_says_so_in_record_and_report(job: FirstRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise DataError("the ledger's disk", "space", "Free some.")
-
-    monkeypatch.setattr(Journal, "append", broken)
-    with pytest.raises(DataError):
-        harmonize(job.again())
-    status = run_status(job.out)
-    assert status.state == "failed"
-    assert "the ledger's disk" in status.as_text()
-    assert "the ledger&#39;s disk" in (job.out / "report.html").read_text()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +192,40 @@ def test_a_report_that_fails_hides_no_other_error(
     with pytest.raises(DataError, match="a full disk"):
         harmonize(job)
     assert "no report (KeyError: 'a key that is not there')" in caplog.text
+
+
+def test_a_run_whose_time_is_up_leaves_ledger_record_and_report(
+    job: Job, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Journal.append
+
+    def terminated(journal: Journal, row: LedgerRow) -> None:
+        append(journal, row)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Journal, "append", terminated)
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM"):
+        harmonize(job)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert run_status(job.out).state == "failed"
+    assert not Path(job.out, ".ledger.jsonl").exists()
+    assert "stopped by SIGTERM" in Path(job.out, "report.html").read_text()
+
+
+def test_a_run_that_fails_says_so_in_record_and_report(
+    job: Job, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise DataError("the ledger's disk", "space", "Free some.")
+
+    monkeypatch.setattr(Journal, "append", broken)
+    with pytest.raises(DataError):
+        harmonize(job)
+    status = run_status(job.out)
+    assert status.state == "failed"
+    assert "the ledger's disk" in status.as_text()
+    assert "the ledger&#39;s disk" in Path(job.out, "report.html").read_text()
 
 
 def test_the_report_of_a_killed_run_is_written_when_asked_for(job: Job, work: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Four copies of one image give four copies of one derivative, byte for byte, however many actors and threads there are."""
+"""Copies of one image give copies of one derivative, byte for byte, however many actors and threads there are."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mmh_ray.simulation.phantom import SITES, render
 
 pytestmark = pytest.mark.ray
 
-COPIES = 4
+COPIES = 3
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def config(tiny_config: Config) -> Config:
 
 @pytest.fixture(scope="module")
 def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A turned head, which has to be registered, under four names."""
+    """A turned head, which has to be registered, under three names."""
     root = tmp_path_factory.mktemp("copies") / "bids"
     anatomy = simulate_anatomy(Person(4, scalp=True), 4.0)
     scan = render(anatomy, SITES[0], "T1w", np.random.default_rng(0), 4.0)
@@ -91,7 +91,7 @@ def test_copies_of_an_image_give_copies_of_a_derivative(
     bids: Path, bundle: Path, config: Config, tmp_path: Path
 ) -> None:
     first: dict[str, set[bytes]] = {}
-    for slots in (1, 3):  # of four CPUs: four images at a time in one actor, or one in each of three
+    for slots in (1, 3):  # three images at a time in one actor, or one in each of three
         out = tmp_path / f"slots-{slots}"
         settings = replace(config, harmonize=replace(config.harmonize, slots=slots))
         assert harmonize(Job(str(bids), str(out), str(bundle), settings)) == {"done": COPIES}

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
-import numpy as np
 import pytest
 
 from mmh_ray import demo
@@ -24,9 +23,8 @@ from mmh_ray.harmonization.job import Job, ModelIdentity
 from mmh_ray.harmonization.outputs import ledger_row, remove_stale
 from mmh_ray.harmonization.target_domain import TargetDomain
 from mmh_ray.harmonization.worker import HarmonizeWorker
+from mmh_ray.imaging.volume import Volume
 from mmh_ray.shards import keep_only
-from mmh_ray.simulation.anatomy import Person, simulate_anatomy
-from mmh_ray.simulation.phantom import canonical
 
 pytestmark = pytest.mark.fast
 
@@ -37,12 +35,11 @@ LINKS = ("outside", "dangling", "loop", "up")
 
 
 @pytest.fixture(scope="module")
-def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scan(tmp_path_factory: pytest.TempPathFactory, plain_scan: Volume) -> Path:
     """An archive of one image."""
-    anatomy = simulate_anatomy(Person(1), 6.0)
     path = tmp_path_factory.mktemp("links") / "bids/sub-01/anat/sub-01_T1w.nii.gz"
     path.parent.mkdir(parents=True)
-    nib.save(nib.Nifti1Image((700 * canonical(anatomy, "T1w", 6.0)).astype(np.float32), anatomy.affine), path)
+    nib.save(nib.Nifti1Image(plain_scan.data, plain_scan.affine), path)
     return path
 
 
@@ -74,13 +71,18 @@ def link(place: Path, kind: str, outside: Path) -> None:
 @pytest.mark.parametrize("kind", LINKS)
 @pytest.mark.parametrize("place", PLACES)
 def test_an_image_whose_place_is_elsewhere_fails_and_nothing_is_touched_there(
-    place: str, kind: str, scan: Path, outside: Path, tmp_path: Path, tiny_bundle: Path, tiny_config: Config
+    place: str,
+    kind: str,
+    scan: Path,
+    outside: Path,
+    tmp_path: Path,
+    tiny_bundle_files: dict[str, bytes],
+    tiny_config: Config,
 ) -> None:
     out = tmp_path / "out"
     link(out / place, kind, outside)
     before = snapshot(outside)
-    files = {path.name: path.read_bytes() for path in tiny_bundle.iterdir()}
-    worker = HarmonizeWorker(files, tiny_config, str(out), ModelIdentity("m", "a" * 64), [UNIFIED])
+    worker = HarmonizeWorker(tiny_bundle_files, tiny_config, str(out), ModelIdentity("m", "a" * 64), [UNIFIED])
     row = {"image_id": "sub-01_T1w", "uri": str(scan), "site": "north", "sequence": "T1w", "mask_uri": None}
     (failed,) = worker.harmonize(row | {"status": "ok", "reason": None, "earlier": {}})
     assert failed["status"] == "failed"

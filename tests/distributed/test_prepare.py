@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.quality import computed_tomography
 from mmh_ray import shards
 from mmh_ray.bids.manifest import read_manifest, to_table, write_manifest
 from mmh_ray.config import Config, GridConfig, ModelConfig, PrepareConfig, QualityConfig
@@ -22,6 +21,7 @@ from mmh_ray.provenance import sha256_file
 from mmh_ray.shards import PreparedStore
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SITES, render
+from tests.phantoms import computed_tomography
 
 PLAIN = PrepareConfig(n4=False, register=False, shard_volumes=2)
 CONFIG = Config(grid=GridConfig(8.0, (24, 24, 24)), prepare=PLAIN)
@@ -180,8 +180,8 @@ def test_a_changed_mask_counts_and_a_missing_one_is_a_reason(rows, store, ray_cl
     Path(rows[0]["mask_uri"]).unlink()
     assert run(rows, store) == Outcome(done=0, skipped=4, failed=2)
     lenient = replace(CONFIG, quality=QualityConfig(least_fit=0, least_contrast=-100))  # an ellipsoid is no head
-    estimated = [row | {"mask_uri": None} for row in rows if row["sequence"] == "T1w"]
-    assert run(estimated, store, lenient) == Outcome(done=3, skipped=0, failed=0)
+    estimated = [row | {"mask_uri": None} for row in rows if row["sequence"] == "T1w"][:1]
+    assert run(estimated, store, lenient) == Outcome(done=1, skipped=0, failed=0)
 
 
 @pytest.mark.ray
@@ -244,11 +244,13 @@ def head(seed: int, sequence: str) -> nib.Nifti1Image:
 
 @pytest.mark.slow
 def test_what_is_no_adults_mri_is_no_training_volume(tmp_path):
-    """Registered for real: a CT, a head of an infant's size and a T2w under a T1w's name are rows with the reason they are refused for."""
-    infant, scans = head(5, "T1w"), {"01": head(5, "T1w"), "04": head(5, "T2w")}
+    """Registered for real: a CT and a T2w under a T1w's name are rows with the reason they are refused for."""
     tomography = computed_tomography(5, 4.0)
-    scans["02"] = nib.Nifti1Image(tomography.data, tomography.affine)
-    scans["03"] = nib.Nifti1Image(infant.dataobj, np.diag([0.65, 0.65, 0.65, 1]) @ infant.affine)
+    scans = {
+        "01": head(5, "T1w"),
+        "02": nib.Nifti1Image(tomography.data, tomography.affine),
+        "03": head(5, "T2w"),
+    }
     rows = []
     for subject, image in scans.items():
         path = tmp_path / f"sub-{subject}_T1w.nii.gz"
@@ -259,9 +261,8 @@ def test_what_is_no_adults_mri_is_no_training_volume(tmp_path):
     )
     reasons = {entry["subject"]: entry["reason"] for entry in found}
     assert reasons.pop("01") is None
-    assert "expected a T1w: " in reasons["04"]
-    for subject in ("02", "03"):
-        assert "ICBM-152 template fits by" in reasons[subject] or "expected a T1w: " in reasons[subject], reasons
+    assert "ICBM-152 template fits by" in reasons["02"] or "expected a T1w: " in reasons["02"], reasons
+    assert "expected a T1w: " in reasons["03"]
 
 
 @pytest.mark.fast

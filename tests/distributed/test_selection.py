@@ -9,8 +9,9 @@ import pytest
 
 from mmh_ray.bids.manifest import to_table, write_manifest
 from mmh_ray.bids.schema import SCHEMA
-from mmh_ray.config import Config, ModelConfig
-from mmh_ray.distributed.selection import check_archives, note_untrained, usable_rows
+from mmh_ray.config import Config, EvaluateConfig, ModelConfig
+from mmh_ray.distributed.selection import check_archives, choose_cases, note_untrained, usable_rows
+from mmh_ray.errors import DataError
 from mmh_ray.evaluation.inputs.records import ImageRecord, Problem
 from mmh_ray.evaluation.inputs.scans import Case
 
@@ -54,3 +55,22 @@ def test_sites_that_baselines_were_fitted_without_are_named() -> None:
         assert len(notes) == said
     note_untrained([_record("3")], cases, notes)
     assert notes[0].startswith("T1w: no image of split train of b;")
+
+
+@pytest.mark.parametrize(("kind", "subjects"), [("travelers", 2), ("test", 4), ("all", 8), ("auto", 2)])
+def test_who_is_scored_can_be_chosen(kind: str, subjects: int) -> None:
+    """Two of three people at each site are of split train; two more were scanned at both."""
+    records = [
+        _record(f"{site}{number}", site=site, split="test" if number == 2 else "train")
+        for site in ("a", "b")
+        for number in range(3)
+    ]
+    for name in ("traveler0", "traveler1"):
+        records += [_record(name, site="a"), _record(name, site="b")]
+    cases = choose_cases(records, Config(evaluate=EvaluateConfig(kind)), [])
+    assert len(cases) == subjects
+
+
+def test_that_nobody_is_left_to_score_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"no subject of evaluate\.subjects=travelers"):
+        choose_cases([_record("1"), _record("2")], Config(evaluate=EvaluateConfig("travelers")), [])

@@ -254,6 +254,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(
     spec, folder = workshop / "driver.json", Path(config.train.storage, "killed")
     spec.write_text(json.dumps({"store": store, "config": to_dict(settings)}))
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "2"  # a report in two seconds leaves time to be killed in
     with open(workshop / "driver.log", "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", DRIVER, str(spec)], env=environment, stdout=log, stderr=subprocess.STDOUT

@@ -83,6 +83,16 @@ def trained(store: str, tiny_bundle: Path, config: Config) -> list[TrainedTarget
     return train_targets(store, str(tiny_bundle), config)
 
 
+@pytest.fixture(scope="module")
+def moving(trained: list[TrainedTarget], workshop: Path, tiny_bundle: Path, config: Config) -> Job:
+    """Done: the traveler's scans brought to both sites, of which one is named and the other's bundle given."""
+    out, model = workshop / "moved", str(tiny_bundle)
+    job = Job(str(workshop / "bids"), str(out), model, config, ("traveler01",), targets=("alder", trained[1].bundle))
+    assert {row["action"] for row in plan(job)} == {"harmonize"}
+    assert harmonize(job) == {"done": 8}
+    return job
+
+
 def test_every_site_is_registered_with_the_exact_base(
     trained: list[TrainedTarget], tiny_bundle: Path, store: str, config: Config
 ) -> None:
@@ -166,13 +176,8 @@ def test_nobody_of_the_test_split_is_looked_at(trained: list[TrainedTarget]) -> 
             assert not [name for name in sources if "traveler" in name or target.site in name]
 
 
-def test_one_run_moves_an_archive_to_several_targets(
-    trained: list[TrainedTarget], workshop: Path, tiny_bundle: Path, config: Config
-) -> None:
-    out, model = workshop / "moved", str(tiny_bundle)
-    job = Job(str(workshop / "bids"), str(out), model, config, ("traveler01",), targets=("alder", trained[1].bundle))
-    assert {row["action"] for row in plan(job)} == {"harmonize"}
-    assert harmonize(job) == {"done": 8}
+def test_one_run_moves_an_archive_to_several_targets(moving: Job, config: Config) -> None:
+    job, out = moving, Path(moving.out)
     client = mlflow.MlflowClient(config.tracking.uri)
     experiment = client.get_experiment_by_name("mmh-ray-harmonize")
     (archive_run,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'bids'")
@@ -191,21 +196,17 @@ def test_one_run_moves_an_archive_to_several_targets(
     assert not np.allclose(one, two, atol=1e-3)
 
 
-def test_the_travelers_own_scan_at_the_target_is_no_input(
-    trained: list[TrainedTarget], workshop: Path, tiny_bundle: Path, config: Config
-) -> None:
-    name, moved = "anat/sub-traveler01_ses-{}{}_T1w.nii.gz", []
-    for power in (1, 2):
-        bids, out = workshop / f"power{power}", workshop / f"power{power}moved"
-        shutil.copytree(workshop / "bids", bids)
-        answer = bids / "sub-traveler01/ses-alder" / name.format("alder", "")
-        scan = nib.load(answer)
-        nib.save(nib.Nifti1Image((scan.get_fdata() ** power).astype(np.float32), scan.affine), answer)
-        job = Job(str(bids), str(out), str(tiny_bundle), config, ("traveler01",), ("T1w",), targets=("alder",))
-        assert sum(harmonize(job).values()) == 2
-        output = out / "sub-traveler01/ses-birch" / name.format("birch", "_desc-harmonizedAlder")
-        moved.append(nib.load(output).get_fdata())
-    assert np.array_equal(*moved)
+def test_the_travelers_own_scan_at_the_target_is_no_input(moving: Job, workshop: Path) -> None:
+    bids, out = workshop / "other-answer", workshop / "other-answer-moved"
+    shutil.copytree(moving.bids, bids)
+    answer = bids / "sub-traveler01/ses-alder/anat/sub-traveler01_ses-alder_T1w.nii.gz"
+    scan = nib.load(answer)
+    nib.save(nib.Nifti1Image((scan.get_fdata() ** 2).astype(np.float32), scan.affine), answer)
+    job = replace(moving, bids=str(bids), out=str(out), sequences=("T1w",), targets=("alder",))
+    assert sum(harmonize(job).values()) == 2
+    name = "sub-traveler01/ses-birch/anat/sub-traveler01_ses-birch_desc-harmonizedAlder_T1w.nii.gz"
+    first, other = (nib.load(Path(folder, name)).get_fdata() for folder in (moving.out, out))
+    assert np.array_equal(first, other)
 
 
 def test_a_scan_can_be_the_target(workshop: Path, store: str, tiny_bundle: Path, config: Config) -> None:
@@ -243,13 +244,9 @@ def test_an_adapter_of_another_base_is_refused(
     assert not (workshop / "out").exists()
 
 
-def test_the_evaluation_scores_every_method(
-    trained: list[TrainedTarget], workshop: Path, tiny_bundle: Path, config: Config
-) -> None:
-    bids, unified, moved = (str(workshop / name) for name in ("bids", "unified", "toalder"))
-    job = Job(bids, unified, str(tiny_bundle), config, ("traveler01",))
-    harmonize(job)
-    harmonize(replace(job, out=moved, targets=("alder",)))
+def test_the_evaluation_scores_every_method(moving: Job, workshop: Path, config: Config) -> None:
+    bids, unified, moved = moving.bids, str(workshop / "unified"), moving.out
+    harmonize(replace(moving, out=unified, targets=()))
     archives = {"raw": str(workshop / "manifest.parquet"), "ours": moved, "global": unified}
     out, truth = workshop / "evaluation", f"{bids}/derivatives/truth"
     found = evaluate(archives, str(out), config, truth, target="alder")

@@ -11,7 +11,6 @@ import pytest
 import torch
 from scipy import ndimage
 
-from benchmarks.lesions import contrast_and_volume, hydrocephalus, tumour
 from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig, PrepareConfig
 from mmh_ray.errors import ConfigError, DataError, ModelError, RefusedError
 from mmh_ray.harmonization.harmonizer import Harmonizer, with_smaller_batches
@@ -27,6 +26,7 @@ from mmh_ray.quality.checks import check_scan
 from mmh_ray.quality.measures import measures
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SITES, canonical, render
+from tests.phantoms import contrast_and_volume, hydrocephalus, tumour
 
 pytestmark = pytest.mark.fast
 
@@ -78,7 +78,7 @@ def knowing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, slope: float = 1, o
     def sample(_self: Harmonizer, prepared: Prepared, _label: int) -> np.ndarray:
         return (slope * prepared.image + offset * prepared.mask).astype(np.float32)[None]  # one plane
 
-    monkeypatch.setattr(Harmonizer, "_sample", sample)
+    monkeypatch.setattr(Harmonizer, "sample_planes", sample)
     return Harmonizer(bundle, HarmonizeConfig(**settings))
 
 
@@ -228,7 +228,7 @@ def test_a_structure_survives_the_projection_and_none_appears(
         given = to_grid(seen, anatomy.affine, prepared.affine, prepared.image.shape)
         return (style(prepared.scaling.apply(given)) * prepared.mask)[None]
 
-    monkeypatch.setattr(Harmonizer, "_sample", sample)
+    monkeypatch.setattr(Harmonizer, "sample_planes", sample)
     fine = replace(bundle, config=replace(CONFIG, grid=GridConfig(4.0, (48, 64, 48))))
     found = Harmonizer(fine, prepare=PrepareConfig(register=False)).run(Volume(scan, anatomy.affine), "T2w", brain)
     unit, image = found.prepared.scaling.apply(scan), found.volume.data
@@ -254,7 +254,9 @@ def test_a_head_has_no_seam_at_the_brains_border_and_dark_air(
     brain, signal = anatomy.brain, canonical(anatomy, "T1w", 3.0)
     real, imaginary = rng.normal(0, 0.02, (2, *brain.shape))
     volume = Volume((UNIT * np.hypot(signal + real, imaginary)).astype(np.float32), anatomy.affine)
-    monkeypatch.setattr(Harmonizer, "_sample", lambda _self, found, _label: (style(found.image) * found.mask)[None])
+    monkeypatch.setattr(
+        Harmonizer, "sample_planes", lambda _self, found, _label: (style(found.image) * found.mask)[None]
+    )
     found = Harmonizer(bundle, prepare=PrepareConfig(register=False)).run(volume, "T1w", brain)
     unit, image = found.prepared.scaling.apply(volume.data), found.volume.data
     prepared = found.prepared
@@ -445,7 +447,7 @@ def test_label_of_the_sequence_reaches_the_model(
         labels.append(label)
         return prepared.image[None]
 
-    monkeypatch.setattr(Harmonizer, "_sample", sample)
+    monkeypatch.setattr(Harmonizer, "sample_planes", sample)
     for sequence in ("T2w", "T1w"):
         Harmonizer(bundle).run(as_sequence(scan, sequence), sequence, scan[1])
     assert labels == [1, 0]

@@ -43,7 +43,7 @@ def harmonizer(anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     save_bundle(tmp_path / "bundle", model, CONFIG, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
     known = Volume(canonical(anatomy, "T1w", 4.0), anatomy.affine)
     unified = prepare_volume(known, anatomy.brain, CONFIG.grid, CONFIG.prepare).image
-    monkeypatch.setattr(Harmonizer, "_sample", lambda *_: unified[None])
+    monkeypatch.setattr(Harmonizer, "sample_planes", lambda *_: unified[None])
     return Harmonizer(load_bundle(tmp_path / "bundle"))
 
 
@@ -103,8 +103,8 @@ def test_style_decides_between_point_spreads_that_explain_the_scan_alike(
 ) -> None:
     encoder = Preference(last)
     monkeypatch.setattr(reference_target, "make_style_encoder", lambda *_: encoder)
-    soft = ndimage.gaussian_filter(Harmonizer._sample(harmonizer, None, 0), (0, 4, 4, 4))
-    monkeypatch.setattr(Harmonizer, "_sample", lambda *_: soft)
+    soft = ndimage.gaussian_filter(Harmonizer.sample_planes(harmonizer, None, 0), (0, 4, 4, 4))
+    monkeypatch.setattr(Harmonizer, "sample_planes", lambda *_: soft)
     scan = Volume(canonical(anatomy, "T1w", 4.0) ** 1.6, anatomy.affine)
     found = target_of_scan(harmonizer, scan, "T1w", "ref", "s" * 64, anatomy.brain)
     assert encoder.asked == 2  # the other four leave more than the best two

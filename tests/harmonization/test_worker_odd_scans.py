@@ -24,12 +24,6 @@ SPACING = 4.0
 
 
 @pytest.fixture(scope="module")
-def files(tiny_bundle: Path) -> dict[str, bytes]:
-    """An untrained model's bundle."""
-    return {path.name: path.read_bytes() for path in tiny_bundle.iterdir()}
-
-
-@pytest.fixture(scope="module")
 def anatomy() -> Anatomy:
     return simulate_anatomy(Person(1, scalp=True), SPACING)
 
@@ -45,12 +39,12 @@ def head(anatomy: Anatomy) -> Volume:
 class Run:
     """Harmonizes one scan, perhaps with a mask, in a folder of its own."""
 
-    def __init__(self, files: dict[str, bytes], config: Config, folder: Path) -> None:
+    def __init__(self, bundle_files: dict[str, bytes], config: Config, folder: Path) -> None:
         self.folder = folder
         self.out = folder / "out"
         self.mask = folder / "sub-01_desc-brain_mask.nii.gz"
         self._worker = HarmonizeWorker(
-            files, config, str(self.out), ModelIdentity("models:/m/1", "a" * 64), [TargetDomain(None, "b" * 64)]
+            bundle_files, config, str(self.out), ModelIdentity("models:/m/1", "a" * 64), [TargetDomain(None, "b" * 64)]
         )
 
     def __call__(self, scan: Volume, mask: np.ndarray | None = None, name: str = "sub-01_T1w") -> dict[str, Any]:
@@ -69,8 +63,8 @@ class Run:
 
 
 @pytest.fixture
-def run(files: dict[str, bytes], tiny_config: Config, tmp_path: Path) -> Run:
-    return Run(files, tiny_config, tmp_path)
+def run(tiny_bundle_files: dict[str, bytes], tiny_config: Config, tmp_path: Path) -> Run:
+    return Run(tiny_bundle_files, tiny_config, tmp_path)
 
 
 def test_contrast_agent_is_flagged(run: Run, head: Volume) -> None:

@@ -16,12 +16,12 @@ from mmh_ray.models import sampling
 from mmh_ray.models.denoiser import Context, to_diffusion
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.sampling import (
-    _walk,
     harmonize_volume,
     invert_and_sample,
     make_context,
     noise_slabs,
     sample,
+    walk,
 )
 
 pytestmark = pytest.mark.fast
@@ -130,7 +130,7 @@ def test_one_step_keeps_the_noise_and_moves_it_to_the_other_level(
     x0, noise = torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     alphas = torch.cat([model.scheduler.alphas_cumprod, torch.ones(1)])
     start, expected = (alphas[t] ** 0.5 * x0 + (1 - alphas[t]) ** 0.5 * noise for t in (here, there))
-    found = _walk(model, known(x0), start, np.array([here, there]))
+    found = walk(model, known(x0), start, np.array([here, there]))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
@@ -231,7 +231,7 @@ def test_sampling_starts_where_inversion_ended(
         walks.append(labels.round().astype(int).tolist())
         return x
 
-    monkeypatch.setattr(sampling, "_walk", record)
+    monkeypatch.setattr(sampling, "walk", record)
     invert_and_sample(model, known(torch.zeros(1)), torch.rand(1, 3, 4, 4), depth, steps)
     up, down = walks
     assert (len(up), len(down)) == (depth + 1, steps + 1)

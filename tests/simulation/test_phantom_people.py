@@ -20,7 +20,7 @@ GRID = GridConfig(6.0, (32, 40, 32))
 def test_same_index_has_the_same_bytes(sequence: str) -> None:
     first = simulated_pair(5, sequence, GRID, 0)
     phantom_people.simulated_person.cache_clear()
-    phantom_people._canonical.cache_clear()
+    phantom_people.simulated_truth.cache_clear()
     for one, again in zip(first, simulated_pair(5, sequence, GRID, 0), strict=True):
         np.testing.assert_array_equal(one, again)
 
@@ -46,7 +46,7 @@ def test_eight_people_in_sixty_four_indices(monkeypatch: pytest.MonkeyPatch) -> 
         return drawn(seed, 0, grid)
 
     monkeypatch.setattr(phantom_people, "simulated_person", record)
-    monkeypatch.setattr(phantom_people, "_canonical", lambda *_: np.zeros(GRID.shape))  # remembers people, too
+    monkeypatch.setattr(phantom_people, "simulated_truth", lambda *_: np.zeros(GRID.shape))  # remembers people, too
     for index in range(128):
         simulated_pair(index, "T1w", GRID, 0)
     assert [asked[:64].count(number) for number in range(8)] == [8] * 8
