@@ -1,4 +1,5 @@
-"""Folders in an object store: what lies below one has a URI of its own; objects are fetched, listed and uploaded whole."""
+"""Folders in an object store: what lies below one has a URI of its own; objects are fetched, listed and uploaded
+whole."""
 
 from __future__ import annotations
 
@@ -145,7 +146,8 @@ class MissingObjectError(DataError):
 
 
 class StoredFile(NamedTuple):
-    """An object of a folder: its path relative to the folder, its bytes, and when it was written by the store's clock."""
+    """An object of a folder: its path relative to the folder, its bytes, and when it was written by the store's
+    clock."""
 
     name: str
     size: int
@@ -204,7 +206,8 @@ class Store:
             raise ConfigError(f"{self.uri}: no bucket {bucket}", expected, remedy)
 
     def files(self, name: str = "") -> list[StoredFile]:
-        """All objects of the folder, or of one below it, ordered by name. One whose key leads out of it as a path is left out.
+        """All objects of the folder, or of one below it, ordered by name. One whose key leads out of it as a path is
+        left out.
 
         Raises
         ------
@@ -255,7 +258,8 @@ class Store:
                 pass
 
     def read(self, name: str) -> bytes:
-        """Content of a small object; DataError where it is not there, not readable or larger than is read of a small file."""
+        """Content of a small object; DataError where it is not there, not readable or larger than is read of a small
+        file."""
         with self._naming(name, "an object that can be read"), self._system.open_input_file(self._path(name)) as source:
             if source.size() > SMALL_BYTES:
                 raise OSError(f"larger than the {SMALL_BYTES / 2**20:g} MiB that are read of such a file")

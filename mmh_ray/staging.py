@@ -13,7 +13,8 @@ from mmh_ray.object_store import Store, is_remote
 
 @contextlib.contextmanager
 def staged(*uris: str) -> Iterator[list[str]]:
-    """Local paths of some files, in their order. Objects are copied to this node's temporary folder, under their own names.
+    """Local paths of some files, in their order. Objects are copied to this node's temporary folder, under their own
+    names.
 
     What the block raises names the objects, not their copies.
 
@@ -44,8 +45,12 @@ def staged(*uris: str) -> Iterator[list[str]]:
 @contextlib.contextmanager
 def staged_scan(uri: str, mask_uri: str | None) -> Iterator[tuple[str, str | None]]:
     """:func:`staged` for a scan and its brain mask, where it has one."""
-    with staged(*filter(None, (uri, mask_uri))) as paths:
-        yield paths[0], paths[1] if mask_uri else None
+    if not mask_uri:
+        with staged(uri) as (path,):
+            yield path, None
+        return
+    with staged(uri, mask_uri) as (path, mask_path):
+        yield path, mask_path
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ class PrepareConfig(Section):
     """
 
     crop_neck: StrictBool = True
-    """Leave the neck, 190 mm below the top of the head, out of the search for the brain; images keep their shape."""
+    """Where the template has to find the brain: leave the neck, 190 mm below the top of the head, out; images keep their shape."""
     register: StrictBool = True
     """Lay the working grid along the template's axes where a head is tilted (rotation only: a brain keeps its size)."""
     skull: Literal["keep", "strip"] = "keep"

@@ -164,7 +164,8 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
 
 @cache
 def _coarse_basis() -> np.ndarray:
-    """``(n, 3)`` orthonormal columns that span the blurred contrasts of the template's tissues, in every third voxel of its brain."""
+    """``(n, 3)`` orthonormal columns that span the blurred contrasts of the template's tissues, in every third voxel of
+    its brain."""
     known = template()
     inside = known.brain[_EVERY_THIRD]
     tissue_contrasts = []

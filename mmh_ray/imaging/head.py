@@ -38,7 +38,8 @@ def largest(mask: np.ndarray) -> np.ndarray:
 def dilated(mask: np.ndarray, radius: Sequence[int]) -> np.ndarray:
     """A mask ``(I, J, K)`` bool wider by a box, so many voxels to either side along each axis.
 
-    ``ndimage.binary_dilation`` looks at every voxel of the box around every voxel; one axis after the other it is ten times faster.
+    ``ndimage.binary_dilation`` looks at every voxel of the box around every voxel; one axis after the other it is ten
+    times faster.
     """
     return _along_axes(ndimage.maximum_filter1d, mask, radius)
 
@@ -49,7 +50,8 @@ def eroded(mask: np.ndarray, radius: Sequence[int]) -> np.ndarray:
 
 
 def _along_axes(extreme: Callable[..., np.ndarray], mask: np.ndarray, radius: Sequence[int]) -> np.ndarray:
-    """The extreme of a box around every voxel, zeros beyond the volume; computed where the mask is and can come to be."""
+    """The extreme of a box around every voxel, zeros beyond the volume; computed where the mask is and can come to
+    be."""
     result = np.zeros(mask.shape, bool)
     if not mask.any():
         return result

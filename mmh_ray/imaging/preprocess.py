@@ -12,8 +12,8 @@ from mmh_ray.errors import DataError, MaskError
 from mmh_ray.imaging.grid import share_held, to_grid, working_affine
 from mmh_ray.imaging.ground import Ground, find_ground
 from mmh_ray.imaging.intensity import Scaling, bias_gain, quantile_function, robust_scaling, tissue_quantiles
-from mmh_ray.imaging.mask import Brain, evened, find_brain, on_grid_of
-from mmh_ray.imaging.registration import POOR, Registration, register_brain
+from mmh_ray.imaging.mask import Brain, find_brain, on_grid_of, register_found
+from mmh_ray.imaging.registration import Registration
 from mmh_ray.imaging.resolution import describe
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.threads import one_thread
@@ -127,7 +127,7 @@ def prepare_volume(
     scaling = Scaling(unit.low + ground.floor, unit.high + ground.floor)
     steps = (
         f"mask: {'given, resampled' if resampled else 'given' if given else 'estimated'}",
-        _neck_step(brain.neck_mm, given or brain.stripped, settings),
+        _neck_step(brain.neck_mm, settings),
         f"skull: {'skipped, already removed' if brain.stripped else _SKULL[settings.skull]}",
         _registration_step(brain.registration, settings),
         describe(volume, brain.mask),
@@ -193,17 +193,7 @@ def _brain(volume: Volume, mask: np.ndarray | None, ground: Ground, settings: Pr
         )
     if not settings.register:
         return brain
-    return replace(brain, registration=brain.registration or _registered(volume, brain.mask, ground))
-
-
-def _registered(volume: Volume, brain: np.ndarray, ground: Ground) -> Registration:
-    """The registration of a brain; where it is poor, without the receive field if it is better so."""
-    plain = register_brain(volume, brain)
-    if plain.quality >= POOR:
-        return plain
-    signal = volume.like(volume.data - np.float32(ground.floor))
-    even = register_brain(evened(signal, brain), brain)
-    return even if even.quality >= POOR else plain
+    return replace(brain, registration=brain.registration or register_found(volume, brain.mask, ground.floor))
 
 
 def _fill_steps(ground: Ground) -> tuple[str, ...]:
@@ -223,8 +213,8 @@ def _tilt(registration: Registration | None) -> np.ndarray | None:
     return registration.rotation
 
 
-def _neck_step(neck_mm: float, needless: bool, settings: PrepareConfig) -> str:
-    if needless:
+def _neck_step(neck_mm: float | None, settings: PrepareConfig) -> str:
+    if neck_mm is None:
         return "neck: skipped, the mask leaves it out"
     if not settings.crop_neck:
         return "neck: not asked for"

@@ -246,7 +246,8 @@ def write_volume(volume: Volume, path: str | Path, dtype: type = np.float32) -> 
 
 
 def _save_packed(image: nib.Nifti1Image, path: Path) -> None:
-    """Write gzip by ISA-L, which takes a tenth of zlib's time. Without a name and a time in it the same image gives the same bytes."""
+    """Write gzip by ISA-L, which takes a tenth of zlib's time. Without a name and a time in it the same image gives the
+    same bytes."""
     with open(path, "wb") as file, IGzipFile("", "wb", fileobj=file, mtime=0) as packed:
         image.to_stream(packed)
 

@@ -15,9 +15,6 @@ from mmh_ray.simulation.label_maps import PULL_MM, LabelMap
 from mmh_ray.simulation.person import Person
 from mmh_ray.simulation.tissues import AIR, TISSUES
 
-_TURN_DEGREES = 3.0
-"""Standard deviation of a head's rotation about each axis: scans lie upright on the working grid, but for that."""
-
 
 def deformed_shares(label_map: LabelMap, person: Person, grid: GridConfig, rng: np.random.Generator) -> np.ndarray:
     """Tissue shares ``(T, X, Y, Z)`` float32 of the deformed map: each voxel counts the labels at ``f**3`` points."""
@@ -51,7 +48,10 @@ def _places(label_map: LabelMap, person: Person, grid: GridConfig, rng: np.rando
     All of them are smooth, so they are drawn on the grid and interpolated between its points.
     """
     across_mm, ahead_mm, up_mm = _axes_mm(grid)
-    matrix = _random_pose(rng)
+    matrix = _random_pose(person.turn_degrees, rng)
+    centre = label_map.centre
+    if person.shift_mm:
+        centre = centre + rng.normal(0, person.shift_mm, 3)
     places = np.zeros((3, *grid.shape), np.float32)
     for row in range(3):
         to_across, to_ahead, to_up = matrix[row]
@@ -60,7 +60,7 @@ def _places(label_map: LabelMap, person: Person, grid: GridConfig, rng: np.rando
         up = to_up * up_mm
         wide = smooth_noise(rng, grid.shape, 50 / grid.spacing_mm)
         narrow = smooth_noise(rng, grid.shape, 20 / grid.spacing_mm)
-        places[row] = across[:, None, None] + ahead[:, None] + up + label_map.centre[row]
+        places[row] = across[:, None, None] + ahead[:, None] + up + centre[row]
         wide_mm = rng.uniform(1.0, 3.5)
         narrow_mm = rng.uniform(0.3, 1.3)
         places[row] += wide_mm * wide + narrow_mm * narrow
@@ -77,13 +77,13 @@ def _axes_mm(grid: GridConfig) -> list[np.ndarray]:
     return axes
 
 
-def _random_pose(rng: np.random.Generator) -> np.ndarray:
+def _random_pose(turn_degrees: float, rng: np.random.Generator) -> np.ndarray:
     """``(3, 3)`` of a head: left and right exchanged or not, turned a little, of its own size and proportions."""
     side = rng.choice([-1.0, 1.0])
     log_size = rng.normal(0.0, 0.05)
     log_proportions = rng.normal(0, 0.04, 3)
     size = np.exp(log_size + log_proportions)
-    angles = rng.normal(0, _TURN_DEGREES, 3)
+    angles = rng.normal(0, turn_degrees, 3)
     turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     mirror = np.diag([side, 1.0, 1.0])
     return mirror @ turn @ np.diag(size)

@@ -99,7 +99,7 @@ def _finished(fractions: np.ndarray, person: Person, spacing_mm: float, rng: np.
         fractions=fractions.astype(np.float16),
         texture=texture.astype(np.float32),
         brain=brain,
-        depth_mm=_depth(brain, spacing_mm),
+        depth_mm=depth_in(brain, spacing_mm),
     )
 
 
@@ -113,7 +113,7 @@ def _closed(region: np.ndarray, spacing_mm: float) -> np.ndarray:
     return ndimage.binary_fill_holes(closed)[without_padding]
 
 
-def _depth(inside: np.ndarray, spacing_mm: float) -> np.ndarray:
+def depth_in(inside: np.ndarray, spacing_mm: float) -> np.ndarray:
     """Distance from the surface of a region ``(X, Y, Z)`` bool in mm, float32, positive inside."""
     inward = ndimage.distance_transform_edt(inside) - 0.5
     outward = ndimage.distance_transform_edt(~inside) - 0.5

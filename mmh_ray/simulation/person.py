@@ -22,3 +22,7 @@ class Person:
     """Masses with an enhancing rim, a core and oedema around them."""
     oddities: int = 0
     """Blobs of a mixture of tissues that no atlas knows: what a model must not explain away."""
+    turn_degrees: float = 3.0
+    """Standard deviation of the head's rotation about each axis; the default is that of a head upright on the working grid."""
+    shift_mm: float = 0.0
+    """Standard deviation of the head's place along each axis."""

@@ -278,6 +278,11 @@ def _is_usable(scan: Scan) -> bool:
     return bool(least_contrast <= contrast <= most_contrast and least_fluid <= fluid <= most_fluid)
 
 
+def any_contrast(rng: np.random.Generator) -> Scan:
+    """A level for every tissue, drawn with no regard to any sequence, for a network that must not mind the contrast."""
+    return Scan("any", 3.0, FreeContrast(tuple(rng.uniform(0.02, 1.0, len(TISSUES)))))
+
+
 def _draw_t1w(rng: np.random.Generator, field_t: float) -> Acquisition:
     kind = rng.random()
     if kind < 0.68:

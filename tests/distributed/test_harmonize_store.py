@@ -131,7 +131,8 @@ def test_the_store_gets_what_a_folder_gets(s3: Any, job: Job, pool: dict[str, An
         np.testing.assert_array_equal(nib.load(in_store / name).get_fdata(), nib.load(path).get_fdata())
     sidecar = json.loads((in_store / "sub-02/anat/sub-02_desc-harmonized_T1w.json").read_text())
     in_folder_too = json.loads(Path(local.out, "sub-02/anat/sub-02_desc-harmonized_T1w.json").read_text())
-    assert sidecar["Sources"] == in_folder_too["Sources"] == ["bids:raw:sub-02/anat/sub-02_T1w.nii.gz"]
+    assert sidecar["Sources"] == in_folder_too["Sources"]
+    assert sidecar["Sources"][0] == "bids:raw:sub-02/anat/sub-02_T1w.nii.gz"
     assert sidecar["BrainMask"] == in_folder_too["BrainMask"]
     description = json.loads((in_store / "dataset_description.json").read_text())
     assert description["Name"] == "Scans, harmonized"

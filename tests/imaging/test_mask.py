@@ -97,19 +97,16 @@ def test_unit_does_not_matter(headed: Anatomy, spacing: float, rng: np.random.Ge
 
 
 @pytest.mark.slow
-def test_neck_is_left_out_of_the_search(headed: Anatomy, spacing: float, rng: np.random.Generator) -> None:
+def test_a_neck_is_no_part_of_the_brain(headed: Anatomy, spacing: float, rng: np.random.Generator) -> None:
     scan = render(headed, SITES[0], "T1w", rng, spacing)
     below = 20  # voxels of field of view below the head, with a neck as bright as the scalp
     data = np.concatenate([np.zeros((*scan.shape[:2], below), np.float32), scan], axis=2)
     data[12:24, 12:24, : below + 4] = 0.7 * scan.max()
     affine = headed.affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -below], [0, 0, 0, 1]])
     found = find_brain(Volume(data, affine))
-    assert found.neck_mm > 60
     assert found.mask.shape == data.shape
     assert found.mask[:, :, below:][headed.brain].mean() > 0.9
     assert not found.mask[:, :, : below - 4].any()
-    assert find_brain(Volume(scan, headed.affine)).neck_mm < 30
-    assert find_brain(Volume(data, affine), crop_neck=False).neck_mm == 0
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.97])

@@ -303,4 +303,5 @@ def test_wheel_holds_the_weights(repository: Path, tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     base = [f"mmh-base/{name}" for name in ("config.json", "denoiser.safetensors", "MODEL_CARD.md")]
     wanted = {f"mmh_ray/models/weights/{name}" for name in ("style.safetensors", "style.md", *base)}
+    wanted |= {f"mmh_ray/imaging/weights/{name}" for name in ("brain.safetensors", "brain.md")}
     assert wanted <= set(zipfile.ZipFile(wheel).namelist())

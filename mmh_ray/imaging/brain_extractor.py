@@ -1,0 +1,155 @@
+"""A small 3-D network that finds the brain in a head of any contrast; trained on simulated heads alone (`mmh_ray.simulation.train_brain`).
+
+Random contrasts of label maps make it blind to sequence and scanner (Billot et al., SynthSeg, MedIA 2023; Hoopes et al., SynthStrip,
+NeuroImage 2022). As there, it predicts the distance to the brain's surface, whose zero is found between voxels.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from importlib import resources
+
+import numpy as np
+import safetensors.torch
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from mmh_ray.imaging.grid import to_grid
+from mmh_ray.imaging.head import largest
+from mmh_ray.imaging.volume import Volume
+from mmh_ray.threads import one_thread
+
+CHANNELS = (24, 40, 56, 56)
+SPACING_MM = 3.0
+"""Voxel edge of what the network sees."""
+PATCH = 2
+"""Side of the cube of voxels that one voxel of the network stands for: distances are smooth, and convolutions at 3 mm would cost most."""
+MULTIPLE = PATCH * 2 ** (len(CHANNELS) - 1)
+"""Every axis that the network sees is a multiple of this."""
+REACH_MM = 9.0
+"""Distances beyond are as good as this one."""
+_BRIGHT_PERCENTILE = 98
+_DEEP_MM = 4.0
+"""Depth from which on a brain is one piece, while what hangs on it by a bridge is another."""
+_RIM_MM = 10.0
+"""How far a brain reaches beyond its deep part, at its thinnest lobes."""
+
+
+class BrainExtractor(nn.Module):
+    """A U-Net of 3-D convolutions: ``(B, 1, X, Y, Z)`` scaled head to ``(B, 1, X, Y, Z)`` distance in mm, positive inside the brain.
+
+    Each axis must be a multiple of :data:`MULTIPLE`.
+    """
+
+    def __init__(self, channels: tuple[int, ...] = CHANNELS) -> None:
+        super().__init__()
+        self.down = nn.ModuleList()
+        before = PATCH**3
+        for width in channels:
+            self.down.append(_block(before, width))
+            before = width
+        self.up = nn.ModuleList()
+        for width in reversed(channels[:-1]):
+            self.up.append(_block(before + width, width))
+            before = width
+        self.last = nn.Conv3d(before, PATCH**3, 1)
+
+    def forward(self, head: Tensor) -> Tensor:
+        """Distance in mm, at most :data:`REACH_MM` either way."""
+        skipped = []
+        features = _to_patches(head)
+        for block in self.down[:-1]:
+            features = block(features)
+            skipped.append(features)
+            features = nn.functional.max_pool3d(features, 2)
+        features = self.down[-1](features)
+        for block in self.up:
+            features = nn.functional.interpolate(features, scale_factor=2.0, mode="nearest")
+            features = block(torch.cat([features, skipped.pop()], dim=1))
+        return REACH_MM * torch.tanh(_from_patches(self.last(features)))
+
+
+def _to_patches(image: Tensor) -> Tensor:
+    """``(B, 1, PX, PY, PZ)`` to ``(B, P³, X, Y, Z)``."""
+    batch, _, *shape = image.shape
+    x, y, z = (n // PATCH for n in shape)
+    cubes = image.reshape(batch, x, PATCH, y, PATCH, z, PATCH)
+    return cubes.permute(0, 2, 4, 6, 1, 3, 5).reshape(batch, PATCH**3, x, y, z)
+
+
+def _from_patches(features: Tensor) -> Tensor:
+    """The inverse of :func:`_to_patches`."""
+    batch, _, x, y, z = features.shape
+    cubes = features.reshape(batch, PATCH, PATCH, PATCH, x, y, z)
+    return cubes.permute(0, 4, 1, 5, 2, 6, 3).reshape(batch, 1, PATCH * x, PATCH * y, PATCH * z)
+
+
+def _block(before: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(before, width, 3, padding=1),
+        nn.GroupNorm(4, width),
+        nn.SiLU(),
+        nn.Conv3d(width, width, 3, padding=1),
+        nn.GroupNorm(4, width),
+        nn.SiLU(),
+    )
+
+
+def scaled_head(image: np.ndarray) -> np.ndarray:
+    """A head ``(X, Y, Z)`` over the level of its bright tissue, float32, 0 to 2; the same for simulated and real ones."""
+    bright = image[image > image.mean()]
+    level = float(np.percentile(bright, _BRIGHT_PERCENTILE)) if bright.size else 1.0
+    return np.clip(image / max(level, 1e-6), 0, 2).astype(np.float32)
+
+
+def brain_distance(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """Where the network sees the brain's surface in a scan with its skull.
+
+    Parameters
+    ----------
+    volume:
+        The scan; air is 0 and no value is negative.
+
+    Returns
+    -------
+    ``(X, Y, Z)`` float32 distance in mm, positive inside, at most :data:`REACH_MM` either way; ``(4, 4)`` the affine of its grid: voxels
+    of :data:`SPACING_MM` along the world axes, over the whole field of view.
+    """
+    affine, shape = _grid_over(volume)
+    head = scaled_head(to_grid(volume.data, volume.affine, affine, shape))
+    with one_thread(), torch.inference_mode():
+        distance_mm = _network()(torch.from_numpy(head)[None, None])[0, 0].numpy()
+    return _of_one_brain(distance_mm), affine
+
+
+def _of_one_brain(distance_mm: np.ndarray) -> np.ndarray:
+    """The distance ``(X, Y, Z)`` near the largest deep part alone: a bridge through the skull leads to no second brain."""
+    deep = largest(distance_mm > _DEEP_MM)
+    if not deep.any():
+        return distance_mm
+    is_near = ndimage.distance_transform_edt(~deep) * SPACING_MM < _RIM_MM
+    return np.where(is_near, distance_mm, -REACH_MM)
+
+
+def _grid_over(volume: Volume) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Affine and shape of a grid with world axes over a whole field of view; every axis a multiple of :data:`MULTIPLE`."""
+    corners = np.array(list(itertools.product(*[(0, n - 1) for n in volume.data.shape])))
+    places = corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    lowest = places.min(axis=0)
+    size_mm = places.max(axis=0) - lowest
+    least = np.maximum(np.ceil(size_mm / SPACING_MM) + 1, 1)
+    shape = tuple(int(MULTIPLE * np.ceil(n / MULTIPLE)) for n in least)
+    affine = np.diag([SPACING_MM] * 3 + [1.0])
+    affine[:3, 3] = lowest
+    return affine, shape
+
+
+@functools.cache
+def _network() -> BrainExtractor:
+    """The shipped network, once a process."""
+    content = (resources.files("mmh_ray.imaging") / "weights" / "brain.safetensors").read_bytes()
+    network = BrainExtractor().eval()
+    network.load_state_dict(safetensors.torch.load(content))
+    return network

@@ -1,0 +1,270 @@
+"""Train the network that finds brains on simulated heads.
+
+    python -m mmh_ray.simulation.train_brain mmh_ray/imaging/weights --label-maps DIR
+
+Writes ``brain.safetensors`` and its card ``brain.md``. Whole heads come from label maps in FreeSurfer's numbering: random shapes,
+contrasts, fields, resolutions, cuts. The last four maps are kept for validation. A checkpoint every five minutes lets the same command
+go on where it was ended. The same seed on the same machine gives the same weights. No real scan takes part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from mmh_ray.config import GridConfig
+from mmh_ray.imaging.brain_extractor import REACH_MM, SPACING_MM, BrainExtractor
+from mmh_ray.imaging.head import largest
+from mmh_ray.progress import progress
+from mmh_ray.provenance import whole_file
+from mmh_ray.simulation.label_maps import label_maps_in
+from mmh_ray.simulation.whole_heads import whole_head
+
+GRID = GridConfig(spacing_mm=SPACING_MM, shape=(64, 80, 80))
+VALIDATION_MAPS, VALIDATION_HEADS, VALIDATION_SEED = 4, 16, 3_000_000
+TRAINING_SEED = 1_000_000
+POOL = 18
+"""Heads at hand: simulating one costs more than a step, so each is seen about six times."""
+STEPS_PER_HEAD = 6
+LEARNING_RATE = 1.5e-3
+WARM_UP_STEPS = 50
+WEIGHT_DECAY = 1e-4
+AVERAGE = 0.999
+"""Decay of the moving average of the weights, which is what is shipped."""
+NEAR_MM = 6.0
+"""Within this distance of the surface errors count more."""
+NEAR_WEIGHT = 5.0
+"""How much more."""
+VALIDATE_EVERY = 500
+CHECKPOINT_SECONDS = 300
+COMMAND = "python -m mmh_ray.simulation.train_brain mmh_ray/imaging/weights --label-maps DIR"
+CARD = """# Brain extractor
+
+Finds the brain in a head of any contrast: a U-Net of 3-D convolutions at {spacing:g} mm that gives the distance to the surface of the
+brain with the fluid around it.
+
+- command: `{command} --steps {steps} --seed {seed}` (one core, {hours:.1f} hours), started at {start}
+- data: simulated whole heads of {maps} label maps in FreeSurfer's numbering; random shapes and tilts, protocols of T1w, T2w, FLAIR and
+  PDw, a third with contrasts of no sequence; fields, thick slices, ringing, ghosts, noise; without neck, face, skull or top. No real scan.
+- held-out people ({held_out} other label maps, {heads} heads): Dice {dice:.4f} on average, {worst:.4f} at worst
+- size: {size}
+- SHA-256 of brain.safetensors: `{sha256}`
+"""
+
+Example = tuple[Tensor, Tensor]
+"""A scaled head and the distance to its brain's surface, ``(1, X, Y, Z)`` each."""
+
+
+@dataclass
+class Training:
+    """Where a training stands."""
+
+    network: BrainExtractor
+    average: BrainExtractor
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def start(cls, seed: int, weights: Path | None = None) -> Training:
+        """At random weights, or at given ones."""
+        torch.manual_seed(seed)
+        network = BrainExtractor()
+        if weights:
+            network.load_state_dict(safetensors.torch.load(weights.read_bytes()))
+        optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        return cls(network, copy.deepcopy(network).eval(), optimizer)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint, whole or not at all."""
+        state = {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        with whole_file(path) as partial:
+            torch.save(state, partial)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        state = torch.load(path, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+
+
+def train(label_maps: tuple[str, ...], steps: int, seed: int, checkpoint: Path, start: Path | None = None) -> Training:
+    """Train to a number of steps, from the checkpoint if there is one, else from ``start`` weights if they are given."""
+    training = Training.start(seed, start)
+    if checkpoint.exists():
+        training.load(checkpoint)
+    validation = validation_heads(label_maps[-VALIDATION_MAPS:])
+    heads = _heads(label_maps[:-VALIDATION_MAPS], seed, training.step)
+    begun = saved = time.monotonic()
+    before = training.seconds
+    with progress(steps, "Training", unit="steps") as advance:
+        advance(training.step)
+        while training.step < steps:
+            loss = _take_step(training, next(heads), steps)
+            training.seconds = before + time.monotonic() - begun
+            advance(note=f"error {loss:.2f} mm")
+            if training.step % VALIDATE_EVERY == 0 or training.step == steps:
+                found = dice(training.average, validation)
+                logging.info("step %d: Dice %.4f, at worst %.4f", training.step, np.mean(found), min(found))
+            if time.monotonic() - saved > CHECKPOINT_SECONDS or training.step == steps:
+                training.save(checkpoint)
+                saved = time.monotonic()
+    return training
+
+
+def _take_step(training: Training, example: Example, steps: int) -> float:
+    """One step on one head; returns its weighted error in mm."""
+    warmth = min(1.0, (training.step + 1) / WARM_UP_STEPS)
+    cosine = 0.5 * (1 + math.cos(math.pi * training.step / steps))
+    for group in training.optimizer.param_groups:
+        group["lr"] = LEARNING_RATE * warmth * (0.01 + 0.99 * cosine)
+    head, distance_mm = example
+    weight = 1 + (NEAR_WEIGHT - 1) * (distance_mm.abs() < NEAR_MM)
+    predicted = training.network(head[None])[0]
+    loss = ((predicted - distance_mm).abs() * weight).sum() / weight.sum()
+    training.optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(training.network.parameters(), 1.0)
+    training.optimizer.step()
+    training.step += 1
+    decay = min(AVERAGE, (1 + training.step) / (10 + training.step))
+    with torch.no_grad():
+        for slow, fast in zip(training.average.parameters(), training.network.parameters(), strict=True):
+            slow.lerp_(fast, 1 - decay)
+    return float(loss.detach())
+
+
+def _heads(label_maps: tuple[str, ...], seed: int, step: int) -> Iterator[Example]:
+    """The head of every step from ``step`` on: the newest where one is due, else one at hand, half of them mirrored.
+
+    Which heads are at hand depends on the step alone, so that a training that goes on sees what it would have seen.
+    """
+    pool: dict[int, Example] = {}
+    while True:
+        newest = POOL + step // STEPS_PER_HEAD
+        numbers = range(newest - POOL, newest + 1)
+        pool = {number: pool.get(number) or _example(label_maps, TRAINING_SEED + number) for number in numbers}
+        rng = np.random.default_rng([seed, step, 3])
+        number = newest if step % STEPS_PER_HEAD == 0 else int(rng.choice(numbers))
+        head, distance_mm = pool[number]
+        if rng.random() < 0.5:
+            head, distance_mm = head.flip(1), distance_mm.flip(1)
+        yield in_field_of_view((head, distance_mm), rng)
+        step += 1
+
+
+def in_field_of_view(example: Example, rng: np.random.Generator) -> Example:
+    """An example in a larger field of view, with air around it, or one that ends higher at the neck.
+
+    The network's layers are normalised over the whole grid: one trained on a single shape fails where there is more air.
+    """
+    head, distance_mm = example
+    shape = (rng.choice((64, 64, 80)), rng.choice((80, 80, 96)), rng.choice((64, 80, 80, 96)))
+    padding = []
+    for length, wanted in zip(head.shape[1:], shape, strict=True):
+        before = int(rng.integers(0, max(0, wanted - length) + 1))
+        padding.append((before, max(0, wanted - length) - before))
+    air = head[:, [0, -1]].flatten().numpy()
+    field = np.zeros(1, np.float32) if rng.random() < 0.5 else air
+    filled = rng.choice(field, (1, *(n + sum(pair) for n, pair in zip(head.shape[1:], padding, strict=True))))
+    inner = (slice(None), *(slice(before, before + n) for n, (before, _) in zip(head.shape[1:], padding, strict=True)))
+    filled[inner] = head.numpy()
+    outside = np.full(filled.shape, -REACH_MM, np.float32)
+    outside[inner] = distance_mm.numpy()
+    seen = (slice(None), slice(None), slice(None), slice(filled.shape[3] - shape[2], None))
+    return torch.from_numpy(filled[seen].copy()), torch.from_numpy(outside[seen].copy())
+
+
+def _example(label_maps: tuple[str, ...], seed: int) -> Example:
+    head, distance_mm = whole_head(label_maps, seed, GRID)
+    return torch.from_numpy(head)[None], torch.from_numpy(distance_mm).clamp(-REACH_MM, REACH_MM)[None]
+
+
+def validation_heads(label_maps: tuple[str, ...]) -> list[Example]:
+    """Heads of people who take no part in training."""
+    return [_example(label_maps, VALIDATION_SEED + number) for number in range(VALIDATION_HEADS)]
+
+
+@torch.no_grad()
+def dice(network: BrainExtractor, heads: list[Example]) -> list[float]:
+    """Overlap of the largest part found with the true brain, one figure a head."""
+    overlaps = []
+    for head, distance_mm in heads:
+        inside = network(head[None])[0, 0].numpy() > 0
+        predicted = ndimage.binary_fill_holes(largest(inside))
+        true = distance_mm[0].numpy() > 0
+        overlaps.append(float(2 * (predicted & true).sum() / (predicted.sum() + true.sum())))
+    return overlaps
+
+
+def save(folder: Path, training: Training, label_maps: tuple[str, ...], seed: int, start: Path | None = None) -> None:
+    """Write the weights at half precision and their card."""
+    start_sha256 = hashlib.sha256(start.read_bytes()).hexdigest() if start else None
+    half = {name: value.half().contiguous() for name, value in training.average.state_dict().items()}
+    weights = safetensors.torch.save(half)
+    shipped = BrainExtractor().eval()
+    shipped.load_state_dict(half)
+    found = dice(shipped, validation_heads(label_maps[-VALIDATION_MAPS:]))
+    with whole_file(folder / "brain.safetensors") as partial:
+        partial.write_bytes(weights)
+    card = CARD.format(
+        spacing=SPACING_MM,
+        command=COMMAND,
+        steps=training.step,
+        seed=seed,
+        hours=training.seconds / 3600,
+        start=f"weights of SHA-256 `{start_sha256}`" if start else "random weights",
+        maps=len(label_maps) - VALIDATION_MAPS,
+        held_out=VALIDATION_MAPS,
+        heads=VALIDATION_HEADS,
+        dice=float(np.mean(found)),
+        worst=min(found),
+        size=f"{len(weights) / 1e6:.2f} MB, {sum(p.numel() for p in shipped.parameters()):,} parameters",
+        sha256=hashlib.sha256(weights).hexdigest(),
+    )
+    with whole_file(folder / "brain.md") as partial:
+        partial.write_text(card, encoding="utf-8")
+
+
+def main() -> None:
+    """Train and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--label-maps", type=Path, required=True, help="folder of *_dseg.nii.gz of whole heads")
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint", type=Path, default=Path("runs/brain.pt"), help="where to go on from")
+    parser.add_argument("--start", type=Path, help="weights (.safetensors) to start at in place of random ones")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    label_maps = label_maps_in(arguments.label_maps)
+    training = train(label_maps, arguments.steps, arguments.seed, arguments.checkpoint, arguments.start)
+    save(arguments.folder, training, label_maps, arguments.seed, arguments.start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Whole heads of any contrast and where their brain is: examples for training what finds brains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mmh_ray.config import GridConfig
+from mmh_ray.imaging.brain_extractor import scaled_head
+from mmh_ray.simulation.examples import random_person
+from mmh_ray.simulation.label_maps import read_label_map
+from mmh_ray.simulation.people import Head, depth_in, simulate_head
+from mmh_ray.simulation.person import Person
+from mmh_ray.simulation.protocols import CANONICAL, any_contrast, random_scan
+from mmh_ray.simulation.scanner import random_oddity, render
+
+ANY_CONTRAST = 0.35
+"""Share of heads whose tissues have levels of no sequence."""
+_TILTED = 0.15
+"""Share of heads that lie far from upright."""
+_STRIPPED = 0.05
+"""Share of heads that lack their skull."""
+_DEFACED = 0.18
+"""Share of heads that lack their face."""
+_WITHOUT_NECK = 0.5
+"""Share of heads that lack what lies below the brain, some of them part of the brain."""
+_WITHOUT_TOP = 0.1
+"""Share of heads that lack their top."""
+
+
+def whole_head(
+    label_maps: tuple[str, ...], seed: int, grid: GridConfig, sequence: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A head as a scanner gives it; the same seed gives the same bytes.
+
+    ``sequence``: in a protocol of that sequence; by default of any, and some heads in a contrast of none.
+
+    Returns
+    -------
+    ``(X, Y, Z)`` float32 head, scaled by :func:`scaled_head`, its fields uncorrected; ``(X, Y, Z)`` float32 distance to the surface of
+    the brain with the fluid around it (:attr:`Head.brain`) in mm, positive inside.
+    """
+    rng = np.random.default_rng([seed, 8])
+    drawn_sequence = str(rng.choice(list(CANONICAL)))
+    is_any_contrast = rng.random() < ANY_CONTRAST and sequence is None
+    scan = any_contrast(rng) if is_any_contrast else random_scan(sequence or drawn_sequence, rng)
+    path = label_maps[int(rng.integers(len(label_maps)))]
+    head = simulate_head(read_label_map(path), _person(rng, seed), grid)
+    image = render(head, scan, rng, grid.spacing_mm, random_oddity(rng))
+    shown = _left_by_tools(head, rng) & _field_of_view(head, rng, grid.spacing_mm)
+    return scaled_head(image * shown), depth_in(head.brain & shown, grid.spacing_mm)
+
+
+def _person(rng: np.random.Generator, seed: int) -> Person:
+    turn_degrees = 25.0 if rng.random() < _TILTED else 8.0
+    return replace(random_person(rng, seed), turn_degrees=turn_degrees, shift_mm=8.0)
+
+
+def _left_by_tools(head: Head, rng: np.random.Generator) -> np.ndarray:
+    """What was not taken off before, ``(X, Y, Z)`` bool: the skull of some heads is, the face of others; most heads are whole."""
+    kind = rng.random()
+    if kind < _STRIPPED:
+        return head.depth_mm > rng.uniform(-3, 3)
+    if kind > _STRIPPED + _DEFACED:
+        return np.ones_like(head.brain)
+    _, length, top = head.brain.shape
+    ahead, height = np.ogrid[:length, :top]
+    face = ahead - rng.uniform(0.4, 1.2) * height > rng.uniform(0.45, 0.7) * length
+    is_near_brain = head.depth_mm > -rng.uniform(1, 9)
+    return is_near_brain | ~face[None]
+
+
+def _field_of_view(head: Head, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
+    """Which slices the scan shows, ``(Z,)`` bool: half of the heads lack what lies below, a few their top."""
+    slices = np.arange(head.brain.shape[2])
+    occupied = np.flatnonzero(head.brain.any(axis=(0, 1)))
+    seen = np.ones(len(slices), bool)
+    if rng.random() < _WITHOUT_NECK:
+        seen &= slices >= occupied[0] - rng.uniform(-10, 60) / spacing_mm
+    if rng.random() < _WITHOUT_TOP:
+        seen &= slices < occupied[-1] - rng.uniform(0, 15) / spacing_mm
+    return seen
