@@ -19,9 +19,9 @@ from mmh_ray.imaging.volume import Volume
 SAME_AFFINE_MM = 1e-3
 """Difference of affines up to which two grids are the same."""
 
-_SURFACE_MM = -1.0
-"""Where the brain is taken to end, positive inside: a mask that cuts cortex does more harm than one with some dura. Held-out
-simulated heads keep .983 of their brain there, .964 at 0, for .008 of Dice (`benchmarks/brain.py`)."""
+_SURFACE_MM = -1.25
+"""Where the brain is taken to end, positive inside: a mask that cuts cortex does more harm than one with some dura. There simulated
+heads of held-out people keep .985 of their brain on average (`benchmarks/brain-masks.md`)."""
 _LEAST_LITRES, _MOST_LITRES = 0.25, 2.5
 """Volume of what may be a brain, from a newborn's on, with the fluid around it."""
 _EVEN_MM = 25.0
