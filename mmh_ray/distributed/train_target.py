@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,11 @@ from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.datasets import usable
 from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for
+from mmh_ray.distributed.target_plan import TargetTask, plan_targets
 from mmh_ray.distributed.target_run import SiteRun, send_left
 from mmh_ray.distributed.target_storage import check_places, place_of, put_target
 from mmh_ray.distributed.train import open_storage
-from mmh_ray.errors import ConfigError, DataError, ModelError
-from mmh_ray.imaging.preprocess import bias_step
+from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.models.augmentation import restyle
 from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
 from mmh_ray.models.style.encoder import make_style_encoder
@@ -45,9 +44,6 @@ from mmh_ray.shards import PreparedStore
 
 log = logging.getLogger(__name__)
 
-LEAST_IMAGES, LEAST_SOURCES = 3, 2
-"""Images of the target, and of other sites, below which no adapter is trained."""
-
 VALIDATION_BATCHES = 4
 
 Row = Mapping[str, Any]
@@ -66,24 +62,6 @@ class TrainedTarget:
     """MLflow run."""
     validation: dict[str, dict[str, float]]
     """Sequence to validation losses of the best adapter."""
-
-
-@dataclass(frozen=True)
-class TargetTask:
-    """What one adapter is trained from: index rows of the site's images and of source images, and of those of both that are held back."""
-
-    site: str
-    sequence: str
-    training: tuple[Row, ...]
-    validation: tuple[Row, ...]
-    sources: tuple[Row, ...]
-    validation_sources: tuple[Row, ...]
-
-    def as_facts(self) -> dict[str, list[str]]:
-        """Image ids, for the target bundle."""
-        names = {"images": self.training, "validation_images": self.validation}
-        names |= {"sources": self.sources, "validation_sources": self.validation_sources}
-        return {key: [row["image_id"] for row in rows] for key, rows in names.items()}
 
 
 @dataclass(frozen=True)
@@ -128,7 +106,7 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
     folder, uri = tracking.resolve_model(model, config.tracking)
     bundle = load_bundle(folder)
     base = {"hash": bundle.hash, "uri": uri}
-    tasks, failed = _plan(store, bundle, config)
+    tasks, failed = plan_targets(store, bundle, config)
     if not tasks:
         _raise_for(failed, {})
     known = [row for row in usable(store, "train") if row["sequence"] in bundle.config.model.sequences]
@@ -163,18 +141,6 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
     return [finished[site] for site in config.target.site]
 
 
-def _plan(store: PreparedStore, bundle: Bundle, config: Config) -> tuple[list[TargetTask], dict[str, Exception]]:
-    """Tasks of every site that can be trained, and why the others cannot."""
-    tasks, failed = list[TargetTask](), dict[str, Exception]()
-    for site in config.target.site:
-        try:
-            tasks += plan_site(store, site, bundle, config)
-        except DataError as error:
-            log.error("target %s: %s", site, error)
-            failed[site] = error
-    return tasks, failed
-
-
 def _raise_for(failed: Mapping[str, Exception], finished: Mapping[str, TrainedTarget]) -> None:
     if failed and not finished:
         raise next(iter(failed.values()))
@@ -185,84 +151,6 @@ def _raise_for(failed: Mapping[str, Exception], finished: Mapping[str, TrainedTa
         raise ModelError(received, f"an adapter of every target, as of {published}", remedy) from next(
             iter(failed.values())
         )
-
-
-def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -> list[TargetTask]:
-    """A task per sequence of which there are images enough: some of the site to train on, about a fifth to validate on, sources of other
-    sites. A sequence that is left out is logged with the reason.
-
-    Raises
-    ------
-    DataError
-        If the store was not prepared as the model's own data, has no such site, or too few images of every sequence.
-    """
-    entries = [entry for split in ("train", "val") for entry in usable(store, split)]
-    _check_preparation(store, entries, bundle.config)
-    sites = sorted({entry["site"] for entry in entries})
-    if site not in sites:
-        raise DataError(f"target.site={site}", f"a site of the store: {', '.join(sites)}", "Check the name.")
-    tasks, short = list[TargetTask](), list[str]()
-    for sequence in bundle.config.model.sequences:
-        own = [entry for entry in entries if entry["sequence"] == sequence]
-        everyone = sorted((entry for entry in own if entry["site"] == site), key=lambda entry: entry["image_id"])
-        images = _drawn(everyone, config.target.images, config.target.seed)
-        sources = _spread([entry for entry in own if entry["site"] != site], config.target.sources)
-        if len(images) < LEAST_IMAGES or len(sources) < LEAST_SOURCES:
-            short.append(f"{len(everyone)} {sequence} images, and {len(sources)} of other sites")
-            continue
-        held, kept = max(1, len(images) // 5), max(1, len(sources) // 4)
-        tasks.append(TargetTask(site, sequence, *_parted(images, held), *_parted(sources, kept)))
-    needed = f"{LEAST_IMAGES} images of a sequence outside split test, and {LEAST_SOURCES} of other sites"
-    if not tasks:
-        raise DataError(f"site {site} with {'; '.join(short)}", needed, "Prepare more images.")
-    for reason in short:
-        log.warning("target %s has %s; no adapter is trained below %s", site, reason, needed)
-    return tasks
-
-
-def _check_preparation(store: PreparedStore, entries: Sequence[Row], config: Config) -> None:
-    """DataError where a volume lies on another grid than the model's, or its bias field was treated in another way."""
-    spacing, shape, bias = config.grid.spacing_mm, tuple(config.grid.shape), bias_step(config.prepare)
-    for entry in entries:
-        found = np.linalg.norm(entry["affine"][:3, :3], axis=0)
-        own_bias = next((step for step in entry["steps"] or () if step.startswith("bias field:")), bias)
-        if tuple(entry["shape"]) != shape or not np.allclose(found, spacing, rtol=1e-3) or own_bias != bias:
-            edges = " x ".join(f"{edge:.3g}" for edge in found)
-            received = f"{store.uri}: volumes of shape {tuple(entry['shape'])}, {edges} mm, {own_bias}"
-            remedy = "Prepare with the model's grid and prepare settings."
-            raise DataError(received, f"the model's grid {shape}, {spacing:g} mm, {bias}", remedy)
-
-
-def _parted(rows: Sequence[Row], held: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """Rows to train on, and about ``held`` of the last to validate on: whole subjects, or of a single subject images."""
-    people = Counter(row["subject"] for row in rows)
-    if len(people) == 1:
-        return tuple(rows[:-held]), tuple(rows[-held:])
-    chosen, room = set(), held
-    for person, count in reversed(people.items()):
-        if count <= room:
-            chosen.add(person)
-            room -= count
-    chosen = chosen or {min(people, key=people.__getitem__)}
-    kept, out = ([row for row in rows if (row["subject"] in chosen) == wanted] for wanted in (False, True))
-    return tuple(kept), tuple(out)
-
-
-def _drawn(images: Sequence[Row], count: int, seed: int) -> Sequence[Row]:
-    """Images drawn by the seed, in their order; for a count of 0, or where there are no more, all."""
-    if not 0 < count < len(images):
-        return images
-    chosen = np.random.default_rng(seed).choice(len(images), count, replace=False)
-    return [images[index] for index in sorted(chosen)]
-
-
-def _spread(entries: list[Row], count: int) -> list[Row]:
-    """At most ``count`` rows, in turn from every site."""
-    by_site: dict[str, list[Row]] = {}
-    for entry in sorted(entries, key=lambda entry: entry["image_id"]):
-        by_site.setdefault(entry["site"], []).append(entry)
-    ranked = sorted((index, site) for site, own in by_site.items() for index in range(len(own)))
-    return [by_site[site][index] for index, site in ranked[:count]]
 
 
 def train_adapter(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +20,10 @@ from safetensors.torch import save_file
 from mmh_ray.config import Config, HarmonizeConfig, StyleConfig, TargetConfig
 from mmh_ray.distributed import style_encoder, train_target
 from mmh_ray.distributed.style_encoder import chosen, learn_aggregator
+from mmh_ray.distributed.target_plan import TargetTask, plan_site
 from mmh_ray.distributed.target_selection import target_style
 from mmh_ray.distributed.target_storage import put_target
-from mmh_ray.distributed.train_target import TargetTask, TrainedTarget, plan_site, train_targets
+from mmh_ray.distributed.train_target import TrainedTarget, train_targets
 from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.inputs.scans import Case
@@ -214,13 +216,17 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Any) -> Simp
     tracking = SimpleNamespace(
         resolve_model=lambda *_: (tmp_path, "models:/mmh-global/1"),
         configure=lambda *_: None,
-        start_run=lambda _config, name, *_: name,
-        finish=lambda run: found.ended.setdefault(run, "FINISHED"),
-        mark_failed=lambda run: found.ended.setdefault(run, "FAILED"),
         target_model_name=lambda site: f"mmh-target-{site}",
     )
+
+    def start(site: str, *_: Any) -> SimpleNamespace:
+        fail_run = partial(found.ended.setdefault, f"target-{site}", "FAILED")
+        return SimpleNamespace(run_id=site, outbox=None, fail=fail_run)
+
     stand_ins = {
         "tracking": tracking,
+        "SiteRun": SimpleNamespace(start=start),
+        "send_left": lambda _: None,
         "connect": lambda: None,
         "aggregator_for": lambda _store, rows, *_: found.aggregated.extend(rows),
         "PreparedStore": lambda _: SimpleNamespace(uri="store", index=found.index, data_hash="d"),

@@ -24,7 +24,8 @@ from mmh_ray.distributed.harmonize import harmonize, plan
 from mmh_ray.distributed.manifest import build_manifest
 from mmh_ray.distributed.phantom import make_archive
 from mmh_ray.distributed.prepare import prepare
-from mmh_ray.distributed.train_target import TrainedTarget, plan_site, train_targets
+from mmh_ray.distributed.target_plan import plan_site
+from mmh_ray.distributed.train_target import TrainedTarget, train_targets
 from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.evaluation.statistics.summary import by_sequence
 from mmh_ray.harmonization.job import Job

@@ -1,0 +1,152 @@
+"""Which images the adapters of target sites are trained and validated on."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmh_ray.config import Config
+from mmh_ray.distributed.datasets import usable
+from mmh_ray.errors import DataError
+from mmh_ray.imaging.preprocess import bias_step
+from mmh_ray.models.bundle import Bundle
+from mmh_ray.shards import PreparedStore
+
+log = logging.getLogger(__name__)
+
+LEAST_IMAGES = 3
+"""Images of the target below which no adapter is trained."""
+LEAST_SOURCES = 2
+"""Images of other sites below which no adapter is trained."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TargetTask:
+    """What one adapter is trained from: index rows of the site's images and of source images, and of those of both that are held back."""
+
+    site: str
+    sequence: str
+    training: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    sources: tuple[Row, ...]
+    validation_sources: tuple[Row, ...]
+
+    def as_facts(self) -> dict[str, list[str]]:
+        """Image ids, for the target bundle."""
+        names = {"images": self.training, "validation_images": self.validation}
+        names |= {"sources": self.sources, "validation_sources": self.validation_sources}
+        return {key: [row["image_id"] for row in rows] for key, rows in names.items()}
+
+
+def plan_targets(store: PreparedStore, bundle: Bundle, config: Config) -> tuple[list[TargetTask], dict[str, Exception]]:
+    """Tasks of every site that can be trained, and why the others cannot."""
+    tasks: list[TargetTask] = []
+    failed: dict[str, Exception] = {}
+    for site in config.target.site:
+        try:
+            tasks += plan_site(store, site, bundle, config)
+        except DataError as error:
+            log.error("target %s: %s", site, error)
+            failed[site] = error
+    return tasks, failed
+
+
+def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -> list[TargetTask]:
+    """A task per sequence of which there are images enough.
+
+    Each has some images of the site to train on, about a fifth of them to validate on, and sources of other sites. A
+    sequence that is left out is logged with the reason.
+
+    Raises
+    ------
+    DataError
+        If the store was not prepared as the model's own data, has no such site, or too few images of every sequence.
+    """
+    entries = [entry for split in ("train", "val") for entry in usable(store, split)]
+    _check_preparation(store, entries, bundle.config)
+    sites = sorted({entry["site"] for entry in entries})
+    if site not in sites:
+        raise DataError(f"target.site={site}", f"a site of the store: {', '.join(sites)}", "Check the name.")
+    tasks: list[TargetTask] = []
+    too_few: list[str] = []
+    for sequence in bundle.config.model.sequences:
+        of_sequence = [entry for entry in entries if entry["sequence"] == sequence]
+        of_site = sorted((entry for entry in of_sequence if entry["site"] == site), key=lambda entry: entry["image_id"])
+        of_others = [entry for entry in of_sequence if entry["site"] != site]
+        images = _drawn(of_site, config.target.images, config.target.seed)
+        sources = _spread(of_others, config.target.sources)
+        if len(images) < LEAST_IMAGES or len(sources) < LEAST_SOURCES:
+            too_few.append(f"{len(of_site)} {sequence} images, and {len(sources)} of other sites")
+            continue
+        training, validation = _parted(images, max(1, len(images) // 5))
+        training_sources, validation_sources = _parted(sources, max(1, len(sources) // 4))
+        tasks.append(TargetTask(site, sequence, training, validation, training_sources, validation_sources))
+    needed = f"{LEAST_IMAGES} images of a sequence outside split test, and {LEAST_SOURCES} of other sites"
+    if not tasks:
+        raise DataError(f"site {site} with {'; '.join(too_few)}", needed, "Prepare more images.")
+    for reason in too_few:
+        log.warning("target %s has %s; no adapter is trained below %s", site, reason, needed)
+    return tasks
+
+
+def _check_preparation(store: PreparedStore, entries: Sequence[Row], config: Config) -> None:
+    """DataError where a volume lies on another grid than the model's, or its bias field was treated in another way."""
+    spacing = config.grid.spacing_mm
+    shape = tuple(config.grid.shape)
+    bias = bias_step(config.prepare)
+    for entry in entries:
+        entry_shape = tuple(entry["shape"])
+        entry_edges = np.linalg.norm(entry["affine"][:3, :3], axis=0)
+        entry_steps = entry["steps"] or ()
+        entry_bias = next((step for step in entry_steps if step.startswith("bias field:")), bias)
+        is_on_grid = entry_shape == shape and np.allclose(entry_edges, spacing, rtol=1e-3)
+        if is_on_grid and entry_bias == bias:
+            continue
+        edges = " x ".join(f"{edge:.3g}" for edge in entry_edges)
+        raise DataError(
+            f"{store.uri}: volumes of shape {entry_shape}, {edges} mm, {entry_bias}",
+            f"the model's grid {shape}, {spacing:g} mm, {bias}",
+            "Prepare with the model's grid and prepare settings.",
+        )
+
+
+def _parted(rows: Sequence[Row], held: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Rows to train on, and about ``held`` of the last to validate on: whole subjects, or of a single subject images."""
+    images_of = Counter(row["subject"] for row in rows)
+    if len(images_of) == 1:
+        return tuple(rows[:-held]), tuple(rows[-held:])
+    validated = set()
+    left = held
+    for person, count in reversed(images_of.items()):
+        if count <= left:
+            validated.add(person)
+            left -= count
+    if not validated:
+        validated = {min(images_of, key=images_of.__getitem__)}
+    training = tuple(row for row in rows if row["subject"] not in validated)
+    validation = tuple(row for row in rows if row["subject"] in validated)
+    return training, validation
+
+
+def _drawn(images: Sequence[Row], count: int, seed: int) -> Sequence[Row]:
+    """Images drawn by the seed, in their order; for a count of 0, or where there are no more, all."""
+    if not 0 < count < len(images):
+        return images
+    chosen = np.random.default_rng(seed).choice(len(images), count, replace=False)
+    return [images[index] for index in sorted(chosen)]
+
+
+def _spread(entries: Sequence[Row], count: int) -> list[Row]:
+    """At most ``count`` rows, in turn from every site."""
+    by_site: dict[str, list[Row]] = {}
+    for entry in sorted(entries, key=lambda entry: entry["image_id"]):
+        by_site.setdefault(entry["site"], []).append(entry)
+    turns = [(turn, site) for site, of_site in by_site.items() for turn in range(len(of_site))]
+    return [by_site[site][turn] for turn, site in sorted(turns)[:count]]
