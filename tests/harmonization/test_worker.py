@@ -37,7 +37,6 @@ from mmh_ray.imaging.volume import Volume, read_volume, write_volume
 from mmh_ray.models.bundle import Bundle, load_bundle
 from mmh_ray.models.target.adapter import SiteStyle, attach, state_of
 from mmh_ray.models.target.bundle import Target
-from mmh_ray.provenance import sha256_file
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import canonical
 from tests.phantoms import computed_tomography
@@ -346,7 +345,7 @@ def test_the_last_resort_is_the_cpu_and_the_next_image_tries_the_gpu_again(
     monkeypatch.setattr(worker_module, "device_of", lambda model: torch.device(device[0]))
     monkeypatch.setattr(torch.nn.Module, "to", to)
     monkeypatch.setattr(Harmonizer, "infer", hungry)
-    ready = worker._ready(row_of(scan), sha256_file(scan))
+    ready = worker.harmonizer.ready(read_volume(scan), "T1w", None)
     for expected in (["cpu"], ["cuda", "cpu"], ["cuda", "cpu"]):
         moves_before = len(moves)
         assert len(worker._with_less_memory(ready, "sub-01_T1w", [None])) == 1

@@ -134,7 +134,6 @@ def test_a_bright_scalp_behind_a_dark_skull_does_not_mislead(scanner: Scanner, s
     anatomy = simulate_anatomy(Person(907, scalp=True), 4.0)
     brain = find_brain(Volume(render(anatomy, scanner, "T2w", np.random.default_rng(seed), 4.0), anatomy.affine))
     assert brain.registration is not None
-    assert brain.registration.method == "affine"
     assert brain.registration.quality > 2 * POOR
     assert 2 * (brain.mask & anatomy.brain).sum() > 0.9 * (brain.mask.sum() + anatomy.brain.sum())
 
@@ -172,14 +171,15 @@ def test_a_brain_in_the_templates_space_is_left_there(scans: dict[str, Volume], 
     assert register_brain(tilted, headed.brain).method == "affine"
 
 
-def test_a_head_in_the_templates_space_stays_where_nothing_fits_better() -> None:
-    """The search from the usual starts ends far off in this one."""
+def test_a_head_in_the_templates_space_is_found_there() -> None:
+    """A search for the whole head from the usual starts ends far off in this one."""
     head = simulate_anatomy(Person(13, scalp=True), 4.0)
     scan = Volume(render(head, SITES[3], "T1w", np.random.default_rng(3), 4.0).astype(np.float32), head.affine)
     found = find_brain(scan)
     assert found.registration is not None
-    assert (found.registration.method, found.registration.quality > 2 * POOR - 0.01) == ("given space", True)
-    assert 2 * (found.mask & head.brain).sum() > 0.88 * (found.mask.sum() + head.brain.sum())
+    assert found.registration.quality > 2 * POOR - 0.01
+    assert distance(found.registration.matrix, np.eye(4)) < 8
+    assert 2 * (found.mask & head.brain).sum() > 0.94 * (found.mask.sum() + head.brain.sum())
 
 
 def test_thick_slices_are_registered(scans: dict[str, Volume], headed: Anatomy) -> None:
