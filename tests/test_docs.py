@@ -271,4 +271,5 @@ def test_every_benchmark_is_on_a_page_and_every_page_in_the_table() -> None:
     assert {target for target in LINK.findall(overview) if "/" not in target} == pages
     texts = "".join(page.read_text(encoding="utf-8") for page in RESULTS)
     commands = [path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
-    assert [path.name for path in commands if path.name not in texts] == []
+    unnamed = [path.name for path in commands if path.name not in texts and f"benchmarks.{path.stem}" not in texts]
+    assert unnamed == []
