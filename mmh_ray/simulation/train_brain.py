@@ -181,20 +181,23 @@ def in_field_of_view(example: Example, rng: np.random.Generator) -> Example:
     The network's layers are normalised over the whole grid: one trained on a single shape fails where there is more air.
     """
     head, distance_mm = example
-    shape = (rng.choice((64, 64, 80)), rng.choice((80, 80, 96)), rng.choice((64, 80, 80, 96)))
-    padding = []
-    for length, wanted in zip(head.shape[1:], shape, strict=True):
-        before = int(rng.integers(0, max(0, wanted - length) + 1))
-        padding.append((before, max(0, wanted - length) - before))
-    air = head[:, [0, -1]].flatten().numpy()
-    field = np.zeros(1, np.float32) if rng.random() < 0.5 else air
-    filled = rng.choice(field, (1, *(n + sum(pair) for n, pair in zip(head.shape[1:], padding, strict=True))))
-    inner = (slice(None), *(slice(before, before + n) for n, (before, _) in zip(head.shape[1:], padding, strict=True)))
-    filled[inner] = head.numpy()
-    outside = np.full(filled.shape, -REACH_MM, np.float32)
-    outside[inner] = distance_mm.numpy()
-    seen = (slice(None), slice(None), slice(None), slice(filled.shape[3] - shape[2], None))
-    return torch.from_numpy(filled[seen].copy()), torch.from_numpy(outside[seen].copy())
+    wanted_shape = (rng.choice((64, 64, 80)), rng.choice((80, 80, 96)), rng.choice((64, 80, 80, 96)))
+    field_shape = []
+    inner = []
+    for length, wanted in zip(head.shape[1:], wanted_shape, strict=True):
+        missing = max(0, wanted - length)
+        before = int(rng.integers(0, missing + 1))
+        field_shape.append(length + missing)
+        inner.append(slice(before, before + length))
+    beside_head = head[:, [0, -1]].flatten().numpy()
+    nothing = np.zeros(1, np.float32)
+    air = nothing if rng.random() < 0.5 else beside_head
+    field = rng.choice(air, (1, *field_shape))
+    field[:, *inner] = head.numpy()
+    field_distance_mm = np.full(field.shape, -REACH_MM, np.float32)
+    field_distance_mm[:, *inner] = distance_mm.numpy()
+    lowest = field.shape[3] - wanted_shape[2]
+    return torch.from_numpy(field[..., lowest:].copy()), torch.from_numpy(field_distance_mm[..., lowest:].copy())
 
 
 def _example(label_maps: tuple[str, ...], seed: int) -> Example:
