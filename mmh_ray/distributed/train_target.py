@@ -20,7 +20,7 @@ from mmh_ray.distributed.cluster import connect
 from mmh_ray.distributed.datasets import usable
 from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for
-from mmh_ray.distributed.target_plan import TargetTask, plan_targets
+from mmh_ray.distributed.target_plan import Row, TargetTask, plan_targets
 from mmh_ray.distributed.target_run import SiteRun, send_left
 from mmh_ray.distributed.target_storage import check_places, place_of, put_target
 from mmh_ray.distributed.train import open_storage
@@ -45,8 +45,6 @@ from mmh_ray.shards import PreparedStore
 log = logging.getLogger(__name__)
 
 VALIDATION_BATCHES = 4
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
