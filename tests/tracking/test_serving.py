@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import time
 import urllib.error
 import urllib.request
 import venv
@@ -30,6 +29,7 @@ from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.imaging.volume import Volume, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.simulation.anatomy import Anatomy
+from tests.http_server import wait_for_server
 
 pytestmark = [
     pytest.mark.slow,
@@ -97,7 +97,7 @@ def server(model_folder: Path, environment: Path, tmp_path_factory: pytest.TempP
             start_new_session=True,
         )
     try:
-        _wait_for(f"http://127.0.0.1:{port}/ping", process, folder / "log.txt")
+        wait_for_server(f"http://127.0.0.1:{port}/ping", process, folder / "log.txt", START_SECONDS)
         yield f"http://127.0.0.1:{port}/invocations"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -106,17 +106,6 @@ def server(model_folder: Path, environment: Path, tmp_path_factory: pytest.TempP
 
 def _without_checkout() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-
-
-def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    pytest.fail(f"no model server after {START_SECONDS} s:\n{log.read_text()[-2000:]}")
 
 
 def invoke(server: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,9 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -38,6 +35,7 @@ from mmh_ray.models.target.fine_tuner import TunedAdapter
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import canonical
 from mmh_ray.tracking.runs import METRICS_PER_REQUEST, shorten
+from tests.http_server import wait_for_server
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,22 +84,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with open(folder / "log.txt", "wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        _wait_for(f"http://127.0.0.1:{port}/health", process, folder / "log.txt")
+        wait_for_server(f"http://127.0.0.1:{port}/health", process, folder / "log.txt", START_SECONDS)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(300)
-
-
-def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    pytest.fail(f"no MLflow server after {START_SECONDS} s:\n{log.read_text()[-2000:]}")
 
 
 @pytest.fixture(scope="module", params=["sqlite", "server"])
