@@ -133,11 +133,16 @@ def _without_prefix(labels: Iterable[Label], key: str) -> tuple[Label, ...]:
 
 def _check_other(name: str, labels: tuple[Label, ...], suffix: str, where: str) -> None:
     """Refuse a datatype, suffix or extension that no image of this query can have: it would leave nothing."""
-    possible = {"datatype": ("anat",), "suffix": (suffix,), "extension": (".nii.gz", ".nii", "nii.gz", "nii")}[name]
-    wrong = [label for label in labels if label not in possible]
-    if wrong:
-        received = f"{where}: {name} {wrong[0]!r}"
-        raise ConfigError(received, f"{name} {' or '.join(possible)}", "Change it, or leave it out.")
+    possible_labels: dict[str, tuple[str, ...]] = {
+        "datatype": ("anat",),
+        "suffix": (suffix,),
+        "extension": (".nii.gz", ".nii", "nii.gz", "nii"),
+    }
+    possible = possible_labels[name]
+    for label in labels:
+        if label not in possible:
+            expected = f"{name} {' or '.join(possible)}"
+            raise ConfigError(f"{where}: {name} {label!r}", expected, "Change it, or leave it out.")
 
 
 def _matches(tag: str | None, labels: Iterable[Label]) -> bool:

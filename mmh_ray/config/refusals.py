@@ -65,9 +65,12 @@ def config_error(section: type, error: ValidationError) -> ConfigError:
 
 
 def _unknown_key(key: str, known: Sequence[str], prefix: str) -> ConfigError:
+    remedy = "Remove it."
     close = difflib.get_close_matches(key, known, n=1)
-    remedy = f"Did you mean {prefix}{close[0]}?" if close else "Remove it."
-    valid = ", ".join(f"{prefix}{name}" for name in known)
+    if close:
+        remedy = f"Did you mean {prefix}{close[0]}?"
+    dotted_keys = [f"{prefix}{name}" for name in known]
+    valid = ", ".join(dotted_keys)
     return ConfigError(f"unknown key {prefix}{key}", f"one of {valid}", remedy)
 
 

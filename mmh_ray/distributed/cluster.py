@@ -89,16 +89,29 @@ def describe_place(needs: Mapping[str, float]) -> str:
 
     It tells a cluster that is too small from one whose room other work holds.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    wanted = {name: amount for name, amount in needs.items() if amount}
-    asked = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items())
-    largest = " and ".join(f"{max(node.get(name, 0.0) for node in nodes):g} {name}" for name in wanted)
-    if _capacity(nodes, wanted) == 0:
-        return f"an actor needs {asked} on one node, and of {len(nodes)} nodes none has that (at most {largest})"
+    nodes = _node_resources()
+    needed = {name: amount for name, amount in needs.items() if amount}
+    request = f"an actor needs {_in_words(needed)} on one node"
+    if _capacity(nodes, needed) == 0:
+        largest = {}
+        for name in needed:
+            largest[name] = max(node.get(name, 0.0) for node in nodes)
+        return f"{request}, and of {len(nodes)} nodes none has that (at most {_in_words(largest)})"
+
     available = ray.available_resources()
-    free = " and ".join(f"{available.get(name, 0.0):g} {name}" for name in wanted)
+    free = {name: available.get(name, 0.0) for name in needed}
     takers = "other work, or actors that are starting still, hold the room"
-    return f"an actor needs {asked} on one node, and {takers}: {free} of {len(nodes)} nodes are free"
+    return f"{request}, and {takers}: {_in_words(free)} of {len(nodes)} nodes are free"
+
+
+def _in_words(resources: Mapping[str, float]) -> str:
+    amounts = [f"{amount:g} {name}" for name, amount in resources.items()]
+    return " and ".join(amounts)
+
+
+def _node_resources() -> list[dict[str, float]]:
+    """What each living node has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @dataclass(frozen=True)
@@ -132,18 +145,19 @@ def place_training(counts: Sequence[int], use_gpu: bool) -> TrainingPlacement:
     ConfigError
         If they can hold none of them; waiting for more could last for ever.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _node_resources()
+    gpus = {"GPU": 1.0} if use_gpu else {}
     for workers in counts:
         for room, cpus, loaders in _shares():
-            gpus = {"GPU": 1.0} if use_gpu else {}
             if _capacity(nodes, {"CPU": room} | gpus) >= workers:
                 return TrainingPlacement(workers, {"CPU": cpus} | gpus, loaders)
     cpu_counts = ", ".join(f"{node.get('CPU', 0):g}" for node in nodes)
-    gpu_counts = ", ".join(f"{node.get('GPU', 0):g}" for node in nodes)
-    received = f"a cluster of {len(nodes)} nodes with {cpu_counts} CPUs" + (
-        f" and {gpu_counts} GPUs" if use_gpu else ""
-    )
-    needed = f"{LEAST_CPUS:g} CPU" + (" and a GPU" if use_gpu else "")
+    received = f"a cluster of {len(nodes)} nodes with {cpu_counts} CPUs"
+    needed = f"{LEAST_CPUS:g} CPU"
+    if use_gpu:
+        gpu_counts = ", ".join(f"{node.get('GPU', 0):g}" for node in nodes)
+        received += f" and {gpu_counts} GPUs"
+        needed += " and a GPU"
     expected = f"room for {min(counts)} training workers, each on a node with {needed} for it"
     raise ConfigError(received, expected, "Lower train.workers or add nodes.")
 

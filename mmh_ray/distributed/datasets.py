@@ -7,9 +7,10 @@ no volume is dropped. Within each pass over the cohort every training volume app
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -36,6 +37,8 @@ from mmh_ray.simulation.phantom_people import (
 from mmh_ray.simulation.protocols import SEQUENCES
 from mmh_ray.simulation.scanner import canonical_image
 
+Example = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Scan, truth in the domain and mask, ``(X, Y, Z)`` each."""
 VALIDATION_PEOPLE = 10**9
 """Numbers of simulated examples that training never reaches."""
 GROUPS_PER_BLOCK = 8
@@ -66,7 +69,8 @@ class UnifiedDomain:
     @classmethod
     def of(cls, store: PreparedStore, config: Config) -> UnifiedDomain:
         """From the volumes of split `train`; DataError names a sequence that has none."""
-        quantiles, tissues = {}, {}
+        quantiles = {}
+        tissues = {}
         for sequence in config.model.sequences:
             by_site: dict[str, list[dict[str, Any]]] = {}
             for entry in usable(store, "train"):
@@ -78,16 +82,12 @@ class UnifiedDomain:
                     f"training volumes of every sequence of model.sequences={config.model.sequences}",
                     "Prepare scans of it, or leave it out of model.sequences.",
                 )
-            wanted = quantiles[sequence] = _mean_over_sites(by_site, lambda entry: entry["quantiles"])
-            tissues[sequence] = _mean_over_sites(
-                by_site,
-                lambda entry, wanted=wanted: MonotoneMap.between(entry["quantiles"], wanted).apply(entry["tissues"]),
-            )
-        simulated = (
-            canonical_quantiles(config.model.sequences, config.grid, config.train.seed)
-            if config.train.simulated_share
-            else {}
-        )
+            domain = _mean_over_sites(by_site, lambda entry: entry["quantiles"])
+            quantiles[sequence] = domain
+            tissues[sequence] = _mean_over_sites(by_site, functools.partial(_tissues_in, domain))
+        simulated = {}
+        if config.train.simulated_share:
+            simulated = canonical_quantiles(config.model.sequences, config.grid, config.train.seed)
         return cls(quantiles, tissues, simulated)
 
     def as_tensor(self, sequences: tuple[str, ...]) -> torch.Tensor:
@@ -98,7 +98,7 @@ class UnifiedDomain:
         """``(2, 257)`` quantile function and tissue quantiles of a sequence."""
         return np.stack([self.quantiles[name], self.tissues[name]])
 
-    def example(self, config: Config, sequence: str, ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def example(self, config: Config, sequence: str, ordinal: int) -> Example:
         """Scan, truth in the domain and mask, ``(X, Y, Z)`` each, of the ``ordinal``-th simulated example of a sequence.
 
         Two in a row are of one person, seen by two scanners.
@@ -154,24 +154,37 @@ class ChosenDomain(UnifiedDomain):
             raise ConfigError(f"model.sequences={config.model.sequences}", expected, "Leave the others out.")
         folder = config.simulation.label_maps
         label_maps = () if folder is None else label_maps_in(folder)
-        quantiles, tissues = {}, {}
-        people = [random_head(label_maps, _DOMAIN_SEED + number, config.grid) for number in range(DOMAIN_PEOPLE)]
+        heads = [random_head(label_maps, _DOMAIN_SEED + number, config.grid) for number in range(DOMAIN_PEOPLE)]
+        quantiles = {}
+        tissues = {}
         for sequence in config.model.sequences:
-            images = [canonical_image(head, sequence) for head in people]
-            both = list(zip(images, people, strict=True))
-            quantiles[sequence] = mean_quantile_function(quantile_function(image[head.brain]) for image, head in both)
-            tissues[sequence] = mean_quantile_function(tissue_quantiles(image, head.brain) for image, head in both)
+            head_quantiles = []
+            head_tissues = []
+            for head in heads:
+                image = canonical_image(head, sequence)
+                head_quantiles.append(quantile_function(image[head.brain]))
+                head_tissues.append(tissue_quantiles(image, head.brain))
+            quantiles[sequence] = mean_quantile_function(head_quantiles)
+            tissues[sequence] = mean_quantile_function(head_tissues)
         return cls(quantiles, tissues, quantiles, label_maps)
 
-    def example(self, config: Config, sequence: str, ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def example(self, config: Config, sequence: str, ordinal: int) -> Example:
         """See :meth:`UnifiedDomain.example`."""
-        held_out = -(-len(self.label_maps) // 5)
-        training = self.label_maps[: len(self.label_maps) - held_out]
-        label_maps = training if ordinal < VALIDATION_PEOPLE else self.label_maps[len(training) :]
-        head = random_head(label_maps, _mix(config.train.seed, person_number(ordinal)), config.grid)
-        seed = _mix(config.train.seed, ordinal)
-        made = example(head, sequence, seed, config.grid, config.prepare.n4_iterations)
+        label_maps = self._label_maps_for(ordinal)
+        person_seed = _mix(config.train.seed, person_number(ordinal))
+        head = random_head(label_maps, person_seed, config.grid)
+        scan_seed = _mix(config.train.seed, ordinal)
+        made = example(head, sequence, scan_seed, config.grid, config.prepare.n4_iterations)
         return made.scan, made.truth, made.mask
+
+    def _label_maps_for(self, ordinal: int) -> tuple[str, ...]:
+        """Those of training or of validation."""
+        count = len(self.label_maps)
+        held_out = math.ceil(count / 5)
+        first_held_out = count - held_out
+        if ordinal < VALIDATION_PEOPLE:
+            return self.label_maps[:first_held_out]
+        return self.label_maps[first_held_out:]
 
     def example_number(self, ordinal: int) -> int:
         """See :meth:`UnifiedDomain.example_number`; examples of validation are viewed once."""
@@ -191,23 +204,40 @@ def simulation_hash(domain: ChosenDomain) -> str:
 
 
 def _mean_over_sites(by_site: dict[str, list[dict[str, Any]]], function: Callable[..., np.ndarray]) -> np.ndarray:
-    return mean_quantile_function(mean_quantile_function(map(function, found)) for found in by_site.values())
+    """Mean over sites of each site's mean of what the function gives for an index row."""
+    site_means = []
+    for entries in by_site.values():
+        values = map(function, entries)
+        site_means.append(mean_quantile_function(values))
+    return mean_quantile_function(site_means)
+
+
+def _tissues_in(domain: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
+    """A volume's tissue quantiles, once it is matched to the domain's quantile function."""
+    match = MonotoneMap.between(entry["quantiles"], domain)
+    return match.apply(entry["tissues"])
 
 
 class GroupMaker:
     """Makes the ``number``-th slice group; called by Ray Data on blocks of numbers, or by hand."""
 
     def __init__(self, store_uri: str | None, config: Config, domain: UnifiedDomain, split: str = "train") -> None:
-        self.store = None if store_uri is None else PreparedStore(store_uri)
-        self.config, self.domain = config, domain
-        self.at_hand: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        entries = [] if self.store is None else usable(self.store, split)
-        self.entries = [entry for entry in entries if entry["sequence"] in config.model.sequences]
-        self.simulable = [name for name in config.model.sequences if name in domain.canonical]
+        self.config = config
+        self.domain = domain
+        self.at_hand: dict[int, Example] = {}
+        sequences = config.model.sequences
+        self.simulable = [name for name in sequences if name in domain.canonical]
         self.share = config.train.simulated_share if self.simulable else 0.0
+        read_sequences = list(sequences)
         if self.share == 1:  # the teacher is left with what cannot be simulated
-            self.entries = [entry for entry in self.entries if entry["sequence"] not in self.simulable]
-            self.share = len(self.simulable) / len(config.model.sequences)
+            read_sequences = [name for name in sequences if name not in self.simulable]
+            self.share = len(self.simulable) / len(sequences)
+
+        self.store: PreparedStore | None = None
+        self.entries: list[dict[str, Any]] = []
+        if store_uri is not None:
+            self.store = PreparedStore(store_uri)
+            self.entries = [entry for entry in usable(self.store, split) if entry["sequence"] in read_sequences]
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Groups of the numbers in ``block["id"]``, stacked: each array gains a leading axis."""
@@ -216,42 +246,63 @@ class GroupMaker:
 
     def group(self, number: int) -> dict[str, np.ndarray]:
         """Arrays of :func:`mmh_ray.models.slab_groups.training_group` for one number."""
+        train = self.config.train
         simulated, ordinal = self.source(number)
-        sequence, target, styled, mask = self._simulated(ordinal) if simulated else self._volume(ordinal, number)
-        label = self.config.model.sequences.index(sequence)
-        slabs, seed = self.config.train.slabs_per_plane, _mix(self.config.train.seed, number)
-        domain = self.domain.of_sequence(sequence)
-        twin = _mix(self.config.train.seed, ordinal // 2) if simulated else seed
-        return training_group(target, styled, mask, domain, label, slabs, self.config.model, seed, twin)
+        seed = _mix(train.seed, number)
+        if simulated:
+            sequence, target, styled, mask = self._simulated(ordinal)
+            twin = _mix(train.seed, ordinal // 2)
+        else:
+            sequence, target, styled, mask = self._volume(ordinal, number)
+            twin = seed
+        return training_group(
+            target=target,
+            styled=styled,
+            mask=mask,
+            domain=self.domain.of_sequence(sequence),
+            sequence=self.config.model.sequences.index(sequence),
+            slabs_per_plane=train.slabs_per_plane,
+            model=self.config.model,
+            seed=seed,
+            twin=twin,
+        )
 
     def source(self, number: int) -> tuple[bool, int]:
         """Whether a group is simulated, and its ordinal among its kind; the kinds are evenly interleaved."""
         if not self.entries:
             return True, number
-        before, after = int(number * self.share), int((number + 1) * self.share)
+        before = int(number * self.share)
+        after = int((number + 1) * self.share)
         if after > before:
             return True, before
         return False, number - before
 
     def entry(self, ordinal: int) -> dict[str, Any]:
         """Index row of the ``ordinal``-th group of the cohort: a new shuffle in every pass."""
-        turn, place = divmod(ordinal, len(self.entries))
-        return self.entries[_shuffle(self.config.train.seed, turn, len(self.entries))[place]]
+        count = len(self.entries)
+        turn, place = divmod(ordinal, count)
+        order = _shuffle(self.config.train.seed, turn, count)
+        return self.entries[order[place]]
 
     def _volume(self, ordinal: int, number: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
         assert self.store is not None
+        config = self.config
         entry = self.entry(ordinal)
+        sequence = entry["sequence"]
         image, mask = self.store.read(entry)
-        teacher = MonotoneMap.between(entry["quantiles"], self.domain.quantiles[entry["sequence"]])
-        generator = torch.Generator().manual_seed(_mix(self.config.train.seed, number))
-        styled = restyle(
-            torch.from_numpy(image), torch.from_numpy(mask), self.config.grid.spacing_mm, self.config.restyle, generator
-        )
-        return entry["sequence"], teacher.apply_inside(image, mask), styled.numpy(), mask
+        teacher = MonotoneMap.between(entry["quantiles"], self.domain.quantiles[sequence])
+        target = teacher.apply_inside(image, mask)
+        generator = torch.Generator().manual_seed(_mix(config.train.seed, number))
+        image_tensor = torch.from_numpy(image)
+        mask_tensor = torch.from_numpy(mask)
+        styled = restyle(image_tensor, mask_tensor, config.grid.spacing_mm, config.restyle, generator)
+        return sequence, target, styled.numpy(), mask
 
     def _simulated(self, ordinal: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-        number, kept = self.domain.example_number(ordinal), self.domain.examples_at_hand
-        sequence = self.simulable[(number // 2 + number // 16) % len(self.simulable)]  # two scanners, one person
+        number = self.domain.example_number(ordinal)
+        kept = self.domain.examples_at_hand
+        turn = number // 2 + number // 16  # the same for two in a row: two scanners, one person
+        sequence = self.simulable[turn % len(self.simulable)]
         made = self.at_hand.get(number) or self.domain.example(self.config, sequence, number)
         if kept:
             while number not in self.at_hand and len(self.at_hand) >= kept:
@@ -274,35 +325,30 @@ def training_stream(
 ) -> Iterator[SlabBatch]:
     """This worker's batches from ``first_step`` on, in order, until ``config.train.steps``."""
     share = config.train.volumes_per_step // world
+    first = first_step * share
+    end = config.train.steps * share
     numbers_per_run = GROUPS_PER_EXECUTION // share * share
-    wanted = (config.train.steps - first_step) * share
-    for offset in range(0, wanted, numbers_per_run):
-        count = min(numbers_per_run, wanted - offset)
-        yield from _execute(
-            store_uri, config, domain, (first_step * share + offset, count), share, rank, world, loaders
-        )
+    for start in range(first, end, numbers_per_run):
+        count = min(numbers_per_run, end - start)
+        step, place = np.divmod(start + np.arange(count), share)
+        numbers = step * share * world + rank * share + place
+        yield from _execute(store_uri, config, domain, numbers, share, loaders)
 
 
 def _execute(
     store_uri: str | None,
     config: Config,
     domain: UnifiedDomain,
-    span: tuple[int, int],
+    numbers: np.ndarray,
     share: int,
-    rank: int,
-    world: int,
     loaders: int,
 ) -> Iterator[SlabBatch]:
-    first, count = span
-    step, place = np.divmod(first + np.arange(count), share)
-    numbers = step * share * world + rank * share + place
-
+    """Batches of ``share`` groups each, by their numbers, in order."""
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    blocks = ray.data.from_items(
-        [{"id": number} for number in numbers.tolist()], override_num_blocks=-(-count // GROUPS_PER_BLOCK)
-    )
+    rows = [{"id": number} for number in numbers.tolist()]
+    blocks = ray.data.from_items(rows, override_num_blocks=math.ceil(len(rows) / GROUPS_PER_BLOCK))
     # The loaders reserve nothing, as the worker beside which they run has reserved their CPUs with its own. Loaders that were
     # placed by themselves could find no room after a node was lost, and the workers, which hold the CPUs, would wait for ever.
     this_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
@@ -345,6 +391,6 @@ def _mix(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 2)
 
 
-@lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)
 def _shuffle(seed: int, turn: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, turn, 5]).permutation(length)

@@ -179,12 +179,21 @@ def _hash_of_file(uri: str) -> str | None:
 
 def _prepared_before(out: str, existing_shards: set[str]) -> dict[tuple[str, str | None], PreparedRow]:
     """Volumes that need not be prepared again, by id and provenance: of the index and of shards it lacks."""
-    index = shards.PreparedStore(out).index if shards.INDEX in shards.names_in(out) else []
-    rows = [row for row in index if row["status"] == Status.OK and row["shard"] in existing_shards]
-    indexed_shards = {row["shard"] for row in rows}
+    rows: list[PreparedRow] = []
+    indexed_shards = set()
+    if shards.INDEX in shards.names_in(out):
+        for row in shards.PreparedStore(out).index:
+            if row["status"] == Status.OK and row["shard"] in existing_shards:
+                rows.append(row)
+                indexed_shards.add(row["shard"])
     for name in sorted(existing_shards - indexed_shards):
         rows += shards.shard_entries(out, name)
-    return {(row["image_id"], row["provenance"]): row for row in rows}
+
+    by_key = {}
+    for row in rows:
+        key = (row["image_id"], row["provenance"])
+        by_key[key] = row
+    return by_key
 
 
 def _facts(image: Image) -> dict[str, Any]:

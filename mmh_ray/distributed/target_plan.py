@@ -145,8 +145,11 @@ def _drawn(images: Sequence[Row], count: int, seed: int) -> Sequence[Row]:
 
 def _spread(entries: Sequence[Row], count: int) -> list[Row]:
     """At most ``count`` rows, in turn from every site."""
-    by_site: dict[str, list[Row]] = {}
+    seen_of_site: Counter[str] = Counter()
+    in_turn: list[tuple[int, str, Row]] = []
     for entry in sorted(entries, key=lambda entry: entry["image_id"]):
-        by_site.setdefault(entry["site"], []).append(entry)
-    turns = [(turn, site) for site, of_site in by_site.items() for turn in range(len(of_site))]
-    return [by_site[site][turn] for turn, site in sorted(turns)[:count]]
+        site = entry["site"]
+        in_turn.append((seen_of_site[site], site, entry))
+        seen_of_site[site] += 1
+    in_turn.sort(key=lambda place: place[:2])
+    return [entry for _, _, entry in in_turn[:count]]

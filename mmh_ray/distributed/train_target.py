@@ -168,44 +168,63 @@ def train_adapter(
     on_step:
         Called after every step with its number, from 1, and losses.
     """
-    store, model, target = PreparedStore(store_uri), bundle.model, config.target
-    label, settings = bundle.sequence_index(task.sequence), config.harmonize
+    store = PreparedStore(store_uri)
+    model = bundle.model
+    target = config.target
+    settings = config.harmonize
+    label = bundle.sequence_index(task.sequence)
     spacing = bundle.config.grid.spacing_mm
-    generator, noises = torch.Generator().manual_seed(target.seed), np.random.default_rng(target.seed)
+    generator = torch.Generator().manual_seed(target.seed)
+    noise_rng = np.random.default_rng(target.seed)
     device = next(model.parameters()).device
     encoder = make_style_encoder(config.style, spacing, aggregator)
 
     def of_site(rows: Sequence[Row], styles: int) -> list[UnifiedVolume]:
         """Volumes of the site, each as it is and under random styles."""
-        found = []
+        volumes = []
         for row in rows:
             scan, mask = store.read(row)
+            mask_tensor = torch.from_numpy(mask)
 
-            def restyled(image: np.ndarray, mask: np.ndarray = mask) -> np.ndarray:
-                tensors = torch.from_numpy(image), torch.from_numpy(mask)
-                return restyle(*tensors, spacing, config.restyle, generator).numpy()
+            def restyled(image: np.ndarray, mask_tensor: Tensor = mask_tensor) -> np.ndarray:
+                image_tensor = torch.from_numpy(image)
+                return restyle(image_tensor, mask_tensor, spacing, config.restyle, generator).numpy()
 
             for styled in [lambda image: image, *[restyled] * styles]:
-                found.append(UnifiedVolume.of_target(model, scan, mask, label, settings, styled, noises))
-        return found
+                volumes.append(UnifiedVolume.of_target(model, scan, mask, label, settings, styled, noise_rng))
+        return volumes
 
     def of_sources(rows: Sequence[Row]) -> list[UnifiedVolume]:
-        scans = (store.read(row) for row in rows)
-        return [UnifiedVolume.of_source(model, scan, mask, label, settings) for scan, mask in scans]
+        volumes = []
+        for row in rows:
+            scan, mask = store.read(row)
+            volumes.append(UnifiedVolume.of_source(model, scan, mask, label, settings))
+        return volumes
 
-    images, held = of_site(task.training, target.restyles), of_site(task.validation, 1)
-    sources, held_sources = of_sources(task.sources), of_sources(task.validation_sources)
+    # Both kinds of the site's volumes draw from the same generators: their order is part of the outcome.
+    images = of_site(task.training, target.restyles)
+    held = of_site(task.validation, 1)
+    sources = of_sources(task.sources)
+    held_sources = of_sources(task.validation_sources)
     plain = images[:: target.restyles + 1]
-    style = SiteStyle.fit(*([getattr(volume, name) for volume in plain] for name in ("unified", "scan", "mask")))
+    style = SiteStyle.fit(
+        [volume.unified for volume in plain],
+        [volume.scan for volume in plain],
+        [volume.mask for volume in plain],
+    )
 
     def draw_from(
         targets: list[UnifiedVolume], others: list[UnifiedVolume], key: int
     ) -> tuple[TargetBatch, TargetBatch]:
+        """Two groups of the site and one of the others, by nothing but the key."""
         rng = np.random.default_rng([target.seed, key])
-        chosen = [targets[index] for index in rng.integers(len(targets), size=2)]
+        first, second = rng.integers(len(targets), size=2)
         seeds = rng.integers(2**31, size=3).tolist()
-        site = batch_of([volume.group(label, target, model, seed) for volume, seed in zip(chosen, seeds, strict=False)])
-        return site, batch_of([others[rng.integers(len(others))].group(label, target, model, seeds[2])])
+        other = rng.integers(len(others))
+        first_group = targets[first].group(label, target, model, seeds[0])
+        second_group = targets[second].group(label, target, model, seeds[1])
+        other_group = others[other].group(label, target, model, seeds[2])
+        return batch_of([first_group, second_group]), batch_of([other_group])
 
     tuner = TargetFineTuner(model, style, encoder, target, settings).to(device)
     validation = [draw_from(held, held_sources, 10**9 + index) for index in range(VALIDATION_BATCHES)]

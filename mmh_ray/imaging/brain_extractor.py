@@ -73,17 +73,19 @@ class BrainExtractor(nn.Module):
 
 def _to_patches(image: Tensor) -> Tensor:
     """``(B, 1, PX, PY, PZ)`` to ``(B, P³, X, Y, Z)``."""
-    batch, _, *shape = image.shape
-    x, y, z = (n // PATCH for n in shape)
+    batch = len(image)
+    x, y, z = (length // PATCH for length in image.shape[2:])
     cubes = image.reshape(batch, x, PATCH, y, PATCH, z, PATCH)
-    return cubes.permute(0, 2, 4, 6, 1, 3, 5).reshape(batch, PATCH**3, x, y, z)
+    places_first = cubes.permute(0, 2, 4, 6, 1, 3, 5)
+    return places_first.reshape(batch, PATCH**3, x, y, z)
 
 
 def _from_patches(features: Tensor) -> Tensor:
     """The inverse of :func:`_to_patches`."""
     batch, _, x, y, z = features.shape
-    cubes = features.reshape(batch, PATCH, PATCH, PATCH, x, y, z)
-    return cubes.permute(0, 4, 1, 5, 2, 6, 3).reshape(batch, 1, PATCH * x, PATCH * y, PATCH * z)
+    places_first = features.reshape(batch, PATCH, PATCH, PATCH, x, y, z)
+    cubes = places_first.permute(0, 4, 1, 5, 2, 6, 3)
+    return cubes.reshape(batch, 1, PATCH * x, PATCH * y, PATCH * z)
 
 
 def _block(before: int, width: int) -> nn.Sequential:
@@ -135,14 +137,21 @@ def _of_one_brain(distance_mm: np.ndarray) -> np.ndarray:
 
 def _grid_over(volume: Volume) -> tuple[np.ndarray, tuple[int, ...]]:
     """Affine and shape of a grid with world axes over a whole field of view; every axis a multiple of :data:`MULTIPLE`."""
-    corners = np.array(list(itertools.product(*[(0, n - 1) for n in volume.data.shape])))
-    places = corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]
-    lowest = places.min(axis=0)
-    size_mm = places.max(axis=0) - lowest
-    least = np.maximum(np.ceil(size_mm / SPACING_MM) + 1, 1)
-    shape = tuple(int(MULTIPLE * np.ceil(n / MULTIPLE)) for n in least)
-    affine = np.diag([SPACING_MM] * 3 + [1.0])
-    affine[:3, 3] = lowest
+    ends = [(0, n - 1) for n in volume.data.shape]
+    corners = np.array(list(itertools.product(*ends)))
+    matrix = volume.affine[:3, :3]
+    offset = volume.affine[:3, 3]
+    corners_mm = corners @ matrix.T + offset
+    lowest_mm = corners_mm.min(axis=0)
+    size_mm = corners_mm.max(axis=0) - lowest_mm
+
+    voxels = np.maximum(np.ceil(size_mm / SPACING_MM) + 1, 1)
+    multiples = np.ceil(voxels / MULTIPLE).astype(int)
+    shape = tuple((MULTIPLE * multiples).tolist())
+
+    affine = np.eye(4)
+    affine[:3, :3] *= SPACING_MM
+    affine[:3, 3] = lowest_mm
     return affine, shape
 
 

@@ -198,10 +198,15 @@ def resolve_recorded(uri: str, tracking: TrackingConfig, base: str | None = None
     base:
         What the caller names instead: anything that :func:`resolve_model` takes.
     """
-    if base is None and not (_REGISTERED.fullmatch(uri) or shipped_bundle(uri)):
+    if base is not None:
+        return resolve_model(base, tracking)
+    is_registered = _REGISTERED.fullmatch(uri) is not None
+    is_shipped = shipped_bundle(uri) is not None
+    if not is_registered and not is_shipped:
+        received = f"global model {uri[:300]!r}, recorded in a target"
         remedy = f"Give its folder: mlflow.pyfunc.load_model(URI, model_config={{'{BASE}': FOLDER}})."
-        raise ModelError(f"global model {uri[:300]!r}, recorded in a target", "a registered model", remedy)
-    return resolve_model(base or uri, tracking)
+        raise ModelError(received, "a registered model", remedy)
+    return resolve_model(uri, tracking)
 
 
 def resolve_recorded_target(uri: str, tracking: TrackingConfig) -> tuple[Path, str]:
