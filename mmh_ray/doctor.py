@@ -5,6 +5,7 @@ A check never raises: what goes wrong in it is its finding.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -24,7 +25,8 @@ from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
 from mmh_ray.config import TrackingConfig
-from mmh_ray.provenance import code_version, sha256_file
+from mmh_ray.provenance import code_version
+from mmh_ray.shipped_weights import read_weights
 
 PACKAGES = ("torch", "ray", "mlflow", "diffusers", "SimpleITK", "nibabel", "numpy", "pyarrow")
 """Packages whose version is told."""
@@ -80,7 +82,8 @@ def examine(tracking: TrackingConfig) -> list[Finding]:
         "shared memory": _shared_memory,
         "temporary folder": _temporary_folder,
         "model mmh-base": _base_model,
-        "style weights": _style_weights,
+        "style weights": lambda: _shipped_weights("style weights", "mmh_ray.models", "style.safetensors"),
+        "brain weights": lambda: _shipped_weights("brain weights", "mmh_ray.imaging", "brain.safetensors"),
         "tracking": lambda: _tracking(tracking),
         "Ray start-up": _ray_starts,
     }
@@ -188,14 +191,10 @@ def _base_model() -> Finding:
     return Finding(f"model {BASE_MODEL}", "ok", f"{', '.join(bundle.config.model.sequences)}; hash {bundle.hash[:12]}")
 
 
-def _style_weights() -> Finding:
-    name = "style weights"
-    folder = resources.files("mmh_ray.models") / "weights"
-    checksum = sha256_file(str(folder / "style.safetensors"))
-    expected = re.search(r"\b[0-9a-f]{64}\b", (folder / "style.md").read_text(encoding="utf-8"))
-    if expected is None or checksum != expected[0]:
-        return Finding(name, "broken", f"damaged (checksum {checksum[:12]}); install mmh_ray again")
-    return Finding(name, "ok", f"hash {checksum[:12]}")
+def _shipped_weights(name: str, package: str, file: str) -> Finding:
+    path = str(resources.files(package) / "weights" / file)
+    content = read_weights(Path(path))  # compares the checksum with the card's
+    return Finding(name, "ok", f"hash {hashlib.sha256(content).hexdigest()[:12]}")
 
 
 def _tracking(tracking: TrackingConfig) -> Finding:

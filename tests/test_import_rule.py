@@ -26,10 +26,12 @@ LEAVES = {
     "object_store",
     "progress",
     "provenance",
+    "shipped_weights",
     "staging",
     "stopping",
     "tables",
     "threads",
+    "training",
     "yaml_text",
 }  # "" is mmh_ray itself, for its version
 CORE = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import safetensors.torch
@@ -19,8 +19,11 @@ from torch import Tensor, nn
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.head import largest
 from mmh_ray.imaging.volume import Volume
+from mmh_ray.shipped_weights import read_weights
 from mmh_ray.threads import one_thread
 
+WEIGHTS = Path(__file__).with_name("weights") / "brain.safetensors"
+"""Those that come with the package."""
 CHANNELS = (24, 40, 56, 56)
 SPACING_MM = 3.0
 """Voxel edge of what the network sees."""
@@ -122,7 +125,7 @@ def brain_distance(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     affine, shape = _grid_over(volume)
     head = scaled_head(to_grid(volume.data, volume.affine, affine, shape))
     with one_thread(), torch.inference_mode():
-        distance_mm = _network()(torch.from_numpy(head)[None, None])[0, 0].numpy()
+        distance_mm = _shipped_network()(torch.from_numpy(head)[None, None])[0, 0].numpy()
     return _of_one_brain(distance_mm), affine
 
 
@@ -155,10 +158,14 @@ def _grid_over(volume: Volume) -> tuple[np.ndarray, tuple[int, ...]]:
     return affine, shape
 
 
-@functools.cache
-def _network() -> BrainExtractor:
-    """The shipped network, once a process."""
-    content = (resources.files("mmh_ray.imaging") / "weights" / "brain.safetensors").read_bytes()
+def load_brain_extractor(weights: Path = WEIGHTS) -> BrainExtractor:
+    """The network with some weights; raises as :func:`~mmh_ray.shipped_weights.read_weights`."""
     network = BrainExtractor().eval()
-    network.load_state_dict(safetensors.torch.load(content))
+    network.load_state_dict(safetensors.torch.load(read_weights(weights)))
     return network
+
+
+@functools.cache
+def _shipped_network() -> BrainExtractor:
+    """Read and checked once a process."""
+    return load_brain_extractor()

@@ -1,11 +1,4 @@
-"""One training worker's share of stage 1: step, moving average of the weights, validation, state. Knows no Ray.
-
-Two things are written by hand although diffusers has them, because its own would change every figure of a training:
-
-- The moving average of the weights. ``diffusers.training_utils.EMAModel`` counts its steps from one later, rounds
-  differently, and leaves out buffers, among which is the unified domain.
-- The schedule of the learning rates. ``diffusers.optimization`` lets the cosine begin after the warm-up and end at 0.
-"""
+"""One training worker's share of stage 1: step, moving average of the weights, validation, state. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -20,6 +13,7 @@ from torch import Tensor, nn
 from mmh_ray.config import TrainConfig
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.optimiser import Muon
+from mmh_ray.training import learning_rate_share, update_average
 
 
 class Trainer:
@@ -49,7 +43,7 @@ class Trainer:
 
     def step(self, batch: SlabBatch) -> dict[str, float]:
         """One optimiser step on this worker's groups; returns the losses, the learning rate and the gradient norm."""
-        share = schedule(self.steps_done, self.config)
+        share = learning_rate_share(self.steps_done, self.config.steps, self.config.warmup_steps)
         muon, adam = self.optimizers
         muon.param_groups[0]["lr"] = share * self.config.matrix_learning_rate
         adam.param_groups[0]["lr"] = share * self.config.learning_rate
@@ -65,7 +59,7 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
         self.steps_done += 1
-        self._update_average()
+        update_average(self.average, self.model, self.steps_done, self.config.ema_decay)
         figures = _over_workers(losses)
         figures["learning_rate"] = adam.param_groups[0]["lr"]
         figures["gradient_norm"] = float(gradient_norm)
@@ -119,18 +113,6 @@ class Trainer:
         """The three models of the state, by the first part of their tensors' names."""
         return {"model": self.model, "average": self.average, "best": self.best}
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        """Exponential moving average of parameters and buffers; the decay is smaller in the first steps."""
-        decay = min(self.config.ema_decay, (1 + self.steps_done) / (10 + self.steps_done))
-        averages = self.average.state_dict().values()
-        currents = self.model.state_dict().values()
-        for average, current in zip(averages, currents, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, 1 - decay)
-            else:
-                average.copy_(current)
-
 
 def _over_workers(losses: dict[str, Tensor]) -> dict[str, float]:
     """Losses of the whole step: the mean over all workers, as plain numbers."""
@@ -149,15 +131,6 @@ def _is_hidden(name: str, weight: nn.Parameter) -> bool:
     is_matrix = weight.ndim > 1
     is_outermost = "conv_in." in name or "conv_out." in name
     return is_in_unet and is_matrix and not is_outermost
-
-
-def schedule(step: int, config: TrainConfig) -> float:
-    """Share of the peak learning rates: linear warm-up, then half a cosine down to 1 %."""
-    warm_up = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    progress = min(1.0, step / config.steps)
-    half_cosine = 1 + math.cos(math.pi * progress)
-    decay = 0.01 + 0.99 * 0.5 * half_cosine
-    return warm_up * decay
 
 
 def best_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ import argparse
 import copy
 import hashlib
 import logging
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,8 +29,10 @@ from mmh_ray.imaging.brain_extractor import REACH_MM, SPACING_MM, BrainExtractor
 from mmh_ray.imaging.head import largest
 from mmh_ray.progress import progress
 from mmh_ray.provenance import whole_file
+from mmh_ray.shipped_weights import write_weights
 from mmh_ray.simulation.label_maps import label_maps_in
 from mmh_ray.simulation.whole_heads import whole_head
+from mmh_ray.training import learning_rate_share, update_average
 
 GRID = GridConfig(spacing_mm=SPACING_MM, shape=(64, 80, 80))
 VALIDATION_MAPS, VALIDATION_HEADS, VALIDATION_SEED = 4, 16, 3_000_000
@@ -136,10 +137,9 @@ def train(label_maps: tuple[str, ...], steps: int, seed: int, checkpoint: Path, 
 
 def _take_step(training: Training, example: Example, steps: int) -> float:
     """One step on one head; returns its weighted error in mm."""
-    warmth = min(1.0, (training.step + 1) / WARM_UP_STEPS)
-    cosine = 0.5 * (1 + math.cos(math.pi * training.step / steps))
+    learning_rate = LEARNING_RATE * learning_rate_share(training.step, steps, WARM_UP_STEPS)
     for group in training.optimizer.param_groups:
-        group["lr"] = LEARNING_RATE * warmth * (0.01 + 0.99 * cosine)
+        group["lr"] = learning_rate
     head, distance_mm = example
     weight = 1 + (NEAR_WEIGHT - 1) * (distance_mm.abs() < NEAR_MM)
     predicted = training.network(head[None])[0]
@@ -149,10 +149,7 @@ def _take_step(training: Training, example: Example, steps: int) -> float:
     nn.utils.clip_grad_norm_(training.network.parameters(), 1.0)
     training.optimizer.step()
     training.step += 1
-    decay = min(AVERAGE, (1 + training.step) / (10 + training.step))
-    with torch.no_grad():
-        for slow, fast in zip(training.average.parameters(), training.network.parameters(), strict=True):
-            slow.lerp_(fast, 1 - decay)
+    update_average(training.average, training.network, training.step, AVERAGE)
     return float(loss.detach())
 
 
@@ -226,29 +223,23 @@ def save(folder: Path, training: Training, label_maps: tuple[str, ...], seed: in
     """Write the weights at half precision and their card."""
     start_sha256 = hashlib.sha256(start.read_bytes()).hexdigest() if start else None
     half = {name: value.half().contiguous() for name, value in training.average.state_dict().items()}
-    weights = safetensors.torch.save(half)
     shipped = BrainExtractor().eval()
     shipped.load_state_dict(half)
-    found = dice(shipped, validation_heads(label_maps[-VALIDATION_MAPS:]))
-    with whole_file(folder / "brain.safetensors") as partial:
-        partial.write_bytes(weights)
-    card = CARD.format(
-        spacing=SPACING_MM,
-        command=COMMAND,
-        steps=training.step,
-        seed=seed,
-        hours=training.seconds / 3600,
-        start=f"weights of SHA-256 `{start_sha256}`" if start else "random weights",
-        maps=len(label_maps) - VALIDATION_MAPS,
-        held_out=VALIDATION_MAPS,
-        heads=VALIDATION_HEADS,
-        dice=float(np.mean(found)),
-        worst=min(found),
-        size=f"{len(weights) / 1e6:.2f} MB, {sum(p.numel() for p in shipped.parameters()):,} parameters",
-        sha256=hashlib.sha256(weights).hexdigest(),
-    )
-    with whole_file(folder / "brain.md") as partial:
-        partial.write_text(card, encoding="utf-8")
+    overlaps = dice(shipped, validation_heads(label_maps[-VALIDATION_MAPS:]))
+    facts = {
+        "spacing": SPACING_MM,
+        "command": COMMAND,
+        "steps": training.step,
+        "seed": seed,
+        "hours": training.seconds / 3600,
+        "start": f"weights of SHA-256 `{start_sha256}`" if start else "random weights",
+        "maps": len(label_maps) - VALIDATION_MAPS,
+        "held_out": VALIDATION_MAPS,
+        "heads": VALIDATION_HEADS,
+        "dice": float(np.mean(overlaps)),
+        "worst": min(overlaps),
+    }
+    write_weights(folder / "brain.safetensors", half, CARD, facts)
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,17 @@ from torch import Tensor
 
 from mmh_ray.config import ModelConfig, TrainConfig
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
-from mmh_ray.models.trainer import Trainer, best_weights, schedule
+from mmh_ray.models.trainer import Trainer, best_weights
+from mmh_ray.training import learning_rate_share
 
 pytestmark = pytest.mark.fast
 
 CONFIG = TrainConfig(steps=40, warmup_steps=2, learning_rate=3e-3, ema_decay=0.9)
+
+
+def share(step: int) -> float:
+    """Of the peak learning rates at a step."""
+    return learning_rate_share(step, CONFIG.steps, CONFIG.warmup_steps)
 
 
 def trainer_of(tiny: ModelConfig, seed: int = 0, config: TrainConfig = CONFIG) -> Trainer:
@@ -39,7 +44,7 @@ def test_steps_on_one_batch_lower_its_loss(tiny: ModelConfig, batch: SlabBatch) 
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
     assert trainer.steps_done == 12
     assert all(math.isfinite(value) for row in rows for value in row.values())
-    assert [row["learning_rate"] for row in rows] == [3e-3 * schedule(step, CONFIG) for step in range(12)]
+    assert [row["learning_rate"] for row in rows] == [3e-3 * share(step) for step in range(12)]
 
 
 def test_both_optimizers_follow_the_schedule(tiny: ModelConfig, batch: SlabBatch) -> None:
@@ -47,7 +52,7 @@ def test_both_optimizers_follow_the_schedule(tiny: ModelConfig, batch: SlabBatch
     for step in range(4):
         trainer.step(batch)
         rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
-        assert rates == [rate * schedule(step, CONFIG) for rate in (CONFIG.matrix_learning_rate, CONFIG.learning_rate)]
+        assert rates == [share(step) * CONFIG.matrix_learning_rate, share(step) * CONFIG.learning_rate]
 
 
 def test_restart_from_a_file_equals_no_interruption(tiny: ModelConfig, batch: SlabBatch, tmp_path: Path) -> None:
@@ -133,18 +138,6 @@ def test_average_follows_the_weights_slowly(tiny: ModelConfig, batch: SlabBatch)
     torch.testing.assert_close(average, decay * start + (1 - decay) * now)
     assert not trainer.average.training
     assert not any(value.requires_grad for value in trainer.average.parameters())
-
-
-def test_schedule_has_its_known_values() -> None:
-    config = TrainConfig(steps=1000, warmup_steps=10)
-    assert schedule(0, config) == pytest.approx(0.1)
-    assert schedule(9, config) == pytest.approx(1, rel=1e-3)  # the peak; the cosine has hardly begun
-    assert schedule(500, config) == pytest.approx(0.01 + 0.99 / 2)
-    assert schedule(999, config) == pytest.approx(0.01, rel=1e-3)
-    assert schedule(5000, config) == pytest.approx(0.01)
-    shares = [schedule(step, config) for step in range(9, 1000)]
-    assert all(before > after for before, after in pairwise(shares))
-    assert schedule(0, replace(config, warmup_steps=0)) == pytest.approx(1)
 
 
 def test_every_weight_is_trained_by_one_optimizer(tiny: ModelConfig) -> None:

@@ -6,17 +6,20 @@ Shapes: ``N`` slices, ``H W`` a slice, ``C`` channels of a feature map, ``D`` di
 from __future__ import annotations
 
 import itertools
-from importlib import resources
+from pathlib import Path
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmh_ray.models.bundle_files import parse_weights
 from mmh_ray.models.style.slice_backbone import SliceBackbone
+from mmh_ray.shipped_weights import read_weights
 
 EMBEDDED = "embedded"
 """Name of the backbone that ships inside the package."""
+WEIGHTS = Path(__file__).parents[1] / "weights" / "style.safetensors"
+"""Those of the backbone and its aggregator, which come with the package."""
 PIXEL_MM = 3.0
 QUANTILES = 24
 """Quantiles of a slice's brain that the embedded backbone sees."""
@@ -113,13 +116,13 @@ def _moments(features: Tensor, masks: Tensor) -> Tensor:
     return torch.cat([mean, deviation], dim=1)
 
 
-def embedded_weights(part: str = "") -> dict[str, Tensor]:
+def embedded_weights(part: str = "", weights: Path = WEIGHTS) -> dict[str, Tensor]:
     """Trained weights of the embedded backbone (``backbone.*``) and its aggregator (``aggregator.*``).
 
-    ``part``: those of one of the two alone, without its prefix.
+    ``part``: those of one of the two alone, without its prefix. Raises as
+    :func:`~mmh_ray.shipped_weights.read_weights`.
     """
-    place = resources.files("mmh_ray.models") / "weights" / "style.safetensors"
-    state = parse_weights(place.read_bytes(), str(place), "Install mmh-ray again.")
+    state = safetensors.torch.load(read_weights(weights))
     if not part:
         return state
     prefix = f"{part}."

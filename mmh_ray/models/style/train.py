@@ -12,7 +12,6 @@ scanner of a phantom archive takes part.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +30,7 @@ from mmh_ray.models.style.embedded import EmbeddedBackbone
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
 from mmh_ray.models.style.slice_backbone import SliceBackbone
 from mmh_ray.progress import progress
-from mmh_ray.provenance import whole_file
+from mmh_ray.shipped_weights import write_weights
 from mmh_ray.simulation.anatomy import Anatomy
 from mmh_ray.simulation.phantom import CANONICAL, SEQUENCES, Scanner, random_scanner, render
 from mmh_ray.simulation.phantom_people import simulated_person
@@ -233,18 +231,9 @@ def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed:
 def save(folder: Path, encoder: TriPlanarStyleEncoder, figures: dict[str, float], command: str) -> None:
     """Write the weights and their card."""
     state = {name: value.contiguous() for name, value in encoder.state_dict().items()}
-    weights = safetensors.torch.save(state)
-    with whole_file(folder / "style.safetensors") as partial:
-        partial.write_bytes(weights)
-    parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    card = CARD.format(
-        command=command,
-        size=f"{len(weights) / 1e6:.2f} MB, {parameters:,} parameters",
-        sha256=hashlib.sha256(weights).hexdigest(),
-        figures=", ".join(f"{name} {value:.3f}" for name, value in figures.items()),
-    )
-    with whole_file(folder / "style.md") as partial:
-        partial.write_text(card, encoding="utf-8")
+    shown_figures = [f"{name} {value:.3f}" for name, value in figures.items()]
+    facts = {"command": command, "figures": ", ".join(shown_figures)}
+    write_weights(folder / "style.safetensors", state, CARD, facts)
 
 
 def main() -> None:
