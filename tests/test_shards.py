@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -99,7 +100,8 @@ def test_few_shards_stay_open(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "OPEN_SHARDS", 1)
     store = fill(str(tmp_path))
     check(store)
-    assert len(store._open) == 1
+    open_files = [file.path for file in psutil.Process().open_files()]
+    assert len([path for path in open_files if path.startswith(str(tmp_path))]) == 1
 
 
 def test_an_index_that_says_the_same_is_left_alone(tmp_path):

@@ -247,14 +247,10 @@ class GroupMaker:
     def group(self, number: int) -> dict[str, np.ndarray]:
         """Arrays of :func:`mmh_ray.models.slab_groups.training_group` for one number."""
         train = self.config.train
+        sequence, target, styled, mask = self.pair(number)
         simulated, ordinal = self.source(number)
         seed = _mix(train.seed, number)
-        if simulated:
-            sequence, target, styled, mask = self._simulated(ordinal)
-            twin = _mix(train.seed, ordinal // 2)
-        else:
-            sequence, target, styled, mask = self._volume(ordinal, number)
-            twin = seed
+        twin = _mix(train.seed, ordinal // 2) if simulated else seed
         return training_group(
             target=target,
             styled=styled,
@@ -266,6 +262,11 @@ class GroupMaker:
             seed=seed,
             twin=twin,
         )
+
+    def pair(self, number: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+        """Sequence, target, styled copy and mask, ``(X, Y, Z)`` each, of which a group shows slices."""
+        simulated, ordinal = self.source(number)
+        return self._simulated(ordinal) if simulated else self._volume(ordinal, number)
 
     def source(self, number: int) -> tuple[bool, int]:
         """Whether a group is simulated, and its ordinal among its kind; the kinds are evenly interleaved."""

@@ -222,7 +222,7 @@ def _prepare_all(images: list[Image], out: str, config: Config) -> list[Prepared
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     settings = PrepareSettings(config.grid, config.prepare, config.quality)
     remote_task = ray.remote(num_cpus=1, max_retries=1)(prepare_shard)
-    waiting = deque(_parts(images, config.prepare.shard_volumes))
+    waiting = deque(share_out(images, config.prepare.shard_volumes))
     pending: dict[ray.ObjectRef, list[Image]] = {}
     rows: list[PreparedRow] = []
     with progress(len(images), "Preparing", unit="images") as advance:
@@ -260,7 +260,7 @@ def _task_name(part: list[Image]) -> str:
     return f"prepare {part[0]['image_id']}{others}"
 
 
-def _parts(images: list[Image], shard_volumes: int) -> list[list[Image]]:
+def share_out(images: list[Image], shard_volumes: int) -> list[list[Image]]:
     """The images of each task, by nothing but their number: the same images give the same shards on any cluster."""
     evenly = math.ceil(len(images) / MOST_TASKS)
     size = min(shard_volumes, max(LEAST_VOLUMES, evenly))

@@ -132,7 +132,7 @@ def train_global(prepared: str | None, config: Config) -> TrainedModel:
 
 def _fit(run: _Run) -> dict[str, torch.Tensor]:
     """Run the workers to the last step; returns the final trainer state."""
-    first = _first_weights(run.config)
+    first = first_weights(run.config)
     result = fit_to_the_end(
         run.config.train, lambda placement: _trainer(run, placement, first), lambda: _checkpoints(run)
     )
@@ -174,8 +174,14 @@ def _checkpoints(run: _Run) -> set[str]:
     return {info.base_name for info in found if info.base_name.startswith("checkpoint_")}
 
 
-def _first_weights(config: Config) -> dict[str, torch.Tensor] | None:
-    """Of the denoiser, those of the model to start from."""
+def first_weights(config: Config) -> dict[str, torch.Tensor] | None:
+    """Of the denoiser, those of the model to start from, on the CPU; None where training starts from nothing.
+
+    Raises
+    ------
+    ConfigError
+        If that model has other settings than this one.
+    """
     name = config.train.start_from
     if name is None:
         return None

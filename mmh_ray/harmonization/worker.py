@@ -19,7 +19,8 @@ from mmh_ray.bids.output_folder import StoredDerivatives
 from mmh_ray.bids.rows import LedgerRow, Problem, Status, problem_of
 from mmh_ray.config import Config
 from mmh_ray.errors import DataError, RefusedError, data_error, naming_mask
-from mmh_ray.harmonization.harmonizer import HarmonizedScan, Harmonizer, InferredImage, ReadyScan, with_smaller_batches
+from mmh_ray.harmonization.fallback import FallbackInference
+from mmh_ray.harmonization.harmonizer import HarmonizedScan, Harmonizer, ReadyScan
 from mmh_ray.harmonization.job import ModelIdentity, Task
 from mmh_ray.harmonization.outputs import check_places, input_hash, is_current, ledger_row, provenance
 from mmh_ray.harmonization.sidecar import account_of
@@ -27,7 +28,6 @@ from mmh_ray.harmonization.target_domain import TargetDomain
 from mmh_ray.imaging.template import SPACE_URI
 from mmh_ray.imaging.volume import SharedMemory, read_mask, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
-from mmh_ray.models.target.bundle import Target
 from mmh_ray.object_store import Store, is_remote
 from mmh_ray.provenance import sha256_file
 from mmh_ray.quality.mosaic import write_mosaic
@@ -122,7 +122,7 @@ class HarmonizeWorker:
         self.model_idle_s = 0.0
         self._idle_since: float | None = None  # its start is no wait
         self._model_lock = threading.Lock()
-        self._device = device_of(bundle.model)
+        self._inference = FallbackInference(self.harmonizer)
         self._room = SharedMemory(neighbours)
 
     def harmonize(self, task: Task) -> list[LedgerRow]:
@@ -168,7 +168,7 @@ class HarmonizeWorker:
             with self._model_lock:
                 if self._idle_since is not None:
                     self.model_idle_s += time.perf_counter() - self._idle_since
-                images = self._with_less_memory(ready, task["image_id"], targets)
+                images = self._inference.infer(ready, task["image_id"], targets)
                 self._idle_since = time.perf_counter()
             for (domain, output), image in zip(pending, images, strict=True):
                 scan = self.harmonizer.finish(ready, image)
@@ -222,44 +222,6 @@ class HarmonizeWorker:
         assert sequence is not None, "an image of an unknown sequence is refused before"
         with naming_mask(files.mask):
             return self.harmonizer.ready(volume, sequence, mask)
-
-    def _with_less_memory(
-        self, ready: ReadyScan, image_id: str, targets: Sequence[Target | None]
-    ) -> list[InferredImage]:
-        """Infer; where memory runs out, with half the batch again and again, then on the CPU.
-
-        Later images keep the smaller batch, and go back to the GPU where it has room for the model again.
-        """
-        harmonizer = self.harmonizer
-        model = harmonizer.bundle.model
-        self._move_back()
-        while True:
-            try:
-                return harmonizer.infer(ready, targets)
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                if harmonizer.settings.batch_slabs > 1:
-                    harmonizer.settings = with_smaller_batches(harmonizer.settings)
-                elif device_of(model).type != "cpu":
-                    model.to("cpu")
-                else:
-                    raise MemoryError(f"not even one slab at a time fits on the CPU: {error}") from error
-            torch.cuda.empty_cache()
-            slabs = harmonizer.settings.batch_slabs
-            device = device_of(model)
-            log.warning("%s: out of memory; from now on %d slabs a batch, this image on %s", image_id, slabs, device)
-
-    def _move_back(self) -> None:
-        """The model to its own device, if an image before sent it to the CPU; where there is no room yet it stays whole on the CPU."""
-        model = self.harmonizer.bundle.model
-        if device_of(model) == self._device:
-            return
-        try:
-            model.to(self._device)
-        except (RuntimeError, MemoryError) as error:
-            model.to("cpu")
-            log.warning("the model stays on the CPU: %s", error)
 
     def _sidecar(self, task: Task, scan: HarmonizedScan, digest: str | None, domain: TargetDomain) -> dict[str, Any]:
         """What was done to the image, for whoever finds it."""
@@ -315,16 +277,3 @@ def all_or_none(*paths: Path) -> Iterator[list[Path]]:
 def _flags(task: Task, scan: HarmonizedScan) -> list[str]:
     """What a person should look at: what the image's name tells, then what its figures do."""
     return [*contrast_flags(task["uri"]), *scan.flags]
-
-
-def device_of(model: torch.nn.Module) -> torch.device:
-    """Where a model's weights are."""
-    return next(model.parameters()).device
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the host had no room; torch has no class of its own for the latter."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    message = str(error)
-    return "DefaultCPUAllocator" in message or "not enough memory" in message

@@ -236,7 +236,7 @@ def _resolve(model: str, tracking: TrackingConfig, facts: str) -> tuple[Path, st
         return fetch_bundle(model, facts)
     open_store(model, tracking)
     cited = version_uri(find_version(model)) if _REGISTERED.fullmatch(model) else model
-    return _bundle_inside(_download(model, cited), model, facts), cited
+    return bundle_inside(_download(model, cited), model, facts), cited
 
 
 def open_store(model: str, tracking: TrackingConfig) -> None:
@@ -316,8 +316,23 @@ def _download(model: str, uri: str) -> Path:
         raise ModelError(received, _FORMS, "Check the URI, and that the artifacts can be reached from here.") from error
 
 
-def _bundle_inside(folder: Path, model: str, facts: str) -> Path:
-    """The bundle in the artifacts of a model, or the artifacts themselves when they are one."""
+def bundle_inside(folder: Path, model: str, facts: str) -> Path:
+    """The bundle in the artifacts of a model, or the artifacts themselves when they are one.
+
+    Parameters
+    ----------
+    folder:
+        The artifacts; a stranger may have made them.
+    model:
+        What errors call the model.
+    facts:
+        File by which the wanted bundle is known: :data:`GLOBAL` or :data:`TARGET`.
+
+    Raises
+    ------
+    ModelError
+        If there is no such bundle inside the artifacts.
+    """
     if (folder / facts).is_file():
         return folder
     named = _named_bundle(folder / "MLmodel")

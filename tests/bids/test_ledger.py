@@ -101,20 +101,23 @@ def test_a_killed_driver_loses_nothing(tmp_path):
 
 
 def test_a_half_written_line_costs_only_itself(tmp_path, caplog):
-    journal = Journal(tmp_path)
-    journal.append(row("a"))
-    journal.append(row("é", reason="ü"))
     path = tmp_path / ".ledger.jsonl"
-    whole = path.read_bytes()
-    journal._stream.close()  # as a killed driver leaves it
+
+    def left_by_a_killed_driver(content: bytes) -> Journal:
+        (tmp_path / "ledger.parquet").unlink()
+        path.write_bytes(content)
+        return Journal(tmp_path)
+
+    with Journal(tmp_path) as journal:
+        journal.append(row("a"))
+        journal.append(row("é", reason="ü"))
+        whole = path.read_bytes()
     for cut in range(1, len(whole.splitlines()[1])):
-        path.write_bytes(whole[: -1 - cut])
-        journal = Journal(tmp_path)
-        journal.append(row("b"))
-        journal._stream.close()
-        journal = Journal(tmp_path)
-        assert sorted(journal.rows()) == ["a", "b"], cut
-        journal._stream.close()
+        with left_by_a_killed_driver(whole[: -1 - cut]) as journal:
+            journal.append(row("b"))
+            left = path.read_bytes()
+        with left_by_a_killed_driver(left) as journal:
+            assert sorted(journal.rows()) == ["a", "b"], cut
     assert "half-written" in caplog.text
 
 

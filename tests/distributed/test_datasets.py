@@ -228,7 +228,7 @@ def test_the_same_volume_has_another_style_in_the_next_pass_and_the_same_target(
     maker = GroupMaker(store, training(simulated_share=0.0), domain)
     name = maker.entry(0)["image_id"]
     later = next(ordinal for ordinal in range(8, 16) if maker.entry(ordinal)["image_id"] == name)
-    (_, target, styled, mask), (_, same_target, other_styled, _) = (maker._volume(at, at) for at in (0, later))
+    (_, target, styled, mask), (_, same_target, other_styled, _) = maker.pair(0), maker.pair(later)
     np.testing.assert_array_equal(target, same_target)
     assert np.abs(styled - other_styled)[mask].mean() > 0.01
 
@@ -238,9 +238,9 @@ def test_the_same_volume_has_another_style_in_the_next_pass_and_the_same_target(
 def test_targets_have_the_unified_histogram_and_styles_stay_inside(
     store: str, domain: UnifiedDomain, simulated: bool
 ) -> None:
-    maker = GroupMaker(store, CONFIG, domain)
-    made = [maker._simulated(number) if simulated else maker._volume(number, number) for number in range(8)]
-    for sequence, target, styled, mask in made:
+    maker = GroupMaker(store, training(simulated_share=float(simulated)), domain)
+    for number in range(8):
+        sequence, target, styled, mask = maker.pair(number)
         assert target.shape == styled.shape == mask.shape == SHAPE
         assert np.isfinite(target).all()
         assert np.isfinite(styled).all()

@@ -13,7 +13,7 @@ import pytest
 from mmh_ray import shards
 from mmh_ray.bids.manifest import read_manifest, to_table, write_manifest
 from mmh_ray.config import Config, GridConfig, ModelConfig, PrepareConfig, QualityConfig
-from mmh_ray.distributed.prepare import Outcome, PrepareSettings, _parts, prepare, prepare_shard
+from mmh_ray.distributed.prepare import Outcome, PrepareSettings, prepare, prepare_shard, share_out
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.imaging.preprocess import prepare_volume
 from mmh_ray.imaging.volume import read_volume
@@ -166,7 +166,7 @@ def test_the_same_images_give_the_same_files(rows, store, ray_cluster, monkeypat
 @pytest.mark.fast
 @pytest.mark.parametrize(("images", "size"), [(1, 4), (6, 4), (4096, 4), (4097, 5), (70_000, 64)])
 def test_shards_go_by_the_number_of_images_alone(images, size):
-    parts = _parts([{}] * images, 64)
+    parts = share_out([{}] * images, 64)
     assert sum(map(len, parts)) == images
     assert len(parts[0]) == min(size, images)
 

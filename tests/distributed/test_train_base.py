@@ -31,7 +31,7 @@ from mmh_ray.distributed.datasets import (
     simulation_hash,
     validation_batches,
 )
-from mmh_ray.distributed.train import _first_weights, train_global
+from mmh_ray.distributed.train import first_weights, train_global
 from mmh_ray.errors import ConfigError
 from mmh_ray.models.bundle import load_bundle
 from mmh_ray.simulation import examples
@@ -190,9 +190,9 @@ def test_a_model_is_trained_from_nothing_but_settings(
     assert bundle.config.model.sequences == sequences
     assert trained.model_uri == "models:/mmh-base/1"
     assert np.isfinite(trained.validation["val_loss"])
-    first = _first_weights(replace(config, train=replace(config.train, start_from=trained.bundle)))
+    first = first_weights(replace(config, train=replace(config.train, start_from=trained.bundle)))
     assert first is not None
     assert all(torch.equal(first[name], weight) for name, weight in bundle.model.denoiser.state_dict().items())
     other = replace(config, model=replace(config.model, slab=3), train=replace(config.train, start_from=trained.bundle))
     with pytest.raises(ConfigError, match=r"model\.slab=3 instead of 1"):
-        _first_weights(other)
+        first_weights(other)

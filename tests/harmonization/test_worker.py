@@ -322,37 +322,6 @@ def test_where_memory_runs_out_batches_are_halved_then_the_row_fails(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_last_resort_is_the_cpu_and_the_next_image_tries_the_gpu_again(
-    tiny_bundle_files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A device that is only named: it is full for the first image, and has no room for the model after the first and the second."""
-    worker = HarmonizeWorker(tiny_bundle_files, config, str(tmp_path), MODEL, [UNIFIED])
-    device, moves, infer = ["cuda"], list[str](), Harmonizer.infer
-    worker._device = torch.device("cuda")
-
-    def to(model: torch.nn.Module, where: str | torch.device) -> torch.nn.Module:
-        moves.append(str(where))
-        if str(where) == "cuda" and moves.count("cuda") == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        device[0] = str(where)
-        return model
-
-    def hungry(self: Harmonizer, *arguments: Any) -> Any:
-        if device[0] == "cuda":
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory")
-        return infer(self, *arguments)
-
-    monkeypatch.setattr(worker_module, "device_of", lambda model: torch.device(device[0]))
-    monkeypatch.setattr(torch.nn.Module, "to", to)
-    monkeypatch.setattr(Harmonizer, "infer", hungry)
-    ready = worker.harmonizer.ready(read_volume(scan), "T1w", None)
-    for expected in (["cpu"], ["cuda", "cpu"], ["cuda", "cpu"]):
-        moves_before = len(moves)
-        assert len(worker._with_less_memory(ready, "sub-01_T1w", [None])) == 1
-        assert moves[moves_before:] == expected
-    assert worker.harmonizer.settings.batch_slabs == 1  # later images keep the smaller batch
-
-
 def test_an_error_that_is_not_of_memory_is_not_tried_again(
     tiny_bundle_files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from mmh_ray.tracking import (
     resolve_target,
     target_model_name,
 )
-from mmh_ray.tracking.registry import GLOBAL, _bundle_inside
+from mmh_ray.tracking.registry import GLOBAL, bundle_inside
 
 pytestmark = pytest.mark.fast
 
@@ -45,9 +45,9 @@ def describe(artifacts: Path, path: object) -> None:
 
 def test_the_bundle_of_a_model_is_found(artifacts: Path) -> None:
     describe(artifacts, "artifacts/bundle")
-    assert _bundle_inside(artifacts, "models:/m/1", GLOBAL) == artifacts / "artifacts/bundle"
+    assert bundle_inside(artifacts, "models:/m/1", GLOBAL) == artifacts / "artifacts/bundle"
     (artifacts / GLOBAL).touch()
-    assert _bundle_inside(artifacts, "models:/m/1", GLOBAL) == artifacts
+    assert bundle_inside(artifacts, "models:/m/1", GLOBAL) == artifacts
 
 
 @pytest.mark.parametrize("path", ["../secret", "artifacts/../../secret", "/secret", "away"])
@@ -55,14 +55,14 @@ def test_a_path_that_leads_out_of_the_artifacts_is_refused(artifacts: Path, path
     (artifacts / "away").symlink_to("../secret")
     describe(artifacts, str(artifacts.parent / "secret") if path == "/secret" else path)
     with pytest.raises(ModelError, match=r"outside its artifacts; expected a bundle among its artifacts"):
-        _bundle_inside(artifacts, "models:/m/1", GLOBAL)
+        bundle_inside(artifacts, "models:/m/1", GLOBAL)
 
 
 @pytest.mark.parametrize("path", ["nowhere", "", 5, None, ["artifacts/bundle"], {"a": "b"}])
 def test_a_path_that_is_none_is_refused(artifacts: Path, path: object) -> None:
     describe(artifacts, path)
     with pytest.raises(ModelError, match="holds no such bundle"):
-        _bundle_inside(artifacts, "models:/m/1", GLOBAL)
+        bundle_inside(artifacts, "models:/m/1", GLOBAL)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_path_that_is_none_is_refused(artifacts: Path, path: object) -> None:
 def test_any_description_is_a_bundle_or_a_model_error(artifacts: Path, text: str) -> None:
     (artifacts / "MLmodel").write_text(text)
     with pytest.raises(ModelError):
-        _bundle_inside(artifacts, "models:/m/1", GLOBAL)
+        bundle_inside(artifacts, "models:/m/1", GLOBAL)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "zeros", "folder", "dangling"])
@@ -99,7 +99,7 @@ def test_a_description_that_is_no_file_is_refused_at_once(artifacts: Path, kind:
     else:
         path.symlink_to("/dev/zero" if kind == "zeros" else "nowhere")
     with pytest.raises(ModelError, match="expected the description of an MLflow model"):
-        _bundle_inside(artifacts, "models:/m/1", GLOBAL)
+        bundle_inside(artifacts, "models:/m/1", GLOBAL)
 
 
 @pytest.mark.parametrize(
