@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mmh_ray.evaluation.metrics.agreement import gradient_correlation, psnr, scale_by_percentiles, ssim, truth_nrmse, w1
+from mmh_ray.evaluation.metrics.agreement import (
+    gradient_correlation,
+    joint_bins,
+    psnr,
+    scale_by_percentiles,
+    ssim,
+    truth_error,
+    w1,
+)
 from mmh_ray.imaging.volume import Volume, read_volume
 
 MEASURES = ("psnr", "ssim", "w1", "gradient_correlation", "truth_nrmse")
@@ -28,8 +36,8 @@ def measured(scans: list[Scan], images: list[np.ndarray]) -> dict[str, float]:
             pairs["w1"].append(w1(a[one[2]], b[other[2]]))
     found = {name: float(np.mean(values)) for name, values in pairs.items()}
     edges = [gradient_correlation(image, scan[1].data, scan[2]) for image, scan in zip(images, scans, strict=True)]
-    truth = truth_nrmse(images, [scan[3] for scan in scans], [scan[2] for scan in scans]).cohort
-    return found | {"gradient_correlation": float(np.mean(edges)), "truth_nrmse": truth}
+    joints = [joint_bins(image, truth, mask) for image, (_, _, mask, truth) in zip(images, scans, strict=True)]
+    return found | {"gradient_correlation": float(np.mean(edges)), "truth_nrmse": truth_error(joints).cohort}
 
 
 def read(manifest: str, truth: str, travelers: int) -> list[Scan]:

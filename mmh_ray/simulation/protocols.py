@@ -302,12 +302,8 @@ def _draw_t1w(rng: np.random.Generator, field_t: float) -> Acquisition:
 
 
 def _draw_t2w(rng: np.random.Generator, field_t: float) -> Acquisition:
-    is_spin_echo = rng.random() < 0.85
-    if is_spin_echo:
-        tr_ms = rng.uniform(2000, 9000)
-        te_ms = rng.uniform(55, 150)
-        return SpinEcho(tr_ms, te_ms)
-    return _free(rng, "T2w", fluid=(2.0, 4.5), grey=(1.05, 1.9))
+    spin_echo = _sometimes_spin_echo(rng, tr_ms=(2000, 9000), te_ms=(55, 150))
+    return spin_echo or _free(rng, "T2w", fluid=(2.0, 4.5), grey=(1.05, 1.9))
 
 
 def _draw_flair(rng: np.random.Generator, field_t: float) -> Acquisition:
@@ -322,12 +318,17 @@ def _draw_flair(rng: np.random.Generator, field_t: float) -> Acquisition:
 
 
 def _draw_pdw(rng: np.random.Generator, field_t: float) -> Acquisition:
-    is_spin_echo = rng.random() < 0.85
-    if is_spin_echo:
-        tr_ms = rng.uniform(1800, 7000)
-        te_ms = rng.uniform(8, 40)
-        return SpinEcho(tr_ms, te_ms)
-    return _free(rng, "PDw", fluid=(0.6, 0.95), grey=(1.05, 1.5))
+    spin_echo = _sometimes_spin_echo(rng, tr_ms=(1800, 7000), te_ms=(8, 40))
+    return spin_echo or _free(rng, "PDw", fluid=(0.6, 0.95), grey=(1.05, 1.5))
+
+
+def _sometimes_spin_echo(
+    rng: np.random.Generator, tr_ms: tuple[float, float], te_ms: tuple[float, float]
+) -> SpinEcho | None:
+    """Most of the time a spin echo with times of these ranges."""
+    if rng.random() < 0.85:
+        return SpinEcho(tr_ms=rng.uniform(*tr_ms), te_ms=rng.uniform(*te_ms))
+    return None
 
 
 _DRAW = {"T1w": _draw_t1w, "T2w": _draw_t2w, "FLAIR": _draw_flair, "PDw": _draw_pdw}

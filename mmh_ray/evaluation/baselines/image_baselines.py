@@ -2,14 +2,9 @@
 
 Raw, z-score, WhiteStripe, Nyúl, N4, histogram matching without and after it, and the same denoised.
 
-Each is fitted on training images of all sites and applied to one image. :data:`BASELINES` names them; where
-``bias_corrected`` is True, both sides work on images after N4 (:func:`mmh_ray.imaging.intensity.correct_bias`)::
-
-    corrected = [(correct_bias(image, mask, spacing, (30, 20, 10)), mask) for image, mask in training]
-    matching = HistogramMatching.fit(corrected)
-    output = matching.apply(correct_bias(image, mask, spacing, (30, 20, 10)), mask)
-
-A cohort is fitted from its images' quantile functions alone (``from_quantiles``), which a cluster can gather cheaply.
+Each is fitted on training images of all sites and applied to one image. :data:`BASELINES` names them. A cohort is
+fitted from its images' :func:`quantile_function` alone, which a cluster can gather cheaply. Where ``bias_corrected`` is
+True, both sides work on images after N4 (:func:`mmh_ray.imaging.intensity.correct_bias`).
 """
 
 from __future__ import annotations
@@ -32,8 +27,6 @@ LEVELS = 1001
 _STRIPE = 0.05
 _MARGIN = 16  # empty bins around the histogram, so that a peak at its end is one
 _NYUL_PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
-
-Images = Iterable[tuple[np.ndarray, np.ndarray]]
 
 
 def quantile_function(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -63,11 +56,6 @@ class Unfitted:
     """What learns nothing from a cohort."""
 
     bias_corrected: ClassVar[bool] = False
-
-    @classmethod
-    def fit(cls, images: Images) -> Self:
-        """Nothing to learn."""
-        return cls()
 
     @classmethod
     def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
@@ -118,11 +106,6 @@ class WhiteStripe:
     bias_corrected: ClassVar[bool] = True
 
     @classmethod
-    def fit(cls, images: Images) -> WhiteStripe:
-        """The side of the fluid, from training images of all sites, after N4."""
-        return cls.from_quantiles(quantile_function(image, mask) for image, mask in images)
-
-    @classmethod
     def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> WhiteStripe:
         """Whether the histograms' tails, to the 1st and the 99th percentile, are longer above the median than below."""
         skews = []
@@ -170,11 +153,6 @@ class Nyul:
     bias_corrected: ClassVar[bool] = False
 
     @classmethod
-    def fit(cls, images: Images) -> Nyul:
-        """Standard landmarks of training images of all sites."""
-        return cls.from_quantiles(quantile_function(image, mask) for image, mask in images)
-
-    @classmethod
     def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Nyul:
         """Mean of the images' landmarks, each image's first and last mapped to 0 and 100."""
         scaled = []
@@ -209,11 +187,6 @@ class HistogramMatching:
     bias_corrected: ClassVar[bool] = False
 
     @classmethod
-    def fit(cls, images: Images) -> Self:
-        """Mean quantile function of training images of all sites."""
-        return cls.from_quantiles(quantile_function(image, mask) for image, mask in images)
-
-    @classmethod
     def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
         """Mean over images; zero stays zero."""
         scaled = []
@@ -238,27 +211,12 @@ class CorrectedHistogramMatching(HistogramMatching):
 
 
 @dataclass(frozen=True)
-class DenoisedHistogramMatching:
-    """Histogram matching, then 3-D non-local means (Buades et al. 2005): smooth pictures that drift from the truth."""
-
-    matching: HistogramMatching
-    """The mapping before the denoising."""
-
-    bias_corrected: ClassVar[bool] = True
-
-    @classmethod
-    def fit(cls, images: Images) -> DenoisedHistogramMatching:
-        """As :meth:`HistogramMatching.fit`."""
-        return cls(HistogramMatching.fit(images))
-
-    @classmethod
-    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> DenoisedHistogramMatching:
-        """As :meth:`HistogramMatching.from_quantiles`."""
-        return cls(HistogramMatching.from_quantiles(quantiles))
+class DenoisedHistogramMatching(CorrectedHistogramMatching):
+    """The same, then 3-D non-local means (Buades et al. 2005): smooth pictures that drift from the truth."""
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Patches of 3³ voxels, searched 2 voxels around, with the noise level estimated from the matched image."""
-        matched = self.matching.apply(image, mask)
+        matched = super().apply(image, mask)
         box = box_of(mask)
         brain = matched[box]
         sigma = noise_level(brain, mask[box])

@@ -1,7 +1,7 @@
 """How alike two images are, and how near an image comes to the truth: one function per metric.
 
 Each function gives formula, citation, range and the better direction. Images are 3-D arrays ``(I, J, K)`` on one grid,
-masks are boolean arrays of the same shape. Similarity between sites alone rewards blur. :func:`truth_nrmse` cannot be
+masks are boolean arrays of the same shape. Similarity between sites alone rewards blur. :func:`truth_error` cannot be
 flattered that way, so read them together.
 """
 
@@ -165,7 +165,13 @@ def truth_bins(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> Joint
 
 
 def truth_error(joints: Sequence[JointBins]) -> TruthError:
-    """nRMSE to the truth from binned images; see :func:`truth_nrmse`."""
+    """nRMSE to the noise-free rendering of the same anatomy after ONE monotone map for all images of a sequence.
+
+    ``√mean((f(output) − truth)²) / sd(truth)`` over the brain voxels of all images, with f the isotonic regression
+    (Barlow et al. 1972) of truth on output intensity over all of them. Range 0 to 1 (1: nothing of the truth is left);
+    lower is better. Blur cannot flatter it, nor can any monotone change common to the cohort alter it. Images come
+    binned (:func:`joint_bins`), so that memory does not grow with the cohort's voxels.
+    """
     # one regression for all images: a map of each image's own would forgive differences between them
     from sklearn.isotonic import IsotonicRegression  # takes a second; no scan is harmonized by it
 
@@ -189,20 +195,6 @@ def truth_error(joints: Sequence[JointBins]) -> TruthError:
         cohort=float(np.sqrt(squared_errors.sum() / all_voxels)) / truth_sd,
         per_image=np.sqrt(errors_of_images / voxels_of_images) / truth_sd,
     )
-
-
-def truth_nrmse(images: Sequence[np.ndarray], truths: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> TruthError:
-    """Error to the noise-free rendering of the same anatomy after ONE monotone map for all images of a sequence.
-
-    ``√mean((f(output) − truth)²) / sd(truth)`` over the brain voxels of all images, with f the isotonic regression
-    (Barlow et al. 1972) of truth on output intensity over all of them. Range 0 to 1 (1: nothing of the truth is left);
-    lower is better. Blur cannot flatter it, nor can any monotone change common to the cohort alter it. Voxels are
-    gathered by rank into :data:`JOINT_BINS` bins an image, so that memory does not grow with the cohort's voxels.
-    """
-    joints = []
-    for image, truth, mask in zip(images, truths, masks, strict=True):
-        joints.append(joint_bins(image, truth, mask))
-    return truth_error(joints)
 
 
 def _gradient_magnitude(image: np.ndarray) -> np.ndarray:

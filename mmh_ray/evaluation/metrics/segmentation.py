@@ -69,15 +69,6 @@ def tissue_labels(probabilities: np.ndarray) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
-def tissue_volumes(probabilities: np.ndarray, spacing: tuple[float, float, float]) -> dict[str, float]:
-    """Millilitres of every tissue: the sum of its probabilities times the voxel's volume."""
-    voxel_ml = float(np.prod(spacing)) / 1000
-    volumes = {}
-    for tissue, probability in zip(TISSUES, probabilities, strict=True):
-        volumes[tissue] = float(probability.sum(dtype=np.float64)) * voxel_ml
-    return volumes
-
-
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     """``2 |a ∩ b| / (|a| + |b|)`` of two boolean arrays.
 

@@ -97,7 +97,7 @@ def style_distance(style: np.ndarray, cohort_style: np.ndarray) -> float:
 def direct_error(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
     """``√mean((output − truth)²) / sd(truth)`` over the brain, both scaled by their own percentiles.
 
-    No map is fitted, so that wrong contrast counts, which :func:`mmh_ray.evaluation.metrics.agreement.truth_nrmse`
+    No map is fitted, so that wrong contrast counts, which :func:`mmh_ray.evaluation.metrics.agreement.truth_error`
     forgives. Range 0 to ∞; lower is better; 0 for the truth itself under any gain and offset.
     """
     scaled_truth = scale_by_percentiles(truth, mask)[mask]

@@ -58,19 +58,12 @@ def silhouettes(features: np.ndarray, labels: Labels) -> np.ndarray:
     return silhouette_samples(features, np.asarray(labels))
 
 
-def adjusted_rand(features: np.ndarray, labels: Labels, seed: int = 0) -> float:
-    """Adjusted Rand index of the labels and k-means clusters, as many as labels: agreement of pairs beyond chance.
+def agreement(clusters: np.ndarray, labels: Labels) -> float:
+    """Adjusted Rand index of labels and k-means clusters, as many as labels: agreement of pairs beyond chance.
 
     Hubert & Arabie 1985. Range −0.5 to 1, 0 by chance; by site, lower is better; by subject, higher. Cannot see: sites
     that k-means does not split because people differ more than sites do.
     """
-    label_count = len(np.unique(labels))
-    clusters = clusters_of(features, label_count, seed)
-    return agreement(clusters, labels)
-
-
-def agreement(clusters: np.ndarray, labels: Labels) -> float:
-    """Adjusted Rand index of two groupings: pairs of images that are together in both, less what chance would give."""
     return float(adjusted_rand_score(np.asarray(labels), clusters))
 
 

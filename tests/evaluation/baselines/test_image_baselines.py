@@ -42,8 +42,12 @@ def _training(gains: tuple[float, ...] = (1, 1.2, 0.7, 1)) -> list[tuple[np.ndar
     return [(gain * _image(seed), MASK) for seed, gain in enumerate(gains)]
 
 
+def _fitted(method, images):
+    return method.from_quantiles([quantile_function(image, mask) for image, mask in images])
+
+
 def _fit(name: str):
-    return BASELINES[name].from_quantiles([quantile_function(*pair) for pair in _training()])
+    return _fitted(BASELINES[name], _training())
 
 
 def _span(image: np.ndarray) -> float:
@@ -52,7 +56,7 @@ def _span(image: np.ndarray) -> float:
 
 def test_raw_is_the_image():
     image = _image(9)
-    assert np.array_equal(Raw.fit([]).apply(image, MASK), image.astype(np.float32))
+    assert np.array_equal(Raw().apply(image, MASK), image.astype(np.float32))
 
 
 def test_n4_alone_is_the_corrected_image_and_learns_nothing():
@@ -64,7 +68,7 @@ def test_n4_alone_is_the_corrected_image_and_learns_nothing():
 
 
 def test_zscore_has_mean_0_and_sd_1_in_the_mask_whatever_lies_outside():
-    output = ZScore.fit([]).apply(np.where(MASK, _image(9), 1e4), MASK)
+    output = ZScore().apply(np.where(MASK, _image(9), 1e4), MASK)
     assert output[MASK].mean(dtype=np.float64) == pytest.approx(0, abs=1e-5)
     assert output[MASK].std(dtype=np.float64) == pytest.approx(1, abs=1e-5)
 
@@ -117,7 +121,7 @@ def _peaks(*heights: tuple[float, float, int]) -> np.ndarray:
 )
 def test_whitestripe_puts_white_matter_at_0_and_its_stripe_at_1(tissues, white):
     image = _peaks(*tissues)
-    stripe = WhiteStripe.fit([(image, MASK)])
+    stripe = _fitted(WhiteStripe, [(image, MASK)])
     output = stripe.apply(image, MASK)
     at_0 = image[MASK][np.argmin(np.abs(output[MASK]))]
     assert at_0 == pytest.approx(white, abs=6)
@@ -135,12 +139,12 @@ def test_whitestripe_finds_the_white_matter_of_phantoms(sequence):
     for scanner in SITES[:2]:
         quiet = replace(scanner, bias=0.0)  # as after N4
         image = render(anatomy, quiet, sequence, np.random.default_rng(0), 4.0)
-        output = WhiteStripe.fit([(image, anatomy.brain)]).apply(image, anatomy.brain)
+        output = _fitted(WhiteStripe, [(image, anatomy.brain)]).apply(image, anatomy.brain)
         assert abs(np.median(output[white])) < 0.25 * abs(np.median(output[grey]))
 
 
 def test_nyul_takes_landmarks_to_the_standard_ones():
-    nyul = Nyul.fit(_training())
+    nyul = _fitted(Nyul, _training())
     assert nyul.landmarks[[0, -1]] == pytest.approx([0, 100])
     output = nyul.apply(_image(9), MASK)
     assert np.percentile(output[MASK], [1, 10, 50, 90, 99]) == pytest.approx(nyul.landmarks[[0, 1, 5, 9, 10]], abs=0.5)
@@ -149,12 +153,12 @@ def test_nyul_takes_landmarks_to_the_standard_ones():
 def test_nyul_continues_beyond_the_outer_landmarks():
     image = _image(9)
     image[0, 0, 0] = 10 * image.max()
-    output = Nyul.fit(_training()).apply(image, MASK)
+    output = _fitted(Nyul, _training()).apply(image, MASK)
     assert output[0, 0, 0] > 2 * output[MASK].max()
 
 
 def test_histogram_matching_gives_the_cohorts_quantiles_and_clears_the_background():
-    matching = HistogramMatching.fit(_training())
+    matching = _fitted(HistogramMatching, _training())
     assert matching.quantiles.shape == (LEVELS,)
     output = matching.apply(_image(9), MASK)
     assert np.abs(quantile_function(output, MASK) - matching.quantiles).mean() < 1e-3
@@ -162,9 +166,11 @@ def test_histogram_matching_gives_the_cohorts_quantiles_and_clears_the_backgroun
 
 
 def test_fit_weighs_images_by_shape_of_histogram_not_by_gain():
-    even = HistogramMatching.fit(_training((1, 1, 1, 1)))
-    assert HistogramMatching.fit(_training((1, 900, 1, 1))).quantiles == pytest.approx(even.quantiles)
-    assert Nyul.fit(_training((1, 900, 1, 1))).landmarks == pytest.approx(Nyul.fit(_training((1, 1, 1, 1))).landmarks)
+    even = _fitted(HistogramMatching, _training((1, 1, 1, 1)))
+    assert _fitted(HistogramMatching, _training((1, 900, 1, 1))).quantiles == pytest.approx(even.quantiles)
+    assert _fitted(Nyul, _training((1, 900, 1, 1))).landmarks == pytest.approx(
+        _fitted(Nyul, _training((1, 1, 1, 1))).landmarks
+    )
 
 
 @pytest.mark.parametrize("name", list(BASELINES))
@@ -175,9 +181,9 @@ def test_quantised_and_flat_scans_stay_finite(name):
 
 
 def test_denoising_removes_noise_and_keeps_the_background_clear():
-    clean, matching = _image(9, smoothness=5), HistogramMatching.fit(_training())
+    clean, matching = _image(9, smoothness=5), _fitted(HistogramMatching, _training())
     noisy = clean + np.random.default_rng(0).normal(0, 25, SHAPE)
-    smooth = DenoisedHistogramMatching(matching)
+    smooth = DenoisedHistogramMatching(matching.quantiles)
 
     def disagreement(output: np.ndarray) -> float:
         return float(1 - np.corrcoef(output[MASK], clean[MASK])[0, 1])
@@ -187,7 +193,7 @@ def test_denoising_removes_noise_and_keeps_the_background_clear():
 
 
 def test_histogram_matching_is_scikit_images():
-    image, matching = _image(9), HistogramMatching.fit(_training())
+    image, matching = _image(9), _fitted(HistogramMatching, _training())
     reference = np.interp(np.linspace(0, 1, 20_001), np.linspace(0, 1, LEVELS), matching.quantiles)
     expected = match_histograms(image[MASK], reference)
     assert np.abs(matching.apply(image, MASK)[MASK] - expected).mean() < 2e-3 * np.ptp(expected)

@@ -11,12 +11,14 @@ from sklearn.isotonic import IsotonicRegression
 
 from mmh_ray.evaluation.metrics.agreement import (
     PSNR_LIMIT,
+    TruthError,
     gradient_correlation,
+    joint_bins,
     psnr,
     scale_by_percentiles,
     ssim,
     tissue_contrast,
-    truth_nrmse,
+    truth_error,
     w1,
 )
 
@@ -32,6 +34,11 @@ def _noise(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 def _ball() -> np.ndarray:
     grid = np.indices(SHAPE) - np.array(SHAPE).reshape(3, 1, 1, 1) / 2
     return np.asarray(np.sqrt((grid**2).sum(axis=0)) < 5.9)  # an SSIM window fits around it
+
+
+def _error(images: list[np.ndarray], truths: list[np.ndarray], masks: list[np.ndarray]) -> TruthError:
+    joints = [joint_bins(image, truth, mask) for image, truth, mask in zip(images, truths, masks, strict=True)]
+    return truth_error(joints)
 
 
 def _anatomy(seed: int = 0) -> np.ndarray:
@@ -132,20 +139,20 @@ def test_blur_raises_ssim_between_noisy_copies_and_raises_truth_nrmse():
     copies = [truth + 0.08 * _noise(seed) for seed in (10, 11)]
     blurred = [gaussian_filter(copy, 1.5) for copy in copies]
     assert ssim(blurred[0], blurred[1], mask) > ssim(copies[0], copies[1], mask) + 0.02
-    sharp_error = truth_nrmse(copies, [truth] * 2, [mask] * 2).cohort
-    assert truth_nrmse(blurred, [truth] * 2, [mask] * 2).cohort > sharp_error + 0.05
+    sharp_error = _error(copies, [truth] * 2, [mask] * 2).cohort
+    assert _error(blurred, [truth] * 2, [mask] * 2).cohort > sharp_error + 0.05
 
 
 def test_truth_nrmse_is_unchanged_by_a_monotone_map_of_the_cohort_but_not_of_one_image():
     truths, masks = [_anatomy(1), _anatomy(2)], [_ball()] * 2
     images = [truth + 0.2 * _noise(seed) for seed, truth in zip((12, 13), truths, strict=True)]
-    plain = truth_nrmse(images, truths, masks)
-    curved = truth_nrmse([np.exp(3 * image) - 40 for image in images], truths, masks)
+    plain = _error(images, truths, masks)
+    curved = _error([np.exp(3 * image) - 40 for image in images], truths, masks)
     assert curved.cohort == pytest.approx(plain.cohort, rel=1e-9)
     assert curved.per_image == pytest.approx(plain.per_image, rel=1e-9)
-    falling = truth_nrmse([-image for image in images], truths, masks)
+    falling = _error([-image for image in images], truths, masks)
     assert falling.cohort == pytest.approx(plain.cohort, rel=0.02)
-    assert truth_nrmse([images[0], images[1] + 1], truths, masks).cohort > plain.cohort + 0.2
+    assert _error([images[0], images[1] + 1], truths, masks).cohort > plain.cohort + 0.2
 
 
 def test_truth_nrmse_equals_the_voxelwise_definition_up_to_binning():
@@ -154,12 +161,12 @@ def test_truth_nrmse_equals_the_voxelwise_definition_up_to_binning():
     x, t = (np.concatenate([image[mask] for image, mask in zip(part, masks, strict=True)]) for part in (images, truths))
     fitted = IsotonicRegression().fit_transform(x, t)
     expected = np.sqrt(np.mean((fitted - t) ** 2)) / t.std()
-    found = truth_nrmse(images, truths, masks)
+    found = _error(images, truths, masks)
     assert found.cohort == pytest.approx(expected, rel=0.02)
     assert np.sqrt(np.mean(found.per_image**2)) == pytest.approx(found.cohort, rel=1e-6)  # masks of one size
 
 
 def test_truth_nrmse_is_0_for_the_truth_and_about_1_for_noise():
     truth, mask = gaussian_filter(_noise(16), 2), _ball()
-    assert truth_nrmse([7 * truth + 3], [truth], [mask]).cohort < 0.02
-    assert truth_nrmse([_noise(17)], [truth], [mask]).cohort == pytest.approx(1, abs=0.1)
+    assert _error([7 * truth + 3], [truth], [mask]).cohort < 0.02
+    assert _error([_noise(17)], [truth], [mask]).cohort == pytest.approx(1, abs=0.1)

@@ -16,7 +16,6 @@ from mmh_ray.evaluation.metrics.segmentation import (
     segment_tissues,
     tissue_dice,
     tissue_labels,
-    tissue_volumes,
     volume_error,
 )
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
@@ -91,5 +90,3 @@ def test_overlap_and_volumes_by_hand():
     assert np.isnan(dice(a & ~a, b & ~b))
     assert volume_error(np.array([0.5, 0.5, 1.0]), np.array([1, 0, 0], bool)) == pytest.approx(1)
     assert np.isnan(volume_error(a, ~(a | ~a)))
-    probabilities = np.array([[1.0, 0.5], [0.0, 0.5], [0.0, 0.0]]).reshape(3, 2, 1, 1)
-    assert tissue_volumes(probabilities, (2.0, 5.0, 10.0)) == pytest.approx({"CSF": 0.15, "GM": 0.05, "WM": 0.0})

@@ -11,8 +11,8 @@ from scipy.stats import chisquare
 from sklearn.metrics import silhouette_score
 
 from mmh_ray.evaluation.probes.clustering import (
-    adjusted_rand,
     agreement,
+    clusters_of,
     kbet,
     lisi,
     same_subject_nearest,
@@ -44,9 +44,10 @@ def test_silhouettes_are_scikit_learns_and_undefined_for_one_label():
     assert np.isnan(silhouettes(x, ["a"] * 120)).all()
 
 
-def test_adjusted_rand_is_1_for_sites_far_apart_and_0_for_labels_dealt_at_random(rng):
-    assert adjusted_rand(_cohort(20), SITE) == 1
-    assert abs(adjusted_rand(_cohort(20), rng.permutation(SITE))) < 0.05
+def test_agreement_is_1_for_sites_far_apart_and_0_for_labels_dealt_at_random(rng):
+    clusters = clusters_of(_cohort(20), len(set(SITE)), seed=0)
+    assert agreement(clusters, SITE) == 1
+    assert abs(agreement(clusters, rng.permutation(SITE))) < 0.05
 
 
 def _pairs(codes) -> int:
