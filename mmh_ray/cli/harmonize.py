@@ -50,43 +50,13 @@ log = logging.getLogger(__name__)
     help="Scan in BIDS naming; the images take its look.",
 )
 @click.option("--mask", type=EXISTING, metavar="FILE.nii.gz", help="Brain mask of one scan.")
+@setting_option("--space", "harmonize.space", help="Grid: the scan's own or ICBM-152's.")
+@setting_option("--intensity", "harmonize.intensity", help="Range: about 0-1, or the scan's own.")
+@setting_option("--detail", "harmonize.detail", help="Detail from the scan, or the model alone.")
+@setting_option("--skull", "prepare.skull", help="What becomes of everything outside the brain.")
+@setting_option("--n-procs", "harmonize.slots", metavar="N", help="Workers; 0: one per GPU, or per two CPUs.")
 @setting_option(
-    "--space",
-    "harmonize.space",
-    type=click.Choice(["native", "template"]),
-    help="Grid: the scan's own or ICBM-152's.",
-)
-@setting_option(
-    "--intensity",
-    "harmonize.intensity",
-    type=click.Choice(["unit", "source"]),
-    help="Range: about 0-1, or the scan's own.",
-)
-@setting_option(
-    "--detail",
-    "harmonize.detail",
-    type=click.Choice(["project", "model"]),
-    help="Detail from the scan, or the model alone.",
-)
-@setting_option(
-    "--skull",
-    "prepare.skull",
-    type=click.Choice(["keep", "strip"]),
-    help="What becomes of everything outside the brain.",
-)
-@setting_option(
-    "--n-procs",
-    "harmonize.slots",
-    type=int,
-    metavar="N",
-    help="Workers; 0: one per GPU, or per two CPUs.",
-)
-@setting_option(
-    "--mem-gb",
-    "harmonize.memory_gb",
-    type=float,
-    metavar="GB",
-    help="Memory for each machine: bounds the images at a time.",
+    "--mem-gb", "harmonize.memory_gb", metavar="GB", help="Memory for each machine: bounds the images at a time."
 )
 @click.option("--retry-failed", is_flag=True, help="Only images that failed or were refused before.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")

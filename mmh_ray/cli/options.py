@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
+from mmh_ray.config import Config
 from mmh_ray.models.shipped import BASE_MODEL
 from mmh_ray.object_store import local_path
 
@@ -48,7 +49,7 @@ class ListOption(click.Option):
 
 
 class SettingOption(click.Option):
-    """A flag for a setting: what it is given joins the overrides, after those on the line.
+    """A flag for a setting, of the setting's type: what it is given joins the overrides, after those on the line.
 
     Parameters
     ----------
@@ -57,12 +58,20 @@ class SettingOption(click.Option):
     """
 
     def __init__(self, names: Sequence[str], setting: str, **options: Any) -> None:
-        super().__init__(names, expose_value=False, callback=self._override, **options)
+        super().__init__(names, type=_type_of(setting), expose_value=False, callback=self._override, **options)
         self.setting = setting
 
     def _override(self, ctx: click.Context, _: click.Parameter, value: Any) -> None:
         if value is not None:
             ctx.obj.append(f"{self.setting}={value}")
+
+
+def _type_of(setting: str) -> click.Choice[str] | type:
+    """The choices of a setting that has some, else its Python type."""
+    section, _, field = setting.partition(".")
+    section_type = get_type_hints(Config)[section]
+    hint = get_type_hints(section_type)[field]
+    return click.Choice(get_args(hint)) if get_origin(hint) is Literal else hint
 
 
 def setting_option(flag: str, setting: str, **options: Any) -> Callable[..., Any]:

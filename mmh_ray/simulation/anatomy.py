@@ -220,10 +220,10 @@ def _folded(
     return csf, grey, white
 
 
-def _sharpen(fractions: np.ndarray, power: float = 2.0) -> np.ndarray:
-    """Undo the blur of the population average: raise to a power, keep each voxel's total."""
+def _sharpen(fractions: np.ndarray) -> np.ndarray:
+    """Undo the blur of the population average: square, keep each voxel's total."""
     total = np.clip(fractions.sum(0), 0, 1)
-    raised = np.maximum(fractions, 0) ** power
+    raised = np.maximum(fractions, 0) ** 2.0
     total_raised = np.maximum(raised.sum(0), 1e-6)
     return raised / total_raised * total
 

@@ -22,13 +22,13 @@ PSNR_LIMIT = 100.0
 _SSIM_WINDOW = 7
 
 
-def scale_by_percentiles(image: np.ndarray, mask: np.ndarray, low: float = 1, high: float = 99) -> np.ndarray:
-    """Affine map that takes the brain's ``low`` and ``high`` percentiles to 0 and 1, as float32; nothing is clipped.
+def scale_by_percentiles(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Affine map that takes the brain's 1st and 99th percentiles to 0 and 1, as float32; nothing is clipped.
 
     Applied before W1, PSNR and SSIM, so that every image is scaled by nothing but itself. An image whose two
     percentiles agree has no scale and becomes 0 everywhere.
     """
-    bottom, top = np.percentile(image[mask], (low, high))
+    bottom, top = np.percentile(image[mask], (1, 99))
     if not top > bottom:
         return np.zeros(image.shape, np.float32)
     scaled = (image - bottom) / (top - bottom)
@@ -138,12 +138,12 @@ class TruthError(NamedTuple):
     per_image: np.ndarray
 
 
-def joint_bins(output: np.ndarray, truth: np.ndarray, mask: np.ndarray, bins: int = JOINT_BINS) -> JointBins:
+def joint_bins(output: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> JointBins:
     """Bin the brain voxels of an output and its truth; a monotone change of the output leaves the bins as they are."""
     intensities = output[mask].astype(np.float64)
     truths = truth[mask].astype(np.float64)
     order = np.argsort(intensities, kind="stable")
-    bins = min(bins, intensities.size)
+    bins = min(JOINT_BINS, intensities.size)
     starts = np.arange(bins) * intensities.size // bins
     ends = np.append(starts[1:], intensities.size)
     middles = (starts + ends - 1) // 2

@@ -176,12 +176,12 @@ def _cropped(rows: Mapping[str, Sequence[np.ndarray]]) -> dict[str, list[np.ndar
     return cropped
 
 
-def _filled_box(images: Sequence[np.ndarray], margin: int = 2) -> tuple[slice, ...]:
-    """Rows and columns in which any of the images is not 0, and a margin; all of them where every image is empty."""
+def _filled_box(images: Sequence[np.ndarray]) -> tuple[slice, ...]:
+    """Rows and columns in which any of the images is not 0, and two more on each side; all of them where every image is empty."""
     is_filled = np.any([image != 0 for image in images], axis=0)
     if not is_filled.any():
         is_filled = np.ones_like(is_filled)
-    return box_of(is_filled, margin)
+    return box_of(is_filled, margin=2)
 
 
 def _row_label(ax: Axes, label: str) -> None:

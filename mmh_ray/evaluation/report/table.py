@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from rich.console import Group
 from rich.table import Table
@@ -41,19 +41,22 @@ def best_baseline(methods: MethodValues, metric: str) -> str | None:
     return max(worth, key=lambda method: worth[method])
 
 
-def as_table(results: Results, metrics: Sequence[str] = MAIN_METRICS) -> Group:
-    """One rich table per sequence with a column per metric that any method has; arrows show the better direction.
+def as_table(results: Results) -> Group:
+    """One rich table per sequence with a column per metric of :data:`MAIN_METRICS` that any method has; arrows show the better direction.
 
     An asterisk stands at the best simple baseline. Print with ``rich.console.Console().print(as_table(results))``.
     """
     tables = []
     for sequence, methods in results.items():
-        tables.append(_sequence_table(sequence, methods, metrics))
+        tables.append(_sequence_table(sequence, methods))
     return Group(*tables)
 
 
-def _sequence_table(sequence: str, methods: MethodValues, metrics: Sequence[str]) -> Table:
-    columns = [metric for metric in metrics if any(values.get(metric) is not None for values in methods.values())]
+def _sequence_table(sequence: str, methods: MethodValues) -> Table:
+    columns = []
+    for metric in MAIN_METRICS:
+        if any(values.get(metric) is not None for values in methods.values()):
+            columns.append(metric)
     table = Table(title=sequence, caption="* best simple method; green: ours is better")
     table.add_column("method", no_wrap=True)
     for metric in columns:
