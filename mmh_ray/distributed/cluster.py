@@ -55,6 +55,11 @@ def live_nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
+def gpus_of_a_task() -> int:
+    """GPUs that a task with a network reserves: one, where the cluster has any."""
+    return 1 if ray.cluster_resources().get("GPU", 0) else 0
+
+
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 """Options of every ``ray.init``."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmh_ray.config import Config
+from mmh_ray.distributed.cluster import gpus_of_a_task
 from mmh_ray.models.augmentation import restyle
 from mmh_ray.models.style.contrast import train_aggregator
 from mmh_ray.models.style.embedded import EMBEDDED
@@ -21,8 +23,10 @@ from mmh_ray.shards import PreparedStore
 
 log = logging.getLogger(__name__)
 
-VOLUMES, STYLES = 4, 3
-"""Volumes per site and sequence, and looks of each, the first of which is its own."""
+VOLUMES = 4
+"""Volumes per site and sequence."""
+STYLES = 3
+"""Looks of each volume, the first of which is its own."""
 
 Row = Mapping[str, Any]
 
@@ -46,7 +50,7 @@ def aggregator_for(store: PreparedStore, rows: Sequence[Row], config: Config, sp
     if config.style.backbone == EMBEDDED:
         return TrainedAggregator({}, {})
     log.info("training the aggregator of style.backbone=%s", config.style.backbone)
-    remote = ray.remote(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU", 0) else 0)(learn_aggregator)
+    remote = ray.remote(num_cpus=1, num_gpus=gpus_of_a_task())(learn_aggregator)
     try:
         return ray.get(remote.remote(store.uri, chosen(rows), config, spacing_mm))
     except ray.exceptions.RayTaskError as error:
@@ -55,34 +59,54 @@ def aggregator_for(store: PreparedStore, rows: Sequence[Row], config: Config, sp
 
 def chosen(rows: Sequence[Row]) -> list[Row]:
     """At most :data:`VOLUMES` rows of split train per site and sequence."""
-    ordered = sorted((row for row in rows if row["split"] == "train"), key=lambda row: (*_look(row), row["image_id"]))
-    return [row for _, own in itertools.groupby(ordered, _look) for row in list(own)[:VOLUMES]]
+    by_look: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row["image_id"]):
+        if row["split"] == "train":
+            by_look[_look(row)].append(row)
+    chosen_rows: list[Row] = []
+    for look in sorted(by_look):
+        chosen_rows += by_look[look][:VOLUMES]
+    return chosen_rows
 
 
 def learn_aggregator(store_uri: str, rows: Sequence[Row], config: Config, spacing_mm: float) -> TrainedAggregator:
-    """The work of the task. Volumes of one site, sequence and random style are of one label: other people in the same style attract
-    each other, the same person in another style repels."""
+    """The work of the task.
+
+    Volumes of one site, sequence and random style are of one label: other people in the same style attract each other,
+    the same person in another style repels.
+    """
     store = PreparedStore(store_uri)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = make_style_encoder(config.style, spacing_mm).to(device)
-    features, labels = [], []
+    features = []
+    labels = []
+    sequences = []
     for row, style in itertools.product(rows, range(STYLES)):
-        image, mask = (torch.from_numpy(array) for array in store.read(row))
+        image_array, mask_array = store.read(row)
+        image = torch.from_numpy(image_array)
+        mask = torch.from_numpy(mask_array)
         if style:  # the same draws, so the same style, for everyone
-            same = torch.Generator().manual_seed(style)
-            image = restyle(image, mask, spacing_mm, config.restyle, same)
+            generator = torch.Generator().manual_seed(style)
+            image = restyle(image, mask, spacing_mm, config.restyle, generator)
         with torch.no_grad():
             features.append(encoder.features(image[None].to(device), mask[None].to(device)))
         labels.append((*_look(row), style))
-    looks, sequences = _numbers(labels).to(device), _numbers([sequence for sequence, *_ in labels]).to(device)
-    figures = train_aggregator(encoder, torch.cat(features), looks, sequences, config.style)
-    return TrainedAggregator({k: v.cpu().contiguous() for k, v in encoder.aggregator.state_dict().items()}, figures)
+        sequences.append(row["sequence"])
+    all_features = torch.cat(features)
+    label_numbers = _numbers(labels).to(device)
+    sequence_numbers = _numbers(sequences).to(device)
+    figures = train_aggregator(encoder, all_features, label_numbers, sequence_numbers, config.style)
+    state = {name: weight.cpu().contiguous() for name, weight in encoder.aggregator.state_dict().items()}
+    return TrainedAggregator(state, figures)
 
 
 def _numbers(names: Sequence[Any]) -> Tensor:
-    known = sorted(set(names))
-    return torch.tensor([known.index(name) for name in names])
+    """Of each name its place among all different ones, in their order."""
+    different = sorted(set(names))
+    places = [different.index(name) for name in names]
+    return torch.tensor(places)
 
 
 def _look(row: Row) -> tuple[str, str]:
+    """Sequence and site of a volume."""
     return row["sequence"], row["site"]

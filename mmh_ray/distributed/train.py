@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,7 +134,9 @@ def _fit(run: _Run) -> dict[str, torch.Tensor]:
     """Run the workers to the last step; returns the final trainer state."""
     first = first_weights(run.config)
     result = fit_to_the_end(
-        run.config.train, lambda placement: _trainer(run, placement, first), lambda: _checkpoints(run)
+        run.config.train,
+        trainer_on=lambda placement: _trainer(run, placement, first),
+        checkpoints=lambda: _checkpoints(run),
     )
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as directory:
@@ -187,10 +189,13 @@ def first_weights(config: Config) -> dict[str, torch.Tensor] | None:
         return None
     folder, _ = tracking.resolve_model(name, config.tracking)
     bundle = load_bundle(folder)
-    known, wanted = to_dict(bundle.config.model), to_dict(config.model)
-    other = [f"model.{key}={wanted[key]} instead of {known[key]}" for key in wanted if wanted[key] != known[key]]
-    if other:
-        received = f"train.start_from={name} with {', '.join(other)}"
+    its_settings = to_dict(bundle.config.model)
+    differences = []
+    for key, value in to_dict(config.model).items():
+        if value != its_settings[key]:
+            differences.append(f"model.{key}={value} instead of {its_settings[key]}")
+    if differences:
+        received = f"train.start_from={name} with {', '.join(differences)}"
         raise ConfigError(received, "the settings of that model", "Set them so, or train from nothing.")
     return {key: value.cpu() for key, value in bundle.model.denoiser.state_dict().items()}
 
@@ -199,32 +204,34 @@ def _work(spec: dict[str, Any]) -> None:
     """What each training worker does."""
     config: Config = from_dict(Config, spec["config"])
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+    store_uri: str | None = spec["store"]
+    domain: UnifiedDomain = spec["domain"]
+    loaders: int = spec["loaders"]
+    rank = context.get_world_rank()
+    world = context.get_world_size()
     cores = (os.cpu_count() or 1) // context.get_local_world_size()
-    torch.set_num_threads(max(1, cores - spec["loaders"]))  # threads that share cores with a loader wait for each other
+    torch.set_num_threads(max(1, cores - loaders))  # threads that share cores with a loader wait for each other
     torch.manual_seed(config.train.seed)
-    model = GlobalHarmonizer(config.model, config.train, spec["domain"].as_tensor(config.model.sequences))
+    model = GlobalHarmonizer(config.model, config.train, domain.as_tensor(config.model.sequences))
     if spec["first"] is not None:
         model.denoiser.load_state_dict(spec["first"])
     model.to(get_device())
     trainer = Trainer(model, config.train, prepare_model(model))
     _resume(trainer)
-    validation = validation_batches(spec["store"], config, spec["domain"]) if rank == 0 else []
+    validation = validation_batches(store_uri, config, domain) if rank == 0 else []
     system = _system_metrics(context)
-    stream = training_stream(spec["store"], config, spec["domain"], trainer.steps_done, rank, world, spec["loaders"])
-    before = time.perf_counter()
+    stream = training_stream(store_uri, config, domain, trainer.steps_done, rank, world, loaders)
+    ended = time.perf_counter()
     for batch in stream:
-        waited, start = time.perf_counter() - before, time.perf_counter()
+        started = time.perf_counter()
         metrics = trainer.step(batch)
-        before = time.perf_counter()
-        seconds = before - start
-        metrics |= {
-            "slabs_per_second": world * len(batch.plane) / (waited + seconds),
-            "data_wait_share": waited / (waited + seconds),
-        }
+        waited = started - ended
+        seconds = time.perf_counter() - ended
+        metrics["slabs_per_second"] = world * len(batch.plane) / seconds
+        metrics["data_wait_share"] = waited / seconds
         system_values = system.due() if system is not None else {}
         _after_step(trainer, config, rank, metrics, validation, spec["outbox"], system_values)
-        before = time.perf_counter()
+        ended = time.perf_counter()
 
 
 def _system_metrics(context: ray.train.TrainContext) -> tracking.SystemMetrics | None:
@@ -245,16 +252,20 @@ def _after_step(
     system_values: dict[str, float],
 ) -> None:
     """Validate and checkpoint when it is time; the first worker hands out the metrics, and that of each node its system metrics."""
-    step, last = trainer.steps_done, trainer.steps_done == config.train.steps
-    if rank == 0 and (last or step % config.train.validate_every == 0):
-        metrics |= trainer.validate(validation)
-    values = (metrics if rank == 0 else {}) | system_values
+    step = trainer.steps_done
+    is_last = step == config.train.steps
+    is_first_worker = rank == 0
+    values = dict(system_values)
+    if is_first_worker:
+        if is_last or step % config.train.validate_every == 0:
+            metrics |= trainer.validate(validation)
+        values |= metrics
     if values:
         outbox.add(step, values)
-    if not (last or step % config.train.checkpoint_every == 0):
+    if not (is_last or step % config.train.checkpoint_every == 0):
         return
     outbox.write()
-    if rank != 0:
+    if not is_first_worker:
         ray.train.report({"step": step})
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -294,12 +305,18 @@ def open_storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return open_folder(uri)
 
 
+def _fingerprint(config: Config, data_hash: str) -> str:
+    """Hash of what decides a training: its settings, but for those of where and on what it runs, and its data."""
+    settings = to_dict(config)
+    sections = {name: settings[name] for name in ("grid", "restyle", "model", "train")}
+    for name in ("storage", "workers", "use_gpu", "checkpoint_every", "wait_s"):
+        del sections["train"][name]
+    return hash_of([sections, data_hash])
+
+
 def _start_or_continue(storage: pyarrow.fs.FileSystem, folder: str, config: Config, facts: dict[str, Any]) -> str:
     """The MLflow run id of this training run, new or that of the run to resume."""
-    sections = {key: value for key, value in to_dict(config).items() if key in ("grid", "restyle", "model", "train")}
-    moved = {"storage", "workers", "use_gpu", "checkpoint_every", "wait_s"}
-    train = {key: value for key, value in sections["train"].items() if key not in moved}
-    fingerprint = hash_of([{**sections, "train": train}, facts["data_hash"]])
+    fingerprint = _fingerprint(config, facts["data_hash"])
     storage.create_dir(folder)
     record = f"{folder}/{RECORD}"
     earlier: dict[str, str] = {}
@@ -321,28 +338,36 @@ def _start_or_continue(storage: pyarrow.fs.FileSystem, folder: str, config: Conf
 
 def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
     """Bundle the best weights, put the bundle beside the checkpoints and register it."""
-    config, store = run.config, run.store
+    config = run.config
+    store = run.store
     quantiles = run.domain.as_tensor(config.model.sequences)
     model = GlobalHarmonizer(config.model, config.train, quantiles)
     model.load_state_dict(best_weights(state))
     batches = validation_batches(run.store_uri, config, run.domain)
     validation = Trainer(model, config.train).validate(batches)
-    counts: dict[str, Counter[str]] = {}
-    for entry in usable(store, "train") if store is not None else ():
-        counts.setdefault(entry["site"], Counter())[entry["sequence"]] += 1
+    counts = {} if store is None else _counts_by_site(store)
     training = {"steps": int(state["steps_done"]), "validation": validation, "counts": counts}
-    target = f"{run.folder}/{config.train.run_name}/bundle"
+    place = f"{run.folder}/{config.train.run_name}/bundle"
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch, "bundle")
         save_bundle(local, model, config, quantiles=quantiles, data_hash=run.data_hash, training=training)
-        run.storage.create_dir(target)
-        pyarrow.fs.copy_files(str(local), target, destination_filesystem=run.storage)
-        uri = tracking.register(run.run_id, local, config.tracking.model_name, config.tracking)
-        pictures = () if store is None else _sample_figures(model.eval(), store, config, Path(scratch))
-        for picture in pictures:
-            tracking.log_figure(run.run_id, picture)
-    place = join_uri(config.train.storage, config.train.run_name, "bundle") if "://" in config.train.storage else target
-    return TrainedModel(place, uri, run.run_id, validation)
+        run.storage.create_dir(place)
+        pyarrow.fs.copy_files(str(local), place, destination_filesystem=run.storage)
+        model_uri = tracking.register(run.run_id, local, config.tracking.model_name, config.tracking)
+        if store is not None:
+            for picture in _sample_figures(model.eval(), store, config, Path(scratch)):
+                tracking.log_figure(run.run_id, picture)
+    if "://" in config.train.storage:
+        place = join_uri(config.train.storage, config.train.run_name, "bundle")
+    return TrainedModel(place, model_uri, run.run_id, validation)
+
+
+def _counts_by_site(store: PreparedStore) -> dict[str, Counter[str]]:
+    """Training volumes: site to sequence to number."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for entry in usable(store, "train"):
+        counts[entry["site"]][entry["sequence"]] += 1
+    return dict(counts)
 
 
 def _sample_figures(model: GlobalHarmonizer, store: PreparedStore, config: Config, folder: Path) -> Iterator[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from mmh_ray import tracking
 from mmh_ray.config import Config
-from mmh_ray.distributed.cluster import connect
+from mmh_ray.distributed.cluster import connect, gpus_of_a_task
 from mmh_ray.distributed.datasets import usable
 from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for
@@ -112,10 +113,11 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
     tracking.configure(config.tracking)
     facts = {"data_hash": store.data_hash, "base_hash": base["hash"], "base_uri": base["uri"]}
     send_left(config)
+    tasks_of_site = Counter(task.site for task in tasks)
     runs: dict[str, SiteRun] = {}
     finished: dict[str, TrainedTarget] = {}
     try:
-        for site in dict.fromkeys(task.site for task in tasks):
+        for site in tasks_of_site:
             runs[site] = SiteRun.start(site, store, config, facts | ray_facts())
         note_in_job({f"mlflow_run_id {site}": run.run_id for site, run in runs.items()})
         outboxes = {site: run.outbox for site, run in runs.items()}
@@ -124,14 +126,15 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
             if isinstance(outcome, Exception):
                 failed[task.site] = outcome
                 continue
-            own = outcomes.setdefault(task.site, {})
-            own[task.sequence] = (task, outcome)
-            if len(own) == sum(other.site == task.site for other in tasks):
-                try:
-                    finished[task.site] = _publish(task.site, own, base, runs[task.site], config, aggregator)
-                except Exception as error:
-                    log.error("target %s cannot be published: %s", task.site, error)
-                    failed[task.site] = error
+            of_site = outcomes.setdefault(task.site, {})
+            of_site[task.sequence] = (task, outcome)
+            if len(of_site) < tasks_of_site[task.site]:
+                continue
+            try:
+                finished[task.site] = _publish(task.site, of_site, base, runs[task.site], config, aggregator)
+            except Exception as error:
+                log.error("target %s cannot be published: %s", task.site, error)
+                failed[task.site] = error
     finally:
         for site in set(runs) - set(finished):
             runs[site].fail()
@@ -140,15 +143,16 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
 
 
 def _raise_for(failed: Mapping[str, Exception], finished: Mapping[str, TrainedTarget]) -> None:
-    if failed and not finished:
-        raise next(iter(failed.values()))
-    if failed:
-        received = "; ".join(f"target {site}: {error}" for site, error in failed.items())
-        published = ", ".join(target.model_uri for target in finished.values())
-        remedy = f"Those are registered; train again with target.site=[{', '.join(failed)}]."
-        raise ModelError(received, f"an adapter of every target, as of {published}", remedy) from next(
-            iter(failed.values())
-        )
+    """Raise what kept sites from a target, if any; the first error itself where there is no target at all."""
+    if not failed:
+        return
+    first_error = next(iter(failed.values()))
+    if not finished:
+        raise first_error
+    received = "; ".join(f"target {site}: {error}" for site, error in failed.items())
+    published = ", ".join(target.model_uri for target in finished.values())
+    remedy = f"Those are registered; train again with target.site=[{', '.join(failed)}]."
+    raise ModelError(received, f"an adapter of every target, as of {published}", remedy) from first_error
 
 
 def train_adapter(
@@ -265,13 +269,17 @@ def _run(
     aggregator: TrainedAggregator,
     outboxes: Mapping[str, tracking.MetricsOutbox],
 ) -> Iterator[tuple[TargetTask, TaskOutcome | Exception]]:
-    """Tasks and their outcomes as they finish. One that fails takes the site's others with it, as a site is published whole; the other
-    sites go on."""
+    """Tasks and their outcomes as they finish.
+
+    One that fails takes the site's others with it, as a site is published whole; the other sites go on.
+    """
     files = ray.put(bundle_files(folder))
-    remote = ray.remote(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU", 0) else 0, max_retries=2)(_task)
-    pending = {}
+    remote = ray.remote(num_cpus=1, num_gpus=gpus_of_a_task(), max_retries=2)(_task)
+    pending: dict[ray.ObjectRef, TargetTask] = {}
     for task in tasks:
-        pending[remote.remote(task, store_uri, files, config, aggregator, outboxes[task.site])] = task
+        outbox = outboxes[task.site]
+        reference = remote.remote(task, store_uri, files, config, aggregator, outbox)
+        pending[reference] = task
     with progress(len(tasks), "Training targets", "adapters") as advance:
         while pending:
             (ready,), _ = ray.wait(list(pending), num_returns=1)
@@ -279,14 +287,20 @@ def _run(
             try:
                 outcome = ray.get(ready)
             except ray.exceptions.RayError as error:
-                for other in [ref for ref, found in pending.items() if found.site == task.site]:
-                    ray.cancel(other)
-                    del pending[other]
+                _cancel(task.site, pending)
                 log.error("target %s %s: %s", task.site, task.sequence, error)
                 yield task, getattr(error, "cause", None) or error
                 continue
             advance(1, f"{task.site} {task.sequence}: {outcome.tuned.steps} steps")
             yield task, outcome
+
+
+def _cancel(site: str, pending: dict[ray.ObjectRef, TargetTask]) -> None:
+    """Cancel a site's tasks and take them out of the pending ones."""
+    of_site = [reference for reference, task in pending.items() if task.site == site]
+    for reference in of_site:
+        ray.cancel(reference)
+        del pending[reference]
 
 
 def _publish(
@@ -298,19 +312,28 @@ def _publish(
     aggregator: TrainedAggregator,
 ) -> TrainedTarget:
     """Bundle the adapters of a site, put the bundle into the storage and register it."""
-    training: dict[str, Any] = {sequence: task.as_facts() for sequence, (task, _) in outcomes.items()}
-    training["style_encoder"] = next(iter(outcomes.values()))[1].encoder
+    training: dict[str, Any] = {}
+    styles: dict[str, SiteStyle] = {}
+    tuned: dict[str, TunedAdapter] = {}
+    validation: dict[str, dict[str, float]] = {}
+    for sequence, (task, outcome) in outcomes.items():
+        training[sequence] = task.as_facts()
+        styles[sequence] = outcome.style
+        tuned[sequence] = outcome.tuned
+        validation[sequence] = outcome.tuned.validation
+    training["style_encoder"] = outcome.encoder  # the same for all sequences
     training["aggregator"] = aggregator.figures
-    styles = {sequence: outcome.style for sequence, (_, outcome) in outcomes.items()}
-    tuned = {sequence: outcome.tuned for sequence, (_, outcome) in outcomes.items()}
-    storage, root = open_storage(config.target.storage)
-    name, target = tracking.target_model_name(site), place_of(root, site)
+
+    storage_uri = config.target.storage
+    storage, root = open_storage(storage_uri)
+    name = tracking.target_model_name(site)
+    place = place_of(root, site)
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch, name)
         save_target(local, site, base, styles, tuned, config, training, aggregator.state)
-        put_target(storage, local, target)
-        uri = tracking.register(run.run_id, local, name, config.tracking)
+        put_target(storage, local, place)
+        model_uri = tracking.register(run.run_id, local, name, config.tracking)
     run.finish()
-    storage_uri = config.target.storage
-    place = join_uri(storage_uri, target.removeprefix(f"{root}/")) if "://" in storage_uri else target
-    return TrainedTarget(site, place, uri, run.run_id, {name: found.validation for name, found in tuned.items()})
+    if "://" in storage_uri:
+        place = join_uri(storage_uri, place.removeprefix(f"{root}/"))
+    return TrainedTarget(site, place, model_uri, run.run_id, validation)
