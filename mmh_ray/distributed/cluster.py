@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.data import DataContext
@@ -185,17 +185,31 @@ def await_placement(counts: Sequence[int], use_gpu: bool, wait_s: float) -> Trai
         time.sleep(min(POLL_SECONDS, max(0.0, end - time.monotonic())))
 
 
-def _shares() -> Iterator[tuple[float, float, int]]:
-    """CPUs that a worker should find on its node, CPUs that it reserves, and its loaders; the most generous first.
+class _Share(NamedTuple):
+    """What a training worker may take of its node."""
+
+    room: float
+    """CPUs that it should find there."""
+    cpus: float
+    """CPUs that it reserves of them."""
+    loaders: int
+
+
+def _shares() -> Iterator[_Share]:
+    """The most generous first.
 
     A loader is worth two CPUs of a large node, of which it reserves a quarter: its numerical libraries use the rest at times.
     """
     for loaders in range(MOST_LOADERS, 0, -1):
-        yield 1 + 4 * LOADER_CPUS * loaders, 1 + LOADER_CPUS * loaders, loaders
+        reserved = LOADER_CPUS * loaders
+        yield _Share(room=1 + 4 * reserved, cpus=1 + reserved, loaders=loaders)
     for cpus in (1 + LOADER_CPUS, LEAST_CPUS):
-        yield cpus, cpus, 1
+        yield _Share(room=cpus, cpus=cpus, loaders=1)
 
 
 def _capacity(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:
     """How many workers with these needs the nodes can hold; none stands on two nodes."""
-    return sum(min(int(node.get(name, 0.0) // amount) for name, amount in needs.items()) for node in nodes)
+    count = 0
+    for node in nodes:
+        count += min(int(node.get(name, 0.0) // amount) for name, amount in needs.items())
+    return count

@@ -304,11 +304,11 @@ def run_pool(
     actors_per_node = -(-layout.actors // live_nodes())  # rounded up: actors are spread
     run_name = uuid.uuid4().hex[:4]  # an earlier run's actors may not have gone yet, and no two may have one name
     numbers = itertools.count(1)
+    out = job.out if is_remote(job.out) else os.path.abspath(job.out)
+    actor_class = ray.remote(MeasuredHarmonizeWorker)
 
     def start_actor() -> Any:
-        name = f"harmonize {run_name} {next(numbers)}"
-        actor = ray.remote(MeasuredHarmonizeWorker).options(**layout.actor_options, name=name)
-        out = job.out if is_remote(job.out) else os.path.abspath(job.out)
+        actor = actor_class.options(**layout.actor_options, name=f"harmonize {run_name} {next(numbers)}")
         return actor.remote(HarmonizeWorker, files, job.config, out, inputs.model, domains, actors_per_node)
 
     def failed(task: Task, problem: Problem) -> list[LedgerRow]:

@@ -153,16 +153,27 @@ def _subjects_of(group: _Group, index: int, numbers: Iterator[int], config: Phan
     """
     rng = np.random.default_rng([config.seed, 1, index])
     strata = rng.permutation(group.size)
+    youngest, oldest = AGES
     for position in range(group.size):
         number = next(numbers)
         share = (strata[position] + rng.uniform()) / group.size
-        age = round(float(AGES[0] + share * (AGES[1] - AGES[0])), 1)
+        age = float(youngest + share * (oldest - youngest))
         has_lesions = rng.uniform() < config.lesions
         lesions = int(rng.integers(2, 6))  # drawn for everybody, so that the share of lesions changes nothing else
         sex = "MF"[rng.integers(2)]
-        person = Person(config.seed * SEED_STRIDE + number, age, lesions if has_lesions else 0)
-        label = f"{group.name}{position + 1:02d}"
-        yield Subject(label, number, person, sex, group.sites, traveling=group.name == _TRAVELER)
+        person = Person(
+            seed=config.seed * SEED_STRIDE + number,
+            age=round(age, 1),
+            lesions=lesions if has_lesions else 0,
+        )
+        yield Subject(
+            label=f"{group.name}{position + 1:02d}",
+            number=number,
+            person=person,
+            sex=sex,
+            sites=group.sites,
+            traveling=group.name == _TRAVELER,
+        )
 
 
 def write_subject(subject: Subject, archive: PhantomArchive) -> None:

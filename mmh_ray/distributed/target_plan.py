@@ -40,9 +40,16 @@ class TargetTask:
 
     def as_facts(self) -> dict[str, list[str]]:
         """Image ids, for the target bundle."""
-        names = {"images": self.training, "validation_images": self.validation}
-        names |= {"sources": self.sources, "validation_sources": self.validation_sources}
-        return {key: [row["image_id"] for row in rows] for key, rows in names.items()}
+        return {
+            "images": _ids(self.training),
+            "validation_images": _ids(self.validation),
+            "sources": _ids(self.sources),
+            "validation_sources": _ids(self.validation_sources),
+        }
+
+
+def _ids(rows: Sequence[Row]) -> list[str]:
+    return [row["image_id"] for row in rows]
 
 
 def plan_targets(store: PreparedStore, bundle: Bundle, config: Config) -> tuple[list[TargetTask], dict[str, Exception]]:
@@ -69,7 +76,7 @@ def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -
     DataError
         If the store was not prepared as the model's own data, has no such site, or too few images of every sequence.
     """
-    entries = [entry for split in ("train", "val") for entry in usable(store, split)]
+    entries = usable(store, "train") + usable(store, "val")
     _check_preparation(store, entries, bundle.config)
     sites = sorted({entry["site"] for entry in entries})
     if site not in sites:
@@ -77,9 +84,16 @@ def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -
     tasks: list[TargetTask] = []
     too_few: list[str] = []
     for sequence in bundle.config.model.sequences:
-        of_sequence = [entry for entry in entries if entry["sequence"] == sequence]
-        of_site = sorted((entry for entry in of_sequence if entry["site"] == site), key=lambda entry: entry["image_id"])
-        of_others = [entry for entry in of_sequence if entry["site"] != site]
+        of_site: list[Row] = []
+        of_others: list[Row] = []
+        for entry in entries:
+            if entry["sequence"] != sequence:
+                continue
+            if entry["site"] == site:
+                of_site.append(entry)
+            else:
+                of_others.append(entry)
+        of_site.sort(key=lambda entry: entry["image_id"])
         images = _drawn(of_site, config.target.images, config.target.seed)
         sources = _spread(of_others, config.target.sources)
         if len(images) < LEAST_IMAGES or len(sources) < LEAST_SOURCES:

@@ -81,7 +81,9 @@ def within(memory_gb: float, largest: int, wanted: Workers) -> Workers:
         Bytes of the image that takes most.
     """
     room = memory_gb * GB - RUN_BYTES
-    count = int(room // (WORKER_BYTES + largest))
-    count = min(wanted.number, max(1, count))
-    images = int((room - count * WORKER_BYTES) // (count * largest))
-    return Workers(count, min(wanted.images_each, max(1, images)))
+    workers_that_fit = int(room // (WORKER_BYTES + largest))
+    workers = min(wanted.number, max(1, workers_that_fit))
+    room_for_images = room - workers * WORKER_BYTES
+    images_that_fit = int(room_for_images // (workers * largest))
+    images_each = min(wanted.images_each, max(1, images_that_fit))
+    return Workers(workers, images_each)

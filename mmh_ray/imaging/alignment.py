@@ -16,9 +16,10 @@ from mmh_ray.imaging.smoothing import smooth_inside
 from mmh_ray.imaging.template import template
 from mmh_ray.threads import one_thread
 
-WHOLE, CUT = 0.5, 0.25
-"""Part of the brain that a scan must show for a fit to be believed: as a rule, and where the field of view is known to
-cut the brain."""
+WHOLE = 0.5
+"""Part of the brain that a scan must show for a fit to be believed."""
+CUT = 0.25
+"""The same where the field of view is known to cut the brain."""
 _SIZES = (0.5, 1.3)
 """Volume of a brain, as a share of the template's, within which an alignment is believed."""
 _SURE = 0.5

@@ -22,8 +22,10 @@ SAME_AFFINE_MM = 1e-3
 _SURFACE_MM = -1.25
 """Where the brain is taken to end, positive inside: a mask that cuts cortex does more harm than one with some dura. There simulated
 heads of held-out people keep .985 of their brain on average (`benchmarks/brain-masks.md`)."""
-_LEAST_LITRES, _MOST_LITRES = 0.25, 2.5
-"""Volume of what may be a brain, from a newborn's on, with the fluid around it."""
+_LEAST_LITRES = 0.25
+"""Least volume of what may be a brain, with the fluid around it: a newborn's."""
+_MOST_LITRES = 2.5
+"""Most volume of it."""
 _EVEN_MM = 25.0
 """Standard deviation of the windows in which a strong receive field is evened out before the brain is found."""
 _BRIGHTEST = 4.0
@@ -173,14 +175,16 @@ def on_grid_of(volume: Volume, mask: Volume) -> tuple[np.ndarray, bool]:
     MaskError
         If less than half of the mask lies in the scan's field of view.
     """
-    given, shape = mask.data > 0.5, volume.data.shape
-    if given.shape == shape and np.allclose(mask.affine, volume.affine, atol=SAME_AFFINE_MM):
-        return given, False
-    laid = to_grid(given, mask.affine, volume.affine, shape) > 0.5
-    inside = laid.sum() * np.prod(volume.spacing) / max(1.0, given.sum() * np.prod(mask.spacing))
-    if given.any() and inside < _LEAST_INSIDE:
-        received = f"a mask of which {inside:.0%} lies in the scan's field of view"
-        raise MaskError(
-            received, f"{_LEAST_INSIDE:.0%} or more", "Check the affines of mask and scan, or leave it out."
-        )
-    return laid, True
+    brain = mask.data > 0.5
+    shape = volume.data.shape
+    if brain.shape == shape and np.allclose(mask.affine, volume.affine, atol=SAME_AFFINE_MM):
+        return brain, False
+    resampled = to_grid(brain, mask.affine, volume.affine, shape) > 0.5
+    brain_mm3 = brain.sum() * np.prod(mask.spacing)
+    resampled_mm3 = resampled.sum() * np.prod(volume.spacing)
+    share_inside = resampled_mm3 / max(1.0, brain_mm3)
+    if brain.any() and share_inside < _LEAST_INSIDE:
+        received = f"a mask of which {share_inside:.0%} lies in the scan's field of view"
+        remedy = "Check the affines of mask and scan, or leave it out."
+        raise MaskError(received, f"{_LEAST_INSIDE:.0%} or more", remedy)
+    return resampled, True

@@ -104,11 +104,12 @@ def prepare_volume(
     DataError
         If the mask does not fit the scan, is empty, or leaves the scan without contrast.
     """
-    given, resampled = mask is not None, False
+    is_given = mask is not None
+    is_resampled = False
     ground = find_ground(volume)
     volume = ground.lay(volume)
     if isinstance(mask, Volume):
-        mask, resampled = on_grid_of(volume, mask)
+        mask, is_resampled = on_grid_of(volume, mask)
     brain = _brain(volume, mask, ground, settings)
     axes = _tilt(brain.registration) if settings.register else None
     affine = working_affine(volume.affine, brain.mask, grid, axes)
@@ -122,11 +123,11 @@ def prepare_volume(
     gain = np.ones(grid.shape, np.float32)
     if settings.n4:
         gain = bias_gain(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations)
-    image = source * gain
-    unit = _scaling(image, inside, settings, given)
+    corrected = source * gain
+    unit = _scaling(corrected, inside, settings, is_given)
     scaling = Scaling(unit.low + ground.floor, unit.high + ground.floor)
     steps = (
-        f"mask: {'given, resampled' if resampled else 'given' if given else 'estimated'}",
+        _mask_step(is_given, is_resampled),
         _neck_step(brain.neck_mm, settings),
         f"skull: {'skipped, already removed' if brain.stripped else _SKULL[settings.skull]}",
         _registration_step(brain.registration, settings),
@@ -136,22 +137,20 @@ def prepare_volume(
         f"unit intensity: ({scaling.low:g}, {scaling.high:g}) -> (0, 1)",
         *_fill_steps(ground),
     )
-    image = np.clip(unit.apply(image), 0, 2) * inside
-    held = share_held(brain.mask, volume.affine, affine, grid.shape)
     return Prepared(
-        image,
-        unit.apply(source),
-        inside,
-        affine,
-        brain.mask,
-        brain.stripped,
-        brain.registration,
-        scaling,
-        held,
-        steps,
-        ground,
-        gain,
-        given,
+        image=np.clip(unit.apply(corrected), 0, 2) * inside,
+        source=unit.apply(source),
+        mask=inside,
+        affine=affine,
+        brain=brain.mask,
+        stripped=brain.stripped,
+        registration=brain.registration,
+        scaling=scaling,
+        held=share_held(brain.mask, volume.affine, affine, grid.shape),
+        steps=steps,
+        ground=ground,
+        gain=gain,
+        given=is_given,
     )
 
 
@@ -211,6 +210,12 @@ def _tilt(registration: Registration | None) -> np.ndarray | None:
     if registration is None or registration.degrees <= UPRIGHT_DEGREES:
         return None
     return registration.rotation
+
+
+def _mask_step(is_given: bool, is_resampled: bool) -> str:
+    if is_resampled:
+        return "mask: given, resampled"
+    return "mask: given" if is_given else "mask: estimated"
 
 
 def _neck_step(neck_mm: float | None, settings: PrepareConfig) -> str:

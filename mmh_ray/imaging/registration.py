@@ -36,9 +36,11 @@ _SMALLEST = 0.45
 """Diameter of a brain, as a share of the template's, below which it is no brain that could be registered."""
 _SAME = 0.9
 """Dice overlap of a brain with the template's from which it is taken to lie in the template's space already."""
-_HEAD_MARGINS, _BRAIN_MARGINS = (3, 1), (5,)
+_HEAD_MARGINS = (3, 1)
 """Template voxels around its brain that count, in one affine pass after the other: the skull finds the place and the
-brain the fit; the air around a brain without its skull shows its size."""
+brain the fit."""
+_BRAIN_MARGINS = (5,)
+"""The same of a brain without its skull: the air around it shows its size."""
 _MARGIN_MM = 15.0
 """Air left around a brain without its skull."""
 

@@ -35,7 +35,9 @@ from mmh_ray.simulation.whole_heads import whole_head
 from mmh_ray.training import learning_rate_share, update_average
 
 GRID = GridConfig(spacing_mm=SPACING_MM, shape=(64, 80, 80))
-VALIDATION_MAPS, VALIDATION_HEADS, VALIDATION_SEED = 4, 16, 3_000_000
+VALIDATION_MAPS = 4
+VALIDATION_HEADS = 16
+VALIDATION_SEED = 3_000_000
 TRAINING_SEED = 1_000_000
 POOL = 18
 """Heads at hand: simulating one costs more than a step, so each is seen about six times."""

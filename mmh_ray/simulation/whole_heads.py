@@ -46,9 +46,13 @@ def whole_head(
     is_any_contrast = rng.random() < ANY_CONTRAST and sequence is None
     scan = any_contrast(rng) if is_any_contrast else random_scan(sequence or drawn_sequence, rng)
     path = label_maps[int(rng.integers(len(label_maps)))]
-    head = simulate_head(read_label_map(path), _person(rng, seed), grid)
-    image = render(head, scan, rng, grid.spacing_mm, random_oddity(rng))
-    shown = _left_by_tools(head, rng) & _field_of_view(head, rng, grid.spacing_mm)
+    label_map = read_label_map(path)
+    person = _person(rng, seed)
+    head = simulate_head(label_map, person, grid)
+    oddity = random_oddity(rng)
+    image = render(head, scan, rng, grid.spacing_mm, oddity)
+    left = _left_by_tools(head, rng)
+    shown = left & _field_of_view(head, rng, grid.spacing_mm)
     return scaled_head(image * shown), depth_in(head.brain & shown, grid.spacing_mm)
 
 

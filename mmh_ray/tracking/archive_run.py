@@ -155,7 +155,8 @@ def _log_outcome(run_id: str, outcome: Outcome, config: Config) -> None:
     import mlflow
     from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-    record, out = outcome.record, Path(outcome.out)
+    record = outcome.record
+    out = Path(outcome.out)
     rows = rows_since(record.started, outcome.rows)
     images = [image_record(out, row) for row in rows]
     content = sorted([row["image_id"], row["input_sha256"]] for row in rows)

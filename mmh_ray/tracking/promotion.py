@@ -67,7 +67,8 @@ def keep_with_model(model: str, out: str, config: Config, facts: Mapping[str, st
             metrics[f"evaluation.{sequence}.{name}"] = entry["value"]
     files = [Path(out, name) for name in (EVALUATION, PER_IMAGE, REPORT)]
     about = evaluation["about"]
-    data = RunInput("evaluation", about["data_hash"], about.get("archives", {}).get(RAW))
+    raw_archive = about.get("archives", {}).get(RAW)
+    data = RunInput("evaluation", about["data_hash"], raw_archive)
     return record_evaluation(model, files, metrics, data, config, facts or {})
 
 

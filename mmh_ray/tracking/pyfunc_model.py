@@ -44,12 +44,15 @@ class HarmonizerModel(PythonModel):
         model_config = context.model_config or {}
         self.may_name_files = model_config.get(MAY_NAME_FILES) is True
         self.is_free = threading.Lock()
-        folder, self.target = Path(context.artifacts["bundle"]), None
+        folder = Path(context.artifacts["bundle"])
+        self.target = None
         if (folder / FACTS).is_file():
             self.target = load_target(folder)
             store = TrackingConfig(uri=mlflow.get_tracking_uri())
-            folder, _ = resolve_recorded(self.target.facts["base"]["uri"], store, model_config.get(BASE))
-        bundle, settings = load_bundle(folder), None
+            recorded_uri = self.target.facts["base"]["uri"]
+            folder, _ = resolve_recorded(recorded_uri, store, model_config.get(BASE))
+        bundle = load_bundle(folder)
+        settings = None
         if self.target is not None:
             self.target.attach(bundle)
             settings = self.target.sampling(bundle.config.harmonize)

@@ -32,10 +32,14 @@ if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
     from mlflow.models import ModelSignature
 
-GLOBAL, TARGET = "config.json", "target.json"
-"""File by which the bundle of a global model, and of a target, is known."""
-BUNDLE_HASH, SITE = "mmh.bundle_hash", "mmh.site"
-"""Tags of a version: its bundle's hash, and of a target its site."""
+GLOBAL = "config.json"
+"""File by which the bundle of a global model is known."""
+TARGET = "target.json"
+"""The same of a target."""
+BUNDLE_HASH = "mmh.bundle_hash"
+"""Tag of a version: its bundle's hash."""
+SITE = "mmh.site"
+"""Tag of a target's version: its site."""
 BASE = "base"
 """Key of the ``model_config`` of a registered target: the global model to put it on, where it is not the registered one."""
 MAY_NAME_FILES = "files"
@@ -169,12 +173,14 @@ def resolve_target(target: str, base: str | Path, tracking: TrackingConfig) -> t
         As there, or the name of a site: then ``adapters/SITE`` of the global model's folder ``base``, else the registered
         ``mmh-target-SITE``. What is found must be that site's.
     """
-    own = Path(base, "adapters", target_model_name(target).removeprefix("mmh-target-"))
-    if os.path.isfile(own / TARGET):  # pathlib raises where a name is too long
-        return _of_site(target, own, own.as_uri())
+    model_name = target_model_name(target)
+    beside_model = Path(base, "adapters", model_name.removeprefix("mmh-target-"))
+    if os.path.isfile(beside_model / TARGET):  # pathlib raises where a name is too long
+        return _of_site(target, beside_model, beside_model.as_uri())
     if _is_uri(target) or os.path.isdir(target):
         return _resolve(target, tracking, TARGET)
-    return _of_site(target, *_resolve(f"models:/{target_model_name(target)}@{tracking.alias}", tracking, TARGET))
+    folder, uri = _resolve(f"models:/{model_name}@{tracking.alias}", tracking, TARGET)
+    return _of_site(target, folder, uri)
 
 
 def _of_site(site: str, folder: Path, uri: str) -> tuple[Path, str]:
@@ -235,8 +241,12 @@ def _resolve(model: str, tracking: TrackingConfig, facts: str) -> tuple[Path, st
     if is_remote(model):
         return fetch_bundle(model, facts)
     open_store(model, tracking)
-    cited = version_uri(find_version(model)) if _REGISTERED.fullmatch(model) else model
-    return bundle_inside(_download(model, cited), model, facts), cited
+    cited = model
+    if _REGISTERED.fullmatch(model):
+        version = find_version(model)
+        cited = version_uri(version)
+    artifacts = _download(model, cited)
+    return bundle_inside(artifacts, model, facts), cited
 
 
 def open_store(model: str, tracking: TrackingConfig) -> None:
@@ -264,11 +274,11 @@ def find_version(model: str) -> ModelVersion:
     if parts is None:
         remedy = "Register a model with `mmh train-global`."
         raise ModelError(model, "a registered model, models:/NAME@ALIAS or models:/NAME/VERSION", remedy)
-    name, alias, client = parts["name"], parts["alias"], mlflow.MlflowClient()
+    client = mlflow.MlflowClient()
     try:
-        if alias:
-            return client.get_model_version_by_alias(name, alias)
-        return client.get_model_version(name, parts["version"])
+        if parts["alias"]:
+            return client.get_model_version_by_alias(parts["name"], parts["alias"])
+        return client.get_model_version(parts["name"], parts["version"])
     except MlflowException as error:
         raise _unknown(model, error) from error
 

@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PER_REQUEST, METRICS_PER_REQUEST = 100, 1000
-"""MLflow's limits on the parameters or tags, and on the metrics, of one request."""
-PARAM_LENGTH, TAG_LENGTH = 6000, 8000
-"""MLflow's limits on the length of a value."""
+PER_REQUEST = 100
+"""MLflow's limit on the parameters or tags of one request."""
+METRICS_PER_REQUEST = 1000
+"""MLflow's limit on the metrics of one request."""
+PARAM_LENGTH = 6000
+"""MLflow's limit on the length of a parameter."""
+TAG_LENGTH = 8000
+"""MLflow's limit on the length of a tag."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,18 @@ def start_run(config: Config, run_name: str, run_id: str | None, facts: Mapping[
         run = client.create_run(experiment_id(config.tracking.experiment), run_name=run_name)
     else:
         client.update_run(run.info.run_id, status="RUNNING")
-    known = run.data.params
-    settings = {key: shorten(_as_text(value), PARAM_LENGTH) for key, value in flatten(config).items()}
-    changed = {f"resumed.{key}": value for key, value in settings.items() if known.get(key, value) != value}
-    tags = {f"mmh.{key}": _as_text(value) for key, value in {"code_version": code_version(), **facts}.items()}
-    _log_settings(run.info.run_id, {key: settings[key] for key in settings.keys() - known.keys()}, tags | changed)
+    tags = {"mmh.code_version": code_version()}
+    for key, value in facts.items():
+        tags[f"mmh.{key}"] = _as_text(value)
+    known_settings = run.data.params
+    new_settings = {}
+    for key, value in flatten(config).items():
+        text = shorten(_as_text(value), PARAM_LENGTH)
+        if key not in known_settings:
+            new_settings[key] = text
+        elif text != known_settings[key]:
+            tags[f"resumed.{key}"] = text
+    _log_settings(run.info.run_id, new_settings, tags)
     return run.info.run_id
 
 
@@ -74,7 +85,10 @@ def log_metrics(run_id: str, rows: Iterable[MetricRow]) -> None:
     import mlflow
     from mlflow.entities import Metric
 
-    metrics = [Metric(name, value, row.time_ms, row.step) for row in rows for name, value in row.values.items()]
+    metrics = []
+    for row in rows:
+        for name, value in row.values.items():
+            metrics.append(Metric(name, value, row.time_ms, row.step))
     for some in _chunks(metrics, METRICS_PER_REQUEST):
         mlflow.MlflowClient().log_batch(run_id, metrics=some)
 

@@ -25,8 +25,10 @@ from mmh_ray.evaluation.metrics.training import TrainingImage
 from mmh_ray.evaluation.probes import clustering
 from mmh_ray.evaluation.statistics.metric_values import MetricValues, ValuesByMetric
 
-LEAST_MAPPED, MOST_MAPPED = 8, 1000
-"""Images between which a map of the features is drawn; of more, as many evenly chosen ones."""
+LEAST_MAPPED = 8
+"""Images below which no map of the features is drawn."""
+MOST_MAPPED = 1000
+"""Images on a map; of more, as many evenly chosen ones."""
 LEAST_UMAP = 30
 """Images below which UMAP, which looks at 15 neighbours, shows nothing."""
 HISTOGRAM_POINTS = 4096

@@ -20,8 +20,11 @@ from mmh_ray.evaluation.metrics.segmentation import TISSUES, mean_dice, mean_vol
 BETWEEN_SITES = ("psnr", "ssim", "w1", "mae", "w1_csf", "w1_gm", "w1_wm", "tissue_dice", "tissue_volume_error")
 """What two images of one person from two sites have."""
 
-RETEST, LABEL_RETEST = "retest_distance", "label_retest"
+RETEST = "retest_distance"
 """What two images of one person from one site have."""
+
+LABEL_RETEST = "label_retest"
+"""The same by tissues that others drew."""
 
 IDENTITY = "identity"
 """What a scan at a target site and a method's output of it have."""

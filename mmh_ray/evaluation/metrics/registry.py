@@ -233,7 +233,8 @@ METRICS: dict[str, Metric] = {
 }
 """In the order of the report. Lower or higher is better for harmonizing; nothing of it replaces looking at images."""
 
-OURS, RAW = "ours", "raw"
+OURS = "ours"
+RAW = "raw"
 AGAIN = "_twice"
 """Ending of the name of an archive that holds the outputs of another one, harmonized once more.
 

@@ -115,7 +115,9 @@ def kbet(features: np.ndarray, labels: Labels) -> np.ndarray:
     quarter_of_label = len(features) // (4 * label_count)
     k = min(len(features) - 1, max(5, quarter_of_label))
     _, neighbours = _nearest(features, k)
-    observed = np.stack([(codes[neighbours] == code).sum(axis=1) for code in range(label_count)], axis=1)
+    neighbour_codes = codes[neighbours]
+    counts = [(neighbour_codes == code).sum(axis=1) for code in range(label_count)]
+    observed = np.stack(counts, axis=1)
     expected = k * cohort_shares
     statistic = ((observed - expected) ** 2 / expected).sum(axis=1)
     p_values = chi2.sf(statistic, max(1, label_count - 1))

@@ -27,7 +27,8 @@ DIVERGING = LinearSegmentedColormap.from_list("ice_fire", ["#a6e3ff", "#2b7bd6",
 """Diverging colours whose middle is black, for differences on a black ground."""
 
 _SITE_COLOURS = ("#4cc9f0", "#f9a03f", "#80ed99", "#f15bb5", "#fee440", "#9b8cff", "#ff6b6b", "#c7c7c7")
-_INK, _FAINT = "#f2f2f2", "#9a9a9a"
+_INK = "#f2f2f2"
+_FAINT = "#9a9a9a"
 
 
 def middle_slice(data: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:

@@ -18,7 +18,10 @@ from mmh_ray.evaluation.report.pictures import Pictures, write_pictures
 from mmh_ray.evaluation.statistics.metric_values import MetricValues, ValuesByMetric
 from mmh_ray.provenance import whole_file, write_json
 
-EVALUATION, PER_IMAGE, REPORT, FIGURES = "evaluation.json", "per_image.parquet", "report.html", "figures"
+EVALUATION = "evaluation.json"
+PER_IMAGE = "per_image.parquet"
+REPORT = "report.html"
+FIGURES = "figures"
 
 TABLE_COLUMNS = (*IMAGE_COLUMNS, "method", *METRICS)
 """Columns of the table of images' metrics."""
@@ -67,7 +70,10 @@ def _by_image(metric: MetricValues) -> dict[str, float]:
 
 
 def _site_means(table: pa.Table) -> list[SiteMeans]:
-    frame = table.select(["sequence", "site", "method", "noise", "smoothness_mm"]).to_pandas()
-    means = frame.groupby(["sequence", "site", "method"], as_index=False).mean()
-    without_nan = means.astype(object).where(means.notna(), None)
-    return [SiteMeans(**row) for row in without_nan.to_dict("records")]
+    keys = ["sequence", "site", "method"]
+    frame = table.select([*keys, "noise", "smoothness_mm"]).to_pandas()
+    means = frame.groupby(keys, as_index=False).mean()
+    is_known = means.notna()
+    without_nan = means.astype(object).where(is_known, None)
+    rows = without_nan.to_dict("records")
+    return [SiteMeans(**row) for row in rows]

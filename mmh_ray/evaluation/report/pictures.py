@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,10 +28,12 @@ class Pictures(NamedTuple):
 def write_pictures(folder: Path, pictures: Pictures) -> dict[str, dict[str, Path]]:
     """PNG files by sequence and kind; a picture for which there is no data is left out."""
     paths: dict[str, dict[str, Path]] = {}
-    for sequence in sorted({sequence for sequence, _ in pictures.methods}):
-        methods = {method: data for (name, method), data in pictures.methods.items() if name == sequence}
+    by_sequence: defaultdict[str, dict[str, PictureData]] = defaultdict(dict)
+    for (sequence, method), data in pictures.methods.items():
+        by_sequence[sequence][method] = data
+    for sequence in sorted(by_sequence):
         cases = pictures.cases.get(sequence, ())
-        paths[sequence] = _write_sequence(folder, sequence, cases, methods)
+        paths[sequence] = _write_sequence(folder, sequence, cases, by_sequence[sequence])
     return paths
 
 

@@ -23,8 +23,10 @@ WEIGHTS = Path(__file__).parents[1] / "weights" / "style.safetensors"
 PIXEL_MM = 3.0
 QUANTILES = 24
 """Quantiles of a slice's brain that the embedded backbone sees."""
-_MIDDLE, _SPREAD = 0.5, 0.25
-"""Unit intensity that the network sees as 0, and the distance from it that it sees as 1."""
+_MIDDLE = 0.5
+"""Unit intensity that the network sees as 0."""
+_SPREAD = 0.25
+"""Distance from it that the network sees as 1."""
 
 
 class EmbeddedBackbone(SliceBackbone):

@@ -36,8 +36,12 @@ RANDOM = "random"
 
 MOST_CONFIG = 2**20
 """Most bytes of a folder's configuration."""
-MOST_LAYERS, MOST_SIDE, MOST_WIDTH = 256, 1024, 8192
-"""Most layers of a tower, pixels along a side of its image, and of anything else that a tower has a number of."""
+MOST_LAYERS = 256
+"""Most layers of a tower."""
+MOST_SIDE = 1024
+"""Most pixels along a side of its image."""
+MOST_WIDTH = 8192
+"""Most of anything else that a tower has a number of."""
 
 _MOST_OF = {"layers": MOST_LAYERS, "image_size": MOST_SIDE}
 _SEED = 0

@@ -42,8 +42,12 @@ SLICES = 3
 """Slices a plane while training; any number serves afterwards."""
 PEOPLE_SEED = 97
 LEARNING_RATE = 2e-3
-REFINE_POOL, REFINE_PEOPLE, REFINE_SCANNERS, REFINE_SLICES = 20, 4, 6, 5
-REFINE_RATE, REFINE_TEMPERATURE = 1e-3, 0.07
+REFINE_POOL = 20
+REFINE_PEOPLE = 4
+REFINE_SCANNERS = 6
+REFINE_SLICES = 5
+REFINE_RATE = 1e-3
+REFINE_TEMPERATURE = 0.07
 CURVES = RestyleConfig(bias=0, noise=0, blur_mm=0)
 """What half of the scanners do besides their physics: a random intensity curve, gamma, a coarser axis."""
 COMMAND = "python -m mmh_ray.models.style.train mmh_ray/models/weights"

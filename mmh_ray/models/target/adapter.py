@@ -30,8 +30,10 @@ CURVE_ENDS = 10.0
 """Greatest intensity that a knot of the curve can have; less than 1 % of a brain is brighter than the last one."""
 LEAST_STEP = 1e-6
 """By which knots must be apart: the curve is used in float32, where closer ones may be one."""
-MOST_NOISE, MOST_BLUR = 1.0, 10.0
-"""Of a site's scans: standard deviation in unit intensity, and in voxels of the working grid."""
+MOST_NOISE = 1.0
+"""Noise of a site's scans: standard deviation in unit intensity."""
+MOST_BLUR = 10.0
+"""Blur of a site's scans: standard deviation in voxels of the working grid."""
 _INNER = slice(2, 257, 4)
 """The 64 of 257 quantiles that are the curve's knots: every fourth, without the very ends, which are noise."""
 
