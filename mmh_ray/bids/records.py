@@ -139,7 +139,15 @@ class Records:
             scans = self._table(places, f"{'_'.join(folders)}_scans.tsv", "filename")
         except DataError as error:
             problem = problem or error
-        return Level(folders, folder, names, sidecars, sessions, scans, problem)
+        return Level(
+            folders=folders,
+            path=folder,
+            names=names,
+            sidecars=sidecars,
+            sessions=sessions,
+            scans=scans,
+            problem=problem,
+        )
 
     def facts_of(self, entities: Entities, file_name: str, relative: str, level: Level) -> Facts:
         """Site, person and scanner of an image; tables before sidecars before the pattern."""

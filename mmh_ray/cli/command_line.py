@@ -90,7 +90,14 @@ class Command(click.Command):
         verbose = arguments.pop("verbose") or ctx.find_root().params["verbose"]
         assert self.name is not None
         assert self.callback is not None
-        return Invocation(self.name, self.callback, arguments, config, verbose, ctx.obj)
+        return Invocation(
+            command=self.name,
+            handler=self.callback,
+            arguments=arguments,
+            config=config,
+            verbose=verbose,
+            overrides=ctx.obj,
+        )
 
     def _check_values(self, ctx: click.Context, words: Sequence[str]) -> None:
         """Refuse an option without a value, which Click would give the next option for one."""

@@ -146,7 +146,7 @@ def evaluate(
     started = utc_now().isoformat(timespec="seconds")
     evaluation_log = EvaluationLog()
     connect()
-    request = _Request(archives, out, config, truth, labels, target)
+    request = _Request(archives=archives, out=out, config=config, truth=truth, labels=labels, target=target)
     selection = _select(request, evaluation_log)
     cases = selection.cases
     style = _style(cases, request, evaluation_log)

@@ -131,7 +131,10 @@ def _plan(job: Job, output: OutputFolder) -> list[PlannedImage]:
     planned: list[PlannedImage] = []
     to_check: list[Task] = []
     for task in tasks:
-        planned_here = [_planned(task, domain, job, inputs, bundle, output) for domain in inputs.domains]
+        planned_here = [
+            _planned(task=task, domain=domain, job=job, inputs=inputs, bundle=bundle, output=output)
+            for domain in inputs.domains
+        ]
         planned += planned_here
         if any(image["action"] == "harmonize" for image in planned_here):
             to_check.append(task)

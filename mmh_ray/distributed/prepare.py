@@ -352,7 +352,15 @@ def _prepared(path: str, mask_path: str | None, sequence: str, settings: Prepare
     with naming_mask(mask_path):
         prepared = prepare_volume(volume, mask, grid, prepare_config)
         figures = describe_scan(volume, prepared.brain, prepared.registration, prepared)
-        check_prepared(sequence, figures, quality, volume, prepared, grid, prepare_config)
+        check_prepared(
+            sequence=sequence,
+            figures=figures,
+            config=quality,
+            volume=volume,
+            prepared=prepared,
+            grid=grid,
+            settings=prepare_config,
+        )
     return prepared
 
 

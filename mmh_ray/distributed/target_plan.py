@@ -101,7 +101,15 @@ def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -
             continue
         training, validation = _parted(images, max(1, len(images) // 5))
         training_sources, validation_sources = _parted(sources, max(1, len(sources) // 4))
-        tasks.append(TargetTask(site, sequence, training, validation, training_sources, validation_sources))
+        task = TargetTask(
+            site=site,
+            sequence=sequence,
+            training=training,
+            validation=validation,
+            sources=training_sources,
+            validation_sources=validation_sources,
+        )
+        tasks.append(task)
     needed = f"{LEAST_IMAGES} images of a sequence outside split test, and {LEAST_SOURCES} of other sites"
     if not tasks:
         raise DataError(f"site {site} with {'; '.join(too_few)}", needed, "Prepare more images.")

@@ -119,7 +119,15 @@ def train_global(prepared: str | None, config: Config) -> TrainedModel:
     place = None if store is None else store.uri
     tracking.log_input(run_id, tracking.RunInput("training", facts["data_hash"], place))
     note_in_job({"mlflow_run_id": run_id})
-    run = _Run(config, store, domain, storage, folder, run_id, facts["data_hash"])
+    run = _Run(
+        config=config,
+        store=store,
+        domain=domain,
+        storage=storage,
+        folder=folder,
+        run_id=run_id,
+        data_hash=facts["data_hash"],
+    )
     try:
         with _shown(config.train.steps) as show, tracking.sending_metrics(run.outbox, run_id, show):
             trained = _publish(run, _fit(run))
@@ -220,7 +228,15 @@ def _work(spec: dict[str, Any]) -> None:
     _resume(trainer)
     validation = validation_batches(store_uri, config, domain) if rank == 0 else []
     system = _system_metrics(context)
-    stream = training_stream(store_uri, config, domain, trainer.steps_done, rank, world, loaders)
+    stream = training_stream(
+        store_uri=store_uri,
+        config=config,
+        domain=domain,
+        first_step=trainer.steps_done,
+        rank=rank,
+        world=world,
+        loaders=loaders,
+    )
     ended = time.perf_counter()
     for batch in stream:
         started = time.perf_counter()
@@ -230,7 +246,15 @@ def _work(spec: dict[str, Any]) -> None:
         metrics["slabs_per_second"] = world * len(batch.plane) / seconds
         metrics["data_wait_share"] = waited / seconds
         system_values = system.due() if system is not None else {}
-        _after_step(trainer, config, rank, metrics, validation, spec["outbox"], system_values)
+        _after_step(
+            trainer=trainer,
+            config=config,
+            rank=rank,
+            metrics=metrics,
+            validation=validation,
+            outbox=spec["outbox"],
+            system_values=system_values,
+        )
         ended = time.perf_counter()
 
 

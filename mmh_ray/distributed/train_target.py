@@ -195,7 +195,16 @@ def train_adapter(
                 return restyle(image_tensor, mask_tensor, spacing, config.restyle, generator).numpy()
 
             for styled in [lambda image: image, *[restyled] * styles]:
-                volumes.append(UnifiedVolume.of_target(model, scan, mask, label, settings, styled, noise_rng))
+                volume = UnifiedVolume.of_target(
+                    model=model,
+                    scan=scan,
+                    mask=mask,
+                    sequence=label,
+                    settings=settings,
+                    styled=styled,
+                    rng=noise_rng,
+                )
+                volumes.append(volume)
         return volumes
 
     def of_sources(rows: Sequence[Row]) -> list[UnifiedVolume]:
@@ -256,7 +265,9 @@ def _task(
             Path(folder, name).write_bytes(content)
         bundle = load_bundle(folder, "cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return train_adapter(task, store_uri, bundle, config, aggregator.state, on_step)
+        return train_adapter(
+            task=task, store_uri=store_uri, bundle=bundle, config=config, aggregator=aggregator.state, on_step=on_step
+        )
     finally:
         outbox.write()
 
@@ -330,7 +341,16 @@ def _publish(
     place = place_of(root, site)
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch, name)
-        save_target(local, site, base, styles, tuned, config, training, aggregator.state)
+        save_target(
+            path=local,
+            site=site,
+            base=base,
+            styles=styles,
+            tuned=tuned,
+            config=config,
+            training=training,
+            aggregator=aggregator.state,
+        )
         put_target(storage, local, place)
         model_uri = tracking.register(run.run_id, local, name, config.tracking)
     run.finish()

@@ -189,7 +189,15 @@ class Harmonizer:
         prepared = prepare_volume(volume, mask, grid, self.prepare)
         figures = describe_scan(volume, prepared.brain, prepared.registration, prepared)
         figures["held"] = prepared.held
-        check_prepared(sequence, figures, self.quality, volume, prepared, grid, self.prepare)
+        check_prepared(
+            sequence=sequence,
+            figures=figures,
+            config=self.quality,
+            volume=volume,
+            prepared=prepared,
+            grid=grid,
+            settings=self.prepare,
+        )
         return ReadyScan(volume, sequence, prepared, figures)
 
     @one_thread()

@@ -102,7 +102,15 @@ def target_of_scan(
         "style_encoder": encoder.describe(),
     }
     target_hash = hash_of([facts, harmonizer.bundle.hash])
-    return Target(name, {sequence: styles[best]}, target_hash, f"scan:{name}", facts, {}, 0)
+    return Target(
+        site=name,
+        styles={sequence: styles[best]},
+        hash=target_hash,
+        uri=f"scan:{name}",
+        facts=facts,
+        weights={},
+        rank=0,
+    )
 
 
 def _style(unified: np.ndarray, image: np.ndarray, mask: np.ndarray, sigma: float) -> SiteStyle:

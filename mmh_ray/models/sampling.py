@@ -134,7 +134,9 @@ def _run_slabs(
     slices = indices.tolist()
     condition = torch.from_numpy(scan.conditioner.slabs(plane, slices)).to(device)
     depth = shape[NORMAL[plane]]
-    context = make_context(model, plane, indices, depth, scan.sequence, device)
+    context = make_context(
+        model=model, plane=plane, indices=indices, depth=depth, sequence=scan.sequence, device=device
+    )
 
     def denoise(x: Tensor, t: int) -> Tensor:
         timesteps = torch.full((len(x),), t, device=x.device)

@@ -79,7 +79,16 @@ def training_group(
 ) -> dict[str, np.ndarray]:
     """One group of a volume, its condition computed from a ``styled`` copy; see :func:`slab_group`."""
     conditioner = Conditioner(styled, mask, domain, model)
-    return slab_group({"image": target}, conditioner, mask, sequence, slabs_per_plane, model, seed, twin)
+    return slab_group(
+        images={"image": target},
+        conditioner=conditioner,
+        mask=mask,
+        sequence=sequence,
+        slabs_per_plane=slabs_per_plane,
+        model=model,
+        seed=seed,
+        twin=twin,
+    )
 
 
 def slab_group(

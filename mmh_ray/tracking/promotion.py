@@ -69,7 +69,7 @@ def keep_with_model(model: str, out: str, config: Config, facts: Mapping[str, st
     about = evaluation["about"]
     raw_archive = about.get("archives", {}).get(RAW)
     data = RunInput("evaluation", about["data_hash"], raw_archive)
-    return record_evaluation(model, files, metrics, data, config, facts or {})
+    return record_evaluation(model=model, files=files, metrics=metrics, data=data, config=config, facts=facts or {})
 
 
 def promote(model: str, alias: str, config: Config) -> Decision:

@@ -49,7 +49,7 @@ def make_output(method: str, scan: Scan, image: np.ndarray, runner: MetricRunner
     label_medians = None
     if scan.label_map is not None:
         label_medians = runner.run("label_medians", image_id, medians, scaled, scan.label_map)
-    return MethodOutput(method, scan, image, scaled, labels, label_medians)
+    return MethodOutput(method=method, scan=scan, image=image, scaled=scaled, labels=labels, medians=label_medians)
 
 
 def _segmented(scaled: np.ndarray, scan: Scan) -> np.ndarray:

@@ -115,7 +115,10 @@ def decide(model: Evaluated, holder: Evaluated, rules: PromoteConfig, seed: int 
     comparisons = []
     for sequence, images in pairs.items():
         for metric in dict.fromkeys((*rules.keep, *rules.watch, *rules.improve)):
-            comparisons.append(_compare(sequence, metric, images, model, holder, rules, seed))
+            comparison = _compare(
+                sequence=sequence, name=metric, images=images, model=model, holder=holder, rules=rules, seed=seed
+            )
+            comparisons.append(comparison)
     return _outcome(comparisons, rules, model.name, holder.name)
 
 

@@ -53,7 +53,9 @@ def difference(
     a = ours.only(units)
     b = other.only(units)
     if a.reduce is None:
-        return paired_difference(a.values, b.values, a.subjects, seed, draws, a.strata, floor)
+        return paired_difference(
+            a=a.values, b=b.values, subjects=a.subjects, seed=seed, draws=draws, strata=a.strata, floor=floor
+        )
 
     def floored_difference(rows: np.ndarray) -> float:
         return _floored(a.of(rows), floor) - _floored(b.of(rows), floor)
