@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mmh_ray import tracking
 from mmh_ray.config import Config
-from mmh_ray.distributed.train import open_storage
+from mmh_ray.distributed.run_storage import open_storage
 from mmh_ray.shards import PreparedStore
 
 METRICS = "target-metrics"

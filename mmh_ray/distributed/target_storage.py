@@ -10,7 +10,7 @@ import pyarrow.fs
 from mmh_ray import tracking
 from mmh_ray.bids.entities import desc_of
 from mmh_ray.config import Config
-from mmh_ray.distributed.train import open_storage
+from mmh_ray.distributed.run_storage import open_storage
 from mmh_ray.errors import ConfigError
 from mmh_ray.models.bundle_files import MOST_FACTS
 from mmh_ray.models.target.bundle import FACTS

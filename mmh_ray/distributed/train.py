@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -34,22 +33,19 @@ from mmh_ray.distributed.datasets import (
 )
 from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.recovery import fit_to_the_end
+from mmh_ray.distributed.run_storage import cited_place, open_storage, start_or_continue
 from mmh_ray.errors import ConfigError
 from mmh_ray.evaluation.report.figures import before_after, middle_slice
 from mmh_ray.models.bundle import load_bundle, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.sampling import harmonize_volume
 from mmh_ray.models.trainer import Trainer, best_weights
-from mmh_ray.object_store import join_uri, open_folder
 from mmh_ray.progress import progress
-from mmh_ray.provenance import hash_of
 from mmh_ray.shards import PreparedStore
 
 log = logging.getLogger(__name__)
 
 STATE = "state.safetensors"
-RECORD = "run.json"
-"""File beside a run's checkpoints: which MLflow run it is and which settings and data it was started with."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ def train_global(prepared: str | None, config: Config) -> TrainedModel:
         facts = {"data_hash": store.data_hash, "prepared": store.uri}
     storage, folder = open_storage(config.train.storage)
     tracking.configure(config.tracking)
-    run_id = _start_or_continue(storage, f"{folder}/{config.train.run_name}", config, facts | ray_facts())
+    run_id = start_or_continue(storage, f"{folder}/{config.train.run_name}", config, facts | ray_facts())
     place = None if store is None else store.uri
     tracking.log_input(run_id, tracking.RunInput("training", facts["data_hash"], place))
     note_in_job({"mlflow_run_id": run_id})
@@ -321,45 +317,6 @@ def _shown(steps: int) -> Iterator[Callable[[tracking.MetricRow], None]]:
         yield show
 
 
-def open_storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """File system and folder of a place for runs, which is made if it is local."""
-    if "://" not in uri:
-        Path(uri).mkdir(parents=True, exist_ok=True)
-        return pyarrow.fs.LocalFileSystem(), str(Path(uri).absolute())
-    return open_folder(uri)
-
-
-def _fingerprint(config: Config, data_hash: str) -> str:
-    """Hash of what decides a training: its settings, but for those of where and on what it runs, and its data."""
-    settings = to_dict(config)
-    sections = {name: settings[name] for name in ("grid", "restyle", "model", "train")}
-    for name in ("storage", "workers", "use_gpu", "checkpoint_every", "wait_s"):
-        del sections["train"][name]
-    return hash_of([sections, data_hash])
-
-
-def _start_or_continue(storage: pyarrow.fs.FileSystem, folder: str, config: Config, facts: dict[str, Any]) -> str:
-    """The MLflow run id of this training run, new or that of the run to resume."""
-    fingerprint = _fingerprint(config, facts["data_hash"])
-    storage.create_dir(folder)
-    record = f"{folder}/{RECORD}"
-    earlier: dict[str, str] = {}
-    if storage.get_file_info(record).type == pyarrow.fs.FileType.File:
-        with storage.open_input_stream(record) as stream:
-            earlier = json.loads(stream.read())
-        if earlier["fingerprint"] != fingerprint:
-            raise ConfigError(
-                f"train.run_name={config.train.run_name!r}, which exists with other settings or data",
-                "the settings and data it was started with, or a new name",
-                "Set train.run_name to a new name, or remove the old run.",
-            )
-        log.info("run %s exists: continuing from its last checkpoint", config.train.run_name)
-    run_id = tracking.start_run(config, config.train.run_name, earlier.get("run_id"), facts)
-    with storage.open_output_stream(record) as stream:
-        stream.write(json.dumps({"run_id": run_id, "fingerprint": fingerprint}).encode())
-    return run_id
-
-
 def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
     """Bundle the best weights, put the bundle beside the checkpoints and register it."""
     config = run.config
@@ -381,9 +338,8 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
         if store is not None:
             for picture in _sample_figures(model.eval(), store, config, Path(scratch)):
                 tracking.log_figure(run.run_id, picture)
-    if "://" in config.train.storage:
-        place = join_uri(config.train.storage, config.train.run_name, "bundle")
-    return TrainedModel(place, model_uri, run.run_id, validation)
+    cited = cited_place(config.train.storage, run.folder, place)
+    return TrainedModel(cited, model_uri, run.run_id, validation)
 
 
 def _counts_by_site(store: PreparedStore) -> dict[str, Counter[str]]:

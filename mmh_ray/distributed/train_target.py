@@ -20,11 +20,11 @@ from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect, gpus_of_a_task
 from mmh_ray.distributed.datasets import usable
 from mmh_ray.distributed.job_facts import note_in_job, ray_facts
+from mmh_ray.distributed.run_storage import cited_place, open_storage
 from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for
 from mmh_ray.distributed.target_plan import Row, TargetTask, plan_targets
 from mmh_ray.distributed.target_run import SiteRun, send_left
 from mmh_ray.distributed.target_storage import check_places, place_of, put_target
-from mmh_ray.distributed.train import open_storage
 from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.models.augmentation import restyle
 from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
@@ -39,7 +39,6 @@ from mmh_ray.models.target.fine_tuner import (
     batch_of,
     tune,
 )
-from mmh_ray.object_store import join_uri
 from mmh_ray.progress import progress
 from mmh_ray.shards import PreparedStore
 
@@ -354,6 +353,5 @@ def _publish(
         put_target(storage, local, place)
         model_uri = tracking.register(run.run_id, local, name, config.tracking)
     run.finish()
-    if "://" in storage_uri:
-        place = join_uri(storage_uri, place.removeprefix(f"{root}/"))
-    return TrainedTarget(site, place, model_uri, run.run_id, validation)
+    cited = cited_place(storage_uri, root, place)
+    return TrainedTarget(site, cited, model_uri, run.run_id, validation)

@@ -35,7 +35,8 @@ from mmh_ray.config import (
 from mmh_ray.distributed.manifest import build_manifest
 from mmh_ray.distributed.phantom import make_archive
 from mmh_ray.distributed.prepare import prepare
-from mmh_ray.distributed.train import RECORD, STATE, TrainedModel, train_global
+from mmh_ray.distributed.run_storage import RECORD
+from mmh_ray.distributed.train import STATE, TrainedModel, train_global
 from mmh_ray.errors import ConfigError
 from mmh_ray.models.bundle import bundle_hash, load_bundle
 from mmh_ray.shards import PreparedStore
