@@ -21,15 +21,15 @@ IGNORED = ("desc", "space", "res", "den")
 
 
 class Unmatched(NamedTuple):
-    """An image without a volume of its own, with more than one, or with one that cannot be opened.
-
-    Attributes are the archive's name, the image, ``missing``, ``ambiguous`` or ``unusable``, and what a person should know.
-    """
+    """An image that a method has no usable output of: none of its own, more than one, or one that cannot be read."""
 
     method: str
+    """Name of the method's archive."""
     image_id: str
     status: str
+    """``missing``, ``ambiguous``, ``unusable``, or the status that the manifest gives."""
     reason: str
+    """What a person should know."""
 
 
 class Matched(NamedTuple):

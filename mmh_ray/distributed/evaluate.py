@@ -11,7 +11,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -173,7 +173,7 @@ def evaluate(
         "conditions": conditions(scored_records, truth, config, target),
         **_counts(cases),
         "labels": {sequence: summary.labels[sequence] for sequence in sorted(summary.labels)},
-        "problems": [asdict(problem) for problem in problems],
+        "problems": [problem._asdict() for problem in problems],
         "notes": sorted({*evaluation_log.notes, *evaluation_log.runner.sentences()}),
         "processor_seconds": _times(evaluation_log.runner),
         "probe_trainings": dict(sorted(evaluation_log.runner.trainings.items())),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmh_ray.bids.archives import match
+from mmh_ray.bids.archives import Unmatched, match
 from mmh_ray.bids.entities import desc_of
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config
@@ -16,7 +16,7 @@ from mmh_ray.distributed.manifest import build_manifest
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.evaluation.baselines.feature_baselines import FEATURE_METHODS
 from mmh_ray.evaluation.baselines.image_baselines import BASELINES
-from mmh_ray.evaluation.inputs.records import ImageRecord, Problem
+from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.inputs.scans import Case
 from mmh_ray.evaluation.metrics.cohort import probes_make_sense
 from mmh_ray.evaluation.metrics.registry import AGAIN, OURS, RAW, REFERENCE, TRUTH
@@ -75,7 +75,7 @@ def usable_rows(
     out: str,
     config: Config,
     notes: list[str],
-    problems: list[Problem],
+    problems: list[Unmatched],
     target: str | None = None,
 ) -> list[dict[str, Any]]:
     """Manifest rows of the usable images by `image_id`, each with the paths of its outputs by archive under `outputs`.
@@ -102,7 +102,7 @@ def usable_rows(
         if row["status"] != "ok":
             if is_wanted or row["sequence"] is None:
                 reason = row["reason"] or "no reason given"
-                problems.append(Problem(RAW, row["image_id"], row["status"], reason))
+                problems.append(Unmatched(RAW, row["image_id"], row["status"], reason))
         elif is_wanted:
             rows.append(row | {"outputs": {}})
         else:
@@ -184,10 +184,9 @@ def _manifest_rows(raw: str, out: str, config: Config) -> list[dict[str, Any]]:
     return read_manifest(manifest).select(_COLUMNS).to_pylist()
 
 
-def _add_outputs(rows: list[dict[str, Any]], archive: str, folder: str, desc: str, problems: list[Problem]) -> None:
+def _add_outputs(rows: list[dict[str, Any]], archive: str, folder: str, desc: str, problems: list[Unmatched]) -> None:
     matched = match(archive, folder, rows, desc)
-    for unmatched in matched.unmatched:
-        problems.append(Problem(**unmatched._asdict()))
+    problems += matched.unmatched
     for row in rows:
         path = matched.paths.get(row["image_id"])
         if path:

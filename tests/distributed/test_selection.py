@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from mmh_ray.bids.archives import Unmatched
 from mmh_ray.bids.manifest import to_table, write_manifest
 from mmh_ray.bids.schema import SCHEMA
 from mmh_ray.config import Config, EvaluateConfig, ModelConfig
 from mmh_ray.distributed.selection import check_archives, choose_cases, note_untrained, usable_rows
 from mmh_ray.errors import DataError
-from mmh_ray.evaluation.inputs.records import ImageRecord, Problem
+from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.inputs.scans import Case
 
 pytestmark = pytest.mark.fast
@@ -34,12 +35,12 @@ def test_scans_that_cannot_be_used_are_problems_with_their_reason(tmp_path: Path
     rows = [_row("1"), _row("2", **bad), _row("3", **bad, **foreign), _row("4", **bad, sequence=None)]
     write_manifest(to_table(rows), tmp_path / "manifest.parquet")
     notes = list[str]()
-    problems = list[Problem]()
+    problems = list[Unmatched]()
     found = usable_rows({"raw": str(tmp_path / "manifest.parquet")}, str(tmp_path), CONFIG, notes, problems)
     assert [row["image_id"] for row in found] == ["sub-1_T1w"]
     assert problems == [
-        Problem("raw", "sub-2_T1w", "unusable", "cut off"),
-        Problem("raw", "sub-4_T1w", "unusable", "cut off"),
+        Unmatched("raw", "sub-2_T1w", "unusable", "cut off"),
+        Unmatched("raw", "sub-4_T1w", "unusable", "cut off"),
     ]
 
 

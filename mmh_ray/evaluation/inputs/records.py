@@ -69,19 +69,3 @@ def sexes_of(records: Iterable[ImageRecord]) -> np.ndarray:
     for record in records:
         codes.append(_SEX_CODES.get(record.sex or "", np.nan))
     return np.array(codes)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An image that a method has no usable output of.
-
-    Attributes
-    ----------
-    status:
-        ``missing``, ``ambiguous``, ``unusable``, or the status that the manifest gives.
-    """
-
-    method: str
-    image_id: str
-    status: str
-    reason: str

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmh_ray.bids.archives import Unmatched
 from mmh_ray.errors import DataError
-from mmh_ray.evaluation.inputs.records import Problem
 
 
 @dataclass
@@ -72,13 +72,13 @@ class MetricRunner:
 class EvaluationLog:
     """What went wrong in an evaluation, what else to know, and how long it took."""
 
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Unmatched] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     runner: MetricRunner = field(default_factory=MetricRunner)
 
     def add_unusable(self, method: str, image_id: str, reason: object) -> None:
         """Keep an image that could not be read or scored, with its reason."""
-        problem = Problem(method, image_id, "unusable", str(reason))
+        problem = Unmatched(method, image_id, "unusable", str(reason))
         self.problems.append(problem)
 
     def merge(self, other: EvaluationLog) -> None:
