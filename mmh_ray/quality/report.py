@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+from mmh_ray.bids.status import RunRecord
 from mmh_ray.config.plain import by_dotted_key
 from mmh_ray.errors import DataError
 from mmh_ray.files import is_inside
@@ -30,45 +30,17 @@ REASONS = 50
 Pair = tuple[str | None, str | None]
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """The run as a whole.
-
-    Attributes
-    ----------
-    title:
-        Head of the page.
-    source, output:
-        The archive and the derivatives.
-    model, model_hash, version:
-        URI and hash of the model; version of this software.
-    started, finished:
-        ISO times; ``finished`` is None where the run was interrupted or failed.
-    failure:
-        Why the run itself stopped, if it did.
-    settings:
-        Nested settings, shown by dotted key.
-    versions:
-        Package to version.
-    """
-
-    title: str
-    source: str
-    output: str
-    model: str
-    model_hash: str
-    version: str
-    started: str
-    finished: str | None
-    failure: str | None
-    settings: Mapping[str, Any]
-    versions: Mapping[str, str]
-
-
-def write_report(path: str | Path, facts: RunFacts, images: Sequence[ImageRecord], measures: Sequence[Measure]) -> None:
+def write_report(
+    path: str | Path, record: RunRecord, output: str, images: Sequence[ImageRecord], measures: Sequence[Measure]
+) -> None:
     """Write the page, whole or not at all; tried with up to 10,000 images.
 
     Pictures that are not in their place are left out. The page can be moved together with the pictures' folder.
+
+    Parameters
+    ----------
+    output:
+        What the page calls the folder of derivatives.
 
     Raises
     ------
@@ -83,7 +55,8 @@ def write_report(path: str | Path, facts: RunFacts, images: Sequence[ImageRecord
         after = _existing(folder, image.after)
         pairs.append((before, after))
     embedded = _embedded(folder, pairs)
-    context = _summary(facts, ordered, measures) | {
+    context = _summary(record, ordered, measures) | {
+        "output": output,
         "table": _table(ordered, pairs, measures),
         "pictures": embedded,
         "pictured": sum(any(pair) for pair in pairs),
@@ -94,16 +67,16 @@ def write_report(path: str | Path, facts: RunFacts, images: Sequence[ImageRecord
     write_page(path, "report.html.j2", ["report.css"], ["report.js"], context)
 
 
-def _summary(facts: RunFacts, images: Sequence[ImageRecord], measures: Sequence[Measure]) -> dict[str, Any]:
+def _summary(record: RunRecord, images: Sequence[ImageRecord], measures: Sequence[Measure]) -> dict[str, Any]:
     """Everything on the page but the table and its pictures."""
     failures = cohort.failures(images)
     listed = failures[:REASONS]
     others = failures[REASONS:]
     images_of_others = sum(len(failure.image_ids) for failure in others)
     return {
-        "facts": facts,
-        "duration": _duration(facts),
-        "settings": by_dotted_key(facts.settings),
+        "record": record,
+        "duration": _duration(record),
+        "settings": by_dotted_key(record.settings),
         "statuses": cohort.STATUSES,
         "headline": cohort.headline(images, measures),
         "counts": cohort.counts(images, measures),
@@ -208,11 +181,11 @@ def _data_uri(folder: Path, name: str | None) -> str | None:
     return data_uri(folder / name)
 
 
-def _duration(facts: RunFacts) -> str | None:
+def _duration(record: RunRecord) -> str | None:
     """Hours, minutes and seconds from start to finish; None where either is unknown."""
     try:
-        started = datetime.fromisoformat(facts.started)
-        finished = datetime.fromisoformat(facts.finished or "")
+        started = datetime.fromisoformat(record.started)
+        finished = datetime.fromisoformat(record.finished or "")
         duration = finished - started
     except (ValueError, TypeError):
         return None

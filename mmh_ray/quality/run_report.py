@@ -18,7 +18,7 @@ from mmh_ray.files import is_inside
 from mmh_ray.object_store import is_remote
 from mmh_ray.quality.cohort import ImageRecord, figures_in, histogram_in
 from mmh_ray.quality.measures import measures
-from mmh_ray.quality.report import RunFacts, write_report
+from mmh_ray.quality.report import write_report
 
 log = logging.getLogger(__name__)
 
@@ -54,23 +54,11 @@ def write_cohort_report(
     place:
         What the report calls the folder; None: its path.
     """
-    facts = RunFacts(
-        title="Harmonized cohort",
-        source=record.source,
-        output=place if place is not None and is_remote(place) else str(Path(out).resolve()),
-        model=record.model,
-        model_hash=record.model_hash,
-        version=record.version,
-        started=record.started,
-        finished=record.finished,
-        failure=record.failure,
-        settings=record.settings,
-        versions=record.versions,
-    )
+    output = place if place is not None and is_remote(place) else str(Path(out).resolve())
     try:
         images = [image_record(Path(out), row) for row in rows]
         _warn_of_lost_figures(images, out)
-        write_report(Path(out) / REPORT, facts, images, measures(quality))
+        write_report(Path(out) / REPORT, record, output, images, measures(quality))
     except Exception as error:
         log.debug("raised here:", exc_info=True)
         log.warning("%s: no report (%s: %s)", out, type(error).__name__, error)

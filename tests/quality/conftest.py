@@ -12,22 +12,21 @@ import pytest
 from PIL import Image
 
 from mmh_ray.bids.rows import Problem
+from mmh_ray.bids.status import RunRecord
 from mmh_ray.quality.cohort import ImageRecord, Measure
-from mmh_ray.quality.report import RunFacts
 
 BINS = 50
 
 
 @pytest.fixture
-def facts() -> RunFacts:
+def record() -> RunRecord:
     """A run that finished."""
-    return RunFacts(
-        title="Harmonization of nine brains",
+    return RunRecord(
         source="/data/archive",
-        output="/data/out",
         model="models:/mmh-global@champion",
         model_hash="abc123",
         version="0.1.0",
+        images=9,
         started="2026-03-01T09:00:00+00:00",
         finished="2026-03-01T10:30:05+00:00",
         failure=None,

@@ -22,13 +22,13 @@ MISSING = "\N{EN DASH}"
 
 
 @pytest.fixture
-def visit(quiet_page, tmp_path, facts, measures) -> Callable[..., Any]:
+def visit(quiet_page, tmp_path, record, measures) -> Callable[..., Any]:
     """Writes a report, opens it, and holds at the end that nothing was complained of and nothing left the folder."""
     page, complaints = quiet_page
     page.on("request", lambda request: _note_foreign(request.url, tmp_path, complaints))
 
     def opened(images, **options):
-        write_report(tmp_path / "report.html", facts, images, measures)
+        write_report(tmp_path / "report.html", record, "/data/out", images, measures)
         page.goto((tmp_path / "report.html").as_uri(), **options)
         return page
 
@@ -206,8 +206,8 @@ def _luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_without_scripts_the_summary_is_there(browser, tmp_path, facts, measures, many):
-    write_report(tmp_path / "report.html", facts, many(40), measures)
+def test_without_scripts_the_summary_is_there(browser, tmp_path, record, measures, many):
+    write_report(tmp_path / "report.html", record, "/data/out", many(40), measures)
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto((tmp_path / "report.html").as_uri())
