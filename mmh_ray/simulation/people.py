@@ -81,7 +81,8 @@ def _thin_cortex(fractions: np.ndarray, share: float, spacing_mm: float) -> None
 def _give_fat(fractions: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> None:
     """Make part of the soft tissue fat, in place: label maps do not tell muscle from it."""
     wander = smooth_noise(rng, fractions.shape[1:], 12 / spacing_mm)
-    share = np.clip(rng.uniform(-0.2, 1.0) + 0.4 * wander, 0, 1).astype(np.float32)
+    mean_share = rng.uniform(-0.2, 1.0)
+    share = np.clip(mean_share + 0.4 * wander, 0, 1).astype(np.float32)
     fat = share * fractions[SOFT]
     fractions[FAT] += fat
     fractions[SOFT] -= fat
