@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from torch import Tensor
@@ -22,21 +21,18 @@ from mmh_ray.distributed.datasets import usable
 from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.run_storage import cited_place, open_storage
 from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for
-from mmh_ray.distributed.target_plan import Row, TargetTask, plan_targets
+from mmh_ray.distributed.target_plan import TargetTask, plan_targets
 from mmh_ray.distributed.target_run import SiteRun, send_left
 from mmh_ray.distributed.target_storage import check_places, place_of, put_target
+from mmh_ray.distributed.target_volumes import TargetVolumes
 from mmh_ray.errors import ConfigError, ModelError
-from mmh_ray.models.augmentation import restyle
 from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
 from mmh_ray.models.style.encoder import make_style_encoder
 from mmh_ray.models.target.adapter import SiteStyle
 from mmh_ray.models.target.bundle import save_target
 from mmh_ray.models.target.fine_tuner import (
-    TargetBatch,
     TargetFineTuner,
     TunedAdapter,
-    UnifiedVolume,
-    batch_of,
     tune,
 )
 from mmh_ray.progress import progress
@@ -45,6 +41,8 @@ from mmh_ray.shards import PreparedStore
 log = logging.getLogger(__name__)
 
 VALIDATION_BATCHES = 4
+VALIDATION_KEY = 10**9
+"""Key of the first of them, which no step of training reaches."""
 
 
 @dataclass(frozen=True)
@@ -171,76 +169,25 @@ def train_adapter(
     on_step:
         Called after every step with its number, from 1, and losses.
     """
-    store = PreparedStore(store_uri)
-    model = bundle.model
     target = config.target
-    settings = config.harmonize
-    label = bundle.sequence_index(task.sequence)
-    spacing = bundle.config.grid.spacing_mm
-    generator = torch.Generator().manual_seed(target.seed)
-    noise_rng = np.random.default_rng(target.seed)
-    device = next(model.parameters()).device
-    encoder = make_style_encoder(config.style, spacing, aggregator)
-
-    def of_site(rows: Sequence[Row], styles: int) -> list[UnifiedVolume]:
-        """Volumes of the site, each as it is and under random styles."""
-        volumes = []
-        for row in rows:
-            scan, mask = store.read(row)
-            mask_tensor = torch.from_numpy(mask)
-
-            def restyled(image: np.ndarray, mask_tensor: Tensor = mask_tensor) -> np.ndarray:
-                image_tensor = torch.from_numpy(image)
-                return restyle(image_tensor, mask_tensor, spacing, config.restyle, generator).numpy()
-
-            for styled in [lambda image: image, *[restyled] * styles]:
-                volume = UnifiedVolume.of_target(
-                    model=model,
-                    scan=scan,
-                    mask=mask,
-                    sequence=label,
-                    settings=settings,
-                    styled=styled,
-                    rng=noise_rng,
-                )
-                volumes.append(volume)
-        return volumes
-
-    def of_sources(rows: Sequence[Row]) -> list[UnifiedVolume]:
-        volumes = []
-        for row in rows:
-            scan, mask = store.read(row)
-            volumes.append(UnifiedVolume.of_source(model, scan, mask, label, settings))
-        return volumes
-
-    # Both kinds of the site's volumes draw from the same generators: their order is part of the outcome.
-    images = of_site(task.training, target.restyles)
-    held = of_site(task.validation, 1)
-    sources = of_sources(task.sources)
-    held_sources = of_sources(task.validation_sources)
+    encoder = make_style_encoder(config.style, bundle.config.grid.spacing_mm, aggregator)
+    volumes = TargetVolumes(PreparedStore(store_uri), bundle, task.sequence, config)
+    # The site's volumes draw from the same generators: their order is part of the outcome.
+    images = volumes.of_site(task.training, target.restyles)
+    held = volumes.of_site(task.validation, 1)
+    sources = volumes.of_sources(task.sources)
+    held_sources = volumes.of_sources(task.validation_sources)
     plain = images[:: target.restyles + 1]
     style = SiteStyle.fit(
         [volume.unified for volume in plain],
         [volume.scan for volume in plain],
         [volume.mask for volume in plain],
     )
-
-    def draw_from(
-        targets: list[UnifiedVolume], others: list[UnifiedVolume], key: int
-    ) -> tuple[TargetBatch, TargetBatch]:
-        """Two groups of the site and one of the others, by nothing but the key."""
-        rng = np.random.default_rng([target.seed, key])
-        first, second = rng.integers(len(targets), size=2)
-        seeds = rng.integers(2**31, size=3).tolist()
-        other = rng.integers(len(others))
-        first_group = targets[first].group(label, target, model, seeds[0])
-        second_group = targets[second].group(label, target, model, seeds[1])
-        other_group = others[other].group(label, target, model, seeds[2])
-        return batch_of([first_group, second_group]), batch_of([other_group])
-
-    tuner = TargetFineTuner(model, style, encoder, target, settings).to(device)
-    validation = [draw_from(held, held_sources, 10**9 + index) for index in range(VALIDATION_BATCHES)]
-    tuned = tune(tuner, lambda step: draw_from(images, sources, step), validation, on_step)
+    tuner = TargetFineTuner(bundle.model, style, encoder, target, config.harmonize).to(volumes.device)
+    validation = []
+    for index in range(VALIDATION_BATCHES):
+        validation.append(volumes.draw(held, held_sources, VALIDATION_KEY + index))
+    tuned = tune(tuner, lambda step: volumes.draw(images, sources, step), validation, on_step)
     return TaskOutcome(tuned, style, encoder.describe())
 
 
