@@ -80,7 +80,8 @@ def examine(tracking: TrackingConfig) -> list[Finding]:
         "shared memory": _shared_memory,
         "temporary folder": _temporary_folder,
         "model mmh-base": _base_model,
-        "style weights": _style_weights,
+        "style weights": lambda: _weights("style weights", "mmh_ray.models", "style"),
+        "brain weights": lambda: _weights("brain weights", "mmh_ray.imaging", "brain"),
         "tracking": lambda: _tracking(tracking),
         "Ray start-up": _ray_starts,
     }
@@ -188,12 +189,13 @@ def _base_model() -> Finding:
     return Finding(f"model {BASE_MODEL}", "ok", f"{', '.join(bundle.config.model.sequences)}; hash {bundle.hash[:12]}")
 
 
-def _style_weights() -> Finding:
-    name = "style weights"
-    folder = resources.files("mmh_ray.models") / "weights"
-    checksum = sha256_file(str(folder / "style.safetensors"))
-    expected = re.search(r"\b[0-9a-f]{64}\b", (folder / "style.md").read_text(encoding="utf-8"))
-    if expected is None or checksum != expected[0]:
+def _weights(name: str, package: str, stem: str) -> Finding:
+    """Whether weights that ship with a package have the hash that their card names."""
+    folder = resources.files(package) / "weights"
+    checksum = sha256_file(str(folder / f"{stem}.safetensors"))
+    card = (folder / f"{stem}.md").read_text(encoding="utf-8")
+    expected = re.search(rf"SHA-256 of {stem}\.safetensors: `([0-9a-f]{{64}})`", card)
+    if expected is None or checksum != expected[1]:
         return Finding(name, "broken", f"damaged (checksum {checksum[:12]}); install mmh_ray again")
     return Finding(name, "ok", f"hash {checksum[:12]}")
 

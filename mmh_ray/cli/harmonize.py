@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 @model_option
 @list_option("--participant-label", help="Only these subjects, with or without `sub-`.")
 @list_option("--session-label", help="Only these sessions, with or without `ses-`.")
-@list_option("--sequence", help="Only these suffixes; of one scan its own.")
+@list_option("--sequence", help="Only these sequences (BIDS suffixes); of one scan: which it is.")
 @click.option(
     "--bids-filter-file", type=EXISTING, metavar="FILE.json", help='Only these entities: {"t1w": {"run": 1}}.'
 )
