@@ -248,12 +248,15 @@ def _after_step(
     if not (last or step % config.train.checkpoint_every == 0):
         return
     outbox.write()
+    # Uploaded by a thread, which deletes the folder in the end: no step waits for a slow store, nor for Ray Train to take the report.
+    upload = CheckpointUploadMode.ASYNC
     if rank != 0:
-        ray.train.report({"step": step})
+        ray.train.report({"step": step}, checkpoint_upload_mode=upload)
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        safetensors.torch.save_file(trainer.state(), Path(scratch, STATE))
-        ray.train.report({"step": step, **metrics}, checkpoint=Checkpoint.from_directory(scratch))
+    folder = tempfile.mkdtemp(prefix="mmh-checkpoint-")
+    safetensors.torch.save_file(trainer.state(), Path(folder, STATE))
+    checkpoint = Checkpoint.from_directory(folder)
+    ray.train.report({"step": step, **metrics}, checkpoint=checkpoint, checkpoint_upload_mode=upload)
 
 
 def _resume(trainer: Trainer) -> None:
