@@ -136,8 +136,7 @@ class ActorPool:
             on_queue(0)
             for actor in self._ready:
                 ray.kill(actor)
-            for starting in self._starting.values():
-                ray.kill(starting.actor)
+            self._end_starting()
 
     def _next_event(self) -> ray.ObjectRef | None:
         """An image that is finished, or an actor that has started or failed to; None if nothing came within the time."""
@@ -277,8 +276,15 @@ class ActorPool:
             received = f"no worker could be started within {self._wait_s:g} s: {self._place()}"
         remedy = "Add nodes, end other jobs, ask for less (harmonize.gpus_per_actor) or raise harmonize.wait_s; then run again."
         problem = Problem.of(DataError(received, "a place for one", remedy))
+        self._end_starting()
         while self._waiting:
             yield self._failed(self._waiting.popleft(), problem)
+
+    def _end_starting(self) -> None:
+        """End the actors that have not started."""
+        for starting in self._starting.values():
+            ray.kill(starting.actor)
+        self._starting.clear()
 
 
 def _is_node_lost(error: RayError) -> bool:

@@ -35,7 +35,7 @@ from mmh_ray.distributed.datasets import (
 from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.recovery import fit_to_the_end
 from mmh_ray.errors import ConfigError
-from mmh_ray.evaluation.report.figures import before_after, middle_slice
+from mmh_ray.imaging.slices import middle_slice
 from mmh_ray.models.bundle import load_bundle, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.sampling import harmonize_volume
@@ -344,6 +344,8 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
 
 def _sample_figures(model: GlobalHarmonizer, store: PreparedStore, config: Config, folder: Path) -> Iterator[Path]:
     """A picture per sequence: one volume of every site (at most 6), prepared and harmonized, never one of split test."""
+    from mmh_ray.evaluation.report.figures import before_after  # matplotlib, which no training worker needs
+
     for label, sequence in enumerate(config.model.sequences):
         by_site = {}
         for entry in usable(store, "train") + usable(store, "val"):  # of validation volumes where a site has one
