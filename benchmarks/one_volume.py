@@ -70,7 +70,7 @@ def measured(checkout: Path, scan: Path, out: Path) -> dict[str, float]:
     """Seconds, processor seconds and MiB of one run of the command."""
     path = f"{checkout}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "mmh_ray.cli", "harmonize", str(scan), str(out)]
+    command = [sys.executable, "-P", "-m", "mmh_ray.cli", "harmonize", str(scan), str(out)]
     start = time.perf_counter()
     child = os.spawnve(os.P_NOWAIT, sys.executable, command, environment)
     _, status, usage = os.wait4(child, 0)

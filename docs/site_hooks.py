@@ -14,22 +14,12 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 CARD = "mmh_ray/models/weights/mmh-base/MODEL_CARD.md"
 CARD_PAGE = "model-card.md"
-CLUSTER = "cluster.md"
 LINKS = {
     "](../benchmarks)": "](benchmarks/README.md)",
     "](../benchmarks/": "](benchmarks/",
     f"](../{CARD})": f"]({CARD_PAGE})",
 }
 """In the pages below docs/."""
-
-
-def on_config(config: Any) -> Any:
-    """Put the page about clusters into the navigation where there is one."""
-    has_page = (Path(config.docs_dir) / CLUSTER).is_file()
-    further = next(section["Go further"] for section in config.nav if "Go further" in section)
-    if has_page and CLUSTER not in further:
-        further.append(CLUSTER)
-    return config
 
 
 def on_files(files: Files, config: Any) -> Files:

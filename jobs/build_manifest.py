@@ -7,7 +7,7 @@ Paths are absolute or URIs that every node reaches: a submitted job runs in a co
 
 import sys
 
-from mmh_ray.cli import main
+from mmh_ray.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(["manifest", *sys.argv[1:]]))
+    run(["manifest", *sys.argv[1:]])

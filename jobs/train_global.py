@@ -8,7 +8,7 @@ Paths are absolute or URIs that every node reaches: a submitted job runs in a co
 
 import sys
 
-from mmh_ray.cli import main
+from mmh_ray.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(["train-global", *sys.argv[1:]]))
+    run(["train-global", *sys.argv[1:]])

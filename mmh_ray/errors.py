@@ -104,5 +104,6 @@ def data_error(error: Exception, path: str) -> MMHError:
         return DataError(f"{error.filename or path}: {error.strerror or error}", expected, remedy)
     received = f"{path}: {type(error).__name__}: {error}"
     if isinstance(error, MemoryError):
-        return DataError(received, "memory that suffices", "Use fewer harmonize.slots or a larger machine.")
+        remedy = "Bound what a run takes by harmonize.memory_gb (--mem-gb), or use a larger machine."
+        return DataError(received, "memory that suffices", remedy)
     return DataError(received, "no error", "Run again; if it comes back, report it with this line.")

@@ -26,6 +26,7 @@ import pytest
 
 from mmh_ray.cli import main, parse
 from mmh_ray.config import load_config
+from mmh_ray.evaluation.metrics.registry import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -262,6 +263,12 @@ def test_a_link_of_a_page_leads_to_a_file(page: Path) -> None:
     places = [target.partition("#")[0] for target in targets if "://" not in target]
     missing = [place for place in places if place and not (page.parent / place).exists()]
     assert missing == []
+
+
+@pytest.mark.fast
+def test_every_metric_is_on_the_page_about_them() -> None:
+    text = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    assert [name for name in METRICS if f"`{name}`" not in text] == []
 
 
 @pytest.mark.fast

@@ -5,8 +5,11 @@ from __future__ import annotations
 import http.server
 import json
 import logging
+import os
+import shutil
 import threading
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -67,7 +70,7 @@ def test_this_machine_is_healthy(
     assert main(["doctor", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["healthy"]
-    assert {"torch", "ray", "mlflow", "GPU", "shared memory", "model mmh-base"} <= set(told["checks"])
+    assert {"torch", "ray", "mlflow", "GPU", "shared memory", "model mmh-base", "brain weights"} <= set(told["checks"])
     assert told["checks"]["Ray start-up"] == {"state": "ok", "text": "started and stopped"}
     assert list(tmp_path.iterdir()) == []
 
@@ -109,6 +112,19 @@ def test_a_temporary_folder_that_is_not_there_is_a_finding(monkeypatch: pytest.M
     found = finding(examine(TrackingConfig()), "temporary folder")
     assert found.state == "broken"
     assert "/nowhere" in found.text
+
+
+@pytest.mark.usefixtures("ray_is_refused")
+def test_damaged_weights_are_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(Path(str(resources.files("mmh_ray.imaging"))) / "weights", weights)
+    with (weights / "brain.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"?")
+    monkeypatch.setattr("mmh_ray.doctor.resources.files", lambda package: tmp_path)
+    found = finding(examine(TrackingConfig()), "brain weights")
+    assert found.state == "broken"
+    assert "damaged" in found.text
 
 
 def test_a_note_breaks_nothing() -> None:

@@ -9,15 +9,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
 from mmh_ray.cli.application import application
 from mmh_ray.cli.command_line import Invocation
-from mmh_ray.cli.running import INTERRUPTED, end_ray, explained, set_up_logging
+from mmh_ray.cli.running import INTERRUPTED, end_ray, explained, set_up_logging, stdout_for_results
 from mmh_ray.config import load_config
 from mmh_ray.errors import MMHError
 from mmh_ray.stopping import stoppable
+
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command as the whole of this process, and leave it with the exit code of :func:`main`.
+
+    Stdout is the command's alone. Ray prints its notices there, and may do so until it has ended: it ends before.
+    """
+    with stdout_for_results():
+        code = main(argv)
+        end_ray()
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

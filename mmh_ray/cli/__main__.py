@@ -1,8 +1,6 @@
 """`python -m mmh_ray.cli` is `mmh`."""
 
-import sys
-
-from mmh_ray.cli import main
+from mmh_ray.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

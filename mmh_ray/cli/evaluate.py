@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
 from mmh_ray.cli.command_line import Command
 from mmh_ray.cli.options import EXISTING, PLACE, truth_option
-from mmh_ray.cli.running import DONE, TABLE_WIDTH
+from mmh_ray.cli.running import DONE, TABLE_WIDTH, results
 from mmh_ray.config import Config
 from mmh_ray.errors import ConfigError
 from mmh_ray.object_store import is_remote
@@ -105,7 +104,7 @@ def evaluate(
         from mmh_ray.tracking.promotion import check_model, keep_with_model
 
         checked_model = check_model(model, folders, config)
-    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    console = Console(file=results(), width=None if results().isatty() else TABLE_WIDTH)
     with uploaded(out) as folder:
         evaluation = evaluate_archives(folders, folder, config, truth, checked_model, labels, target)
         console.print(as_table(by_sequence(evaluation)))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from typing import TextIO
 
 from mmh_ray.errors import ConfigError, MMHError
 
@@ -24,6 +27,26 @@ TABLE_WIDTH = 120
 
 NOISY_LOGGERS = ("alembic", "fsspec", "git", "matplotlib", "mlflow", "nibabel", "PIL", "py4j", "ray", "urllib3")
 NOISY_MODULES = r"(alembic|diffusers|huggingface_hub|mlflow|nibabel|nilearn|pydantic|ray|timm|torch|torchvision)(\.|$)"
+
+
+_results: TextIO | None = None
+
+
+@contextlib.contextmanager
+def stdout_for_results() -> Iterator[None]:
+    """Keep stdout for :func:`results`: what others print there, such as Ray its notices of lost nodes, goes to stderr."""
+    global _results
+    _results = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results = None
+
+
+def results() -> TextIO:
+    """Where a command prints what it was asked for."""
+    return sys.stdout if _results is None else _results
 
 
 def explained(command: str, error: MMHError) -> int:

@@ -21,7 +21,7 @@ Suffix = Annotated[Text, Field(pattern=r"^[A-Za-z0-9]{1,64}$", description="a BI
 
 @dataclass(frozen=True, config=SETTINGS)
 class RestyleConfig(Section):
-    """How strongly the copy of a volume that makes the condition is re-styled (METHOD: style randomisation)."""
+    """How strongly the copy of a volume that makes the condition is re-styled (docs/method.md: augmented condition)."""
 
     curve: Strength = 0.5
     """Strength of the random monotone intensity curve; 0 leaves intensities alone."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from mmh_ray.bids.rows import LedgerRow, Problem
 from mmh_ray.errors import DataError
@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
 """Times an image is tried when the worker that had it died."""
+LOST_NODES = 5
+"""Nodes that may be lost under an image. Machines that are cheap because they may go at any time are not the image's fault; one that takes
+its node's memory may be."""
 SILENT_S = 30.0
 """Seconds without any actor after which a run says what it waits for."""
 ENDING_S = 20.0
@@ -88,7 +91,8 @@ class ActorPool:
         self._starting: dict[ray.ObjectRef, _Starting] = {}
         self._ready: list[Any] = []
         self._running: dict[ray.ObjectRef, _Running] = {}
-        self._attempts: Counter[str] = Counter()
+        self._deaths: Counter[str] = Counter()
+        self._lost_nodes: Counter[str] = Counter()
         self._bad_starts: list[RayError] = []
 
     def run(
@@ -132,8 +136,7 @@ class ActorPool:
             on_queue(0)
             for actor in self._ready:
                 ray.kill(actor)
-            for starting in self._starting.values():
-                ray.kill(starting.actor)
+            self._end_starting()
 
     def _next_event(self) -> ray.ObjectRef | None:
         """An image that is finished, or an actor that has started or failed to; None if nothing came within the time."""
@@ -165,7 +168,8 @@ class ActorPool:
         try:
             ray.get(ref)
         except RayError as error:
-            self._bad_starts.append(error)
+            if not _is_node_lost(error):
+                self._bad_starts.append(error)
             if len(self._bad_starts) < STARTS:
                 self._start()
             return False
@@ -184,13 +188,16 @@ class ActorPool:
     def _may_have_another(self, actor: Any) -> bool:
         """Whether an actor may have the next image, too.
 
-        An image whose worker died works alone: if that one dies too, no other image is to blame, nor to pay.
+        An image whose worker or node died works alone: if the next one dies too, no other image is to blame, nor to pay.
         """
         held = [running.task for running in self._running.values() if running.actor is actor]
         next_task = self._waiting[0]
-        has_suspect = any(self._attempts[task["image_id"]] for task in (*held, next_task))
+        has_suspect = any(self._is_suspect(task) for task in (*held, next_task))
         most = 1 if has_suspect else self._images_per_actor
         return len(held) < most
+
+    def _is_suspect(self, task: Task) -> bool:
+        return task["image_id"] in self._deaths or task["image_id"] in self._lost_nodes
 
     def _seconds_to_wait(self) -> float:
         """Seconds until the first image is overdue; with none under way, until there is something to say or no actor will start."""
@@ -217,10 +224,16 @@ class ActorPool:
             rows = ray.get(ref)
         except RayError as error:  # the actor died, of a signal, of memory, with its node: it gave no row of its own
             self._replace(running.actor)
-            received = f"the worker died {ATTEMPTS} times on this image ({error})"
-            remedy = "Use fewer harmonize.slots or a larger machine if memory ran out; else try the image alone."
-            died = DataError(received, "a worker that finishes it", remedy)
-            yield from self._try_again(running.task, Problem.of(died))
+            if _is_node_lost(error):
+                received = f"{LOST_NODES} nodes were lost, one after the other, while they had this image ({error})"
+                remedy = "Run again; if nodes are lost anew, try the image alone on a machine with more memory."
+                lost = DataError(received, "a node that stays until it is done", remedy)
+                yield from self._try_again(running.task, Problem.of(lost), self._lost_nodes, LOST_NODES)
+            else:
+                received = f"the worker died {ATTEMPTS} times on this image ({error})"
+                remedy = "If memory ran out, bound it by harmonize.memory_gb (--mem-gb) or use a larger machine; else try the image alone."
+                died = DataError(received, "a worker that finishes it", remedy)
+                yield from self._try_again(running.task, Problem.of(died), self._deaths, ATTEMPTS)
         else:
             yield rows
 
@@ -238,12 +251,12 @@ class ActorPool:
         if was_alone:
             yield self._failed(overdue.task, Problem.of(late))
         else:
-            yield from self._try_again(overdue.task, Problem.of(late))
+            yield from self._try_again(overdue.task, Problem.of(late), self._deaths, ATTEMPTS)
 
-    def _try_again(self, task: Task, problem: Problem) -> Iterator[list[LedgerRow]]:
-        """Put an image in front of those that wait; after the last attempt it has failed."""
-        self._attempts[task["image_id"]] += 1
-        if self._attempts[task["image_id"]] < ATTEMPTS:
+    def _try_again(self, task: Task, problem: Problem, mishaps: Counter[str], most: int) -> Iterator[list[LedgerRow]]:
+        """Put an image in front of those that wait; after the last mishap of its kind it has failed."""
+        mishaps[task["image_id"]] += 1
+        if mishaps[task["image_id"]] < most:
             self._waiting.appendleft(task)
         else:
             yield self._failed(task, problem)
@@ -263,5 +276,17 @@ class ActorPool:
             received = f"no worker could be started within {self._wait_s:g} s: {self._place()}"
         remedy = "Add nodes, end other jobs, ask for less (harmonize.gpus_per_actor) or raise harmonize.wait_s; then run again."
         problem = Problem.of(DataError(received, "a place for one", remedy))
+        self._end_starting()
         while self._waiting:
             yield self._failed(self._waiting.popleft(), problem)
+
+    def _end_starting(self) -> None:
+        """End the actors that have not started."""
+        for starting in self._starting.values():
+            ray.kill(starting.actor)
+        self._starting.clear()
+
+
+def _is_node_lost(error: RayError) -> bool:
+    """Whether an actor died with its node; Ray says so in words alone."""
+    return isinstance(error, ActorDiedError) and "node has died" in str(error)

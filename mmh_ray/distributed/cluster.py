@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
-from ray.data import DataContext
 
 from mmh_ray.distributed.address import check_address, given_address, refused
 from mmh_ray.distributed.session_folder import session_options
@@ -43,8 +42,6 @@ def connect() -> None:
             _start()
         else:
             _join(address)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     resources = ray.cluster_resources()
     log.info("Ray: %d CPUs, %d GPUs on %d nodes", resources.get("CPU", 0), resources.get("GPU", 0), live_nodes())

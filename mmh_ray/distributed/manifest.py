@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import NotRequired, TypedDict
 
 import nibabel as nib
 import numpy as np
 import pyarrow as pa
-import ray.data
 
 from mmh_ray.bids.manifest import find_images, to_table, write_manifest
 from mmh_ray.bids.rows import ManifestRow, Status
 from mmh_ray.bids.splits import assign_splits
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect
+from mmh_ray.distributed.task_pool import map_unordered
 from mmh_ray.errors import ConfigError, DataError, data_error
 from mmh_ray.imaging.nifti import read_header
 from mmh_ray.imaging.volume import READING_BYTES_PER_VOXEL, check_memory, read_volume
@@ -29,8 +28,6 @@ from mmh_ray.staging import staged
 
 log = logging.getLogger(__name__)
 
-BLOCK_ROWS = 32
-"""Images per Ray task: enough to hide its start, few enough that progress moves."""
 
 MOST_BYTES_UNSEEN = 2**30
 """Files beyond this size are hashed only once they have been read: their first bytes may tell that they are no scans."""
@@ -127,24 +124,19 @@ def _add_header(facts: Facts, uri: str) -> None:
             facts["orientation"] = "".join(code or "?" for code in nib.aff2axcodes(affine))
 
 
-def _probe_item(item: dict[str, Any]) -> dict[str, Any]:
-    """The facts of one file, as JSON: columns that are empty in one block and full in another have no common Arrow type."""
-    facts = probe(item["uri"], item["bytes_per_voxel"])
-    return {"index": item["index"], "facts": json.dumps(facts)}
+def _probe_row(row: ManifestRow, bytes_per_voxel: int) -> Facts:
+    return probe(row["uri"], bytes_per_voxel)
 
 
 def probe_all(rows: Sequence[ManifestRow], bytes_per_voxel: int = READING_BYTES_PER_VOXEL) -> None:
-    """:func:`probe` the files of ``rows`` and fill the rows in place; Ray streams back the facts, never voxels."""
+    """:func:`probe` the files of ``rows`` and fill the rows in place; the workers send facts, never voxels."""
     if not rows:
         return
     connect()
-    items = []
-    for index, row in enumerate(rows):
-        items.append({"index": index, "uri": row["uri"], "bytes_per_voxel": bytes_per_voxel})
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    blocks = min(len(items), max(4 * cpus, len(items) // BLOCK_ROWS))
-    probed = ray.data.from_items(items, override_num_blocks=blocks).map(_probe_item)
-    with progress(len(items), "Reading", unit="images") as advance:
-        for result in probed.iter_rows():
-            rows[result["index"]].update(cast(ManifestRow, json.loads(result["facts"])))
-            advance(1)
+    for probed in map_unordered(_probe_row, rows, bytes_per_voxel, "Reading", "images"):
+        facts = probed.result
+        if isinstance(facts, Exception):  # the file has killed its worker
+            remedy = "Look at the file; a machine with more memory may read it."
+            died = DataError(f"the worker died on this file ({facts})", "a worker that reads it", remedy)
+            facts = Facts(status=Status.UNUSABLE, reason=str(died))
+        probed.item.update(facts)

@@ -17,7 +17,7 @@ import pyarrow.fs
 import ray.train
 import safetensors.torch
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from mmh_ray import tracking
@@ -35,7 +35,7 @@ from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.recovery import fit_to_the_end
 from mmh_ray.distributed.run_storage import cited_place, open_storage, start_or_continue
 from mmh_ray.errors import ConfigError
-from mmh_ray.evaluation.report.figures import before_after, middle_slice
+from mmh_ray.imaging.slices import middle_slice
 from mmh_ray.models.bundle import load_bundle, save_bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.sampling import harmonize_volume
@@ -285,12 +285,15 @@ def _after_step(
     if not (is_last or step % config.train.checkpoint_every == 0):
         return
     outbox.write()
+    # Uploaded by a thread, which deletes the folder in the end: no step waits for a slow store, nor for Ray Train to take the report.
+    upload = CheckpointUploadMode.ASYNC
     if not is_first_worker:
-        ray.train.report({"step": step})
+        ray.train.report({"step": step}, checkpoint_upload_mode=upload)
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        safetensors.torch.save_file(trainer.state(), Path(scratch, STATE))
-        ray.train.report({"step": step, **metrics}, checkpoint=Checkpoint.from_directory(scratch))
+    folder = tempfile.mkdtemp(prefix="mmh-checkpoint-")
+    safetensors.torch.save_file(trainer.state(), Path(folder, STATE))
+    checkpoint = Checkpoint.from_directory(folder)
+    ray.train.report({"step": step, **metrics}, checkpoint=checkpoint, checkpoint_upload_mode=upload)
 
 
 def _resume(trainer: Trainer) -> None:
@@ -352,6 +355,8 @@ def _counts_by_site(store: PreparedStore) -> dict[str, Counter[str]]:
 
 def _sample_figures(model: GlobalHarmonizer, store: PreparedStore, config: Config, folder: Path) -> Iterator[Path]:
     """A picture per sequence: one volume of every site (at most 6), prepared and harmonized, never one of split test."""
+    from mmh_ray.evaluation.report.figures import before_after  # matplotlib, which no training worker needs
+
     for label, sequence in enumerate(config.model.sequences):
         by_site = {}
         for entry in usable(store, "train") + usable(store, "val"):  # of validation volumes where a site has one

@@ -1,1 +1,4 @@
-"""Volumes, intensities, grids and phantoms: numpy in, numpy out; knows neither BIDS nor Ray."""
+"""Volumes, grids, intensities, brain masks, registration and the way back to the scan: numpy in, numpy out.
+
+Knows neither BIDS nor Ray.
+"""

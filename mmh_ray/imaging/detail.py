@@ -2,9 +2,11 @@
 
 What a scanner does to an image is taken for an increasing curve of its intensities and a smooth field. These two are
 all that the network, which sees the scan on a coarse grid and may err, is asked for: they are fitted between the scan
-and the network's image there and applied to the scan's own voxels. So every edge and lesion is the scan's, and what the
-network invents, blurs or erases stays in its own image. Where that differs from the scan under curve and field by no
-more than noise does, it takes the noise away (Lee, TPAMI 1980).
+and the network's image there and applied to the scan's own voxels: ``projected = curve(field * scan)``. So every edge
+and lesion is the scan's, and what the network invents, blurs or erases stays in its own image. Where that differs from
+the scan under curve and field by no more than noise does, it takes the noise away (Lee, TPAMI 1980):
+``output = styled + w (projected - styled)``. The harmonizer (:mod:`mmh_ray.harmonization.harmonizer`) puts the parts
+together on the scan's grid.
 """
 
 from __future__ import annotations

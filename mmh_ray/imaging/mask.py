@@ -63,7 +63,9 @@ def find_brain(volume: Volume, crop_neck: bool = True, ground: Ground | None = N
 
     The brain of a scan whose skull was removed is what is not background. In any other scan a network finds it, and the template is
     registered to what it found. Where the two do not agree, the template is laid to the whole head, without its neck if so asked, and
-    its own brain mask is tried.
+    its own brain mask is tried. Where that does not fit either, the network's brain is returned with its poor registration, or the
+    template's if the network found none: nothing is raised here. :mod:`mmh_ray.quality.checks` then refuses the scan by the quality of
+    its registration.
 
     Parameters
     ----------

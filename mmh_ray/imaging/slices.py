@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import nibabel as nib
 import numpy as np
 
 PLANES = ("axial", "coronal", "sagittal")
@@ -91,3 +92,13 @@ def assemble(slabs: np.ndarray, plane: str, indices: Sequence[int], shape: Seque
                 total_slices[position] += image
                 count_slices[position] += 1
     return total / np.maximum(count, 1)
+
+
+def middle_slice(data: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Axial slice through the middle of the brain, anterior up, the subject's left on the left; 0 outside the mask."""
+    orientation = nib.orientations.io_orientation(affine)
+    brain = nib.orientations.apply_orientation(np.where(mask, data, 0), orientation)
+    inside = nib.orientations.apply_orientation(mask, orientation)
+    heights = np.flatnonzero(inside.any(axis=(0, 1)))
+    middle = (heights[0] + heights[-1]) // 2
+    return np.rot90(brain[:, :, middle])

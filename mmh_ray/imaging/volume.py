@@ -157,7 +157,7 @@ def _check_room(path: str | Path, voxels: int, free: int, bytes_per_voxel: int) 
     gib = 2**30
     received = f"{path}: {voxels / 1e6:.0f} million voxels, about {need / gib:.1f} GiB to work on"
     expected = f"at most the {free / gib:.1f} GiB of memory that are free"
-    raise DataError(received, expected, "Crop or resample it, or use fewer harmonize.slots or a larger machine.")
+    raise DataError(received, expected, "Crop or resample it, end other work, or use a larger machine.")
 
 
 def voxels_by_header(path: str | Path) -> int:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from nilearn import datasets
 from scipy import ndimage
 
 TISSUES = ("CSF", "GM", "WM", "lesion")
@@ -88,6 +87,8 @@ def simulate_anatomy(person: Person, spacing_mm: float) -> Anatomy:
 @cache
 def _template(spacing_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """CSF, GM and WM fractions of ICBM-152 at a spacing, and their affine."""
+    from nilearn import datasets  # takes a second; whoever uses a cohort alone needs none of it
+
     grey_image = datasets.load_mni152_gm_template(resolution=1)
     white_image = datasets.load_mni152_wm_template(resolution=1)
     brain_image = datasets.load_mni152_brain_mask(resolution=1)

@@ -1,4 +1,8 @@
-"""Scanners: signal equations, and what else a site does to an image. Truth is the canonical noise-free rendering."""
+"""Scanners of phantom archives: two simple signal equations, T1w and T2w, and what else a site does to an image.
+
+Truth is the canonical noise-free rendering. `mmh-base` and the brain extractor learn from the scanners of
+:mod:`mmh_ray.simulation.protocols` instead, which have every sequence.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def build_wheel(folder: str | Path) -> Path:
     files[f"{information}/WHEEL"] = (
         b"Wheel-Version: 1.0\nGenerator: mmh-ray\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
-    files[f"{information}/entry_points.txt"] = b"[console_scripts]\nmmh = mmh_ray.cli:main\n"
+    files[f"{information}/entry_points.txt"] = b"[console_scripts]\nmmh = mmh_ray.cli:run\n"
     record = f"{information}/RECORD"
     lines = [_record_line(name, content) for name, content in files.items()]
     files[record] = "".join([*lines, f"{record},,\n"]).encode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -11,11 +10,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -25,6 +22,7 @@ from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.trainer import Trainer
 from mmh_ray.shards import PreparedStore
 from tests.distributed.test_datasets import CONFIG, write_store
+from tests.ray_nodes import Nodes, running_nodes
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,46 +56,11 @@ Path(sys.argv[2]).write_text(json.dumps({"run_id": trained.run_id, "validation":
 GOES_ON = "training goes on from its last checkpoint"
 
 
-@dataclass
-class Nodes:
-    """A head without CPUs, as in a RayCluster, and nodes of two CPUs each: one worker and its loader take 1.5 of them."""
-
-    cluster: Any
-    running: list[Any]
-
-    def holding(self, actor: str) -> list[Any]:
-        """Nodes that run an actor, by the name of its processes."""
-        return [node for node in self.running if self._runs(node, actor)]
-
-    def kill(self, node: Any) -> None:
-        """As if its power failed."""
-        self.running.remove(node)
-        self.cluster.remove_node(node, allow_graceful=False)
-
-    @staticmethod
-    def _runs(node: Any, actor: str) -> bool:
-        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        names = []
-        for child in raylet.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                names += child.cmdline()[:1]
-        return any(actor in name for name in names)
-
-
 @pytest.fixture
 def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
     """As many as the test's parameter says."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_health_check_period_ms", "500")  # a dead node is known to be dead after five periods
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        try:
-            yield Nodes(cluster, [cluster.add_node(num_cpus=2) for _ in range(request.param)])
-        finally:
-            cluster.shutdown()
+    with running_nodes(request.param) as nodes:
+        yield nodes
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import binary_erosion
-from scipy.stats import wasserstein_distance
 
 from mmh_ray.imaging.grid import box_of
 
@@ -43,6 +42,8 @@ def w1(a: np.ndarray, b: np.ndarray) -> float:
     >>> w1(np.array([0.0, 1.0]), np.array([0.0]))
     0.5
     """
+    from scipy.stats import wasserstein_distance  # takes a third of a second; not every scan needs it
+
     return float(wasserstein_distance(np.ravel(a), np.ravel(b)))
 
 

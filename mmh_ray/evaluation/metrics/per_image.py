@@ -43,7 +43,7 @@ IMAGE_METRICS = (
     "volume_change_raw",
     *LABEL_METRICS,
 )
-"""What an image has of itself, its source, its truth and the tissues that others drew."""
+"""What an image has of itself, its source, its truth and the tissues that others drew: means are taken of these alone."""
 
 MetricFunctions = dict[str, Callable[[], float | None]]
 """By the metric's name, what computes it; None: it cannot be had."""

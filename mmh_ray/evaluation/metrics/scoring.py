@@ -31,7 +31,7 @@ from mmh_ray.evaluation.metrics.preservation import dissimilarity_map
 from mmh_ray.evaluation.metrics.registry import RAW, REFERENCE, TRUTH
 from mmh_ray.evaluation.metrics.runner import EvaluationLog, MetricRunner
 from mmh_ray.evaluation.metrics.target import TargetComparison
-from mmh_ray.evaluation.report.figures import middle_slice
+from mmh_ray.imaging.slices import middle_slice
 
 
 @dataclass

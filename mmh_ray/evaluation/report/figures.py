@@ -1,6 +1,6 @@
 """Pictures for people: before and after at every site, what changed, and the histograms.
 
-Slices are 2-D arrays as :func:`middle_slice` cuts them, scaled to 0-1 by
+Slices are 2-D arrays as :func:`~mmh_ray.imaging.slices.middle_slice` cuts them, scaled to 0-1 by
 :func:`~mmh_ray.evaluation.metrics.agreement.scale_by_percentiles`. Nothing here needs a display.
 """
 
@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,16 +28,6 @@ DIVERGING = LinearSegmentedColormap.from_list("ice_fire", ["#a6e3ff", "#2b7bd6",
 _SITE_COLOURS = ("#4cc9f0", "#f9a03f", "#80ed99", "#f15bb5", "#fee440", "#9b8cff", "#ff6b6b", "#c7c7c7")
 _INK = "#f2f2f2"
 _FAINT = "#9a9a9a"
-
-
-def middle_slice(data: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Axial slice through the middle of the brain, anterior up, the subject's left on the left; 0 outside the mask."""
-    orientation = nib.orientations.io_orientation(affine)
-    brain = nib.orientations.apply_orientation(np.where(mask, data, 0), orientation)
-    inside = nib.orientations.apply_orientation(mask, orientation)
-    heights = np.flatnonzero(inside.any(axis=(0, 1)))
-    middle = (heights[0] + heights[-1]) // 2
-    return np.rot90(brain[:, :, middle])
 
 
 def before_after(path: str | Path, rows: Mapping[str, Sequence[np.ndarray]], sites: Sequence[str], title: str) -> None:

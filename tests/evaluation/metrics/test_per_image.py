@@ -17,8 +17,9 @@ from mmh_ray.evaluation.metrics.agreement import truth_error
 from mmh_ray.evaluation.metrics.cohort_inputs import cohort_inputs
 from mmh_ray.evaluation.metrics.label_metrics import LABEL_METRICS
 from mmh_ray.evaluation.metrics.outputs import make_output
-from mmh_ray.evaluation.metrics.per_image import measure_image
-from mmh_ray.evaluation.metrics.per_pair import measure_pair
+from mmh_ray.evaluation.metrics.per_image import IMAGE_METRICS, measure_image
+from mmh_ray.evaluation.metrics.per_pair import PAIR_METRICS, measure_pair
+from mmh_ray.evaluation.metrics.registry import METRICS
 from mmh_ray.evaluation.metrics.runner import MetricRunner
 from mmh_ray.imaging.volume import Volume, write_volume
 
@@ -138,6 +139,14 @@ def test_labels_add_their_measures_and_change_no_other():
     assert found["label_dice"] > 0.95
     assert found["label_contrast"] == pytest.approx(0.4 / 0.9, abs=0.02)
     assert plain == {name: value for name, value in found.items() if name not in LABEL_METRICS}
+
+
+def test_what_is_measured_of_an_image_is_among_the_means_and_has_a_heading():
+    scan = _labelled(0)
+    output = make_output("other", scan, scan.volume.data, MetricRunner())
+    found = measure_image(output, Truth(_truth(0)), MetricRunner(), output.labels).values
+    assert {"psnr_truth", "dice_raw", "label_auc_wm"} <= found.keys() <= {*IMAGE_METRICS}
+    assert {*IMAGE_METRICS, *PAIR_METRICS} <= METRICS.keys()
 
 
 def test_medians_of_a_persons_scans_at_one_site_are_compared_whatever_their_grids():

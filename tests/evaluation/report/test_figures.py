@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mmh_ray.evaluation.report.figures import DIVERGING, before_after, differences, histograms, middle_slice
+from mmh_ray.evaluation.report.figures import DIVERGING, before_after, differences, histograms
+from mmh_ray.imaging.slices import middle_slice
 
 pytestmark = pytest.mark.fast
 
