@@ -180,7 +180,7 @@ def test_a_job_is_one_that_kueue_admits(name: str) -> None:
 def test_a_jobs_entrypoint_is_a_command_of_ours(name: str, command: str, tmp_path: Path) -> None:
     python, script, *arguments = shlex.split(read(name)["spec"]["entrypoint"])
     assert python == "python"
-    assert f'main(["{command}", *sys.argv[1:]])' in (ROOT / script.removeprefix("/app/")).read_text(encoding="utf-8")
+    assert f'run(["{command}", *sys.argv[1:]])' in (ROOT / script.removeprefix("/app/")).read_text(encoding="utf-8")
     (tmp_path / "bids").mkdir()
     here = [text.replace("/app/", f"{ROOT}/").replace("/data/", f"{tmp_path}/") for text in arguments]
     parsed, overrides = parse([command, *here])
