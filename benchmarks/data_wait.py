@@ -14,7 +14,8 @@ import time
 
 from mmh_ray.config import load_config
 from mmh_ray.distributed.cluster import connect
-from mmh_ray.distributed.datasets import UnifiedDomain, training_stream
+from mmh_ray.distributed.datasets import training_stream
+from mmh_ray.distributed.domains import UnifiedDomain
 from mmh_ray.shards import PreparedStore
 
 LEFT_OUT = 10

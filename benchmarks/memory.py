@@ -95,7 +95,8 @@ def prepare_stage(folder: Path, volumes: int) -> None:
 def stream_stage(folder: Path, _volumes: int) -> None:
     """The batches of 100 training steps, read and let go in this process."""
     from mmh_ray.distributed.cluster import connect
-    from mmh_ray.distributed.datasets import UnifiedDomain, training_stream
+    from mmh_ray.distributed.datasets import training_stream
+    from mmh_ray.distributed.domains import UnifiedDomain
     from mmh_ray.shards import PreparedStore
 
     connect()

@@ -22,7 +22,8 @@ import torch
 from travelers import MEASURES, measured, read
 
 from mmh_ray.config import Config, load_config
-from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain
+from mmh_ray.distributed.datasets import GroupMaker
+from mmh_ray.distributed.domains import UnifiedDomain
 from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch

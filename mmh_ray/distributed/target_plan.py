@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmh_ray.config import Config
-from mmh_ray.distributed.datasets import usable
+from mmh_ray.distributed.domains import usable
 from mmh_ray.errors import DataError
 from mmh_ray.imaging.preprocess import bias_step
 from mmh_ray.models.bundle import Bundle

@@ -23,14 +23,8 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from mmh_ray import tracking
 from mmh_ray.config import Config, from_dict, to_dict
 from mmh_ray.distributed.cluster import TrainingPlacement, connect
-from mmh_ray.distributed.datasets import (
-    ChosenDomain,
-    UnifiedDomain,
-    simulation_hash,
-    training_stream,
-    usable,
-    validation_batches,
-)
+from mmh_ray.distributed.datasets import training_stream, validation_batches
+from mmh_ray.distributed.domains import ChosenDomain, UnifiedDomain, simulation_hash, usable
 from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.recovery import fit_to_the_end
 from mmh_ray.distributed.run_storage import cited_place, open_storage, start_or_continue

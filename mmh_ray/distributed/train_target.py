@@ -17,7 +17,7 @@ from torch import Tensor
 from mmh_ray import tracking
 from mmh_ray.config import Config
 from mmh_ray.distributed.cluster import connect, gpus_of_a_task
-from mmh_ray.distributed.datasets import usable
+from mmh_ray.distributed.domains import usable
 from mmh_ray.distributed.job_facts import note_in_job, ray_facts
 from mmh_ray.distributed.run_storage import cited_place, open_storage
 from mmh_ray.distributed.style_encoder import TrainedAggregator, aggregator_for

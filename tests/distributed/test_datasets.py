@@ -15,7 +15,8 @@ import torch
 
 from mmh_ray.config import Config, GridConfig, ModelConfig, TrainConfig
 from mmh_ray.distributed import datasets
-from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain, training_stream, usable, validation_batches
+from mmh_ray.distributed.datasets import GroupMaker, training_stream, validation_batches
+from mmh_ray.distributed.domains import UnifiedDomain, usable
 from mmh_ray.errors import DataError
 from mmh_ray.imaging.intensity import quantile_function, tissue_quantiles
 from mmh_ray.models.global_harmonizer import SlabBatch

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from mmh_ray.config import Config, HarmonizeConfig, TrackingConfig, TrainConfig, to_dict
-from mmh_ray.distributed.datasets import GroupMaker, UnifiedDomain, validation_batches
+from mmh_ray.distributed.datasets import GroupMaker, validation_batches
+from mmh_ray.distributed.domains import UnifiedDomain
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.trainer import Trainer
 from mmh_ray.shards import PreparedStore

@@ -22,15 +22,8 @@ from mmh_ray.config import (
     TrainConfig,
     load_config,
 )
-from mmh_ray.distributed.datasets import (
-    EXAMPLES_AT_HAND,
-    VALIDATION_PEOPLE,
-    VIEWS,
-    ChosenDomain,
-    GroupMaker,
-    simulation_hash,
-    validation_batches,
-)
+from mmh_ray.distributed.datasets import GroupMaker, validation_batches
+from mmh_ray.distributed.domains import EXAMPLES_AT_HAND, VALIDATION_PEOPLE, VIEWS, ChosenDomain, simulation_hash
 from mmh_ray.distributed.train import first_weights, train_global
 from mmh_ray.errors import ConfigError
 from mmh_ray.models.bundle import load_bundle
