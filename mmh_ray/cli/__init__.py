@@ -26,8 +26,9 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
 
     Stdout is the command's alone. Ray prints its notices there, and may do so until it has ended: it ends before.
     """
+    invocation, overrides = parse(sys.argv[1:] if argv is None else argv)  # help and version go to stdout
     with stdout_for_results():
-        code = main(argv)
+        code = _run(invocation, overrides)
         end_ray()
     sys.exit(code)
 
@@ -35,6 +36,10 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` defaults to the command line of the process."""
     invocation, overrides = parse(sys.argv[1:] if argv is None else argv)
+    return _run(invocation, overrides)
+
+
+def _run(invocation: Invocation, overrides: list[str]) -> int:
     set_up_logging(invocation.verbose)
     with stoppable():
         try:

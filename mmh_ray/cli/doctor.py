@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from mmh_ray.cli.command_line import Command
 from mmh_ray.cli.options import json_option
-from mmh_ray.cli.running import DONE, FAILED, results
+from mmh_ray.cli.running import DONE, FAILED, show
 from mmh_ray.config import Config
 
 
@@ -19,8 +17,5 @@ def doctor(config: Config, as_json: bool) -> int:
     from mmh_ray import doctor as examination
 
     findings = examination.examine(config.tracking)
-    print(
-        json.dumps(examination.as_json(findings), indent=2) if as_json else examination.as_text(findings),
-        file=results(),
-    )
+    show(examination.as_json(findings) if as_json else examination.as_text(findings))
     return DONE if examination.is_healthy(findings) else FAILED

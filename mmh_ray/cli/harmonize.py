@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 import os
 from collections import Counter
@@ -12,7 +12,7 @@ import click
 
 from mmh_ray.cli.command_line import Command
 from mmh_ray.cli.options import EXISTING, PLACE, json_option, list_option, model_option, setting_option
-from mmh_ray.cli.running import DONE, FAILED, counts_as_text, results
+from mmh_ray.cli.running import DONE, FAILED, counts_as_text, show
 from mmh_ray.cli.status import report_anew
 from mmh_ray.config import Config
 from mmh_ray.errors import ConfigError
@@ -143,7 +143,7 @@ def _harmonize_scan(job: Job, mask: str | None, as_json: bool) -> int:
         log.warning("look at it: %s", flag)
     log.info("wrote %s", job.out)
     if as_json:
-        print(json.dumps({"output": job.out, "flags": flags}, indent=2), file=results())
+        show({"output": job.out, "flags": flags})
     return DONE
 
 
@@ -153,11 +153,11 @@ def _show_plan(job: Job, as_json: bool) -> int:
 
     rows = plan(job)
     if as_json:
-        print(json.dumps(rows, indent=2), file=results())
+        show(rows)
     else:
         for row in rows:
             fields = (row["action"], row["image_id"], row["reason"])
-            print("\t".join(field for field in fields if field), file=results())
+            show("\t".join(field for field in fields if field))
     actions = Counter(row["action"] for row in rows)
     log.info("would %s; nothing was written", counts_as_text(actions))
     return FAILED if actions["fail"] or actions["refuse"] else DONE
@@ -172,5 +172,5 @@ def _harmonize_archive(job: Job, as_json: bool) -> int:
     started = utc_now()
     counts = harmonize_archive(job)
     summary = summary_of(job.out, counts, started)
-    print(summary.as_json() if as_json else summary.as_text(), file=results())
+    show(dataclasses.asdict(summary) if as_json else summary.as_text())
     return FAILED if summary.without_result else DONE

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -52,10 +50,6 @@ class Summary:
     def without_result(self) -> int:
         """Images that failed or were refused."""
         return self.counts.get("failed", 0) + self.counts.get("refused", 0)
-
-    def as_json(self) -> str:
-        """All of it, for machines."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
 
     def as_text(self) -> str:
         """A few lines for a terminal."""

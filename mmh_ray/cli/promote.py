@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mmh_ray.cli.command_line import Command
-from mmh_ray.cli.running import DONE, FAILED, results
+from mmh_ray.cli.running import DONE, FAILED, show
 from mmh_ray.config import Config
 from mmh_ray.errors import ConfigError
 
@@ -36,6 +36,6 @@ def promote(config: Config, model: str, condition: tuple[str, str]) -> int:
 
     decision = promote_model(model, alias, config)
     for line in decision.lines:
-        print(line, file=results())
-    print(decision.outcome, file=results())
+        show(line)
+    show(decision.outcome)
     return DONE if decision.passed else FAILED

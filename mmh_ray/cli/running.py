@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from mmh_ray.errors import ConfigError, MMHError
 
@@ -47,6 +48,12 @@ def stdout_for_results() -> Iterator[None]:
 def results() -> TextIO:
     """Where a command prints what it was asked for."""
     return sys.stdout if _results is None else _results
+
+
+def show(result: Any) -> None:
+    """Print what a command was asked for: text as it is, all else as JSON."""
+    text = result if isinstance(result, str) else json.dumps(result, indent=2)
+    print(text, file=results())
 
 
 def explained(command: str, error: MMHError) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from mmh_ray.cli.command_line import Command
 from mmh_ray.cli.options import EXISTING, json_option
-from mmh_ray.cli.running import DONE, FAILED, results
+from mmh_ray.cli.running import DONE, FAILED, show
 from mmh_ray.config import Config, QualityConfig, from_dict
 from mmh_ray.errors import MMHError
 
@@ -34,7 +33,7 @@ def status(config: Config, out: str, report: bool, as_json: bool) -> int:
 
     with output_folder(out) as output:
         found = run_status(output.folder, locked=output.is_locked())
-    print(json.dumps(_as_fields(found), indent=2) if as_json else found.as_text(), file=results())
+    show(_as_fields(found) if as_json else found.as_text())
     return report_anew(out) if report else DONE
 
 

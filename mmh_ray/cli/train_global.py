@@ -6,7 +6,7 @@ import click
 
 from mmh_ray.cli.command_line import Command
 from mmh_ray.cli.options import EXISTING
-from mmh_ray.cli.running import DONE, results
+from mmh_ray.cli.running import DONE, show
 from mmh_ray.config import Config
 
 
@@ -24,6 +24,6 @@ def train_global(config: Config, prepared: str | None) -> int:
     from mmh_ray.distributed.train import train_global as train
 
     model = train(prepared, config)
-    print(f"bundle {model.bundle}", file=results())
-    print(f"model {model.model_uri}", file=results())
+    show(f"bundle {model.bundle}")
+    show(f"model {model.model_uri}")
     return DONE

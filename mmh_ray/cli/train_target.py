@@ -6,7 +6,7 @@ import click
 
 from mmh_ray.cli.command_line import Command
 from mmh_ray.cli.options import EXISTING, model_option
-from mmh_ray.cli.running import DONE, results
+from mmh_ray.cli.running import DONE, show
 from mmh_ray.config import Config
 
 
@@ -25,5 +25,5 @@ def train_target(config: Config, prepared: str, model: str) -> int:
     from mmh_ray.distributed.train_target import train_targets
 
     for target in train_targets(prepared, model, config):
-        print(f"target {target.site}: bundle {target.bundle}, model {target.model_uri}", file=results())
+        show(f"target {target.site}: bundle {target.bundle}, model {target.model_uri}")
     return DONE
