@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Literal
@@ -73,18 +74,17 @@ def examine(tracking: TrackingConfig) -> list[Finding]:
     tracking:
         Where the MLflow registry is.
     """
-    checks: Mapping[str, Callable[[], Finding]] = {
-        "mmh_ray": _software,
-        "Python": _python,
-        "machine": _machine,
-        **{package: lambda package=package: _package(package) for package in PACKAGES},  # type: ignore[misc]
+    checks: dict[str, Callable[[], Finding]] = {"mmh_ray": _software, "Python": _python, "machine": _machine}
+    for package in PACKAGES:
+        checks[package] = partial(_package, package)
+    checks |= {
         "GPU": _gpu,
         "shared memory": _shared_memory,
         "temporary folder": _temporary_folder,
         "model mmh-base": _base_model,
-        "style weights": lambda: _shipped_weights("style weights", "mmh_ray.models", "style.safetensors"),
-        "brain weights": lambda: _shipped_weights("brain weights", "mmh_ray.imaging", "brain.safetensors"),
-        "tracking": lambda: _tracking(tracking),
+        "style weights": partial(_shipped_weights, "style weights", "mmh_ray.models", "style.safetensors"),
+        "brain weights": partial(_shipped_weights, "brain weights", "mmh_ray.imaging", "brain.safetensors"),
+        "tracking": partial(_tracking, tracking),
         "Ray start-up": _ray_starts,
     }
     return [_run(name, check) for name, check in checks.items()]
