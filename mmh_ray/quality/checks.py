@@ -45,10 +45,12 @@ def check_scan(sequence: str, figures: Mapping[str, float], config: QualityConfi
         return
     if figures["registration"] < config.least_fit:
         remedy = "Check that it is an MRI of an adult's head and that its orientation is right"
+        other_causes = "Large tumours and weak contrast fit badly, too, and come out wrong."
+        mask_helps = "" if mask_given else "; if so, and the skull was not removed, give a brain mask"
         raise RefusedError(
             f"a head that the ICBM-152 template fits by {figures['registration']:.2f}",
             f"{config.least_fit:g} or more",
-            f"{remedy}." if mask_given else f"{remedy}; give a brain mask if it is.",
+            f"{remedy}{mask_helps}. {other_causes}",
         )
     if sequence in FLUID_IS_BRIGHT:
         _check_tissues(sequence, figures["fluid_contrast"], figures["white_contrast"], config.least_contrast)
