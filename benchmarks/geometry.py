@@ -25,7 +25,7 @@ def differences(source: Path, output: Path) -> list[str]:
     scan, image = nib.load(source), nib.load(output)
     data = image.get_fdata(dtype=np.float32)
     same = {
-        "shape": scan.shape == image.shape,
+        "shape": scan.shape[:3] == image.shape,  # a fourth axis of length 1 is left out
         "affine": np.allclose(scan.affine, image.affine, rtol=0, atol=1e-5),
         "codes": all(scan.header[f"{form}_code"] == image.header[f"{form}_code"] for form in ("qform", "sform")),
         "finite": np.isfinite(data).all(),

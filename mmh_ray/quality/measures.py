@@ -123,7 +123,16 @@ def flags(figures: Mapping[str, float], config: QualityConfig) -> tuple[str, ...
         if value is None:
             continue
         if measure.low is not None and value < measure.low:
-            sentences.append(f"{measure.label}: {value:.3g} is below {measure.low:g}")
+            sentences.append(f"{measure.label}: {_unlike(value, measure.low)} is below {measure.low:g}")
         elif measure.high is not None and value > measure.high:
-            sentences.append(f"{measure.label}: {value:.3g} is above {measure.high:g}")
+            sentences.append(f"{measure.label}: {_unlike(value, measure.high)} is above {measure.high:g}")
     return tuple(sentences)
+
+
+def _unlike(value: float, bound: float) -> str:
+    """A value to three digits, or to as many as tell it from its bound."""
+    for digits in range(3, 17):
+        text = f"{value:.{digits}g}"
+        if float(text) != bound:
+            return text
+    return repr(value)

@@ -157,3 +157,9 @@ def test_shading_as_of_7_tesla_is_no_wrong_sequence(sequence: str, with_mask: bo
     other = "T2w" if sequence == "T1w" else "T1w"
     with pytest.raises(RefusedError, match=f"expected a {other}"):
         check_prepared(other, figures, CONFIG, shaded, prepared, grid, settings)
+
+
+def test_a_figure_just_beyond_its_bound_is_not_written_as_the_bound() -> None:
+    bound = CONFIG.least_registration
+    [flag] = flags({"registration": bound - 1e-7}, CONFIG)
+    assert flag == f"fits the template: {bound - 1e-7:.7g} is below {bound:g}"
