@@ -1,6 +1,6 @@
 """Does training wait for its data? The training's own stream of batches, with a step of a given length in the network's place.
 
-    python benchmarks/data_wait.py PREPARED [--step 0.5] [--loaders 1 2] [--steps 40] [section.key=value ...]
+    python benchmarks/data_wait.py PREPARED [section.key=value ...] [--step 0.5] [--loaders 1 2] [--steps 40]
 
 A row for each number of loaders: share of the time that was waited, and seconds of one loader for one volume. The first
 steps, in which loaders start, are left out.
