@@ -2,7 +2,7 @@
 
     python benchmarks/data_wait.py PREPARED [section.key=value ...] [--step 0.5] [--loaders 1 2] [--steps 40]
 
-A row for each number of loaders: share of the time that was waited, and seconds of one loader for one volume. The first
+A row for each number of loaders: share of the time that was waited, and the longest wait. The first
 steps, in which loaders start, are left out.
 """
 
