@@ -224,7 +224,7 @@ def test_a_task_gives_every_exception_to_its_image(rows, store):
     assert [entry["status"] for entry in PreparedStore(store).index] == ["failed", "ok", "failed"]
 
 
-@pytest.mark.fast
+@pytest.mark.slow
 def test_what_harmonize_would_refuse_is_no_training_volume(rows, store, monkeypatch):
     """Two images that the template fits badly and well, by the figures."""
     found = iter(({"registration": 0.1}, {"registration": 0.9}))
