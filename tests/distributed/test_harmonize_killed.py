@@ -31,6 +31,8 @@ from tests.s3_files import download, keys, upload
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SCANS, KILLS, PATIENCE_S = 10, 2, 900
+STORE_PAUSE_S = 0.5
+"""Between two looks into the store, whose server runs in the test's own process."""
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +58,11 @@ def start(inputs: Path, out: Path | str, bids: Path | str | None = None) -> subp
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def wait_until(reached: Callable[[], object], driver: subprocess.Popen[bytes]) -> None:
-    """Until something is there while the run still goes on."""
+def wait_until(reached: Callable[[], object], driver: subprocess.Popen[bytes], pause_s: float = 0.05) -> None:
+    """Until something is there while the run still goes on; looking takes the processor from the run."""
     while not reached():
         assert driver.poll() is None, "the run ended before"
-        time.sleep(0.01)
+        time.sleep(pause_s)
 
 
 def kill_an_actor(driver: subprocess.Popen[bytes]) -> bool:
@@ -146,14 +148,14 @@ def test_a_run_into_an_object_store_is_killed_and_ends_as_one_into_a_folder(
             return {row["image_id"] for row in current_rows(output.folder)}
 
     driver = start(inputs, out, bids)
-    wait_until(recorded_in_store, driver)
+    wait_until(recorded_in_store, driver, STORE_PAUSE_S)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     time.sleep(2)  # what its actor had begun it may still have ended
     done = recorded_in_store()
     assert 0 < len(done) < SCANS
     last = start(inputs, out, bids)
-    wait_until(lambda: recorded_in_store() - done, last)
+    wait_until(lambda: recorded_in_store() - done, last, STORE_PAUSE_S)
     assert start(inputs, out, bids).wait(timeout=PATIENCE_S) == 2
     assert last.wait(timeout=PATIENCE_S) == 0
     fetched = download(s3, "out", tmp_path / "fetched")

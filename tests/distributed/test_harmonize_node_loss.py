@@ -116,4 +116,4 @@ def wait_until(reached: Callable[[], object], driver: subprocess.Popen) -> None:
     while not reached():
         assert driver.poll() is None, "the run ended before"
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.1)
