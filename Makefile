@@ -10,7 +10,7 @@ OUT ?= demo
 .PHONY: help install demo test lint fast docs audit constraints
 
 help:
-	@echo "make demo    the whole way on phantoms, 15 to 45 minutes on 2 cores (OUT=demo)"
+	@echo "make demo    the whole way on phantoms, 15 to 20 minutes on 2 idle cores (OUT=demo)"
 	@echo "make test    lint, format, types, all tests that need no GPU and no browser"
 	@echo "make fast    the tests of under a minute"
 	@echo "make lint    lint, format, types"
