@@ -27,21 +27,14 @@ import boto3
 import mlflow
 
 from tests.mlflow_server import MlflowServer
+from tests.ray_head import TINY
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 BUCKET = "s3://archive"
 SMALL = [
-    "phantom.sites=2",
+    *TINY,
     "phantom.subjects_per_site=4",
-    "phantom.travelers=0",
-    "phantom.spacing_mm=6",
-    "grid.spacing_mm=6",
-    "grid.shape=[32,40,32]",
-    "prepare.n4=false",
-    "manifest.val_fraction=0.25",
     "manifest.test_fraction=0.25",
-    "model.channels=[8,16]",
-    "train.validation_groups=1",
     "train.checkpoint_every=50",
     f"train.storage={BUCKET}/runs",
     "train.run_name=outage",
