@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmh_ray.config import Config
     from mmh_ray.imaging.volume import Volume
     from mmh_ray.simulation.anatomy import Anatomy
+    from tests.ray_nodes import Nodes
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -87,6 +88,15 @@ def ray_cluster() -> Iterator[None]:
     connect()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
+    """A cluster of a head and as many nodes as the test's parameter says, to be killed."""
+    from tests.ray_nodes import running_nodes
+
+    with running_nodes(request.param) as nodes:
+        yield nodes
 
 
 @pytest.fixture(scope="session")

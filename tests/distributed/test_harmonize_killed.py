@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from mmh_ray.bids.output_folder import output_folder
 from mmh_ray.config import Config, to_dict
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import canonical
+from tests.ray_driver import wait_until
 from tests.s3_files import download, keys, upload
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -56,13 +56,6 @@ def start(inputs: Path, out: Path | str, bids: Path | str | None = None) -> subp
     command = [sys.executable, "-m", "mmh_ray.cli", "harmonize", str(bids or inputs / "bids"), str(out)]
     command += ["--model", str(inputs / "bundle"), "--config", str(inputs / "config.yaml")]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def wait_until(reached: Callable[[], object], driver: subprocess.Popen[bytes], pause_s: float = 0.05) -> None:
-    """Until something is there while the run still goes on; looking takes the processor from the run."""
-    while not reached():
-        assert driver.poll() is None, "the run ended before"
-        time.sleep(pause_s)
 
 
 def kill_an_actor(driver: subprocess.Popen[bytes]) -> bool:

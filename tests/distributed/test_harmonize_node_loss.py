@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +19,8 @@ from mmh_ray.bids.ledger import current_rows, read_ledger
 from mmh_ray.config import Config, to_dict
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import canonical
-from tests.ray_nodes import Nodes, running_nodes
+from tests.ray_driver import wait_until
+from tests.ray_nodes import Nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -47,13 +46,6 @@ pool = ActorPool(Patient.remote, 1, 1, 600.0, 600.0, lambda: "", lambda task, pr
 rows = [row for rows in pool.run([{"image_id": "patient"}]) for row in rows]
 Path(sys.argv[3]).write_text(json.dumps(rows))
 """
-
-
-@pytest.fixture
-def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
-    """As many as the test's parameter says."""
-    with running_nodes(request.param) as nodes:
-        yield nodes
 
 
 @pytest.mark.parametrize("nodes", [2], indirect=True)
@@ -108,12 +100,3 @@ def test_an_image_whose_node_is_lost_twice_is_done_on_a_third(nodes: Nodes, tmp_
     finally:
         driver.kill()
     assert json.loads(result.read_text()) == [{"image_id": "patient", "status": "done"}]
-
-
-def wait_until(reached: Callable[[], object], driver: subprocess.Popen) -> None:
-    """Until something is there while the run still goes on."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not reached():
-        assert driver.poll() is None, "the run ended before"
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -23,7 +23,7 @@ from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.trainer import Trainer
 from mmh_ray.shards import PreparedStore
 from tests.distributed.test_datasets import CONFIG, write_store
-from tests.ray_nodes import Nodes, running_nodes
+from tests.ray_nodes import Nodes
 
 pytestmark = [
     pytest.mark.slow,
@@ -55,13 +55,6 @@ Path(sys.argv[2]).write_text(json.dumps({"run_id": trained.run_id, "validation":
 
 
 GOES_ON = "training goes on from its last checkpoint"
-
-
-@pytest.fixture
-def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
-    """As many as the test's parameter says."""
-    with running_nodes(request.param) as nodes:
-        yield nodes
 
 
 @pytest.fixture(scope="module")
