@@ -6,6 +6,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 OUT ?= demo
 
+# Images of Python often forbid it to keep what it compiled. Hundreds of processes would each compile all packages anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint fast docs audit constraints
 
