@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import resource
 import subprocess
 import sys
@@ -76,8 +77,13 @@ def room_of(path: Path) -> str:
     return "" if first == "__init__" else first
 
 
-def imports_of(path: Path) -> Iterator[str]:
+@functools.cache
+def imports_of(path: Path) -> frozenset[str]:
     """Dotted names of everything a file imports; `from a import b` gives `a.b`."""
+    return frozenset(_read_imports(path))
+
+
+def _read_imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -122,7 +128,7 @@ def test_the_reader_of_imports_sees_all_forms(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "mmh_ray" / "models" / "net.py"
     path.parent.mkdir(parents=True)
     path.write_text("import ray.data\nfrom ..bids import x\nfrom . import y\ndef f():\n    from mmh_ray import demo\n")
-    assert set(imports_of(path)) == {"ray.data", "mmh_ray.bids.x", "mmh_ray.models.y", "mmh_ray.demo"}
+    assert imports_of(path) == {"ray.data", "mmh_ray.bids.x", "mmh_ray.models.y", "mmh_ray.demo"}
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
