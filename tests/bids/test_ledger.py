@@ -100,6 +100,7 @@ def test_a_killed_driver_loses_nothing(tmp_path):
     assert len(read_ledger(tmp_path / "ledger.parquet")) == 5
 
 
+@pytest.mark.slow
 def test_a_half_written_line_costs_only_itself(tmp_path, caplog):
     path = tmp_path / ".ledger.jsonl"
 

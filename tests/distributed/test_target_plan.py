@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.fs
 import pytest
 import torch
-from open_clip.model import _build_vision_tower
 from safetensors.torch import save_file
 
 from mmh_ray.config import Config, HarmonizeConfig, StyleConfig, TargetConfig
@@ -331,6 +330,8 @@ def test_the_aggregator_learns_from_styles_and_training_images(monkeypatch: pyte
 def test_a_target_of_another_tower_is_evaluated_with_its_own_aggregator(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
+    from open_clip.model import _build_vision_tower  # takes seconds, which collecting the other tests need not pay
+
     vision = {"layers": 1, "width": 16, "head_width": 8, "patch_size": 16, "image_size": 32}
     one, other = (tmp_path / name for name in ("one", "other"))
     for folder in (one, other):

@@ -18,6 +18,7 @@ from mmh_ray.models.bundle import load_bundle
 pytestmark = pytest.mark.fast
 
 
+@pytest.mark.slow
 def test_the_last_resort_is_the_cpu_and_the_next_image_tries_the_gpu_again(
     tiny_bundle: Path, tiny_config: Config, plain_scan: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ def test_contrast_and_sharpness_of_the_reference_are_found(
     assert not target.weights
 
 
+@pytest.mark.slow
 def test_a_mask_on_another_grid_is_laid_on_the_scan(harmonizer: Harmonizer, anatomy: Anatomy) -> None:
     scan, brain = Volume(canonical(anatomy, "T1w", 4.0) ** 1.6, anatomy.affine), anatomy.brain.astype(np.float32)
     moved = anatomy.affine.copy()

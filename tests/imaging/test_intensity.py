@@ -119,6 +119,7 @@ def test_barycentre_of_two_normals_is_the_normal_of_mean_mean_and_mean_deviation
     )
 
 
+@pytest.mark.slow
 def test_bias_correction_brings_the_image_nearer_to_the_truth(
     anatomy: Anatomy, clean: np.ndarray, shaded: np.ndarray, spacing: float
 ) -> None:

@@ -202,6 +202,7 @@ def mutants(rng: np.random.Generator, count: int) -> Iterator[tuple[str, bytes]]
         yield f"{number} {way}", bytes(content)
 
 
+@pytest.mark.slow
 def test_mutants_are_refused_or_read_and_written_whole(tmp_path: Path, rng: np.random.Generator) -> None:
     """Nothing else escapes, and none takes long or much. Warnings are errors here."""
     path = tmp_path / "a.nii.gz"

@@ -150,6 +150,7 @@ def test_unit_of_the_scan_does_not_matter(
     assert scaled.scaling.high == pytest.approx(factor * once.scaling.high, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [PLAIN, PrepareConfig(n4_iterations=(5,))], ids=["plain", "n4"])
 @pytest.mark.parametrize("floor", [-300.0, -5.0])
 def test_zero_of_the_scan_does_not_matter(
@@ -223,6 +224,7 @@ def tilted(anatomy: Anatomy, clean: np.ndarray, degrees: float) -> Volume:
     return Volume(clean, turn @ anatomy.affine)
 
 
+@pytest.mark.slow
 def test_a_tilted_head_is_upright_on_the_working_grid(anatomy: Anatomy, clean: np.ndarray) -> None:
     upright = prepare_volume(Volume(clean, anatomy.affine), anatomy.brain, GRID, PLAIN)
     nodding = tilted(anatomy, clean, 25)
@@ -285,4 +287,4 @@ def test_mask_smaller_than_a_working_voxel_is_refused() -> None:
 
 def test_mask_over_nothing_is_refused(anatomy: Anatomy, clean: np.ndarray) -> None:
     with pytest.raises(DataError, match="positive contrast"):
-        prepare_volume(Volume(clean, anatomy.affine), clean == 0, GRID, PLAIN)
+        prepare_volume(Volume(clean, anatomy.affine), clean == 0, GRID, replace(PLAIN, register=False))

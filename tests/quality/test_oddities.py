@@ -144,6 +144,7 @@ def test_a_mask_beside_the_brain_shows(person: Anatomy, scan: np.ndarray, axis: 
     assert "mask beside the brain, mm" in flagged(figures_of(person, scan, beside))
 
 
+@pytest.mark.slow
 def test_air_lies_below_padding_and_under_a_mask(person: Anatomy, scan: np.ndarray) -> None:
     """A constant was added to all intensities, and zeros put around the head or in the corners after that."""
     shown = scan > 0.05

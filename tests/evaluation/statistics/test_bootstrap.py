@@ -81,6 +81,7 @@ def test_any_statistic_resamples_people_with_all_their_images(rng):
     assert found == pytest.approx(bootstrap(values, subjects), abs=0.05)
 
 
+@pytest.mark.slow
 def test_interval_of_agreement_between_images_covers_0_where_labels_are_dealt_at_random(rng):
     """Copies of an image always agree: drawn with replacement, interval and chance would part."""
     held, above = 0, 0

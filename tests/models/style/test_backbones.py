@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from open_clip.model import _build_vision_tower
 
 from mmh_ray.config import StyleConfig
 from mmh_ray.errors import ModelError
@@ -30,13 +29,20 @@ VISION = {"layers": 1, "width": 16, "head_width": 8, "patch_size": 16, "image_si
 SETTINGS = {"model_cfg": {"embed_dim": 8, "vision_cfg": VISION, "text_cfg": {"hf_model_name": "not/there"}}}
 
 
+def vision_tower(settings: dict) -> torch.nn.Module:
+    """An image tower of open_clip with random weights, of eight features."""
+    from open_clip.model import _build_vision_tower  # takes seconds, which collecting the tests need not pay
+
+    return _build_vision_tower(8, settings)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A one-layer image tower with random weights, as a hub's folder holds them: the text tower's weights beside it."""
     path = tmp_path / "tiny-clip"
     path.mkdir()
     (path / "open_clip_config.json").write_text(json.dumps(SETTINGS))
-    tower = _build_vision_tower(8, VISION)
+    tower = vision_tower(VISION)
     state = {f"visual.{name}": value.contiguous() for name, value in tower.state_dict().items()}
     safetensors.torch.save_file(state | {"text.proj": torch.ones(2)}, path / "open_clip_model.safetensors")
     return path
@@ -119,7 +125,7 @@ def test_folder_encodes_volumes_differentiably(folder: Path) -> None:
 def test_residual_tower_takes_slices_of_any_size(folder: Path) -> None:
     settings = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None, "image_size": 64}
     (folder / "open_clip_config.json").write_text(json.dumps({"embed_dim": 8, "vision_cfg": settings}))
-    state = {f"visual.{name}": value for name, value in _build_vision_tower(8, settings).state_dict().items()}
+    state = {f"visual.{name}": value for name, value in vision_tower(settings).state_dict().items()}
     safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
     backbone = load_backbone(StyleConfig(backbone=str(folder)))
     for size in ((40, 48), (80, 72)):
@@ -243,7 +249,7 @@ def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
 def test_a_tower_of_timm_is_built_by_its_name(folder: Path) -> None:
     settings = described(timm_model_name="vit_tiny_patch16_224", timm_pool="", timm_proj="linear", image_size=32)
     (folder / "open_clip_config.json").write_text(json.dumps(settings))
-    tower = _build_vision_tower(8, settings["vision_cfg"])
+    tower = vision_tower(settings["vision_cfg"])
     state = {f"visual.{name}": value.contiguous() for name, value in tower.state_dict().items()}
     safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
     assert load_backbone(StyleConfig(backbone=str(folder))).dimensions == 8
