@@ -42,6 +42,7 @@ def figures_of(person: Anatomy, data: np.ndarray) -> dict[str, float]:
     return describe_scan(Volume(data.astype(np.float32), person.affine), person.brain, registration)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", [from_the_middle, from_the_back, askew])
 @pytest.mark.parametrize("sequence", ["T1w", "T2w"])
 def test_a_strong_field_hides_no_order(person: Anatomy, sequence: str, field) -> None:

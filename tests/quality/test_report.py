@@ -169,6 +169,7 @@ def test_a_cohort_without_any_result_has_a_page(page, image, count):
     assert "nan" not in written.text.lower().replace("nine", "")
 
 
+@pytest.mark.slow
 def test_ten_thousand_images_fit_into_a_few_megabytes(page, many, tmp_path):
     written = page(many(10_000))
     assert (tmp_path / "report.html").stat().st_size < 4_000_000

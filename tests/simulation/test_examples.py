@@ -46,6 +46,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_scanner_another_scan() -
     assert np.abs(made("T1w", 1).scan - made("T1w", 2).scan).max() > 0.05
 
 
+@pytest.mark.slow
 def test_scans_differ_more_than_their_truths() -> None:
     examples = [made("T1w", seed) for seed in range(6)]
     common = np.logical_and.reduce([one.mask for one in examples])

@@ -97,6 +97,7 @@ def test_depth_is_positive_in_the_brain_alone(label_map: str) -> None:
     assert not found.brain[(found.fractions[BONE] > 0.9)].any()
 
 
+@pytest.mark.slow
 def test_ventricles_grow_and_cortex_thins(label_map: str) -> None:
     plain, wide, thin = head(label_map), head(label_map, ventricles=2.0), head(label_map, atrophy=0.5)
     middle = (slice(11, 21), slice(15, 25), slice(11, 21))  # the ventricle, and no fluid of the surface
@@ -105,6 +106,7 @@ def test_ventricles_grow_and_cortex_thins(label_map: str) -> None:
     assert thin.fractions[GREY].sum() < 0.95 * plain.fractions[GREY].astype(float).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "channel"), [("lesions", LESION), ("tumours", LESION), ("cavities", FLUID)])
 def test_what_is_asked_for_is_there(label_map: str, what: str, channel: int) -> None:
     plain, ill = head(label_map), head(label_map, **{what: 3})
