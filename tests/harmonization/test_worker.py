@@ -336,6 +336,7 @@ def test_an_error_that_is_not_of_memory_is_not_tried_again(
     assert problem_of(found).text.startswith(f"{scan}: RuntimeError: shapes differ; expected no error. ")
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_written_whole_fails_the_image_and_leaves_nothing(
     tiny_bundle_files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def test_shares_add_up_to_one_inside_the_head(label_map: str) -> None:
     assert np.isclose(total[16, 20, 16], 1, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_one_another_person(label_map: str) -> None:
     first, again, other = head(label_map), head(label_map), head(label_map, seed=4)
     np.testing.assert_array_equal(first.fractions, again.fractions)
