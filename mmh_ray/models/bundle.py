@@ -169,11 +169,7 @@ def _plain_weights(model: GlobalHarmonizer) -> dict[str, Tensor]:
 def _schedule_facts(model: GlobalHarmonizer) -> dict[str, Any]:
     """What diffusers records of the model's schedule, without its private entries."""
     scheduler: Any = model.scheduler  # diffusers hides its attributes from type checkers
-    facts = {}
-    for key, value in scheduler.config.items():
-        if not key.startswith("_"):
-            facts[key] = value
-    return facts
+    return {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
 
 
 def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
@@ -302,10 +298,7 @@ def _checked_scheduler(path: Path, config: Config, recorded: Mapping[str, Any]) 
     if of_bundle != of_settings:
         received = f"{place}={str(of_bundle)[:400]}"
         raise ModelError(received, f"that of its settings, {of_settings}", _REBUILD)
-    nested = []
-    for key, value in recorded.items():
-        if isinstance(value, list | dict):
-            nested.append(key)
+    nested = [key for key, value in recorded.items() if isinstance(value, list | dict)]
     if nested or len(recorded) > MOST_OF_SCHEDULE:
         names = ", ".join(sorted(nested))
         what = names[:200] or f"{len(recorded)} keys"

@@ -163,9 +163,7 @@ def _path(densities: np.ndarray, highest: float, intensities: np.ndarray = _MIDD
     """An SVG path through these points."""
     across = _x(intensities)
     down = _y(densities, highest)
-    points = []
-    for x, y in zip(across, down, strict=True):
-        points.append(f"{x:.1f} {y:.1f}")
+    points = [f"{x:.1f} {y:.1f}" for x, y in zip(across, down, strict=True)]
     return "M" + "L".join(points)
 
 

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from mmh_ray.imaging.smoothing import FWHM_PER_SIGMA
 from mmh_ray.simulation.anatomy import smooth_noise
+from mmh_ray.simulation.deformation import axes_mm
 from mmh_ray.simulation.people import Head
 from mmh_ray.simulation.protocols import CANONICAL, Matter, Scan, canonical_levels
 from mmh_ray.simulation.tissues import ODDITY, TISSUES, WHITE
@@ -117,11 +118,7 @@ def _receive_field(shape: tuple[int, ...], field_t: float, rng: np.random.Genera
     wide = smooth_noise(rng, shape, wide_mm / spacing_mm)
     narrow_mm = rng.uniform(40, 60)
     narrow = smooth_noise(rng, shape, narrow_mm / spacing_mm)
-    axes = []
-    for length in shape:
-        middle = (length - 1) / 2
-        axes.append((np.arange(length) - middle) * spacing_mm / 90)  # 1 is 90 mm from the middle
-    across, ahead, up = axes
+    across, ahead, up = (axis_mm / 90 for axis_mm in axes_mm(shape, spacing_mm))  # 1 is 90 mm from the middle
     squared_distance = across[:, None, None] ** 2 + ahead[:, None] ** 2 + up**2
     curvature = rng.normal(0, 1.0)
     dome = curvature * strength * squared_distance

@@ -76,10 +76,7 @@ class LabelMap:
     @cached_property
     def lacking(self) -> tuple[str, ...]:
         """Tissues of fewer than :data:`LEAST_VOXELS` voxels, of which there are no figures."""
-        lacking = []
-        for tissue in TISSUES:
-            if np.count_nonzero(self.of(tissue)) < LEAST_VOXELS:
-                lacking.append(tissue)
+        lacking = [tissue for tissue in TISSUES if np.count_nonzero(self.of(tissue)) < LEAST_VOXELS]
         return tuple(lacking)
 
     def remarks(self) -> list[str]:

@@ -45,9 +45,7 @@ def w1_between_sites(distributions: np.ndarray, sites: np.ndarray) -> float:
         of_site = distributions[sites == site]
         site_means.append(of_site.mean(axis=0))
     step = float(_GRID[1] - _GRID[0])
-    distances = []
-    for a, b in combinations(site_means, 2):
-        distances.append(np.abs(a - b).sum() * step)
+    distances = [np.abs(a - b).sum() * step for a, b in combinations(site_means, 2)]
     return float(np.mean(distances)) if distances else float("nan")
 
 

@@ -197,9 +197,7 @@ def _cooccurrence(scaled: np.ndarray, mask: np.ndarray, heights: np.ndarray) -> 
     brain_levels = 1 + np.clip(scaled * _LEVELS, 0, _LEVELS - 1).astype(np.uint8)
     levels = np.where(mask, brain_levels, 0).astype(np.uint8)  # 0 is the background
     angles = [0, np.pi / 2]
-    matrices = []
-    for height in heights:
-        matrices.append(graycomatrix(levels[:, :, height], [1], angles, levels=_LEVELS + 1))
+    matrices = [graycomatrix(levels[:, :, height], [1], angles, levels=_LEVELS + 1) for height in heights]
     counts = np.sum(matrices, axis=0)
     counts_in_brain = counts[1:, 1:]
     pairs = counts_in_brain.sum(axis=3, keepdims=True).astype(np.float64)

@@ -82,10 +82,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 def tissue_dice(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """:func:`dice` of every tissue of two label images of :func:`tissue_labels`."""
-    overlaps = {}
-    for label, tissue in enumerate(TISSUES, start=1):
-        overlaps[tissue] = dice(a == label, b == label)
-    return overlaps
+    return {tissue: dice(a == label, b == label) for label, tissue in enumerate(TISSUES, start=1)}
 
 
 def mean_dice(a: np.ndarray, b: np.ndarray) -> float:

@@ -115,10 +115,7 @@ def _halves(subjects: np.ndarray, at_home: np.ndarray) -> dict[str, int]:
     """0 or 1 by subject; those seen at home are dealt first, so that both halves have somebody to learn from."""
     first = np.unique(at_home)
     others = np.setdiff1d(subjects, at_home)
-    halves = {}
-    for number, name in enumerate([*first, *others]):
-        halves[name] = number % 2
-    return halves
+    return {name: number % 2 for number, name in enumerate([*first, *others])}
 
 
 def _train(images: Sequence[TissueSlices], seed: int, steps: int) -> nn.Module:

@@ -183,9 +183,7 @@ def _cross_validate(
 
 def _splits(sites: np.ndarray, subjects: np.ndarray, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Folds by subject in which every site has its share of images."""
-    subjects_by_site = {}
-    for site in np.unique(sites):
-        subjects_by_site[site] = len(np.unique(subjects[sites == site]))
+    subjects_by_site = {site: len(np.unique(subjects[sites == site])) for site in np.unique(sites)}
     fewest = min(subjects_by_site.values(), default=0)
     if len(subjects_by_site) < 2 or fewest < 2:
         counts = ", ".join(f"{site}: {count}" for site, count in subjects_by_site.items())

@@ -127,9 +127,7 @@ def _colours(groups: Iterable[str]) -> dict[str, str]:
 
 
 def _site_legend(figure: Figure, colours: Mapping[str, str]) -> None:
-    lines = []
-    for site, colour in colours.items():
-        lines.append(Line2D([], [], color=colour, linewidth=3, label=site))
+    lines = [Line2D([], [], color=colour, linewidth=3, label=site) for site, colour in colours.items()]
     columns = min(len(lines), 8)
     figure.legend(handles=lines, loc="outside lower center", ncols=columns, frameon=False, labelcolor=_INK)
 

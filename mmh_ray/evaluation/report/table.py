@@ -46,9 +46,7 @@ def as_table(results: Results) -> Group:
 
     An asterisk stands at the best simple baseline. Print with ``rich.console.Console().print(as_table(results))``.
     """
-    tables = []
-    for sequence, methods in results.items():
-        tables.append(_sequence_table(sequence, methods))
+    tables = [_sequence_table(sequence, methods) for sequence, methods in results.items()]
     return Group(*tables)
 
 
