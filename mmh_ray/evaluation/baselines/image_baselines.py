@@ -9,9 +9,10 @@ True, both sides work on images after N4 (:func:`mmh_ray.imaging.intensity.corre
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
@@ -36,26 +37,24 @@ def quantile_function(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.quantile(intensities, probabilities)
 
 
-class Baseline(Protocol):
+class Baseline(ABC):
     """What every opponent can do."""
 
-    bias_corrected: ClassVar[bool]
+    bias_corrected: ClassVar[bool] = False
     """Whether it works on images after N4."""
 
     @classmethod
-    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Baseline:
+    @abstractmethod
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
         """Fit from the training images' quantile functions."""
-        ...
 
+    @abstractmethod
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The standardised image, float32, on the same grid."""
-        ...
 
 
-class Unfitted:
+class Unfitted(Baseline):
     """What learns nothing from a cohort."""
-
-    bias_corrected: ClassVar[bool] = False
 
     @classmethod
     def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
@@ -91,7 +90,7 @@ class ZScore(Unfitted):
 
 
 @dataclass(frozen=True)
-class WhiteStripe:
+class WhiteStripe(Baseline):
     """``(x − μ) / σ`` with the mean and standard deviation of normal-appearing white matter (Shinohara et al. 2014).
 
     White matter is the peak of the brain's histogram farthest from the fluid: the brightest where fluid is dark
@@ -106,7 +105,7 @@ class WhiteStripe:
     bias_corrected: ClassVar[bool] = True
 
     @classmethod
-    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> WhiteStripe:
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
         """Whether the histograms' tails, to the 1st and the 99th percentile, are longer above the median than below."""
         skews = []
         for quantile in quantiles:
@@ -144,16 +143,14 @@ class WhiteStripe:
 
 
 @dataclass(frozen=True)
-class Nyul:
+class Nyul(Baseline):
     """Landmark standardisation (Nyúl & Udupa 1999; Nyúl, Udupa & Zhang 2000): percentiles 1, 10, 20 … 90, 99."""
 
     landmarks: np.ndarray
     """``(11,)`` standard intensities of the percentiles, from 0 to 100."""
 
-    bias_corrected: ClassVar[bool] = False
-
     @classmethod
-    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Nyul:
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
         """Mean of the images' landmarks, each image's first and last mapped to 0 and 100."""
         scaled = []
         for quantile in quantiles:
@@ -178,13 +175,11 @@ class Nyul:
 
 
 @dataclass(frozen=True)
-class HistogramMatching:
+class HistogramMatching(Baseline):
     """Full quantile mapping of the brain onto the cohort's mean quantile function, as it is scanned."""
 
     quantiles: np.ndarray
     """``(LEVELS,)`` mean quantile function of the cohort; every image enters it with its 99th percentile at 1."""
-
-    bias_corrected: ClassVar[bool] = False
 
     @classmethod
     def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
@@ -243,12 +238,6 @@ BASELINES: dict[str, type[Baseline]] = {
     "n4_histogram_matching": CorrectedHistogramMatching,
     "n4_histogram_matching_nlm": DenoisedHistogramMatching,
 }
-
-
-def apply_baseline(baseline: Baseline, image: np.ndarray, corrected: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The standardised image, from the scan as it is or from the scan after N4, whichever the method works on."""
-    scan = corrected if baseline.bias_corrected else image
-    return baseline.apply(scan, mask)
 
 
 def _landmarks(quantile: np.ndarray) -> np.ndarray:

@@ -56,6 +56,10 @@ class Metric(NamedTuple):
         """What of a number or an array is compared: itself, or its distance to 1."""
         return abs(values - 1) if self.better == "one" else values
 
+    def worth(self, value: float) -> float:
+        """A number whose more is better; 0 where neither direction is."""
+        return self.sign * self.judged(value)
+
 
 _PROBE = "balanced accuracy of telling the site, cross-validated by subject; chance is one over the sites"
 _OVER = "between one person's images of two sites"

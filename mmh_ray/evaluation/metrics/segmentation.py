@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
+from scipy.special import softmax
 from skimage.filters import threshold_multiotsu
 
 from mmh_ray.errors import DataError
@@ -128,7 +129,8 @@ def _classify(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         volume[:, mask] = probabilities
         neighbours_alike = np.stack([_sum_of_neighbours(one_class)[mask] for one_class in volume])
         potential = SMOOTHNESS * 6 * neighbours_alike / brain_neighbours
-        probabilities = _softmax(_log_likelihood(values, probabilities) + potential)
+        likelihood = _log_likelihood(values, probabilities)
+        probabilities = softmax(likelihood + potential, axis=0)
     volume[:, mask] = probabilities
     return volume
 
@@ -146,8 +148,3 @@ def _log_likelihood(values: np.ndarray, probabilities: np.ndarray) -> np.ndarray
     sum_of_squares = float((probabilities * squares).sum(dtype=np.float64))
     variance = max(sum_of_squares / values.size, _LEAST_DEVIATION**2)
     return -0.5 * squares / variance
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=0))
-    return powers / powers.sum(axis=0)

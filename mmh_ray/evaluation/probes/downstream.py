@@ -151,8 +151,6 @@ def _check_count(groups: np.ndarray, plural: str) -> None:
 
 
 def _centred_in_sites(ranks: np.ndarray, site_codes: np.ndarray) -> np.ndarray:
-    if not ranks.size:
-        return ranks
     site_means = np.bincount(site_codes, ranks) / np.bincount(site_codes)
     return ranks - site_means[site_codes]
 
