@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from mmh_ray.config import GridConfig
@@ -25,9 +26,9 @@ def working_affine(
         scan's: a scan of the grid's own spacing and axes is then only cropped or padded, not blurred by interpolation.
     """
     half = grid.spacing_mm * (np.array(grid.shape) - 1) / 2
-    working = np.diag([*[grid.spacing_mm] * 3, 1.0])
+    working = np.diag([grid.spacing_mm, grid.spacing_mm, grid.spacing_mm, 1.0])
     if axes is not None:
-        places_mm = np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
+        places_mm = apply_affine(affine, np.argwhere(mask))
         along_axes = places_mm @ axes
         low = along_axes.min(axis=0)
         high = along_axes.max(axis=0)
@@ -101,7 +102,7 @@ def share_held(
     """Part of the voxels of a mask ``(I, J, K)`` bool whose centres another grid holds, outside the ``holes`` of that
     grid."""
     step = np.linalg.inv(target_affine) @ affine
-    voxels = np.argwhere(mask) @ step[:3, :3].T + step[:3, 3]
+    voxels = apply_affine(step, np.argwhere(mask))
     after_first = voxels > -0.5
     before_last = voxels < np.array(shape) - 0.5
     held = (after_first & before_last).all(axis=1)

@@ -116,10 +116,7 @@ def _run_plane(model: GlobalHarmonizer, scan: _PreparedScan, plane: str, setting
     """The estimate ``(X, Y, Z)`` of one plane's slices, a batch of slabs after the other."""
     indices = brain_slices(scan.mask, plane)
     batches = math.ceil(len(indices) / settings.batch_slabs)
-    estimates = []
-    for batch in np.array_split(indices, batches):
-        slabs = _run_slabs(model, scan, plane, batch, settings)
-        estimates.append(slabs)
+    estimates = [_run_slabs(model, scan, plane, batch, settings) for batch in np.array_split(indices, batches)]
     return assemble(np.concatenate(estimates), plane, indices.tolist(), scan.image.shape)
 
 
