@@ -65,13 +65,7 @@ def from_grid(data: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, s
     """Resample working-grid data to a native grid: linear, continued outside by its nearest voxel."""
     step = np.linalg.inv(affine) @ native_affine
     source = data.astype(np.float32)
-    return ndimage.affine_transform(
-        source,
-        step,
-        output_shape=tuple(shape),
-        order=1,
-        mode="nearest",
-    )
+    return ndimage.affine_transform(source, step, output_shape=tuple(shape), order=1, mode="nearest")
 
 
 def cut_out(data: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -130,9 +124,6 @@ def box_of(mask: np.ndarray, margin: int | Sequence[int] = 0) -> tuple[slice, ..
         occupied = np.flatnonzero(mask.any(axis=other_axes))
         first = int(occupied[0]) - margins[axis]
         past_last = int(occupied[-1]) + 1 + margins[axis]
-        span = slice(
-            max(0, first),
-            min(mask.shape[axis], past_last),
-        )
+        span = slice(max(0, first), min(mask.shape[axis], past_last))
         box.append(span)
     return tuple(box)

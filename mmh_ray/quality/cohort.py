@@ -220,7 +220,8 @@ def count_row(site: str, sequence: str, images: Sequence[ImageRecord], measures:
     """The counts of these images."""
     counts = Counter(image.status for image in images)
     by_status = tuple(counts[status] for status in STATUSES)
-    to_look_at = sum(image.is_harmonized and concerns(image, measures) > 0 for image in images)
+    harmonized = [image for image in images if image.is_harmonized]
+    to_look_at = sum(concerns(image, measures) > 0 for image in harmonized)
     return CountRow(site, sequence, by_status, to_look_at)
 
 

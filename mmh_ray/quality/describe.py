@@ -155,8 +155,12 @@ def _tissue_means(volume: Volume, brain: np.ndarray, registration: Registration,
     spread = float(image[inside].std())
     if spread == 0:
         return _NO_TISSUES
-    grey, white, fluid = (float((image * weight).sum() / weight.sum()) for weight in weights)
-    return _TissueMeans(grey + floor, white + floor, fluid + floor, spread)
+    means = []
+    for weight in weights:
+        total = (image * weight).sum()
+        means.append(float(total / weight.sum()) + floor)
+    grey, white, fluid = means
+    return _TissueMeans(grey, white, fluid, spread)
 
 
 def _coverage(volume: Volume, registration: Registration, holes: np.ndarray | None) -> float:

@@ -21,13 +21,7 @@ def deformed_shares(label_map: LabelMap, traits: HeadTraits, grid: GridConfig, r
     factor = max(2, round(grid.spacing_mm))
     places = _places(label_map, traits, grid, rng)
     fine_places = np.stack([_finer(part, factor) for part in places])
-    channels = ndimage.map_coordinates(
-        label_map.channels,
-        fine_places,
-        order=0,
-        mode="constant",
-        cval=AIR,
-    )
+    channels = ndimage.map_coordinates(label_map.channels, fine_places, order=0, mode="constant", cval=AIR)
     voxels = int(np.prod(grid.shape))
     voxel = np.arange(voxels).reshape(grid.shape)
     for axis in range(3):

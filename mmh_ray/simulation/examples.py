@@ -82,11 +82,7 @@ def example(head: Head, sequence: str, seed: int, grid: GridConfig, n4_iteration
     corrected = correct_bias(image, mask, spacing, n4_iterations)
     unit = robust_scaling(corrected, mask).apply(corrected)
     canonical = canonical_image(head, sequence, oddity)
-    return Example(
-        scan=np.clip(unit, 0, 2) * mask,
-        truth=np.clip(canonical, 0, 1.6) * mask,
-        mask=mask,
-    )
+    return Example(scan=np.clip(unit, 0, 2) * mask, truth=np.clip(canonical, 0, 1.6) * mask, mask=mask)
 
 
 def found_brain(head: Head, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:

@@ -71,7 +71,8 @@ def _thin_cortex(fractions: np.ndarray, share: float, spacing_mm: float) -> None
     """Turn a share of the grey matter beside fluid into fluid, in place."""
     if not share:
         return
-    near_fluid = np.clip(2 * ndimage.gaussian_filter(fractions[FLUID], 3.0 / spacing_mm), 0, 1)
+    blurred_fluid = ndimage.gaussian_filter(fractions[FLUID], 3.0 / spacing_mm)
+    near_fluid = np.clip(2 * blurred_fluid, 0, 1)
     lost = share * fractions[GREY] * near_fluid
     fractions[FLUID] += lost
     fractions[GREY] -= lost

@@ -51,11 +51,7 @@ class Matter:
         width[:8] = 1.0  # healthy brain
         deviation = rng.normal(0, spread, (3, len(TISSUES)))
         density_factor, t1_factor, t2_factor = np.exp(deviation * width)
-        return Matter(
-            density=self.density * density_factor,
-            t1_ms=self.t1_ms * t1_factor,
-            t2_ms=self.t2_ms * t2_factor,
-        )
+        return Matter(density=self.density * density_factor, t1_ms=self.t1_ms * t1_factor, t2_ms=self.t2_ms * t2_factor)
 
 
 class Acquisition(Protocol):
@@ -126,7 +122,8 @@ class InversionGradientEcho:
         half_train = decay ** (self.echoes / 2)
         centre_echo = driven + (first_echo - driven) * half_train
         excited = matter.density * np.sin(angle)
-        return excited * np.abs(centre_echo) * _t2_star_decay(matter, self.te_ms)
+        decay_to_echo = _t2_star_decay(matter, self.te_ms)
+        return excited * np.abs(centre_echo) * decay_to_echo
 
 
 @dataclass(frozen=True)
@@ -336,10 +333,7 @@ _DRAW = {"T1w": _draw_t1w, "T2w": _draw_t2w, "FLAIR": _draw_flair, "PDw": _draw_
 
 
 def _free(
-    rng: np.random.Generator,
-    sequence: str,
-    fluid: tuple[float, float],
-    grey: tuple[float, float],
+    rng: np.random.Generator, sequence: str, fluid: tuple[float, float], grey: tuple[float, float]
 ) -> FreeContrast:
     """Fluid and grey matter drawn relative to white; what else is brain keeps its place between them, a little shifted;
     the rest is free.

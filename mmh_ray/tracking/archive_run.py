@@ -131,12 +131,7 @@ class ArchiveRun:
         experiment = f"{tracking.experiment}{EXPERIMENT_ENDING}"
         config = dataclasses.replace(self._config, tracking=dataclasses.replace(tracking, experiment=experiment))
         source = loggable_uri(self._record.source)
-        facts = {
-            **self._facts,
-            "source": source,
-            "model": self._record.model,
-            "model_hash": self._record.model_hash,
-        }
+        facts = {**self._facts, "source": source, "model": self._record.model, "model_hash": self._record.model_hash}
         has_warned = False
         while True:
             is_last = self._is_over.is_set()

@@ -60,12 +60,7 @@ def record_evaluation(
     log_input(run_id, data)
     # a SQLite store keeps the id of the model in the source only
     logged = version.model_id or (version.source or "").removeprefix("models:/")
-    owner = {
-        "model_id": logged,
-        "dataset_name": data.name,
-        "dataset_digest": data.short_digest,
-        "run_id": run_id,
-    }
+    owner = {"model_id": logged, "dataset_name": data.name, "dataset_digest": data.short_digest, "run_id": run_id}
     entries = [Metric(name, value, now, 0, **owner) for name, value in sorted(metrics.items())]
     send_metrics(run_id, entries)
     for path in files:

@@ -118,8 +118,10 @@ class WhiteStripe(Baseline):
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """White matter at 0 and its spread at 1; a flat brain becomes 0."""
-        values = np.sort(image[mask].astype(np.float64))
-        peak_rank = np.searchsorted(values, self._peak(values)) / values.size  # 0 to 1
+        values = image[mask].astype(np.float64)
+        values.sort()
+        below_peak = np.searchsorted(values, self._peak(values))
+        peak_rank = below_peak / values.size  # 0 to 1
         lowest_rank = max(peak_rank - _STRIPE, 0)
         highest_rank = min(peak_rank + _STRIPE, 1)
         first = int(lowest_rank * (values.size - 1))
@@ -134,12 +136,14 @@ class WhiteStripe(Baseline):
         if not high > low:
             return float(low)
         counts, edges = np.histogram(values, 256, (low, high))
-        smoothed = gaussian_filter1d(np.pad(counts.astype(float), _MARGIN), 4)
+        padded = np.pad(counts.astype(float), _MARGIN)
+        smoothed = gaussian_filter1d(padded, 4)
         peaks, _ = find_peaks(smoothed, prominence=0.02 * smoothed.max())
         # peaks are sorted by intensity
         farthest_from_fluid = peaks[0] if self.fluid_is_bright else peaks[-1]
         white_bin = int(np.clip(farthest_from_fluid - _MARGIN, 0, 255))
-        return float((edges[white_bin] + edges[white_bin + 1]) / 2)
+        ends_of_bin = edges[white_bin : white_bin + 2]
+        return float(ends_of_bin.sum() / 2)
 
 
 @dataclass(frozen=True)
@@ -165,12 +169,13 @@ class Nyul(Baseline):
         """Piecewise linear from the image's landmarks to the standard ones; the outer pieces continue beyond them."""
         landmarks_of_image = _landmarks(quantile_function(image, mask))
         knots = MonotoneMap.between(landmarks_of_image, self.landmarks)
-        mapped = np.interp(image, knots.source, knots.target)
-        if knots.source.size > 1:
-            slopes = np.diff(knots.target) / np.diff(knots.source)
-            below = np.minimum(image - knots.source[0], 0) * slopes[0]
-            above = np.maximum(image - knots.source[-1], 0) * slopes[-1]
-            mapped += below + above
+        source = knots.source
+        mapped = np.interp(image, source, knots.target)
+        if source.size > 1:
+            slopes = np.diff(knots.target) / np.diff(source)
+            below = np.minimum(image - source[0], 0)
+            above = np.maximum(image - source[-1], 0)
+            mapped += below * slopes[0] + above * slopes[-1]
         return mapped.astype(np.float32)
 
 

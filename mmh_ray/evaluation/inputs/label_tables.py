@@ -108,9 +108,4 @@ def _tissues() -> LabelTable:
 
 
 def _bids() -> LabelTable:
-    return LabelTable(
-        csf=_numbers(3),
-        gm=_numbers(1, 8),
-        wm=_numbers(2),
-        others=_numbers(range(4, 8), 9, 10, 11),
-    )
+    return LabelTable(csf=_numbers(3), gm=_numbers(1, 8), wm=_numbers(2), others=_numbers(range(4, 8), 9, 10, 11))

@@ -276,12 +276,7 @@ _NOT_SIMPLE = (RAW, "combat", "covbat", TRUTH, REFERENCE, OURS)
 SIMPLE = tuple(method for method in _METHOD_NAMES if method not in _NOT_SIMPLE)
 """The simple methods that make images: the alternatives to ours."""
 
-_VALUE_AT_CHANCE = {
-    "site_silhouette": 0.0,
-    "site_silhouette_style": 0.0,
-    "site_adjusted_rand": 0.0,
-    "site_kbet": 0.05,
-}
+_VALUE_AT_CHANCE = {"site_silhouette": 0.0, "site_silhouette_style": 0.0, "site_adjusted_rand": 0.0, "site_kbet": 0.05}
 
 
 def shown_name(method: str) -> str:

@@ -143,8 +143,10 @@ def _log_likelihood(values: np.ndarray, probabilities: np.ndarray) -> np.ndarray
     """``(3, n)`` up to a constant: Gaussians of the classes' means and their common variance."""
     class_sizes = probabilities.sum(axis=1, dtype=np.float64)  # in voxels
     class_sums = probabilities @ values
-    means = (class_sums / np.maximum(class_sizes, 1)).astype(np.float32)
-    squares = (values - means[:, None]) ** 2
-    sum_of_squares = float((probabilities * squares).sum(dtype=np.float64))
+    means = class_sums / np.maximum(class_sizes, 1)
+    deviations = values - means.astype(np.float32)[:, None]
+    squares = deviations**2
+    weighted_squares = probabilities * squares
+    sum_of_squares = float(weighted_squares.sum(dtype=np.float64))
     variance = max(sum_of_squares / values.size, _LEAST_DEVIATION**2)
     return -0.5 * squares / variance

@@ -176,12 +176,17 @@ def _cross_validate(
 
 def _splits(sites: np.ndarray, subjects: np.ndarray, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Folds by subject in which every site has its share of images."""
-    subjects_by_site = {site: len(np.unique(subjects[sites == site])) for site in np.unique(sites)}
+    subjects_by_site = {}
+    for site in np.unique(sites):
+        of_site = np.unique(subjects[sites == site])
+        subjects_by_site[site] = len(of_site)
     fewest = min(subjects_by_site.values(), default=0)
     if len(subjects_by_site) < 2 or fewest < 2:
         counts = ", ".join(f"{site}: {count}" for site, count in subjects_by_site.items())
-        raise DataError(f"subjects by site {counts}", "two sites of two subjects or more", "Leave small sites out.")
-    splitter = StratifiedGroupKFold(min(folds, fewest), shuffle=True, random_state=seed)
+        expected = "two sites of two subjects or more"
+        raise DataError(f"subjects by site {counts}", expected, "Leave small sites out.")
+    count = min(folds, fewest)
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     return splitter.split(sites, sites, subjects)
 
 

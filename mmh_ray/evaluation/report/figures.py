@@ -45,11 +45,7 @@ def before_after(path: str | Path, rows: Mapping[str, Sequence[np.ndarray]], sit
 
 
 def differences(
-    path: str | Path,
-    source: Sequence[np.ndarray],
-    harmonized: Sequence[np.ndarray],
-    sites: Sequence[str],
-    title: str,
+    path: str | Path, source: Sequence[np.ndarray], harmonized: Sequence[np.ndarray], sites: Sequence[str], title: str
 ) -> None:
     """What the harmonization changed, and what is left between each site and the first, before and after.
 
@@ -168,7 +164,8 @@ def _show(axes: np.ndarray, rows: Mapping[str, Sequence[np.ndarray]], **colours:
 
 def _cropped(rows: Mapping[str, Sequence[np.ndarray]]) -> dict[str, list[np.ndarray]]:
     """Slices without the empty border that all of one site (column) share; they stay comparable voxel by voxel."""
-    boxes = [_filled_box(column) for column in zip(*rows.values(), strict=True)]
+    columns = zip(*rows.values(), strict=True)
+    boxes = [_filled_box(column) for column in columns]
     cropped = {}
     for label, slices in rows.items():
         cropped[label] = [image[box] for image, box in zip(slices, boxes, strict=True)]
