@@ -82,7 +82,8 @@ def _give_fat(fractions: np.ndarray, spacing_mm: float, rng: np.random.Generator
     """Make part of the soft tissue fat, in place: label maps do not tell muscle from it."""
     wander = smooth_noise(rng, fractions.shape[1:], 12 / spacing_mm)
     mean_share = rng.uniform(-0.2, 1.0)
-    share = np.clip(mean_share + 0.4 * wander, 0, 1).astype(np.float32)
+    wandering_share = mean_share + 0.4 * wander
+    share = np.clip(wandering_share, 0, 1).astype(np.float32)
     fat = share * fractions[SOFT]
     fractions[FAT] += fat
     fractions[SOFT] -= fat
@@ -95,7 +96,9 @@ def _finished(fractions: np.ndarray, traits: HeadTraits, spacing_mm: float, rng:
     brain = _closed(brain, spacing_mm)
     fine = smooth_noise(rng, brain.shape, 4.0 / spacing_mm)
     wide = smooth_noise(rng, brain.shape, 15.0 / spacing_mm)
-    texture = 1 + rng.uniform(0.0, 0.03) * fine + rng.uniform(0.0, 0.03) * wide
+    fine_strength = rng.uniform(0.0, 0.03)
+    wide_strength = rng.uniform(0.0, 0.03)
+    texture = 1 + fine_strength * fine + wide_strength * wide
     return Head(
         fractions=fractions.astype(np.float16),
         texture=texture.astype(np.float32),

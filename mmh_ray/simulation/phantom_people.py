@@ -42,9 +42,11 @@ def simulated_pair(
     anatomy = simulated_person(seed, number, grid)
     rng = np.random.default_rng([seed, index, SEQUENCES.index(sequence)])
     mask = anatomy.brain
-    scan = render(anatomy, random_scanner(rng), sequence, rng, grid.spacing_mm)
-    scan = np.clip(robust_scaling(scan, mask, upper_percentile).apply(scan), 0, 2) * mask
-    return scan, simulated_truth(seed, number, grid, sequence), mask
+    scanner = random_scanner(rng)
+    scan = render(anatomy, scanner, sequence, rng, grid.spacing_mm)
+    unit = robust_scaling(scan, mask, upper_percentile).apply(scan)
+    shown = np.clip(unit, 0, 2) * mask
+    return shown, simulated_truth(seed, number, grid, sequence), mask
 
 
 def person_number(index: int) -> int:

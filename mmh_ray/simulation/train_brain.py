@@ -143,9 +143,11 @@ def _take_step(training: Training, example: Example, steps: int) -> float:
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate
     head, distance_mm = example
-    weight = 1 + (NEAR_WEIGHT - 1) * (distance_mm.abs() < NEAR_MM)
+    is_near = distance_mm.abs() < NEAR_MM
+    weight = 1 + (NEAR_WEIGHT - 1) * is_near
     predicted = training.network(head[None])[0]
-    loss = ((predicted - distance_mm).abs() * weight).sum() / weight.sum()
+    error_mm = (predicted - distance_mm).abs()
+    loss = (error_mm * weight).sum() / weight.sum()
     descend(loss, training.optimizer)
     training.step += 1
     update_average(training.average, training.network, training.step, AVERAGE)
