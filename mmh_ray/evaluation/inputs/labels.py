@@ -171,7 +171,7 @@ def _tissue_codes(numbers: np.ndarray, name: TableName) -> tuple[np.ndarray, dic
     codes[~is_listed] = UNKNOWN
     is_unknown = codes == UNKNOWN
     unknown_numbers, counts = np.unique(numbers[is_unknown], return_counts=True)
-    labelled = np.count_nonzero(numbers)
+    labelled = int(np.count_nonzero(numbers))
     unknown_share = float(counts.sum()) / max(labelled, 1)
     if unknown_share > MOST_UNKNOWN:
         received = f"a label map of which the table {name} knows {1 - unknown_share:.0%}"
