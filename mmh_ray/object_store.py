@@ -33,10 +33,14 @@ MOST_FILES = 1000
 
 CONNECTIONS = 16
 """Objects that are fetched at a time."""
+GOOGLE_RETRY_S = 60
+"""Seconds for which Google's client tries again; its own limit is a quarter of an hour, without credentials, too."""
 
+_GOOGLE = ("gs://", "gcs://")
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://")
 _USER = re.compile(r"(?<=://)[^/?@]*@")
 _DELAYED = "allow_delayed_open"
+_RETRY = "retry_limit_seconds"
 
 
 def is_remote(uri: str) -> bool:
@@ -86,11 +90,13 @@ def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
     opened = uri
     if uri.startswith("s3://") and _DELAYED not in options:
         opened = f"{uri}{'&' if options else '?'}{_DELAYED}=true"
+    elif uri.startswith(_GOOGLE) and _RETRY not in options:
+        opened = f"{uri}{'&' if options else '?'}{_RETRY}={GOOGLE_RETRY_S}"
     try:
         store, folder = pa.fs.FileSystem.from_uri(opened)
     except (OSError, ValueError, pa.ArrowException) as error:
         received = f"{loggable_uri(uri)}: {str(error).replace(opened, loggable_uri(uri))}"
-        remedy = "Check the bucket, and the credentials and AWS_ENDPOINT_URL of the environment."
+        remedy = f"Check the bucket, and {_credentials(uri)} of the environment."
         raise ConfigError(received, "a URI such as s3://bucket/folder", remedy) from error
     return store, folder.rstrip("/")
 
@@ -182,7 +188,7 @@ class Store:
             schemes = ", ".join(f"{name}://" for name in ARCHIVE_SCHEMES)
             raise ConfigError(loggable_uri(uri), expected, f"Use one of {schemes} or a folder.")
         if _USER.search(uri) or "?" in uri or "#" in uri:
-            remedy = "Put keys, region and AWS_ENDPOINT_URL into the environment of every node, or into its role."
+            remedy = "Put keys, region and address into the environment of every node, or into its role."
             raise ConfigError(f"{loggable_uri(uri)} with keys or options", expected, remedy)
         self.uri = uri.rstrip("/")
         self._folder = place.rstrip("/")
@@ -196,10 +202,10 @@ class Store:
     def check_bucket(self) -> None:
         """Raise ConfigError unless the bucket is there and can be asked for."""
         bucket = self._folder.partition("/")[0]
-        remedy = "Make the bucket, or check the name, the credentials and AWS_ENDPOINT_URL of the environment."
+        remedy = f"Make the bucket, or check the name, and {_credentials(self.uri)} of the environment."
         expected = "a bucket that is there and can be read"
         try:
-            is_there = self._system.get_file_info(bucket).type != pa.fs.FileType.NotFound
+            is_there = self._has_bucket(bucket)
         except (OSError, pa.ArrowException) as error:
             raise ConfigError(f"{self.uri}: {_first_line(error)}", expected, remedy) from error
         if not is_there:
@@ -289,6 +295,13 @@ class Store:
         with self._naming(name, "an object that can be removed"), contextlib.suppress(FileNotFoundError):
             self._system.delete_file(self._path(name))
 
+    def _has_bucket(self, bucket: str) -> bool:
+        try:
+            return self._system.get_file_info(bucket).type != pa.fs.FileType.NotFound
+        except PermissionError:  # Google's roles for objects do not include the right to ask for their bucket
+            self._system.get_file_info(pa.fs.FileSelector(self._folder, allow_not_found=True))
+            return True
+
     def _path(self, name: str) -> str:
         return f"{self._folder}/{name}"
 
@@ -296,13 +309,18 @@ class Store:
     def _naming(self, name: str, expected: str) -> Iterator[None]:
         """Turn what the store's client raises into an error that names the object."""
         uri = self.uri_of(name) if name else self.uri
-        remedy = "Check that it is there, the right to it, and AWS_ENDPOINT_URL of the environment."
+        remedy = f"Check that it is there, the right to it, and {_credentials(uri)} of the environment."
         try:
             yield
         except FileNotFoundError as error:
             raise MissingObjectError(f"{uri}: no such object", expected, remedy) from error
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{uri}: {_first_line(error)}", expected, remedy) from error
+
+
+def _credentials(uri: str) -> str:
+    """What an environment holds for a store: the way to it and the right to use it."""
+    return "GOOGLE_APPLICATION_CREDENTIALS" if uri.startswith(_GOOGLE) else "the credentials and AWS_ENDPOINT_URL"
 
 
 def _first_line(error: Exception) -> str:
