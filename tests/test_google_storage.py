@@ -83,12 +83,14 @@ def test_the_second_of_two_runs_is_refused(gcs: GcsServer, monkeypatch: pytest.M
     assert gcs.keys(f"out/{LOCKS}") == set()
 
 
-def test_a_wrong_secret_is_refused_and_not_shown(gcs: GcsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_secret_is_refused_and_not_shown(
+    gcs: GcsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     credentials = tmp_path / "credentials.json"
     told = Path(gcs.environment["GOOGLE_APPLICATION_CREDENTIALS"]).read_text()
     credentials.write_text(told.replace(SECRET, "wr0ng"))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(credentials))
-    with pytest.raises(ConfigError, match="gs://bucket/bids: .*GOOGLE_APPLICATION_CREDENTIALS") as caught:
+    with pytest.raises(ConfigError, match=r"gs://bucket/bids: .*GOOGLE_APPLICATION_CREDENTIALS") as caught:
         find_images("gs://bucket/bids")
     assert "wr0ng" not in str(caught.value)
 
@@ -99,7 +101,7 @@ def test_without_credentials_it_ends_in_time(gcs: GcsServer, tmp_path: Path, mon
     monkeypatch.setenv("HOME", str(tmp_path))  # nor those of a person who has signed in
     monkeypatch.setenv("GCE_METADATA_ROOT", "127.0.0.1:9")  # nor those of Google's machines
     monkeypatch.setattr(object_store, "GOOGLE_RETRY_S", 1)
-    with pytest.raises(ConfigError, match="gs://bucket/bids: .*GOOGLE_APPLICATION_CREDENTIALS"):
+    with pytest.raises(ConfigError, match=r"gs://bucket/bids: .*GOOGLE_APPLICATION_CREDENTIALS"):
         find_images("gs://bucket/bids")
 
 
