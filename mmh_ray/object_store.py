@@ -101,6 +101,17 @@ def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
     return store, folder.rstrip("/")
 
 
+def open_folder_to_write(uri: str) -> tuple[pa.fs.FileSystem, str]:
+    """:func:`open_folder`, with a ConfigError where Google's store has no such bucket.
+
+    Of all stores there alone pyarrow makes a bucket that is missing, also one of a mistyped name.
+    """
+    store, folder = open_folder(uri)
+    if uri.startswith(_GOOGLE):
+        _check_bucket(store, folder, loggable_uri(uri))
+    return store, folder
+
+
 def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
     """Copy a bundle to a temporary folder, removed when the process ends; returns it and the URI to cite, which holds
     no keys.
@@ -201,15 +212,7 @@ class Store:
 
     def check_bucket(self) -> None:
         """Raise ConfigError unless the bucket is there and can be asked for."""
-        bucket = self._folder.partition("/")[0]
-        remedy = f"Make the bucket, or check the name, and {_credentials(self.uri)} of the environment."
-        expected = "a bucket that is there and can be read"
-        try:
-            is_there = self._has_bucket(bucket)
-        except (OSError, pa.ArrowException) as error:
-            raise ConfigError(f"{self.uri}: {_first_line(error)}", expected, remedy) from error
-        if not is_there:
-            raise ConfigError(f"{self.uri}: no bucket {bucket}", expected, remedy)
+        _check_bucket(self._system, self._folder, self.uri)
 
     def files(self, name: str = "") -> list[StoredFile]:
         """All objects of the folder, or of one below it, ordered by name. One whose key leads out of it as a path is
@@ -295,13 +298,6 @@ class Store:
         with self._naming(name, "an object that can be removed"), contextlib.suppress(FileNotFoundError):
             self._system.delete_file(self._path(name))
 
-    def _has_bucket(self, bucket: str) -> bool:
-        try:
-            return self._system.get_file_info(bucket).type != pa.fs.FileType.NotFound
-        except PermissionError:  # Google's roles for objects do not include the right to ask for their bucket
-            self._system.get_file_info(pa.fs.FileSelector(self._folder, allow_not_found=True))
-            return True
-
     def _path(self, name: str) -> str:
         return f"{self._folder}/{name}"
 
@@ -316,6 +312,18 @@ class Store:
             raise MissingObjectError(f"{uri}: no such object", expected, remedy) from error
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{uri}: {_first_line(error)}", expected, remedy) from error
+
+
+def _check_bucket(system: pa.fs.FileSystem, folder: str, uri: str) -> None:
+    bucket = folder.partition("/")[0]
+    remedy = f"Make the bucket, or check the name, and {_credentials(uri)} of the environment."
+    expected = "a bucket that is there and can be read"
+    try:
+        is_there = system.get_file_info(bucket).type != pa.fs.FileType.NotFound
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(f"{uri}: {_first_line(error)}", expected, remedy) from error
+    if not is_there:
+        raise ConfigError(f"{uri}: no bucket {bucket}", expected, remedy)
 
 
 def _credentials(uri: str) -> str:

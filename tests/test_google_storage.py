@@ -15,8 +15,10 @@ from mmh_ray import object_store
 from mmh_ray.bids import store_lock
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.store_lock import LOCKS, StoreLock, is_store_locked
+from mmh_ray.distributed.run_storage import open_storage
 from mmh_ray.errors import ConfigError
 from mmh_ray.object_store import Store
+from mmh_ray.shards import write_index
 from mmh_ray.staging import staged
 from tests.gcs_server import SECRET, GcsServer
 
@@ -106,8 +108,19 @@ def test_without_credentials_it_ends_in_time(gcs: GcsServer, tmp_path: Path, mon
 
 
 def test_no_bucket_is_told_from_no_folder(gcs: GcsServer) -> None:
-    """Although the right to the objects of a bucket does not include that of asking for it."""
     with pytest.raises(ConfigError, match="gs://absent/bids: no bucket absent"):
         find_images("gs://absent/bids")
     with pytest.raises(ConfigError, match="gs://bucket/absent: no such folder, or an empty one"):
         find_images("gs://bucket/absent")
+
+
+def test_a_mistyped_bucket_is_not_made(gcs: GcsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pyarrow does on this store where the environment names a project."""
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "project")
+    for make in (lambda: write_index("gs://typo/prepared", []), lambda: open_storage("gs://typo/runs")):
+        with pytest.raises(ConfigError, match="no bucket typo"):
+            make()
+    with pytest.raises(ConfigError, match="no bucket typo"):
+        Store("gs://typo/out").check_bucket()
+    write_index("gs://bucket/prepared", [])
+    assert "index.parquet" in gcs.keys("prepared")
