@@ -241,9 +241,14 @@ class Store:
 
     def size(self, name: str) -> int | None:
         """Bytes of an object, None where there is none; DataError where the store does not say."""
+        file = self.find(name)
+        return None if file is None else file.size
+
+    def find(self, name: str) -> StoredFile | None:
+        """Size and time of an object, None where there is none; DataError where the store does not say."""
         with self._naming(name, "an object that can be read"):
             entry = self._system.get_file_info(self._path(name))
-        return entry.size if entry.type == pa.fs.FileType.File else None
+        return StoredFile(name, entry.size, entry.mtime) if entry.type == pa.fs.FileType.File else None
 
     def get(self, name: str, path: Path) -> None:
         """Fetch an object to a local path; DataError where it is not there, not whole or not readable."""

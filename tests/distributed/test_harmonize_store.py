@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from mmh_ray import staging
 from mmh_ray.bids import store_lock
 from mmh_ray.bids.ledger import read_ledger
 from mmh_ray.bids.output_folder import output_folder
@@ -165,6 +166,30 @@ def test_a_rerun_does_what_is_missing_or_changed(s3: Any, job: Job, pool: dict[s
     assert harmonize(job) == {"failed": 2, "skipped": 1}
     assert not [key for key in keys(s3, PREFIX) if key.startswith("sub-01/")]  # nobody takes it for the answer
     assert run_counts() == {"failed": 2, "skipped": 1}
+
+
+def test_a_rerun_fetches_no_scan_that_was_not_written_to(
+    s3: Any, job: Job, pool: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "SETTLED_S", -1)  # as an hour after the upload
+    fetched: list[str] = []
+    get = Store.get
+
+    def get_and_note(store: Store, name: str, path: Path) -> None:
+        fetched.append(name)
+        get(store, name, path)
+
+    monkeypatch.setattr(Store, "get", get_and_note)
+    job = replace(job, participants=("01", "02"))
+    assert harmonize(job) == {"done": 2}
+    assert {"sub-01_T1w.nii.gz", "sub-02_T1w.nii.gz", "sub-02_desc-brain_mask.nii.gz"} <= set(fetched)
+    fetched.clear()
+    assert harmonize(job) == {"skipped": 2}
+    assert not [name for name in fetched if name.endswith(".nii.gz")]
+    changed = "bids/derivatives/masks/sub-02_desc-brain_mask.nii.gz"
+    s3.put_object(Bucket=BUCKET, Key=changed, Body=content(s3, changed) + b"\0")  # the same voxels, other bytes
+    assert harmonize(job) == {"done": 1, "skipped": 1}
+    assert "sub-01_T1w.nii.gz" not in fetched
 
 
 def run_counts() -> dict[str, int]:
