@@ -116,7 +116,8 @@ def state_of(place: str) -> tuple[int, ...] | None:
         state = (file.size, round(written_s * 1e6))
     else:
         try:
-            with open_regular(place) as stream:  # opened: on a network's disk only then is what another machine did seen
+            # opened, as a network's disk may not say before what another machine did
+            with open_regular(place) as stream:
                 facts = os.fstat(stream.fileno())
         except OSError:
             return None
