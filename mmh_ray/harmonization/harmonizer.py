@@ -207,7 +207,7 @@ class Harmonizer:
     def _prepared(self, volume: Volume, sequence: str, mask: np.ndarray | Volume | None) -> PreparedScan:
         """The scan on the working grid; raises as :meth:`run`, but for what :meth:`_checked` refuses."""
         self.bundle.sequence_index(sequence)  # refuses a sequence that the model does not know
-        # A file's first axis is contiguous, in what is computed the last: mixed, sums of arrays take ten times as long.
+        # A file's first axis is contiguous, in what is computed the last: sums of such unlike arrays take many times as long.
         volume = volume.like(np.ascontiguousarray(volume.data))
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
         return PreparedScan(volume, sequence, prepared)
