@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +11,9 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from mmh_ray.config import GridConfig
+
+_TRUNCATE = 4.0
+"""Standard deviations at which a Gaussian kernel ends."""
 
 
 def working_affine(
@@ -57,8 +62,41 @@ def to_grid(
     sigma = 0.4 * np.sqrt(excess)
     source = data.astype(np.float32)
     if sigma.any():
-        source = ndimage.gaussian_filter(source, sigma)
+        # A cubic spline depends on the whole volume, linear interpolation on what is beside the target's voxels alone.
+        box = _box_under(step, shape, source.shape) if order == 1 else tuple(slice(0, n) for n in source.shape)
+        _blur(source, sigma, box)
     return ndimage.affine_transform(source, step, output_shape=tuple(shape), order=order, mode="grid-constant")
+
+
+def _box_under(step: np.ndarray, target_shape: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    """The box of a volume of some shape in which the voxels of a target grid lie, and two voxels more on every side."""
+    ends = [(0, length - 1) for length in target_shape]
+    corners = np.array(list(itertools.product(*ends)))
+    places = corners @ step[:3, :3].T + step[:3, 3]
+    first = np.floor(places.min(axis=0)).astype(int) - 2
+    past_last = np.ceil(places.max(axis=0)).astype(int) + 3
+    box = []
+    for axis, length in enumerate(shape):
+        start = int(np.clip(first[axis], 0, length))
+        stop = int(np.clip(past_last[axis], start, length))
+        box.append(slice(start, stop))
+    return tuple(box)
+
+
+def _blur(data: np.ndarray, sigma: np.ndarray, box: tuple[slice, ...]) -> None:
+    """Gaussian smoothing of a volume in place, inside a box alone: the same values as if all of it were smoothed."""
+    wider = []
+    inner = []
+    for span, width, length in zip(box, sigma, data.shape, strict=True):
+        reach = math.ceil(_TRUNCATE * width)
+        start = max(0, span.start - reach)
+        stop = min(length, span.stop + reach)
+        wider.append(slice(start, stop))
+        inner.append(slice(span.start - start, span.stop - start))
+    surroundings = data[tuple(wider)]
+    if surroundings.size:
+        smooth = ndimage.gaussian_filter(surroundings, sigma, truncate=_TRUNCATE)
+        data[box] = smooth[tuple(inner)]
 
 
 def from_grid(data: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
