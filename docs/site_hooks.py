@@ -5,6 +5,7 @@ Links are written so that they work where the file is read in the repository; he
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ LINKS = {
     "](../benchmarks/": "](benchmarks/",
 }
 """In the pages below docs/."""
+ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):(?=<code>)")
+"""What Sphinx would make a link of in a docstring; here the name alone is shown."""
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -45,3 +48,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     for repository, site in LINKS.items():
         markdown = markdown.replace(repository, site)
     return markdown
+
+
+def on_page_content(html: str, page: Page, **_: Any) -> str:
+    """Show the names in docstrings without their roles."""
+    return ROLE.sub("", html) if page.file.src_uri == "api.md" else html
