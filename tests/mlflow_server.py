@@ -7,10 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
+
+from tests.http_server import wait_for_server
 
 START_SECONDS = 300
 
@@ -43,14 +42,7 @@ class MlflowServer:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        raise AssertionError(f"no MLflow server after {START_SECONDS} s:\n{log_file.read_text()[-2000:]}")
+        wait_for_server(f"{self.uri}/health", self.process, log_file, START_SECONDS)
 
     def kill(self) -> None:
         """End it at once, with its children."""
