@@ -5,8 +5,8 @@
 LABEL_MAPS is the folder that the model was trained with (`simulation.label_maps`): only its last fifth, which training leaves out, is
 shown. MODEL is `mmh-base` by default. Compared with N4 alone and with N4 and histogram matching to the mean of all scans. Brain masks
 are the true ones. One line per method: PSNR and SSIM between the scans of one person, nRMSE to the noise-free truth after one monotone
-curve for the cohort, gradient correlation with the scan. With `--oracle` the truth itself stands in for the network's image, on its
-grid: what the way back to the scan allows at best.
+curve for the cohort, gradient correlation with the scan. What the model refuses is named and left out. With `--oracle` the truth itself
+stands in for the network's image, on its grid: what the way back to the scan allows at best.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from mmh_ray.config import GridConfig
+from mmh_ray.errors import RefusedError
 from mmh_ray.evaluation.metrics.agreement import (
     gradient_correlation,
     psnr,
@@ -124,9 +125,13 @@ def compare(sequence: str, label_maps: tuple[str, ...], model: Model, people: in
             rng = np.random.default_rng([SITES, site, person])
             image = render(head, Scan(sequence, field_t, protocol), rng, GRID.spacing_mm, oddity)
             volume, place = Volume(image, affine), (person, site)
+            try:
+                made["model"][place] = harmonizer.run(volume, sequence, head.brain).harmonized.data
+            except RefusedError as error:
+                print(f"{sequence}: person {person} at protocol {site} is left out of every method: {error}")
+                continue
             scans[place] = made["raw"][place] = image
             made["n4"][place] = correct_bias(image, head.brain, volume.spacing)
-            made["model"][place] = harmonizer.run(volume, sequence, head.brain).harmonized.data
     brains = {place: truths[place[0]][1] for place in scans}
     scaled = {place: image / np.quantile(image[brains[place]], 0.995) for place, image in made["n4"].items()}
     mean = mean_quantile_function(quantile_function(image[brains[place]]) for place, image in scaled.items())

@@ -33,10 +33,14 @@ MOST_FILES = 1000
 
 CONNECTIONS = 16
 """Objects that are fetched at a time."""
+GOOGLE_RETRY_S = 60
+"""Seconds for which Google's client tries again; its own limit is a quarter of an hour, without credentials, too."""
 
+_GOOGLE = ("gs://", "gcs://")
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://")
 _USER = re.compile(r"(?<=://)[^/?@]*@")
 _DELAYED = "allow_delayed_open"
+_RETRY = "retry_limit_seconds"
 
 
 def is_remote(uri: str) -> bool:
@@ -86,13 +90,26 @@ def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
     opened = uri
     if uri.startswith("s3://") and _DELAYED not in options:
         opened = f"{uri}{'&' if options else '?'}{_DELAYED}=true"
+    elif uri.startswith(_GOOGLE) and _RETRY not in options:
+        opened = f"{uri}{'&' if options else '?'}{_RETRY}={GOOGLE_RETRY_S}"
     try:
         store, folder = pa.fs.FileSystem.from_uri(opened)
     except (OSError, ValueError, pa.ArrowException) as error:
         received = f"{loggable_uri(uri)}: {str(error).replace(opened, loggable_uri(uri))}"
-        remedy = "Check the bucket, and the credentials and AWS_ENDPOINT_URL of the environment."
+        remedy = f"Check the bucket, and {_credentials(uri)} of the environment."
         raise ConfigError(received, "a URI such as s3://bucket/folder", remedy) from error
     return store, folder.rstrip("/")
+
+
+def open_folder_to_write(uri: str) -> tuple[pa.fs.FileSystem, str]:
+    """:func:`open_folder`, with a ConfigError where Google's store has no such bucket.
+
+    Of all stores there alone pyarrow makes a bucket that is missing, also one of a mistyped name.
+    """
+    store, folder = open_folder(uri)
+    if uri.startswith(_GOOGLE):
+        _check_bucket(store, folder, loggable_uri(uri))
+    return store, folder
 
 
 def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
@@ -182,7 +199,7 @@ class Store:
             schemes = ", ".join(f"{name}://" for name in ARCHIVE_SCHEMES)
             raise ConfigError(loggable_uri(uri), expected, f"Use one of {schemes} or a folder.")
         if _USER.search(uri) or "?" in uri or "#" in uri:
-            remedy = "Put keys, region and AWS_ENDPOINT_URL into the environment of every node, or into its role."
+            remedy = "Put keys, region and address into the environment of every node, or into its role."
             raise ConfigError(f"{loggable_uri(uri)} with keys or options", expected, remedy)
         self.uri = uri.rstrip("/")
         self._folder = place.rstrip("/")
@@ -195,15 +212,7 @@ class Store:
 
     def check_bucket(self) -> None:
         """Raise ConfigError unless the bucket is there and can be asked for."""
-        bucket = self._folder.partition("/")[0]
-        remedy = "Make the bucket, or check the name, the credentials and AWS_ENDPOINT_URL of the environment."
-        expected = "a bucket that is there and can be read"
-        try:
-            is_there = self._system.get_file_info(bucket).type != pa.fs.FileType.NotFound
-        except (OSError, pa.ArrowException) as error:
-            raise ConfigError(f"{self.uri}: {_first_line(error)}", expected, remedy) from error
-        if not is_there:
-            raise ConfigError(f"{self.uri}: no bucket {bucket}", expected, remedy)
+        _check_bucket(self._system, self._folder, self.uri)
 
     def files(self, name: str = "") -> list[StoredFile]:
         """All objects of the folder, or of one below it, ordered by name. One whose key leads out of it as a path is
@@ -232,9 +241,14 @@ class Store:
 
     def size(self, name: str) -> int | None:
         """Bytes of an object, None where there is none; DataError where the store does not say."""
+        file = self.find(name)
+        return None if file is None else file.size
+
+    def find(self, name: str) -> StoredFile | None:
+        """Size and time of an object, None where there is none; DataError where the store does not say."""
         with self._naming(name, "an object that can be read"):
             entry = self._system.get_file_info(self._path(name))
-        return entry.size if entry.type == pa.fs.FileType.File else None
+        return StoredFile(name, entry.size, entry.mtime) if entry.type == pa.fs.FileType.File else None
 
     def get(self, name: str, path: Path) -> None:
         """Fetch an object to a local path; DataError where it is not there, not whole or not readable."""
@@ -296,13 +310,30 @@ class Store:
     def _naming(self, name: str, expected: str) -> Iterator[None]:
         """Turn what the store's client raises into an error that names the object."""
         uri = self.uri_of(name) if name else self.uri
-        remedy = "Check that it is there, the right to it, and AWS_ENDPOINT_URL of the environment."
+        remedy = f"Check that it is there, the right to it, and {_credentials(uri)} of the environment."
         try:
             yield
         except FileNotFoundError as error:
             raise MissingObjectError(f"{uri}: no such object", expected, remedy) from error
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{uri}: {_first_line(error)}", expected, remedy) from error
+
+
+def _check_bucket(system: pa.fs.FileSystem, folder: str, uri: str) -> None:
+    bucket = folder.partition("/")[0]
+    remedy = f"Make the bucket, or check the name, and {_credentials(uri)} of the environment."
+    expected = "a bucket that is there and can be read"
+    try:
+        is_there = system.get_file_info(bucket).type != pa.fs.FileType.NotFound
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(f"{uri}: {_first_line(error)}", expected, remedy) from error
+    if not is_there:
+        raise ConfigError(f"{uri}: no bucket {bucket}", expected, remedy)
+
+
+def _credentials(uri: str) -> str:
+    """What an environment holds for a store: the way to it and the right to use it."""
+    return "GOOGLE_APPLICATION_CREDENTIALS" if uri.startswith(_GOOGLE) else "the credentials and AWS_ENDPOINT_URL"
 
 
 def _first_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from mmh_ray.bids.rows import PreparedRow, Status
 from mmh_ray.errors import ConfigError, DataError
-from mmh_ray.object_store import loggable_uri, open_folder
+from mmh_ray.object_store import loggable_uri, open_folder, open_folder_to_write
 from mmh_ray.provenance import hash_of
 from mmh_ray.tables import read_table
 
@@ -336,7 +336,10 @@ def _located(uri: str) -> tuple[pa.fs.FileSystem, str]:
 
 
 def _open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
-    store, folder = _located(uri)
+    if "://" in uri:
+        store, folder = open_folder_to_write(uri)
+    else:
+        store, folder = _located(uri)
     store.create_dir(folder)
     return store, folder
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmh_ray.errors import MMHError
+from mmh_ray.files import open_regular
 from mmh_ray.object_store import Store, is_remote
+
+SETTLED_S = 3600.0
+"""Seconds after which a file that was written to counts as settled: far more than clocks differ."""
 
 
 @contextlib.contextmanager
@@ -84,6 +90,40 @@ def size_of(place: str) -> int | None:
         return Store(folder).size(name)
     path = Path(place)
     return path.stat().st_size if path.exists() else None
+
+
+def state_of(place: str) -> tuple[int, ...] | None:
+    """Numbers that are others once a file or object is written to; None where that is not sure.
+
+    Of a file they are its size, its number, and the times of the last change to its content and to anything about it;
+    nobody can set the latter back. Of an object they are its size and when it was written, by the store's clock.
+
+    They are not sure within :data:`SETTLED_S` of a change, as a clock of coarse ticks gives two changes one time. Nor are
+    they of what is not there.
+
+    Raises
+    ------
+    DataError
+        If a store does not say.
+    """
+    state: tuple[int, ...]
+    if is_remote(place):
+        folder, _, name = place.rpartition("/")
+        file = Store(folder).find(name)
+        if file is None:
+            return None
+        written_s = file.written.timestamp()
+        state = (file.size, round(written_s * 1e6))
+    else:
+        try:
+            # opened, as a network's disk may not say before what another machine did
+            with open_regular(place) as stream:
+                facts = os.fstat(stream.fileno())
+        except OSError:
+            return None
+        written_s = max(facts.st_mtime, facts.st_ctime)
+        state = (facts.st_size, facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns)
+    return state if time.time() - written_s > SETTLED_S else None
 
 
 @contextlib.contextmanager

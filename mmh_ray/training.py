@@ -1,6 +1,6 @@
-"""What every training here does beside its steps: a schedule of learning rates, and a moving average of the weights.
+"""What trainings here share: a schedule of learning rates, a step, and a moving average of the weights.
 
-Both are written by hand although diffusers has them, because its own would change every figure of a training:
+The schedule and the average are written by hand although diffusers has them, because its own would change every figure of a training:
 
 - ``diffusers.training_utils.EMAModel`` counts its steps from one later, rounds differently, and leaves out buffers,
   among which is the unified domain.
@@ -22,6 +22,15 @@ def learning_rate_share(step: int, steps: int, warmup_steps: int) -> float:
     half_cosine = 1 + math.cos(math.pi * progress)
     decay = 0.01 + 0.99 * 0.5 * half_cosine
     return warm_up * decay
+
+
+def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer, most_norm: float = 1.0) -> None:
+    """One step of an optimiser down the gradient of a loss, whose norm over all its weights is cut at ``most_norm``."""
+    optimizer.zero_grad()
+    loss.backward()
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    nn.utils.clip_grad_norm_(weights, most_norm)
+    optimizer.step()
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmh_ray.config import Config
     from mmh_ray.imaging.volume import Volume
     from mmh_ray.simulation.anatomy import Anatomy
+    from tests.gcs_server import GcsServer
     from tests.ray_nodes import Nodes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,6 +125,27 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     for entry in client.list_objects_v2(Bucket="bucket").get("Contents", []):
         client.delete_object(Bucket="bucket", Key=entry["Key"])
     return client
+
+
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
+    """A running server of Google Cloud Storage, on the loopback."""
+    pytest.importorskip("gcp_storage_emulator", reason="no gcp-storage-emulator: pip install -e '.[dev]'")
+    from tests.gcs_server import GcsServer
+
+    server = GcsServer(tmp_path_factory.mktemp("credentials"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def gcs(gcs_server: GcsServer, monkeypatch: pytest.MonkeyPatch) -> GcsServer:
+    """The same with an empty bucket; the environment tells where server and credentials are, as an operator's does."""
+    for name, value in gcs_server.environment.items():
+        monkeypatch.setenv(name, value)
+    for key in gcs_server.keys(""):
+        gcs_server.remove(key)
+    return gcs_server
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mmh_ray import staging
 from mmh_ray.errors import DataError, MaskError
 from mmh_ray.files import UnusableFileError, read_bytes
 from mmh_ray.object_store import MissingObjectError
-from mmh_ray.staging import size_of, staged, staged_scan, uploaded
+from mmh_ray.staging import size_of, staged, staged_scan, state_of, uploaded
 from tests.s3_files import BUCKET, content, keys
 
 pytestmark = pytest.mark.slow
@@ -85,3 +87,35 @@ def test_a_folder_is_uploaded_only_if_all_went_well(s3: Any, temporary: Path) ->
         Path(folder, "half").rename(Path(folder, "whole"))
     assert keys(s3, "failed") == set()
     assert list(temporary.iterdir()) == []
+
+
+def test_the_state_of_a_file_is_another_after_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after one that keeps its size and sets its time back."""
+    path = tmp_path / "scan.nii"
+    path.write_bytes(b"one")
+    written = path.stat()
+    assert state_of(str(path)) is None  # it may be written to again before the clock ticks
+    monkeypatch.setattr(staging, "SETTLED_S", -1)
+    states = [state_of(str(path)), state_of(str(path))]
+    path.write_bytes(b"two")
+    os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))
+    states.append(state_of(str(path)))
+    other = tmp_path / "other.nii"
+    other.write_bytes(b"six")
+    other.replace(path)
+    states.append(state_of(str(path)))
+    first, again, *changed = states
+    assert first == again is not None
+    assert len({first, *changed}) == 3
+    assert state_of(str(other)) is None
+
+
+def test_the_state_of_an_object_is_its_size_and_time(objects: None, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert state_of(SCAN) is None
+    assert state_of("s3://bucket/absent.nii") is None
+    monkeypatch.setattr(staging, "SETTLED_S", -1)
+    before = state_of(SCAN)
+    assert before == state_of(SCAN) is not None
+    assert state_of("s3://bucket/absent.nii") is None
+    s3.put_object(Bucket=BUCKET, Key="bids/sub-01_T1w.nii.gz", Body=b"other")
+    assert state_of(SCAN) not in (before, None)

@@ -34,7 +34,7 @@ LOCKING_S = 2.0
 LONGEST_LINE = 2**20
 """Bytes of a journal's line at most; a longer one is damaged."""
 _VERSION_KEY = b"mmh_ledger_version"
-LEDGER_VERSION = b"4"
+LEDGER_VERSION = b"5"
 LEDGER_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),  # of an image moved to a target: IMAGE@TARGET
@@ -51,16 +51,17 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("seconds", pa.float64()),
         pa.field("finished", pa.string()),  # UTC, ISO 8601
         pa.field("input_sha256", pa.string()),  # of the scan; with a brain mask given, over the hashes of both
+        pa.field(
+            "input_state", pa.string()
+        ),  # hash of names, sizes and times of scan and mask; none where they were new
         pa.field("model_hash", pa.string()),
         pa.field("settings_hash", pa.string()),
     ],
     metadata={_VERSION_KEY: LEDGER_VERSION},
 )
 """Columns of OUT/ledger.parquet, a row per image and target."""
-_SCHEMA_3 = pa.schema(
-    [field for field in LEDGER_SCHEMA if field.name not in ("expected", "remedy")], metadata={_VERSION_KEY: b"3"}
-)
-"""Columns of a ledger of the version before, whose `reason` holds all three parts of an error in one text."""
+_SCHEMA_4 = pa.schema([field for field in LEDGER_SCHEMA if field.name != "input_state"], metadata={_VERSION_KEY: b"4"})
+"""Columns of a ledger of the version before: every scan of its rows is read again."""
 
 
 def read_ledger(path: str | Path) -> list[LedgerRow]:
@@ -73,7 +74,7 @@ def read_ledger(path: str | Path) -> list[LedgerRow]:
     """
     if not os.path.lexists(path):
         return []
-    schema = _SCHEMA_3 if _version_of(path) == b"3" else LEDGER_SCHEMA
+    schema = _SCHEMA_4 if _version_of(path) == b"4" else LEDGER_SCHEMA
     remedy = "Move it away; every image is then done again."
     table = read_table(path, schema, "ledger", remedy)
     return list(usable_rows(table.to_pylist(), str(path)))

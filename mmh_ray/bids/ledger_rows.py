@@ -134,6 +134,7 @@ COLUMNS: dict[str, Callable[[Any], bool]] = {
     "seconds": _is_duration,
     "finished": _is_moment,
     "input_sha256": is_text,
+    "input_state": is_text,
     "model_hash": is_text,
     "settings_hash": is_text,
 }

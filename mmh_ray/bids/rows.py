@@ -143,6 +143,7 @@ class LedgerRow(TypedDict):
     seconds: float | None
     finished: str | None
     input_sha256: str | None
+    input_state: str | None
     model_hash: str | None
     settings_hash: str | None
 

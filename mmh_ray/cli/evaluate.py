@@ -11,7 +11,6 @@ from mmh_ray.cli.options import EXISTING, PLACE, truth_option
 from mmh_ray.cli.running import DONE, TABLE_WIDTH, results
 from mmh_ray.config import Config
 from mmh_ray.errors import ConfigError
-from mmh_ray.object_store import is_remote
 from mmh_ray.staging import uploaded
 
 
@@ -94,11 +93,6 @@ def evaluate(
     if model and target:
         remedy = "Leave one of them out: what promotion compares is measured without a target."
         raise ConfigError("--model and --target", "one of the two", remedy)
-    if target and any(map(is_remote, folders.values())):
-        received = "--target with an archive in an object store"
-        raise ConfigError(
-            received, "archives on a disk", "Copy or mount them: the sidecars of `ours` are read as files."
-        )
     checked_model = None
     if model:
         from mmh_ray.tracking.promotion import check_model, keep_with_model

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import click
@@ -137,9 +138,10 @@ def _harmonize_scan(job: Job, mask: str | None, as_json: bool) -> int:
 
     log.info("harmonizing %s", job.bids)  # nothing else is said for a while
     check_scan(job.bids, job.config.harmonize.memory_gb)
-    model = load(job.model, job.config)
     sequence = job.sequences[0] if job.sequences else None
-    flags = harmonize_file(job.bids, job.out, model, sequence, mask)
+    with ThreadPoolExecutor(max_workers=1) as background:  # the model is loaded while the scan is prepared
+        model = load(job.model, job.config, background)
+        flags = harmonize_file(job.bids, job.out, model, sequence, mask)
     for flag in flags:
         log.warning("look at it: %s", flag)
     log.info("wrote %s, and beside it a .json that says what was done", job.out)

@@ -12,7 +12,7 @@ import pyarrow.fs
 from mmh_ray import tracking
 from mmh_ray.config import Config, to_dict
 from mmh_ray.errors import ConfigError
-from mmh_ray.object_store import join_uri, open_folder
+from mmh_ray.object_store import join_uri, open_folder_to_write
 from mmh_ray.provenance import hash_of
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def open_storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if "://" not in uri:
         Path(uri).mkdir(parents=True, exist_ok=True)
         return pyarrow.fs.LocalFileSystem(), str(Path(uri).absolute())
-    return open_folder(uri)
+    return open_folder_to_write(uri)
 
 
 def cited_place(storage_uri: str, root: str, place: str) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmh_ray import tracking
@@ -20,6 +18,7 @@ from mmh_ray.models.style.embedded import EMBEDDED
 from mmh_ray.models.style.encoder import check_same_encoder, make_style_encoder
 from mmh_ray.models.style.vectors import StyleVectors
 from mmh_ray.models.target.bundle import load_target
+from mmh_ray.staging import size_of, staged
 
 TARGET_BASELINES = (RAW, "nyul", BEST_KNOWN)
 """Simple methods that are scored at a target: fitted on its own people, they move scans there, too."""
@@ -102,15 +101,18 @@ def target_style(cases: Sequence[Case], config: Config) -> StyleVectors:
 def _recorded_target(case: Case) -> dict[str, Any] | None:
     """The target that made `ours` of a case, as the first sidecar tells; None where there is none."""
     for record in case.records:
-        if OURS not in record.outputs:
+        output = record.outputs.get(OURS)
+        if output is None:
             continue
-        sidecar = sidecar_path(record.outputs[OURS])
-        if os.path.isfile(sidecar):
-            return _read_target(sidecar)
+        folder, slash, _ = output.rpartition("/")
+        sidecar = f"{folder}{slash}{sidecar_path(output).name}"  # as text: a path would change a URI
+        if size_of(sidecar) is not None:
+            with staged(sidecar) as (path,):
+                return _read_target(path)
     return None
 
 
-def _read_target(sidecar: Path) -> dict[str, Any] | None:
+def _read_target(sidecar: str) -> dict[str, Any] | None:
     try:
         recorded_target = read_object(sidecar)["TargetModel"]
         if recorded_target is None or isinstance(recorded_target, dict):

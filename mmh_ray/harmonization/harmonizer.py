@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from mmh_ray.config import HarmonizeConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import ConfigError, RefusedError
 from mmh_ray.imaging.detail import NOISE, continued, fit_mapping, without_noise
-from mmh_ray.imaging.grid import from_grid
+from mmh_ray.imaging.grid import box_of, from_grid
 from mmh_ray.imaging.ground import background
 from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
@@ -25,6 +26,9 @@ from mmh_ray.quality.checks import check_prepared
 from mmh_ray.quality.describe import describe_air, describe_outcome, describe_scan
 from mmh_ray.quality.measures import flags
 from mmh_ray.threads import one_thread
+
+_FILTER_MARGIN = 2
+"""Voxels around the brain where the noise is filtered; its windows are 3 voxels wide."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,8 @@ class HarmonizedScan:
 
 
 @dataclass(frozen=True)
-class ReadyScan:
-    """A scan that waits for the model.
+class PreparedScan:
+    """A scan as the model can take it.
 
     Attributes
     ----------
@@ -74,13 +78,23 @@ class ReadyScan:
         BIDS suffix.
     prepared:
         The scan on the working grid.
-    figures:
-        What :func:`mmh_ray.quality.checks.describe_scan` says of it, and how much of its brain the working grid holds.
     """
 
     volume: Volume
     sequence: str
     prepared: Prepared
+
+
+@dataclass(frozen=True)
+class ReadyScan(PreparedScan):
+    """A scan that waits for the model.
+
+    Attributes
+    ----------
+    figures:
+        What :func:`mmh_ray.quality.checks.describe_scan` says of it, and how much of its brain the working grid holds.
+    """
+
     figures: dict[str, float]
 
 
@@ -179,33 +193,47 @@ class Harmonizer:
         RefusedError
             Also if a target does not know the sequence.
         """
-        ready = self.ready(volume, sequence, mask)
-        return [self.finish(ready, image) for image in self.infer(ready, targets)]
+        scan = self._prepared(volume, sequence, mask)
+        with ThreadPoolExecutor(max_workers=1) as background:  # the network works while the scan is checked
+            inferring = background.submit(self.infer, scan, targets)
+            ready = self._checked(scan)
+            images = inferring.result()
+        return [self.finish(ready, image) for image in images]
 
     def ready(self, volume: Volume, sequence: str, mask: np.ndarray | Volume | None = None) -> ReadyScan:
         """First step of :meth:`run`, which takes no model: prepare the scan and refuse what must not be harmonized."""
+        return self._checked(self._prepared(volume, sequence, mask))
+
+    def _prepared(self, volume: Volume, sequence: str, mask: np.ndarray | Volume | None) -> PreparedScan:
+        """The scan on the working grid; raises as :meth:`run`, but for what :meth:`_checked` refuses."""
         self.bundle.sequence_index(sequence)  # refuses a sequence that the model does not know
-        grid = self.bundle.config.grid
-        prepared = prepare_volume(volume, mask, grid, self.prepare)
-        figures = describe_scan(volume, prepared.brain, prepared.registration, prepared)
+        # A file's first axis is contiguous, in what is computed the last: sums of such unlike arrays take many times as long.
+        volume = volume.like(np.ascontiguousarray(volume.data))
+        prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
+        return PreparedScan(volume, sequence, prepared)
+
+    def _checked(self, scan: PreparedScan) -> ReadyScan:
+        """The scan with its figures; a RefusedError if it must not be harmonized."""
+        prepared = scan.prepared
+        figures = describe_scan(scan.volume, prepared.brain, prepared.registration, prepared)
         figures["held"] = prepared.held
         check_prepared(
-            sequence=sequence,
+            sequence=scan.sequence,
             figures=figures,
             config=self.quality,
-            volume=volume,
+            volume=scan.volume,
             prepared=prepared,
-            grid=grid,
+            grid=self.bundle.config.grid,
             settings=self.prepare,
         )
-        return ReadyScan(volume, sequence, prepared, figures)
+        return ReadyScan(scan.volume, scan.sequence, prepared, figures)
 
     @one_thread()
-    def infer(self, ready: ReadyScan, targets: Sequence[Target | None] = (None,)) -> list[InferredImage]:
+    def infer(self, scan: PreparedScan, targets: Sequence[Target | None] = (None,)) -> list[InferredImage]:
         """Second step, the model's: the image of every target on the working grid; the global pass runs once."""
-        sequence = ready.sequence
-        mask = ready.prepared.mask
-        planes = self.sample_planes(ready.prepared, self.bundle.sequence_index(sequence))
+        sequence = scan.sequence
+        mask = scan.prepared.mask
+        planes = self.sample_planes(scan.prepared, self.bundle.sequence_index(sequence))
         disagreement: float | None = None
         if len(planes) > 1:
             disagreement = float(planes[:, mask].std(axis=0).mean())
@@ -220,9 +248,9 @@ class Harmonizer:
             moved = unified[None]
             if sequence in target.weights:
                 if without_adapter is None:
-                    without_adapter = self._estimate_again(unified, ready)
+                    without_adapter = self._estimate_again(unified, scan)
                 with with_adapter(self.bundle.model, target.adapter(sequence)):
-                    moved = moved + self._estimate_again(unified, ready) - without_adapter
+                    moved = moved + self._estimate_again(unified, scan) - without_adapter
             values = fuse(style.moved(moved, mask), mask, self.settings)
             images.append(InferredImage(values, style.noise_left(NOISE), disagreement))
         return images
@@ -250,10 +278,10 @@ class Harmonizer:
             flags=flags(figures, self.quality),
         )
 
-    def _estimate_again(self, unified: np.ndarray, ready: ReadyScan) -> np.ndarray:
+    def _estimate_again(self, unified: np.ndarray, scan: PreparedScan) -> np.ndarray:
         """What the network makes of an image that is unified already, ``(planes, X, Y, Z)``, with and without an adapter."""
-        label = self.bundle.sequence_index(ready.sequence)
-        return estimate_planes(self.bundle.model, unified, ready.prepared.mask, label, self.settings)
+        label = self.bundle.sequence_index(scan.sequence)
+        return estimate_planes(self.bundle.model, unified, scan.prepared.mask, label, self.settings)
 
     @staticmethod
     def _style(target: Target, sequence: str) -> SiteStyle:
@@ -308,11 +336,15 @@ class Harmonizer:
 
         if self.settings.detail == "model":
             return np.clip(to_native(image), 0, None)
-        curve, field = fit_mapping(prepared.image, image, mask, self.bundle.config.grid.spacing_mm)
-        floor = np.float32(prepared.ground.floor)
-        without_field = (volume.data - floor) * to_native(prepared.gain * field) + floor
-        projected = curve.apply(prepared.scaling.apply(without_field))
-        brain_share = to_native(mask.astype(np.float32))
+        with ThreadPoolExecutor(max_workers=1) as background:  # what takes longest is shared out among two cores
+            resampling_mask = background.submit(to_native, mask.astype(np.float32))
+            resampling_image = background.submit(to_native, continued(image, mask))
+            curve, field = fit_mapping(prepared.image, image, mask, self.bundle.config.grid.spacing_mm)
+            floor = np.float32(prepared.ground.floor)
+            without_field = (volume.data - floor) * to_native(prepared.gain * field) + floor
+            projected = curve.apply(prepared.scaling.apply(without_field))
+        brain_share = resampling_mask.result()
+        styled = resampling_image.result()
         brain = brain_share > 0.5
         noise = noise_level(projected, brain)
         noise_of_model = noise_level(image, mask)
@@ -320,8 +352,14 @@ class Harmonizer:
         share_kept = noise_of_model / max(noise_of_scan, 1e-6)
         # No more is taken away than the model has taken away.
         noise_left = max(inferred.noise, noise * min(1.0, share_kept))
-        detailed = without_noise(to_native(continued(image, mask)), projected, noise, brain, noise_left)
-        return np.clip(brain_share * detailed + (1 - brain_share) * projected, 0, None)
+        harmonized = np.clip(projected, 0, None)
+        if brain_share.any():
+            box = box_of(brain_share, margin=_FILTER_MARGIN)  # air, of which a scan has most, stays as projected
+            detailed = without_noise(styled[box], projected[box], noise, brain[box], noise_left)
+            share = brain_share[box]
+            blend = share * detailed + (1 - share) * projected[box]
+            harmonized[box] = np.clip(blend, 0, None)
+        return harmonized
 
 
 def with_smaller_batches(settings: HarmonizeConfig) -> HarmonizeConfig:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +89,7 @@ class Model:
         return as_nifti(harmonized.volume)
 
 
-def load(model: str = BASE_MODEL, config: Config | None = None) -> Model:
+def load(model: str = BASE_MODEL, config: Config | None = None, background: Executor | None = None) -> Model:
     """A model by name.
 
     Parameters
@@ -97,6 +98,8 @@ def load(model: str = BASE_MODEL, config: Config | None = None) -> Model:
         ``mmh-base``, which comes with the package; a bundle folder; ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
     config:
         How to sample and what is flagged (sections ``harmonize``, ``prepare``, ``quality``), and where the registry is (``tracking``).
+    background:
+        As of :func:`mmh_ray.models.bundle.load_bundle`: a damaged model is then found only when it is needed.
 
     Raises
     ------
@@ -106,7 +109,7 @@ def load(model: str = BASE_MODEL, config: Config | None = None) -> Model:
     tracking = Config().tracking if config is None else config.tracking
     folder, uri = resolve_model(model, tracking)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    bundle = load_bundle(folder, device)
+    bundle = load_bundle(folder, device, background)
     if config is None:
         return Model(Harmonizer(bundle), uri)
     return Model(Harmonizer(bundle, config.harmonize, config.prepare, config.quality), uri)

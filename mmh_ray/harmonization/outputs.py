@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypedDict, Unpack
 
@@ -19,7 +19,7 @@ from mmh_ray.config import HarmonizeConfig
 from mmh_ray.errors import DataError
 from mmh_ray.harmonization.target_domain import TargetDomain
 from mmh_ray.provenance import check_place, hash_of, sha256_file
-from mmh_ray.staging import staged
+from mmh_ray.staging import staged, state_of
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,36 @@ def input_hash(image: ManifestRow) -> str | None:
         return image["sha256"]
     with staged(image["mask_uri"]) as (mask_path,):
         return hash_of([image["sha256"], sha256_file(mask_path)])
+
+
+def input_state(image: ManifestRow) -> str | None:
+    """Hash of names, sizes and times of scan and brain mask, without a look into them; None where they may have been written to.
+
+    Raises
+    ------
+    DataError
+        If an object store does not say.
+    """
+    places = [image["uri"]]
+    if image["mask_uri"]:
+        places.append(image["mask_uri"])
+    states = [(place, state_of(place)) for place in places]
+    is_sure = all(state is not None for _, state in states)
+    return hash_of(states) if is_sure else None
+
+
+def known_hash(state: str | None, earlier_rows: Iterable[LedgerRow]) -> str | None:
+    """:func:`input_hash` as an earlier run found it, if scan and mask are in the same state now; None where they are to be read.
+
+    Parameters
+    ----------
+    state:
+        Of now, by :func:`input_state`.
+    """
+    for row in earlier_rows:
+        if state is not None and row["input_state"] == state:
+            return row["input_sha256"]
+    return None
 
 
 def provenance(digest: str | None, model_hash: str, domain: TargetDomain) -> dict[str, str | None]:
@@ -176,7 +206,7 @@ def ledger_row(
     problem: Problem | None = None,
     **outcome: Unpack[Outcome],
 ) -> LedgerRow:
-    """Row of the ledger for one domain of an image of the archive; the driver adds the model's hash."""
+    """Row of the ledger for one domain of an image of the archive; worker and driver add what is the same for all domains."""
     return {
         "image_id": domain.ledger_id(image["image_id"]),
         "target": domain.name,
@@ -192,6 +222,7 @@ def ledger_row(
         "seconds": 0.0,
         "finished": utc_now().isoformat(),
         "input_sha256": outcome.get("input_sha256"),
+        "input_state": None,
         "model_hash": None,
         "settings_hash": domain.settings_hash,
     }

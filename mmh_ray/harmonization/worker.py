@@ -22,7 +22,15 @@ from mmh_ray.errors import DataError, RefusedError, data_error, naming_mask
 from mmh_ray.harmonization.fallback import FallbackInference
 from mmh_ray.harmonization.harmonizer import HarmonizedScan, Harmonizer, ReadyScan
 from mmh_ray.harmonization.job import ModelIdentity, Task
-from mmh_ray.harmonization.outputs import check_places, input_hash, is_current, ledger_row, provenance
+from mmh_ray.harmonization.outputs import (
+    check_places,
+    input_hash,
+    input_state,
+    is_current,
+    known_hash,
+    ledger_row,
+    provenance,
+)
 from mmh_ray.harmonization.sidecar import account_of
 from mmh_ray.harmonization.target_domain import TargetDomain
 from mmh_ray.imaging.template import SPACE_URI
@@ -44,30 +52,34 @@ class _Pending(NamedTuple):
     """Relative to the derivatives' root."""
 
 
-class _Files(NamedTuple):
-    """Where a scan and its brain mask lie on this node, and where its derivatives go."""
+class _Outputs(NamedTuple):
+    """Where derivatives go."""
 
-    scan: str
-    mask: str | None
-    out: Path
-    """Folder of the derivatives, or what stands for it while they pass through this node."""
+    folder: Path
+    """Their folder, or what stands for it while they pass through this node."""
     stored: StoredDerivatives | None
     """The derivatives in an object store; None on a disk."""
 
 
 @contextlib.contextmanager
-def _local_files(task: Task, out: str) -> Iterator[_Files]:
-    """The files of an image on this node, those of an object store for as long as the block runs."""
-    with contextlib.ExitStack() as stack:
-        scan, mask = stack.enter_context(staged_scan(task["uri"], task["mask_uri"]))
-        if not is_remote(out):
-            yield _Files(scan, mask, Path(out), None)
-            return
-        store = Store(out)
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mmh-derivatives-"))
+def _outputs_in(out: str) -> Iterator[_Outputs]:
+    """Where derivatives go, for as long as the block runs."""
+    if not is_remote(out):
+        yield _Outputs(Path(out), None)
+        return
+    store = Store(out)
+    with tempfile.TemporaryDirectory(prefix="mmh-derivatives-") as scratch:
         folder = Path(scratch).resolve()
-        stack.enter_context(naming({str(folder): store.uri}))
-        yield _Files(scan, mask, folder, StoredDerivatives(store, folder))
+        with naming({str(folder): store.uri}):
+            yield _Outputs(folder, StoredDerivatives(store, folder))
+
+
+class _Files(NamedTuple):
+    """Where a scan and its brain mask lie on this node, and where its derivatives go."""
+
+    scan: str
+    mask: str | None
+    outputs: _Outputs
 
 
 class HarmonizeWorker:
@@ -133,15 +145,20 @@ class HarmonizeWorker:
         start = time.perf_counter()
         rows: list[LedgerRow] = []
         digest: str | None = None
+        state: str | None = None
         status = Status.FAILED
         problem = problem_of(task)
         try:
             if task["status"] == Status.OK:
-                with _local_files(task, self.out) as files:
-                    task = task.copy()
-                    task["sha256"] = sha256_file(files.scan)
-                    digest = _input_hash(task, files)
-                    self._harmonize(task, files, digest, rows)
+                with _outputs_in(self.out) as outputs:
+                    state = input_state(task)
+                    if not self._skip_unread(task, outputs, state, rows):
+                        with staged_scan(task["uri"], task["mask_uri"]) as (scan, mask):
+                            files = _Files(scan, mask, outputs)
+                            task = task.copy()
+                            task["sha256"] = sha256_file(scan)
+                            digest = _input_hash(task, files)
+                            self._harmonize(task, files, digest, rows)
         except RefusedError as error:
             status = Status.REFUSED
             problem = Problem.of(error)
@@ -155,11 +172,23 @@ class HarmonizeWorker:
         seconds = (time.perf_counter() - start) / len(rows)
         for row in rows:
             row["seconds"] = seconds
+            row["input_state"] = state
         return rows
+
+    def _skip_unread(self, task: Task, outputs: _Outputs, state: str | None, rows: list[LedgerRow]) -> bool:
+        """Append all rows of an image that is as an earlier run found and harmonized it; False, and no row, of any other."""
+        digest = known_hash(state, task["earlier"].values())
+        if digest is None:
+            return False
+        found: list[LedgerRow] = []
+        if self._pending(task, outputs, digest, found):
+            return False
+        rows += found
+        return True
 
     def _harmonize(self, task: Task, files: _Files, digest: str | None, rows: list[LedgerRow]) -> None:
         """Append a row for every domain as it is finished."""
-        pending = self._pending(task, files, digest, rows)
+        pending = self._pending(task, files.outputs, digest, rows)
         if not pending:
             return
         targets = [domain.target for domain, _ in pending]
@@ -172,24 +201,26 @@ class HarmonizeWorker:
                 self._idle_since = time.perf_counter()
             for (domain, output), image in zip(pending, images, strict=True):
                 scan = self.harmonizer.finish(ready, image)
-                image_path = files.out / output
-                with contextlib.nullcontext() if files.stored is None else files.stored.replacing(image_path):
+                folder, stored = files.outputs
+                image_path = folder / output
+                with contextlib.nullcontext() if stored is None else stored.replacing(image_path):
                     self._write(image_path, scan, self._sidecar(task, scan, digest, domain))
                 flags = _flags(task, scan)
                 rows.append(ledger_row(task, domain, Status.DONE, output=output, input_sha256=digest, flags=flags))
 
-    def _pending(self, task: Task, files: _Files, digest: str | None, rows: list[LedgerRow]) -> list[_Pending]:
+    def _pending(self, task: Task, outputs: _Outputs, digest: str | None, rows: list[LedgerRow]) -> list[_Pending]:
         """The domains for which the image is to be harmonized; a row is appended for every other."""
+        folder, stored = outputs
         model_sequences = self.harmonizer.bundle.config.model.sequences
         pending = []
         for domain in self.domains:
             refusal = domain.unknown_sequence(task["sequence"], model_sequences)
             output = str(domain.output(task["uri"], self.harmonizer.settings))
-            check_places(files.out / output, files.out)
+            check_places(folder / output, folder)
             earlier = task["earlier"].get(domain.name)
             if refusal is not None:
                 rows.append(ledger_row(task, domain, Status.REFUSED, Problem.of(refusal), input_sha256=digest))
-            elif earlier is not None and is_current(earlier, files.out, digest, self.model.hash, domain, files.stored):
+            elif earlier is not None and is_current(earlier, folder, digest, self.model.hash, domain, stored):
                 flags = earlier["flags"]
                 rows.append(ledger_row(task, domain, Status.SKIPPED, output=output, input_sha256=digest, flags=flags))
             else:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from mmh_ray.imaging.smoothing import smooth_inside
@@ -141,16 +142,14 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
     known = template()
     inside = known.brain[_EVERY_THIRD]
     basis = _coarse_basis()
-    rotation = known.affine[:3, :3]
-    origin = known.affine[:3, 3]
-    places_mm = np.argwhere(inside) * 3 @ rotation.T + origin
+    places_mm = apply_affine(known.affine, np.argwhere(inside) * 3)
     to_scan = np.linalg.inv(affine)
     contrast = _blurred_contrast(data)
 
     def fit(start: np.ndarray) -> float:
         """Share of the scan's contrast that the template's tissues explain from this start."""
         step = to_scan @ start
-        voxels = places_mm @ step[:3, :3].T + step[:3, 3]
+        voxels = apply_affine(step, places_mm)
         values = ndimage.map_coordinates(contrast, voxels.T, order=1)
         values = values - values.mean()
         explained = ((values @ basis) ** 2).sum()

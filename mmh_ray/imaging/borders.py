@@ -11,7 +11,8 @@ def faces_of(data: np.ndarray) -> np.ndarray:
     faces = []
     for axis in range(3):
         for end in (0, -1):
-            face = np.take(data, end, axis)
+            # `np.take` would copy a volume whose first axis is the contiguous one, as files have it.
+            face = np.moveaxis(data, axis, 0)[end]
             faces.append(face.ravel())
     return np.concatenate(faces)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from nibabel.affines import apply_affine
 from scipy import ndimage
 from torch import Tensor, nn
 
@@ -125,7 +126,8 @@ def brain_distance(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     affine, shape = _grid_over(volume)
     head = scaled_head(to_grid(volume.data, volume.affine, affine, shape))
     with one_thread(), torch.inference_mode():
-        distance_mm = _shipped_network()(torch.from_numpy(head)[None, None])[0, 0].numpy()
+        seen = torch.from_numpy(head)[None, None]
+        distance_mm = _shipped_network()(seen)[0, 0].numpy()
     return _of_one_brain(distance_mm), affine
 
 
@@ -134,7 +136,8 @@ def _of_one_brain(distance_mm: np.ndarray) -> np.ndarray:
     deep = largest(distance_mm > _DEEP_MM)
     if not deep.any():
         return distance_mm
-    is_near = ndimage.distance_transform_edt(~deep) * SPACING_MM < _RIM_MM
+    beyond_deep_mm = ndimage.distance_transform_edt(~deep) * SPACING_MM
+    is_near = beyond_deep_mm < _RIM_MM
     return np.where(is_near, distance_mm, -REACH_MM)
 
 
@@ -142,9 +145,7 @@ def _grid_over(volume: Volume) -> tuple[np.ndarray, tuple[int, ...]]:
     """Affine and shape of a grid with world axes over a whole field of view; every axis a multiple of :data:`MULTIPLE`."""
     ends = [(0, n - 1) for n in volume.data.shape]
     corners = np.array(list(itertools.product(*ends)))
-    matrix = volume.affine[:3, :3]
-    offset = volume.affine[:3, 3]
-    corners_mm = corners @ matrix.T + offset
+    corners_mm = apply_affine(volume.affine, corners)
     lowest_mm = corners_mm.min(axis=0)
     size_mm = corners_mm.max(axis=0) - lowest_mm
 

@@ -88,11 +88,7 @@ def fit_curve(scan: np.ndarray, styled: np.ndarray, mask: np.ndarray) -> Monoton
 
 def _medians(values: np.ndarray, bins: list[np.ndarray]) -> np.ndarray:
     """Median of each bin of indices, float64."""
-    medians = []
-    for indices in bins:
-        of_bin = values[indices]
-        medians.append(np.median(of_bin))
-    return np.array(medians, np.float64)
+    return np.array([np.median(values[indices]) for indices in bins], np.float64)
 
 
 def fit_mapping(

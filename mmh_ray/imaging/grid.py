@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from mmh_ray.config import GridConfig
+
+_TRUNCATE = 4.0
+"""Standard deviations at which a Gaussian kernel ends."""
 
 
 def working_affine(
@@ -25,9 +31,9 @@ def working_affine(
         scan's: a scan of the grid's own spacing and axes is then only cropped or padded, not blurred by interpolation.
     """
     half = grid.spacing_mm * (np.array(grid.shape) - 1) / 2
-    working = np.diag([*[grid.spacing_mm] * 3, 1.0])
+    working = np.diag([grid.spacing_mm, grid.spacing_mm, grid.spacing_mm, 1.0])
     if axes is not None:
-        places_mm = np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
+        places_mm = apply_affine(affine, np.argwhere(mask))
         along_axes = places_mm @ axes
         low = along_axes.min(axis=0)
         high = along_axes.max(axis=0)
@@ -56,21 +62,48 @@ def to_grid(
     sigma = 0.4 * np.sqrt(excess)
     source = data.astype(np.float32)
     if sigma.any():
-        source = ndimage.gaussian_filter(source, sigma)
+        # A cubic spline depends on the whole volume, linear interpolation on what is beside the target's voxels alone.
+        box = _box_under(step, shape, source.shape) if order == 1 else tuple(slice(0, n) for n in source.shape)
+        _blur(source, sigma, box)
     return ndimage.affine_transform(source, step, output_shape=tuple(shape), order=order, mode="grid-constant")
+
+
+def _box_under(step: np.ndarray, target_shape: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    """The box of a volume of some shape in which the voxels of a target grid lie, and two voxels more on every side."""
+    ends = [(0, length - 1) for length in target_shape]
+    corners = np.array(list(itertools.product(*ends)))
+    places = corners @ step[:3, :3].T + step[:3, 3]
+    first = np.floor(places.min(axis=0)).astype(int) - 2
+    past_last = np.ceil(places.max(axis=0)).astype(int) + 3
+    box = []
+    for axis, length in enumerate(shape):
+        start = int(np.clip(first[axis], 0, length))
+        stop = int(np.clip(past_last[axis], start, length))
+        box.append(slice(start, stop))
+    return tuple(box)
+
+
+def _blur(data: np.ndarray, sigma: np.ndarray, box: tuple[slice, ...]) -> None:
+    """Gaussian smoothing of a volume in place, inside a box alone: the same values as if all of it were smoothed."""
+    wider = []
+    inner = []
+    for span, width, length in zip(box, sigma, data.shape, strict=True):
+        reach = math.ceil(_TRUNCATE * width)
+        start = max(0, span.start - reach)
+        stop = min(length, span.stop + reach)
+        wider.append(slice(start, stop))
+        inner.append(slice(span.start - start, span.stop - start))
+    surroundings = data[tuple(wider)]
+    if surroundings.size:
+        smooth = ndimage.gaussian_filter(surroundings, sigma, truncate=_TRUNCATE)
+        data[box] = smooth[tuple(inner)]
 
 
 def from_grid(data: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Resample working-grid data to a native grid: linear, continued outside by its nearest voxel."""
     step = np.linalg.inv(affine) @ native_affine
     source = data.astype(np.float32)
-    return ndimage.affine_transform(
-        source,
-        step,
-        output_shape=tuple(shape),
-        order=1,
-        mode="nearest",
-    )
+    return ndimage.affine_transform(source, step, output_shape=tuple(shape), order=1, mode="nearest")
 
 
 def cut_out(data: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -101,7 +134,7 @@ def share_held(
     """Part of the voxels of a mask ``(I, J, K)`` bool whose centres another grid holds, outside the ``holes`` of that
     grid."""
     step = np.linalg.inv(target_affine) @ affine
-    voxels = np.argwhere(mask) @ step[:3, :3].T + step[:3, 3]
+    voxels = apply_affine(step, np.argwhere(mask))
     after_first = voxels > -0.5
     before_last = voxels < np.array(shape) - 0.5
     held = (after_first & before_last).all(axis=1)
@@ -129,9 +162,6 @@ def box_of(mask: np.ndarray, margin: int | Sequence[int] = 0) -> tuple[slice, ..
         occupied = np.flatnonzero(mask.any(axis=other_axes))
         first = int(occupied[0]) - margins[axis]
         past_last = int(occupied[-1]) + 1 + margins[axis]
-        span = slice(
-            max(0, first),
-            min(mask.shape[axis], past_last),
-        )
+        span = slice(max(0, first), min(mask.shape[axis], past_last))
         box.append(span)
     return tuple(box)

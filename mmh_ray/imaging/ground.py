@@ -170,10 +170,7 @@ def _filled(shown: np.ndarray) -> np.ndarray:
 
 def _depth(head: np.ndarray, sizes: list[float]) -> np.ndarray:
     """Depth below the surface in mm; where the field of view cuts a head, that is no surface."""
-    margins = []
-    for size in sizes:
-        margin = int(np.ceil(_DEEP_MM / size)) + 1
-        margins.append(margin)
+    margins = [int(np.ceil(_DEEP_MM / size)) + 1 for size in sizes]
     padding = [(margin, margin) for margin in margins]
     continued = np.pad(head, padding, mode="edge")
     depth = ndimage.distance_transform_edt(continued, sampling=sizes)

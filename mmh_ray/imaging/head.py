@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from nibabel.affines import apply_affine
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
@@ -81,9 +82,7 @@ def without_neck(volume: Volume, head: np.ndarray) -> tuple[np.ndarray, float]:
 
 def bounds(volume: Volume, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest corner, ``(3,)`` world mm each, of a mask but for its outermost voxels."""
-    rotation = volume.affine[:3, :3]
-    origin = volume.affine[:3, 3]
-    places_mm = np.argwhere(mask) @ rotation.T + origin
+    places_mm = apply_affine(volume.affine, np.argwhere(mask))
     low, high = np.percentile(places_mm, [0.5, 99.5], axis=0)
     return low, high
 

@@ -9,6 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from mmh_ray.errors import DataError
+from mmh_ray.imaging.grid import box_of
 from mmh_ray.imaging.smoothing import smooth_inside
 from mmh_ray.threads import one_thread
 
@@ -18,6 +19,9 @@ QUANTILES = np.linspace(0.0, 1.0, 257)
 SMOOTHING = 0.7
 """Standard deviation, in voxels, of the smoothing before tissues are matched; it takes away three quarters of white
 noise."""
+
+_BLOCK = 2**16
+"""Voxels mapped at a time: their float64 intermediates stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +148,16 @@ class MonotoneMap:
         """Mapped intensities, float32, of the shape of ``data``."""
         first_knot = self.source[0]
         last_knot = self.source[-1]
-        mapped = np.interp(data, self.source, self.target)
-        above = np.maximum(data - last_knot, 0)
-        below = np.minimum(data - first_knot, 0)
-        continued = mapped + (above + below)
-        return continued.astype(np.float32)
+        all_values = np.ravel(data)
+        continued = np.empty(all_values.shape, np.float32)
+        for start in range(0, all_values.size, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            values = all_values[block]
+            mapped = np.interp(values, self.source, self.target)
+            above = np.maximum(values - last_knot, 0)
+            below = np.minimum(values - first_knot, 0)
+            continued[block] = mapped + (above + below)
+        return continued.reshape(data.shape)
 
     def apply_inside(self, data: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Mapped intensities inside the mask, zero outside; only the mask's voxels are computed."""
@@ -202,8 +211,11 @@ def noise_level(image: np.ndarray, mask: np.ndarray) -> float:
     Zero for a mask without two voxels side by side in every direction. skimage's ``estimate_sigma`` knows no mask, and
     air would take part in its median.
     """
-    details = image.astype(np.float64)
-    whole = mask  # where all voxels that a detail is made of lie inside
+    if not mask.any():
+        return 0.0
+    box = box_of(mask)
+    details = image[box].astype(np.float64)
+    whole = mask[box]  # where all voxels that a detail is made of lie inside
     for axis in range(3):
         details = np.diff(details, axis=axis) / np.sqrt(2)
         has_previous = np.delete(whole, 0, axis=axis)

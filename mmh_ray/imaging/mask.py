@@ -144,13 +144,17 @@ def evened(volume: Volume, region: np.ndarray) -> Volume:
     mean = smooth_inside(volume.data, region, width, least_weight=1e-3)
     least = float(mean[region].min())
     mean = np.where(region, mean, least)
-    return volume.like(np.clip(volume.data / np.maximum(mean, max(least, 1e-6)), 0, _BRIGHTEST).astype(np.float32))
+    divisor = np.maximum(mean, max(least, 1e-6))
+    relative = np.clip(volume.data / divisor, 0, _BRIGHTEST)
+    return volume.like(relative.astype(np.float32))
 
 
 def _shown_faintly(volume: Volume) -> np.ndarray:
     """All that is brighter than air, however dim, with its holes, ``(I, J, K)`` bool."""
-    smooth = ndimage.gaussian_filter(volume.data, [_FAINT_BLUR_MM / size for size in volume.spacing])
-    return largest(ndimage.binary_fill_holes(smooth > _FAINT))
+    sigma = [_FAINT_BLUR_MM / size for size in volume.spacing]
+    smooth = ndimage.gaussian_filter(volume.data, sigma)
+    shown = ndimage.binary_fill_holes(smooth > _FAINT)
+    return largest(shown)
 
 
 def _brain_in_head(volume: Volume, crop_neck: bool) -> Brain:

@@ -176,8 +176,8 @@ class NiftiHeader:
         if sform not in _XFORM_CODES or qform not in _XFORM_CODES:
             received = f"{self.path}: sform_code {sform} and qform_code {qform}"
             raise DataError(received, "0 to 5", "Restore the sform or qform.")
-        handedness, *sizes = (float(size) for size in self.fields["pixdim"][:4])
-        are_finite = all(math.isfinite(size) for size in sizes)
+        handedness, *sizes = self.fields["pixdim"][:4].tolist()
+        are_finite = np.isfinite(sizes).all()
         lacks_size = sform == 0 and 0 in sizes[: len(self.shape)]  # without an sform, sizes make the matrix
         if not are_finite or lacks_size:
             shown = " x ".join(f"{size:g}" for size in sizes)

@@ -117,9 +117,8 @@ def prepare_volume(
     source = to_grid(signal, volume.affine, affine, grid.shape)
     inside = to_grid(brain.mask.astype(np.float32), volume.affine, affine, grid.shape) > 0.5
     if not inside.any():
-        raise MaskError(
-            "a mask without a working voxel", "a brain larger than a few voxels", "Check the mask and the affine."
-        )
+        expected = "a brain larger than a few voxels"
+        raise MaskError("a mask without a working voxel", expected, "Check the mask and the affine.")
     gain = np.ones(grid.shape, np.float32)
     if settings.n4:
         gain = bias_gain(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations)
@@ -174,22 +173,17 @@ def _brain(volume: Volume, mask: np.ndarray | None, ground: Ground, settings: Pr
     """The mask, given or estimated, with the one registration of the scan if it is asked for or was made to find the
     brain."""
     if mask is not None and mask.shape != volume.data.shape:
-        raise MaskError(
-            f"mask of shape {mask.shape}", f"the scan's shape {volume.data.shape}", "Resample the mask to its scan."
-        )
+        expected = f"the scan's shape {volume.data.shape}"
+        raise MaskError(f"mask of shape {mask.shape}", expected, "Resample the mask to its scan.")
     brain = find_brain(volume, settings.crop_neck, ground) if mask is None else Brain(mask, ground.stripped)
     if ground.holes is not None:
         brain = replace(brain, mask=brain.mask & ~ground.holes)
     if mask is None and not brain.mask.any():
-        raise DataError(
-            "a scan in which no brain was found",
-            "an MRI of a head",
-            "Check the scan; give a brain mask if it shows one.",
-        )
+        remedy = "Check the scan; give a brain mask if it shows one."
+        raise DataError("a scan in which no brain was found", "an MRI of a head", remedy)
     if not brain.mask.any():
-        raise MaskError(
-            "an empty mask", "a mask that covers the brain", "Check the mask or leave it out to have one estimated."
-        )
+        remedy = "Check the mask or leave it out to have one estimated."
+        raise MaskError("an empty mask", "a mask that covers the brain", remedy)
     if not settings.register:
         return brain
     return replace(brain, registration=brain.registration or register_found(volume, brain.mask, ground.floor))
@@ -243,7 +237,5 @@ def _registration_step(registration: Registration | None, settings: PrepareConfi
         return f"registration: only to find the brain ({registration.method}, quality {registration.quality:.2f})"
     if registration.method == "given space":
         return f"registration: skipped, already in the template's space (quality {registration.quality:.2f})"
-    turned = (
-        f"{registration.method}, quality {registration.quality:.2f}, head tilted by {registration.degrees:.1f} degrees"
-    )
-    return f"registration: {turned}"
+    tilt = f"head tilted by {registration.degrees:.1f} degrees"
+    return f"registration: {registration.method}, quality {registration.quality:.2f}, {tilt}"

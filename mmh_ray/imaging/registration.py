@@ -10,6 +10,7 @@ from typing import Literal
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine
 from scipy import linalg
 from scipy.spatial.transform import Rotation
 
@@ -188,9 +189,7 @@ def _cut_sides(volume: Volume, brain: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _anchored(low: np.ndarray, high: np.ndarray, cut_low: np.ndarray, cut_high: np.ndarray, size: float) -> np.ndarray:
     """Where the template's middle lies, mm, if a brain between two corners is laid by the sides that are not cut."""
     known = template()
-    rotation = known.affine[:3, :3]
-    origin = known.affine[:3, 3]
-    places_mm = np.argwhere(known.brain) @ rotation.T + origin
+    places_mm = apply_affine(known.affine, np.argwhere(known.brain))
     lowest = places_mm.min(axis=0)
     highest = places_mm.max(axis=0)
     by_low = low - size * (lowest - known.middle)

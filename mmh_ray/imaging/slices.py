@@ -97,7 +97,8 @@ def assemble(slabs: np.ndarray, plane: str, indices: Sequence[int], shape: Seque
 def middle_slice(data: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Axial slice through the middle of the brain, anterior up, the subject's left on the left; 0 outside the mask."""
     orientation = nib.orientations.io_orientation(affine)
-    brain = nib.orientations.apply_orientation(np.where(mask, data, 0), orientation)
+    masked = np.where(mask, data, 0)
+    brain = nib.orientations.apply_orientation(masked, orientation)
     inside = nib.orientations.apply_orientation(mask, orientation)
     heights = np.flatnonzero(inside.any(axis=(0, 1)))
     middle = (heights[0] + heights[-1]) // 2

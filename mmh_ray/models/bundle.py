@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,12 @@ _FORMAT = BundleFormat(
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded model and what is known of it.
+    """A model and what is known of it.
 
     Attributes
     ----------
-    model:
-        In evaluation mode, float32.
+    loading:
+        The model, when it is loaded: see :attr:`model`.
     config:
         With the bundle's ``model``, ``grid``, ``prepare``, ``harmonize`` and ``train`` sections; defaults elsewhere.
     quantiles:
@@ -91,11 +92,16 @@ class Bundle:
         ``config.json`` as it was read.
     """
 
-    model: GlobalHarmonizer
+    loading: Future[GlobalHarmonizer]
     config: Config
     quantiles: Tensor
     hash: str
     facts: dict[str, Any]
+
+    @property
+    def model(self) -> GlobalHarmonizer:
+        """In evaluation mode, float32; waits until it is loaded, and raises the ModelError if it could not be."""
+        return self.loading.result()
 
     def sequence_index(self, suffix: str) -> int:
         """Index of a BIDS suffix among the model's sequences; ModelError names the valid ones."""
@@ -169,16 +175,18 @@ def _plain_weights(model: GlobalHarmonizer) -> dict[str, Tensor]:
 def _schedule_facts(model: GlobalHarmonizer) -> dict[str, Any]:
     """What diffusers records of the model's schedule, without its private entries."""
     scheduler: Any = model.scheduler  # diffusers hides its attributes from type checkers
-    facts = {}
-    for key, value in scheduler.config.items():
-        if not key.startswith("_"):
-            facts[key] = value
-    return facts
+    return {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
 
 
-def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
+def load_bundle(path: str | Path, device: str | torch.device = "cpu", background: Executor | None = None) -> Bundle:
     """Read a bundle, whoever made it: nothing outside its folder is opened, no more is built than the weights' file
     holds.
+
+    Parameters
+    ----------
+    background:
+        Loads the model, which takes seconds, while the caller goes on with what the bundle's settings tell. What is
+        wrong with the model is then raised by :attr:`Bundle.model`. None: it is loaded when this returns.
 
     Raises
     ------
@@ -189,6 +197,17 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     """
     path = Path(path)
     description = _read_description(path)
+    if background is None:
+        loading: Future[GlobalHarmonizer] = Future()
+        loading.set_result(_load_model(path, description, device))
+    else:
+        loading = background.submit(_load_model, path, description, device)
+    facts = description.facts
+    return Bundle(loading, description.config, description.quantiles, hash_of(facts), facts)
+
+
+def _load_model(path: Path, description: _Description, device: str | torch.device) -> GlobalHarmonizer:
+    """The model of a bundle with its weights, in evaluation mode."""
     config = description.config
     model = _empty_model(config, description.quantiles)
     content = _read_weights(path, model, description.facts)
@@ -203,8 +222,7 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     model.denoiser.to(memory_format=torch.channels_last)
     model.scheduler = _checked_scheduler(path, config, description.facts["schedule"])
     check_statistics(model, str(path / WEIGHTS), _REBUILD)
-    model = model.eval().to(device)
-    return Bundle(model, config, description.quantiles, hash_of(description.facts), description.facts)
+    return model.eval().to(device)
 
 
 def bundle_hash(path: str | Path) -> str:
@@ -302,10 +320,7 @@ def _checked_scheduler(path: Path, config: Config, recorded: Mapping[str, Any]) 
     if of_bundle != of_settings:
         received = f"{place}={str(of_bundle)[:400]}"
         raise ModelError(received, f"that of its settings, {of_settings}", _REBUILD)
-    nested = []
-    for key, value in recorded.items():
-        if isinstance(value, list | dict):
-            nested.append(key)
+    nested = [key for key, value in recorded.items() if isinstance(value, list | dict)]
     if nested or len(recorded) > MOST_OF_SCHEDULE:
         names = ", ".join(sorted(nested))
         what = names[:200] or f"{len(recorded)} keys"

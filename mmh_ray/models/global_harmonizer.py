@@ -73,9 +73,7 @@ class SlabBatch:
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device."""
-        fields = {}
-        for name, value in vars(self).items():
-            fields[name] = value.to(device)
+        fields = {name: value.to(device) for name, value in vars(self).items()}
         return type(self)(**fields)
 
 

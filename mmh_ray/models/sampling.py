@@ -71,7 +71,8 @@ def fuse(estimates: np.ndarray, mask: np.ndarray, settings: HarmonizeConfig) -> 
         If an estimate is not finite.
     """
     _finite(estimates, "the target")
-    fused = np.median(estimates, axis=0) if settings.fusion == "median" else np.mean(estimates, axis=0)
+    middle = np.median if settings.fusion == "median" else np.mean
+    fused = middle(estimates, axis=0)
     not_negative = np.clip(fused, 0, None)
     return (not_negative * mask).astype(np.float32)
 
@@ -115,12 +116,10 @@ class _PreparedScan:
 def _run_plane(model: GlobalHarmonizer, scan: _PreparedScan, plane: str, settings: HarmonizeConfig) -> np.ndarray:
     """The estimate ``(X, Y, Z)`` of one plane's slices, a batch of slabs after the other."""
     indices = brain_slices(scan.mask, plane)
-    batches = math.ceil(len(indices) / settings.batch_slabs)
-    estimates = []
-    for batch in np.array_split(indices, batches):
-        slabs = _run_slabs(model, scan, plane, batch, settings)
-        estimates.append(slabs)
-    return assemble(np.concatenate(estimates), plane, indices.tolist(), scan.image.shape)
+    count = math.ceil(len(indices) / settings.batch_slabs)
+    batches = np.array_split(indices, count)
+    slabs = [_run_slabs(model, scan, plane, batch, settings) for batch in batches]
+    return assemble(np.concatenate(slabs), plane, indices.tolist(), scan.image.shape)
 
 
 def _run_slabs(

@@ -12,11 +12,7 @@ INTENSITIES = (-10.0, 100.0)
 """Between which every quantile of a brain lies in unit intensity, that of its brightest voxel, too."""
 
 _FALLING = 1e-5  # by which a quantile function in float32 may fall from one place to the next
-_STATISTICS = {
-    "domain_quantiles": INTENSITIES,
-    "domain_cumulative": (-0.01, 1.01),
-    "domain_moments": INTENSITIES,
-}
+_STATISTICS = {"domain_quantiles": INTENSITIES, "domain_cumulative": (-0.01, 1.01), "domain_moments": INTENSITIES}
 """Least and greatest value of the buffers of a :class:`GlobalHarmonizer`."""
 
 

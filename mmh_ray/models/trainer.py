@@ -140,8 +140,4 @@ def best_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix, without it."""
-    below = {}
-    for name, value in tensors.items():
-        if name.startswith(prefix):
-            below[name.removeprefix(prefix)] = value
-    return below
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -211,9 +211,8 @@ def counts(images: Sequence[ImageRecord], measures: Sequence[Measure]) -> list[C
         has_no_site = image.site is None
         groups[has_no_site, image.site or NO_SITE, image.sequence].append(image)
     rows = []
-    for key in sorted(groups):
-        _, site, sequence = key
-        rows.append(count_row(site, sequence, groups[key], measures))
+    for (_, site, sequence), members in sorted(groups.items()):
+        rows.append(count_row(site, sequence, members, measures))
     return rows
 
 
@@ -221,10 +220,8 @@ def count_row(site: str, sequence: str, images: Sequence[ImageRecord], measures:
     """The counts of these images."""
     counts = Counter(image.status for image in images)
     by_status = tuple(counts[status] for status in STATUSES)
-    to_look_at = 0
-    for image in images:
-        if image.is_harmonized and concerns(image, measures) > 0:
-            to_look_at += 1
+    harmonized = [image for image in images if image.is_harmonized]
+    to_look_at = sum(concerns(image, measures) > 0 for image in harmonized)
     return CountRow(site, sequence, by_status, to_look_at)
 
 
@@ -245,9 +242,7 @@ def failures(images: Sequence[ImageRecord]) -> list[Failure]:
             continue
         key = (image.status, _common_problem(image))
         ids_by_problem[key].append(image.image_id)
-    grouped = []
-    for (status, problem), image_ids in ids_by_problem.items():
-        grouped.append(Failure(status, problem, image_ids))
+    grouped = [Failure(*key, image_ids) for key, image_ids in ids_by_problem.items()]
 
     def most_frequent_first(failure: Failure) -> tuple[int, str, str]:
         return -len(failure.image_ids), failure.status, failure.problem.text

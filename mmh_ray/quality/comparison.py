@@ -38,7 +38,7 @@ def compare(
     ----------
     before, after:
         3-D images on one grid: the same shape ``(I, J, K)`` and the same affine to a hundredth of a millimetre. A
-        fourth axis of length 1, as some scanners write it, counts for nothing.
+        last axis of length 1, as some scanners write it, counts for nothing.
     title:
         A line above the panels; none by default.
 
@@ -54,8 +54,8 @@ def compare(
     """
     from matplotlib.figure import Figure
 
-    before = _without_fourth_axis(before)
-    after = _without_fourth_axis(after)
+    before = nib.squeeze_image(before)
+    after = nib.squeeze_image(after)
     _check_one_grid(before, after)
     orientation = io_orientation(before.affine)
     old = apply_orientation(_scaled(before, "before"), orientation)
@@ -85,13 +85,6 @@ def compare(
     if title is not None:
         figure.suptitle(title)
     return figure
-
-
-def _without_fourth_axis(image: nib.spatialimages.SpatialImage) -> nib.spatialimages.SpatialImage:
-    has_fourth_axis = len(image.shape) == 4 and image.shape[3] == 1
-    if not has_fourth_axis:
-        return image
-    return image.slicer[..., 0]
 
 
 def _check_one_grid(before: nib.spatialimages.SpatialImage, after: nib.spatialimages.SpatialImage) -> None:

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from mmh_ray.evaluation.metrics.agreement import gradient_correlation
 from mmh_ray.imaging.borders import faces_of
-from mmh_ray.imaging.grid import share_held, to_grid
+from mmh_ray.imaging.grid import box_of, share_held, to_grid
 from mmh_ray.imaging.ground import Ground, background, find_ground
 from mmh_ray.imaging.intensity import robust_scaling
 from mmh_ray.imaging.preprocess import Prepared
@@ -76,8 +76,9 @@ def _oddities(volume: Volume, laid: Volume, prepared: Prepared) -> dict[str, flo
     fill_values = ground.fill.values if ground.fill else ()
     meaningless = (background(volume.data), *fill_values)
     signal = laid.like(laid.data - np.float32(ground.floor))
+    box = box_of(prepared.brain, margin=1)
     return {
-        "spikes": float(spikes(prepared.scaling.apply(laid.data), prepared.brain)),
+        "spikes": float(spikes(prepared.scaling.apply(laid.data[box]), prepared.brain[box])),
         "wrapped": float(wrapped(volume.data, meaningless)),
         "fill_step": ground.fill.step if ground.fill else 0.0,
         "second_head": second_head(signal),
@@ -93,7 +94,9 @@ def _air(data: np.ndarray, brain: np.ndarray, ground: Ground) -> float:
     faces = float(np.percentile(faces_of(data), 25))
     if ground.stripped:
         return faces
-    beside_brain = ~ndimage.binary_dilation(brain, iterations=2)
+    beside_brain = np.ones(brain.shape, bool)
+    box = box_of(brain, margin=2)
+    beside_brain[box] = ~ndimage.binary_dilation(brain[box], iterations=2)
     around = beside_brain & (data > ground.floor)
     if not around.any():
         return faces
@@ -155,8 +158,12 @@ def _tissue_means(volume: Volume, brain: np.ndarray, registration: Registration,
     spread = float(image[inside].std())
     if spread == 0:
         return _NO_TISSUES
-    grey, white, fluid = (float((image * weight).sum() / weight.sum()) for weight in weights)
-    return _TissueMeans(grey + floor, white + floor, fluid + floor, spread)
+    means = []
+    for weight in weights:
+        total = (image * weight).sum()
+        means.append(float(total / weight.sum()) + floor)
+    grey, white, fluid = means
+    return _TissueMeans(grey, white, fluid, spread)
 
 
 def _coverage(volume: Volume, registration: Registration, holes: np.ndarray | None) -> float:

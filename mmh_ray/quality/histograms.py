@@ -112,6 +112,7 @@ def _plot(sequence: str, sites: dict[str, list[np.ndarray]], colours: dict[str, 
         before, after = mean
         paths = (_path(before, highest), _path(after, highest))
         lines.append(Line(site, colours[site], len(sites[site]), paths))
+    intensities = np.arange(0, UPPER + 0.01, 0.25)
     band = None
     if others:
         band = (_band(others, 0, highest), _band(others, 1, highest))
@@ -120,17 +121,9 @@ def _plot(sequence: str, sites: dict[str, list[np.ndarray]], colours: dict[str, 
         lines=lines,
         others=len(others),
         band=band,
-        across=_intensity_ticks(),
+        across=[Tick(float(_x(intensity)), f"{intensity:g}") for intensity in intensities],
         up=_density_ticks(highest),
     )
-
-
-def _intensity_ticks() -> list[Tick]:
-    ticks = []
-    for intensity in np.arange(0, UPPER + 0.01, 0.25):
-        position = float(_x(intensity))
-        ticks.append(Tick(position, f"{intensity:g}"))
-    return ticks
 
 
 def _density_ticks(highest: float) -> list[Tick]:
@@ -140,11 +133,8 @@ def _density_ticks(highest: float) -> list[Tick]:
     power_of_ten = 10**exponent
     round_steps = [power_of_ten * factor for factor in (1, 2, 2.5, 5, 10)]
     step = next(step for step in round_steps if step >= rough_step)
-    ticks = []
-    for density in np.arange(0, highest + step / 1e6, step):
-        position = float(_y(density, highest))
-        ticks.append(Tick(position, f"{density:g}"))
-    return ticks
+    densities = np.arange(0, highest + step / 1e6, step)
+    return [Tick(float(_y(density, highest)), f"{density:g}") for density in densities]
 
 
 def _x(intensity: np.ndarray | float) -> np.ndarray:
@@ -163,9 +153,7 @@ def _path(densities: np.ndarray, highest: float, intensities: np.ndarray = _MIDD
     """An SVG path through these points."""
     across = _x(intensities)
     down = _y(densities, highest)
-    points = []
-    for x, y in zip(across, down, strict=True):
-        points.append(f"{x:.1f} {y:.1f}")
+    points = [f"{x:.1f} {y:.1f}" for x, y in zip(across, down, strict=True)]
     return "M" + "L".join(points)
 
 

@@ -90,11 +90,7 @@ def measures(config: QualityConfig) -> list[Measure]:
             "fluid - grey",
             "Mean intensity of fluid less that of grey matter, where the template has them deep in the brain, in its standard deviations.",
         ),
-        Measure(
-            "white_contrast",
-            "white - grey",
-            "Mean intensity of white matter less that of grey matter, as above.",
-        ),
+        Measure("white_contrast", "white - grey", "Mean intensity of white matter less that of grey matter, as above."),
         Measure(
             "disagreement",
             "doubt",

@@ -75,12 +75,11 @@ def _tile(grey: np.ndarray, axis: int, part: float, pixels: np.ndarray) -> np.nd
     """One slice with square pixels, ``(height, width)`` uint8."""
     length = grey.shape[axis]
     index = min(int(part * length), length - 1)
-    across, up = (other for other in range(3) if other != axis)
     image_slice = np.take(grey, index, axis)
     upright = np.rot90(image_slice).astype(np.float32)
     picture = Image.fromarray(upright)
-    size = (pixels[across], pixels[up])
-    resized = picture.resize(size, Image.Resampling.BILINEAR)
+    across, up = np.delete(pixels, axis)
+    resized = picture.resize((across, up), Image.Resampling.BILINEAR)
     levels = np.rint(255 * np.asarray(resized))
     return levels.astype(np.uint8)
 

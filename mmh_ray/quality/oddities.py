@@ -146,8 +146,9 @@ def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
         measured &= data != np.float32(value)
     if not measured.any():
         return 0
-    low = float(data[measured].min())
-    high = float(data[measured].max())
+    measured_values = data[measured]
+    low = float(measured_values.min())
+    high = float(measured_values.max())
     end = _ENDS * (high - low)
     top = measured & (data > high - end)
     at_the_very_top = int((data[top] == high).sum())

@@ -150,9 +150,7 @@ def _existing(folder: Path, name: str | None) -> str | None:
 
 def _url(name: str | None) -> str | None:
     """A relative URL of a path, whatever bytes its name is of."""
-    if name is None:
-        return None
-    return quote(os.fsencode(name))
+    return name and quote(os.fsencode(name))
 
 
 def _embedded(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
@@ -160,25 +158,14 @@ def _embedded(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
     embedded: list[Pair] = []
     bytes_left = EMBEDDED_BYTES
     for before, after in pairs:
-        bytes_left -= _encoded_bytes(folder, before) + _encoded_bytes(folder, after)
+        sizes = [(folder / name).stat().st_size for name in (before, after) if name]
+        bytes_left -= sum(4 * size // 3 for size in sizes)  # in Base64
         if bytes_left < 0:
             break
-        embedded.append((_data_uri(folder, before), _data_uri(folder, after)))
+        uri_before = before and data_uri(folder / before)
+        uri_after = after and data_uri(folder / after)
+        embedded.append((uri_before, uri_after))
     return embedded
-
-
-def _encoded_bytes(folder: Path, name: str | None) -> int:
-    """Size of a picture in Base64."""
-    if name is None:
-        return 0
-    size = (folder / name).stat().st_size
-    return 4 * size // 3
-
-
-def _data_uri(folder: Path, name: str | None) -> str | None:
-    if name is None:
-        return None
-    return data_uri(folder / name)
 
 
 def _duration(record: RunRecord) -> str | None:

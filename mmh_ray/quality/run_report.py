@@ -40,11 +40,7 @@ def write_report_of(output: OutputFolder, record: RunRecord, rows: Iterable[Ledg
 
 
 def write_cohort_report(
-    out: str | Path,
-    record: RunRecord,
-    rows: Iterable[LedgerRow],
-    quality: QualityConfig,
-    place: str | None = None,
+    out: str | Path, record: RunRecord, rows: Iterable[LedgerRow], quality: QualityConfig, place: str | None = None
 ) -> bool:
     """Write the report and return whether it was written. One that cannot be written is only a warning: it hides no
     other error.
@@ -57,19 +53,15 @@ def write_cohort_report(
     output = place if place is not None and is_remote(place) else str(Path(out).resolve())
     try:
         images = [image_record(Path(out), row) for row in rows]
-        _warn_of_lost_figures(images, out)
+        lost = sum(NO_FIGURES in image.flags for image in images)
+        if lost:
+            log.warning("%s: %d images have no figures: their sidecar is missing or damaged", out, lost)
         write_report(Path(out) / REPORT, record, output, images, measures(quality))
     except Exception as error:
         log.debug("raised here:", exc_info=True)
         log.warning("%s: no report (%s: %s)", out, type(error).__name__, error)
         return False
     return True
-
-
-def _warn_of_lost_figures(images: Iterable[ImageRecord], out: str | Path) -> None:
-    lost = sum(NO_FIGURES in image.flags for image in images)
-    if lost:
-        log.warning("%s: %d images have no figures: their sidecar is missing or damaged", out, lost)
 
 
 def image_record(out: Path, row: LedgerRow) -> ImageRecord:

@@ -147,9 +147,8 @@ def _spline_basis(length: int, knot: float) -> np.ndarray:
 
 def _shape(rng: np.random.Generator, shape: tuple[int, ...], spacing_mm: float) -> np.ndarray:
     """``(3, I, J, K)`` displacement in voxels: head size and proportions, and smooth bends of 20 and 50 mm."""
-    axes = [np.arange(length) - length / 2 for length in shape]
-    grid = np.meshgrid(*axes, indexing="ij")
-    from_centre = np.stack(grid).astype(np.float32)
+    centre = np.array(shape).reshape(3, 1, 1, 1) / 2
+    from_centre = (np.indices(shape) - centre).astype(np.float32)
     proportions = rng.normal(0, 0.035, (3, 1, 1, 1))
     head_size = rng.normal(0, 0.025)
     scale = proportions + head_size
@@ -163,11 +162,7 @@ def _shape(rng: np.random.Generator, shape: tuple[int, ...], spacing_mm: float) 
 
 def _vector_field(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np.ndarray:
     """Three independent smooth fields, ``(3, I, J, K)``."""
-    components = []
-    for _ in range(3):
-        component = smooth_noise(rng, shape, sigma)
-        components.append(component)
-    return np.stack(components)
+    return np.stack([smooth_noise(rng, shape, sigma) for _ in range(3)])
 
 
 def _ventricle_push(person: Person, csf: np.ndarray, spacing_mm: float) -> np.ndarray:
@@ -201,9 +196,7 @@ def _deep(shape: tuple[int, ...]) -> np.ndarray:
 
 def _warp(image: np.ndarray, displacement: np.ndarray) -> np.ndarray:
     """The image sampled at every voxel's place plus its displacement."""
-    axes = [np.arange(length, dtype=np.float32) for length in image.shape]
-    grid = np.meshgrid(*axes, indexing="ij")
-    places = np.stack(grid) + displacement
+    places = np.indices(image.shape, np.float32) + displacement
     return ndimage.map_coordinates(image, places, order=1, mode="constant")
 
 
@@ -259,9 +252,7 @@ def _place(
     shape = fractions.shape[1:]
     centre = candidates[rng.integers(len(candidates))]
     radius = rng.uniform(*radius_mm) / spacing_mm
-    axes = [np.arange(length) for length in shape]
-    voxels = np.stack(np.meshgrid(*axes, indexing="ij"))
-    offsets = voxels - centre[:, None, None, None]
+    offsets = np.indices(shape) - centre.reshape(3, 1, 1, 1)
     irregular = 1 + 0.25 * smooth_noise(rng, shape, 2 * radius)
     squared_distance = (offsets**2).sum(0)
     distance = np.sqrt(squared_distance) * irregular

@@ -11,23 +11,17 @@ from scipy.spatial.transform import Rotation
 
 from mmh_ray.config import GridConfig
 from mmh_ray.simulation.anatomy import smooth_noise
+from mmh_ray.simulation.head_traits import HeadTraits
 from mmh_ray.simulation.label_maps import PULL_MM, LabelMap
-from mmh_ray.simulation.person import Person
 from mmh_ray.simulation.tissues import AIR, TISSUES
 
 
-def deformed_shares(label_map: LabelMap, person: Person, grid: GridConfig, rng: np.random.Generator) -> np.ndarray:
+def deformed_shares(label_map: LabelMap, traits: HeadTraits, grid: GridConfig, rng: np.random.Generator) -> np.ndarray:
     """Tissue shares ``(T, X, Y, Z)`` float32 of the deformed map: each voxel counts the labels at ``f**3`` points."""
     factor = max(2, round(grid.spacing_mm))
-    places = _places(label_map, person, grid, rng)
+    places = _places(label_map, traits, grid, rng)
     fine_places = np.stack([_finer(part, factor) for part in places])
-    channels = ndimage.map_coordinates(
-        label_map.channels,
-        fine_places,
-        order=0,
-        mode="constant",
-        cval=AIR,
-    )
+    channels = ndimage.map_coordinates(label_map.channels, fine_places, order=0, mode="constant", cval=AIR)
     voxels = int(np.prod(grid.shape))
     voxel = np.arange(voxels).reshape(grid.shape)
     for axis in range(3):
@@ -42,16 +36,16 @@ def deformed_shares(label_map: LabelMap, person: Person, grid: GridConfig, rng: 
     return np.ascontiguousarray(tissues_first)
 
 
-def _places(label_map: LabelMap, person: Person, grid: GridConfig, rng: np.random.Generator) -> np.ndarray:
+def _places(label_map: LabelMap, traits: HeadTraits, grid: GridConfig, rng: np.random.Generator) -> np.ndarray:
     """Voxel of the label map ``(3, X, Y, Z)`` at each point of the grid: size, turn, bends of 50 and 20 mm, ventricles.
 
     All of them are smooth, so they are drawn on the grid and interpolated between its points.
     """
-    across_mm, ahead_mm, up_mm = _axes_mm(grid)
-    matrix = _random_pose(person.turn_degrees, rng)
+    across_mm, ahead_mm, up_mm = axes_mm(grid.shape, grid.spacing_mm)
+    matrix = _random_pose(traits.turn_degrees, rng)
     centre = label_map.centre
-    if person.shift_mm:
-        centre = centre + rng.normal(0, person.shift_mm, 3)
+    if traits.shift_mm:
+        centre = centre + rng.normal(0, traits.shift_mm, 3)
     places = np.zeros((3, *grid.shape), np.float32)
     for row in range(3):
         to_across, to_ahead, to_up = matrix[row]
@@ -64,16 +58,16 @@ def _places(label_map: LabelMap, person: Person, grid: GridConfig, rng: np.rando
         wide_mm = rng.uniform(1.0, 3.5)
         narrow_mm = rng.uniform(0.3, 1.3)
         places[row] += wide_mm * wide + narrow_mm * narrow
-    _widen_ventricles(places, label_map, person.ventricles)
+    _widen_ventricles(places, label_map, traits.ventricles)
     return places
 
 
-def _axes_mm(grid: GridConfig) -> list[np.ndarray]:
-    """Distances from the middle of the grid along each of its axes."""
+def axes_mm(shape: tuple[int, ...], spacing_mm: float) -> list[np.ndarray]:
+    """Distances from the middle of a grid along each of its axes, in mm."""
     axes = []
-    for length in grid.shape:
+    for length in shape:
         middle = (length - 1) / 2
-        axes.append((np.arange(length) - middle) * grid.spacing_mm)
+        axes.append((np.arange(length) - middle) * spacing_mm)
     return axes
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from mmh_ray.config import GridConfig
 from mmh_ray.imaging.intensity import correct_bias, robust_scaling
 from mmh_ray.simulation.anatomy import smooth_noise
+from mmh_ray.simulation.head_traits import HeadTraits
 from mmh_ray.simulation.label_maps import read_label_map
 from mmh_ray.simulation.people import Head, simulate_head, template_head
-from mmh_ray.simulation.person import Person
 from mmh_ray.simulation.protocols import random_scan
 from mmh_ray.simulation.scanner import canonical_image, random_oddity, render
 
@@ -37,7 +37,7 @@ class Example:
     mask: np.ndarray
 
 
-def random_person(rng: np.random.Generator, seed: int) -> Person:
+def random_traits(rng: np.random.Generator, seed: int) -> HeadTraits:
     """Any adult: half of them healthy, the others with lesions, wide ventricles, cavities, tumours or what no atlas
     knows."""
     is_ill = rng.random() < 0.5
@@ -45,7 +45,7 @@ def random_person(rng: np.random.Generator, seed: int) -> Person:
     ventricles = rng.uniform(0, 1) if has_usual_ventricles else rng.uniform(1, 3)
     atrophy = rng.uniform(0, 0.5)
     has_lesions = is_ill and rng.random() < 0.6
-    return Person(
+    return HeadTraits(
         seed=seed,
         ventricles=float(ventricles),
         atrophy=float(atrophy),
@@ -64,11 +64,11 @@ TEMPLATE_SHARE = 0.15
 def random_head(label_maps: tuple[str, ...], seed: int, grid: GridConfig) -> Head:
     """A person of one of the label maps, or of ICBM-152; the same seed gives the same bytes."""
     rng = np.random.default_rng([seed, 5])
-    person = random_person(rng, seed)
+    traits = random_traits(rng, seed)
     if not label_maps or rng.random() < TEMPLATE_SHARE:
-        return template_head(person, grid)
+        return template_head(traits, grid)
     path = label_maps[int(rng.integers(len(label_maps)))]
-    return simulate_head(read_label_map(path), person, grid)
+    return simulate_head(read_label_map(path), traits, grid)
 
 
 def example(head: Head, sequence: str, seed: int, grid: GridConfig, n4_iterations: tuple[int, ...]) -> Example:
@@ -82,11 +82,7 @@ def example(head: Head, sequence: str, seed: int, grid: GridConfig, n4_iteration
     corrected = correct_bias(image, mask, spacing, n4_iterations)
     unit = robust_scaling(corrected, mask).apply(corrected)
     canonical = canonical_image(head, sequence, oddity)
-    return Example(
-        scan=np.clip(unit, 0, 2) * mask,
-        truth=np.clip(canonical, 0, 1.6) * mask,
-        mask=mask,
-    )
+    return Example(scan=np.clip(unit, 0, 2) * mask, truth=np.clip(canonical, 0, 1.6) * mask, mask=mask)
 
 
 def found_brain(head: Head, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:

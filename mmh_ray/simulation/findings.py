@@ -8,25 +8,25 @@ from __future__ import annotations
 import numpy as np
 
 from mmh_ray.simulation.anatomy import smooth_noise
-from mmh_ray.simulation.person import Person
+from mmh_ray.simulation.head_traits import HeadTraits
 from mmh_ray.simulation.tissues import BRAIN, ENHANCING, FLUID, LESION, ODDITY, TISSUES, WHITE
 
 
-def place_findings(fractions: np.ndarray, person: Person, spacing_mm: float, rng: np.random.Generator) -> None:
+def place_findings(fractions: np.ndarray, traits: HeadTraits, spacing_mm: float, rng: np.random.Generator) -> None:
     """Lesions, cavities, tumours and oddities of a person; changes the tissue shares ``(T, X, Y, Z)``."""
     pure = np.eye(len(TISSUES), dtype=np.float32)
     brain = list(BRAIN)
     white = fractions[WHITE]  # a view: what is placed shows in it
     deep = fractions[brain].sum(axis=0) > 0.95
-    for _ in range(person.lesions):
+    for _ in range(traits.lesions):
         place_blob(rng, fractions, spacing_mm, white > 0.9, pure[LESION], (1.5, 7.0))
-    for _ in range(person.cavities):
+    for _ in range(traits.cavities):
         is_fluid = rng.random() < 0.7
         content = pure[FLUID] if is_fluid else pure[ODDITY]
         place_blob(rng, fractions, spacing_mm, deep, content, (5.0, 28.0))
-    for _ in range(person.tumours):
+    for _ in range(traits.tumours):
         _place_tumour(fractions, deep, spacing_mm, rng)
-    for _ in range(person.oddities):
+    for _ in range(traits.oddities):
         shares = rng.dirichlet(np.full(len(brain), 0.4)).astype(np.float32)
         mixture = shares @ pure[brain]
         place_blob(rng, fractions, spacing_mm, deep, mixture, (2.0, 14.0))

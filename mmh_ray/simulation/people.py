@@ -12,12 +12,11 @@ from scipy import ndimage
 
 from mmh_ray.config import GridConfig
 from mmh_ray.imaging.grid import cut_out, working_affine
-from mmh_ray.simulation import anatomy
-from mmh_ray.simulation.anatomy import smooth_noise
+from mmh_ray.simulation.anatomy import Person, simulate_anatomy, smooth_noise
 from mmh_ray.simulation.deformation import deformed_shares
 from mmh_ray.simulation.findings import place_findings
+from mmh_ray.simulation.head_traits import HeadTraits
 from mmh_ray.simulation.label_maps import LabelMap
-from mmh_ray.simulation.person import Person
 from mmh_ray.simulation.tissues import BRAIN, FAT, FLUID, GREY, SOFT, TISSUES, WHITE
 
 _DURA_MM = 4.0
@@ -46,33 +45,34 @@ class Head:
     depth_mm: np.ndarray
 
 
-def simulate_head(label_map: LabelMap, person: Person, grid: GridConfig) -> Head:
-    """Deform a head, render it finer than the grid, and place what ails it; the same person gives the same bytes."""
-    rng = np.random.default_rng([person.seed, 17])
-    fractions = deformed_shares(label_map, person, grid, rng)
-    _thin_cortex(fractions, person.atrophy, grid.spacing_mm)
+def simulate_head(label_map: LabelMap, traits: HeadTraits, grid: GridConfig) -> Head:
+    """Deform a head, render it finer than the grid, and place what ails it; the same traits give the same bytes."""
+    rng = np.random.default_rng([traits.seed, 17])
+    fractions = deformed_shares(label_map, traits, grid, rng)
+    _thin_cortex(fractions, traits.atrophy, grid.spacing_mm)
     _give_fat(fractions, grid.spacing_mm, rng)
-    return _finished(fractions, person, grid.spacing_mm, rng)
+    return _finished(fractions, traits, grid.spacing_mm, rng)
 
 
-def template_head(person: Person, grid: GridConfig) -> Head:
+def template_head(traits: HeadTraits, grid: GridConfig) -> Head:
     """A brain of ICBM-152's tissue shares, deformed: no skull and no deep nuclei, but no label map is needed either."""
-    rng = np.random.default_rng([person.seed, 18])
-    age = 20 + 120 * person.atrophy
-    template_person = anatomy.Person(person.seed, age=age, ventricles=person.ventricles)
-    brain = anatomy.simulate_anatomy(template_person, grid.spacing_mm)
+    rng = np.random.default_rng([traits.seed, 18])
+    age = 20 + 120 * traits.atrophy
+    template_person = Person(traits.seed, age=age, ventricles=traits.ventricles)
+    brain = simulate_anatomy(template_person, grid.spacing_mm)
     affine = working_affine(brain.affine, brain.brain, grid)
     fractions = np.zeros((len(TISSUES), *grid.shape), np.float32)
     for channel, share in zip((FLUID, GREY, WHITE), brain.fractions, strict=False):  # the fourth, lesion, is empty
         fractions[channel] = cut_out(share, brain.affine, affine, grid.shape)
-    return _finished(fractions, person, grid.spacing_mm, rng)
+    return _finished(fractions, traits, grid.spacing_mm, rng)
 
 
 def _thin_cortex(fractions: np.ndarray, share: float, spacing_mm: float) -> None:
     """Turn a share of the grey matter beside fluid into fluid, in place."""
     if not share:
         return
-    near_fluid = np.clip(2 * ndimage.gaussian_filter(fractions[FLUID], 3.0 / spacing_mm), 0, 1)
+    blurred_fluid = ndimage.gaussian_filter(fractions[FLUID], 3.0 / spacing_mm)
+    near_fluid = np.clip(2 * blurred_fluid, 0, 1)
     lost = share * fractions[GREY] * near_fluid
     fractions[FLUID] += lost
     fractions[GREY] -= lost
@@ -82,20 +82,23 @@ def _give_fat(fractions: np.ndarray, spacing_mm: float, rng: np.random.Generator
     """Make part of the soft tissue fat, in place: label maps do not tell muscle from it."""
     wander = smooth_noise(rng, fractions.shape[1:], 12 / spacing_mm)
     mean_share = rng.uniform(-0.2, 1.0)
-    share = np.clip(mean_share + 0.4 * wander, 0, 1).astype(np.float32)
+    wandering_share = mean_share + 0.4 * wander
+    share = np.clip(wandering_share, 0, 1).astype(np.float32)
     fat = share * fractions[SOFT]
     fractions[FAT] += fat
     fractions[SOFT] -= fat
 
 
-def _finished(fractions: np.ndarray, person: Person, spacing_mm: float, rng: np.random.Generator) -> Head:
+def _finished(fractions: np.ndarray, traits: HeadTraits, spacing_mm: float, rng: np.random.Generator) -> Head:
     """A head of its tissue shares ``(T, X, Y, Z)``: what ails it is placed, and brain, depth and texture are found."""
-    place_findings(fractions, person, spacing_mm, rng)
+    place_findings(fractions, traits, spacing_mm, rng)
     brain = fractions[list(BRAIN)].sum(axis=0) > 0.5
     brain = _closed(brain, spacing_mm)
     fine = smooth_noise(rng, brain.shape, 4.0 / spacing_mm)
     wide = smooth_noise(rng, brain.shape, 15.0 / spacing_mm)
-    texture = 1 + rng.uniform(0.0, 0.03) * fine + rng.uniform(0.0, 0.03) * wide
+    fine_strength = rng.uniform(0.0, 0.03)
+    wide_strength = rng.uniform(0.0, 0.03)
+    texture = 1 + fine_strength * fine + wide_strength * wide
     return Head(
         fractions=fractions.astype(np.float16),
         texture=texture.astype(np.float32),

@@ -34,16 +34,19 @@ def simulated_pair(
     row.
 
     Returns
-    ------- ``(X, Y, Z)`` float32 scan in unit intensity, zero outside the brain; ``(X, Y, Z)`` float32 canonical image
-    in its own units (white matter of T1w, grey matter of T2w at 1); ``(X, Y, Z)`` bool brain.
+    -------
+    ``(X, Y, Z)`` float32 scan in unit intensity, zero outside the brain; ``(X, Y, Z)`` float32 canonical image in its
+    own units (white matter of T1w, grey matter of T2w at 1); ``(X, Y, Z)`` bool brain.
     """
     number = person_number(index)
     anatomy = simulated_person(seed, number, grid)
     rng = np.random.default_rng([seed, index, SEQUENCES.index(sequence)])
     mask = anatomy.brain
-    scan = render(anatomy, random_scanner(rng), sequence, rng, grid.spacing_mm)
-    scan = np.clip(robust_scaling(scan, mask, upper_percentile).apply(scan), 0, 2) * mask
-    return scan, simulated_truth(seed, number, grid, sequence), mask
+    scanner = random_scanner(rng)
+    scan = render(anatomy, scanner, sequence, rng, grid.spacing_mm)
+    unit = robust_scaling(scan, mask, upper_percentile).apply(scan)
+    shown = np.clip(unit, 0, 2) * mask
+    return shown, simulated_truth(seed, number, grid, sequence), mask
 
 
 def person_number(index: int) -> int:
@@ -112,8 +115,6 @@ def simulated_truth(seed: int, number: int, grid: GridConfig, sequence: str) -> 
 def _on_grid(anatomy: Anatomy, grid: GridConfig) -> Anatomy:
     """Crop or pad to the working grid, centred on the brain by whole voxels."""
     affine = working_affine(anatomy.affine, anatomy.brain, grid)
-    fractions = []
-    for share in anatomy.fractions:
-        fractions.append(cut_out(share, anatomy.affine, affine, grid.shape))
+    fractions = [cut_out(share, anatomy.affine, affine, grid.shape) for share in anatomy.fractions]
     scalp = cut_out(anatomy.scalp, anatomy.affine, affine, grid.shape)
     return Anatomy(np.stack(fractions), scalp, affine)

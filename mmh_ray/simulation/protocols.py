@@ -7,12 +7,12 @@ shares.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 import numpy as np
 
-from mmh_ray.simulation.tissues import BRAIN, FLUID, GREY, TISSUES, WHITE, relaxation
+from mmh_ray.simulation.tissues import BRAIN, FLUID, GREY, TISSUES, WHITE
 
 SEQUENCES = ("T1w", "T2w", "FLAIR", "PDw")
 """Sequences that can be simulated."""
@@ -37,11 +37,12 @@ class Matter:
     @classmethod
     def typical(cls, field_t: float) -> Matter:
         """Of an average adult at a field in tesla."""
-        density = np.array([tissue.density for tissue in TISSUES])
-        t1_at_3t = np.array([tissue.t1_ms for tissue in TISSUES])
-        t2_at_3t = np.array([tissue.t2_ms for tissue in TISSUES])
-        t1_ms, t2_ms = relaxation(field_t, t1_at_3t, t2_at_3t)
-        return cls(density, t1_ms, t2_ms)
+        columns = np.array([astuple(tissue)[1:] for tissue in TISSUES]).T
+        density, t1_at_3t, t1_growth, t2_at_3t, t2_growth = columns
+        relative_field = field_t / 3.0
+        t1_factor = relative_field**t1_growth
+        t2_factor = relative_field**t2_growth
+        return cls(density, t1_at_3t * t1_factor, t2_at_3t * t2_factor)
 
     def varied(self, rng: np.random.Generator, spread: float = 0.04) -> Matter:
         """Another person's: every value times a log-normal factor; tissues outside the brain, disease and contrast
@@ -50,11 +51,7 @@ class Matter:
         width[:8] = 1.0  # healthy brain
         deviation = rng.normal(0, spread, (3, len(TISSUES)))
         density_factor, t1_factor, t2_factor = np.exp(deviation * width)
-        return Matter(
-            density=self.density * density_factor,
-            t1_ms=self.t1_ms * t1_factor,
-            t2_ms=self.t2_ms * t2_factor,
-        )
+        return Matter(density=self.density * density_factor, t1_ms=self.t1_ms * t1_factor, t2_ms=self.t2_ms * t2_factor)
 
 
 class Acquisition(Protocol):
@@ -125,7 +122,8 @@ class InversionGradientEcho:
         half_train = decay ** (self.echoes / 2)
         centre_echo = driven + (first_echo - driven) * half_train
         excited = matter.density * np.sin(angle)
-        return excited * np.abs(centre_echo) * _t2_star_decay(matter, self.te_ms)
+        decay_to_echo = _t2_star_decay(matter, self.te_ms)
+        return excited * np.abs(centre_echo) * decay_to_echo
 
 
 @dataclass(frozen=True)
@@ -335,10 +333,7 @@ _DRAW = {"T1w": _draw_t1w, "T2w": _draw_t2w, "FLAIR": _draw_flair, "PDw": _draw_
 
 
 def _free(
-    rng: np.random.Generator,
-    sequence: str,
-    fluid: tuple[float, float],
-    grey: tuple[float, float],
+    rng: np.random.Generator, sequence: str, fluid: tuple[float, float], grey: tuple[float, float]
 ) -> FreeContrast:
     """Fluid and grey matter drawn relative to white; what else is brain keeps its place between them, a little shifted;
     the rest is free.

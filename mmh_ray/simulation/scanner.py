@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from mmh_ray.imaging.smoothing import FWHM_PER_SIGMA
 from mmh_ray.simulation.anatomy import smooth_noise
+from mmh_ray.simulation.deformation import axes_mm
 from mmh_ray.simulation.people import Head
 from mmh_ray.simulation.protocols import CANONICAL, Matter, Scan, canonical_levels
 from mmh_ray.simulation.tissues import ODDITY, TISSUES, WHITE
@@ -117,15 +118,13 @@ def _receive_field(shape: tuple[int, ...], field_t: float, rng: np.random.Genera
     wide = smooth_noise(rng, shape, wide_mm / spacing_mm)
     narrow_mm = rng.uniform(40, 60)
     narrow = smooth_noise(rng, shape, narrow_mm / spacing_mm)
-    axes = []
-    for length in shape:
-        middle = (length - 1) / 2
-        axes.append((np.arange(length) - middle) * spacing_mm / 90)  # 1 is 90 mm from the middle
-    across, ahead, up = axes
-    squared_distance = across[:, None, None] ** 2 + ahead[:, None] ** 2 + up**2
+    squares = [(axis_mm / 90) ** 2 for axis_mm in axes_mm(shape, spacing_mm)]  # 1 is 90 mm from the middle
+    across, ahead, up = squares
+    squared_distance = across[:, None, None] + ahead[:, None] + up
     curvature = rng.normal(0, 1.0)
     dome = curvature * strength * squared_distance
-    log_field = strength * wide + 0.2 * strength * narrow + dome
+    weak = 0.2 * strength
+    log_field = strength * wide + weak * narrow + dome
     return np.exp(log_field).astype(np.float32)
 
 
@@ -203,9 +202,9 @@ def _noise(image: np.ndarray, rng: np.random.Generator, spacing_mm: float) -> np
     wander = smooth_noise(rng, image.shape, 60 / spacing_mm)
     unevenness = rng.uniform(0, 0.3)
     local_level = level * np.exp(unevenness * wander)
-    real = rng.standard_normal(image.shape, np.float32)
-    imaginary = rng.standard_normal(image.shape, np.float32)
-    noisy = np.hypot(image + real * local_level, imaginary * local_level)
+    real = local_level * rng.standard_normal(image.shape, np.float32)
+    imaginary = local_level * rng.standard_normal(image.shape, np.float32)
+    noisy = np.hypot(image + real, imaginary)
     return noisy.astype(np.float32)
 
 

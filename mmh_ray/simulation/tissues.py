@@ -111,13 +111,3 @@ def freesurfer_channels() -> np.ndarray:
     for name, numbers in _FREESURFER.items():
         table[list(numbers)] = NAMES.index(name)
     return table
-
-
-def relaxation(field_t: float, t1_ms: np.ndarray, t2_ms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """T1 and T2 in ms at a field in tesla, of their values at 3 T, ``(T,)`` each."""
-    t1_growth = np.array([tissue.t1_growth for tissue in TISSUES])
-    t2_growth = np.array([tissue.t2_growth for tissue in TISSUES])
-    relative_field = field_t / 3.0
-    t1_factor = relative_field**t1_growth
-    t2_factor = relative_field**t2_growth
-    return t1_ms * t1_factor, t2_ms * t2_factor

@@ -22,7 +22,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from scipy import ndimage
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmh_ray.config import GridConfig
 from mmh_ray.imaging.brain_extractor import REACH_MM, SPACING_MM, BrainExtractor
@@ -32,7 +32,7 @@ from mmh_ray.provenance import whole_file
 from mmh_ray.shipped_weights import write_weights
 from mmh_ray.simulation.label_maps import label_maps_in
 from mmh_ray.simulation.whole_heads import whole_head
-from mmh_ray.training import learning_rate_share, update_average
+from mmh_ray.training import descend, learning_rate_share, update_average
 
 GRID = GridConfig(spacing_mm=SPACING_MM, shape=(64, 80, 80))
 VALIDATION_MAPS = 4
@@ -143,13 +143,12 @@ def _take_step(training: Training, example: Example, steps: int) -> float:
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate
     head, distance_mm = example
-    weight = 1 + (NEAR_WEIGHT - 1) * (distance_mm.abs() < NEAR_MM)
+    is_near = distance_mm.abs() < NEAR_MM
+    weight = 1 + (NEAR_WEIGHT - 1) * is_near
     predicted = training.network(head[None])[0]
-    loss = ((predicted - distance_mm).abs() * weight).sum() / weight.sum()
-    training.optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(training.network.parameters(), 1.0)
-    training.optimizer.step()
+    error_mm = (predicted - distance_mm).abs()
+    loss = (error_mm * weight).sum() / weight.sum()
+    descend(loss, training.optimizer)
     training.step += 1
     update_average(training.average, training.network, training.step, AVERAGE)
     return float(loss.detach())
@@ -180,23 +179,28 @@ def in_field_of_view(example: Example, rng: np.random.Generator) -> Example:
     The network's layers are normalised over the whole grid: one trained on a single shape fails where there is more air.
     """
     head, distance_mm = example
-    wanted_shape = (rng.choice((64, 64, 80)), rng.choice((80, 80, 96)), rng.choice((64, 80, 80, 96)))
-    field_shape = []
-    inner = []
-    for length, wanted in zip(head.shape[1:], wanted_shape, strict=True):
+    across = rng.choice((64, 64, 80))
+    ahead = rng.choice((80, 80, 96))
+    height = rng.choice((64, 80, 80, 96))
+    field_shape = [1]
+    place_of_head = [slice(None)]
+    for length, wanted in zip(head.shape[1:], (across, ahead, height), strict=True):
         missing = max(0, wanted - length)
         before = int(rng.integers(0, missing + 1))
         field_shape.append(length + missing)
-        inner.append(slice(before, before + length))
+        place_of_head.append(slice(before, before + length))
+    inner = tuple(place_of_head)
     beside_head = head[:, [0, -1]].flatten().numpy()
     nothing = np.zeros(1, np.float32)
     air = nothing if rng.random() < 0.5 else beside_head
-    field = rng.choice(air, (1, *field_shape))
-    field[:, *inner] = head.numpy()
-    field_distance_mm = np.full(field.shape, -REACH_MM, np.float32)
-    field_distance_mm[:, *inner] = distance_mm.numpy()
-    lowest = field.shape[3] - wanted_shape[2]
-    return torch.from_numpy(field[..., lowest:].copy()), torch.from_numpy(field_distance_mm[..., lowest:].copy())
+    field = rng.choice(air, field_shape)
+    field[inner] = head.numpy()
+    field_distance_mm = np.full(field_shape, -REACH_MM, np.float32)
+    field_distance_mm[inner] = distance_mm.numpy()
+    lowest = field.shape[3] - height
+    shown = torch.from_numpy(field[..., lowest:].copy())
+    distance_of_shown = torch.from_numpy(field_distance_mm[..., lowest:].copy())
+    return shown, distance_of_shown
 
 
 def _example(label_maps: tuple[str, ...], seed: int) -> Example:
@@ -217,7 +221,9 @@ def dice(network: BrainExtractor, heads: list[Example]) -> list[float]:
         inside = network(head[None])[0, 0].numpy() > 0
         predicted = ndimage.binary_fill_holes(largest(inside))
         true = distance_mm[0].numpy() > 0
-        overlaps.append(float(2 * (predicted & true).sum() / (predicted.sum() + true.sum())))
+        both = (predicted & true).sum()
+        voxels = predicted.sum() + true.sum()
+        overlaps.append(float(2 * both / voxels))
     return overlaps
 
 

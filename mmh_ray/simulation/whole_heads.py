@@ -8,10 +8,10 @@ import numpy as np
 
 from mmh_ray.config import GridConfig
 from mmh_ray.imaging.brain_extractor import scaled_head
-from mmh_ray.simulation.examples import random_person
+from mmh_ray.simulation.examples import random_traits
+from mmh_ray.simulation.head_traits import HeadTraits
 from mmh_ray.simulation.label_maps import read_label_map
 from mmh_ray.simulation.people import Head, depth_in, simulate_head
-from mmh_ray.simulation.person import Person
 from mmh_ray.simulation.protocols import CANONICAL, any_contrast, random_scan
 from mmh_ray.simulation.scanner import random_oddity, render
 
@@ -47,8 +47,8 @@ def whole_head(
     scan = any_contrast(rng) if is_any_contrast else random_scan(sequence or drawn_sequence, rng)
     path = label_maps[int(rng.integers(len(label_maps)))]
     label_map = read_label_map(path)
-    person = _person(rng, seed)
-    head = simulate_head(label_map, person, grid)
+    traits = _drawn_traits(rng, seed)
+    head = simulate_head(label_map, traits, grid)
     oddity = random_oddity(rng)
     image = render(head, scan, rng, grid.spacing_mm, oddity)
     left = _left_by_tools(head, rng)
@@ -56,9 +56,9 @@ def whole_head(
     return scaled_head(image * shown), depth_in(head.brain & shown, grid.spacing_mm)
 
 
-def _person(rng: np.random.Generator, seed: int) -> Person:
+def _drawn_traits(rng: np.random.Generator, seed: int) -> HeadTraits:
     turn_degrees = 25.0 if rng.random() < _TILTED else 8.0
-    return replace(random_person(rng, seed), turn_degrees=turn_degrees, shift_mm=8.0)
+    return replace(random_traits(rng, seed), turn_degrees=turn_degrees, shift_mm=8.0)
 
 
 def _left_by_tools(head: Head, rng: np.random.Generator) -> np.ndarray:
@@ -70,7 +70,9 @@ def _left_by_tools(head: Head, rng: np.random.Generator) -> np.ndarray:
         return np.ones_like(head.brain)
     _, length, top = head.brain.shape
     ahead, height = np.ogrid[:length, :top]
-    face = ahead - rng.uniform(0.4, 1.2) * height > rng.uniform(0.45, 0.7) * length
+    slope = rng.uniform(0.4, 1.2)
+    front = rng.uniform(0.45, 0.7) * length
+    face = ahead - slope * height > front
     is_near_brain = head.depth_mm > -rng.uniform(1, 9)
     return is_near_brain | ~face[None]
 
@@ -81,7 +83,9 @@ def _field_of_view(head: Head, rng: np.random.Generator, spacing_mm: float) -> n
     occupied = np.flatnonzero(head.brain.any(axis=(0, 1)))
     seen = np.ones(len(slices), bool)
     if rng.random() < _WITHOUT_NECK:
-        seen &= slices >= occupied[0] - rng.uniform(-10, 60) / spacing_mm
+        left_below_mm = rng.uniform(-10, 60)  # of what lies below the brain; negative: of the brain it lacks some
+        seen &= slices >= occupied[0] - left_below_mm / spacing_mm
     if rng.random() < _WITHOUT_TOP:
-        seen &= slices < occupied[-1] - rng.uniform(0, 15) / spacing_mm
+        lost_mm = rng.uniform(0, 15)
+        seen &= slices < occupied[-1] - lost_mm / spacing_mm
     return seen

@@ -27,7 +27,7 @@ from mmh_ray.quality.run_report import image_record
 from mmh_ray.tracking.inputs import RunInput, log_input
 from mmh_ray.tracking.outage import is_unreachable
 from mmh_ray.tracking.runs import MetricRow, finish, log_file, log_metrics, start_run
-from mmh_ray.tracking.store import choose_uri, configure, is_configured, without_credentials
+from mmh_ray.tracking.store import choose_uri, configure, is_configured, mlflow_client, without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -131,12 +131,7 @@ class ArchiveRun:
         experiment = f"{tracking.experiment}{EXPERIMENT_ENDING}"
         config = dataclasses.replace(self._config, tracking=dataclasses.replace(tracking, experiment=experiment))
         source = loggable_uri(self._record.source)
-        facts = {
-            **self._facts,
-            "source": source,
-            "model": self._record.model,
-            "model_hash": self._record.model_hash,
-        }
+        facts = {**self._facts, "source": source, "model": self._record.model, "model_hash": self._record.model_hash}
         has_warned = False
         while True:
             is_last = self._is_over.is_set()
@@ -152,7 +147,6 @@ class ArchiveRun:
 
 
 def _log_outcome(run_id: str, outcome: Outcome, config: Config) -> None:
-    import mlflow
     from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
     record = outcome.record
@@ -165,7 +159,7 @@ def _log_outcome(run_id: str, outcome: Outcome, config: Config) -> None:
     if record.finished_at is not None:
         values["seconds"] = (record.finished_at - record.started_at).total_seconds()
     log_metrics(run_id, [MetricRow.of_now(0, values)])
-    mlflow.MlflowClient().set_tag(run_id, MLFLOW_RUN_NOTE, headline(images, measures(config.quality)))
+    mlflow_client().set_tag(run_id, MLFLOW_RUN_NOTE, headline(images, measures(config.quality)))
     with tempfile.TemporaryDirectory() as scratch:
         write_ledger(Path(scratch, LEDGER), outcome.rows)  # that of the folder is written when the run lets go of it
         dataclasses.replace(record, source=loggable_uri(record.source)).write(scratch)

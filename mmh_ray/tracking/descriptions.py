@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmh_ray.files import read_bytes
 from mmh_ray.tracking.runs import shorten
+from mmh_ray.tracking.store import mlflow_client
 
 CARD = "MODEL_CARD.md"
 """File in a bundle, of a global model or a target, that describes it in words."""
@@ -30,9 +31,7 @@ Each version is described by its model card: images of the site, validation, lim
 
 def describe(name: str, version: str, bundle: Path, is_target: bool) -> None:
     """Describe a version by its model card, and the model in a few words where nobody has described it yet."""
-    import mlflow
-
-    client = mlflow.MlflowClient()
+    client = mlflow_client()
     card = bundle / CARD
     if card.is_file():
         text = read_bytes(card).decode("utf-8", errors="replace")

@@ -11,7 +11,8 @@ from mmh_ray.errors import ModelError
 from mmh_ray.tracking.inputs import RunInput, log_input
 from mmh_ray.tracking.outage import patiently
 from mmh_ray.tracking.registry import BUNDLE_HASH, find_version, open_store, version_uri
-from mmh_ray.tracking.runs import METRICS_PER_REQUEST, finish, log_file, start_run
+from mmh_ray.tracking.runs import finish, log_file, send_metrics, start_run
+from mmh_ray.tracking.store import mlflow_client
 
 EVALUATION = "mmh.evaluation"
 """Tag of a model version: the run that holds its latest evaluation."""
@@ -47,11 +48,10 @@ def record_evaluation(
     facts:
         Further tags ``mmh.KEY`` of the run.
     """
-    import mlflow
     from mlflow.entities import Metric
 
     open_store(model, config.tracking)
-    client = mlflow.MlflowClient()
+    client = mlflow_client()
     patiently(lambda: client.search_experiments(max_results=1))
     version = find_version(model)
     uri = version_uri(version)
@@ -60,21 +60,9 @@ def record_evaluation(
     log_input(run_id, data)
     # a SQLite store keeps the id of the model in the source only
     logged = version.model_id or (version.source or "").removeprefix("models:/")
-    entries = []
-    for name, value in sorted(metrics.items()):
-        entry = Metric(
-            name,
-            value,
-            now,
-            0,
-            model_id=logged,
-            dataset_name=data.name,
-            dataset_digest=data.short_digest,
-            run_id=run_id,
-        )
-        entries.append(entry)
-    for first in range(0, len(entries), METRICS_PER_REQUEST):
-        client.log_batch(run_id, metrics=entries[first : first + METRICS_PER_REQUEST])
+    owner = {"model_id": logged, "dataset_name": data.name, "dataset_digest": data.short_digest, "run_id": run_id}
+    entries = [Metric(name, value, now, 0, **owner) for name, value in sorted(metrics.items())]
+    send_metrics(run_id, entries)
     for path in files:
         log_file(run_id, path, "evaluation")
     finish(run_id)
@@ -111,7 +99,5 @@ def evaluation_of(model: str, tracking: TrackingConfig) -> tuple[str, Path]:
 
 def move_alias(model: str, alias: str) -> None:
     """Give a registered version the alias; the store is open."""
-    import mlflow
-
     version = find_version(model)
-    mlflow.MlflowClient().set_registered_model_alias(version.name, alias, version.version)
+    mlflow_client().set_registered_model_alias(version.name, alias, version.version)

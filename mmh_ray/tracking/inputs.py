@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmh_ray.object_store import loggable_uri
+from mmh_ray.tracking.store import mlflow_client
 
 DIGEST_LENGTH = 36
 """Characters of a digest that MLflow takes. The profile of the dataset holds all of it."""
@@ -48,7 +49,6 @@ class RunInput:
 
 def log_input(run_id: str, data: RunInput) -> None:
     """Add data to the inputs of a run. The same data twice are one input."""
-    import mlflow
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
@@ -63,4 +63,4 @@ def log_input(run_id: str, data: RunInput) -> None:
     profile = json.dumps({"sha256": data.digest})
     dataset = Dataset(data.name, data.short_digest, source_type, source, profile=profile)
     tags = [InputTag(MLFLOW_DATASET_CONTEXT, data.context)]
-    mlflow.MlflowClient().log_inputs(run_id, [DatasetInput(dataset, tags)])
+    mlflow_client().log_inputs(run_id, [DatasetInput(dataset, tags)])

@@ -24,7 +24,7 @@ from mmh_ray.tracking.descriptions import describe
 from mmh_ray.tracking.outage import patiently
 from mmh_ray.tracking.package_wheel import build_wheel
 from mmh_ray.tracking.runs import finish, mark_failed, start_run
-from mmh_ray.tracking.store import choose_uri, configure, sqlite_file, without_credentials
+from mmh_ray.tracking.store import choose_uri, configure, mlflow_client, sqlite_file, without_credentials
 from mmh_ray.yaml_text import MOST_BYTES, load_yaml
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingCon
     from mmh_ray.models.bundle import bundle_hash
     from mmh_ray.models.target.bundle import target_hash, target_site
 
-    client = mlflow.MlflowClient()
+    client = mlflow_client()
     is_target = Path(bundle_dir, TARGET).is_file()
     run = patiently(lambda: client.get_run(run_id))
     tags = {key: value for key, value in run.data.tags.items() if key.startswith("mmh.")}
@@ -116,15 +116,13 @@ def register_shipped(config: Config) -> str:
 
     So its evaluations are kept and compared like those of any other model.
     """
-    import mlflow
-
     from mmh_ray.models.bundle import bundle_hash
 
     configure(config.tracking)
     bundle = shipped_bundle(BASE_MODEL)
     assert bundle is not None
     shipped_hash = bundle_hash(bundle)
-    for version in mlflow.MlflowClient().search_model_versions(f"name='{BASE_MODEL}'"):
+    for version in mlflow_client().search_model_versions(f"name='{BASE_MODEL}'"):
         if version.tags.get(BUNDLE_HASH) == shipped_hash:
             return version_uri(version)
     run_id = start_run(config, BASE_MODEL, None, {"shipped_with": __version__})
@@ -267,14 +265,13 @@ def find_version(model: str) -> ModelVersion:
     ModelError
         If it is no such URI or the registry does not know it.
     """
-    import mlflow
     from mlflow.exceptions import MlflowException
 
     parts = _REGISTERED.fullmatch(model)
     if parts is None:
         remedy = "Register a model with `mmh train-global`."
         raise ModelError(model, "a registered model, models:/NAME@ALIAS or models:/NAME/VERSION", remedy)
-    client = mlflow.MlflowClient()
+    client = mlflow_client()
     try:
         if parts["alias"]:
             return client.get_model_version_by_alias(parts["name"], parts["alias"])
@@ -302,7 +299,7 @@ def _unknown(model: str, error: MlflowException) -> ModelError:
         )
         return ModelError(received, "an MLflow store that answers", remedy)
     try:
-        entry = mlflow.MlflowClient().get_registered_model(name)
+        entry = mlflow_client().get_registered_model(name)
     except MlflowException:
         remedy = (
             "Check the name, and the store in tracking.uri or MLFLOW_TRACKING_URI; `mmh train-global` and `mmh train-target` "

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmh_ray.config import Config, flatten
 from mmh_ray.provenance import code_version
 from mmh_ray.tracking.outage import patiently
-from mmh_ray.tracking.store import experiment_id, without_credentials
+from mmh_ray.tracking.store import experiment_id, mlflow_client, without_credentials
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,7 @@ def start_run(config: Config, run_name: str, run_id: str | None, facts: Mapping[
 
     MLflow's parameters cannot change: a setting that differs when a run is continued becomes a tag ``resumed.KEY``.
     """
-    import mlflow
-
-    client = mlflow.MlflowClient()
+    client = mlflow_client()
     run = _find_run(run_id) if run_id else None
     if run is None:
         run = client.create_run(experiment_id(config.tracking.experiment), run_name=run_name)
@@ -81,16 +79,20 @@ def start_run(config: Config, run_name: str, run_id: str | None, facts: Mapping[
 
 
 def log_metrics(run_id: str, rows: Iterable[MetricRow]) -> None:
-    """Send numbers, in as few requests as MLflow's limits allow; when this returns, the store has acknowledged them."""
-    import mlflow
+    """Send numbers; when this returns, the store has acknowledged them."""
     from mlflow.entities import Metric
 
     metrics = []
     for row in rows:
         for name, value in row.values.items():
             metrics.append(Metric(name, value, row.time_ms, row.step))
+    send_metrics(run_id, metrics)
+
+
+def send_metrics(run_id: str, metrics: list[Metric]) -> None:
+    """Send metrics, in as few requests as MLflow's limits allow."""
     for some in _chunks(metrics, METRICS_PER_REQUEST):
-        mlflow.MlflowClient().log_batch(run_id, metrics=some)
+        mlflow_client().log_batch(run_id, metrics=some)
 
 
 def log_figure(run_id: str, path: str | Path) -> None:
@@ -100,24 +102,18 @@ def log_figure(run_id: str, path: str | Path) -> None:
 
 def log_file(run_id: str, path: str | Path, folder: str | None = None) -> None:
     """Add a file to the run's artifacts."""
-    import mlflow
-
-    mlflow.MlflowClient().log_artifact(run_id, str(path), artifact_path=folder)
+    mlflow_client().log_artifact(run_id, str(path), artifact_path=folder)
 
 
 def finish(run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
     """End the run; a server that does not answer is waited for."""
-    import mlflow
-
-    patiently(lambda: mlflow.MlflowClient().set_terminated(run_id, status))
+    patiently(lambda: mlflow_client().set_terminated(run_id, status))
 
 
 def mark_failed(run_id: str) -> None:
     """End the run as failed, if the store can be reached: what made it fail is the error to show, not the store's."""
-    import mlflow
-
     try:
-        mlflow.MlflowClient().set_terminated(run_id, "FAILED")
+        mlflow_client().set_terminated(run_id, "FAILED")
     except Exception as error:
         log.warning("MLflow run %s could not be marked as failed: %s", run_id, without_credentials(error))
 
@@ -136,7 +132,7 @@ def _find_run(run_id: str) -> Run | None:
     from mlflow.exceptions import MlflowException
 
     try:
-        run = mlflow.MlflowClient().get_run(run_id)
+        run = mlflow_client().get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -149,13 +145,14 @@ def _find_run(run_id: str) -> Run | None:
 
 
 def _log_settings(run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-    import mlflow
     from mlflow.entities import Param, RunTag
 
-    client = mlflow.MlflowClient()
-    for some in _chunks([Param(key, value) for key, value in sorted(params.items())], PER_REQUEST):
+    client = mlflow_client()
+    settings = [Param(key, value) for key, value in sorted(params.items())]
+    for some in _chunks(settings, PER_REQUEST):
         client.log_batch(run_id, params=some)
-    for some in _chunks([RunTag(key, shorten(value, TAG_LENGTH)) for key, value in tags.items()], PER_REQUEST):
+    facts = [RunTag(key, shorten(value, TAG_LENGTH)) for key, value in tags.items()]
+    for some in _chunks(facts, PER_REQUEST):
         client.log_batch(run_id, tags=some)
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmh_ray.config import TrackingConfig
 from mmh_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
@@ -33,6 +37,13 @@ def configure(tracking: TrackingConfig) -> str:
     if chosen is not None:
         os.environ[ENVIRONMENT] = chosen
     return uri
+
+
+def mlflow_client() -> MlflowClient:
+    """MLflow's client of the store that was chosen last; the import takes seconds."""
+    from mlflow import MlflowClient
+
+    return MlflowClient()
 
 
 def is_configured(tracking: TrackingConfig) -> bool:
@@ -67,7 +78,7 @@ def experiment_id(name: str) -> str:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    client = mlflow.MlflowClient()
+    client = mlflow_client()
     found = client.get_experiment_by_name(name)
     if found is None:
         database = sqlite_file(mlflow.get_tracking_uri())

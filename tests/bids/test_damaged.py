@@ -37,6 +37,7 @@ GOOD = {
     "seconds": 1.5,
     "finished": "2026-01-01T20:00:10+00:00",
     "input_sha256": "b" * 64,
+    "input_state": "e" * 64,
     "model_hash": "c" * 64,
     "settings_hash": "d" * 64,
 }

@@ -34,20 +34,18 @@ def test_ledger_there_and_back(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["ledger.parquet"]
 
 
-def test_a_ledger_of_the_version_before_is_read_with_its_reasons_as_they_were(tmp_path):
-    """Its one text held all three parts of an error."""
-    columns = [field for field in LEDGER_SCHEMA if field.name not in ("expected", "remedy")]
-    old_schema = pa.schema(columns, metadata={b"mmh_ledger_version": b"3"})
-    text = "sequence PDw; expected T1w. Leave it out."
-    old_row = dict.fromkeys(old_schema.names) | row(status="refused", reason=text)
+def test_a_ledger_of_the_version_before_is_read_and_becomes_one_of_this(tmp_path):
+    columns = [field for field in LEDGER_SCHEMA if field.name != "input_state"]
+    old_schema = pa.schema(columns, metadata={b"mmh_ledger_version": b"4"})
+    old_row = dict.fromkeys(old_schema.names) | row(status="failed", reason="cut", remedy="Copy it again.")
     pq.write_table(pa.Table.from_pylist([old_row], old_schema), tmp_path / "ledger.parquet")
-    assert current_rows(tmp_path) == [old_row | {"expected": None, "remedy": None}]
+    assert current_rows(tmp_path) == [old_row | {"input_state": None}]
     with Journal(tmp_path) as journal:
-        journal.append(row("b", "failed", reason="cut", expected="a whole file", remedy="Copy it again."))
+        journal.append(row("b", "done", input_state="s"))
     first, second = read_ledger(tmp_path / "ledger.parquet")
-    assert (first["reason"], first["expected"]) == ("cut", "a whole file")
-    assert (problem_of(second).text, problem_of(first).text) == (text, "cut; expected a whole file. Copy it again.")
-    assert pq.read_schema(tmp_path / "ledger.parquet").metadata[b"mmh_ledger_version"] == b"4"
+    assert (first["image_id"], first["input_state"], second["input_state"]) == ("b", "s", None)
+    assert problem_of(second).text == "cut Copy it again."
+    assert pq.read_schema(tmp_path / "ledger.parquet").metadata[b"mmh_ledger_version"] == b"5"
 
 
 @pytest.mark.parametrize("bad", [row(status="ok"), row(image_id=""), row(sites="x"), {"image_id": "a"}, 3])

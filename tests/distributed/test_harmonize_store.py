@@ -1,7 +1,8 @@
-"""`mmh harmonize` from and to an object store: a real S3 server (moto) on the loopback, the workers in this process."""
+"""`mmh harmonize` from and to an object store: real servers on the loopback, the workers in this process."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from mmh_ray import staging
 from mmh_ray.bids import store_lock
 from mmh_ray.bids.ledger import read_ledger
 from mmh_ray.bids.output_folder import output_folder
@@ -35,6 +37,7 @@ from mmh_ray.models.bundle import bundle_files
 from mmh_ray.object_store import Store
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import canonical
+from tests.gcs_server import SECRET, GcsServer
 from tests.s3_files import BUCKET, content, download, keys, upload
 
 pytestmark = pytest.mark.slow
@@ -165,6 +168,30 @@ def test_a_rerun_does_what_is_missing_or_changed(s3: Any, job: Job, pool: dict[s
     assert run_counts() == {"failed": 2, "skipped": 1}
 
 
+def test_a_rerun_fetches_no_scan_that_was_not_written_to(
+    s3: Any, job: Job, pool: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "SETTLED_S", -1)  # as an hour after the upload
+    fetched: list[str] = []
+    get = Store.get
+
+    def get_and_note(store: Store, name: str, path: Path) -> None:
+        fetched.append(name)
+        get(store, name, path)
+
+    monkeypatch.setattr(Store, "get", get_and_note)
+    job = replace(job, participants=("01", "02"))
+    assert harmonize(job) == {"done": 2}
+    assert {"sub-01_T1w.nii.gz", "sub-02_T1w.nii.gz", "sub-02_desc-brain_mask.nii.gz"} <= set(fetched)
+    fetched.clear()
+    assert harmonize(job) == {"skipped": 2}
+    assert not [name for name in fetched if name.endswith(".nii.gz")]
+    changed = "bids/derivatives/masks/sub-02_desc-brain_mask.nii.gz"
+    s3.put_object(Bucket=BUCKET, Key=changed, Body=content(s3, changed) + b"\0")  # the same voxels, other bytes
+    assert harmonize(job) == {"done": 1, "skipped": 1}
+    assert "sub-01_T1w.nii.gz" not in fetched
+
+
 def run_counts() -> dict[str, int]:
     """What `mmh status` counts."""
     with output_folder(OUT) as output:
@@ -262,6 +289,28 @@ def test_the_commands_name_the_store_and_show_no_secret(
     assert names == []
     table = pq.read_table(everything / "ledger.parquet").to_pylist()
     assert "s3cr3t" not in repr(table)
+
+
+def test_googles_store_gets_the_same(
+    gcs: GcsServer, bids: Path, tiny_bundle: Path, tiny_config: Config, pool: dict[str, Any], tmp_path: Path
+) -> None:
+    gcs.upload(bids, "bids")
+    job = Job("gs://bucket/bids", "gs://bucket/out", str(tiny_bundle), tiny_config)
+    image = "sub-02/anat/sub-02_desc-harmonized_T1w.nii.gz"
+    assert harmonize(job) == {"done": 2, "failed": 1}
+    first = gcs.get(f"out/{image}")
+    assert nib.Nifti1Image.from_bytes(gzip.decompress(first)).get_fdata().any()
+    (tmp_path / "ledger.parquet").write_bytes(gcs.get("out/ledger.parquet"))
+    rows = {row["image_id"]: row for row in read_ledger(tmp_path / "ledger.parquet")}
+    assert rows["sub-02_T1w"]["source"] == "gs://bucket/bids/sub-02/anat/sub-02_T1w.nii.gz"
+    assert {"report.html", "dataset_description.json", image, image.replace(".nii.gz", ".json")} <= gcs.keys("out")
+    gcs.remove(f"out/{image}")
+    assert harmonize(job) == {"done": 1, "failed": 1, "skipped": 1}
+    assert gcs.get(f"out/{image}") == first
+    assert not [key for key in gcs.keys("out") if key.startswith((".ledger/", ".locks/"))]
+    with output_folder(job.out) as output:
+        assert run_status(output.folder, locked=output.is_locked()).counts == {"done": 1, "failed": 1, "skipped": 1}
+    assert [key for key in gcs.keys("") if SECRET.encode() in gcs.get(key)] == []
 
 
 def test_a_file_uri_is_a_folder(bids: Path, job: Job, pool: dict[str, Any], tmp_path: Path) -> None:

@@ -1,19 +1,23 @@
 """The manifest on Ray: every file is opened, none is lost, none ends the job."""
 
+import contextlib
 import gzip
 import json
 import logging
 import os
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
 from mmh_ray.bids.manifest import read_manifest
 from mmh_ray.config import Config
-from mmh_ray.distributed.manifest import build_manifest, probe
+from mmh_ray.distributed.manifest import MOST_BYTES_UNSEEN, build_manifest, probe
 from mmh_ray.errors import ConfigError
 from mmh_ray.provenance import sha256_file
 
@@ -93,6 +97,52 @@ def test_every_image_keeps_a_row_in_order(archive, tmp_path, ray_cluster, caplog
     assert rows["sub-04_T1w"]["shape"] == [3, 3, 3, 2]
     assert rows["sub-06_T1w"]["sha256"]
     assert any("Reading: 9/9 images" in message for message in caplog.messages)
+
+
+@contextlib.contextmanager
+def deadly(path: Path) -> Iterator[set[int]]:
+    """While the block runs, every worker that has a file open is killed, as by a system that is out of memory.
+
+    Gives the numbers of these processes.
+    """
+    killed: set[int] = set()
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.02):
+            for process in psutil.Process().children(recursive=True):  # Ray's, which this process has started
+                with contextlib.suppress(psutil.Error):
+                    if any(file.path == str(path) for file in process.open_files()):
+                        process.kill()
+                        killed.add(process.pid)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        is_over.set()
+        thread.join()
+
+
+@pytest.mark.ray
+def test_a_file_that_kills_its_worker_costs_that_row_alone(tmp_path, ray_cluster):
+    root = tmp_path / "bids"
+    for subject in ("01", "03"):
+        save(root, subject)
+    worst = root / "sub-02/anat/sub-02_T1w.nii"
+    worst.parent.mkdir(parents=True)
+    worst.touch()
+    os.truncate(worst, MOST_BYTES_UNSEEN)  # hashing it takes a second or more
+    (root / "participants.tsv").write_text("participant_id\tsite\nsub-01\tA\nsub-02\tA\nsub-03\tB\n")
+    with deadly(worst) as killed:
+        rows = {row["image_id"]: row for row in build_manifest(str(root), str(tmp_path / "m"), Config()).to_pylist()}
+    assert killed
+    assert {key for key, row in rows.items() if row["status"] == "ok"} == {"sub-01_T1w", "sub-03_T1w"}
+    row = rows["sub-02_T1w"]
+    assert (row["status"], row["sha256"], row["shape"]) == ("unusable", None, None)
+    assert row["reason"].startswith("the worker died on this file (")
+    assert "expected a worker that reads it. Look at the file" in row["reason"]
 
 
 @pytest.mark.fast

@@ -15,8 +15,7 @@ from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.inputs.scans import Case
 from mmh_ray.evaluation.metrics.registry import OURS
 from mmh_ray.models.style.encoder import make_style_encoder
-
-pytestmark = pytest.mark.fast
+from tests.s3_files import BUCKET, upload
 
 
 def record(subject: str, site: str, sequence: str = "T1w", **facts: Any) -> ImageRecord:
@@ -34,6 +33,7 @@ def cases(folder: Path, made: dict[str, Any]) -> list[Case]:
     return select_at_target(records, "north").cases
 
 
+@pytest.mark.fast
 def test_travelers_are_scored_and_everybody_else_is_the_cohort() -> None:
     travelers = [record(subject, site) for subject in "12" for site in ("north", "south", "west")]
     others = [record("3", "north"), record("4", "south"), record("1", "north", "T2w"), record("5", "north", "T2w")]
@@ -57,6 +57,7 @@ def test_a_reference_that_the_target_was_trained_on_is_refused(tmp_path: Path, p
         check_unseen(cases(tmp_path, made))
 
 
+@pytest.mark.fast
 def test_a_target_from_a_scan_is_checked(tmp_path: Path) -> None:
     encoder = make_style_encoder(StyleConfig(), 1.0).describe()
     found = cases(tmp_path, {"reference": "sub-2_T1w", "style_encoder": encoder})
@@ -69,8 +70,29 @@ def test_a_target_from_a_scan_is_checked(tmp_path: Path) -> None:
         check_unseen(cases(tmp_path, {"reference": own, "style_encoder": encoder}))
 
 
+@pytest.mark.fast
 def test_a_sidecar_that_tells_no_target_is_refused(tmp_path: Path) -> None:
     found = cases(tmp_path, {})
     (tmp_path / "T1w.json").write_text("{}")
     with pytest.raises(DataError, match=r"T1w.json: KeyError.*Harmonize the image again"):
         check_unseen(found)
+
+
+@pytest.mark.slow
+def test_sidecars_in_an_object_store_are_read_too(s3: Any, tmp_path: Path) -> None:
+    own = "sub-1_ses-north_T1w"
+    encoder = make_style_encoder(StyleConfig(), 1.0).describe()
+    cases(tmp_path, {"reference": own, "style_encoder": encoder})
+    upload(s3, tmp_path, "out")
+    output = "s3://bucket/out/T1w.nii.gz"
+    records = [record("1", "north"), record("1", "south", outputs={OURS: output})]
+    stored = select_at_target(records, "north").cases
+    with pytest.raises(DataError, match=f"{own}, which the target {own} was made from"):
+        check_unseen(stored)
+    with pytest.raises(ModelError, match="slices 5"):
+        target_style(stored, Config(style=StyleConfig(slices=5)))
+    s3.put_object(Bucket=BUCKET, Key="out/T1w.json", Body=b"{}")
+    with pytest.raises(DataError, match=r"^s3://bucket/out/T1w.json: KeyError.*Harmonize the image again"):
+        check_unseen(stored)
+    s3.delete_object(Bucket=BUCKET, Key="out/T1w.json")
+    check_unseen(stored)

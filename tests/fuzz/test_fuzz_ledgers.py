@@ -36,6 +36,7 @@ ROW = {
     "seconds": 1.5,
     "finished": "2026-01-02T03:04:05+00:00",
     "input_sha256": "a" * 64,
+    "input_state": "d" * 64,
     "model_hash": "b" * 64,
     "settings_hash": "c" * 64,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 
 import nibabel as nib
@@ -69,7 +70,9 @@ def bundle() -> Bundle:
     """An untrained model."""
     torch.manual_seed(0)
     quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
-    return Bundle(GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles).eval(), CONFIG, quantiles, "0" * 64, {})
+    loading: Future[GlobalHarmonizer] = Future()
+    loading.set_result(GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles).eval())
+    return Bundle(loading, CONFIG, quantiles, "0" * 64, {})
 
 
 def knowing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, slope: float = 1, offset: float = 0, **settings):

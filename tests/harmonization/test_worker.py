@@ -23,6 +23,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 import mmh_ray.harmonization.harmonizer
+from mmh_ray import staging
 from mmh_ray.bids.derivatives import derivative_files, sidecar_path
 from mmh_ray.bids.rows import Problem, problem_of
 from mmh_ray.config import Config
@@ -88,6 +89,55 @@ def test_a_row_tells_what_was_done_and_the_next_run_needs_not_do_it(
     (replaced,) = HarmonizeWorker(tiny_bundle_files, config, str(tmp_path), MODEL, [other]).harmonize(row_of(scan))
     assert replaced["output"] == done["output"]
     assert not is_current(earlier, tmp_path, done["input_sha256"], MODEL.hash, UNIFIED)  # the sidecar tells
+
+
+@pytest.mark.slow
+def test_files_that_are_as_an_earlier_run_found_them_are_not_read_again(
+    tiny_bundle_files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any change to a scan or mask is noticed, also one that keeps its size and sets its time back."""
+    hashed: list[str] = []
+    hash_file = worker_module.sha256_file
+
+    def hash_and_note(path: str) -> str:
+        hashed.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr(worker_module, "sha256_file", hash_and_note)
+    path = tmp_path / "sub-01_T1w.nii"
+    mask = tmp_path / "mask.nii"
+    volume = read_volume(scan)
+    write_volume(volume, path)
+    write_volume(volume.like((volume.data > 0).astype(np.float32)), mask)
+    worker = HarmonizeWorker(tiny_bundle_files, config, str(tmp_path / "out"), MODEL, [UNIFIED])
+
+    def run(earlier: dict[str, Any] | None) -> tuple[dict[str, Any], bool]:
+        hashed.clear()
+        rows = {} if earlier is None else {None: earlier | {"model_hash": MODEL.hash}}
+        (row,) = worker.harmonize(row_of(path, mask_uri=str(mask), earlier=rows))
+        return row, bool(hashed)
+
+    fresh, _ = run(None)
+    assert (fresh["status"], fresh["input_state"]) == ("done", None), fresh
+    monkeypatch.setattr(staging, "SETTLED_S", -1)  # as an hour later
+    settled, is_read = run(fresh)
+    assert (settled["status"], is_read) == ("skipped", True)
+    again, is_read = run(settled)
+    assert (again["status"], is_read) == ("skipped", False)
+    assert (again["input_sha256"], again["input_state"]) == (fresh["input_sha256"], settled["input_state"])
+    sidecar_path(tmp_path / "out" / again["output"]).unlink()
+    redone, is_read = run(again)
+    assert (redone["status"], is_read) == ("done", True)
+    for changed in (path, mask):
+        before = changed.stat()
+        content = bytearray(changed.read_bytes())
+        content[-1] ^= 1
+        changed.write_bytes(content)
+        os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+        row, is_read = run(redone)
+        assert is_read
+        assert row["input_sha256"] != redone["input_sha256"]
+        redone = row
 
 
 @pytest.mark.parametrize("what", ["uri", "mask_uri"])

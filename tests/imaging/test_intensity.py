@@ -84,6 +84,15 @@ def test_monotone_map_has_known_values_and_slope_one_beyond_its_knots() -> None:
     assert mapped.dtype == np.float32
 
 
+def test_a_large_volume_is_mapped_as_each_of_its_planes(rng: np.random.Generator) -> None:
+    volume = rng.normal(1, 1, (3, 200, 300)).astype(np.float32)
+    mapping = MonotoneMap(np.array([0.0, 1, 2]), np.array([0.0, 0.3, 1]))
+    planes = [mapping.apply(plane) for plane in volume]
+    np.testing.assert_array_equal(mapping.apply(volume), planes)
+    first_axis_contiguous = np.asfortranarray(volume)
+    np.testing.assert_array_equal(mapping.apply(first_axis_contiguous), planes)
+
+
 def test_map_between_quantile_functions_is_monotone_and_matches_the_histogram(rng: np.random.Generator) -> None:
     source, target = rng.gamma(2, 1, 5000), rng.normal(10, 2, 5000)
     mapping = MonotoneMap.between(quantile_function(source), quantile_function(target))

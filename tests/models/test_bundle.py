@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,21 @@ def test_a_loaded_model_predicts_what_the_saved_one_did(model: GlobalHarmonizer,
     assert torch.equal(*(schedule.alphas_cumprod for schedule in schedules))
     assert not loaded.model.training
     assert {tensor.dtype for tensor in loaded.model.state_dict().values()} == {torch.float32}
+
+
+def test_a_model_can_be_loaded_in_the_background(model: GlobalHarmonizer, bundle: Path) -> None:
+    with ThreadPoolExecutor(max_workers=1) as background:
+        loaded = load_bundle(bundle, background=background)
+        assert loaded.config.grid == CONFIG.grid
+        assert torch.equal(predict(loaded.model), predict(model.eval()))
+
+
+def test_what_is_wrong_with_a_model_loaded_in_the_background_is_said_when_it_is_needed(bundle: Path) -> None:
+    (bundle / WEIGHTS).write_bytes(b"damaged")
+    with ThreadPoolExecutor(max_workers=1) as background:
+        loaded = load_bundle(bundle, background=background)
+        with pytest.raises(ModelError, match=r"checksum|bytes"):
+            _ = loaded.model
 
 
 def test_settings_and_facts_come_back(bundle: Path) -> None:

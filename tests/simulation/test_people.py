@@ -11,9 +11,9 @@ import pytest
 
 from mmh_ray.config import GridConfig
 from mmh_ray.errors import DataError
+from mmh_ray.simulation.head_traits import HeadTraits
 from mmh_ray.simulation.label_maps import label_maps_in, read_label_map
 from mmh_ray.simulation.people import Head, simulate_head, template_head
-from mmh_ray.simulation.person import Person
 from mmh_ray.simulation.tissues import (
     AIR,
     ENHANCING,
@@ -52,7 +52,7 @@ def label_map(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def head(label_map: str, **changes: object) -> Head:
-    return simulate_head(read_label_map(label_map), replace(Person(seed=3), **changes), GRID)  # type: ignore[arg-type]
+    return simulate_head(read_label_map(label_map), replace(HeadTraits(seed=3), **changes), GRID)  # type: ignore[arg-type]
 
 
 def test_the_table_knows_tissues_and_calls_the_rest_air() -> None:
@@ -118,7 +118,7 @@ def test_some_tumours_take_up_contrast_agent(label_map: str) -> None:
 
 
 def test_template_people_need_no_map() -> None:
-    found = template_head(Person(seed=1, lesions=2), GRID)
+    found = template_head(HeadTraits(seed=1, lesions=2), GRID)
     assert 900 < found.brain.sum() * 0.216 < 2600
     assert found.fractions[LESION].any()
     assert not found.fractions[BONE].any()

@@ -9,9 +9,10 @@ True, both sides work on images after N4 (:func:`mmh_ray.imaging.intensity.corre
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
@@ -36,26 +37,24 @@ def quantile_function(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.quantile(intensities, probabilities)
 
 
-class Baseline(Protocol):
+class Baseline(ABC):
     """What every opponent can do."""
 
-    bias_corrected: ClassVar[bool]
+    bias_corrected: ClassVar[bool] = False
     """Whether it works on images after N4."""
 
     @classmethod
-    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Baseline:
+    @abstractmethod
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
         """Fit from the training images' quantile functions."""
-        ...
 
+    @abstractmethod
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The standardised image, float32, on the same grid."""
-        ...
 
 
-class Unfitted:
+class Unfitted(Baseline):
     """What learns nothing from a cohort."""
-
-    bias_corrected: ClassVar[bool] = False
 
     @classmethod
     def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
@@ -91,7 +90,7 @@ class ZScore(Unfitted):
 
 
 @dataclass(frozen=True)
-class WhiteStripe:
+class WhiteStripe(Baseline):
     """``(x − μ) / σ`` with the mean and standard deviation of normal-appearing white matter (Shinohara et al. 2014).
 
     White matter is the peak of the brain's histogram farthest from the fluid: the brightest where fluid is dark
@@ -106,7 +105,7 @@ class WhiteStripe:
     bias_corrected: ClassVar[bool] = True
 
     @classmethod
-    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> WhiteStripe:
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
         """Whether the histograms' tails, to the 1st and the 99th percentile, are longer above the median than below."""
         skews = []
         for quantile in quantiles:
@@ -119,8 +118,10 @@ class WhiteStripe:
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """White matter at 0 and its spread at 1; a flat brain becomes 0."""
-        values = np.sort(image[mask].astype(np.float64))
-        peak_rank = np.searchsorted(values, self._peak(values)) / values.size  # 0 to 1
+        values = image[mask].astype(np.float64)
+        values.sort()
+        below_peak = np.searchsorted(values, self._peak(values))
+        peak_rank = below_peak / values.size  # 0 to 1
         lowest_rank = max(peak_rank - _STRIPE, 0)
         highest_rank = min(peak_rank + _STRIPE, 1)
         first = int(lowest_rank * (values.size - 1))
@@ -135,25 +136,25 @@ class WhiteStripe:
         if not high > low:
             return float(low)
         counts, edges = np.histogram(values, 256, (low, high))
-        smoothed = gaussian_filter1d(np.pad(counts.astype(float), _MARGIN), 4)
+        padded = np.pad(counts.astype(float), _MARGIN)
+        smoothed = gaussian_filter1d(padded, 4)
         peaks, _ = find_peaks(smoothed, prominence=0.02 * smoothed.max())
         # peaks are sorted by intensity
         farthest_from_fluid = peaks[0] if self.fluid_is_bright else peaks[-1]
         white_bin = int(np.clip(farthest_from_fluid - _MARGIN, 0, 255))
-        return float((edges[white_bin] + edges[white_bin + 1]) / 2)
+        ends_of_bin = edges[white_bin : white_bin + 2]
+        return float(ends_of_bin.sum() / 2)
 
 
 @dataclass(frozen=True)
-class Nyul:
+class Nyul(Baseline):
     """Landmark standardisation (Nyúl & Udupa 1999; Nyúl, Udupa & Zhang 2000): percentiles 1, 10, 20 … 90, 99."""
 
     landmarks: np.ndarray
     """``(11,)`` standard intensities of the percentiles, from 0 to 100."""
 
-    bias_corrected: ClassVar[bool] = False
-
     @classmethod
-    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Nyul:
+    def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
         """Mean of the images' landmarks, each image's first and last mapped to 0 and 100."""
         scaled = []
         for quantile in quantiles:
@@ -168,23 +169,22 @@ class Nyul:
         """Piecewise linear from the image's landmarks to the standard ones; the outer pieces continue beyond them."""
         landmarks_of_image = _landmarks(quantile_function(image, mask))
         knots = MonotoneMap.between(landmarks_of_image, self.landmarks)
-        mapped = np.interp(image, knots.source, knots.target)
-        if knots.source.size > 1:
-            slopes = np.diff(knots.target) / np.diff(knots.source)
-            below = np.minimum(image - knots.source[0], 0) * slopes[0]
-            above = np.maximum(image - knots.source[-1], 0) * slopes[-1]
-            mapped += below + above
+        source = knots.source
+        mapped = np.interp(image, source, knots.target)
+        if source.size > 1:
+            slopes = np.diff(knots.target) / np.diff(source)
+            below = np.minimum(image - source[0], 0)
+            above = np.maximum(image - source[-1], 0)
+            mapped += below * slopes[0] + above * slopes[-1]
         return mapped.astype(np.float32)
 
 
 @dataclass(frozen=True)
-class HistogramMatching:
+class HistogramMatching(Baseline):
     """Full quantile mapping of the brain onto the cohort's mean quantile function, as it is scanned."""
 
     quantiles: np.ndarray
     """``(LEVELS,)`` mean quantile function of the cohort; every image enters it with its 99th percentile at 1."""
-
-    bias_corrected: ClassVar[bool] = False
 
     @classmethod
     def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
@@ -243,12 +243,6 @@ BASELINES: dict[str, type[Baseline]] = {
     "n4_histogram_matching": CorrectedHistogramMatching,
     "n4_histogram_matching_nlm": DenoisedHistogramMatching,
 }
-
-
-def apply_baseline(baseline: Baseline, image: np.ndarray, corrected: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The standardised image, from the scan as it is or from the scan after N4, whichever the method works on."""
-    scan = corrected if baseline.bias_corrected else image
-    return baseline.apply(scan, mask)
 
 
 def _landmarks(quantile: np.ndarray) -> np.ndarray:

@@ -80,11 +80,14 @@ def _freesurfer() -> LabelTable:
     vessels_and_plexus = _numbers(30, 62, 31, 63, 85)
     lesions = _numbers(25, 57, range(77, 83), 99)
     no_brain = _numbers(1, 40, 6, 45, 165, 257, 258, 259, range(500, 600), 3000, 4000, 13100, 14100)
+    brain_stem = _numbers(16)
+    mixed = deep_grey | limbic | brain_stem
+    foreign = vessels_and_plexus | lesions | no_brain
     return LabelTable(
         csf=fluid,
         gm=_numbers(3, 42, 8, 47, parcels) - no_cortex,
         wm=_numbers(2, 41, 7, 46) | corpus_callosum | white_parcels,
-        others=deep_grey | limbic | vessels_and_plexus | lesions | no_brain | _numbers(16, no_cortex) - corpus_callosum,
+        others=mixed | foreign | no_cortex - corpus_callosum,
     )
 
 
@@ -105,9 +108,4 @@ def _tissues() -> LabelTable:
 
 
 def _bids() -> LabelTable:
-    return LabelTable(
-        csf=_numbers(3),
-        gm=_numbers(1, 8),
-        wm=_numbers(2),
-        others=_numbers(range(4, 8), 9, 10, 11),
-    )
+    return LabelTable(csf=_numbers(3), gm=_numbers(1, 8), wm=_numbers(2), others=_numbers(range(4, 8), 9, 10, 11))

@@ -76,10 +76,7 @@ class LabelMap:
     @cached_property
     def lacking(self) -> tuple[str, ...]:
         """Tissues of fewer than :data:`LEAST_VOXELS` voxels, of which there are no figures."""
-        lacking = []
-        for tissue in TISSUES:
-            if np.count_nonzero(self.of(tissue)) < LEAST_VOXELS:
-                lacking.append(tissue)
+        lacking = [tissue for tissue in TISSUES if np.count_nonzero(self.of(tissue)) < LEAST_VOXELS]
         return tuple(lacking)
 
     def remarks(self) -> list[str]:
@@ -174,7 +171,8 @@ def _tissue_codes(numbers: np.ndarray, name: TableName) -> tuple[np.ndarray, dic
     codes[~is_listed] = UNKNOWN
     is_unknown = codes == UNKNOWN
     unknown_numbers, counts = np.unique(numbers[is_unknown], return_counts=True)
-    unknown_share = float(counts.sum()) / max(int((numbers != 0).sum()), 1)
+    labelled = int(np.count_nonzero(numbers))
+    unknown_share = float(counts.sum()) / max(labelled, 1)
     if unknown_share > MOST_UNKNOWN:
         received = f"a label map of which the table {name} knows {1 - unknown_share:.0%}"
         raise DataError(received, f"{1 - MOST_UNKNOWN:.0%} or more", _SETTING)

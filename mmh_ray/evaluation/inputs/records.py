@@ -65,7 +65,5 @@ def ages_of(records: Iterable[ImageRecord]) -> np.ndarray:
 
 def sexes_of(records: Iterable[ImageRecord]) -> np.ndarray:
     """``(n,)`` 0 for male, 1 for female; NaN where unknown."""
-    codes = []
-    for record in records:
-        codes.append(_SEX_CODES.get(record.sex or "", np.nan))
+    codes = [_SEX_CODES.get(record.sex or "", np.nan) for record in records]
     return np.array(codes)

@@ -15,14 +15,13 @@ from mmh_ray.evaluation.inputs.labels import LabelMap, read_label_map
 from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.metrics.segmentation import TISSUES, tissue_labels
 from mmh_ray.imaging.intensity import correct_bias
-from mmh_ray.imaging.mask import find_brain, on_grid_of
+from mmh_ray.imaging.mask import SAME_AFFINE_MM, find_brain, on_grid_of
 from mmh_ray.imaging.volume import Volume, read_mask, read_volume
 from mmh_ray.staging import size_of, staged
 
 if TYPE_CHECKING:
     from mmh_ray.evaluation.metrics.training import TargetCohort
 
-_SAME_AFFINE_MM = 1e-3
 LEAST_COMMON = 500
 """A common part of fewer voxels is left out: its features say little."""
 
@@ -171,7 +170,7 @@ def read_output(path: str, scan: Scan) -> np.ndarray:
     output = _read(path)
     _check_shape(output.data, scan.volume, path)
     largest_difference = float(np.abs(output.affine - scan.volume.affine).max())
-    if largest_difference > _SAME_AFFINE_MM:
+    if largest_difference > SAME_AFFINE_MM:
         received = f"{path}: affine differs by up to {largest_difference:.3g} mm"
         remedy = "Resample it to the scan's grid (mmh harmonize does so by default)."
         raise DataError(received, "the scan's affine", remedy)
@@ -267,7 +266,7 @@ def on_one_grid(a: Scan, b: Scan) -> bool:
     """Whether two scans can be compared voxel by voxel."""
     if a.volume.data.shape != b.volume.data.shape:
         return False
-    return np.allclose(a.volume.affine, b.volume.affine, atol=_SAME_AFFINE_MM)
+    return np.allclose(a.volume.affine, b.volume.affine, atol=SAME_AFFINE_MM)
 
 
 def _read(place: str) -> Volume:

@@ -40,14 +40,9 @@ def cohort_metrics(cohort: MethodCohort, seed: int, runner: MetricRunner) -> Val
 
 def w1_between_sites(distributions: np.ndarray, sites: np.ndarray) -> float:
     """Mean over pairs of sites of ``∫ |Fa(x) − Fb(x)| dx``, F a site's mean distribution function; NaN for one site."""
-    site_means = []
-    for site in np.unique(sites):
-        of_site = distributions[sites == site]
-        site_means.append(of_site.mean(axis=0))
+    site_means = [distributions[sites == site].mean(axis=0) for site in np.unique(sites)]
     step = float(_GRID[1] - _GRID[0])
-    distances = []
-    for a, b in combinations(site_means, 2):
-        distances.append(np.abs(a - b).sum() * step)
+    distances = [np.abs(a - b).sum() * step for a, b in combinations(site_means, 2)]
     return float(np.mean(distances)) if distances else float("nan")
 
 

@@ -86,8 +86,8 @@ def probe_slices(image: np.ndarray, mask: np.ndarray, affine: np.ndarray, size: 
     return slices.astype(np.float16)
 
 
-def fine_detail(image: np.ndarray, mask: np.ndarray, size: int = DETAIL) -> np.ndarray:
-    """``(≤ size,) * 3`` float16: the scaled image less the mean of its 3³ neighbourhood, in the middle of the grid.
+def fine_detail(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """``(≤ DETAIL,) * 3`` float16: the scaled image less the mean of its 3³ neighbourhood, in the middle of the grid.
 
     What a scanner or a method prints on every image at the same voxels stays in it when images are averaged. The mask's
     outermost voxels and what lies outside are 0; places are those of the voxel grid, whatever the affine.
@@ -96,17 +96,19 @@ def fine_detail(image: np.ndarray, mask: np.ndarray, size: int = DETAIL) -> np.n
     block_and_neighbours = []
     block_in_neighbours = []
     for extent in image.shape:
-        start = max(0, extent - size) // 2
+        start = max(0, extent - DETAIL) // 2
         start_with_neighbour = max(0, start - 1)
         offset = start - start_with_neighbour
-        block.append(slice(start, start + size))
+        block.append(slice(start, start + DETAIL))
         # one voxel more on each side, so that the block's border has neighbours, too
-        block_and_neighbours.append(slice(start_with_neighbour, start + size + 1))
-        block_in_neighbours.append(slice(offset, offset + size))
+        block_and_neighbours.append(slice(start_with_neighbour, start + DETAIL + 1))
+        block_in_neighbours.append(slice(offset, offset + DETAIL))
     scaled = scale_by_percentiles(image, mask)
-    local_mean = ndimage.uniform_filter(scaled[tuple(block_and_neighbours)], 3)[tuple(block_in_neighbours)]
+    means_with_border = ndimage.uniform_filter(scaled[tuple(block_and_neighbours)], 3)
+    local_mean = means_with_border[tuple(block_in_neighbours)]
+    detail = scaled[tuple(block)] - local_mean
     inner = ndimage.binary_erosion(mask, np.ones((3, 3, 3)))[tuple(block)]
-    return np.where(inner, scaled[tuple(block)] - local_mean, 0).astype(np.float16)
+    return np.where(inner, detail, 0).astype(np.float16)
 
 
 def _histogram(values: np.ndarray) -> dict[str, float]:
@@ -178,9 +180,10 @@ def _band_powers(lines: np.ndarray) -> list[float]:
     amplitudes = np.abs(np.fft.rfft(windowed))
     power = (amplitudes**2).mean(axis=0)
     frequencies = np.arange(len(power))
-    points = np.linspace(0, len(power) - 1, 4 * _SPECTRUM_BINS)
-    fine = np.interp(points, frequencies, power).reshape(_SPECTRUM_BINS, 4)
-    return [_log(float(band.mean())) for band in fine]
+    points = np.linspace(0, frequencies[-1], 4 * _SPECTRUM_BINS)
+    power_at_points = np.interp(points, frequencies, power)
+    bands = power_at_points.reshape(_SPECTRUM_BINS, 4)
+    return [_log(float(band.mean())) for band in bands]
 
 
 def _texture(scaled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
@@ -194,15 +197,18 @@ def _texture(scaled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
 
 
 def _cooccurrence(scaled: np.ndarray, mask: np.ndarray, heights: np.ndarray) -> dict[str, float]:
-    brain_levels = 1 + np.clip(scaled * _LEVELS, 0, _LEVELS - 1).astype(np.uint8)
+    scaled_levels = np.clip(scaled * _LEVELS, 0, _LEVELS - 1)
+    brain_levels = 1 + scaled_levels.astype(np.uint8)
     levels = np.where(mask, brain_levels, 0).astype(np.uint8)  # 0 is the background
     angles = [0, np.pi / 2]
     matrices = []
     for height in heights:
-        matrices.append(graycomatrix(levels[:, :, height], [1], angles, levels=_LEVELS + 1))
+        image_slice = levels[:, :, height]
+        matrices.append(graycomatrix(image_slice, [1], angles, levels=_LEVELS + 1))
     counts = np.sum(matrices, axis=0)
     counts_in_brain = counts[1:, 1:]
-    pairs = counts_in_brain.sum(axis=3, keepdims=True).astype(np.float64)
+    in_either_direction = counts_in_brain.sum(axis=3, keepdims=True)
+    pairs = in_either_direction.astype(np.float64)
     pairs /= max(pairs.sum(), 1)
     properties = ("contrast", "homogeneity", "energy", "correlation")
     return {f"glcm_{name}": graycoprops(pairs, name)[0, 0] for name in properties}
@@ -210,11 +216,13 @@ def _cooccurrence(scaled: np.ndarray, mask: np.ndarray, heights: np.ndarray) -> 
 
 def _binary_patterns(scaled: np.ndarray, inner: np.ndarray, heights: np.ndarray) -> dict[str, float]:
     grey_levels = np.clip(scaled * 200 + 20, 0, 255).astype(np.uint8)
-    codes = []
+    codes_of_slices = []
     for height in heights:
         patterns = local_binary_pattern(grey_levels[:, :, height], 8, 1, "uniform")
-        codes.append(patterns[inner[:, :, height]])
-    counts = np.bincount(np.concatenate(codes).astype(int), minlength=10)
+        inside = inner[:, :, height]
+        codes_of_slices.append(patterns[inside])
+    codes = np.concatenate(codes_of_slices).astype(int)
+    counts = np.bincount(codes, minlength=10)
     shares = counts / max(counts.sum(), 1)
     return {f"lbp_{code}": share for code, share in enumerate(shares)}
 

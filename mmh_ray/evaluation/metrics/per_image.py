@@ -11,13 +11,7 @@ import numpy as np
 from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.inputs.scans import Truth, read_lesion, read_output
 from mmh_ray.evaluation.metrics import preservation
-from mmh_ray.evaluation.metrics.agreement import (
-    gradient_correlation,
-    psnr,
-    scale_by_percentiles,
-    ssim,
-    tissue_contrast,
-)
+from mmh_ray.evaluation.metrics.agreement import gradient_correlation, psnr, scale_by_percentiles, ssim, tissue_contrast
 from mmh_ray.evaluation.metrics.label_metrics import LABEL_METRICS, label_metrics
 from mmh_ray.evaluation.metrics.outputs import MethodOutput
 from mmh_ray.evaluation.metrics.registry import AGAIN, RAW

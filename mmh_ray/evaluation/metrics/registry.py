@@ -56,6 +56,10 @@ class Metric(NamedTuple):
         """What of a number or an array is compared: itself, or its distance to 1."""
         return abs(values - 1) if self.better == "one" else values
 
+    def worth(self, value: float) -> float:
+        """A number whose more is better; 0 where neither direction is."""
+        return self.sign * self.judged(value)
+
 
 _PROBE = "balanced accuracy of telling the site, cross-validated by subject; chance is one over the sites"
 _OVER = "between one person's images of two sites"
@@ -272,12 +276,7 @@ _NOT_SIMPLE = (RAW, "combat", "covbat", TRUTH, REFERENCE, OURS)
 SIMPLE = tuple(method for method in _METHOD_NAMES if method not in _NOT_SIMPLE)
 """The simple methods that make images: the alternatives to ours."""
 
-_VALUE_AT_CHANCE = {
-    "site_silhouette": 0.0,
-    "site_silhouette_style": 0.0,
-    "site_adjusted_rand": 0.0,
-    "site_kbet": 0.05,
-}
+_VALUE_AT_CHANCE = {"site_silhouette": 0.0, "site_silhouette_style": 0.0, "site_adjusted_rand": 0.0, "site_kbet": 0.05}
 
 
 def shown_name(method: str) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mmh_ray.errors import DataError
-from mmh_ray.evaluation.baselines.image_baselines import apply_baseline
 from mmh_ray.evaluation.inputs.records import ImageRecord
 from mmh_ray.evaluation.inputs.scans import (
     Case,
@@ -107,9 +106,10 @@ def score_case(case: Case, settings: ScoringSettings) -> CaseScores:
     if case.is_pictured:
         scores.pictures.sites = [scan.record.site for scan in scans]
         if truth is not None:
-            scores.pictures.slices[TRUTH] = [_truth_slice(scan, truth) for scan in scans]
+            scores.pictures.slices[TRUTH] = [_scaled_slice(truth.noisefree, scan) for scan in scans]
         if target is not None:
-            scores.pictures.slices[REFERENCE] = [_reference_slice(target.reference)] * len(scans)
+            reference_slice = _scaled_slice(target.reference.volume.data, target.reference)
+            scores.pictures.slices[REFERENCE] = [reference_slice] * len(scans)
     return scores
 
 
@@ -168,7 +168,8 @@ def _apply(
         record = scan.record
         baseline = settings.baselines.get(record.sequence, {}).get(method)
         if baseline is not None:
-            yield scan, apply_baseline(baseline, scan.volume.data, scan.corrected, scan.mask)
+            image = scan.corrected if baseline.bias_corrected else scan.volume.data
+            yield scan, baseline.apply(image, scan.mask)
         elif method == TRUTH and truth is not None:
             yield scan, truth.noisefree
         elif method in record.outputs:
@@ -225,10 +226,7 @@ def _add_pictures(method: str, outputs: list[MethodOutput], pictures: CasePictur
     pictures.maps[method] = maps
 
 
-def _truth_slice(scan: Scan, truth: Truth) -> np.ndarray:
-    return middle_slice(scale_by_percentiles(truth.noisefree, scan.mask), scan.mask, scan.volume.affine)
-
-
-def _reference_slice(reference: Scan) -> np.ndarray:
-    scaled = scale_by_percentiles(reference.volume.data, reference.mask)
-    return middle_slice(scaled, reference.mask, reference.volume.affine)
+def _scaled_slice(image: np.ndarray, scan: Scan) -> np.ndarray:
+    """Middle slice of an image on a scan's grid, scaled by its percentiles in the scan's brain."""
+    scaled = scale_by_percentiles(image, scan.mask)
+    return middle_slice(scaled, scan.mask, scan.volume.affine)

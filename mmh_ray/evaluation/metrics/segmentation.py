@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
+from scipy.special import softmax
 from skimage.filters import threshold_multiotsu
 
 from mmh_ray.errors import DataError
@@ -82,10 +83,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 def tissue_dice(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """:func:`dice` of every tissue of two label images of :func:`tissue_labels`."""
-    overlaps = {}
-    for label, tissue in enumerate(TISSUES, start=1):
-        overlaps[tissue] = dice(a == label, b == label)
-    return overlaps
+    return {tissue: dice(a == label, b == label) for label, tissue in enumerate(TISSUES, start=1)}
 
 
 def mean_dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -131,7 +129,8 @@ def _classify(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         volume[:, mask] = probabilities
         neighbours_alike = np.stack([_sum_of_neighbours(one_class)[mask] for one_class in volume])
         potential = SMOOTHNESS * 6 * neighbours_alike / brain_neighbours
-        probabilities = _softmax(_log_likelihood(values, probabilities) + potential)
+        likelihood = _log_likelihood(values, probabilities)
+        probabilities = softmax(likelihood + potential, axis=0)
     volume[:, mask] = probabilities
     return volume
 
@@ -144,13 +143,10 @@ def _log_likelihood(values: np.ndarray, probabilities: np.ndarray) -> np.ndarray
     """``(3, n)`` up to a constant: Gaussians of the classes' means and their common variance."""
     class_sizes = probabilities.sum(axis=1, dtype=np.float64)  # in voxels
     class_sums = probabilities @ values
-    means = (class_sums / np.maximum(class_sizes, 1)).astype(np.float32)
-    squares = (values - means[:, None]) ** 2
-    sum_of_squares = float((probabilities * squares).sum(dtype=np.float64))
+    means = class_sums / np.maximum(class_sizes, 1)
+    deviations = values - means.astype(np.float32)[:, None]
+    squares = deviations**2
+    weighted_squares = probabilities * squares
+    sum_of_squares = float(weighted_squares.sum(dtype=np.float64))
     variance = max(sum_of_squares / values.size, _LEAST_DEVIATION**2)
     return -0.5 * squares / variance
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=0))
-    return powers / powers.sum(axis=0)

@@ -21,16 +21,7 @@ from mmh_ray.evaluation.metrics.preservation import distance
 from mmh_ray.evaluation.metrics.runner import MetricRunner
 from mmh_ray.evaluation.metrics.training import TargetCohort
 
-TARGET_METRICS = (
-    "psnr",
-    "ssim",
-    "psnr_n4",
-    "ssim_n4",
-    "w1",
-    "w1_n4",
-    "style_distance",
-    "truth_nrmse_direct",
-)
+TARGET_METRICS = ("psnr", "ssim", "psnr_n4", "ssim_n4", "w1", "w1_n4", "style_distance", "truth_nrmse_direct")
 """What an image has of itself where there is a target; `psnr`, `ssim` and `w1` are to the target, not to other sites."""
 
 

@@ -96,9 +96,12 @@ def association(
     x = np.asarray(values, float)
     y = np.asarray(trait, float)
     known = np.isfinite(x) & np.isfinite(y)
-    _, site_codes = np.unique(np.asarray(site)[known], return_inverse=True)
-    x = _centred_in_sites(rankdata(x[known]), site_codes)
-    y = _centred_in_sites(rankdata(y[known]), site_codes)
+    sites = np.asarray(site)[known]
+    _, site_codes = np.unique(sites, return_inverse=True)
+    x_ranks = rankdata(x[known])
+    y_ranks = rankdata(y[known])
+    x = _centred_in_sites(x_ranks, site_codes)
+    y = _centred_in_sites(y_ranks, site_codes)
     norm = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / norm if norm > 0 else float("nan")
 
@@ -151,8 +154,6 @@ def _check_count(groups: np.ndarray, plural: str) -> None:
 
 
 def _centred_in_sites(ranks: np.ndarray, site_codes: np.ndarray) -> np.ndarray:
-    if not ranks.size:
-        return ranks
     site_means = np.bincount(site_codes, ranks) / np.bincount(site_codes)
     return ranks - site_means[site_codes]
 

@@ -115,15 +115,14 @@ def _halves(subjects: np.ndarray, at_home: np.ndarray) -> dict[str, int]:
     """0 or 1 by subject; those seen at home are dealt first, so that both halves have somebody to learn from."""
     first = np.unique(at_home)
     others = np.setdiff1d(subjects, at_home)
-    halves = {}
-    for number, name in enumerate([*first, *others]):
-        halves[name] = number % 2
-    return halves
+    return {name: number % 2 for number, name in enumerate([*first, *others])}
 
 
 def _train(images: Sequence[TissueSlices], seed: int, steps: int) -> nn.Module:
-    x = torch.from_numpy(np.concatenate([image.image for image in images]).astype(np.float32))
-    y = torch.from_numpy(np.concatenate([image.labels for image in images]).astype(np.int64)) - 1
+    slices = np.concatenate([image.image for image in images])
+    labels = np.concatenate([image.labels for image in images])
+    x = torch.from_numpy(slices.astype(np.float32))
+    y = torch.from_numpy(labels.astype(np.int64)) - 1
     has_tissue = (y >= 0).flatten(1).any(dim=1)
     x = x[has_tissue]
     y = y[has_tissue]
@@ -165,6 +164,7 @@ def _logits(network: nn.Module, slices: Tensor) -> Tensor:
 def _score(network: nn.Module, image: TissueSlices) -> tuple[float, float]:
     with torch.inference_mode():
         slices = torch.from_numpy(image.image.astype(np.float32))
-        likeliest = _logits(network, slices).argmax(dim=1).numpy() + 1
+        logits = _logits(network, slices)
+    likeliest = logits.argmax(dim=1).numpy() + 1
     predicted = np.where(image.labels > 0, likeliest, 0)
     return mean_dice(predicted, image.labels), mean_volume_error(predicted, image.labels)

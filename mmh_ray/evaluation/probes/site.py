@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss, recall_score
+from sklearn.metrics import balanced_accuracy_score, log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -105,22 +105,14 @@ def pattern_site_probe(detail: np.ndarray, site: Labels, subject: Labels, seed: 
         As :func:`site_probe`.
     """
     flat = detail.reshape(len(detail), -1)
-    return _cross_validate(
-        _predict_by_pattern,
-        flat,
-        site,
-        subject,
-        folds=FOLDS,
-        seed=seed,
-        trained_on=None,
-    )
+    return _cross_validate(_predict_by_pattern, flat, site, subject, folds=FOLDS, seed=seed)
 
 
 def _predict_linear(known: np.ndarray, sites: np.ndarray, tested: np.ndarray) -> tuple[np.ndarray, ProbeTraining]:
     model = make_pipeline(
         SimpleImputer(keep_empty_features=True),
         StandardScaler(),
-        FunctionTransformer(_without_outliers),
+        FunctionTransformer(np.clip, kw_args={"a_min": -_OUTLIER, "a_max": _OUTLIER}),
         LogisticRegression(class_weight="balanced", max_iter=_STEPS),
     )
     model.fit(known, sites)
@@ -136,7 +128,8 @@ def _predict_linear(known: np.ndarray, sites: np.ndarray, tested: np.ndarray) ->
 
 def _predict_by_pattern(known: np.ndarray, sites: np.ndarray, tested: np.ndarray) -> tuple[np.ndarray, None]:
     names, codes = np.unique(sites, return_inverse=True)
-    site_means = np.stack([known[codes == code].mean(axis=0, dtype=np.float32) for code in range(len(names))])
+    means = [known[codes == code].mean(axis=0, dtype=np.float32) for code in range(len(names))]
+    site_means = np.stack(means)
     squares_within_sites = (known - site_means[codes]) ** 2
     spread = np.sqrt(squares_within_sites.mean(axis=0))
     varies = spread > _TINY
@@ -160,7 +153,7 @@ def _cross_validate(
     *,
     folds: int,
     seed: int,
-    trained_on: np.ndarray | None,
+    trained_on: np.ndarray | None = None,
 ) -> ProbeResult:
     sites = np.asarray(site, str)
     subjects = np.asarray(subject, str)
@@ -172,7 +165,7 @@ def _cross_validate(
         if training is not None:
             trainings.append(training)
     return ProbeResult(
-        balanced_accuracy=_balanced_accuracy(sites, predicted),
+        balanced_accuracy=float(balanced_accuracy_score(sites, predicted)),
         chance=1 / len(np.unique(sites)),
         chance_high=_chance_high(sites, predicted, seed),
         correct=predicted == sites,
@@ -185,17 +178,16 @@ def _splits(sites: np.ndarray, subjects: np.ndarray, folds: int, seed: int) -> I
     """Folds by subject in which every site has its share of images."""
     subjects_by_site = {}
     for site in np.unique(sites):
-        subjects_by_site[site] = len(np.unique(subjects[sites == site]))
+        of_site = np.unique(subjects[sites == site])
+        subjects_by_site[site] = len(of_site)
     fewest = min(subjects_by_site.values(), default=0)
     if len(subjects_by_site) < 2 or fewest < 2:
         counts = ", ".join(f"{site}: {count}" for site, count in subjects_by_site.items())
-        raise DataError(f"subjects by site {counts}", "two sites of two subjects or more", "Leave small sites out.")
-    splitter = StratifiedGroupKFold(min(folds, fewest), shuffle=True, random_state=seed)
+        expected = "two sites of two subjects or more"
+        raise DataError(f"subjects by site {counts}", expected, "Leave small sites out.")
+    count = min(folds, fewest)
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     return splitter.split(sites, sites, subjects)
-
-
-def _balanced_accuracy(sites: np.ndarray, predicted: np.ndarray) -> float:
-    return float(recall_score(sites, predicted, labels=np.unique(sites), average="macro"))
 
 
 def _chance_high(sites: np.ndarray, predicted: np.ndarray, seed: int) -> float:
@@ -208,7 +200,3 @@ def _chance_high(sites: np.ndarray, predicted: np.ndarray, seed: int) -> float:
         is_right = rng.permutation(predicted) == sites
         accuracies.append(float(weights[is_right].sum()))
     return float(np.percentile(accuracies, 95))
-
-
-def _without_outliers(features: np.ndarray) -> np.ndarray:
-    return np.clip(features, -_OUTLIER, _OUTLIER)

@@ -266,8 +266,9 @@ def _check_comparable(model: Evaluated, holder: Evaluated) -> None:
 
 
 def _check_rules(rules: PromoteConfig) -> None:
-    for key, names in (("improve", rules.improve), ("keep", rules.keep), ("watch", rules.watch)):
-        for name in names:
-            if name not in METRICS or not METRICS[name].sign:
-                known = ", ".join(metric for metric in METRICS if METRICS[metric].sign)
-                raise ConfigError(f"promote.{key}: {name}", f"one of {known}", "Change promote in the YAML file.")
+    judged = [name for name, metric in METRICS.items() if metric.sign]
+    for key in ("improve", "keep", "watch"):
+        for name in getattr(rules, key):
+            if name not in judged:
+                expected = f"one of {', '.join(judged)}"
+                raise ConfigError(f"promote.{key}: {name}", expected, "Change promote in the YAML file.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,6 +26,11 @@ from mmh_ray.provenance import whole_file
 DIVERGING = LinearSegmentedColormap.from_list("ice_fire", ["#a6e3ff", "#2b7bd6", "#000000", "#d1491b", "#ffd98a"])
 """Diverging colours whose middle is black, for differences on a black ground."""
 
+LIMIT = 0.5
+"""Difference that is shown in full colour, as a share of the brain's intensity range."""
+
+_BINS = 80
+"""Bins of a histogram."""
 _SITE_COLOURS = ("#4cc9f0", "#f9a03f", "#80ed99", "#f15bb5", "#fee440", "#9b8cff", "#ff6b6b", "#c7c7c7")
 _INK = "#f2f2f2"
 _FAINT = "#9a9a9a"
@@ -33,26 +39,17 @@ _FAINT = "#9a9a9a"
 def before_after(path: str | Path, rows: Mapping[str, Sequence[np.ndarray]], sites: Sequence[str], title: str) -> None:
     """One traveler: a row per method (label → a slice per site), a column per site, one display window from 0 to 1."""
     rows = _cropped(rows)
-    figure, axes = _canvas(len(rows), len(sites), title, _aspect(rows))
-    for axes_row, (label, slices) in zip(axes, rows.items(), strict=True):
-        for ax, image in zip(axes_row, slices, strict=True):
-            ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        _row_label(axes_row[0], label)
-    _column_titles(axes, sites)
+    figure, axes = _canvas(rows, sites, title)
+    _show(axes, rows, cmap="gray", vmin=0, vmax=1)
     _save(figure, path)
 
 
 def differences(
-    path: str | Path,
-    source: Sequence[np.ndarray],
-    harmonized: Sequence[np.ndarray],
-    sites: Sequence[str],
-    title: str,
-    limit: float = 0.5,
+    path: str | Path, source: Sequence[np.ndarray], harmonized: Sequence[np.ndarray], sites: Sequence[str], title: str
 ) -> None:
     """What the harmonization changed, and what is left between each site and the first, before and after.
 
-    Colours run from ``-limit`` to ``limit`` of the brain's intensity range, 0 is black.
+    Colours run from ``-LIMIT`` to ``LIMIT`` of the brain's intensity range, 0 is black.
     """
     cropped = _cropped({"source": source, "harmonized": harmonized})
     source = cropped["source"]
@@ -62,14 +59,8 @@ def differences(
         f"before:\nsite - {sites[0]}": [image - source[0] for image in source],
         f"after:\nsite - {sites[0]}": [image - harmonized[0] for image in harmonized],
     }
-    figure, axes = _canvas(len(rows), len(sites), title, _aspect(rows), has_bar=True)
-    shown: AxesImage | None = None
-    for axes_row, (label, slices) in zip(axes, rows.items(), strict=True):
-        for ax, image in zip(axes_row, slices, strict=True):
-            shown = ax.imshow(image, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest")
-        _row_label(axes_row[0], label)
-    _column_titles(axes, sites)
-    assert shown is not None
+    figure, axes = _canvas(rows, sites, title, bar_inches=1)
+    shown = _show(axes, rows, cmap=DIVERGING, vmin=-LIMIT, vmax=LIMIT)
     bar = figure.colorbar(shown, ax=list(axes.flat), fraction=0.03, pad=0.02, extend="both")
     bar.set_label("difference (1 = brain's 1st to 99th percentile)", color=_INK)
     bar.ax.tick_params(colors=_INK)
@@ -77,14 +68,11 @@ def differences(
     _save(figure, path)
 
 
-def histograms(
-    path: str | Path, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], title: str, bins: int = 80
-) -> None:
+def histograms(path: str | Path, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], title: str) -> None:
     """Density of brain intensities per site (site → intensities), before and after, on common axes."""
-    figure = Figure(figsize=(10, 4), facecolor="black", layout="constrained")
-    figure.suptitle(title, color=_INK, fontsize=13)
+    figure = _figure((10, 4), title)
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    edges = np.linspace(-0.1, 1.2, bins + 1)
+    edges = np.linspace(-0.1, 1.2, _BINS + 1)
     middles = (edges[:-1] + edges[1:]) / 2
     bin_width = edges[1] - edges[0]
     colours = _colours({*before, *after})
@@ -106,14 +94,14 @@ def feature_map(path: str | Path, panels: Mapping[str, tuple[np.ndarray, Sequenc
     Distances on such a map say who is near whom, not how far; the panels have no common axes.
     """
     colours = _colours({group for _, groups in panels.values() for group in groups})
-    figure = Figure(figsize=(3.4 * len(panels), 4), facecolor="black", layout="constrained")
-    figure.suptitle(title, color=_INK, fontsize=13)
+    figure = _figure((3.4 * len(panels), 4), title)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (label, (points, groups)) in zip(axes, panels.items(), strict=True):
+    for ax, label in zip(axes, panels, strict=True):
+        points, groups = panels[label]
+        across, up = points.T
         point_colours = [colours[group] for group in groups]
-        ax.scatter(points[:, 0], points[:, 1], c=point_colours, s=22, alpha=0.85, linewidths=0)
-        ax.set_facecolor("black")
-        ax.set(xticks=[], yticks=[])
+        ax.scatter(across, up, c=point_colours, s=22, alpha=0.85, linewidths=0)
+        _blank(ax)
         ax.set_title(label, color=_INK, fontsize=11)
         ax.spines[:].set_color("#333333")
     _site_legend(figure, colours)
@@ -127,39 +115,57 @@ def _colours(groups: Iterable[str]) -> dict[str, str]:
 
 
 def _site_legend(figure: Figure, colours: Mapping[str, str]) -> None:
-    lines = []
-    for site, colour in colours.items():
-        lines.append(Line2D([], [], color=colour, linewidth=3, label=site))
+    lines = [Line2D([], [], color=colour, linewidth=3, label=site) for site, colour in colours.items()]
     columns = min(len(lines), 8)
     figure.legend(handles=lines, loc="outside lower center", ncols=columns, frameon=False, labelcolor=_INK)
 
 
-def _canvas(rows: int, columns: int, title: str, aspect: float, has_bar: bool = False) -> tuple[Figure, np.ndarray]:
-    """A black figure with a grid of empty axes; ``aspect`` is height over width of a slice."""
-    slice_inches = 2.1
-    bar_inches = 1 if has_bar else 0
-    size = (slice_inches * columns + 1.1 + bar_inches, slice_inches * aspect * rows + 0.9)
-    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0, hspace=0)
-    figure = Figure(figsize=size, facecolor="black", layout=layout)
+def _figure(size_inches: tuple[float, float], title: str, layout: Any = "constrained") -> Figure:
+    """A black figure with its title."""
+    figure = Figure(figsize=size_inches, facecolor="black", layout=layout)
     figure.suptitle(title, color=_INK, fontsize=13)
-    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure
+
+
+def _blank(ax: Axes) -> None:
+    """Black, without a scale."""
+    ax.set_facecolor("black")
+    ax.set(xticks=[], yticks=[])
+
+
+def _canvas(
+    rows: Mapping[str, Sequence[np.ndarray]], sites: Sequence[str], title: str, bar_inches: float = 0
+) -> tuple[Figure, np.ndarray]:
+    """A figure with empty axes for the slices of every row, a column per site, and room for a colour bar."""
+    shapes = [image.shape for slices in rows.values() for image in slices]
+    tallest, widest = np.max(shapes, axis=0).tolist()
+    slice_inches = 2.1
+    width = slice_inches * len(sites) + 1.1 + bar_inches
+    height = slice_inches * (tallest / widest) * len(rows) + 0.9
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0, hspace=0)
+    figure = _figure((width, height), title, layout)
+    axes = figure.subplots(len(rows), len(sites), squeeze=False)
     for ax in axes.flat:
-        ax.set_facecolor("black")
-        ax.set(xticks=[], yticks=[])
+        _blank(ax)
         ax.spines[:].set_visible(False)
+    for ax, site in zip(axes[0], sites, strict=True):
+        ax.set_title(site, color=_FAINT, fontsize=11)
     return figure, axes
 
 
-def _aspect(rows: Mapping[str, Sequence[np.ndarray]]) -> float:
-    shapes = [image.shape for slices in rows.values() for image in slices]
-    tallest = max(height for height, _ in shapes)
-    widest = max(width for _, width in shapes)
-    return tallest / widest
+def _show(axes: np.ndarray, rows: Mapping[str, Sequence[np.ndarray]], **colours: Any) -> AxesImage:
+    """Draw every row's slices behind its label; the last image is what a colour bar needs."""
+    for axes_row, (label, slices) in zip(axes, rows.items(), strict=True):
+        for ax, image in zip(axes_row, slices, strict=True):
+            shown = ax.imshow(image, interpolation="nearest", **colours)
+        axes_row[0].set_ylabel(label, color=_INK, fontsize=11)
+    return shown
 
 
 def _cropped(rows: Mapping[str, Sequence[np.ndarray]]) -> dict[str, list[np.ndarray]]:
     """Slices without the empty border that all of one site (column) share; they stay comparable voxel by voxel."""
-    boxes = [_filled_box(column) for column in zip(*rows.values(), strict=True)]
+    columns = zip(*rows.values(), strict=True)
+    boxes = [_filled_box(column) for column in columns]
     cropped = {}
     for label, slices in rows.items():
         cropped[label] = [image[box] for image, box in zip(slices, boxes, strict=True)]
@@ -172,15 +178,6 @@ def _filled_box(images: Sequence[np.ndarray]) -> tuple[slice, ...]:
     if not is_filled.any():
         is_filled = np.ones_like(is_filled)
     return box_of(is_filled, margin=2)
-
-
-def _row_label(ax: Axes, label: str) -> None:
-    ax.set_ylabel(label, color=_INK, fontsize=11)
-
-
-def _column_titles(axes: np.ndarray, sites: Sequence[str]) -> None:
-    for ax, site in zip(axes[0], sites, strict=True):
-        ax.set_title(site, color=_FAINT, fontsize=11)
 
 
 def _dark_axes(ax: Axes, title: str) -> None:

@@ -27,11 +27,8 @@ TABLE_COLUMNS = (*IMAGE_COLUMNS, "method", *METRICS)
 """Columns of the table of images' metrics."""
 
 
-def _column_type(name: str) -> pa.DataType:
-    return pa.float64() if name == "age" or name in METRICS else pa.string()
-
-
-SCHEMA = pa.schema([(name, _column_type(name)) for name in TABLE_COLUMNS])
+_NUMBERS = {"age", *METRICS}
+SCHEMA = pa.schema([(name, pa.float64() if name in _NUMBERS else pa.string()) for name in TABLE_COLUMNS])
 
 
 def write_all(out: Path, evaluation: Mapping[str, Any], tables: Iterable[pa.Table], pictures: Pictures) -> None:

@@ -22,9 +22,7 @@ def labels_table(labels: Mapping[str, Mapping[str, Mapping[str, Means]]]) -> Gro
     labels:
         ``{sequence: {method: {site: means}}}``, the ``about.labels`` of an evaluation.
     """
-    tables = []
-    for sequence, methods in labels.items():
-        tables.append(_sequence_table(sequence, methods))
+    tables = [_sequence_table(sequence, methods) for sequence, methods in labels.items()]
     return Group(*tables)
 
 

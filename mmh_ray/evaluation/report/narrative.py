@@ -90,7 +90,7 @@ def _worth(metric: str, entry: Entry) -> float:
     value = entry["value"]
     if metric in PROBES:
         value = max(value, entry["chance"])
-    return METRICS[metric].sign * METRICS[metric].judged(value)
+    return METRICS[metric].worth(value)
 
 
 def _on_target(target: str | None, ours: Entries, raw: Entries) -> str:

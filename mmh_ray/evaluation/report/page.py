@@ -198,15 +198,11 @@ def _site_rows(by_site: Sequence[SiteMeans]) -> list[dict[str, Any]]:
     in_order = sorted(by_site, key=lambda means: (means.sequence, methods.index(means.method), str(means.site)))
     rows = []
     for means in in_order:
-        rows.append(
-            {
-                "sequence": means.sequence,
-                "site": means.site,
-                "method": shown_name(means.method),
-                "noise": _sortable("noise", means.noise),
-                "smoothness_mm": _sortable("smoothness_mm", means.smoothness_mm),
-            }
-        )
+        row = means._asdict()
+        row["method"] = shown_name(means.method)
+        for metric in ("noise", "smoothness_mm"):
+            row[metric] = _sortable(metric, row[metric])
+        rows.append(row)
     return rows
 
 

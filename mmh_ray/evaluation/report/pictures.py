@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,15 +59,13 @@ def _before_after(path: Path, sequence: str, cases: Sequence[CasePictures]) -> b
     """Whether there was something to draw; the same of each function below."""
     if not cases:
         return False
-    complete = _in_every_case([case.slices for case in cases])
+    slices_of_cases = [case.slices for case in cases]
+    complete = _in_every_case(slices_of_cases)
     named = (RAW, BEST_KNOWN, REFERENCE, TRUTH)
     others = [method for method in ordered(complete) if method not in named and is_pictured(method)]
     chosen = [method for method in (RAW, BEST_KNOWN, *others, REFERENCE, TRUTH) if method in complete]
-    rows = {}
-    for method in chosen:
-        rows[shown_name(method)] = [image for case in cases for image in case.slices[method]]
     who = "one person at every site" if len(cases) == 1 else "a person of every site"
-    figures.before_after(path, rows, _sites(cases), f"{sequence}: {who}")
+    figures.before_after(path, _rows(slices_of_cases, chosen), _sites(cases), f"{sequence}: {who}")
     return True
 
 
@@ -85,15 +83,12 @@ def _dissimilarity(path: Path, sequence: str, cases: Sequence[CasePictures]) -> 
     """Where the structure of a method's image is not the scan's."""
     if not cases:
         return False
-    complete = _in_every_case([case.maps for case in cases])
+    maps_of_cases = [case.maps for case in cases]
+    complete = _in_every_case(maps_of_cases)
     chosen = [method for method in ordered(complete) if method != RAW and is_pictured(method)]
-    if not chosen:
-        return False
-    rows = {}
-    for method in chosen:
-        rows[shown_name(method)] = [image for case in cases for image in case.maps[method]]
-    figures.before_after(path, rows, _sites(cases), f"{sequence}: unlike the scan")
-    return True
+    if chosen:
+        figures.before_after(path, _rows(maps_of_cases, chosen), _sites(cases), f"{sequence}: unlike the scan")
+    return bool(chosen)
 
 
 def _histograms(path: Path, sequence: str, methods: Mapping[str, PictureData]) -> bool:
@@ -137,6 +132,14 @@ def _in_every_case(slices: Sequence[Mapping[str, list[np.ndarray]]]) -> set[str]
     """Methods that every pictured case has slices of."""
     methods_of_cases = [set(of_case) for of_case in slices]
     return set.intersection(*methods_of_cases)
+
+
+def _rows(slices: Sequence[Mapping[str, list[np.ndarray]]], methods: Iterable[str]) -> dict[str, list[np.ndarray]]:
+    """The slices of all cases one after the other, by the name of the method."""
+    rows = {}
+    for method in methods:
+        rows[shown_name(method)] = [image for of_case in slices for image in of_case[method]]
+    return rows
 
 
 def _sites(cases: Sequence[CasePictures]) -> list[str]:

@@ -35,7 +35,7 @@ def best_baseline(methods: MethodValues, metric: str) -> str | None:
     for method in methods:
         value = methods[method].get(metric)
         if method in SIMPLE and value is not None:
-            worth[method] = _worth(metric, value)
+            worth[method] = METRICS[metric].worth(value)
     if not worth:
         return None
     return max(worth, key=lambda method: worth[method])
@@ -46,9 +46,7 @@ def as_table(results: Results) -> Group:
 
     An asterisk stands at the best simple baseline. Print with ``rich.console.Console().print(as_table(results))``.
     """
-    tables = []
-    for sequence, methods in results.items():
-        tables.append(_sequence_table(sequence, methods))
+    tables = [_sequence_table(sequence, methods) for sequence, methods in results.items()]
     return Group(*tables)
 
 
@@ -76,11 +74,7 @@ def _cell(methods: MethodValues, method: str, metric: str, best: str | None) -> 
     if method == best:
         return text.append(" *")
     rival = methods[best].get(metric) if best else None
-    if method == OURS and rival is not None and _worth(metric, value) > _worth(metric, rival):
+    worth = METRICS[metric].worth
+    if method == OURS and rival is not None and worth(value) > worth(rival):
         text.stylize("green")
     return text
-
-
-def _worth(metric: str, value: float) -> float:
-    """A value whose more is better."""
-    return METRICS[metric].sign * METRICS[metric].judged(value)

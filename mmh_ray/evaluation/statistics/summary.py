@@ -106,9 +106,11 @@ def site_means(metrics: Mapping[str, MetricValues], sites: Mapping[str, str]) ->
             values[site][name].append(float(value))
             images[site].add(image_id)
     means: dict[str, dict[str, float | int]] = {}
-    for site in sorted(values):
-        means[site] = {name: float(np.mean(site_values)) for name, site_values in values[site].items()}
-        means[site]["n"] = len(images[site])
+    for site, values_of_site in sorted(values.items()):
+        of_site: dict[str, float | int] = {}
+        for name, numbers in values_of_site.items():
+            of_site[name] = float(np.mean(numbers))
+        means[site] = of_site | {"n": len(images[site])}
     return means
 
 

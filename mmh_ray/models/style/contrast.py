@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmh_ray.config import StyleConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
+from mmh_ray.training import descend
 
 LEAST_SPREAD = 0.05
 """Mean cosine distance of style vectors below which an encoder has collapsed to one answer."""
@@ -85,8 +86,9 @@ def train_aggregator(
         ``(B,)`` long, the sequence of each volume.
 
     Returns
-    ------- ``contrast``, the mean over sequences, and ``spread``, of the sequence with the least, before (``_before``)
-    and after.
+    -------
+    ``contrast``, the mean over sequences, and ``spread``, of the sequence with the least, before (``_before``) and
+    after.
 
     Raises
     ------
@@ -108,10 +110,7 @@ def train_aggregator(
         styles = aggregator(features[volumes])
         contrast = style_contrast(styles, labels[volumes], config.temperature)
         loss = contrast + config.spread_weight * spread_shortfall(styles)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(aggregator.parameters(), 1.0)
-        optimizer.step()
+        descend(loss, optimizer)
         schedule.step()
     after = _figures(aggregator, features, labels, parts, config)
     try:

@@ -94,9 +94,7 @@ class StyleAggregator(nn.Module):
         query = query.reshape(batch * planes, 1, size)
         attended, _ = self.attention(query, slices, slices, need_weights=False)
         pooled = attended.reshape(batch, planes, size)
-        normalised = []
-        for index, norm in enumerate(self.norms):
-            normalised.append(norm(pooled[:, index]))
+        normalised = [norm(pooled[:, index]) for index, norm in enumerate(self.norms)]
         return torch.stack(normalised, dim=1)
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmh_ray.config import GridConfig, RestyleConfig, StyleConfig
 from mmh_ray.imaging.intensity import correct_bias, robust_scaling
@@ -34,6 +34,7 @@ from mmh_ray.shipped_weights import write_weights
 from mmh_ray.simulation.anatomy import Anatomy
 from mmh_ray.simulation.phantom import CANONICAL, SEQUENCES, Scanner, random_scanner, render
 from mmh_ray.simulation.phantom_people import simulated_person
+from mmh_ray.training import descend
 
 PEOPLE = 48
 PEOPLE_PER_STEP = 3
@@ -128,10 +129,7 @@ def train(steps: int, seed: int, people: int = PEOPLE) -> TriPlanarStyleEncoder:
             masks = torch.from_numpy(brains).repeat(SCANNERS_PER_STEP, 1, 1, 1)
             styles = encoder(torch.from_numpy(np.stack(scans)), masks)
             loss = style_contrast(styles, labels, config.temperature)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-            optimizer.step()
+            descend(loss, optimizer)
             schedule.step()
             advance(note=f"contrast {float(loss.detach()):.3f}")
     return encoder
@@ -223,10 +221,7 @@ def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed:
         count = min(2, len(of_one_sequence))
         chosen = rng.choice(of_one_sequence, count, replace=False)
         loss, _ = contrast(chosen.tolist())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        descend(loss, optimizer)
         schedule.step()
     contrast_after, spread_after = held_out()
     return {"contrast": contrast_after, "spread": spread_after, "contrast_before": contrast_before}
@@ -234,13 +229,9 @@ def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed:
 
 def save(folder: Path, encoder: TriPlanarStyleEncoder, figures: dict[str, float], command: str) -> None:
     """Write the weights and their card."""
-    state = {}
-    for name, weight in encoder.state_dict().items():
-        state[name] = weight.contiguous()
-    named_figures = []
-    for name, figure in figures.items():
-        named_figures.append(f"{name} {figure:.3f}")
-    facts = {"command": command, "figures": ", ".join(named_figures)}
+    state = {name: weight.contiguous() for name, weight in encoder.state_dict().items()}
+    named_figures = ", ".join(f"{name} {figure:.3f}" for name, figure in figures.items())
+    facts = {"command": command, "figures": named_figures}
     write_weights(folder / "style.safetensors", state, CARD, facts)
 
 

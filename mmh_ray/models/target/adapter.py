@@ -75,15 +75,10 @@ class SiteStyle:
         heights = _curve_points(scans, masks, least_step=1e-6)
         plain_knots = _curve_points(unified, masks, least_step=1e-5)
         # The scans' noise in unified units, by the mean slope of the curve; what the unified images lack of it is added.
-        width_of_knots = plain_knots[-1] - plain_knots[0]
-        width_of_heights = heights[-1] - heights[0]
-        same_noise = scan_noise * width_of_knots / width_of_heights
+        same_noise = scan_noise * np.ptp(plain_knots) / np.ptp(heights)
         missing = np.sqrt(max(0.0, same_noise**2 - unified_noise**2))
         grain = np.random.default_rng(0).standard_normal(unified[0].shape) * missing
-        noisy = []
-        for volume, mask in zip(unified, masks, strict=True):
-            with_grain = volume + grain * mask
-            noisy.append(with_grain.astype(np.float32))
+        noisy = [(volume + grain * mask).astype(np.float32) for volume, mask in zip(unified, masks, strict=True)]
         knots = _curve_points(noisy, masks, least_step=1e-5)
         quantiles = _mean_of(_brain_quantiles, scans, masks)
         return cls(knots, heights, quantiles, scan_noise)
@@ -116,10 +111,9 @@ class SiteStyle:
         The site's own at most, and no more than the curve makes of the unified level: nobody is served by noise put
         back.
         """
-        width_of_site = self.site[-1] - self.site[0]
-        width_of_unified = self.unified[-1] - self.unified[0]
-        slope = width_of_site / width_of_unified
-        return float(min(self.noise, slope * unified))
+        slope = np.ptp(self.site) / np.ptp(self.unified)  # of the whole curve, which rises
+        noise_by_curve = slope * unified
+        return float(min(self.noise, noise_by_curve))
 
     def apply(self, unified: Tensor) -> Tensor:
         """Site intensity of unified intensity, any shape, differentiable; slope of the end pieces goes on beyond the
@@ -263,11 +257,8 @@ def state_of(model: GlobalHarmonizer, name: str) -> dict[str, Tensor]:
     """Weights of an adapter, float32 on the CPU."""
     from peft import get_peft_model_state_dict
 
-    state = {}
-    for key, value in get_peft_model_state_dict(model.denoiser.unet, adapter_name=name).items():
-        plain = value.detach().float().cpu()
-        state[key] = plain.contiguous().clone()
-    return state
+    state = get_peft_model_state_dict(model.denoiser.unet, adapter_name=name)
+    return {key: value.detach().float().cpu().contiguous().clone() for key, value in state.items()}
 
 
 @contextmanager

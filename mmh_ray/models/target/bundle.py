@@ -22,15 +22,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mmh_ray.config import (
-    Config,
-    HarmonizeConfig,
-    RestyleConfig,
-    StyleConfig,
-    TargetConfig,
-    from_dict,
-    to_dict,
-)
+from mmh_ray.config import Config, HarmonizeConfig, RestyleConfig, StyleConfig, TargetConfig, from_dict, to_dict
 from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.models.bundle import Bundle
 from mmh_ray.models.bundle_files import check_kinds, check_weights, read_part

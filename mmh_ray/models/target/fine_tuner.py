@@ -31,6 +31,7 @@ from mmh_ray.models.sampling import harmonize_volume, sample
 from mmh_ray.models.slab_groups import Conditioner, slab_group
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
 from mmh_ray.models.target.adapter import SiteStyle, attach, state_of, wear
+from mmh_ray.training import descend
 
 NAME = "target"
 """Name of the adapter while it is trained."""
@@ -301,10 +302,7 @@ def tune(
         site, source = draw(step)
         ramp = min(1.0, 5 * (step + 1) / config.steps)
         losses = tuner(site.to(device), source.to(device), ramp)
-        optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
+        descend(losses["loss"], optimizer)
         figures = {name: float(loss.detach()) for name, loss in losses.items()}
         steps_done = step + 1
         if steps_done % config.validate_every == 0 or steps_done == config.steps:

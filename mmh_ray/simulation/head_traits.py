@@ -1,4 +1,4 @@
-"""What is drawn of a simulated person before anything is simulated."""
+"""What is drawn of a simulated head before anything is simulated."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Person:
-    """What makes an anatomy, besides its label map and the random shape of its ``seed``."""
+class HeadTraits:
+    """What makes a :class:`~mmh_ray.simulation.people.Head`, besides its label map and the random shape of its ``seed``."""
 
     seed: int
     ventricles: float = 0.0
