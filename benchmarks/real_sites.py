@@ -46,9 +46,9 @@ def main() -> None:
             axis = axes[band * len(ROWS) + row, column]
             axis.imshow(image, cmap="gray", vmin=0, vmax=1.1)
             if column == 0:
-                axis.set_title(ROWS[row], color="white", fontsize=8, loc="left", pad=2)
-    figure.subplots_adjust(0, 0, 1, 0.97, 0.02, 0.1)
-    figure.savefig(arguments.out, dpi=90, facecolor="black")
+                axis.text(4, 4, ROWS[row], color="white", fontsize=10, va="top")  # in the black corner above the head
+    figure.subplots_adjust(0, 0, 1, 1, 0.02, 0.02)
+    figure.savefig(arguments.out, dpi=120, facecolor="black")
 
 
 def slices(path: str, sequence: str, model: Model) -> list[np.ndarray]:

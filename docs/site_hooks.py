@@ -5,6 +5,7 @@ Links are written so that they work where the file is read in the repository; he
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,43 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-CARD = "mmh_ray/models/weights/mmh-base/MODEL_CARD.md"
-CARD_PAGE = "model-card.md"
+CARDS = {
+    "mmh_ray/models/weights/mmh-base/MODEL_CARD.md": "model-card.md",
+    "mmh_ray/models/weights/style.md": "style-card.md",
+    "mmh_ray/imaging/weights/brain.md": "brain-card.md",
+}
+"""Cards of the weights that the package brings, and the pages that they become."""
 LINKS = {
     "](../benchmarks)": "](benchmarks/README.md)",
     "](../benchmarks/": "](benchmarks/",
-    f"](../{CARD})": f"]({CARD_PAGE})",
 }
 """In the pages below docs/."""
+ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):(?=<code>)")
+"""What Sphinx would make a link of in a docstring; here the name alone is shown."""
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of benchmarks/ and the card of the model that the package brings."""
+    """Add the pages of benchmarks/ and the cards of the weights that the package brings."""
     for path in sorted((ROOT / "benchmarks").glob("*.md")):
         files.append(File.generated(config, f"benchmarks/{path.name}", abs_src_path=str(path)))
-    files.append(File.generated(config, CARD_PAGE, abs_src_path=str(ROOT / CARD)))
+    for card, card_page in CARDS.items():
+        files.append(File.generated(config, card_page, abs_src_path=str(ROOT / card)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Lead links that leave docs/ to the pages added above."""
-    if page.file.src_uri.startswith("benchmarks/"):
+    """Lead links that leave their folder to the pages added above."""
+    is_benchmark = page.file.src_uri.startswith("benchmarks/")
+    top = "../" if is_benchmark else ""
+    for card, card_page in CARDS.items():
+        markdown = markdown.replace(f"](../{card})", f"]({top}{card_page})")
+    if is_benchmark:
         return markdown.replace("](../docs/", "](../")
     for repository, site in LINKS.items():
         markdown = markdown.replace(repository, site)
     return markdown
+
+
+def on_page_content(html: str, page: Page, **_: Any) -> str:
+    """Show the names in docstrings without their roles."""
+    return ROLE.sub("", html) if page.file.src_uri == "api.md" else html

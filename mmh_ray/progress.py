@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +75,13 @@ class _Pace:
         return f"{60 * rate:.1f}/min"
 
     def time_left(self, total: int | None) -> str:
-        """With a comma before it; empty where it cannot be told."""
+        """Such as `0:01:30 left`; empty where it cannot be told."""
         rate = self._per_second()
         if not total or rate is None:
             return ""
         units_left = max(total - self.done, 0)
         clock = _clock(units_left / rate)
-        return f", {clock} left"
+        return f"{clock} left"
 
     def _per_second(self) -> float | None:
         """Units a second; None until one is done after the start-up."""
@@ -92,12 +93,25 @@ class _Pace:
         return (self.done - units) / max(time.monotonic() - moment, 1e-3)
 
 
+class _TimeLeft(ProgressColumn):
+    """Time left at the pace so far. Rich's own column looks at the last 30 seconds, in which no image may have ended."""
+
+    def __init__(self, pace: _Pace) -> None:
+        super().__init__()
+        self._pace = pace
+
+    def render(self, task: Task) -> Text:
+        """The column's text."""
+        total = None if task.total is None else int(task.total)
+        return Text(self._pace.time_left(total), style="progress.remaining")
+
+
 @contextlib.contextmanager
 def _bar(total: int | None, title: str, unit: str, console: Console) -> Iterator[Advance]:
     rate = TextColumn(f"{unit}, {{task.fields[rate]}} {{task.fields[note]}}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate)
     pace = _Pace()
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
+    with Progress(*columns, TimeElapsedColumn(), _TimeLeft(pace), console=console) as bars:
         task = bars.add_task(title, total=total, rate=pace.rate(), note="")
 
         def advance(count: int = 1, note: str = "") -> None:
@@ -125,7 +139,8 @@ def _lines(total: int | None, title: str, unit: str) -> Iterator[Advance]:
         last = note
         if time.monotonic() - shown >= INTERVAL_S:
             shown = time.monotonic()
-            line(pace.time_left(total))
+            time_left = pace.time_left(total)
+            line(f", {time_left}" if time_left else "")
 
     try:
         yield advance

@@ -202,6 +202,14 @@ def test_an_option_without_its_value_takes_no_other_option_for_it(
     assert "requires an argument" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line", ["harmonize --sequence T1w . out", "harmonize . --sequence T1w out"])
+def test_arguments_that_an_option_took_are_explained(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(line.split())
+    assert caught.value.code == 2
+    assert "'--sequence' took all words" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "suggestion"),
     [("harmonise . out", "harmonize"), ("harmonize . out --particpant-label 01", "--participant-label")],

@@ -102,3 +102,14 @@ def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch, caplog, total):
     assert "Preparing" in screen.getvalue()
     assert ("3/3" if total else "3/?") in screen.getvalue()
     assert caplog.messages == []
+
+
+def test_the_bar_of_slow_units_tells_the_time_left_at_the_pace_of_all(monkeypatch, clock):
+    screen = io.StringIO()
+    monkeypatch.setattr(module, "Console", lambda **_: Console(file=screen, force_terminal=True, width=120))
+    with progress(11, "Harmonizing", unit="images") as advance:
+        advance(0)
+        for images in (3, 3, 4):  # workers side by side end at almost the same time
+            clock[0] += 100.0
+            advance(images)
+    assert "0:00:30 left" in screen.getvalue()

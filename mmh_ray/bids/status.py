@@ -197,7 +197,8 @@ class RunStatus:
             done += f", {60 * self.per_second:.1f} a minute"
         if self.seconds_left is not None:
             done += f", {timedelta(seconds=round(self.seconds_left))} left"
-        lines = [f"{self.state} since {record.started}: {done}"]
+        started = record.started_at.isoformat(" ", "seconds").replace("+00:00", " UTC")
+        lines = [f"{self.state}, started {started}: {done}"]
         if record.failure:
             lines.append(f"stopped: {_printable(record.failure)}")
         counts = ", ".join(f"{count} {status}" for status, count in sorted(self.counts.items()))

@@ -81,7 +81,14 @@ class Command(click.Command):
         """Spell the options out as Click knows them, then let it read them."""
         if not ctx.resilient_parsing:  # the shell completes a line that is not whole yet
             self._check_values(ctx, args)
-        return super().parse_args(ctx, self._one_value_each(args))
+        try:
+            return super().parse_args(ctx, self._one_value_each(args))
+        except click.MissingParameter as error:
+            option = self._option_of_several_words(args)
+            if option is None:
+                raise
+            remedy = f"'{option}' took all words up to the next option: put the arguments before it."
+            raise click.UsageError(f"{error.format_message()} {remedy}", ctx) from error
 
     def invoke(self, ctx: click.Context) -> Invocation:
         """What was asked for. It is run later, once logging and signals are in order."""
@@ -115,9 +122,21 @@ class Command(click.Command):
             if word in flags_with_value and is_option:
                 raise click.BadOptionUsage(word, f"Option '{word}' requires an argument.", ctx)
 
+    def _list_flags(self) -> set[str]:
+        return {flag for option in self.params if isinstance(option, ListOption) for flag in option.opts}
+
+    def _option_of_several_words(self, words: Sequence[str]) -> str | None:
+        """The first option with two values or more, which may have been meant for arguments; None if there is none."""
+        lists = self._list_flags()
+        for position, word in enumerate(words):
+            following = words[position + 1 : position + 3]
+            if word in lists and len(following) == 2 and not any(value.startswith("-") for value in following):
+                return word
+        return None
+
     def _one_value_each(self, words: Sequence[str]) -> list[str]:
         """`--target A B` as `--target A --target B`: in Click an option takes a fixed number of values."""
-        lists = {flag for option in self.params if isinstance(option, ListOption) for flag in option.opts}
+        lists = self._list_flags()
         spelled: list[str] = []
         open_list: str | None = None
         for position, word in enumerate(words):

@@ -13,7 +13,7 @@ from mmh_ray.config import Config
 @click.command("doctor", cls=Command, examples=["mmh doctor", "mmh doctor --json"])
 @json_option
 def doctor(config: Config, as_json: bool) -> int:
-    """Check this machine: versions, GPU, Ray, disk, weights, MLflow."""
+    """Check this machine: versions, GPU, Ray, disk, MLflow."""
     from mmh_ray import doctor as examination
 
     findings = examination.examine(config.tracking)

@@ -136,6 +136,7 @@ def _harmonize_scan(job: Job, mask: str | None, as_json: bool) -> int:
     from mmh_ray.harmonization.memory import check_scan
     from mmh_ray.harmonization.one_scan import harmonize_file, load
 
+    log.info("harmonizing %s", job.bids)  # nothing else is said for a while
     check_scan(job.bids, job.config.harmonize.memory_gb)
     sequence = job.sequences[0] if job.sequences else None
     with ThreadPoolExecutor(max_workers=1) as background:  # the model is loaded while the scan is prepared
@@ -143,7 +144,7 @@ def _harmonize_scan(job: Job, mask: str | None, as_json: bool) -> int:
         flags = harmonize_file(job.bids, job.out, model, sequence, mask)
     for flag in flags:
         log.warning("look at it: %s", flag)
-    log.info("wrote %s", job.out)
+    log.info("wrote %s, and beside it a .json that says what was done", job.out)
     if as_json:
         show({"output": job.out, "flags": flags})
     return DONE

@@ -67,6 +67,7 @@ def test_what_became_of_a_run_that_is_over(tmp_path, more, state):
     assert status.seconds_left is None
     assert status.per_second == pytest.approx(1 / (100 if more else 50))
     assert ("disk full" in status.as_text()) == (state == "failed")
+    assert f"{state}, started 2026-01-01 20:00:00 UTC: 1 of 10 images" in status.as_text()
 
 
 def test_equal_reasons_are_counted_together(tmp_path):

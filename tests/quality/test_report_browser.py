@@ -206,6 +206,14 @@ def _luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
+def test_a_narrow_screen_scrolls_the_tables_alone(visit, many):
+    page = visit(many(30))
+    page.set_viewport_size({"width": 420, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    lines_of_heads = page.evaluate("document.querySelector('#heads').offsetHeight / 20")
+    assert lines_of_heads < 3  # a tall head would be empty here: most of it is out of view to the right
+
+
 def test_without_scripts_the_summary_is_there(browser, tmp_path, record, measures, many):
     write_report(tmp_path / "report.html", record, "/data/out", many(40), measures)
     context = browser.new_context(java_script_enabled=False)
