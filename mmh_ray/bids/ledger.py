@@ -51,9 +51,7 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("seconds", pa.float64()),
         pa.field("finished", pa.string()),  # UTC, ISO 8601
         pa.field("input_sha256", pa.string()),  # of the scan; with a brain mask given, over the hashes of both
-        pa.field(
-            "input_state", pa.string()
-        ),  # hash of names, sizes and times of scan and mask; none where they were new
+        pa.field("input_state", pa.string()),  # hash of names, sizes and times of scan and mask; none if they were new
         pa.field("model_hash", pa.string()),
         pa.field("settings_hash", pa.string()),
     ],

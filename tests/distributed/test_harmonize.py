@@ -310,7 +310,7 @@ def test_what_a_killed_run_left_half_written_is_cleared(job: FirstRun, second: S
 def test_status_and_report_are_there_after_a_run(job: FirstRun, second: SecondRun, capsys) -> None:
     assert main(["status", str(job.out)]) == 0
     text = capsys.readouterr().out
-    assert "finished since" in text
+    assert "finished, started 20" in text
     assert "6 of 6 images" in text
     assert "1 x sequence FLAIR" in text
     assert main(["status", str(job.bids)]) == 2

@@ -278,7 +278,7 @@ def test_the_commands_name_the_store_and_show_no_secret(
         assert (summary["report"], summary["ledger"]) == (f"{OUT}/report.html", f"{OUT}/ledger.parquet")
         s3.delete_object(Bucket=BUCKET, Key=f"{PREFIX}/report.html")
         assert main(["status", OUT, "--report"]) == 0
-        assert "finished since" in capsys.readouterr().out
+        assert "finished, started 20" in capsys.readouterr().out
         assert b"data:image/jpeg" in content(s3, f"{PREFIX}/report.html")
         for wrong in ("s3://bucket/absent", "s3://absent/out", "s3://key:s3cr3t@bucket/derivatives/out"):
             assert main(["status", wrong]) == 2
