@@ -26,6 +26,7 @@ from mmh_ray.distributed.cluster import TrainingPlacement, connect
 from mmh_ray.distributed.datasets import training_stream, validation_batches
 from mmh_ray.distributed.domains import ChosenDomain, UnifiedDomain, simulation_hash, usable
 from mmh_ray.distributed.job_facts import note_in_job, ray_facts
+from mmh_ray.distributed.levels import curves_of_levels
 from mmh_ray.distributed.recovery import fit_to_the_end
 from mmh_ray.distributed.run_storage import cited_place, open_storage, start_or_continue
 from mmh_ray.errors import ConfigError
@@ -323,6 +324,8 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
     model.load_state_dict(best_weights(state))
     batches = validation_batches(run.store_uri, config, run.domain)
     validation = Trainer(model, config.train).validate(batches)
+    if isinstance(run.domain, ChosenDomain):
+        model.levels = curves_of_levels(model.eval(), run.domain, config)
     counts = {} if store is None else _counts_by_site(store)
     training = {"steps": int(state["steps_done"]), "validation": validation, "counts": counts}
     place = f"{run.folder}/{config.train.run_name}/bundle"

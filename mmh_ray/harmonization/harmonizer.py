@@ -19,7 +19,7 @@ from mmh_ray.imaging.registration import in_template_space
 from mmh_ray.imaging.template import SPACE
 from mmh_ray.imaging.volume import Volume
 from mmh_ray.models.bundle import Bundle
-from mmh_ray.models.sampling import estimate_planes, fuse
+from mmh_ray.models.sampling import estimate_planes, fuse, unify_planes
 from mmh_ray.models.target.adapter import SiteStyle, with_adapter
 from mmh_ray.models.target.bundle import Target
 from mmh_ray.quality.checks import check_prepared
@@ -318,7 +318,7 @@ class Harmonizer:
 
     def sample_planes(self, prepared: Prepared, label: int) -> np.ndarray:
         """The model's image of a prepared scan in the unified domain, ``(P, I, J, K)`` float32: one a plane."""
-        return estimate_planes(self.bundle.model, prepared.image, prepared.mask, label, self.settings)
+        return unify_planes(self.bundle.model, prepared.image, prepared.mask, label, self.settings)
 
     def _to_native(self, volume: Volume, prepared: Prepared, inferred: InferredImage) -> np.ndarray:
         """The harmonized image on the scan's grid, ``(I, J, K)`` float32, not negative.

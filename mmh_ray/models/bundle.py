@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmh_ray.config import Config, from_dict, to_dict
 from mmh_ray.errors import ConfigError, ModelError
-from mmh_ray.imaging.intensity import QUANTILES
+from mmh_ray.imaging.intensity import QUANTILES, MonotoneMap
 from mmh_ray.models.bundle_files import MOST_FACTS, MOST_HEADER, check_kinds, check_weights, read_part
 from mmh_ray.models.bundle_format import OTHER_RELEASE, BundleFormat, write_weights
 from mmh_ray.models.denoiser import make_scheduler
@@ -158,7 +159,14 @@ def save_bundle(
             "unified_domain": dict(zip(sequences, quantiles.tolist(), strict=True)),
             "weights_sha256": write_weights(folder / WEIGHTS, state),
         }
+        if model.levels:
+            facts["levels"] = {sequences[index]: _knots(curve) for index, curve in model.levels.items()}
         _FORMAT.write_description(folder, facts, model_card(facts))
+
+
+def _knots(curve: MonotoneMap) -> list[list[float]]:
+    """The knots of a curve as JSON has them: intensities, and what becomes of them."""
+    return [curve.source.tolist(), curve.target.tolist()]
 
 
 def _plain_weights(model: GlobalHarmonizer) -> dict[str, Tensor]:
@@ -210,6 +218,7 @@ def _load_model(path: Path, description: _Description, device: str | torch.devic
     """The model of a bundle with its weights, in evaluation mode."""
     config = description.config
     model = _empty_model(config, description.quantiles)
+    model.levels = description.levels
     content = _read_weights(path, model, description.facts)
     state = _FORMAT.parse_weights(content, path / WEIGHTS)
     # A tensor that safetensors gives lies anywhere in the file's bytes: a copy lies where the processor likes it.
@@ -242,11 +251,13 @@ def bundle_files(path: str | Path) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class _Description:
-    """What the facts of a bundle say: the facts, the settings among them, and quantile functions ``(S, 2, Q)``."""
+    """What the facts of a bundle say: the facts, the settings among them, quantile functions ``(S, 2, Q)``, and the
+    curve of levels of each sequence that has one."""
 
     facts: dict[str, Any]
     config: Config
     quantiles: Tensor
+    levels: dict[int, MonotoneMap]
 
 
 def _read_description(path: Path) -> _Description:
@@ -272,7 +283,28 @@ def _read_description(path: Path) -> _Description:
         received = f"{place}: a unified domain of shape {tuple(quantiles.shape)}"
         raise ModelError(received, f"two functions of {len(QUANTILES)} quantiles a sequence", _REBUILD)
     check_quantiles(quantiles, f"{place}: unified_domain", _REBUILD)
-    return _Description(facts, config, quantiles)
+    return _Description(facts, config, quantiles, _read_levels(facts.get("levels", {}), sequences, place))
+
+
+def _read_levels(recorded: Any, sequences: list[str], place: str) -> dict[int, MonotoneMap]:
+    """Index of a sequence to its curve of levels; ModelError for anything but knots of increasing curves."""
+    expected = f"sequence to two lists of at most {len(QUANTILES)} intensities, increasing and not falling"
+    if not isinstance(recorded, dict) or not set(recorded) <= set(sequences):
+        raise ModelError(f"{place}: levels={str(recorded)[:100]}", expected, _REBUILD)
+    levels = {}
+    for sequence, knots in recorded.items():
+        try:
+            curve = torch.tensor(knots, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ModelError(f"{place}: levels of {sequence}: {str(error)[:200]}", expected, _REBUILD) from error
+        if curve.ndim != 2 or len(curve) != 2 or not 2 <= curve.shape[1] <= len(QUANTILES):
+            raise ModelError(f"{place}: levels of {sequence} of shape {tuple(curve.shape)}", expected, _REBUILD)
+        check_quantiles(curve, f"{place}: levels of {sequence}", _REBUILD)
+        source, target = curve.numpy()
+        if not (np.diff(source) > 0).all():
+            raise ModelError(f"{place}: levels of {sequence} from intensities that repeat", expected, _REBUILD)
+        levels[sequences.index(sequence)] = MonotoneMap(source, target)
+    return levels
 
 
 def _check_counts(counts: Any, place: str) -> None:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmh_ray.config import ModelConfig, TrainConfig
+from mmh_ray.imaging.intensity import MonotoneMap
 from mmh_ray.models.denoiser import Context, Denoiser, make_scheduler, to_diffusion, to_unit
 from mmh_ray.models.losses import (
     cumulative_from_quantiles,
@@ -85,8 +86,16 @@ class GlobalHarmonizer(nn.Module):
     quantiles:
         ``(S, 2, Q)`` mean quantile function of each sequence's cohort, where the unified domain starts, and its tissue
         quantiles, to which the condition's volumes are matched.
+
+    Attributes
+    ----------
+    levels:
+        Index of a sequence to the curve from the denoiser's intensities to those of the unified domain; empty for a
+        model of a cohort. Squared error is least for the mean of what could be, so that a denoiser draws levels
+        together. See :mod:`mmh_ray.distributed.levels`.
     """
 
+    levels: dict[int, MonotoneMap]
     domain_quantiles: Tensor
     domain_cumulative: Tensor
     domain_moments: Tensor
@@ -96,6 +105,7 @@ class GlobalHarmonizer(nn.Module):
         quantiles = quantiles.float()
         self.model_config = model
         self.train_config = train
+        self.levels = {}
         self.denoiser = Denoiser(model).to(memory_format=torch.channels_last)  # a tenth faster on a CPU
         self.scheduler = make_scheduler(model)
         self.register_buffer("domain_quantiles", quantiles.clone())

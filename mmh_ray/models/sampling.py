@@ -84,12 +84,21 @@ def _finite(image: np.ndarray, source: str) -> np.ndarray:
     return image
 
 
+def unify_planes(
+    model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
+) -> np.ndarray:
+    """:func:`estimate_planes` at the levels of the unified domain."""
+    planes = estimate_planes(model, image, mask, sequence, settings)
+    levels = model.levels.get(sequence)
+    return planes if levels is None else levels.apply(planes)
+
+
 def harmonize_volume(
     model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
 ) -> np.ndarray:
     """A prepared volume in the unified domain, ``(X, Y, Z)`` float32 unit intensity; arguments as of
     :func:`estimate_planes`."""
-    return fuse(estimate_planes(model, image, mask, sequence, settings), mask, settings)
+    return fuse(unify_planes(model, image, mask, sequence, settings), mask, settings)
 
 
 @dataclass(frozen=True)

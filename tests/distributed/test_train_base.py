@@ -26,7 +26,9 @@ from mmh_ray.distributed.datasets import GroupMaker, validation_batches
 from mmh_ray.distributed.domains import EXAMPLES_AT_HAND, VALIDATION_PEOPLE, VIEWS, ChosenDomain, simulation_hash
 from mmh_ray.distributed.train import first_weights, train_global
 from mmh_ray.errors import ConfigError
-from mmh_ray.models.bundle import load_bundle
+from mmh_ray.imaging.intensity import quantile_function
+from mmh_ray.models.bundle import Bundle, load_bundle
+from mmh_ray.models.sampling import harmonize_volume
 from mmh_ray.simulation import examples
 from mmh_ray.simulation.protocols import SEQUENCES, canonical_levels
 from mmh_ray.simulation.tissues import WHITE
@@ -183,9 +185,29 @@ def test_a_model_is_trained_from_nothing_but_settings(
     assert bundle.config.model.sequences == sequences
     assert trained.model_uri == "models:/mmh-base/1"
     assert np.isfinite(trained.validation["val_loss"])
+    with_levels, without = (histogram_error(bundle, has_levels) for has_levels in (True, False))
+    assert with_levels < 0.5 * without
     first = first_weights(replace(config, train=replace(config.train, start_from=trained.bundle)))
     assert first is not None
     assert all(torch.equal(first[name], weight) for name, weight in bundle.model.denoiser.state_dict().items())
     other = replace(config, model=replace(config.model, slab=3), train=replace(config.train, start_from=trained.bundle))
     with pytest.raises(ConfigError, match=r"model\.slab=3 instead of 1"):
         first_weights(other)
+
+
+def histogram_error(bundle: Bundle, has_levels: bool) -> float:
+    """Mean distance of pooled quantiles of T1w from the truth's, of people on whom neither weights nor levels were fitted."""
+    model = bundle.model
+    levels = model.levels
+    if not has_levels:
+        model.levels = {}
+    answers = []
+    truths = []
+    domain = ChosenDomain.of_simulation(bundle.config)
+    for person in range(8):
+        scan, truth, mask = domain.example(bundle.config, "T1w", VALIDATION_PEOPLE + 2 * person)
+        answers.append(harmonize_volume(model, scan, mask, 0, bundle.config.harmonize)[mask])
+        truths.append(truth[mask])
+    model.levels = levels
+    difference = quantile_function(np.concatenate(answers)) - quantile_function(np.concatenate(truths))
+    return float(np.abs(difference).mean())

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mmh_ray.config import Config, GridConfig, HarmonizeConfig, ModelConfig
 from mmh_ray.errors import ModelError
+from mmh_ray.imaging.intensity import MonotoneMap
 from mmh_ray.models.bundle import FACTS, WEIGHTS, bundle_hash, load_bundle, save_bundle
 from mmh_ray.models.bundle_format import CARD
 from mmh_ray.models.denoiser import Context
@@ -84,6 +86,19 @@ def test_a_loaded_model_predicts_what_the_saved_one_did(model: GlobalHarmonizer,
     assert torch.equal(*(schedule.alphas_cumprod for schedule in schedules))
     assert not loaded.model.training
     assert {tensor.dtype for tensor in loaded.model.state_dict().values()} == {torch.float32}
+
+
+def test_levels_come_back_and_no_model_needs_them(model: GlobalHarmonizer, tmp_path: Path) -> None:
+    without = save(model, tmp_path / "without")
+    assert load_bundle(without).model.levels == {}
+    curve = MonotoneMap(np.array([0.0, 0.2, 0.8]), np.array([0.0, 0.15, 0.95]))
+    model.levels = {1: curve}
+    with_levels = save(model, tmp_path / "with")
+    loaded = load_bundle(with_levels).model.levels
+    assert loaded.keys() == {1}
+    np.testing.assert_array_equal(loaded[1].source, curve.source)
+    np.testing.assert_array_equal(loaded[1].target, curve.target)
+    assert bundle_hash(with_levels) != bundle_hash(without)
 
 
 def test_a_model_can_be_loaded_in_the_background(model: GlobalHarmonizer, bundle: Path) -> None:

@@ -184,6 +184,16 @@ HOSTILE = {
     "a unified domain of text": change("unified_domain", "T1w", to=[["a"] * 257] * 2),
     "a unified domain of numbers": change("unified_domain", "T1w", to=5),
     "one sequence more": change("unified_domain", "FLAIR", to=QUANTILES[0].tolist()),
+    # levels
+    "levels that are a list": change("levels", to=[1]),
+    "levels of another sequence": change("levels", to={"FLAIR": [[0.0, 1.0], [0.0, 1.0]]}),
+    "levels of one list": change("levels", to={"T1w": [0.0, 1.0]}),
+    "levels of two lengths": change("levels", to={"T1w": [[0.0, 1.0], [0.0]]}),
+    "levels without end": change("levels", to={"T1w": [[n / 1000 for n in range(1000)]] * 2}),
+    "levels that repeat": change("levels", to={"T1w": [[0.0, 0.5, 0.5], [0.0, 0.4, 0.6]]}),
+    "levels that fall": change("levels", to={"T1w": [[0.0, 0.5, 1.0], [0.0, 0.6, 0.2]]}),
+    "levels that are NaN": change("levels", to={"T1w": [[0.0, float("nan")], [0.0, 1.0]]}),
+    "levels of text": change("levels", to={"T1w": [["a", "b"], [0.0, 1.0]]}),
     # kinds
     "a fact that nobody knows": change("more", to=1),
     "facts that are a list": text("[]"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmh_ray.config import HarmonizeConfig
 from mmh_ray.errors import ModelError
+from mmh_ray.imaging.intensity import MonotoneMap
 from mmh_ray.imaging.slices import NORMAL, PLANES, take_slabs
 from mmh_ray.models import sampling
 from mmh_ray.models.denoiser import Context, to_diffusion
@@ -73,6 +74,17 @@ def test_known_answer_comes_back(
 ) -> None:
     result = harmonize_volume(model, brain, mask, 0, HarmonizeConfig(steps=steps, fusion=fusion))
     np.testing.assert_allclose(result, brain, atol=1e-5)
+
+
+def test_levels_are_those_of_the_domain(
+    model: GlobalHarmonizer, oracle: Oracle, brain: np.ndarray, mask: np.ndarray
+) -> None:
+    levels = MonotoneMap(np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.4, 1.2]))
+    model.levels = {0: levels}
+    result = harmonize_volume(model, brain, mask, 0, HarmonizeConfig())
+    np.testing.assert_allclose(result, levels.apply_inside(brain, mask), atol=1e-5)
+    other_sequence = harmonize_volume(model, brain, mask, 1, HarmonizeConfig())
+    np.testing.assert_allclose(other_sequence, brain, atol=1e-5)
 
 
 @pytest.mark.parametrize("plane", PLANES)
