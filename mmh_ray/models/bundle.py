@@ -57,7 +57,7 @@ _REBUILD = "Copy the bundle again or train anew."
 _AGAIN = "Train again, with lower learning rates."
 _FORMAT = BundleFormat(
     kind="global",
-    version=6,
+    version=7,
     noun="bundle",
     facts_file=FACTS,
     facts={
@@ -68,6 +68,7 @@ _FORMAT = BundleFormat(
         "config": dict,
         "schedule": dict,
         "unified_domain": dict,
+        "levels": dict,
         "weights_sha256": str,
     },
     rebuild=_REBUILD,
@@ -157,10 +158,9 @@ def save_bundle(
             "config": {section: settings[section] for section in SECTIONS},
             "schedule": _schedule_facts(model),
             "unified_domain": dict(zip(sequences, quantiles.tolist(), strict=True)),
+            "levels": {sequences[index]: _knots(curve) for index, curve in model.levels.items()},
             "weights_sha256": write_weights(folder / WEIGHTS, state),
         }
-        if model.levels:
-            facts["levels"] = {sequences[index]: _knots(curve) for index, curve in model.levels.items()}
         _FORMAT.write_description(folder, facts, model_card(facts))
 
 
@@ -283,13 +283,13 @@ def _read_description(path: Path) -> _Description:
         received = f"{place}: a unified domain of shape {tuple(quantiles.shape)}"
         raise ModelError(received, f"two functions of {len(QUANTILES)} quantiles a sequence", _REBUILD)
     check_quantiles(quantiles, f"{place}: unified_domain", _REBUILD)
-    return _Description(facts, config, quantiles, _read_levels(facts.get("levels", {}), sequences, place))
+    return _Description(facts, config, quantiles, _read_levels(facts["levels"], sequences, place))
 
 
-def _read_levels(recorded: Any, sequences: list[str], place: str) -> dict[int, MonotoneMap]:
+def _read_levels(recorded: dict[str, Any], sequences: list[str], place: str) -> dict[int, MonotoneMap]:
     """Index of a sequence to its curve of levels; ModelError for anything but knots of increasing curves."""
     expected = f"sequence to two lists of at most {len(QUANTILES)} intensities, increasing and not falling"
-    if not isinstance(recorded, dict) or not set(recorded) <= set(sequences):
+    if not set(recorded) <= set(sequences):
         raise ModelError(f"{place}: levels={str(recorded)[:100]}", expected, _REBUILD)
     levels = {}
     for sequence, knots in recorded.items():

@@ -229,10 +229,10 @@ def test_facts_of_another_kind_or_version_are_refused(bundle: Path, changes: dic
 
 
 def test_missing_facts_are_named(bundle: Path) -> None:
-    (bundle / FACTS).write_text(json.dumps({"format": 6, "kind": "global", "config": {}}))
+    (bundle / FACTS).write_text(json.dumps({"format": 7, "kind": "global", "config": {}}))
     with pytest.raises(
         ModelError,
-        match="without code_version, data_hash, schedule, sequences, training, unified_domain, weights_sha256",
+        match="without code_version, data_hash, levels, schedule, sequences, training, unified_domain, weights_sha256",
     ):
         load_bundle(bundle)
 
