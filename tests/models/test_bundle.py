@@ -215,7 +215,7 @@ def test_facts_that_are_not_json_are_refused(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 99}, r"'format': 99.*expected a model bundle with .*'format': 6.*Use the release"),
+        ({"format": 99}, r"'format': 99.*expected a model bundle with .*'format': 7.*Use the release"),
         ({"kind": "target"}, r"'kind': 'target'"),
         ({"config": {"model": {"colour": 1}}}, r"unknown key model\.colour.*Use the release of mmh-ray that wrote it"),
         ({"unified_domain": {"T1w": [0.0, 1.0]}}, r"KeyError: 'T2w'"),
