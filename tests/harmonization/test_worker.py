@@ -10,7 +10,7 @@ import resource
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -256,10 +256,13 @@ def test_targets_share_the_pass_without_an_adapter(
     domains = [TargetDomain(target, target.hash) for target in targets]
     worker = HarmonizeWorker(tiny_bundle_files, config, str(tmp_path / "out"), MODEL, domains)
     passes: list[str] = []
-    run = mmh_ray.harmonization.harmonizer.estimate_planes
-    monkeypatch.setattr(
-        mmh_ray.harmonization.harmonizer, "estimate_planes", lambda *given: (passes.append("pass"), run(*given))[1]
-    )
+
+    def counted(run: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        return lambda *given: (passes.append("pass"), run(*given))[1]
+
+    for name in ("unify_planes", "estimate_planes"):
+        run = getattr(mmh_ray.harmonization.harmonizer, name)
+        monkeypatch.setattr(mmh_ray.harmonization.harmonizer, name, counted(run))
     rows = worker.harmonize(row_of(scan))
     assert [row["status"] for row in rows] == ["done", "done"]
     assert len(passes) == len(domains) + 2

@@ -40,10 +40,18 @@ def cohort_metrics(cohort: MethodCohort, seed: int, runner: MetricRunner) -> Val
 
 def w1_between_sites(distributions: np.ndarray, sites: np.ndarray) -> float:
     """Mean over pairs of sites of ``∫ |Fa(x) − Fb(x)| dx``, F a site's mean distribution function; NaN for one site."""
-    site_means = [distributions[sites == site].mean(axis=0) for site in np.unique(sites)]
+    site_means = []
+    for site in np.unique(sites):
+        of_site = distributions[sites == site]
+        site_means.append(of_site.mean(axis=0))
     step = float(_GRID[1] - _GRID[0])
-    distances = [np.abs(a - b).sum() * step for a, b in combinations(site_means, 2)]
-    return float(np.mean(distances)) if distances else float("nan")
+    distances = []
+    for one, other in combinations(site_means, 2):
+        difference = np.abs(one - other)
+        distances.append(difference.sum() * step)
+    if not distances:
+        return float("nan")
+    return float(np.mean(distances))
 
 
 def _error_to_truth(cohort: MethodCohort) -> ValuesByMetric:

@@ -78,7 +78,10 @@ class SiteStyle:
         same_noise = scan_noise * np.ptp(plain_knots) / np.ptp(heights)
         missing = np.sqrt(max(0.0, same_noise**2 - unified_noise**2))
         grain = np.random.default_rng(0).standard_normal(unified[0].shape) * missing
-        noisy = [(volume + grain * mask).astype(np.float32) for volume, mask in zip(unified, masks, strict=True)]
+        noisy = []
+        for volume, mask in zip(unified, masks, strict=True):
+            with_grain = volume + grain * mask
+            noisy.append(with_grain.astype(np.float32))
         knots = _curve_points(noisy, masks, least_step=1e-5)
         quantiles = _mean_of(_brain_quantiles, scans, masks)
         return cls(knots, heights, quantiles, scan_noise)
