@@ -16,7 +16,7 @@ from mmh_ray.config import Config
 from mmh_ray.distributed.domains import VALIDATION_PEOPLE, ChosenDomain
 from mmh_ray.imaging.intensity import MonotoneMap
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
-from mmh_ray.models.sampling import estimate_planes, fuse
+from mmh_ray.models.sampling import harmonize_volume
 
 PEOPLE = 24
 """Simulated people that a curve is made of."""
@@ -27,14 +27,13 @@ _SHARES = np.linspace(0, 1, 65)[1:-1]
 
 
 def curves_of_levels(model: GlobalHarmonizer, domain: ChosenDomain, config: Config) -> dict[int, MonotoneMap]:
-    """Index of each sequence to the curve from the denoiser's intensities to the domain's."""
+    """Index of each sequence to the curve from the intensities of a model that has no levels yet to the domain's."""
     answers = defaultdict(list)
     truths = defaultdict(list)
     for person in range(PEOPLE):
         for index, sequence in enumerate(config.model.sequences):
             scan, truth, mask = domain.example(config, sequence, _FIRST_EXAMPLE + 2 * person)
-            planes = estimate_planes(model, scan, mask, index, config.harmonize)
-            answer = fuse(planes, mask, config.harmonize)
+            answer = harmonize_volume(model, scan, mask, index, config.harmonize)
             answers[index].append(answer[mask])
             truths[index].append(truth[mask])
     return {index: _curve(np.concatenate(answers[index]), np.concatenate(truths[index])) for index in answers}
