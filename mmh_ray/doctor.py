@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -65,9 +65,13 @@ class Finding:
     state: State
     text: str
 
+    def as_line(self) -> str:
+        """The finding in a line; lines of several stand in columns."""
+        return f"{self.state:<6} {self.name:<16}  {self.text}"
 
-def examine(tracking: TrackingConfig) -> list[Finding]:
-    """Run every check, one after the other; most of the time Ray is starting.
+
+def examine(tracking: TrackingConfig) -> Iterator[Finding]:
+    """Run every check, one after the other, and say what it found; most of the time Ray is starting.
 
     Parameters
     ----------
@@ -87,7 +91,8 @@ def examine(tracking: TrackingConfig) -> list[Finding]:
         "tracking": partial(_tracking, tracking),
         "Ray start-up": _ray_starts,
     }
-    return [_run(name, check) for name, check in checks.items()]
+    for name, check in checks.items():
+        yield _run(name, check)
 
 
 def _run(name: str, check: Callable[[], Finding]) -> Finding:
@@ -102,20 +107,10 @@ def is_healthy(findings: list[Finding]) -> bool:
     return all(finding.state != "broken" for finding in findings)
 
 
-def as_text(findings: list[Finding]) -> str:
-    """A line per finding, and a last line that says whether all is well."""
-    width = max(len(finding.name) for finding in findings)
-    lines = []
-    broken = []
-    for finding in findings:
-        lines.append(f"{finding.state:<6} {finding.name:<{width}}  {finding.text}")
-        if finding.state == "broken":
-            broken.append(finding.name)
-    if broken:
-        lines.append(f"broken: {', '.join(broken)}")
-    else:
-        lines.append("all that is needed works")
-    return "\n".join(lines)
+def verdict(findings: list[Finding]) -> str:
+    """Whether all is well, in a line."""
+    broken = [finding.name for finding in findings if finding.state == "broken"]
+    return f"broken: {', '.join(broken)}" if broken else "all that is needed works"
 
 
 def as_json(findings: list[Finding]) -> dict[str, object]:

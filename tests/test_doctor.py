@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 
 from mmh_ray.cli import main
 from mmh_ray.config import TrackingConfig
-from mmh_ray.doctor import Finding, as_json, as_text, examine, is_healthy
+from mmh_ray.doctor import Finding, as_json, examine, is_healthy, verdict
 
 pytestmark = pytest.mark.ray
 
@@ -57,7 +57,7 @@ def ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
 
 
-def finding(findings: list[Finding], name: str) -> Finding:
+def finding(findings: Iterable[Finding], name: str) -> Finding:
     return next(found for found in findings if found.name == name)
 
 
@@ -130,5 +130,7 @@ def test_damaged_weights_are_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_note_breaks_nothing() -> None:
     findings = [Finding("GPU", "note", "none"), Finding("torch", "ok", "2")]
     assert is_healthy(findings)
-    assert as_text(findings).splitlines() == ["note   GPU    none", "ok     torch  2", "all that is needed works"]
+    lines = [finding.as_line() for finding in findings]
+    assert lines == ["note   GPU               none", "ok     torch             2"]
+    assert verdict(findings) == "all that is needed works"
     assert as_json(findings)["healthy"] is True

@@ -16,6 +16,10 @@ def doctor(config: Config, as_json: bool) -> int:
     """Check this machine: versions, GPU, Ray, disk, MLflow."""
     from mmh_ray import doctor as examination
 
-    findings = examination.examine(config.tracking)
-    show(examination.as_json(findings) if as_json else examination.as_text(findings))
+    findings = []
+    for finding in examination.examine(config.tracking):
+        findings.append(finding)
+        if not as_json:
+            show(finding.as_line())
+    show(examination.as_json(findings) if as_json else examination.verdict(findings))
     return DONE if examination.is_healthy(findings) else FAILED

@@ -44,7 +44,7 @@ def connect() -> None:
             _join(address)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     resources = ray.cluster_resources()
-    log.info("Ray: %d CPUs, %d GPUs on %d nodes", resources.get("CPU", 0), resources.get("GPU", 0), live_nodes())
+    log.info("Ray: CPU slots: %d, GPUs: %d, nodes: %d", resources.get("CPU", 0), resources.get("GPU", 0), live_nodes())
 
 
 def live_nodes() -> int:

@@ -17,6 +17,7 @@ from mmh_ray.distributed.domains import VALIDATION_PEOPLE, ChosenDomain
 from mmh_ray.imaging.intensity import MonotoneMap
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.models.sampling import harmonize_volume
+from mmh_ray.progress import progress
 
 PEOPLE = 24
 """Simulated people that a curve is made of."""
@@ -30,12 +31,14 @@ def curves_of_levels(model: GlobalHarmonizer, domain: ChosenDomain, config: Conf
     """Index of each sequence to the curve from the intensities of a model that has no levels yet to the domain's."""
     answers = defaultdict(list)
     truths = defaultdict(list)
-    for person in range(PEOPLE):
-        for index, sequence in enumerate(config.model.sequences):
-            scan, truth, mask = domain.example(config, sequence, _FIRST_EXAMPLE + 2 * person)
-            answer = harmonize_volume(model, scan, mask, index, config.harmonize)
-            answers[index].append(answer[mask])
-            truths[index].append(truth[mask])
+    with progress(PEOPLE, "Finding levels", "people") as advance:
+        for person in range(PEOPLE):
+            for index, sequence in enumerate(config.model.sequences):
+                scan, truth, mask = domain.example(config, sequence, _FIRST_EXAMPLE + 2 * person)
+                answer = harmonize_volume(model, scan, mask, index, config.harmonize)
+                answers[index].append(answer[mask])
+                truths[index].append(truth[mask])
+            advance(1)
     return {index: _curve(np.concatenate(answers[index]), np.concatenate(truths[index])) for index in answers}
 
 

@@ -34,7 +34,7 @@ def sentences(evaluation: Mapping[str, Any], sequence: str) -> list[str]:
         _on_people(evaluation, sequence),
         _on_best_simple(evaluation, sequence),
         _on_losses(evaluation, sequence),
-        _on_better_methods(evaluation, sequence),
+        *_on_better_methods(evaluation, sequence),
     ]
     return [text for text in texts if text]
 
@@ -199,16 +199,17 @@ def _on_losses(evaluation: Mapping[str, Any], sequence: str) -> str:
     return f"Against the raw scans ours loses in {_headings(lost)}."
 
 
-def _on_better_methods(evaluation: Mapping[str, Any], sequence: str) -> str:
+def _on_better_methods(evaluation: Mapping[str, Any], sequence: str) -> list[str]:
+    """A sentence for each method that beats ours somewhere."""
     others = [method for method in ordered(evaluation["differences"]) if method not in (RAW, TRUTH)]
-    parts = []
+    texts = []
     for method in others:
         headings = where_it_beats_ours(evaluation, sequence, method, METRICS)
         if headings:
-            parts.append(f"{shown_name(method)} (in {headings})")
-    if parts:
-        return f"Ours is beaten by {'; by '.join(parts)}."
-    return "No other method is shown to beat ours in any metric." if others else ""
+            texts.append(f"Ours is beaten by {shown_name(method)} in {headings}.")
+    if others and not texts:
+        texts.append("No other method is shown to beat ours in any metric.")
+    return texts
 
 
 def _headings(metrics: Iterable[str]) -> str:

@@ -126,7 +126,7 @@ def test_where_another_method_beats_ours_is_said_in_its_row_and_in_words(evaluat
     against = evaluation["differences"]
     assert "No other method is shown to beat ours" in sentences(evaluation, "T1w")[-1]
     against["zscore"] = {"T1w": {"truth_nrmse": _difference(0.02), "site_probe": _difference(-0.4)}}
-    assert sentences(evaluation, "T1w")[-1] == "Ours is beaten by z-score (in nRMSE to truth)."
+    assert sentences(evaluation, "T1w")[-1] == "Ours is beaten by z-score in nRMSE to truth."
     won = {line.method: line.beats_ours_in for block in blocks(evaluation, "T1w")[1:2] for line in block.lines}
     assert won == {"raw": "", "z-score": "nRMSE to truth", "Nyúl": "", "harmonized (ours)": ""}
 
