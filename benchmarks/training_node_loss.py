@@ -1,0 +1,120 @@
+"""Seconds that a training on a cluster of a head and two nodes loses when one of the nodes dies.
+
+    python benchmarks/training_node_loss.py [--steps 120] [--killed-at 45]
+
+Starts a head without CPUs and two nodes of two CPUs on this machine, and `mmh train-global` with two workers, on
+simulated people alone. When so many steps are in MLflow, a node is killed with all of its processes. Training goes on
+from its last checkpoint on what is left. Prints what the loss cost: from the kill until the last step from before it is
+reached again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Metric
+
+SETTINGS = (
+    "grid.spacing_mm=6.0",
+    "grid.shape=[32,40,32]",
+    "model.channels=[16,32]",
+    "train.volumes_per_step=4",
+    "train.warmup_steps=5",
+    "train.validation_groups=4",
+    "train.workers=2",
+)
+CHECKPOINT_EVERY = 10
+EXPERIMENT = "node-loss"
+
+
+def main() -> None:
+    """Train, kill a node, and print what it cost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--killed-at", type=int, default=45, help="steps that are in MLflow then")
+    arguments = parser.parse_args()
+    from ray.cluster_utils import Cluster
+
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    with tempfile.TemporaryDirectory() as folder:
+        tracking = f"sqlite:///{folder}/mlflow.db"
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+        start = time.time()
+        driver = start_training(Path(folder), tracking, arguments.steps, cluster.address)
+        try:
+            wait_for(tracking, driver, arguments.killed_at)
+            killed = time.time()
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            code = driver.wait()
+            end = time.time()
+        finally:
+            driver.kill()
+            cluster.shutdown()
+        entries = losses(tracking)
+        cost = cost_of_loss(entries, killed)
+        steps = len({entry.step for entry in entries})
+    print(json.dumps({"code": code, "seconds": round(end - start), "steps in MLflow": steps, **cost}))
+
+
+def start_training(folder: Path, tracking: str, steps: int, address: str) -> subprocess.Popen[bytes]:
+    """`mmh train-global` in a process of its own that joins the cluster."""
+    settings = [
+        *SETTINGS,
+        f"train.steps={steps}",
+        f"train.validate_every={steps}",
+        f"train.checkpoint_every={CHECKPOINT_EVERY}",
+        f"train.storage={folder}/runs",
+        f"tracking.uri={tracking}",
+        f"tracking.experiment={EXPERIMENT}",
+    ]
+    command = [sys.executable, "-m", "mmh_ray.cli", "train-global", *settings]
+    return subprocess.Popen(command, cwd=folder, env={**os.environ, "RAY_ADDRESS": address})
+
+
+def wait_for(tracking: str, driver: subprocess.Popen[bytes], steps: int) -> None:
+    """Until that many steps are in MLflow while the training still goes on."""
+    while len(losses(tracking)) < steps:
+        if driver.poll() is not None:
+            raise SystemExit(f"the training ended before {steps} steps were done")
+        time.sleep(1)
+
+
+def losses(tracking: str) -> list[Metric]:
+    """What MLflow has of the loss, by the time of its step; nothing before the run has begun."""
+    client = mlflow.MlflowClient(tracking)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return []
+    runs = client.search_runs([experiment.experiment_id])
+    entries = [entry for run in runs for entry in client.get_metric_history(run.info.run_id, "loss")]
+    return sorted(entries, key=lambda entry: entry.timestamp)
+
+
+def cost_of_loss(entries: list[Metric], killed: float) -> dict[str, float]:
+    """Seconds until a step was done again, until training was where it had been, and steps done twice."""
+    before = [entry for entry in entries if entry.timestamp <= 1000 * killed]
+    after = [entry for entry in entries if entry.timestamp > 1000 * killed]
+    reached = max(entry.step for entry in before)
+    first = after[0]
+    caught_up = next(entry for entry in after if entry.step > reached)
+    seconds_a_step = (before[-1].timestamp - before[0].timestamp) / 1000 / (len(before) - 1)
+    return {
+        "last step before": reached,
+        "first step after": first.step,
+        "seconds a step before": round(seconds_a_step, 2),
+        "seconds until a step was done again": round(first.timestamp / 1000 - killed, 1),
+        "seconds lost": round(caught_up.timestamp / 1000 - killed - seconds_a_step, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
