@@ -29,6 +29,9 @@ _BINS = 256
 """Voxels are ordered by the scan's intensity and put into so many bins; their medians are the curve's knots."""
 _SMOOTH_BINS = 4.0
 """Standard deviation, in bins, of the smoothing of the curve."""
+_LEAST_SLOPE = 0.3
+"""Of the curve. Where the network orders a tissue's voxels otherwise than the scan does, the best increasing curve is flat, and the
+tissue would come out as one level."""
 _RISE = 1e-6
 """Least rise of knots and curve from bin to bin, so that both can be read backwards."""
 _DARK = 20
@@ -47,8 +50,9 @@ def fit_curve(scan: np.ndarray, styled: np.ndarray, mask: np.ndarray) -> Monoton
     """The increasing curve that leads from the scan to the network's image; 0 stays 0.
 
     Through the medians of the network's image over the scan's intensities, both slightly smoothed, by isotonic
-    regression (Barlow et al., 1972): a place that the network treats unlike the rest has little influence. Above its
-    upper end it goes on with its mean slope, so that what enhances with contrast agent keeps its contrast.
+    regression (Barlow et al., 1972) of what they rise beyond a least slope: a place that the network treats unlike the
+    rest has little influence. Above its upper end it goes on with its mean slope, so that what enhances with contrast
+    agent keeps its contrast.
 
     Parameters
     ----------
@@ -64,7 +68,8 @@ def fit_curve(scan: np.ndarray, styled: np.ndarray, mask: np.ndarray) -> Monoton
     bins = np.array_split(by_scan, bin_count)
     knots = _medians(scan_values, bins)
     medians = _medians(styled_values, bins)
-    heights = isotonic_regression(medians).x
+    least_heights = _LEAST_SLOPE * knots
+    heights = least_heights + isotonic_regression(medians - least_heights).x
     # The change is smoothed, not the heights, so that a curve that changes nothing is kept.
     change = ndimage.gaussian_filter1d(heights - knots, _SMOOTH_BINS, mode="nearest")
     rise = _RISE * np.arange(bin_count)

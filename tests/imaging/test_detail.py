@@ -66,6 +66,17 @@ def test_a_curve_never_falls_and_leads_nothing_to_nothing(rng: np.random.Generat
         assert np.isfinite(values).all()
 
 
+def test_no_tissue_comes_out_as_one_level(person: tuple[np.ndarray, ...]) -> None:
+    """The network turns the order of the darker half around: what a curve can give of that is a level."""
+    scan, _, _, brain = person
+    middle = np.median(scan[brain])
+    styled = np.where(scan < middle, 2 * middle - scan, middle + 2 * (scan - middle)) * brain
+    curve = fit_curve(scan, styled.astype(np.float32), brain)
+    lower, upper = np.quantile(scan[brain], [0.1, 0.45])
+    below, above = curve.apply(np.array([lower, upper]))
+    assert above - below > 0.25 * (upper - lower)
+
+
 def test_what_enhances_beyond_all_tissue_keeps_its_contrast(person: tuple[np.ndarray, ...]) -> None:
     """A rim at 1.5 times the brightest tissue, which the network saturates."""
     plain, _, _, brain = person
