@@ -98,12 +98,12 @@ def describe_place(needs: Mapping[str, float]) -> str:
         largest = {}
         for name in needed:
             largest[name] = max(node.get(name, 0.0) for node in nodes)
-        return f"{request}, and of {len(nodes)} nodes none has that (at most {_in_words(largest)})"
+        return f"{request}, and none has that (nodes: {len(nodes)}; the most is {_in_words(largest)})"
 
     available = ray.available_resources()
     free = {name: available.get(name, 0.0) for name in needed}
     takers = "other work, or actors that are starting still, hold the room"
-    return f"{request}, and {takers}: {_in_words(free)} of {len(nodes)} nodes are free"
+    return f"{request}, and {takers} (nodes: {len(nodes)}; free are {_in_words(free)})"
 
 
 def _in_words(resources: Mapping[str, float]) -> str:
