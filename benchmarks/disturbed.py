@@ -152,7 +152,11 @@ def main() -> None:
         if row["sequence"] not in model.sequences:
             continue
         scan, rng = read_volume(row["uri"]), np.random.default_rng(0)
-        plain = harmonizer.run(scan, row["sequence"])
+        try:
+            plain = harmonizer.run(scan, row["sequence"])
+        except MMHError as error:
+            print(f"{row['image_id']} is left out: {error}")
+            continue
         for name, change in (SAME | DAMAGED).items():
             try:
                 found = harmonizer.run(change(scan, plain.prepared.brain, rng), row["sequence"])
