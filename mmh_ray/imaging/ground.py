@@ -17,6 +17,9 @@ _LARGEST_BRAIN_ML = 2100.0
 _MOST_SHOWN = 0.6
 """Part of the voxels that a scan without its skull shows at most."""
 _FLOOR_PERCENT = 0.1
+_NEAR = 0.15
+"""Distance of the darkest of a brain from a darker background, as a share of the brain's range, up to which that is the
+zero of a scan that was shifted, and no value put there."""
 _MOST_DARKER = 0.01
 """Part of a scan that may be darker than its background before that is no longer its zero."""
 _LEAST_MEASURED = 0.05
@@ -79,20 +82,27 @@ def find_ground(volume: Volume) -> Ground:
     """The floor of a scan, its fill, and its brain if that is all it shows.
 
     Scans that were shifted or are given in standard scores go below zero. Their floor is the darkest thousandth of all
-    but fill and background; where the skull was removed, the background, often 0 among standard scores, becomes the
-    floor.
+    but fill and background, or a background just below that. Where the skull was removed, the background, often 0 among
+    standard scores, becomes the floor.
     """
     fill = find_fill(volume.data)
     surrounding = background(volume.data, fill)
     shown = volume.data != surrounding
+    # The zero around a brain that was shifted below zero passes for fill. It is none, and its rim is brain.
+    if fill is not None and fill.values == (surrounding,) and _is_brain_alone(volume, shown, surrounding):
+        fill = None
     if fill is not None:
         shown &= ~fill.mask
     measured = volume.data if fill is None else volume.data[~fill.mask]
     floor = 0.0
     if shown.any() and measured.min() < 0:
         floor = min(0.0, float(np.percentile(volume.data[shown], _FLOOR_PERCENT)))
-    is_stripped = _is_brain_alone(volume, shown, surrounding)
-    return Ground(floor, fill, shown if is_stripped else None)
+    if not _is_brain_alone(volume, shown, surrounding):
+        return Ground(floor, fill)
+    brightest = float(np.percentile(volume.data[shown], 99))
+    if 0 < floor - surrounding < _NEAR * (brightest - floor):
+        floor = surrounding
+    return Ground(floor, fill, shown)
 
 
 def background(data: np.ndarray, fill: Fill | None = None) -> float:

@@ -43,6 +43,28 @@ def test_background_of_a_stripped_scan_need_not_be_zero(
     )
 
 
+@pytest.mark.parametrize("offset", [-0.3, -0.5])
+def test_the_dark_rim_of_a_pale_scan_shifted_below_zero_is_brain(
+    anatomy: Anatomy, clean: np.ndarray, offset: float
+) -> None:
+    """All else is far above the background: that is the scan's zero, and no fill with a rim that interpolation made."""
+    inner = ndimage.binary_erosion(anatomy.brain)
+    scan = np.where(inner, 0.6 + 0.4 * clean, 0.1 * anatomy.brain)
+    plain = Volume(scan.astype(np.float32), anatomy.affine)
+    shifted = plain.like(plain.data + np.float32(offset))
+    assert find_ground(shifted).floor == pytest.approx(offset, abs=0.01)
+    np.testing.assert_array_equal(find_brain(shifted).mask, find_brain(plain).mask)
+
+
+def test_a_value_far_below_a_brain_is_not_its_zero(anatomy: Anatomy, clean: np.ndarray) -> None:
+    """Such as -10 around a brain in standard scores."""
+    scores = (clean - clean[anatomy.brain].mean()) / clean[anatomy.brain].std()
+    volume = Volume(np.where(anatomy.brain, scores, -10).astype(np.float32), anatomy.affine)
+    ground = find_ground(volume)
+    assert ground.stripped
+    assert ground.floor == pytest.approx(np.percentile(scores[anatomy.brain], 0.1), abs=0.1)
+
+
 def test_a_stripped_scan_of_zero_mean_keeps_its_dark_half(anatomy: Anatomy, clean: np.ndarray) -> None:
     scores = (clean - clean[anatomy.brain].mean()) / clean[anatomy.brain].std()
     volume = Volume((scores * anatomy.brain).astype(np.float32), anatomy.affine)
