@@ -13,6 +13,8 @@ INTERRUPTED = "interrupted; run again to go on"
 _is_told = False
 """Whether SIGTERM came in the outermost :func:`stoppable` block; a KeyboardInterrupt that passes through Ray loses its
 words."""
+_has_come = False
+"""Whether SIGTERM or Ctrl-C came in the outermost block."""
 
 
 def end_reason(error: BaseException) -> str:
@@ -24,7 +26,7 @@ def end_reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Make of SIGTERM a KeyboardInterrupt; a second one is ignored while all is put in order.
+    """Make of SIGTERM a KeyboardInterrupt; a second one is ignored while all is put in order. Remember Ctrl-C, too.
 
     Inside another such block nothing changes. Nor does it outside the main thread, which alone may say what becomes of
     a signal.
@@ -33,13 +35,27 @@ def stoppable() -> Iterator[None]:
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is _stop:
         yield
         return
-    global _is_told
+    global _is_told, _has_come
     _is_told = False
+    _has_come = False
     before = signal.signal(signal.SIGTERM, _stop)
+    before_interrupt = signal.getsignal(signal.SIGINT)
+    if before_interrupt is signal.default_int_handler:  # not of a command in the background, which ignores Ctrl-C
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if before_interrupt is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before_interrupt)
+        _has_come = False
+
+
+def raise_if_stopped() -> None:
+    """Raise KeyboardInterrupt if a signal has come in the block: one that strikes while packages are imported may be
+    swallowed there."""
+    if _has_come:
+        raise KeyboardInterrupt(end_reason(KeyboardInterrupt()))
 
 
 @contextlib.contextmanager
@@ -71,6 +87,13 @@ def _stop(*_: object) -> None:
     raise KeyboardInterrupt(STOPPED)
 
 
+def _interrupt(*_: object) -> None:
+    global _has_come
+    _has_come = True
+    raise KeyboardInterrupt(INTERRUPTED)
+
+
 def _note() -> None:
-    global _is_told
+    global _is_told, _has_come
     _is_told = True
+    _has_come = True

@@ -14,7 +14,7 @@ import ray
 from mmh_ray.distributed.address import check_address, given_address, refused
 from mmh_ray.distributed.session_folder import session_options
 from mmh_ray.errors import ConfigError
-from mmh_ray.stopping import handlers_kept
+from mmh_ray.stopping import handlers_kept, raise_if_stopped
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def connect() -> None:
             _start()
         else:
             _join(address)
+    raise_if_stopped()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     resources = ray.cluster_resources()
     log.info("Ray: CPU slots: %d, GPUs: %d, nodes: %d", resources.get("CPU", 0), resources.get("GPU", 0), live_nodes())

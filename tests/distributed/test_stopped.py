@@ -20,7 +20,7 @@ from mmh_ray.bids.ledger import JOURNAL
 from mmh_ray.bids.status import run_status
 from mmh_ray.config import Config, to_dict
 from mmh_ray.imaging.volume import Volume, write_volume
-from mmh_ray.stopping import INTERRUPTED, STOPPED, end_reason, handlers_kept, stoppable
+from mmh_ray.stopping import INTERRUPTED, STOPPED, end_reason, handlers_kept, raise_if_stopped, stoppable
 
 PATIENCE_S = 300
 MARK = "MMH_TEST_STOPPED"
@@ -210,6 +210,21 @@ def test_what_stopped_a_run_is_known_though_the_error_lost_its_words() -> None:
     with stoppable():
         assert end_reason(KeyboardInterrupt()) == INTERRUPTED
         assert end_reason(OSError("full")) == "OSError: full"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, STOPPED)])
+def test_a_signal_that_an_import_swallowed_is_not_forgotten(number: signal.Signals, words: str) -> None:
+    before = signal.getsignal(number)
+    with stoppable():
+        raise_if_stopped()  # nothing came yet
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt, match=words):
+            raise_if_stopped()
+    assert signal.getsignal(number) == before
+    with stoppable():
+        raise_if_stopped()  # another command of the process
 
 
 @pytest.mark.fast
