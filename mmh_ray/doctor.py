@@ -42,6 +42,8 @@ LITTLE_SHARED_MEMORY = 2e9
 """Bytes below which a check is a note: large archives need more."""
 SHARED_MEMORY = Path("/dev/shm")
 _GB = 1e9
+_NAME_WIDTH = 16
+"""Characters of the longest name of a check, so that lines stand in columns before all are known."""
 _START_RAY = "from mmh_ray.distributed.cluster import connect, disconnect; connect(); disconnect()"
 
 State = Literal["ok", "note", "broken"]
@@ -66,8 +68,8 @@ class Finding:
     text: str
 
     def as_line(self) -> str:
-        """The finding in a line; lines of several stand in columns."""
-        return f"{self.state:<6} {self.name:<16}  {self.text}"
+        """The finding in a line."""
+        return f"{self.state:<6} {self.name:<{_NAME_WIDTH}}  {self.text}"
 
 
 def examine(tracking: TrackingConfig) -> Iterator[Finding]:

@@ -88,16 +88,17 @@ def find_ground(volume: Volume) -> Ground:
     fill = find_fill(volume.data)
     surrounding = background(volume.data, fill)
     shown = volume.data != surrounding
-    # The zero around a brain that was shifted below zero passes for fill. It is none, and its rim is brain.
-    if fill is not None and fill.values == (surrounding,) and _is_brain_alone(volume, shown, surrounding):
-        fill = None
-    if fill is not None:
+    is_alone = (fill is None or fill.values == (surrounding,)) and _is_brain_alone(volume, shown, surrounding)
+    if is_alone:
+        fill = None  # the zero around a brain that was shifted below zero passes for fill, and its rim is brain
+    elif fill is not None:
         shown &= ~fill.mask
+        is_alone = _is_brain_alone(volume, shown, surrounding)
     measured = volume.data if fill is None else volume.data[~fill.mask]
     floor = 0.0
     if shown.any() and measured.min() < 0:
         floor = min(0.0, float(np.percentile(volume.data[shown], _FLOOR_PERCENT)))
-    if not _is_brain_alone(volume, shown, surrounding):
+    if not is_alone:
         return Ground(floor, fill)
     brightest = float(np.percentile(volume.data[shown], 99))
     if 0 < floor - surrounding < _NEAR * (brightest - floor):
