@@ -10,17 +10,15 @@ from collections.abc import Iterator
 STOPPED = "stopped by SIGTERM; run again to go on"
 INTERRUPTED = "interrupted; run again to go on"
 
-_is_told = False
-"""Whether SIGTERM came in the outermost :func:`stoppable` block; a KeyboardInterrupt that passes through Ray loses its
-words."""
-_has_come = False
-"""Whether SIGTERM or Ctrl-C came in the outermost block."""
+_came: str | None = None
+"""What came in the outermost :func:`stoppable` block, in words: a KeyboardInterrupt that passes through Ray loses its
+own."""
 
 
 def end_reason(error: BaseException) -> str:
     """What ended a run, in words."""
     if isinstance(error, KeyboardInterrupt):
-        return STOPPED if _is_told else INTERRUPTED
+        return _came or INTERRUPTED
     return f"{type(error).__name__}: {error}"
 
 
@@ -35,9 +33,8 @@ def stoppable() -> Iterator[None]:
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is _stop:
         yield
         return
-    global _is_told, _has_come
-    _is_told = False
-    _has_come = False
+    global _came
+    _came = None
     before = signal.signal(signal.SIGTERM, _stop)
     before_interrupt = signal.getsignal(signal.SIGINT)
     if before_interrupt is signal.default_int_handler:  # not of a command in the background, which ignores Ctrl-C
@@ -48,14 +45,14 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
         if before_interrupt is signal.default_int_handler:
             signal.signal(signal.SIGINT, before_interrupt)
-        _has_come = False
+        _came = None
 
 
 def raise_if_stopped() -> None:
     """Raise KeyboardInterrupt if a signal has come in the block: one that strikes while packages are imported may be
     swallowed there."""
-    if _has_come:
-        raise KeyboardInterrupt(end_reason(KeyboardInterrupt()))
+    if _came:
+        raise KeyboardInterrupt(_came)
 
 
 @contextlib.contextmanager
@@ -73,7 +70,7 @@ def handlers_kept() -> Iterator[None]:
         yield
     except SystemExit as error:
         if error.code == signal.SIGTERM:
-            _note()
+            _note(STOPPED)
         raise KeyboardInterrupt(end_reason(KeyboardInterrupt())) from error
     finally:
         for number, handler in before.items():
@@ -83,17 +80,15 @@ def handlers_kept() -> Iterator[None]:
 
 def _stop(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _note()
+    _note(STOPPED)
     raise KeyboardInterrupt(STOPPED)
 
 
 def _interrupt(*_: object) -> None:
-    global _has_come
-    _has_come = True
+    _note(_came or INTERRUPTED)
     raise KeyboardInterrupt(INTERRUPTED)
 
 
-def _note() -> None:
-    global _is_told, _has_come
-    _is_told = True
-    _has_come = True
+def _note(words: str) -> None:
+    global _came
+    _came = words
