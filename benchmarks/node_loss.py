@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -22,6 +19,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from two_nodes import running, two_nodes, wait_until
 
 from mmh_ray.bids.derivatives import sidecar_path
 from mmh_ray.bids.ledger import current_rows
@@ -40,26 +38,18 @@ def main() -> None:
     parser.add_argument("--scans", type=int, default=200)
     parser.add_argument("--killed-at", type=float, default=0.3, help="share of the images that are done then")
     arguments = parser.parse_args()
-    from ray.cluster_utils import Cluster
-
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, two_nodes() as (cluster, nodes):
         bids, out = Path(folder, "bids"), Path(folder, "out")
         make_scans(bids, arguments.scans)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
         start = time.perf_counter()
-        driver = start_run(bids, out, cluster.address)
-        try:
-            wait_for(out, driver, round(arguments.killed_at * arguments.scans))
+        rows = round(arguments.killed_at * arguments.scans)
+        with running(cluster.address, "harmonize", str(bids), str(out)) as driver:
+            wait_until(lambda: out.exists() and len(current_rows(out)) >= rows, driver, 0.2)
             killed = time.perf_counter()
             cluster.remove_node(nodes[0], allow_graceful=False)
             print(json.dumps({"seconds until the loss": round(killed - start)}), flush=True)
             code = driver.wait()
             print(json.dumps({"code": code, "seconds after the loss": round(time.perf_counter() - killed)}))
-        finally:
-            driver.kill()
-            cluster.shutdown()
         print(json.dumps(found(out)))
 
 
@@ -74,20 +64,6 @@ def make_scans(bids: Path, number: int) -> None:
         path = bids / f"sub-{scan:04d}/anat/sub-{scan:04d}_T1w.nii.gz"
         path.parent.mkdir(parents=True)
         nib.save(nib.Nifti1Image(np.round(voxels).astype(np.int16), anatomy.affine), path)
-
-
-def start_run(bids: Path, out: Path, address: str) -> subprocess.Popen[bytes]:
-    """`mmh harmonize` in a process of its own that joins the cluster."""
-    command = [sys.executable, "-m", "mmh_ray.cli", "harmonize", str(bids), str(out)]
-    return subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": address})
-
-
-def wait_for(out: Path, driver: subprocess.Popen[bytes], rows: int) -> None:
-    """Until that many images have a row while the run still goes on."""
-    while not out.exists() or len(current_rows(out)) < rows:
-        if driver.poll() is not None:
-            raise SystemExit(f"the run ended before {rows} images were done")
-        time.sleep(0.2)
 
 
 def found(out: Path) -> dict[str, Any]:

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import mlflow
 from mlflow.entities import Metric
+from two_nodes import running, two_nodes, wait_until
 
 SETTINGS = (
     "grid.spacing_mm=6.0",
@@ -41,33 +39,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--killed-at", type=int, default=45, help="steps that are in MLflow then")
     arguments = parser.parse_args()
-    from ray.cluster_utils import Cluster
-
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, two_nodes() as (cluster, nodes):
         tracking = f"sqlite:///{folder}/mlflow.db"
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+        settings = settings_of(folder, tracking, arguments.steps)
         start = time.time()
-        driver = start_training(Path(folder), tracking, arguments.steps, cluster.address)
-        try:
-            wait_for(tracking, driver, arguments.killed_at)
+        with running(cluster.address, "train-global", *settings, folder=Path(folder)) as driver:
+            wait_until(lambda: len(losses(tracking)) >= arguments.killed_at, driver, 1)
             killed = time.time()
             cluster.remove_node(nodes[0], allow_graceful=False)
             code = driver.wait()
             end = time.time()
-        finally:
-            driver.kill()
-            cluster.shutdown()
         entries = losses(tracking)
         cost = cost_of_loss(entries, killed)
         steps = len({entry.step for entry in entries})
     print(json.dumps({"code": code, "seconds": round(end - start), "steps in MLflow": steps, **cost}))
 
 
-def start_training(folder: Path, tracking: str, steps: int, address: str) -> subprocess.Popen[bytes]:
-    """`mmh train-global` in a process of its own that joins the cluster."""
-    settings = [
+def settings_of(folder: str, tracking: str, steps: int) -> list[str]:
+    """Settings of the training."""
+    return [
         *SETTINGS,
         f"train.steps={steps}",
         f"train.validate_every={steps}",
@@ -76,16 +66,6 @@ def start_training(folder: Path, tracking: str, steps: int, address: str) -> sub
         f"tracking.uri={tracking}",
         f"tracking.experiment={EXPERIMENT}",
     ]
-    command = [sys.executable, "-m", "mmh_ray.cli", "train-global", *settings]
-    return subprocess.Popen(command, cwd=folder, env={**os.environ, "RAY_ADDRESS": address})
-
-
-def wait_for(tracking: str, driver: subprocess.Popen[bytes], steps: int) -> None:
-    """Until that many steps are in MLflow while the training still goes on."""
-    while len(losses(tracking)) < steps:
-        if driver.poll() is not None:
-            raise SystemExit(f"the training ended before {steps} steps were done")
-        time.sleep(1)
 
 
 def losses(tracking: str) -> list[Metric]:
