@@ -84,6 +84,8 @@ def cost_of_loss(entries: list[Metric], killed: float) -> dict[str, float]:
     before = [entry for entry in entries if entry.timestamp <= 1000 * killed]
     after = [entry for entry in entries if entry.timestamp > 1000 * killed]
     reached = max(entry.step for entry in before)
+    if all(entry.step <= reached for entry in after):
+        raise SystemExit(f"the training was through with step {reached} when the node was lost; give more --steps")
     first = after[0]
     caught_up = next(entry for entry in after if entry.step > reached)
     seconds_a_step = (before[-1].timestamp - before[0].timestamp) / 1000 / (len(before) - 1)
