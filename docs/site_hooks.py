@@ -1,6 +1,6 @@
-"""Hooks of the docs site: pages that lie elsewhere in the repository are pages of the site, too.
+"""Hooks of the documentation site: adds pages that are stored outside `docs/`.
 
-Links are written so that they work where the file is read in the repository; here they are led to the site's own pages.
+Links in these files work in the repository; here they are changed to the site's own pages.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ CARDS = {
     "mmh_ray/models/weights/style.md": "style-card.md",
     "mmh_ray/imaging/weights/brain.md": "brain-card.md",
 }
-"""Cards of the weights that the package brings, and the pages that they become."""
+"""Cards of the shipped weights, and the names of their pages."""
 LINKS = {
     "](../benchmarks)": "](benchmarks/README.md)",
     "](../benchmarks/": "](benchmarks/",
 }
-"""In the pages below docs/."""
+"""Replacements in the pages of `docs/`."""
 ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):(?=<code>)")
-"""What Sphinx would make a link of in a docstring; here the name alone is shown."""
+"""A Sphinx role in a docstring; only the name is shown."""
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of benchmarks/ and the cards of the weights that the package brings."""
+    """Add the pages of benchmarks/ and the cards of the shipped weights."""
     for path in sorted((ROOT / "benchmarks").glob("*.md")):
         files.append(File.generated(config, f"benchmarks/{path.name}", abs_src_path=str(path)))
     for card, card_page in CARDS.items():
@@ -38,7 +38,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Lead links that leave their folder to the pages added above."""
+    """Point links to files outside their folder to the pages added above."""
     is_benchmark = page.file.src_uri.startswith("benchmarks/")
     top = "../" if is_benchmark else ""
     for card, card_page in CARDS.items():
@@ -51,5 +51,5 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def on_page_content(html: str, page: Page, **_: Any) -> str:
-    """Show the names in docstrings without their roles."""
+    """Remove Sphinx roles from docstrings."""
     return ROLE.sub("", html) if page.file.src_uri == "api.md" else html

@@ -1,8 +1,8 @@
-"""The documentation: every command on its pages is one that the command line takes, its code runs, and the site builds.
+"""Checks the documentation: the command line accepts every command, code on the pages runs, and the site builds.
 
-All fenced blocks of the pages are read. A line that starts with `mmh ` or `python jobs/` must parse, with all its settings. A block
-of Python is run, in the order of the page, and so is a block of commands below the comment `<!-- run -->`; both in a folder with a
-small simulated scan.
+All fenced blocks of the pages are read. A line that starts with `mmh ` or `python jobs/` must parse, with all its
+settings. Blocks of Python are run in the order of the page, and so are blocks of commands below the comment
+`<!-- run -->`. Both run in a folder with a small simulated scan.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ class Block:
         return {name: "".join(shlex.split(value)) for name, value in ASSIGNMENT.findall(self.text)}
 
     def commands(self, variables: dict[str, str]) -> list[list[str]]:
-        """Words of each `mmh` command of a block for the shell, as the shell would hand them over; jobs count as their command.
+        """Arguments of each `mmh` command of a shell block, split as the shell does; a job counts as its command.
 
-        `variables` are those that the page sets; of others the name is kept.
+        `variables` are those that the page sets; names of other variables are kept.
         """
         if self.language not in SHELL:
             return []
         lines = self.text.replace("\\\n", " ").splitlines()
-        found = []
+        commands = []
         for line in lines:
             words = Template(line.strip().removeprefix("$ ")).safe_substitute(variables)
             start = re.match(r"mmh |.*\bpython jobs/(?P<job>\w+)\.py ", words)
@@ -76,8 +76,8 @@ class Block:
                 continue
             job = start["job"]
             name = [] if job is None else [{"build_manifest": "manifest"}.get(job, job.replace("_", "-"))]
-            found.append(name + shlex.split(words[start.end() :], comments=True))
-        return found
+            commands.append(name + shlex.split(words[start.end() :], comments=True))
+        return commands
 
 
 def blocks_of(page: Path) -> list[Block]:
@@ -104,14 +104,14 @@ PYTHON_PAGES = sorted({block.page for block in BLOCKS if block.language == "pyth
 RUNNABLE = [command for page in PAGES for command in commands_of(page, "<!-- run -->")]
 
 
-def named(case: tuple[Path, list[str]]) -> str:
+def case_id(case: tuple[Path, list[str]]) -> str:
     page, words = case
     return f"{page.name}: mmh {' '.join(words)}"
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to stand in, but for the settings of the repository."""
+    """An empty working folder with a copy of the repository's settings."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -126,27 +126,27 @@ def test_there_are_commands_and_code_to_check() -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("case", COMMANDS, ids=named)
-def test_a_command_on_a_page_is_one_that_mmh_takes(case: tuple[Path, list[str]], folder: Path) -> None:
+@pytest.mark.parametrize("case", COMMANDS, ids=case_id)
+def test_mmh_accepts_every_command_on_a_page(case: tuple[Path, list[str]], folder: Path) -> None:
     words = case[1]
     for word in words[1:]:
         place = word.partition("=")[2] or word  # of NAME=FOLDER
         if not place.startswith("-") and "://" not in place and not Path(place).exists():
-            Path(place).mkdir(parents=True)  # the parser wants what it reads to be there
+            Path(place).mkdir(parents=True)  # the parser requires inputs to exist
     arguments, overrides = parse(words)
     load_config(getattr(arguments, "config", None), overrides)
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("words", [["harmonise", "a", "b"], ["harmonize", "configs", "b", "--spaces", "native"]])
-def test_a_command_that_mmh_does_not_take_would_be_noticed(words: list[str], folder: Path) -> None:
+def test_a_wrong_command_would_be_noticed(words: list[str], folder: Path) -> None:
     with pytest.raises(SystemExit):
         parse(words)
 
 
 @pytest.fixture(scope="module")
 def scan() -> nib.Nifti1Image:
-    """A T1w of a simulated brain, and nothing around it."""
+    """A T1w of a simulated brain without anything around it."""
     from mmh_ray.simulation.anatomy import Person, simulate_anatomy
     from mmh_ray.simulation.phantom import SITES, render
 
@@ -157,7 +157,7 @@ def scan() -> nib.Nifti1Image:
 
 @pytest.fixture
 def folder_with_scans(folder: Path, scan: nib.Nifti1Image) -> Path:
-    """A folder with the files that the pages speak of: a scan under two names, its brain, and a ledger."""
+    """A folder with the files that the pages mention: a scan under two names, its brain mask, and a ledger."""
     import pandas as pd
 
     nib.save(scan, folder / "sub-01_T1w.nii.gz")
@@ -180,12 +180,12 @@ def test_the_python_of_a_page_runs_from_its_first_line_to_its_last(page: Path, f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", RUNNABLE, ids=named)
-def test_a_command_that_is_marked_for_it_runs(
+@pytest.mark.parametrize("case", RUNNABLE, ids=case_id)
+def test_a_command_marked_to_run_succeeds(
     case: tuple[Path, list[str]], folder_with_scans: Path, request: pytest.FixtureRequest
 ) -> None:
     words = case[1]
-    needs_ray = words[0] != "harmonize"  # what is marked harmonizes one file
+    needs_ray = words[0] != "harmonize"  # all marked harmonize commands take a single file
     if needs_ray:
         request.getfixturevalue("ray_cluster")
     assert main(words) == 0
@@ -232,7 +232,7 @@ def test_the_site_builds_without_a_warning_and_has_every_page(site: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_site_asks_nothing_of_other_servers(site: Path) -> None:
+def test_the_site_loads_nothing_from_other_servers(site: Path) -> None:
     loaded = re.compile(
         r"<(?:script|img|iframe)[^>]*\bsrc=\"?https?:|<link[^>]*\brel=\"?stylesheet\"?[^>]*href=\"?https?:"
     )
@@ -242,23 +242,23 @@ def test_the_site_asks_nothing_of_other_servers(site: Path) -> None:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("page", [*PAGES, CARD, *RESULTS], ids=lambda page: page.name)
-def test_the_code_that_a_page_names_is_there(page: Path) -> None:
+def test_files_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    named = re.findall(r"`(?:python )?([a-z_]+(?:/[a-z_]+)*\.py)\b", text)
+    file_names = re.findall(r"`(?:python )?([a-z_]+(?:/[a-z_]+)*\.py)\b", text)
     homes = (ROOT, ROOT / "mmh_ray", ROOT / "benchmarks")
-    missing = [name for name in named if not any((home / name).is_file() for home in homes)]
+    missing = [name for name in file_names if not any((home / name).is_file() for home in homes)]
     assert missing == []
 
 
 @pytest.mark.fast
-def test_the_map_of_the_house_is_detailed() -> None:
+def test_the_architecture_page_names_many_files() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert len(set(re.findall(r"`[a-z_]+(?:/[a-z_]+)*\.py`", text))) > 20
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("page", [*PAGES, CARD, *RESULTS], ids=lambda page: page.name)
-def test_a_link_of_a_page_leads_to_a_file(page: Path) -> None:
+def test_links_of_a_page_lead_to_files(page: Path) -> None:
     targets = LINK.findall(page.read_text(encoding="utf-8"))
     places = [target.partition("#")[0] for target in targets if "://" not in target]
     missing = [place for place in places if place and not (page.parent / place).exists()]
@@ -272,7 +272,7 @@ def test_every_metric_is_on_the_page_about_them() -> None:
 
 
 @pytest.mark.fast
-def test_every_benchmark_is_on_a_page_and_every_page_in_the_table() -> None:
+def test_every_benchmark_is_on_a_page_and_every_page_is_in_the_table() -> None:
     overview = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
     pages = {path.name for path in RESULTS} - {"README.md"}
     assert {target for target in LINK.findall(overview) if "/" not in target} == pages

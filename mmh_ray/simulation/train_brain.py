@@ -56,12 +56,13 @@ CHECKPOINT_SECONDS = 300
 COMMAND = "python -m mmh_ray.simulation.train_brain mmh_ray/imaging/weights --label-maps DIR"
 CARD = """# Brain extractor
 
-Finds the brain in a head of any contrast: a U-Net of 3-D convolutions at {spacing:g} mm that gives the distance to the surface of the
-brain with the fluid around it.
+Finds the brain in a head of any contrast. It is a U-Net of 3-D convolutions at {spacing:g} mm that estimates the distance
+to the surface of the brain, including the fluid around it.
 
 - command: `{command} --steps {steps} --seed {seed}` (one core, {hours:.1f} hours), started at {start}
-- data: simulated whole heads of {maps} label maps in FreeSurfer's numbering; random shapes and tilts, protocols of T1w, T2w, FLAIR and
-  PDw, a third with contrasts of no sequence; fields, thick slices, ringing, ghosts, noise; without neck, face, skull or top. No real scan.
+- data: simulated whole heads, made from {maps} label maps in FreeSurfer's numbering, with random shapes and tilts.
+  Protocols are those of T1w, T2w, FLAIR and PDw; a third have contrasts of no sequence. Scans have bias fields, thick
+  slices, ringing, ghosts and noise, and neck, face, skull or top may be missing. No real scan was used.
 - held-out people ({held_out} other label maps, {heads} heads): Dice {dice:.4f} on average, {worst:.4f} at worst
 - size: {size}
 - SHA-256 of brain.safetensors: `{sha256}`

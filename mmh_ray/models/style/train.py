@@ -54,19 +54,21 @@ CURVES = RestyleConfig(bias=0, noise=0, blur_mm=0)
 COMMAND = "python -m mmh_ray.models.style.train mmh_ray/models/weights"
 CARD = """# Embedded style encoder
 
-Tells how a brain scan looks (contrast, sharpness, noise, shading) and not whom it shows; one vector of 96 numbers a volume. Tri-planar:
-a small convolutional net per slice, attention over the slices of each plane. It looks at 3 mm pixels: finer volumes are averaged.
+Describes the appearance of a brain scan (contrast, sharpness, noise, shading) by one vector of 96 numbers per volume,
+but not the person. It is tri-planar: a small convolutional network per slice, and attention over the slices of each
+plane. It works on pixels of 3 mm: finer volumes are averaged.
 
 - command: `{command}` (one core)
-- data: simulated people (ICBM-152 tissue fractions, random shapes, ages, lesions, cavities) seen by random scanners, T1w and T2w in
-  turn; half of the scanners bend intensities by a random monotone curve. No real scan, nobody and no scanner of a phantom archive.
-- training: supervised contrast over blocks of 3 people by 8 scanners, then of head and aggregator alone over blocks of 4 people by 6
-  scanners that are pairwise alike; on such blocks kept aside: {figures}
+- data: simulated people (ICBM-152 tissue fractions, random shapes, ages, lesions, cavities), imaged by random scanners
+  in T1w and T2w alternately. Half of the scanners also change intensities by a random monotone curve. No real scan was
+  used, and no person or scanner of a phantom archive.
+- training: supervised contrastive loss over blocks of 3 people by 8 scanners. Then head and aggregator alone were
+  trained over blocks of 4 people by 6 scanners that are pairwise alike. On held-out blocks of this kind: {figures}
 - size: {size}
 - SHA-256 of style.safetensors: `{sha256}`
 - held-out figures: benchmarks/style-vectors.md in the repository (`python benchmarks/style.py`)
 
-Limits: trained on simulated T1w and T2w of skull-stripped brains in unit intensity alone; other sequences were not shown to it.
+Limits: trained only on simulated T1w and T2w of skull-stripped brains in unit intensity, and on no other sequence.
 """
 
 
