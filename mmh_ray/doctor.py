@@ -1,6 +1,6 @@
-"""`mmh doctor`: what mmh_ray needs of this machine, checked one thing at a time, for bug reports.
+"""Checks what mmh_ray needs of this machine (`mmh doctor`); the output is meant for bug reports.
 
-A check never raises: what goes wrong in it is its finding.
+A check never raises: an error in it becomes its finding.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from mmh_ray.provenance import code_version
 from mmh_ray.shipped_weights import read_weights
 
 PACKAGES = ("torch", "ray", "mlflow", "diffusers", "SimpleITK", "nibabel", "numpy", "pyarrow")
-"""Packages whose version is told."""
+"""Packages whose version is shown."""
 RAY_PATIENCE_S = 90.0
 """Seconds that Ray may take to start: a busy laptop needs about twenty."""
 TRACKING_PATIENCE_S = 3.0
 """Seconds that a tracking server may take to answer."""
 LEAST_DISK = 1e9
-"""Bytes free in the temporary folder below which Ray cannot work."""
+"""Free bytes that Ray needs in the temporary folder."""
 LITTLE_DISK = 10e9
 LITTLE_SHARED_MEMORY = 2e9
-"""Bytes below which a check is a note: large archives need more."""
+"""Free bytes below which the state is `note`: large archives need more."""
 SHARED_MEMORY = Path("/dev/shm")
 _GB = 1e9
 _NAME_WIDTH = 16
-"""Characters of the longest name of a check, so that lines stand in columns before all are known."""
+"""Characters of the longest check name: lines are printed one by one and must still be aligned."""
 _START_RAY = "from mmh_ray.distributed.cluster import connect, disconnect; connect(); disconnect()"
 
 State = Literal["ok", "note", "broken"]
@@ -56,11 +56,11 @@ class Finding:
     Attributes
     ----------
     name:
-        What was looked at.
+        What was checked.
     state:
-        ``ok``; ``note``, worth knowing, but nothing that every command needs; ``broken``, some command cannot work.
+        ``ok``; ``note``: worth knowing, but not needed by every command; ``broken``: some command cannot work.
     text:
-        What was found, in words, with the remedy where there is one.
+        The result, with the remedy where there is one.
     """
 
     name: str
@@ -68,18 +68,12 @@ class Finding:
     text: str
 
     def as_line(self) -> str:
-        """The finding in a line."""
+        """The finding as one line."""
         return f"{self.state:<6} {self.name:<{_NAME_WIDTH}}  {self.text}"
 
 
 def examine(tracking: TrackingConfig) -> Iterator[Finding]:
-    """Run every check, one after the other, and say what it found; most of the time Ray is starting.
-
-    Parameters
-    ----------
-    tracking:
-        Where the MLflow registry is.
-    """
+    """Run every check in turn and yield its finding; starting Ray takes most of the time."""
     checks: dict[str, Callable[[], Finding]] = {"mmh_ray": _software, "Python": _python, "machine": _machine}
     for package in PACKAGES:
         checks[package] = partial(_package, package)
@@ -100,7 +94,7 @@ def examine(tracking: TrackingConfig) -> Iterator[Finding]:
 def _run(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
-    except Exception as error:  # whatever it is, the other checks go on
+    except Exception as error:  # the other checks must still run
         return Finding(name, "broken", f"{type(error).__name__}: {error}")
 
 
@@ -110,13 +104,13 @@ def is_healthy(findings: list[Finding]) -> bool:
 
 
 def verdict(findings: list[Finding]) -> str:
-    """Whether all is well, in a line."""
+    """The overall result, in one line."""
     broken = [finding.name for finding in findings if finding.state == "broken"]
     return f"broken: {', '.join(broken)}" if broken else "all that is needed works"
 
 
 def as_json(findings: list[Finding]) -> dict[str, object]:
-    """The same for machines: ``healthy``, and ``checks``, name to ``state`` and ``text``."""
+    """The findings for programs: ``healthy``, and ``checks``, which maps names to ``state`` and ``text``."""
     checks = {}
     for finding in findings:
         checks[finding.name] = {"state": finding.state, "text": finding.text}
@@ -150,7 +144,7 @@ def _gpu() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding("GPU", "note", "none that PyTorch can use; everything works without, only slower")
+        return Finding("GPU", "note", "none that PyTorch can use; everything works without one, only slower")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return Finding("GPU", "ok", ", ".join(names))
 
@@ -162,7 +156,7 @@ def _shared_memory() -> Finding:
     usage = shutil.disk_usage(SHARED_MEMORY)
     text = f"{usage.free / _GB:.1f} of {usage.total / _GB:.1f} GB free in {SHARED_MEMORY}"
     if usage.free < LITTLE_SHARED_MEMORY:
-        return Finding(name, "note", f"{text}; Ray will be slow. In a container give --shm-size=4g or more")
+        return Finding(name, "note", f"{text}; Ray will be slow. In a container, use --shm-size=4g or more")
     return Finding(name, "ok", text)
 
 
@@ -172,7 +166,7 @@ def _temporary_folder() -> Finding:
     usage = shutil.disk_usage(folder)
     text = f"{usage.free / _GB:.1f} GB free in {folder}"
     if usage.free < LEAST_DISK:
-        return Finding(name, "broken", f"{text}; free some space, or name another folder in TMPDIR")
+        return Finding(name, "broken", f"{text}; free some space, or set TMPDIR to another folder")
     if usage.free < LITTLE_DISK:
         return Finding(name, "note", f"{text}; a large archive may need more")
     return Finding(name, "ok", text)
@@ -204,16 +198,16 @@ def _tracking(tracking: TrackingConfig) -> Finding:
         return _database(database, shown)
     if urlsplit(uri).scheme in ("http", "https"):
         return _server(uri, shown)
-    return Finding("tracking", "note", f"{shown}: not tried, only servers (http) and SQLite files are")
+    return Finding("tracking", "note", f"{shown}: not checked; only servers (http) and SQLite files are")
 
 
 def _database(database: Path, shown: str) -> Finding:
     exists = database.exists()
     if exists and not os.access(database, os.R_OK | os.W_OK):
-        return Finding("tracking", "broken", f"{shown}: no right to read and write it; change its permissions")
+        return Finding("tracking", "broken", f"{shown}: cannot be read and written; change its permissions")
     if not os.access(database.parent, os.W_OK | os.X_OK):
         return Finding("tracking", "broken", f"{shown}: its folder is missing or cannot be written to")
-    state = "is there" if exists else "is made when it is needed"
+    state = "exists" if exists else "will be created when needed"
     return Finding("tracking", "ok", f"{shown} {state}")
 
 
@@ -225,21 +219,21 @@ def _server(uri: str, shown: str) -> Finding:
             return Finding("tracking", "ok", f"{shown} answers")
     except HTTPError as error:
         if error.code in (401, 403):
-            text = f"{shown} answers, but wants a password (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD)"
+            text = f"{shown} answers, but asks for a password (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD)"
             return Finding("tracking", "note", text)
         return Finding("tracking", "broken", f"{shown} answers with status {error.code}; is it an MLflow server?")
-    except OSError as error:  # URLError, a time limit and a reset connection are all of this kind
+    except OSError as error:  # URLError, timeouts and reset connections, too
         text = f"{shown}: no answer within {TRACKING_PATIENCE_S:g} s ({error}); start it or change MLFLOW_TRACKING_URI"
         return Finding("tracking", "broken", text)
 
 
 def _without_password(uri: str) -> str:
-    """A URI as it may stand in a bug report."""
+    """The URI without user name and password, for bug reports."""
     return re.sub(r"//[^/@]*@", "//***@", uri)
 
 
 def _ray_starts() -> Finding:
-    """In a process of its own, so that a crash or a hang of Ray ends nothing else."""
+    """Start Ray in a separate process, so that a crash or a hang of Ray affects nothing else."""
     name = "Ray start-up"
     command = [sys.executable, "-c", _START_RAY]
     process = subprocess.Popen(
@@ -258,7 +252,7 @@ def _ray_starts() -> Finding:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End a process with all that it started in its session."""
+    """End a process and all other processes of its session."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

@@ -90,7 +90,7 @@ def test_no_bucket_no_folder_and_no_way_to_the_store_are_told_apart(s3: Any, mon
     ):
         find_images("s3://bucket/absent")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(ConfigError, match=r"s3://bucket/bids: .*connect.* Make the bucket, or check"):
+    with pytest.raises(ConfigError, match=r"s3://bucket/bids: .*connect.* Create the bucket, or check"):
         find_images("s3://bucket/bids")
 
 
