@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mmh_ray.bids.archives import IGNORED
+from mmh_ray.bids.archives import DERIVED_ENTITIES
 from mmh_ray.bids.companions import (
     Companion,
     Companions,
@@ -82,7 +82,7 @@ def add_labels(rows: Iterable[dict[str, Any]], folder: str | Path | None = None)
 def _maps(root: Path | None, is_given: bool) -> Companions:
     if root is None:
         return {}
-    ignored = (*IGNORED, *_NAMING, "label")
+    ignored = (*DERIVED_ENTITIES, *_NAMING, "label")
     archive = None if is_given else root
     return find_companions(root, _ENDINGS, ignored, _WHAT, archive)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mmh_ray.bids.archives import IGNORED
+from mmh_ray.bids.archives import DERIVED_ENTITIES
 from mmh_ray.bids.companions import Companions, archive_of, find_companions, fitting, most_precise
 from mmh_ray.bids.entities import parse
 from mmh_ray.bids.text import warn_of
@@ -28,7 +28,7 @@ def add_lesions(rows: Iterable[dict[str, Any]]) -> None:
         scan = parse(row["uri"])
         root = archive_of(row["uri"], scan)
         if root is not None and root not in masks:
-            masks[root] = find_companions(root, _ENDINGS, (*IGNORED, "label"), _WHAT, root)
+            masks[root] = find_companions(root, _ENDINGS, (*DERIVED_ENTITIES, "label"), _WHAT, root)
         candidates = most_precise(fitting(scan, masks[root]))
         paths = [str(candidate.path) for candidate in candidates]
         row["lesion_uri"] = paths[0] if paths else None

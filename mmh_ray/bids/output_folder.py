@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmh_ray.bids.derivatives import DESCRIPTION, IGNORED, READMES, derivative_files, sidecar_path
+from mmh_ray.bids.derivatives import BIDSIGNORE, DESCRIPTION, READMES, derivative_files, sidecar_path
 from mmh_ray.bids.ledger import JOURNAL, LEDGER, Journal, is_locked
 from mmh_ray.bids.rows import MADE, LedgerRow
 from mmh_ray.bids.status import RECORD
@@ -71,7 +71,7 @@ class StoredOutputFolder(OutputFolder):
 
     def fetch(self) -> None:
         """Get the small files anew."""
-        self._store.get_all([DESCRIPTION, LEDGER, RECORD, IGNORED, *READMES], self.folder)
+        self._store.get_all([DESCRIPTION, LEDGER, RECORD, BIDSIGNORE, *READMES], self.folder)
         parts = [file.name for file in self._store.files(LEDGER_PARTS)]
         self._store.get_all(parts, self.folder)
         with open(self.folder / JOURNAL, "wb") as journal:
