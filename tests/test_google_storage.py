@@ -76,7 +76,7 @@ def test_the_second_of_two_runs_is_refused(gcs: GcsServer, monkeypatch: pytest.M
     monkeypatch.setattr(store_lock, "BEAT_S", 0.2)
     store = Store("gs://bucket/out")
     lock = StoreLock(store)
-    time.sleep(1)  # signs of life
+    time.sleep(1)  # heartbeats
     lock.check()
     assert is_store_locked(store)
     with pytest.raises(ConfigError, match="gs://bucket/out: another run is writing there"):

@@ -1,4 +1,4 @@
-"""Lesion masks that lie in an archive's derivatives, each for the scans that its name fits."""
+"""Matches lesion masks in an archive's derivatives to scans by their names."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ _WHAT = "lesion mask"
 
 
 def add_lesions(rows: Iterable[dict[str, Any]]) -> None:
-    """Set ``lesion_uri`` of every row of a manifest: the path of a lesion mask, None where there is none.
+    """Set ``lesion_uri`` of every row of a manifest to the path of a lesion mask, or None.
 
-    A mask in `derivatives/**/sub-X[_ses-Y ...]_label-lesion_mask.nii.gz` is for every scan that has all of the entities
-    in its name (`label`, `desc`, `space` aside); of several, the one that names most, then the first by path. Whether
-    it lies on the scan's grid is seen when it is read. What is no regular file of the archive is left out and warned of.
+    A mask `derivatives/**/sub-X[_ses-Y ...]_label-lesion_mask.nii.gz` is for every scan with all entities of the mask's
+    name, except `label`, `desc`, `space`, `res` and `den`. Of several, the one with most entities is used, then the
+    first by path. Whether it fits the scan's grid is checked when it is read. A mask that is not a regular file of the
+    archive is left out with a warning.
     """
     masks: dict[Path | None, Companions] = {None: {}}
     others: set[str] = set()

@@ -1,4 +1,4 @@
-"""How far a run over an archive has come: its record, OUT/logs/run.json, and what the ledger says."""
+"""Reports the progress of a run over an archive, from its record OUT/logs/run.json and the ledger."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mmh_ray.provenance import check_place, write_json
 
 RECORD = "logs/run.json"
 MOST_IMAGES = 10**12
-"""Images that a run can have, beyond all that there are: a record with more is damaged."""
+"""Most images of a run, more than exist; a record with more is damaged."""
 LONGEST_S = 10 * 365.25 * 86400
-"""Seconds left beyond which an estimate says nothing."""
+"""Longest time left that is shown, in seconds."""
 DEEPEST = 8
-"""Levels to which a record's settings may be nested."""
+"""Most levels of a record's settings."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class RunRecord:
     version: str
     """Of this software."""
     images: int
-    """Images that the run looks at."""
+    """Number of images that the run covers."""
     started: str
     """UTC, ISO 8601, as all times here."""
     finished: str | None = None
     failure: str | None = None
-    """Why the run stopped before its end, if it could still say so."""
+    """Why the run stopped before its end, if it could still record this."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     """Package to version."""
@@ -64,9 +64,9 @@ class RunRecord:
         Raises
         ------
         ConfigError
-            If the folder holds none.
+            If the folder has none.
         DataError
-            If it cannot be read, or a field of it holds what it cannot hold.
+            If it cannot be read, or a field has a damaged value.
         """
         path = Path(out) / RECORD
         if not os.path.isfile(path):
@@ -79,12 +79,12 @@ class RunRecord:
 
     @property
     def started_at(self) -> datetime:
-        """The moment the run started."""
+        """When the run started."""
         return _moment(self.started)
 
     @property
     def finished_at(self) -> datetime | None:
-        """The moment it ended, if it could still say so."""
+        """When the run ended, if it could still record this."""
         return None if self.finished is None else _moment(self.finished)
 
 
@@ -160,24 +160,24 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What `mmh status` tells.
+    """Content of `mmh status`.
 
     Attributes
     ----------
     state:
-        ``running``, ``finished``, ``failed`` (it said why) or ``interrupted`` (it was killed).
+        ``running``, ``finished``, ``failed`` (with a recorded reason) or ``interrupted`` (it was killed).
     counts:
-        Status to number of images, over every run into the folder.
+        Status to number of images, over all runs into the folder.
     reasons:
         Reason to number of failed and refused images, the most frequent first.
     flagged:
         Images that were harmonized but should be looked at.
     done:
-        Images that the latest run has finished, in whichever way.
+        Images that the latest run has finished, with any status.
     per_second:
-        Images per second that the latest run worked on, those left out that it skipped; None before its first.
+        Images per second of the latest run, without skipped ones; None before its first image.
     seconds_left:
-        At that rate, so at most; None unless it is running.
+        Upper estimate at that rate; None unless the run is active.
     """
 
     record: RunRecord
@@ -209,17 +209,17 @@ class RunStatus:
 
 
 def run_status(out: str | Path, now: datetime | None = None, locked: bool | None = None) -> RunStatus:
-    """How far the latest run into a folder has come; also while it goes on, from another terminal.
+    """Progress of the latest run into a folder; can be called from another process during the run.
 
     Parameters
     ----------
     locked:
-        Whether a run is writing there now; None: as the folder's own lock says.
+        Whether a run is writing there now; None to use the lock of the folder.
 
     Raises
     ------
     ConfigError
-        If no run ever wrote to the folder.
+        If no run has written to the folder.
     DataError
         If its record or ledger cannot be read.
     """
@@ -257,7 +257,7 @@ def run_status(out: str | Path, now: datetime | None = None, locked: bool | None
 
 
 def _seconds_left(images: int, per_second: float | None) -> float | None:
-    """Seconds for that many images; None where the rate is unknown, or the time is beyond :data:`LONGEST_S`."""
+    """Seconds for that many images; None if the rate is unknown or the time is longer than :data:`LONGEST_S`."""
     if not per_second:
         return None
     seconds = images / per_second
@@ -269,8 +269,8 @@ def _seconds_left(images: int, per_second: float | None) -> float | None:
 def count_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Reason to number of images, the most frequent first, over rows of a ledger or a manifest.
 
-    The name of the image's own file is left out, so that equal reasons are counted together. So is what a terminal
-    would take for a command.
+    The name of the image's file is left out, so that equal reasons are counted together. Characters that a terminal
+    could interpret as a command are left out, too.
     """
     counts: Counter[str] = Counter()
     for row in rows:

@@ -106,7 +106,7 @@ def test_keys_that_are_no_file_names_cost_only_themselves(
     s3.put_object(Bucket=BUCKET, Key="data/bids/sub-01/../../../escaped_T1w.nii.gz", Body=b"odd")
     with caplog.at_level(logging.WARNING):
         assert [row["image_id"] for row in find_images(URI, require_site=False)] == expected
-    assert "2 x an object left out, whose key cannot be a file's name" in caplog.text
+    assert "2 x an object left out, because its key cannot be a file name" in caplog.text
     assert {path: path.stat().st_mtime for path in Path("/tmp").glob("escaped*")} == before
 
 

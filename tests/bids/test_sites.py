@@ -78,7 +78,7 @@ def test_ids_are_named_up_to_a_bound(tmp_path, caplog):
     with pytest.raises(DataError, match=r"no row for sub-0001, but for 1,.* and 25 more") as caught:
         find_images(tmp_path)
     assert len(str(caught.value)) < 2000
-    assert "30 x an image whose site is left open" in caplog.text
+    assert "30 x an image whose site is unclear" in caplog.text
     assert "and 25 more" in caplog.text
 
 
@@ -185,4 +185,4 @@ def test_one_site_has_one_name_however_it_was_typed(tmp_path, caplog):
     lines = [f"sub-0{number}\t{site}" for number, site in enumerate(sites, 1)]
     put(tmp_path / "participants.tsv", "\n".join(["participant_id\tsite", *lines]))
     assert [row["site"] for row in find_images(tmp_path)] == ["Z\u00fcrich", "Z\u00fcrich", "Oslo 1", "oslo-1"]
-    assert "1 x sites whose names differ in case, spaces or signs only: Oslo 1 / oslo-1" in caplog.text
+    assert "1 x sites whose names differ only in case, spaces or punctuation: Oslo 1 / oslo-1" in caplog.text

@@ -45,7 +45,7 @@ def store(s3: Any) -> Store:
 
 
 def put_lock(s3: Any, **other: Any) -> None:
-    """The sign of life of a run on another machine."""
+    """The heartbeat of a run on another machine."""
     content = {"host": "elsewhere", "machine": "elsewhere", "process": 1, "started": "2026-01-01"} | other
     s3.put_object(Bucket=BUCKET, Key=f"out/{LOCKS}/other.json", Body=json.dumps(content))
 
@@ -135,7 +135,7 @@ def test_a_damaged_sign_of_life_is_one_all_the_same(s3: Any, store: Store, conte
 
 
 def test_a_run_that_lost_the_folder_stops_writing(s3: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is let go of is gone for good, although a sign of life that was under way may still come."""
+    """A released lock stays released, although a heartbeat that was under way may still arrive."""
     monkeypatch.setattr(store_lock, "BEAT_S", 0.3)
     lock = StoreLock(store)
     (name,) = keys(s3, f"out/{LOCKS}")
@@ -153,7 +153,7 @@ def test_a_run_that_gave_no_sign_for_too_long_stops_writing(store: Store, monkey
     monkeypatch.setattr(store_lock, "DEAD_S", store_lock.MARGIN_S + 1)
     lock = StoreLock(store)
     time.sleep(5)
-    with pytest.raises(DataError, match=r"no sign of life of this run for \d+ s, in which another may have taken over"):
+    with pytest.raises(DataError, match=r"no heartbeat of this run for \d+ s, in which another may have taken over"):
         lock.check()
     lock.release()
 
