@@ -312,7 +312,7 @@ def test_harmonize_closes_with_reasons_and_places(stand_in, tmp_path: Path, caps
         "      1 x 4-D image",
         "Flagged, for a person to look at: 1",
         f"Where to look: {out / 'report.html'}",
-        "Once the causes are mended: the same command with --retry-failed",
+        "Once the causes are fixed: the same command with --retry-failed",
     ]
     assert main([*line, "--json"]) == 1
     summary = json.loads(capsys.readouterr().out)
@@ -368,9 +368,7 @@ def test_a_filter_file_with_an_unknown_key_is_explained(
     assert "Did you mean 'session'?" in capsys.readouterr().err
 
 
-def test_the_level_of_a_group_writes_the_report_anew(
-    stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_level_group_only_writes_the_report_again(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calls = stand_in("mmh_ray.distributed.harmonize", "harmonize", {})
     out = tmp_path / "out"
     RunRecord("/bids", "mmh-base", "b" * 64, "1.0", 1, "2020-01-01T00:00:00+00:00").write(out)
