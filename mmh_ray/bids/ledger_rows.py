@@ -58,6 +58,11 @@ def moment_of(value: Any) -> datetime | None:
     return moment if has_time_zone else None
 
 
+def is_moment(value: Any) -> bool:
+    """Whether a value is an ISO 8601 text with a time zone."""
+    return moment_of(value) is not None
+
+
 def is_place(value: Any) -> bool:
     """Whether a value is a relative path that stays in its folder."""
     if not is_text(value) or not value or "\0" in value:
@@ -115,10 +120,6 @@ def _is_duration(value: Any) -> bool:
     return is_number(value) and 0 <= value <= MOST_SECONDS
 
 
-def _is_moment(value: Any) -> bool:
-    return moment_of(value) is not None
-
-
 COLUMNS: dict[str, Callable[[Any], bool]] = {
     "image_id": _is_name,
     "target": is_text,
@@ -132,7 +133,7 @@ COLUMNS: dict[str, Callable[[Any], bool]] = {
     "remedy": is_text,
     "flags": _is_list_of_texts,
     "seconds": _is_duration,
-    "finished": _is_moment,
+    "finished": is_moment,
     "input_sha256": is_text,
     "input_state": is_text,
     "model_hash": is_text,

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Interval, Predicate
+from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
 
 from mmh_ray.bids.ledger import current_rows, is_locked
-from mmh_ray.bids.ledger_rows import encodable, is_text, moment_of
+from mmh_ray.bids.ledger_rows import encodable, is_moment, is_text, moment_of
 from mmh_ray.bids.rows import LedgerRow, Status, problem_of
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.files import read_object
@@ -24,30 +28,48 @@ MOST_IMAGES = 10**12
 """Most images of a run, more than exist; a record with more is damaged."""
 LONGEST_S = 10 * 365.25 * 86400
 """Longest time left that is shown, in seconds."""
-DEEPEST = 8
+MOST_LEVELS = 9
 """Most levels of a record's settings."""
+
+
+def _are_settings(value: Mapping[str, Any]) -> bool:
+    """Whether settings from JSON have few enough levels and only text that UTF-8 can encode."""
+    return _is_shallow(value, MOST_LEVELS) and is_text(json.dumps(value, ensure_ascii=False))
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    if not isinstance(value, Mapping | list):
+        return True
+    inner = value.values() if isinstance(value, Mapping) else value
+    return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
+
+
+Text = Annotated[str, Strict(), Predicate(is_text)]
+Moment = Annotated[Text, Predicate(is_moment)]
+"""UTC, ISO 8601."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The latest run into a folder of derivatives."""
+    """The latest run into a folder of derivatives; the types are checked when it is read."""
 
-    source: str
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    source: Text
     """Archive that is harmonized."""
-    model: str
+    model: Text
     """URI of the model."""
-    model_hash: str
-    version: str
-    """Of this software."""
-    images: int
+    model_hash: Text
+    version: Text
+    """Version of this software."""
+    images: Annotated[int, Strict(), Interval(ge=0, le=MOST_IMAGES)]
     """Number of images that the run covers."""
-    started: str
-    """UTC, ISO 8601, as all times here."""
-    finished: str | None = None
-    failure: str | None = None
+    started: Moment
+    finished: Moment | None = None
+    failure: Text | None = None
     """Why the run stopped before its end, if it could still record this."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
+    settings: Annotated[Mapping[str, Any], Predicate(_are_settings)] = field(default_factory=dict)
+    versions: Mapping[Text, Text] = field(default_factory=dict)
     """Package to version."""
 
     def write(self, out: str | Path) -> None:
@@ -72,10 +94,14 @@ class RunRecord:
         if not os.path.isfile(path):
             raise ConfigError(f"{out}: no {RECORD}", "a folder that `mmh harmonize` wrote to", "Name another folder.")
         try:
-            return cls(**_checked_fields(read_object(path)))
-        except (OSError, ValueError, TypeError) as error:
+            return TypeAdapter(cls).validate_python(read_object(path))
+        except (OSError, ValueError) as error:
+            problem = str(error)
+            if isinstance(error, ValidationError):
+                place = error.errors(include_url=False)[0]["loc"]
+                problem = f"missing, unknown or damaged value of {place[0]}"
             remedy = "Remove it; the ledger keeps what was done."
-            raise DataError(f"{path}: {error}", "the record of a run", remedy) from error
+            raise DataError(f"{path}: {problem}", "the record of a run", remedy) from error
 
     @property
     def started_at(self) -> datetime:
@@ -92,70 +118,6 @@ def _moment(text: str) -> datetime:
     moment = moment_of(text)
     assert moment is not None, "fields are checked when they are read"
     return moment
-
-
-def _checked_fields(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The content of a record; ValueError names the first field that holds what it cannot hold."""
-    for name, value in content.items():
-        is_usable = _FIELDS.get(name)
-        if is_usable is not None and not is_usable(value):
-            raise ValueError(f"damaged value of {name}")
-    return content
-
-
-def _is_optional_text(value: Any) -> bool:
-    return value is None or is_text(value)
-
-
-def _is_moment(value: Any) -> bool:
-    return moment_of(value) is not None
-
-
-def _is_optional_moment(value: Any) -> bool:
-    return value is None or _is_moment(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_IMAGES
-
-
-def _are_settings(value: Any, depth: int = 0) -> bool:
-    """Whether a value is nested settings of a depth that can be shown."""
-    if not isinstance(value, Mapping) or depth > DEEPEST:
-        return False
-    has_good_keys = all(map(is_text, value.keys()))
-    return has_good_keys and all(_is_setting(inner, depth + 1) for inner in value.values())
-
-
-def _is_setting(value: Any, depth: int) -> bool:
-    if isinstance(value, Mapping):
-        return _are_settings(value, depth)
-    if isinstance(value, list):
-        return depth <= DEEPEST and all(_is_setting(inner, depth + 1) for inner in value)
-    is_number = isinstance(value, bool | int | float)
-    return value is None or is_number or is_text(value)
-
-
-def _are_versions(value: Any) -> bool:
-    """Whether a value is a mapping of texts to texts."""
-    if not isinstance(value, Mapping):
-        return False
-    return all(map(is_text, value.keys())) and all(map(is_text, value.values()))
-
-
-_FIELDS: dict[str, Callable[[Any], bool]] = {
-    "source": is_text,
-    "model": is_text,
-    "model_hash": is_text,
-    "version": is_text,
-    "images": _is_count,
-    "started": _is_moment,
-    "finished": _is_optional_moment,
-    "failure": _is_optional_text,
-    "settings": _are_settings,
-    "versions": _are_versions,
-}
-"""Fields of a record, and what tells whether a value may stand there."""
 
 
 @dataclass(frozen=True)
