@@ -16,7 +16,7 @@ from mmh_ray.bids.records import Level, Records
 from mmh_ray.bids.rows import ManifestRow, Problem, Status
 from mmh_ray.bids.schema import mark_unusable, new_row
 from mmh_ray.bids.sidecars import sidecars_among
-from mmh_ray.bids.sites import CORRECT, HELP
+from mmh_ray.bids.sites import CORRECT, HELP, note_mixtures
 from mmh_ray.bids.strays import PLACE, images_outside, is_nearly_a_subject, stray_rows, stray_rows_below
 from mmh_ray.bids.text import Findings, listed, printable
 from mmh_ray.errors import ConfigError, DataError
@@ -77,7 +77,7 @@ class Archive:
             advance(1)
         outside = images_outside(self.entries, self.root, self._note_unread)
         self.findings.note("an image outside of the folders of subjects, left out", outside)
-        self.records.note_mixtures()
+        note_mixtures(self.records.sites, self.findings)
         self.findings.warn()
         self._check(rows, outside)
         return _with_unique_ids(rows, self.root)

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 from mmh_ray.bids.entities import Entities
 from mmh_ray.bids.sidecars import Sidecar, inherited, sidecars_among
-from mmh_ray.bids.sites import Listed, Site, note_mixtures, site_of
+from mmh_ray.bids.sites import Listed, Site, site_of
 from mmh_ray.bids.tables import Table, read_table
 from mmh_ray.bids.text import Findings, listed, number_of, printable, text_of
 from mmh_ray.bids.tsv import misnamed
@@ -112,14 +112,14 @@ class Records:
             self.participants = self._table([(self.root, names)], "participants.tsv", "participant_id")
         except DataError as error:  # this error refuses the whole archive, so it names the archive
             raise DataError(f"{self.root}/{error.received}", error.expected, error.remedy) from error
-        self.sidecars = self._sidecars(self.entries)
+        self.sidecars = sidecars_among(self.entries, self.root, self.findings)
 
     def level_of(self, folder: Path, entries: Iterable[DirEntry[str]], above: Level | None) -> Level:
         """The level of a subject (``above`` is None) or of a session (``above`` is its subject's)."""
         entries = list(entries)
         names = frozenset(entry.name for entry in entries)
         places = [(folder, names)]
-        sidecars = self._sidecars(entries)
+        sidecars = sidecars_among(entries, self.root, self.findings)
         sessions: Table | None = None
         scans: Table | None = None
         problem: DataError | None = None
@@ -187,10 +187,6 @@ class Records:
             return ""
         return f" ({table.name} has columns {listed(table.columns)})"
 
-    def note_mixtures(self) -> None:
-        """Note sites from an unusual source, and sites that may be the same under two names."""
-        note_mixtures(self.sites, self.findings)
-
     def _tables_for(self, file_name: str, level: Level) -> list[Listed]:
         """Tables that may have a row for an image, the most specific last."""
         tables = []
@@ -244,9 +240,6 @@ class Records:
         table = self.participants
         if table is not None and not table.has_sites and len(table) and subject not in table:
             self.findings.note(_UNLISTED, f"{subject}{table.but_for(subject)}")
-
-    def _sidecars(self, entries: Iterable[DirEntry[str]]) -> tuple[Sidecar, ...]:
-        return tuple(sidecars_among(entries, self.root, self.findings))
 
     def _number(self, value: Any, most: float, too_large: str, relative: str) -> float | None:
         """A number up to ``most``; a larger one is None and noted as ``too_large``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,23 +47,20 @@ class Sidecar:
         self._entry = entry
         self._root = root
         self._findings = findings
-        self._content: dict[str, Any] | None = None
-        self._was_read = False
 
     def fits(self, entities: Entities) -> bool:
         """Whether it applies to an image with these entities."""
         return self.suffix == entities.suffix and self.tags.items() <= entities.tags.items()
 
+    @cached_property
     def content(self) -> dict[str, Any] | None:
         """Its values of :data:`KEYS`; None if it cannot be read, which is noted for a warning."""
-        if not self._was_read:
-            self._was_read = True
-            try:
-                self._content = self._read()
-            except (OSError, ValueError) as error:
-                why = getattr(error, "strerror", None) or error
-                self._findings.note("a JSON sidecar that cannot be read", f"{printable(self.path)} is left out: {why}")
-        return self._content
+        try:
+            return self._read()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            self._findings.note("a JSON sidecar that cannot be read", f"{printable(self.path)} is left out: {why}")
+            return None
 
     def _read(self) -> dict[str, Any]:
         if self._entry.is_symlink() and not is_inside(self.path, self._root):
@@ -90,7 +88,7 @@ class Inherited:
     unreadable: str | None = None
 
 
-def sidecars_among(entries: Iterable[os.DirEntry[str]], root: Path, findings: Findings) -> list[Sidecar]:
+def sidecars_among(entries: Iterable[os.DirEntry[str]], root: Path, findings: Findings) -> tuple[Sidecar, ...]:
     """The JSON files of a folder that may apply to images, the most specific last."""
     sidecars = []
     for entry in entries:
@@ -101,7 +99,7 @@ def sidecars_among(entries: Iterable[os.DirEntry[str]], root: Path, findings: Fi
         except DataError:
             continue  # dataset_description.json and the like belong to no image
         sidecars.append(Sidecar(tags, suffix, entry, root, findings))
-    return sorted(sidecars, key=lambda sidecar: len(sidecar.tags))
+    return tuple(sorted(sidecars, key=lambda sidecar: len(sidecar.tags)))
 
 
 def inherited(sidecars: Iterable[Sidecar], entities: Entities) -> Inherited:
@@ -113,11 +111,10 @@ def inherited(sidecars: Iterable[Sidecar], entities: Entities) -> Inherited:
     for sidecar in sidecars:
         if not sidecar.fits(entities):
             continue
-        content = sidecar.content()
-        if content is None:
+        if sidecar.content is None:
             inherited_so_far = Inherited(unreadable=sidecar.path)
         else:
-            inherited_so_far.values |= content
+            inherited_so_far.values |= sidecar.content
     return inherited_so_far
 
 
