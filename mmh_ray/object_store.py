@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -75,7 +76,7 @@ def join_uri(uri: str, *names: str) -> str:
 
 
 def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
-    """File system of a URI, and the folder in it.
+    """File system of a URI, and the folder in it; a plain path is a local folder.
 
     On S3, a small file is uploaded in one request. A multipart upload that a killed process leaves unfinished would be
     invisible, but still be billed.
@@ -85,6 +86,8 @@ def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
     ConfigError
         If the store cannot be opened.
     """
+    if "://" not in uri:
+        return pa.fs.LocalFileSystem(), str(Path(uri).absolute())
     options = uri.partition("?")[2]
     opened = uri
     if uri.startswith("s3://") and _DELAYED not in options:
@@ -273,6 +276,14 @@ class Store:
             if source.size() > SMALL_BYTES:
                 raise OSError(f"larger than {SMALL_BYTES / 2**20:g} MiB, the limit for such a file")
             return source.read()
+
+    def read_object(self, name: str) -> dict[str, Any]:
+        """The JSON object in a small file; empty if it is missing or damaged."""
+        try:
+            content = json.loads(self.read(name))
+        except (DataError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def put(self, path: Path, name: str) -> None:
         """Upload a local file. The object appears whole or not at all, and replaces an earlier one."""

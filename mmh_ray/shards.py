@@ -90,7 +90,7 @@ def write_shard(uri: str, rows: Iterable[Mapping[str, Any]]) -> str | None:
     str | None
         File name, made from the volumes' ids and provenance; None if there was no row.
     """
-    store, folder = _open_folder(uri)
+    store, folder = _created_folder(uri)
     with _scratch(store, folder) as scratch:
         partial = Path(scratch, "shard.parquet")
         contents = []
@@ -125,7 +125,7 @@ def write_index(uri: str, rows: Iterable[Mapping[str, Any]]) -> bool:
     for name in INDEX_SCHEMA.names:
         columns[name] = [_flat(row.get(name)) for row in ordered]
     table = pa.table(columns, schema=INDEX_SCHEMA)
-    store, folder = _open_folder(uri)
+    store, folder = _created_folder(uri)
     if INDEX in names_in(uri) and _read_index(uri).equals(table):
         return False
     with _scratch(store, folder) as scratch:
@@ -143,7 +143,7 @@ def _scratch(store: pa.fs.FileSystem, folder: str) -> tempfile.TemporaryDirector
 
 def shard_entries(uri: str, name: str) -> list[PreparedRow]:
     """Index rows of a shard's volumes, read from the shard without the voxels."""
-    store, folder = _located(uri)
+    store, folder = open_folder(uri)
     with pq.ParquetFile(f"{folder}/{name}", filesystem=store) as shard:
         table = shard.read(columns=[field.name for field in _FACTS])
     rows = _entries(table)
@@ -163,7 +163,7 @@ def names_in(uri: str) -> set[str]:
     ConfigError
         If the URI cannot be opened or is a file.
     """
-    store, folder = _located(uri)
+    store, folder = open_folder(uri)
     try:
         if store.get_file_info(folder).type == pa.fs.FileType.File:
             raise ConfigError(f"{loggable_uri(uri)}: a file", "a folder for prepared volumes", "Name a folder.")
@@ -203,7 +203,7 @@ def is_shard(name: str) -> bool:
 
 def keep_only(uri: str, names: Collection[str | None]) -> None:
     """Delete all other shards of a store and half-written files; call it only while no other run is writing there."""
-    store, folder = _located(uri)
+    store, folder = open_folder(uri)
     for name in names_in(uri):
         if name.startswith(_PARTIAL):
             _delete(store, f"{folder}/{name}")
@@ -285,7 +285,7 @@ class PreparedStore:
 
     def _shard(self, name: str) -> pq.ParquetFile:
         if name not in self._open:
-            store, folder = _located(self.uri)
+            store, folder = open_folder(self.uri)
             self._open[name] = pq.ParquetFile(f"{folder}/{name}", filesystem=store)
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)[1].close()
@@ -325,23 +325,13 @@ def _entries(table: pa.Table) -> list[PreparedRow]:
 
 
 def _read_index(uri: str) -> pa.Table:
-    store, folder = _located(uri)
+    store, folder = open_folder(uri)
     remedy = "Prepare into a new folder."
     return read_table(f"{folder}/{INDEX}", INDEX_SCHEMA, "index", remedy, store, f"{loggable_uri(uri)}/{INDEX}")
 
 
-def _located(uri: str) -> tuple[pa.fs.FileSystem, str]:
-    """File system of a URI, and the folder in it; a plain path is a local folder."""
-    if "://" not in uri:
-        return pa.fs.LocalFileSystem(), str(Path(uri).absolute())
-    return open_folder(uri)
-
-
-def _open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
-    if "://" in uri:
-        store, folder = open_folder_to_write(uri)
-    else:
-        store, folder = _located(uri)
+def _created_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
+    store, folder = open_folder_to_write(uri)
     store.create_dir(folder)
     return store, folder
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmh_ray.errors import MMHError
 from mmh_ray.files import open_regular
-from mmh_ray.object_store import Store, is_remote
+from mmh_ray.object_store import Store, StoredFile, is_remote
 
 SETTLED_S = 3600.0
 """Seconds after its last change from which a file's state is trusted; clocks differ by far less."""
@@ -85,8 +85,7 @@ def uploaded(folder: str) -> Iterator[str]:
 def size_of(place: str) -> int | None:
     """Size of a file or an object in bytes; None if it does not exist."""
     if is_remote(place):
-        folder, _, name = place.rpartition("/")
-        file = Store(folder).find(name)
+        file = _stored_file(place)
         return None if file is None else file.size
     path = Path(place)
     return path.stat().st_size if path.exists() else None
@@ -108,8 +107,7 @@ def state_of(place: str) -> tuple[int, ...] | None:
     """
     state: tuple[int, ...]
     if is_remote(place):
-        folder, _, name = place.rpartition("/")
-        file = Store(folder).find(name)
+        file = _stored_file(place)
         if file is None:
             return None
         written_s = file.written.timestamp()
@@ -124,6 +122,11 @@ def state_of(place: str) -> tuple[int, ...] | None:
         written_s = max(facts.st_mtime, facts.st_ctime)
         state = (facts.st_size, facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns)
     return state if time.time() - written_s > SETTLED_S else None
+
+
+def _stored_file(uri: str) -> StoredFile | None:
+    folder, _, name = uri.rpartition("/")
+    return Store(folder).find(name)
 
 
 @contextlib.contextmanager

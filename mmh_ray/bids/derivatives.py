@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +11,10 @@ from urllib.parse import quote
 
 from mmh_ray.bids.entities import archive_of
 from mmh_ray.bids.text import text_of
-from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.errors import ConfigError
 from mmh_ray.files import is_inside, read_object
 from mmh_ray.object_store import Store, is_remote
 from mmh_ray.provenance import container, whole_file, write_json
-
-log = logging.getLogger(__name__)
 
 BIDS_VERSION = "1.10.0"
 GENERATOR = "mmh_ray"
@@ -88,7 +84,7 @@ def write_dataset_description(out: str | Path, source: str | Path, code_version:
     """
     check_dataset(out, source)
     path = Path(out) / DESCRIPTION
-    raw = _stored_description(str(source)) if is_remote(str(source)) else _description(source)
+    raw = Store(str(source)).read_object(DESCRIPTION) if is_remote(str(source)) else _description(source)
     dataset_doi = text_of(raw.get("DatasetDOI"))
     licence = text_of(raw.get("License"))
     source_dataset = {"URL": _url(source)}
@@ -211,14 +207,6 @@ def _description(dataset: str | Path) -> dict[str, Any]:
     """Content of a dataset's description; empty if there is none, or if it is a link out of the dataset."""
     path = Path(dataset) / DESCRIPTION
     return _read_json(path) if is_inside(path, dataset) else {}
-
-
-def _stored_description(uri: str) -> dict[str, Any]:
-    """:func:`_description` for a dataset in an object store."""
-    with contextlib.suppress(DataError, ValueError, RecursionError):
-        content = json.loads(Store(uri).read(DESCRIPTION))
-        return content if isinstance(content, dict) else {}
-    return {}
 
 
 def _values(description: dict[str, Any], section: str, key: str) -> list[Any]:

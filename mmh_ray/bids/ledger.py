@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 
 from mmh_ray.bids.ledger_rows import encodable, usable_rows
 from mmh_ray.bids.rows import LEDGER_STATUSES, LedgerRow
-from mmh_ray.bids.rows import MADE as MADE
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.files import open_regular
 from mmh_ray.provenance import whole_file

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from mmh_ray.errors import ConfigError, DataError, MMHError
-from mmh_ray.object_store import Store, StoredFile
+from mmh_ray.object_store import Store
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def is_store_locked(store: Store) -> bool:
     now = datetime.now(UTC)
     for file in store.files(LOCKS):
         age_s = (now - file.written).total_seconds()
-        if age_s < DEAD_S and not _has_died_here(_content_of(store, file)):
+        if age_s < DEAD_S and not _has_died_here(store.read_object(file.name)):
             return True
     return False
 
@@ -127,7 +127,7 @@ def _other_run(store: Store, own_name: str) -> str | None:
     for file in store.files(LOCKS):
         if file.name == own_name:
             continue
-        content = _content_of(store, file)
+        content = store.read_object(file.name)
         age_s = (written - file.written).total_seconds()
         if age_s < DEAD_S and not _has_died_here(content):
             return f"on {content.get('host')}, process {content.get('process')}, since {content.get('started')}"
@@ -184,12 +184,3 @@ def _has_died_here(content: dict[str, Any]) -> bool:
         return True
     except (psutil.Error, KeyError, TypeError, ValueError, OverflowError):
         return False
-
-
-def _content_of(store: Store, file: StoredFile) -> dict[str, Any]:
-    """Content of an object in :data:`LOCKS`; empty if it is missing or damaged."""
-    try:
-        content = json.loads(store.read(file.name))
-    except (MMHError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
