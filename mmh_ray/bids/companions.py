@@ -27,7 +27,7 @@ Companions = dict[str, list[Companion]]
 """By subject, ordered by path."""
 
 
-def archive_of(uri: str, scan: Entities) -> Path | None:
+def nearest_archive(uri: str, scan: Entities) -> Path | None:
     """The archive of a scan: the parent of its subject's folder; None if no folder has the subject's name.
 
     The folder nearest to the scan counts, because an archive may itself be inside a folder named `sub-...`.
@@ -40,27 +40,28 @@ def archive_of(uri: str, scan: Entities) -> Path | None:
 
 
 def find_companions(
-    folder: str | Path,
+    root: Path,
     endings: tuple[str, ...],
     ignored: Sequence[str],
     what: str,
-    archive: Path | None = None,
+    is_archive: bool = False,
 ) -> Companions:
     """Regular files `sub-*ENDING` below a folder; hidden files and files without a BIDS name are left out.
 
     Parameters
     ----------
-    folder:
-        Folder to search; not used if an ``archive`` is given.
+    root:
+        Folder to search.
     ignored:
         Entities that describe how the file was made; they do not identify the image.
     what:
         Name of this kind of file, for warnings.
-    archive:
-        Archive whose derivatives are searched; no link may lead out of it. None: the user chose the folder.
+    is_archive:
+        Whether to search only the derivatives of ``root``, and to refuse links that lead out of ``root``.
     """
     findings = Findings()
-    entries = _files(folder, endings, findings) if archive is None else files_of_derivatives(archive, endings, findings)
+    find_files = files_of_derivatives if is_archive else _files
+    entries = find_files(root, endings, findings)
     companions: defaultdict[str, list[Companion]] = defaultdict(list)
     for entry in entries:
         try:
@@ -69,8 +70,7 @@ def find_companions(
             continue  # no BIDS name
         shown = printable(entry.path)
         try:
-            is_bound_to_archive = archive is not None and entry.is_symlink()
-            check_file(entry.path, archive or Path(folder), shown, is_bound_to_archive)
+            check_file(entry.path, root, shown, is_link=is_archive and entry.is_symlink())
         except DataError as error:
             findings.note(f"a {what} left out", error.received)
             continue
@@ -97,13 +97,13 @@ def most_precise(companions: Sequence[Companion]) -> list[Companion]:
     return [companion for companion, count in zip(companions, counts, strict=True) if count == most]
 
 
-def _files(folder: str | Path, endings: tuple[str, ...], findings: Findings) -> list[os.DirEntry[str]]:
+def _files(root: Path, endings: tuple[str, ...], findings: Findings) -> list[os.DirEntry[str]]:
     """Entries below a folder whose names have one of these endings, ordered by path; notes unreadable folders."""
 
     def note_unread(path: str) -> None:
         findings.note("a folder that cannot be read", path)
 
-    found = []
-    for _, entries in walk(folder, note_unread):
-        found += [entry for entry in entries if entry.name.endswith(endings)]
-    return found
+    files = []
+    for _, entries in walk(root, note_unread):
+        files += [entry for entry in entries if entry.name.endswith(endings)]
+    return files

@@ -10,10 +10,10 @@ from mmh_ray.bids.archives import DERIVED_ENTITIES
 from mmh_ray.bids.companions import (
     Companion,
     Companions,
-    archive_of,
     find_companions,
     fitting,
     most_precise,
+    nearest_archive,
 )
 from mmh_ray.bids.entities import Entities, parse
 from mmh_ray.errors import DataError
@@ -55,13 +55,14 @@ def add_labels(rows: Iterable[dict[str, Any]], folder: str | Path | None = None)
         If ``folder`` has no label map of any of the scans.
     """
     rows = list(rows)
-    maps: dict[Path | None, Companions] = {}
+    ignored = (*DERIVED_ENTITIES, *_NAMING, "label")
+    maps: dict[Path | None, Companions] = {None: {}}
     chosen: list[str] = []
     for row in rows:
         scan = parse(row["uri"])
-        root = archive_of(row["uri"], scan) if folder is None else Path(folder)
-        if root not in maps:
-            maps[root] = _maps(root, folder is not None)
+        root = nearest_archive(row["uri"], scan) if folder is None else Path(folder)
+        if root is not None and root not in maps:
+            maps[root] = find_companions(root, _ENDINGS, ignored, _WHAT, is_archive=folder is None)
         candidates = _best(scan, maps[root])
         if not candidates:
             row |= dict.fromkeys(KEYS)
@@ -76,14 +77,6 @@ def add_labels(rows: Iterable[dict[str, Any]], folder: str | Path | None = None)
         return []
     taken = f"the first by path was taken, such as {chosen[0]}; --labels names a folder with the ones you mean"
     return [f"several label maps fit each of {len(chosen)} images: {taken}"]
-
-
-def _maps(root: Path | None, is_given: bool) -> Companions:
-    if root is None:
-        return {}
-    ignored = (*DERIVED_ENTITIES, *_NAMING, "label")
-    archive = None if is_given else root
-    return find_companions(root, _ENDINGS, ignored, _WHAT, archive)
 
 
 def _best(scan: Entities, maps: Companions) -> list[Companion]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmh_ray.bids.archives import DERIVED_ENTITIES
-from mmh_ray.bids.companions import Companions, archive_of, find_companions, fitting, most_precise
+from mmh_ray.bids.companions import Companions, find_companions, fitting, most_precise, nearest_archive
 from mmh_ray.bids.entities import parse
 from mmh_ray.bids.text import warn_of
 
@@ -27,9 +27,9 @@ def add_lesions(rows: Iterable[dict[str, Any]]) -> None:
     others: set[str] = set()
     for row in rows:
         scan = parse(row["uri"])
-        root = archive_of(row["uri"], scan)
+        root = nearest_archive(row["uri"], scan)
         if root is not None and root not in masks:
-            masks[root] = find_companions(root, _ENDINGS, (*DERIVED_ENTITIES, "label"), _WHAT, root)
+            masks[root] = find_companions(root, _ENDINGS, (*DERIVED_ENTITIES, "label"), _WHAT, is_archive=True)
         candidates = most_precise(fitting(scan, masks[root]))
         paths = [str(candidate.path) for candidate in candidates]
         row["lesion_uri"] = paths[0] if paths else None
