@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmh_ray.bids.derivatives import sidecar_path
+from mmh_ray.bids.derivatives import read_sidecar
 from mmh_ray.bids.entities import parse
-from mmh_ray.files import read_object
 
 _AGENT = (
     "the model was trained without contrast agents; on three scans, rims at 1.3 and 1.5 times white matter kept "
@@ -30,7 +29,7 @@ def contrast_flags(uri: str | Path) -> tuple[str, ...]:
     """
     tags = parse(uri).tags
     flags = []
-    agent = tags.get("ce") or _agent_of(_sidecar_beside(uri))
+    agent = tags.get("ce") or _agent_of(read_sidecar(uri))
     if agent is not None:
         flags.append(f"contrast agent ({agent}): {_AGENT}")
     if tags.get("part", "mag") != "mag":
@@ -48,14 +47,7 @@ def _agent_of(sidecar: Mapping[str, Any]) -> str | None:
         value = sidecar.get(key)
         parts = value if isinstance(value, list) else [value]
         names = [part.strip() for part in parts if isinstance(part, str)]
-        named = [name for name in names if name.lower() not in _NONE]
-        if named:
-            return ", ".join(named)[:80]
+        agents = [name for name in names if name.lower() not in _NONE]
+        if agents:
+            return ", ".join(agents)[:80]
     return None
-
-
-def _sidecar_beside(uri: str | Path) -> Mapping[str, Any]:
-    try:
-        return read_object(sidecar_path(uri))
-    except (OSError, ValueError):
-        return {}

@@ -37,14 +37,9 @@ def stray_rows(
     in_place:
         Whether images belong in this folder; then only those in unreadable formats are strays.
     """
-    paths: dict[str, str] = {}
-    for entry in entries:
-        is_used = in_place and is_usable(entry.name)
-        if not leads_to_folder(entry) and not is_used:
-            paths[entry.name] = entry.path
-    for name, count in images_among(paths):
-        if not is_of_another_type(name, inside):
-            yield _stray_row(paths[name], root, count, in_place)
+    strays = [entry for entry in entries if not (in_place and is_usable(entry.name))]
+    for path, count in _images_of(strays, inside):
+        yield _stray_row(path, root, count, in_place)
 
 
 def stray_rows_below(
@@ -70,22 +65,20 @@ def is_nearly_a_subject(name: str) -> bool:
     return not name.startswith("sub-") and bool(_NEARLY_A_SUBJECT.fullmatch(name))
 
 
-def images_outside(entries: Iterable[DirEntry[str]], root: Path, unread: Callable[[str], object]) -> list[str]:
+def images_outside(entries: Sequence[DirEntry[str]], root: Path, unread: Callable[[str], object]) -> list[str]:
     """Relative paths of images that are neither in a subject's folder nor in a folder that BIDS defines for other data.
 
     The first image of every folder comes first. Links to folders are not followed.
     """
-    files = []
+    top = [relative_name(path, root) for path, _ in _images_of(entries, ())]
     firsts: list[str] = []
     others: list[str] = []
     for entry in entries:
-        if not leads_to_folder(entry):
-            files.append(entry)
-        elif _may_hide_images(entry):
+        if leads_to_folder(entry) and _may_hide_images(entry):
             images = _images_below(entry.path, root, unread)
             firsts += images[:1]
             others += images[1:]
-    return _images_of(files, root, ()) + firsts + others
+    return top + firsts + others
 
 
 def _may_hide_images(folder: DirEntry[str]) -> bool:
@@ -98,19 +91,17 @@ def _images_below(folder: str, root: Path, unread: Callable[[str], object]) -> l
     """Relative paths of the images in a folder and all folders below it."""
     images: list[str] = []
     for current, entries in walk(folder, unread, _may_have_images):
-        files = [entry for entry in entries if not leads_to_folder(entry)]
-        images += _images_of(files, root, Path(current).relative_to(root).parts)
+        folders = Path(current).relative_to(root).parts
+        images += [relative_name(path, root) for path, _ in _images_of(entries, folders)]
     return images
 
 
-def _images_of(files: list[DirEntry[str]], root: Path, folders: Sequence[str]) -> list[str]:
-    """Relative paths of the images among the files of one folder."""
-    paths = {entry.name: entry.path for entry in files}
-    images = []
-    for name, _ in images_among(paths):
+def _images_of(entries: Iterable[DirEntry[str]], folders: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Paths of the anatomical images in one folder, each with the number of files that it represents."""
+    paths = {entry.name: entry.path for entry in entries if not leads_to_folder(entry)}
+    for name, count in images_among(paths):
         if not is_of_another_type(name, folders):
-            images.append(relative_name(paths[name], root))
-    return images
+            yield paths[name], count
 
 
 def _may_have_images(folder: str) -> bool:

@@ -44,9 +44,6 @@ PLACE = Place()
 class ListOption(click.Option):
     """An option that takes several values, all at once or one by one: `--target A B`, `--target A --target B`."""
 
-    def __init__(self, names: Sequence[str], **options: Any) -> None:
-        super().__init__(names, multiple=True, **options)
-
 
 class SettingOption(click.Option):
     """An option for a setting, with the setting's type; its value is added to the overrides at the end.
@@ -81,7 +78,7 @@ def setting_option(flag: str, setting: str, **options: Any) -> Callable[..., Any
 
 def list_option(flag: str, **options: Any) -> Callable[..., Any]:
     """Decorator: an option with several values, which the command receives as a tuple."""
-    return click.option(flag, cls=ListOption, metavar="NAME...", **options)
+    return click.option(flag, cls=ListOption, multiple=True, metavar="NAME...", **options)
 
 
 config_option = click.option("--config", metavar="FILE.yaml", help="YAML file of settings.")

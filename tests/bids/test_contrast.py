@@ -19,8 +19,8 @@ pytestmark = pytest.mark.fast
     [
         ("sub-01_ce-gadolinium_T1w.nii.gz", "contrast agent (gadolinium): "),
         ("sub-01_ses-2_acq-fast_ce-Gd_run-2_FLAIR.nii", "contrast agent (Gd): "),
-        ("sub-01_part-phase_T1w.nii.gz", "part-phase: no magnitude"),
-        ("sub-01_part-imag_T2w.nii.gz", "part-imag: no magnitude"),
+        ("sub-01_part-phase_T1w.nii.gz", "part-phase: not a magnitude"),
+        ("sub-01_part-imag_T2w.nii.gz", "part-imag: not a magnitude"),
         ("sub-01_inv-1_T1w.nii.gz", "inv-1: "),
         ("sub-01_mt-on_T1w.nii.gz", "mt-on: "),
     ],
