@@ -7,8 +7,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
-STOPPED = "stopped by SIGTERM; run again to go on"
-INTERRUPTED = "interrupted; run again to go on"
+STOPPED = "stopped by SIGTERM; run again to continue"
+INTERRUPTED = "interrupted; run again to continue"
 
 _received: str | None = None
 """Signal received in the outermost :func:`stoppable` block, in words. A KeyboardInterrupt loses its text in Ray."""

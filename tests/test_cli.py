@@ -472,7 +472,7 @@ def test_figures_at_a_target_are_not_kept_with_a_model(
     calls = stand_in("mmh_ray.distributed.evaluate", "evaluate", {})
     archives = ["--archive", f"raw={tmp_path}", "--archive", f"ours={tmp_path}"]
     assert main(["evaluate", *archives, "--out", "out", "--target", "north", "--model", "models:/m@candidate"]) == 2
-    assert "what promotion compares is measured without a target" in capsys.readouterr().err
+    assert "promotion compares figures that are measured without a target" in capsys.readouterr().err
     assert calls == []
 
 

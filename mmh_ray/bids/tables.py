@@ -219,7 +219,7 @@ def read_table(path: Path, key: str, root: Path) -> Table:
             damaged_rows += _is_id(spelt, key)
             table.damaged[about] = problem
             if previous is not None and _goes_on(previous[1], previous[2], spelt, key):
-                table.damaged[previous[0]] = f"{problem}, where {previous[0]} seems to go on"
+                table.damaged[previous[0]] = f"{problem}, where {previous[0]} seems to continue"
             previous = None  # further damaged lines belong to this one
         if damaged_lines > MOST_DAMAGED:
             raise DataError(f"{name}: more than {MOST_DAMAGED} damaged rows ({problem})", "rows that fit", REMEDY)

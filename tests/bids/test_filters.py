@@ -63,7 +63,7 @@ def test_without_a_query_all_are_kept(tmp_path: Path) -> None:
     ("content", "received", "remedy"),
     [
         ({"t1": {}}, "query 't1'", "Did you mean 't1w'?"),
-        ({"bold": {}}, "query 'bold'", "Take it out"),
+        ({"bold": {}}, "query 'bold'", "Remove it from the file"),
         ({"T1w": {}}, "query 'T1w'", "Did you mean 't1w'?"),
         ({"t1w": {"sesion": "1"}}, "entity 'sesion'", "Did you mean 'session'?"),
         ({"t1w": {"ses": "1"}}, "entity 'ses'", ""),
