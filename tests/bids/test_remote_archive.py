@@ -77,7 +77,7 @@ def test_a_table_beyond_all_bounds_is_refused_as_on_a_disk(s3: Any, archive: Pat
     """It is not even fetched: the outline has a hole of its size."""
     upload(s3, archive, "data/bids")
     s3.put_object(Bucket=BUCKET, Key="data/bids/participants.tsv", Body=bytes(64 * 2**20 + 1))
-    with pytest.raises(DataError, match=f"^{URI}/participants.tsv: larger than the 64 MiB"):
+    with pytest.raises(DataError, match=f"^{URI}/participants.tsv: larger than 64 MiB"):
         find_images(URI)
 
 
