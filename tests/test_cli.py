@@ -41,7 +41,7 @@ def _levels_as_before(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 class Calls(list):
-    """What a stand-in was called with."""
+    """Records the calls of a stand-in."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -55,7 +55,7 @@ class Calls(list):
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch):
-    """Put a function in the place of the one that a command imports; gives the calls it received."""
+    """Replace a function that a command imports; returns the list of its calls."""
 
     modules: dict[str, ModuleType] = {}
 
@@ -193,9 +193,7 @@ def test_what_follows_archive_is_no_override() -> None:
 @pytest.mark.parametrize(
     "line", [f"harmonize . out {rest}" for rest in ("--model --dry-run", "--target -v", "--target")]
 )
-def test_an_option_without_its_value_takes_no_other_option_for_it(
-    line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_option_without_a_value_does_not_take_the_next_option(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(line.split())
     assert caught.value.code == 2
@@ -282,7 +280,7 @@ def test_train_global_prints_where_the_model_is(stand_in, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("counts", "code"), [({"done": 2, "skipped": 1}, 0), ({"done": 2, "failed": 1}, 1), ({"refused": 1}, 1)]
 )
-def test_harmonize_tells_the_truth_by_its_exit_code(
+def test_the_exit_code_of_harmonize_shows_failed_images(
     stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str], counts: dict[str, int], code: int
 ) -> None:
     calls = stand_in("mmh_ray.distributed.harmonize", "harmonize", counts)
@@ -296,7 +294,7 @@ def test_harmonize_tells_the_truth_by_its_exit_code(
 
 
 def test_harmonize_closes_with_reasons_and_places(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of this run alone: the image that failed in an earlier one is not told again."""
+    """Only of this run: an image that failed in an earlier run is not reported again."""
     out = tmp_path / "out"
     done = ledger_row("sub-1_T1w", flags=["dark"])
     failed = ledger_row("sub-2_T1w", status="failed", reason="/bids/sub-2_T1w.nii.gz: 4-D image")
@@ -332,7 +330,7 @@ def test_status_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def ledger_row(image_id: str, **more: Any) -> dict[str, Any]:
-    """A row of a run that goes on for ever, unless ``finished`` says when it was."""
+    """A row of an endless run, unless ``finished`` gives its time."""
     row: dict[str, Any] = dict.fromkeys(LEDGER_SCHEMA.names)
     row |= {"image_id": image_id, "source": f"/bids/{image_id}.nii.gz", "sequence": "T1w", "status": "done"}
     row |= {"finished": "2999-01-01T00:00:00+00:00", "seconds": 1.0}

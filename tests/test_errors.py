@@ -1,4 +1,4 @@
-"""Whatever befalls an image, its reason says what was received, what was expected and what to do."""
+"""Every error of an image says what was received, what was expected and what to do."""
 
 from __future__ import annotations
 

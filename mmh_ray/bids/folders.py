@@ -68,7 +68,7 @@ def check_folder(entry: os.DirEntry[str], root: Path) -> None:
         raise DataError(f"{printable(entry.path)}: a link out of the archive", "a folder inside it", remedy)
     if is_inside(os.path.dirname(entry.path), entry.path):
         received = f"{printable(entry.path)}: a link to a folder that it lies in"
-        raise DataError(received, "a folder of its own", "Remove the link.")
+        raise DataError(received, "a folder that does not contain the link", "Remove the link.")
 
 
 def check_file(path: str | Path, root: Path, shown: str, is_link: bool = True) -> None:

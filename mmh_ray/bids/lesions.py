@@ -34,4 +34,4 @@ def add_lesions(rows: Iterable[dict[str, Any]]) -> None:
         paths = [str(candidate.path) for candidate in candidates]
         row["lesion_uri"] = paths[0] if paths else None
         others.update(paths[1:])
-    warn_of(sorted(others), f"a {_WHAT} left out, the second of its entities")
+    warn_of(sorted(others), f"a second {_WHAT} with the same entities, left out")

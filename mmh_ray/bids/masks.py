@@ -61,7 +61,7 @@ class BrainMasks:
         elif self._paths.setdefault(tags, path) != path:
             is_of_functional_image = any(key == "task" for key, _ in tags)
             if not is_of_functional_image:  # which is never harmonized
-                self._findings.note("a brain mask left out, the second of its entities", path)
+                self._findings.note("a second brain mask with the same entities, left out", path)
         else:
             try:
                 check_entry(entry, root, f"brain mask {path}")

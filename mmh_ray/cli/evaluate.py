@@ -89,7 +89,7 @@ def evaluate(
 
     folders = dict(archives)
     if len(folders) < len(archives):
-        raise ConfigError("two archives of one name", "a name of its own for each", "Rename one of them.")
+        raise ConfigError("two archives of one name", "a different name for each", "Rename one of them.")
     if model and target:
         remedy = "Leave one of them out: promotion compares figures that are measured without a target."
         raise ConfigError("--model and --target", "one of the two", remedy)

@@ -1,4 +1,4 @@
-"""BIDS filters: which images a query keeps, and what is said of a file that holds something else."""
+"""BIDS filters: which images a query keeps, and the errors for invalid filter files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IMAGES = (
 
 
 def kept(tmp_path: Path, content: Any) -> list[str]:
-    """The images that are left."""
+    """The images that the filter keeps."""
     path = tmp_path / "filter.json"
     path.write_text(json.dumps(content))
     filters = read_filters(path)

@@ -1,4 +1,4 @@
-"""An archive in an object store has the rows that it has on a disk: a real S3 server (moto) on the loopback."""
+"""An archive in an object store gives the same rows as on a disk. Uses a real S3 server (moto) on the loopback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(path: Path, text: str = "") -> None:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """Sites from a table, from a sidecar and from nowhere, masks, strays, and files that nobody reads."""
+    """Sites from a table, from a sidecar and missing ones, masks, strays, and files that are not read."""
     root = tmp_path / "bids"
     write(root / "dataset_description.json", json.dumps({"Name": "Odd", "BIDSVersion": "1.10.0"}))
     write(root / "participants.tsv", "participant_id\tsite\tage\nsub-01\tOslo\t40\nsub-02\tBonn\t50+\n")
@@ -74,7 +74,7 @@ def test_errors_name_the_archive_and_not_the_copy(s3: Any, archive: Path) -> Non
 
 @pytest.mark.slow
 def test_a_table_beyond_all_bounds_is_refused_as_on_a_disk(s3: Any, archive: Path, tmp_path: Path) -> None:
-    """It is not even fetched: the outline has a hole of its size."""
+    """It is not even fetched: the outline has a sparse file of its size."""
     upload(s3, archive, "data/bids")
     s3.put_object(Bucket=BUCKET, Key="data/bids/participants.tsv", Body=bytes(64 * 2**20 + 1))
     with pytest.raises(DataError, match=f"^{URI}/participants.tsv: larger than 64 MiB"):

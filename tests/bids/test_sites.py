@@ -1,4 +1,4 @@
-"""Sites: ids that almost match are named and never taken, and what a table leaves open is not filled from elsewhere."""
+"""Sites: similar ids are named but never used, and a gap in a table is not filled from less specific sources."""
 
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def test_a_table_without_any_site_leaves_it_to_the_sidecars(archive, column, cap
 
 
 def test_a_table_without_its_key_and_without_sites_costs_nothing(tmp_path, caplog):
-    """As the sessions of archives from before BIDS had a rule for them."""
+    """Such as the tables of sessions in archives older than the rule of BIDS for them."""
     people(tmp_path, "sub-01 A 30 F")
     image(tmp_path, "sub-01_ses-1_T1w")
     put(tmp_path / "sub-01/sub-01_sessions.tsv", "session\tscore\nses-1\t3\n")
@@ -126,7 +126,7 @@ def test_the_pattern_that_a_user_gives_fills_what_tables_leave_open(archive, cap
 
 
 def test_an_empty_site_beside_a_damaged_row_is_no_site(archive):
-    """Nobody knows which column the damaged row meant; good rows with nothing in theirs are read all the same."""
+    """The column of the damaged value is unknown; good rows with an empty cell are still read."""
     put(archive / "participants.tsv", "participant_id\tsite\nsub-01\t\nsub-02\n")
     rows = by_id(archive, require_site=False)
     assert rows["sub-01_T1w"]["site"] is None

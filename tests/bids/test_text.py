@@ -1,4 +1,4 @@
-"""What strangers wrote becomes text and numbers that can be trusted, or nothing; messages keep their length."""
+"""Untrusted values become clean text and numbers or None; messages have limited length."""
 
 import pytest
 
