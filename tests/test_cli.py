@@ -144,32 +144,32 @@ def test_a_flag_out_of_range_exits_with_2(tmp_path: Path, capsys: pytest.Capture
     ],
 )
 def test_positionals_and_overrides_stand_anywhere(line: str) -> None:
-    invocation, overrides = parse(line.split())
-    given = invocation.arguments
-    assert (given["bids"], given["out"], given["model"]) == (".", "out", "m")
-    assert given["participant_label"] == ("01", "sub-02")
-    assert given["sequence"] == ("T1w",)
-    assert overrides == ["harmonize.steps=2"]
+    invocation = parse(line.split())
+    arguments = invocation.arguments
+    assert (arguments["bids"], arguments["out"], arguments["model"]) == (".", "out", "m")
+    assert arguments["participant_label"] == ("01", "sub-02")
+    assert arguments["sequence"] == ("T1w",)
+    assert invocation.overrides == ["harmonize.steps=2"]
 
 
 @pytest.mark.parametrize(
     "line", ["demo --config c.yaml here", "demo here --config c.yaml", "demo -v here --config c.yaml"]
 )
 def test_an_optional_positional_may_follow_options(line: str) -> None:
-    invocation, _ = parse(line.split())
+    invocation = parse(line.split())
     assert (invocation.arguments["out"], invocation.config) == ("here", "c.yaml")
 
 
 @pytest.mark.parametrize("line", ["-v demo", "demo -v", "demo --verbose"])
 def test_verbose_before_and_after_the_command(line: str) -> None:
-    assert parse(line.split())[0].verbose
-    assert not parse(["demo"])[0].verbose
+    assert parse(line.split()).verbose
+    assert not parse(["demo"]).verbose
 
 
 def test_paths_and_uris_are_not_overrides() -> None:
-    invocation, overrides = parse(["prepare", "s3://bucket/site=A/m.parquet", "./site=A"])
+    invocation = parse(["prepare", "s3://bucket/site=A/m.parquet", "./site=A"])
     assert invocation.arguments == {"manifest": "s3://bucket/site=A/m.parquet", "out": "./site=A"}
-    assert not overrides
+    assert not invocation.overrides
 
 
 def test_what_follows_archive_is_no_override() -> None:
@@ -184,10 +184,10 @@ def test_what_follows_archive_is_no_override() -> None:
         "out",
         "evaluate.seed=1",
     ]
-    invocation, overrides = parse(line)
+    invocation = parse(line)
     assert invocation.arguments["archives"] == (("raw", "."), ("model", "."), ("ours", "."))
     assert invocation.arguments["model"] is None
-    assert overrides == ["evaluate.seed=1"]
+    assert invocation.overrides == ["evaluate.seed=1"]
 
 
 @pytest.mark.parametrize(

@@ -183,8 +183,8 @@ def test_a_jobs_entrypoint_is_a_command_of_ours(name: str, command: str, tmp_pat
     assert f'run(["{command}", *sys.argv[1:]])' in (ROOT / script.removeprefix("/app/")).read_text(encoding="utf-8")
     (tmp_path / "bids").mkdir()
     here = [text.replace("/app/", f"{ROOT}/").replace("/data/", f"{tmp_path}/") for text in arguments]
-    parsed, overrides = parse([command, *here])
-    config = load_config(parsed.config, overrides)
+    invocation = parse([command, *here])
+    config = load_config(invocation.config, invocation.overrides)
     if command == "train-global":
         gpus = sum(
             group["replicas"] * int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])

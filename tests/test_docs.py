@@ -133,8 +133,8 @@ def test_a_command_on_a_page_is_one_that_mmh_takes(case: tuple[Path, list[str]],
         place = word.partition("=")[2] or word  # of NAME=FOLDER
         if not place.startswith("-") and "://" not in place and not Path(place).exists():
             Path(place).mkdir(parents=True)  # the parser wants what it reads to be there
-    arguments, overrides = parse(words)
-    load_config(getattr(arguments, "config", None), overrides)
+    invocation = parse(words)
+    load_config(invocation.config, invocation.overrides)
 
 
 @pytest.mark.fast

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import DirEntry
 from pathlib import Path
 from typing import Any, TypedDict
@@ -74,7 +74,6 @@ class Level:
         return dataclasses.replace(self, sidecars=(*self.sidecars, *nearer))
 
 
-@dataclass
 class Records:
     """Tables and sidecars of one archive.
 
@@ -97,22 +96,19 @@ class Records:
         If ``site_pattern`` is unusable.
     """
 
-    root: Path
-    entries: Sequence[DirEntry[str]]
-    site_pattern: str | None
-    findings: Findings
-    participants: Table | None = field(init=False)
-    sidecars: tuple[Sidecar, ...] = field(init=False)
-    sites: dict[str, Site] = field(init=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._pattern = _compiled(self.site_pattern)
-        names = frozenset(entry.name for entry in self.entries)
+    def __init__(
+        self, root: Path, entries: Sequence[DirEntry[str]], site_pattern: str | None, findings: Findings
+    ) -> None:
+        self.root = root
+        self.findings = findings
+        self.sites: dict[str, Site] = {}
+        self._pattern = _compiled(site_pattern)
+        names = frozenset(entry.name for entry in entries)
         try:
-            self.participants = self._table([(self.root, names)], "participants.tsv", "participant_id")
+            self.participants = self._table([(root, names)], "participants.tsv", "participant_id")
         except DataError as error:  # this error refuses the whole archive, so it names the archive
-            raise DataError(f"{self.root}/{error.received}", error.expected, error.remedy) from error
-        self.sidecars = sidecars_among(self.entries, self.root, self.findings)
+            raise DataError(f"{root}/{error.received}", error.expected, error.remedy) from error
+        self.sidecars = sidecars_among(entries, root, findings)
 
     def level_of(self, folder: Path, entries: Iterable[DirEntry[str]], above: Level | None) -> Level:
         """The level of a subject (``above`` is None) or of a session (``above`` is its subject's)."""

@@ -32,24 +32,24 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     Only the command's results go to stdout. Ray prints notices there until it has ended, so it is ended first.
     """
     gc.set_threshold(_ALLOCATIONS)
-    invocation, overrides = parse(sys.argv[1:] if argv is None else argv)  # help and version go to stdout
+    invocation = parse(sys.argv[1:] if argv is None else argv)  # help and version go to stdout
     with stdout_for_results():
-        code = _run(invocation, overrides)
+        code = _run(invocation)
         end_ray()
     sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` defaults to the command line of the process."""
-    invocation, overrides = parse(sys.argv[1:] if argv is None else argv)
-    return _run(invocation, overrides)
+    invocation = parse(sys.argv[1:] if argv is None else argv)
+    return _run(invocation)
 
 
-def _run(invocation: Invocation, overrides: list[str]) -> int:
+def _run(invocation: Invocation) -> int:
     set_up_logging(invocation.verbose)
     with stoppable():
         try:
-            config = load_config(invocation.config, overrides)
+            config = load_config(invocation.config, invocation.overrides)
             return invocation.handler(config, **invocation.arguments)
         except MMHError as error:
             return explained(invocation.command, error)
@@ -60,8 +60,8 @@ def _run(invocation: Invocation, overrides: list[str]) -> int:
             return INTERRUPTED
 
 
-def parse(argv: Sequence[str]) -> tuple[Invocation, list[str]]:
-    """The command and arguments of a command line, and its `section.key=value` overrides.
+def parse(argv: Sequence[str]) -> Invocation:
+    """The command, arguments and settings of a command line.
 
     Raises
     ------
@@ -75,4 +75,4 @@ def parse(argv: Sequence[str]) -> tuple[Invocation, list[str]]:
         raise SystemExit(error.exit_code) from error
     if not isinstance(outcome, Invocation):  # the exit code of --help or --version
         raise SystemExit(outcome)
-    return outcome, outcome.overrides
+    return outcome

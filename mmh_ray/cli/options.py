@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
@@ -45,24 +45,6 @@ class ListOption(click.Option):
     """An option that takes several values, all at once or one by one: `--target A B`, `--target A --target B`."""
 
 
-class SettingOption(click.Option):
-    """An option for a setting, with the setting's type; its value is added to the overrides at the end.
-
-    Parameters
-    ----------
-    setting:
-        Dotted key, such as `harmonize.space`.
-    """
-
-    def __init__(self, names: Sequence[str], setting: str, **options: Any) -> None:
-        super().__init__(names, type=_type_of(setting), expose_value=False, callback=self._override, **options)
-        self.setting = setting
-
-    def _override(self, ctx: click.Context, _: click.Parameter, value: Any) -> None:
-        if value is not None:
-            ctx.obj.append(f"{self.setting}={value}")
-
-
 def _type_of(setting: str) -> click.Choice[str] | type:
     """The choices of a setting if it has some, else its Python type."""
     section, _, field = setting.partition(".")
@@ -72,8 +54,19 @@ def _type_of(setting: str) -> click.Choice[str] | type:
 
 
 def setting_option(flag: str, setting: str, **options: Any) -> Callable[..., Any]:
-    """Decorator: an option for a setting."""
-    return click.option(flag, cls=SettingOption, setting=setting, **options)
+    """Decorator: an option for a setting, with the setting's type; its value is added to the overrides at the end.
+
+    Parameters
+    ----------
+    setting:
+        Dotted key, such as `harmonize.space`.
+    """
+
+    def override(ctx: click.Context, _: click.Parameter, value: Any) -> None:
+        if value is not None:
+            ctx.obj.append(f"{setting}={value}")
+
+    return click.option(flag, type=_type_of(setting), expose_value=False, callback=override, **options)
 
 
 def list_option(flag: str, **options: Any) -> Callable[..., Any]:
