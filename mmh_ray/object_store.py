@@ -252,12 +252,7 @@ class Store:
     def get(self, name: str, path: Path) -> None:
         """Fetch an object to a local path; DataError if it is missing, incomplete or unreadable."""
         with self._naming(name, "an object that can be read"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with self._system.open_input_file(self._path(name)) as source, open(path, "wb") as sink:
-                size = source.size()
-                shutil.copyfileobj(source, sink, 1 << 20)
-            if path.stat().st_size != size:
-                raise OSError(f"only {path.stat().st_size} of its {size} bytes were received")
+            _fetch(self._system, self._path(name), path)
 
     def get_all(self, names: Iterable[str], folder: Path) -> None:
         """Fetch objects to their relative paths in a local folder, several at a time; missing ones are skipped."""
@@ -371,13 +366,15 @@ def _inside(path: str, folder: str, place: str) -> str:
     return relative
 
 
-def _fetch(store: pa.fs.FileSystem, path: str, target: Path) -> None:
+def _fetch(system: pa.fs.FileSystem, path: str, target: Path) -> None:
+    """Copy an object to a local path; OSError if it is incomplete."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        store.open_input_stream(path) as source,
-        open(target, "wb") as sink,
-    ):
+    with system.open_input_file(path) as source, open(target, "wb") as sink:
+        size = source.size()
         shutil.copyfileobj(source, sink, 1 << 20)
+    received = target.stat().st_size
+    if received != size:
+        raise OSError(f"only {received} of its {size} bytes were received")
 
 
 def _without_keys(uri: str) -> str:

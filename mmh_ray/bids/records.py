@@ -110,9 +110,8 @@ class Records:
             raise DataError(f"{root}/{error.received}", error.expected, error.remedy) from error
         self.sidecars = sidecars_among(entries, root, findings)
 
-    def level_of(self, folder: Path, entries: Iterable[DirEntry[str]], above: Level | None) -> Level:
+    def level_of(self, folder: Path, entries: Sequence[DirEntry[str]], above: Level | None) -> Level:
         """The level of a subject (``above`` is None) or of a session (``above`` is its subject's)."""
-        entries = list(entries)
         names = frozenset(entry.name for entry in entries)
         places = [(folder, names)]
         sidecars = sidecars_among(entries, self.root, self.findings)
