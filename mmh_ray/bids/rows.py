@@ -153,13 +153,6 @@ def problem_of(row: Mapping[str, Any]) -> Problem | None:
     in_memory = row.get("problem")
     if isinstance(in_memory, Problem):
         return in_memory
-    reason = row.get("reason")
-    if not isinstance(reason, str) or not reason:
+    if not row.get("reason"):
         return None
-    expected = row.get("expected")
-    remedy = row.get("remedy")
-    return Problem(
-        reason,
-        expected if isinstance(expected, str) else None,
-        remedy if isinstance(remedy, str) else None,
-    )
+    return Problem(row["reason"], row.get("expected"), row.get("remedy"))
