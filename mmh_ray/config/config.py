@@ -1,4 +1,4 @@
-"""Combines all sections to the configuration of a run."""
+"""Combines all sections into the configuration of a run."""
 
 from __future__ import annotations
 
