@@ -61,7 +61,6 @@ class Places:
     """Files and folders that the demo writes."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
         self.settings = root / "config.yaml"
         self.bids = root / "bids"
         self.truth = root / "bids" / "derivatives" / "truth"

@@ -24,12 +24,12 @@ def learning_rate_share(step: int, steps: int, warmup_steps: int) -> float:
     return warm_up * decay
 
 
-def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer, most_norm: float = 1.0) -> None:
-    """Take one optimiser step on a loss; the norm of the gradient over all weights is clipped at ``most_norm``."""
+def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Take one optimiser step on a loss; the norm of the gradient over all weights is clipped at 1."""
     optimizer.zero_grad()
     loss.backward()
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    nn.utils.clip_grad_norm_(weights, most_norm)
+    nn.utils.clip_grad_norm_(weights, 1.0)
     optimizer.step()
 
 

@@ -136,7 +136,7 @@ def split_name(name: str) -> tuple[dict[str, str], str]:
     return dict(sorted(tags.items(), key=_rank)), suffix
 
 
-def output_path(entities: Entities, space: str | None = None, desc: str = "harmonized") -> PurePosixPath:
+def output_path(entities: Entities, space: str | None = None, desc: str = UNIFIED) -> PurePosixPath:
     """Path of a derivative, relative to the root of the derivatives.
 
     The `desc` of an input is kept in front: `desc-preproc` becomes `desc-preprocHarmonized`. `space` is the space of a
