@@ -2,7 +2,7 @@
 
     ray job submit --working-dir . -- python jobs/build_manifest.py /data/bids /data/manifest.parquet
 
-Paths are absolute or URIs that every node reaches: a submitted job runs in a copy of the working folder.
+Use absolute paths or URIs that every node can reach: a submitted job runs in a copy of the working folder.
 """
 
 import sys

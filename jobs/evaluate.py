@@ -1,8 +1,9 @@
-"""Compare raw, baselines and harmonized images on a cluster: the same code as `mmh evaluate`.
+r"""Compare raw, baselines and harmonized images on a cluster: the same code as `mmh evaluate`.
 
-    ray job submit --working-dir . -- python jobs/evaluate.py --archive raw=/data/bids --archive ours=/data/out --out /data/scores
+    ray job submit --working-dir . -- \
+      python jobs/evaluate.py --archive raw=/data/bids --archive ours=/data/out --out /data/scores
 
-Paths are absolute or URIs that every node reaches: a submitted job runs in a copy of the working folder.
+Use absolute paths or URIs that every node can reach: a submitted job runs in a copy of the working folder.
 """
 
 import sys

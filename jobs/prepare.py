@@ -3,7 +3,7 @@ r"""Bring every image of a manifest to the working grid on a cluster: the same c
     ray job submit --working-dir . -- \
       python jobs/prepare.py /data/manifest.parquet /data/prepared --config configs/global.yaml
 
-Paths are absolute or URIs that every node reaches: a submitted job runs in a copy of the working folder.
+Use absolute paths or URIs that every node can reach: a submitted job runs in a copy of the working folder.
 """
 
 import sys

@@ -3,7 +3,7 @@ r"""Train and register the global harmonizer on a cluster: the same code as `mmh
     ray job submit --working-dir . -- \
       python jobs/train_global.py /data/prepared --config configs/global.yaml train.workers=8
 
-Paths are absolute or URIs that every node reaches: a submitted job runs in a copy of the working folder.
+Use absolute paths or URIs that every node can reach: a submitted job runs in a copy of the working folder.
 """
 
 import sys

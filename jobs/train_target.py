@@ -4,7 +4,7 @@ r"""Train and register adapters of target sites on a cluster: the same code as `
       python jobs/train_target.py /data/prepared --config configs/target.yaml model=models:/mmh-global@champion \
       'target.site=[north, south]'
 
-Paths are absolute or URIs that every node reaches: a submitted job runs in a copy of the working folder.
+Use absolute paths or URIs that every node can reach: a submitted job runs in a copy of the working folder.
 """
 
 import sys

@@ -13,13 +13,12 @@ from typing import Any
 
 try:
     __version__ = metadata.version("mmh-ray")
-except metadata.PackageNotFoundError:  # a checkout that was never installed, on the path of a process
+except metadata.PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0+unknown"
 
 
 def __getattr__(name: str) -> Any:
-    """``load`` and ``compare``, imported when they are asked for: they bring torch and matplotlib, which take
-    seconds."""
+    """Import ``load`` and ``compare`` on first use: they need torch and matplotlib, which take seconds to import."""
     if name == "load":
         from mmh_ray.harmonization.one_scan import load
 

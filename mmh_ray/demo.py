@@ -1,4 +1,4 @@
-"""`mmh demo`: the whole way on this machine, by the public commands: phantom to evaluation, global and target."""
+"""Runs the whole pipeline on this machine through the public commands, from phantom to evaluation (`mmh demo`)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXPECTED = (
     "tissue_contrast",
     "truth_nrmse",
 )
-"""Measures that metrics.json gives every method, None where one cannot be had."""
+"""Measures in metrics.json for every method; None where a measure is not available."""
 
 RunCommand = Callable[[Sequence[str]], int]
 """Runs `mmh` with these arguments and returns its exit code; raises KeyboardInterrupt if it was interrupted."""
@@ -45,11 +45,11 @@ class Stage:
     Attributes
     ----------
     name:
-        Key of its seconds in metrics.json.
+        Key of its duration in metrics.json.
     command:
         Arguments of `mmh`.
     has_settings:
-        Whether it gets the demo's settings; without them it runs as it comes.
+        Whether it uses the demo's settings rather than the defaults.
     """
 
     name: str
@@ -58,10 +58,9 @@ class Stage:
 
 
 class Places:
-    """Where the demo puts what its commands make."""
+    """Files and folders that the demo writes."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
         self.settings = root / "config.yaml"
         self.bids = root / "bids"
         self.truth = root / "bids" / "derivatives" / "truth"
@@ -71,7 +70,7 @@ class Places:
         self.database = root / "mlflow.db"
         self.harmonized_base = root / "harmonized-base"
         self.harmonized = root / "harmonized"
-        self.moved = root / "target"
+        self.harmonized_target = root / "target"
         self.evaluation = root / "evaluation"
         self.evaluation_at_target = root / "evaluation-target"
         self.figures = root / "figures"
@@ -81,18 +80,16 @@ class Places:
 def run(out: str, config: Config, run_command: RunCommand) -> None:
     """Run every stage, then gather the figures.
 
-    A phantom archive; its travelers harmonized by the model that the package brings; manifest, prepare and
-    train-global, which registers a model; the travelers harmonized by that; the same for a target site; evaluate.
-    ``out`` then holds the archive, ``harmonized-base/`` with its ``report.html``, the shards, the runs, MLflow's
-    database, the derivatives, ``metrics.json`` and ``figures/``. An earlier demo in the same folder is removed first.
-    Without ``target.site`` no target is trained.
+    Simulates a phantom archive and harmonizes its travelers with the shipped model. Then runs manifest, prepare and
+    train-global, and harmonizes the travelers with the new model. Does the same for a target site, if ``target.site``
+    is set. Finally evaluates all outputs. An earlier demo in the same folder is removed first.
 
     Raises
     ------
     ConfigError
-        If ``out`` holds something else, or a command fails.
+        If ``out`` holds other files, or a command fails.
     """
-    root = _fresh(Path(out).resolve())  # where it is a link, what it leads to is emptied, and it stays
+    root = _fresh(Path(out).resolve())  # if it is a link, its target is emptied and the link stays
     places = Places(root)
     places.settings.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     seconds: dict[str, float] = {}
@@ -109,7 +106,7 @@ def run(out: str, config: Config, run_command: RunCommand) -> None:
 
 
 def stages_of(config: Config, places: Places) -> list[Stage]:
-    """The commands of the demo, in their order."""
+    """Commands of the demo, in order."""
     travelers = [f"traveler{number:02d}" for number in range(1, config.phantom.travelers + 1)]
     model = f"models:/{config.tracking.model_name}@{config.tracking.alias}"
     tracking = f"tracking.uri=sqlite:///{places.database}"
@@ -135,8 +132,8 @@ def stages_of(config: Config, places: Places) -> list[Stage]:
         site = config.target.site[0]
         train_target = ["train-target", str(places.prepared), "--model", model, tracking]
         train_target.append(f"target.storage={places.runs}")
-        harmonize_target = ["harmonize", str(places.bids), str(places.moved), *by_model, "--target", site]
-        at_target = [f"raw={places.manifest}", f"ours={places.moved}", f"global={places.harmonized}"]
+        harmonize_target = ["harmonize", str(places.bids), str(places.harmonized_target), *by_model, "--target", site]
+        at_target = [f"raw={places.manifest}", f"ours={places.harmonized_target}", f"global={places.harmonized}"]
         evaluate_target = _evaluate(at_target, places.truth, places.evaluation_at_target)
         evaluate_target += ["--target", site]
         stages += [
@@ -144,7 +141,7 @@ def stages_of(config: Config, places: Places) -> list[Stage]:
             Stage("harmonize_target", harmonize_target),
             Stage("evaluate_target", evaluate_target),
         ]
-        archives.append(f"ours_target={places.moved}")
+        archives.append(f"ours_target={places.harmonized_target}")
 
     evaluate = _evaluate(archives, places.truth, places.evaluation)
     evaluate += ["--model", model, tracking]
@@ -175,7 +172,7 @@ def _read_evaluation(folder: Path) -> dict[str, Any]:
 
 
 def _add_target(metrics: dict[str, Any], places: Places) -> None:
-    """Add the figures at the target site to those of each sequence, and a picture of what was moved there."""
+    """Add the figures of the target site to each sequence's, and copy a picture of images harmonized to it."""
     at_target = metrics_of(_read_evaluation(places.evaluation_at_target))
     for key in ("missing", "failed"):
         metrics[key] += at_target[key]
@@ -187,8 +184,10 @@ def _add_target(metrics: dict[str, Any], places: Places) -> None:
 
 
 def metrics_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Values alone: ``{sequence: {method: {measure: number or None}}}``, ours under the name `harmonized`, and who was
-    scored."""
+    """Content of metrics.json: ``{sequence: {method: {measure: number or None}}}`` and facts about the evaluation.
+
+    Our method is named `harmonized`.
+    """
     about = evaluation["about"]
     metrics: dict[str, Any] = {}
     for sequence, methods in by_sequence(evaluation).items():
@@ -207,7 +206,7 @@ def metrics_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fresh(root: Path) -> Path:
-    """An empty folder, marked as a demo's own."""
+    """Make an empty folder with the demo's marker; ConfigError if it holds files that no demo wrote."""
     if root.exists() and any(root.iterdir()):
         if not (root / MARKER).exists():
             raise ConfigError(f"{root} is not empty", "a new folder or one of an earlier demo", "Name another folder.")

@@ -1,6 +1,6 @@
-"""`mmh doctor`: what mmh_ray needs of this machine, checked one thing at a time, for bug reports.
+"""Checks what mmh_ray needs of this machine (`mmh doctor`); the output is meant for bug reports.
 
-A check never raises: what goes wrong in it is its finding.
+A check never raises: an error in it becomes its finding.
 """
 
 from __future__ import annotations
@@ -30,23 +30,25 @@ from mmh_ray.provenance import code_version
 from mmh_ray.shipped_weights import read_weights
 
 PACKAGES = ("torch", "ray", "mlflow", "diffusers", "SimpleITK", "nibabel", "numpy", "pyarrow")
-"""Packages whose version is told."""
+"""Packages whose version is shown."""
 RAY_PATIENCE_S = 90.0
 """Seconds that Ray may take to start: a busy laptop needs about twenty."""
 TRACKING_PATIENCE_S = 3.0
 """Seconds that a tracking server may take to answer."""
 LEAST_DISK = 1e9
-"""Bytes free in the temporary folder below which Ray cannot work."""
+"""Free bytes that Ray needs in the temporary folder."""
 LITTLE_DISK = 10e9
 LITTLE_SHARED_MEMORY = 2e9
-"""Bytes below which a check is a note: large archives need more."""
+"""Free bytes below which the state is `note`: large archives need more."""
 SHARED_MEMORY = Path("/dev/shm")
 _GB = 1e9
 _NAME_WIDTH = 16
-"""Characters of the longest name of a check, so that lines stand in columns before all are known."""
+"""Characters of the longest check name: lines are printed one by one and must still be aligned."""
 _START_RAY = "from mmh_ray.distributed.cluster import connect, disconnect; connect(); disconnect()"
 
 State = Literal["ok", "note", "broken"]
+Outcome = tuple[State, str]
+"""State and text of a :class:`Finding`."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,11 @@ class Finding:
     Attributes
     ----------
     name:
-        What was looked at.
+        What was checked.
     state:
-        ``ok``; ``note``, worth knowing, but nothing that every command needs; ``broken``, some command cannot work.
+        ``ok``; ``note``: worth knowing, but not needed by every command; ``broken``: some command cannot work.
     text:
-        What was found, in words, with the remedy where there is one.
+        The result, with the remedy where there is one.
     """
 
     name: str
@@ -68,19 +70,13 @@ class Finding:
     text: str
 
     def as_line(self) -> str:
-        """The finding in a line."""
+        """The finding as one line."""
         return f"{self.state:<6} {self.name:<{_NAME_WIDTH}}  {self.text}"
 
 
 def examine(tracking: TrackingConfig) -> Iterator[Finding]:
-    """Run every check, one after the other, and say what it found; most of the time Ray is starting.
-
-    Parameters
-    ----------
-    tracking:
-        Where the MLflow registry is.
-    """
-    checks: dict[str, Callable[[], Finding]] = {"mmh_ray": _software, "Python": _python, "machine": _machine}
+    """Run every check in turn and yield its finding; starting Ray takes most of the time."""
+    checks: dict[str, Callable[[], Outcome]] = {"mmh_ray": _software, "Python": _python, "machine": _machine}
     for package in PACKAGES:
         checks[package] = partial(_package, package)
     checks |= {
@@ -88,8 +84,8 @@ def examine(tracking: TrackingConfig) -> Iterator[Finding]:
         "shared memory": _shared_memory,
         "temporary folder": _temporary_folder,
         "model mmh-base": _base_model,
-        "style weights": partial(_shipped_weights, "style weights", "mmh_ray.models", "style.safetensors"),
-        "brain weights": partial(_shipped_weights, "brain weights", "mmh_ray.imaging", "brain.safetensors"),
+        "style weights": partial(_shipped_weights, "mmh_ray.models", "style.safetensors"),
+        "brain weights": partial(_shipped_weights, "mmh_ray.imaging", "brain.safetensors"),
         "tracking": partial(_tracking, tracking),
         "Ray start-up": _ray_starts,
     }
@@ -97,10 +93,11 @@ def examine(tracking: TrackingConfig) -> Iterator[Finding]:
         yield _run(name, check)
 
 
-def _run(name: str, check: Callable[[], Finding]) -> Finding:
+def _run(name: str, check: Callable[[], Outcome]) -> Finding:
     try:
-        return check()
-    except Exception as error:  # whatever it is, the other checks go on
+        state, text = check()
+        return Finding(name, state, text)
+    except Exception as error:  # the other checks must still run
         return Finding(name, "broken", f"{type(error).__name__}: {error}")
 
 
@@ -110,91 +107,89 @@ def is_healthy(findings: list[Finding]) -> bool:
 
 
 def verdict(findings: list[Finding]) -> str:
-    """Whether all is well, in a line."""
+    """The overall result, in one line."""
     broken = [finding.name for finding in findings if finding.state == "broken"]
     return f"broken: {', '.join(broken)}" if broken else "all that is needed works"
 
 
 def as_json(findings: list[Finding]) -> dict[str, object]:
-    """The same for machines: ``healthy``, and ``checks``, name to ``state`` and ``text``."""
+    """The findings for programs: ``healthy``, and ``checks``, which maps names to ``state`` and ``text``."""
     checks = {}
     for finding in findings:
         checks[finding.name] = {"state": finding.state, "text": finding.text}
     return {"healthy": is_healthy(findings), "checks": checks}
 
 
-def _software() -> Finding:
-    return Finding("mmh_ray", "ok", code_version())
+def _software() -> Outcome:
+    return "ok", code_version()
 
 
-def _python() -> Finding:
-    return Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
+def _python() -> Outcome:
+    return "ok", f"{platform.python_version()}, {sys.executable}"
 
 
-def _machine() -> Finding:
+def _machine() -> Outcome:
     import psutil
 
     memory = psutil.virtual_memory()
     text = f"{platform.platform()}; {os.cpu_count()} CPUs; {memory.total / _GB:.0f} GB memory, "
-    return Finding("machine", "ok", f"{text}{memory.available / _GB:.0f} GB of it free")
+    return "ok", f"{text}{memory.available / _GB:.0f} GB of it free"
 
 
-def _package(name: str) -> Finding:
+def _package(name: str) -> Outcome:
     try:
-        return Finding(name, "ok", metadata.version(name))
+        return "ok", metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Finding(name, "broken", "not installed; run `pip install .` again in the folder of mmh_ray")
+        return "broken", "not installed; run `pip install .` again in the folder of mmh_ray"
 
 
-def _gpu() -> Finding:
+def _gpu() -> Outcome:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding("GPU", "note", "none that PyTorch can use; everything works without, only slower")
+        return "note", "none that PyTorch can use; everything works without one, only slower"
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return Finding("GPU", "ok", ", ".join(names))
+    return "ok", ", ".join(names)
 
 
-def _shared_memory() -> Finding:
-    name = "shared memory"
+def _shared_memory() -> Outcome:
     if not SHARED_MEMORY.is_dir():
-        return Finding(name, "note", f"no {SHARED_MEMORY} on this system; Ray uses the temporary folder")
+        return "note", f"no {SHARED_MEMORY} on this system; Ray uses the temporary folder"
     usage = shutil.disk_usage(SHARED_MEMORY)
     text = f"{usage.free / _GB:.1f} of {usage.total / _GB:.1f} GB free in {SHARED_MEMORY}"
     if usage.free < LITTLE_SHARED_MEMORY:
-        return Finding(name, "note", f"{text}; Ray will be slow. In a container give --shm-size=4g or more")
-    return Finding(name, "ok", text)
+        return "note", f"{text}; Ray will be slow. In a container, use --shm-size=4g or more"
+    return "ok", text
 
 
-def _temporary_folder() -> Finding:
-    name = "temporary folder"
+def _temporary_folder() -> Outcome:
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     usage = shutil.disk_usage(folder)
     text = f"{usage.free / _GB:.1f} GB free in {folder}"
     if usage.free < LEAST_DISK:
-        return Finding(name, "broken", f"{text}; free some space, or name another folder in TMPDIR")
+        return "broken", f"{text}; free some space, or set TMPDIR to another folder"
     if usage.free < LITTLE_DISK:
-        return Finding(name, "note", f"{text}; a large archive may need more")
-    return Finding(name, "ok", text)
+        return "note", f"{text}; a large archive may need more"
+    return "ok", text
 
 
-def _base_model() -> Finding:
+def _base_model() -> Outcome:
     from mmh_ray.models.bundle import load_bundle
     from mmh_ray.models.shipped import BASE_MODEL, shipped_bundle
 
     folder = shipped_bundle(BASE_MODEL)
     assert folder is not None, "the package has a model of that name"
     bundle = load_bundle(folder)  # compares the checksum of the weights
-    return Finding(f"model {BASE_MODEL}", "ok", f"{', '.join(bundle.config.model.sequences)}; hash {bundle.hash[:12]}")
+    return "ok", f"{', '.join(bundle.config.model.sequences)}; hash {bundle.hash[:12]}"
 
 
-def _shipped_weights(name: str, package: str, file: str) -> Finding:
+def _shipped_weights(package: str, file: str) -> Outcome:
     path = str(resources.files(package) / "weights" / file)
     content = read_weights(Path(path))  # compares the checksum with the card's
-    return Finding(name, "ok", f"hash {hashlib.sha256(content).hexdigest()[:12]}")
+    return "ok", f"hash {hashlib.sha256(content).hexdigest()[:12]}"
 
 
-def _tracking(tracking: TrackingConfig) -> Finding:
+def _tracking(tracking: TrackingConfig) -> Outcome:
     from mmh_ray.tracking.store import choose_uri, sqlite_file
 
     uri = choose_uri(tracking)
@@ -204,43 +199,42 @@ def _tracking(tracking: TrackingConfig) -> Finding:
         return _database(database, shown)
     if urlsplit(uri).scheme in ("http", "https"):
         return _server(uri, shown)
-    return Finding("tracking", "note", f"{shown}: not tried, only servers (http) and SQLite files are")
+    return "note", f"{shown}: not checked; only servers (http) and SQLite files are"
 
 
-def _database(database: Path, shown: str) -> Finding:
+def _database(database: Path, shown: str) -> Outcome:
     exists = database.exists()
     if exists and not os.access(database, os.R_OK | os.W_OK):
-        return Finding("tracking", "broken", f"{shown}: no right to read and write it; change its permissions")
+        return "broken", f"{shown}: cannot be read and written; change its permissions"
     if not os.access(database.parent, os.W_OK | os.X_OK):
-        return Finding("tracking", "broken", f"{shown}: its folder is missing or cannot be written to")
-    state = "is there" if exists else "is made when it is needed"
-    return Finding("tracking", "ok", f"{shown} {state}")
+        return "broken", f"{shown}: its folder is missing or cannot be written to"
+    state = "exists" if exists else "will be created when needed"
+    return "ok", f"{shown} {state}"
 
 
-def _server(uri: str, shown: str) -> Finding:
+def _server(uri: str, shown: str) -> Outcome:
     is_local = urlsplit(uri).hostname in ("localhost", "127.0.0.1", "::1")
     opener = build_opener(*([ProxyHandler({})] if is_local else []))
     try:
         with opener.open(f"{uri.rstrip('/')}/health", timeout=TRACKING_PATIENCE_S):
-            return Finding("tracking", "ok", f"{shown} answers")
+            return "ok", f"{shown} answers"
     except HTTPError as error:
         if error.code in (401, 403):
-            text = f"{shown} answers, but wants a password (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD)"
-            return Finding("tracking", "note", text)
-        return Finding("tracking", "broken", f"{shown} answers with status {error.code}; is it an MLflow server?")
-    except OSError as error:  # URLError, a time limit and a reset connection are all of this kind
+            text = f"{shown} answers, but asks for a password (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD)"
+            return "note", text
+        return "broken", f"{shown} answers with status {error.code}; is it an MLflow server?"
+    except OSError as error:  # URLError, timeouts and reset connections, too
         text = f"{shown}: no answer within {TRACKING_PATIENCE_S:g} s ({error}); start it or change MLFLOW_TRACKING_URI"
-        return Finding("tracking", "broken", text)
+        return "broken", text
 
 
 def _without_password(uri: str) -> str:
-    """A URI as it may stand in a bug report."""
+    """The URI without user name and password, for bug reports."""
     return re.sub(r"//[^/@]*@", "//***@", uri)
 
 
-def _ray_starts() -> Finding:
-    """In a process of its own, so that a crash or a hang of Ray ends nothing else."""
-    name = "Ray start-up"
+def _ray_starts() -> Outcome:
+    """Start Ray in a separate process, so that a crash or a hang of Ray affects nothing else."""
     command = [sys.executable, "-c", _START_RAY]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -249,16 +243,16 @@ def _ray_starts() -> Finding:
         _, complaint = process.communicate(timeout=RAY_PATIENCE_S)
     except subprocess.TimeoutExpired:
         _end(process)
-        return Finding(name, "broken", f"did not start within {RAY_PATIENCE_S:g} s; stop other programs and try again")
+        return "broken", f"did not start within {RAY_PATIENCE_S:g} s; stop other programs and try again"
     if process.returncode == 0:
         address = os.environ.get("RAY_ADDRESS")
-        return Finding(name, "ok", f"joined the cluster at {address}" if address else "started and stopped")
+        return "ok", f"joined the cluster at {address}" if address else "started and stopped"
     lines = complaint.strip().splitlines() or [f"ended with code {process.returncode}"]
-    return Finding(name, "broken", lines[-1].removeprefix("mmh_ray.errors.ConfigError: "))
+    return "broken", lines[-1].removeprefix("mmh_ray.errors.ConfigError: ")
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End a process with all that it started in its session."""
+    """End a process and all other processes of its session."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

@@ -1,4 +1,4 @@
-"""Errors that say what was received, what was expected and what to do about it."""
+"""Defines errors that say what was received, what was expected and what to do about it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Iterator
 from mmh_ray.files import UnusableFileError
 
 MOST_SHOWN = 1500
-"""Characters of each part of an error: what is quoted in it may be anybody's, and as long as its file."""
+"""Most characters of each part of an error: it may quote untrusted text of any length."""
 _CUT = " [...] "
 
 
 class MMHError(Exception):
-    """Base of every error a user can cause and mend.
+    """Base of every error that a user can cause and fix.
 
-    Of a part longer than :data:`MOST_SHOWN` characters only the beginning and the end are kept.
+    A part longer than :data:`MOST_SHOWN` characters keeps only its beginning and its end.
 
     Parameters
     ----------
     received:
-        What the program met.
+        What the program found.
     expected:
         What it needs instead.
     remedy:
@@ -34,7 +34,7 @@ class MMHError(Exception):
         self.remedy = _shortened(remedy)
         super().__init__(f"{self.received}; expected {self.expected}. {self.remedy}")
 
-    def __reduce__(self):  # so that it survives the way from a worker process to the driver
+    def __reduce__(self):  # so that it can be sent from a worker process to the driver
         return type(self), (self.received, self.expected, self.remedy)
 
 
@@ -50,7 +50,7 @@ class ConfigError(MMHError):
 
 
 class DataError(MMHError):
-    """An image, a table or an archive that cannot be used as it is."""
+    """An image, a table or an archive that cannot be used."""
 
 
 class MaskError(DataError):
@@ -58,7 +58,7 @@ class MaskError(DataError):
 
 
 class RefusedError(DataError):
-    """An image that could be harmonized but must not be: it is not what the model is for."""
+    """An image that must not be harmonized, because the model is not made for such scans."""
 
 
 class ModelError(MMHError):
@@ -67,8 +67,7 @@ class ModelError(MMHError):
 
 @contextlib.contextmanager
 def naming_mask(path: str | None) -> Iterator[None]:
-    """Put the file of a mask in front of what a :class:`MaskError` says that the block raises; an estimated mask has
-    none."""
+    """Prepend the mask's file to the message of a :class:`MaskError`; ``path`` is None for an estimated mask."""
     try:
         yield
     except MaskError as error:
@@ -80,30 +79,29 @@ def naming_mask(path: str | None) -> Iterator[None]:
 _PERMISSION = "the right to read and write it", "Change its permissions, or run as another user."
 _ROOM = "room for the whole of it", "Free some space or raise the quota, then run again."
 _OF_FILES = {
-    errno.ENOENT: ("the file that was found there before", "Put it back, or leave it out of the archive."),
+    errno.ENOENT: ("the file that was found there before", "Put it back, or remove it from the archive."),
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
     errno.EFBIG: _ROOM,
 }
-"""What is expected of a file, and what to do, by the number of the system's error."""
+"""System error number to what is expected and the remedy."""
 _OF_ANY_FILE = "a file that can be read and written", "Check its disk, then run again."
 
 
 def data_error(error: Exception, path: str) -> MMHError:
-    """Whatever befell the image at ``path``, with what was expected and what to do; an error that says so already stays
-    as it is."""
+    """Turn any error about the image at ``path`` into an MMHError; an MMHError is returned unchanged."""
     if isinstance(error, MMHError):
         return error
     if isinstance(error, UnusableFileError):
         received = f"{error.filename or path}: {error.strerror}"
-        return DataError(received, "a regular file, no larger than such files are", "Put the file itself there.")
+        return DataError(received, "a regular file of a usual size", "Put the file itself there.")
     if isinstance(error, OSError):
         expected, remedy = _OF_FILES.get(error.errno or 0, _OF_ANY_FILE)
         return DataError(f"{error.filename or path}: {error.strerror or error}", expected, remedy)
     received = f"{path}: {type(error).__name__}: {error}"
     if isinstance(error, MemoryError):
-        remedy = "Bound what a run takes by harmonize.memory_gb (--mem-gb), or use a larger machine."
-        return DataError(received, "memory that suffices", remedy)
-    return DataError(received, "no error", "Run again; if it comes back, report it with this line.")
+        remedy = "Limit the memory of a run by harmonize.memory_gb (--mem-gb), or use a larger machine."
+        return DataError(received, "enough memory", remedy)
+    return DataError(received, "no error", "Run again; if it happens again, report it with this line.")

@@ -1,5 +1,4 @@
-"""Files from strangers: only regular ones are opened, no more is read than is allowed, and no path leaves its
-folder."""
+"""Reads untrusted files safely: only regular files are opened, sizes are limited, and no path leaves its folder."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 SMALL_BYTES = 64 * 2**20
-"""Most that a table, a sidecar or a settings file may hold."""
+"""Most bytes of a table, a sidecar or a settings file."""
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -27,15 +26,15 @@ _KINDS = {
 class UnusableFileError(OSError):
     """Not a regular file, or larger than allowed: ``strerror`` says which.
 
-    An ``OSError``, so that whoever handles a file that cannot be read handles this one, too.
+    An ``OSError``, so that code that handles unreadable files handles it, too.
     """
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a regular file, or a link to one, for reading.
 
-    The kind is asked of what was opened, so that nothing can be put in its place in between. A named pipe does not
-    hang.
+    The type is checked on the open descriptor, so that the file cannot be replaced between check and use. A named
+    pipe does not block.
 
     Raises
     ------
@@ -47,7 +46,7 @@ def open_regular(path: str | Path) -> io.BufferedReader:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno == errno.ENXIO:  # what the system says of a socket is "No such device or address"
+        if error.errno == errno.ENXIO:  # the system's message for a socket is "No such device or address"
             raise UnusableFileError(errno.EINVAL, "a socket, not a regular file", os.fspath(path)) from error
         raise
     try:
@@ -67,28 +66,28 @@ def read_bytes(path: str | Path, most: int = SMALL_BYTES) -> bytes:
     Raises
     ------
     UnusableFileError
-        If it is no regular file, or larger.
+        If it is not a regular file, or is larger.
     OSError
         If it cannot be read.
     """
     with open_regular(path) as stream:
         content = stream.read(most + 1)
     if len(content) > most:
-        received = f"larger than the {most / 2**20:g} MiB that are read of such a file"
+        received = f"larger than {most / 2**20:g} MiB, the limit for such a file"
         raise UnusableFileError(errno.EFBIG, received, os.fspath(path))
     return content
 
 
 def irregular(path: str | Path) -> str | None:
-    """What there is instead of a regular file, such as "a named pipe"; None where it is one, or a link to one.
+    """What a path is if not a regular file, such as "a named pipe"; None for a regular file or a link to one.
 
-    Nothing is opened, so that who opens it later must use :func:`open_regular` all the same.
+    The file is not opened, so code that opens it later must still use :func:`open_regular`.
     """
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return "a broken link" if os.path.islink(path) else "no file"
-    except OSError as error:  # a loop of links, no permission, a network disk that is gone
+    except OSError as error:  # a loop of links, no permission, a disconnected network disk
         return error.strerror or str(error)
     return None if kind == stat.S_IFREG else _KINDS.get(kind, "something else")
 
@@ -103,12 +102,12 @@ def read_object(
     Parameters
     ----------
     pairs:
-        Makes a dictionary of the keys and values of an object; of a key given twice the last counts otherwise.
+        Makes a dictionary of an object's keys and values. By default, the last value of a repeated key counts.
 
     Raises
     ------
     ValueError
-        If it is no JSON, something else than an object, or nested too deeply.
+        If it is not JSON, not an object, or nested too deeply.
     OSError
         As :func:`read_bytes`.
     """
@@ -122,7 +121,7 @@ def read_object(
 
 
 def is_inside(path: str | Path, folder: str | Path) -> bool:
-    """Whether a path lies in a folder once all links are followed; what a loop of links hides does not."""
+    """Whether a path lies in a folder after all links are followed; False for a loop of links."""
     try:
         return Path(path).resolve().is_relative_to(Path(folder).resolve())
     except (OSError, RuntimeError):  # a loop of links

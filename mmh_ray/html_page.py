@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: one file, no network, every name escaped, no script but our own."""
+"""Writes self-contained HTML pages: one file, no network access, all text escaped, only our own scripts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from markupsafe import Markup
 from mmh_ray.provenance import whole_file
 
 TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
-"""Pictures that a page may hold."""
+"""Media types of the pictures that a page may contain, by file ending."""
 
 
 def write_page(
     path: str | Path, template: str, styles: Sequence[str], scripts: Sequence[str], context: Mapping[str, Any]
 ) -> None:
-    """Render a template with style sheets and scripts of the same folder inside it; the page is whole or not there.
+    """Render a template with its style sheets and scripts inlined; the file appears whole or not at all.
 
-    The template finds them as ``style`` and ``script`` and what its content security policy must allow as
+    The template receives them as ``style`` and ``script``, and their hashes for its content security policy as
     ``style_hash`` and ``script_hash``.
     """
     loader = PackageLoader("mmh_ray", "templates")
@@ -46,7 +46,7 @@ def write_page(
 
 
 def _sources(loader: PackageLoader, environment: Environment, names: Sequence[str]) -> str:
-    """The files of these names in the folder of templates, one after the other."""
+    """Content of these files of the template folder, joined."""
     sources = []
     for name in names:
         source, _, _ = loader.get_source(environment, name)
@@ -55,14 +55,14 @@ def _sources(loader: PackageLoader, environment: Environment, names: Sequence[st
 
 
 def data_uri(path: Path) -> str:
-    """A picture as text that can stand in a page."""
+    """A picture as a ``data:`` URI."""
     content_type = TYPES[path.suffix.lower()]
     content = base64.b64encode(path.read_bytes()).decode()
     return f"data:{content_type};base64,{content}"
 
 
 def policy_hash(source: str) -> str:
-    """The source expression of a content security policy that allows exactly this inline text."""
+    """Source expression that allows exactly this inline text in a content security policy."""
     digest = hashlib.sha256(source.encode()).digest()
     encoded = base64.b64encode(digest).decode()
     return f"sha256-{encoded}"

@@ -1,10 +1,10 @@
-"""Folders in an object store: what lies below one has a URI of its own; objects are fetched, listed and uploaded
-whole."""
+"""Lists, fetches and uploads whole objects of a folder in an object store."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -23,18 +23,18 @@ from mmh_ray.errors import ConfigError, DataError, ModelError
 from mmh_ray.files import SMALL_BYTES
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
-"""Schemes of the stores that pyarrow opens."""
+"""Schemes that pyarrow can open."""
 ARCHIVE_SCHEMES = ("s3", "gs", "gcs")
-"""Schemes of the stores in which archives and derivatives may lie."""
+"""Schemes that archives and derivatives may have."""
 MOST_BYTES = 4 * 2**30
-"""Most bytes of a bundle that are fetched: twice the weights of the largest model that is loaded."""
+"""Largest bundle that is fetched, in bytes: twice the weights of the largest model that is loaded."""
 MOST_FILES = 1000
-"""Most files of a bundle that are fetched: a bundle with an adapter per site has a few hundred."""
+"""Most files of a bundle that is fetched: a bundle with an adapter per site has a few hundred."""
 
 CONNECTIONS = 16
-"""Objects that are fetched at a time."""
+"""Objects fetched at a time."""
 GOOGLE_RETRY_S = 60
-"""Seconds for which Google's client tries again; its own limit is a quarter of an hour, without credentials, too."""
+"""Seconds for which Google's client retries. Its default is 15 minutes, even if only the credentials are missing."""
 
 _GOOGLE = ("gs://", "gcs://")
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://")
@@ -50,7 +50,7 @@ def is_remote(uri: str) -> bool:
 
 
 def local_path(place: str) -> str:
-    """The path that a ``file://`` URI names; any other text as it is.
+    """The path of a ``file://`` URI; any other text is returned unchanged.
 
     >>> local_path("file:///data/my%20scans"), local_path("s3://bucket/scans")
     ('/data/my scans', 's3://bucket/scans')
@@ -61,7 +61,7 @@ def local_path(place: str) -> str:
 
 
 def join_uri(uri: str, *names: str) -> str:
-    """The URI, or the path, of what lies in a folder; the options behind ``?`` stay, keys before ``@`` do not.
+    """URI or path of something inside a folder. Options after ``?`` are kept, keys before ``@`` are removed.
 
     >>> join_uri("s3://key:secret@bucket/runs?region=eu-west-1", "first", "bundle")
     's3://bucket/runs/first/bundle?region=eu-west-1'
@@ -76,16 +76,18 @@ def join_uri(uri: str, *names: str) -> str:
 
 
 def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
-    """File system of a URI and the folder on it.
+    """File system of a URI, and the folder in it; a plain path is a local folder.
 
-    A small file goes to S3 in one request: an upload in parts that a killed process leaves unfinished is paid for, and
-    not seen.
+    On S3, a small file is uploaded in one request. A multipart upload that a killed process leaves unfinished would be
+    invisible, but still be billed.
 
     Raises
     ------
     ConfigError
-        If no such store can be opened.
+        If the store cannot be opened.
     """
+    if "://" not in uri:
+        return pa.fs.LocalFileSystem(), str(Path(uri).absolute())
     options = uri.partition("?")[2]
     opened = uri
     if uri.startswith("s3://") and _DELAYED not in options:
@@ -102,9 +104,9 @@ def open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
 
 
 def open_folder_to_write(uri: str) -> tuple[pa.fs.FileSystem, str]:
-    """:func:`open_folder`, with a ConfigError where Google's store has no such bucket.
+    """:func:`open_folder`, with a ConfigError if Google's store has no such bucket.
 
-    Of all stores there alone pyarrow makes a bucket that is missing, also one of a mistyped name.
+    Only there does pyarrow create a missing bucket, even if its name was mistyped.
     """
     store, folder = open_folder(uri)
     if uri.startswith(_GOOGLE):
@@ -113,27 +115,30 @@ def open_folder_to_write(uri: str) -> tuple[pa.fs.FileSystem, str]:
 
 
 def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
-    """Copy a bundle to a temporary folder, removed when the process ends; returns it and the URI to cite, which holds
-    no keys.
+    """Copy a bundle to a temporary folder that is removed when the process ends.
 
-    Nothing is read but names, sizes and bytes: what the files hold is for the caller to check.
+    The content of the files is not checked here.
 
     Parameters
     ----------
     facts:
-        File by which the bundle is known, directly in its folder.
+        Name of a file that every bundle has directly in its folder.
+
+    Returns
+    -------
+    tuple
+        The folder, and the URI without keys, to be cited.
 
     Raises
     ------
     ModelError
-        If there is no such folder or file, it cannot be read, is larger than a bundle can be, or a name leads out of
-        it.
+        If there is no such folder or file, it cannot be read, it is too large for a bundle, or a name leads out of it.
     ConfigError
-        If no such store can be opened.
+        If the store cannot be opened.
     """
     store, folder = open_folder(uri)
     place = loggable_uri(uri)
-    remedy = "Check the URI and the right to read it; `mmh train-global` prints where it put the bundle."
+    remedy = "Check the URI and the permission to read it; `mmh train-global` prints where it put the bundle."
     expected = f"a model bundle, a folder with {facts}"
     try:
         entries = store.get_file_info(pa.fs.FileSelector(folder, recursive=True, allow_not_found=True))
@@ -146,12 +151,12 @@ def fetch_bundle(uri: str, facts: str) -> tuple[Path, str]:
         for entry in files:
             _fetch(store, entry.path, local / _inside(entry.path, folder, place))
     except (OSError, pa.ArrowException) as error:
-        raise ModelError(f"{place}: {_first_line(error)}", expected, remedy) from error
+        raise ModelError(f"{place}: {_one_line(error)}", expected, remedy) from error
     return local, _without_keys(uri)
 
 
 def loggable_uri(uri: str) -> str:
-    """The URI as a log or an error may show it: without keys and options."""
+    """The URI without keys and options, for logs and errors."""
     if "://" not in uri:
         return uri
     place, _, _ = _without_keys(uri).partition("?")
@@ -159,12 +164,11 @@ def loggable_uri(uri: str) -> str:
 
 
 class MissingObjectError(DataError):
-    """An object that is not in its place, or no longer."""
+    """There is no such object."""
 
 
 class StoredFile(NamedTuple):
-    """An object of a folder: its path relative to the folder, its bytes, and when it was written by the store's
-    clock."""
+    """An object of a folder: path relative to the folder, size in bytes, time of writing by the store's clock."""
 
     name: str
     size: int
@@ -172,24 +176,24 @@ class StoredFile(NamedTuple):
 
 
 class Store:
-    """A folder in an object store, with the objects below it by their path relative to it.
+    """A folder in an object store; its objects are named by their path relative to it.
 
-    Credentials and the store's address come from the environment alone: the standard chain of the store's client.
+    Credentials and the store's address come only from the environment, as the store's client defines it.
 
     Parameters
     ----------
     uri:
-        Such as ``s3://bucket/folder``.
+        For example ``s3://bucket/folder``.
 
     Attributes
     ----------
     uri:
-        The same without a slash at its end.
+        The URI without a slash at its end.
 
     Raises
     ------
     ConfigError
-        If no such store can be opened, or the URI holds keys or options, which would end up in tables and logs.
+        If the store cannot be opened, or the URI contains keys or options, which would end up in tables and logs.
     """
 
     def __init__(self, uri: str) -> None:
@@ -204,19 +208,20 @@ class Store:
         self.uri = uri.rstrip("/")
         self._folder = place.rstrip("/")
         bucket = self._folder.partition("/")[0]
-        self._system, _ = open_folder(f"{scheme}://{bucket}")  # of a key nothing is decoded: it may hold any sign
+        self._system, _ = open_folder(f"{scheme}://{bucket}")  # only the bucket: from_uri would decode a key
 
     def uri_of(self, name: str) -> str:
         """URI of an object."""
         return f"{self.uri}/{name}"
 
     def check_bucket(self) -> None:
-        """Raise ConfigError unless the bucket is there and can be asked for."""
+        """Raise ConfigError unless the bucket exists and is accessible."""
         _check_bucket(self._system, self._folder, self.uri)
 
     def files(self, name: str = "") -> list[StoredFile]:
-        """All objects of the folder, or of one below it, ordered by name. One whose key leads out of it as a path is
-        left out.
+        """All objects of the folder, or of a folder below it, ordered by name.
+
+        A key that would lead out of the folder as a path is left out.
 
         Raises
         ------
@@ -227,62 +232,58 @@ class Store:
         selector = pa.fs.FileSelector(folder, recursive=True, allow_not_found=True)
         with self._naming(name, "a folder that can be listed"):
             entries = self._system.get_file_info(selector)
-        found = []
+        files = []
         for entry in entries:
             inner = entry.path.removeprefix(f"{self._folder}/")
-            leads_out = inner.startswith("/") or ".." in PurePosixPath(inner).parts  # a key may hold anything
-            if entry.type == pa.fs.FileType.File and not leads_out:
-                found.append(StoredFile(inner, entry.size, entry.mtime))
-        return sorted(found)
+            if entry.type == pa.fs.FileType.File and not _leads_out(inner):
+                files.append(StoredFile(inner, entry.size, entry.mtime))
+        return sorted(files)
 
     def has(self, name: str) -> bool:
-        """Whether there is such an object; DataError where the store does not say."""
-        return self.size(name) is not None
-
-    def size(self, name: str) -> int | None:
-        """Bytes of an object, None where there is none; DataError where the store does not say."""
-        file = self.find(name)
-        return None if file is None else file.size
+        """Whether there is such an object; DataError if the store does not answer."""
+        return self.find(name) is not None
 
     def find(self, name: str) -> StoredFile | None:
-        """Size and time of an object, None where there is none; DataError where the store does not say."""
+        """Size and time of an object, None if there is none; DataError if the store does not answer."""
         with self._naming(name, "an object that can be read"):
             entry = self._system.get_file_info(self._path(name))
         return StoredFile(name, entry.size, entry.mtime) if entry.type == pa.fs.FileType.File else None
 
     def get(self, name: str, path: Path) -> None:
-        """Fetch an object to a local path; DataError where it is not there, not whole or not readable."""
+        """Fetch an object to a local path; DataError if it is missing, incomplete or unreadable."""
         with self._naming(name, "an object that can be read"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with self._system.open_input_file(self._path(name)) as source, open(path, "wb") as sink:
-                size = source.size()
-                shutil.copyfileobj(source, sink, 1 << 20)
-            if path.stat().st_size != size:
-                raise OSError(f"{path.stat().st_size} of its {size} bytes came")
+            _fetch(self._system, self._path(name), path)
 
     def get_all(self, names: Iterable[str], folder: Path) -> None:
-        """Fetch those of some objects that are there to their places in a local folder, several at a time."""
+        """Fetch objects to their relative paths in a local folder, several at a time; missing ones are skipped."""
 
-        def get_if_there(name: str) -> None:
+        def get_if_present(name: str) -> None:
             with contextlib.suppress(MissingObjectError):
                 self.get(name, folder / name)
 
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            for _ in pool.map(get_if_there, names):
+            for _ in pool.map(get_if_present, names):
                 pass
 
     def read(self, name: str) -> bytes:
-        """Content of a small object; DataError where it is not there, not readable or larger than is read of a small
-        file."""
+        """Content of a small object; DataError if it is missing, unreadable or too large."""
         with self._naming(name, "an object that can be read"), self._system.open_input_file(self._path(name)) as source:
             if source.size() > SMALL_BYTES:
-                raise OSError(f"larger than the {SMALL_BYTES / 2**20:g} MiB that are read of such a file")
+                raise OSError(f"larger than {SMALL_BYTES / 2**20:g} MiB, the limit for such a file")
             return source.read()
 
+    def read_object(self, name: str) -> dict[str, Any]:
+        """The JSON object in a small file; empty if it is missing or damaged."""
+        try:
+            content = json.loads(self.read(name))
+        except (DataError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
     def put(self, path: Path, name: str) -> None:
-        """Upload a local file. The object is seen whole or not at all, in place of an earlier one."""
+        """Upload a local file. The object appears whole or not at all, and replaces an earlier one."""
         with self._naming(name, "an object that can be written"):
-            # not a stream of our own: one that is closed after an error shows the part that was written
+            # Not through an output stream: closing one after an error would publish the part written so far.
             pa.fs.copy_files(
                 os.fspath(path),
                 self._path(name),
@@ -291,7 +292,7 @@ class Store:
             )
 
     def write(self, content: bytes, name: str) -> None:
-        """Upload a small content in one request."""
+        """Upload small content in one request."""
         with (
             self._naming(name, "an object that can be written"),
             self._system.open_output_stream(self._path(name)) as sink,
@@ -299,7 +300,7 @@ class Store:
             sink.write(content)
 
     def remove(self, name: str) -> None:
-        """Remove an object; one that is not there is no error."""
+        """Remove an object; it is no error if there is none."""
         with self._naming(name, "an object that can be removed"), contextlib.suppress(FileNotFoundError):
             self._system.delete_file(self._path(name))
 
@@ -308,36 +309,36 @@ class Store:
 
     @contextlib.contextmanager
     def _naming(self, name: str, expected: str) -> Iterator[None]:
-        """Turn what the store's client raises into an error that names the object."""
+        """Turn an error of the store's client into one that names the object."""
         uri = self.uri_of(name) if name else self.uri
-        remedy = f"Check that it is there, the right to it, and {_credentials(uri)} of the environment."
+        remedy = f"Check that it exists, the permissions, and {_credentials(uri)} of the environment."
         try:
             yield
         except FileNotFoundError as error:
             raise MissingObjectError(f"{uri}: no such object", expected, remedy) from error
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{uri}: {_first_line(error)}", expected, remedy) from error
+            raise DataError(f"{uri}: {_one_line(error)}", expected, remedy) from error
 
 
 def _check_bucket(system: pa.fs.FileSystem, folder: str, uri: str) -> None:
     bucket = folder.partition("/")[0]
-    remedy = f"Make the bucket, or check the name, and {_credentials(uri)} of the environment."
-    expected = "a bucket that is there and can be read"
+    remedy = f"Create the bucket, or check its name and {_credentials(uri)} of the environment."
+    expected = "a bucket that exists and can be read"
     try:
-        is_there = system.get_file_info(bucket).type != pa.fs.FileType.NotFound
+        exists = system.get_file_info(bucket).type != pa.fs.FileType.NotFound
     except (OSError, pa.ArrowException) as error:
-        raise ConfigError(f"{uri}: {_first_line(error)}", expected, remedy) from error
-    if not is_there:
+        raise ConfigError(f"{uri}: {_one_line(error)}", expected, remedy) from error
+    if not exists:
         raise ConfigError(f"{uri}: no bucket {bucket}", expected, remedy)
 
 
 def _credentials(uri: str) -> str:
-    """What an environment holds for a store: the way to it and the right to use it."""
+    """Environment variables with the store's address and credentials."""
     return "GOOGLE_APPLICATION_CREDENTIALS" if uri.startswith(_GOOGLE) else "the credentials and AWS_ENDPOINT_URL"
 
 
-def _first_line(error: Exception) -> str:
-    """What an error of a store's client says, as one line of bounded length."""
+def _one_line(error: Exception) -> str:
+    """Text of an error of a store's client, as one line of limited length."""
     return " ".join(str(error).split())[:300]
 
 
@@ -347,25 +348,33 @@ def _check_size(files: list[pa.fs.FileInfo], place: str) -> None:
     if count > MOST_FILES or total > MOST_BYTES:
         received = f"{place}: {count} files with {total} bytes"
         expected = f"a model bundle of at most {MOST_FILES} files and {MOST_BYTES} bytes"
-        raise ModelError(received, expected, "Name the bundle's own folder.")
+        raise ModelError(received, expected, "Give the folder of the bundle itself.")
 
 
-def _inside(path: str, folder: str, place: str) -> PurePosixPath:
-    """Path of a file relative to its folder; an object's key may hold anything, also the way out of a folder."""
-    relative = PurePosixPath(path.removeprefix(f"{folder}/"))
-    if relative.is_absolute() or ".." in relative.parts:
+def _leads_out(relative: str) -> bool:
+    """Whether a key, taken as a path, leads out of its folder; a key may contain anything."""
+    path = PurePosixPath(relative)
+    return path.is_absolute() or ".." in path.parts
+
+
+def _inside(path: str, folder: str, place: str) -> str:
+    """Path of a file relative to its folder; ModelError if it leads out of it."""
+    relative = path.removeprefix(f"{folder}/")
+    if _leads_out(relative):
         received = f"{place}: an object with the key {path[:200]!r}"
         raise ModelError(received, "files in the bundle's own folder", "Do not use a bundle that was changed by hand.")
     return relative
 
 
-def _fetch(store: pa.fs.FileSystem, path: str, target: Path) -> None:
+def _fetch(system: pa.fs.FileSystem, path: str, target: Path) -> None:
+    """Copy an object to a local path; OSError if it is incomplete."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        store.open_input_stream(path) as source,
-        open(target, "wb") as sink,
-    ):
+    with system.open_input_file(path) as source, open(target, "wb") as sink:
+        size = source.size()
         shutil.copyfileobj(source, sink, 1 << 20)
+    received = target.stat().st_size
+    if received != size:
+        raise OSError(f"only {received} of its {size} bytes were received")
 
 
 def _without_keys(uri: str) -> str:

@@ -1,4 +1,4 @@
-"""Progress of long steps: a live bar in a terminal, plain log lines everywhere else."""
+"""Shows the progress of long steps: a live bar in a terminal, plain log lines everywhere else."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Advance(Protocol):
     """What :func:`progress` yields."""
 
     def __call__(self, count: int = 1, note: str = "") -> None:
-        """Count finished units; the note (such as `data wait 3 %`) stands behind the rate until the next one.
+        """Count finished units; the note, such as `data wait 3 %`, is shown after the rate until the next call.
 
-        A count of 0 tells that the start-up is over: rate and time left count from there, else from the first finished
-        unit on.
+        A first call with a count of 0 marks the end of the start-up: rate and time left are measured from then on.
+        Without it, they are measured from the first finished unit.
         """
 
 
@@ -40,9 +40,9 @@ def progress(total: int | None, title: str, unit: str = "items") -> Iterator[Adv
     Parameters
     ----------
     total:
-        Units to do; None where it is not known beforehand.
+        Units to do; None if that is not known in advance.
     title, unit:
-        What is going on, and what is counted.
+        Name of the step, and what is counted.
     """
     console = Console(stderr=True)
     shown = _bar(total, title, unit, console) if console.is_terminal else _lines(total, title, unit)
@@ -51,7 +51,7 @@ def progress(total: int | None, title: str, unit: str = "items") -> Iterator[Adv
 
 
 class _Pace:
-    """How fast units get done, without the start-up: from the first call of ``advance`` on."""
+    """Rate at which units are finished, measured from the first call of ``advance``, so without the start-up."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -65,7 +65,7 @@ class _Pace:
             self._first = (time.monotonic(), self.done)
 
     def rate(self) -> str:
-        """Units a second, or a minute where they are slow; with the start-up as long as nothing was done after it."""
+        """Units per second, or per minute if slow. Includes the start-up until a unit is finished after it."""
         rate = self._per_second()
         if rate is None:
             since_creation_s = time.monotonic() - self._created
@@ -75,7 +75,7 @@ class _Pace:
         return f"{60 * rate:.1f}/min"
 
     def time_left(self, total: int | None) -> str:
-        """Such as `0:01:30 left`; empty where it cannot be told."""
+        """For example `0:01:30 left`; empty if unknown."""
         rate = self._per_second()
         if not total or rate is None:
             return ""
@@ -84,7 +84,7 @@ class _Pace:
         return f"{clock} left"
 
     def _per_second(self) -> float | None:
-        """Units a second; None until one is done after the start-up."""
+        """Units per second; None until one is finished after the start-up."""
         if self._first is None:
             return None
         moment, units = self._first
@@ -94,7 +94,7 @@ class _Pace:
 
 
 class _TimeLeft(ProgressColumn):
-    """Time left at the pace so far. Rich's own column looks at the last 30 seconds, in which no image may have ended."""
+    """Time left at the average rate. Rich's column uses the last 30 seconds, in which no image may have finished."""
 
     def __init__(self, pace: _Pace) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Content hashes, the version of the code, and files that are whole or absent."""
+"""Computes content hashes and the code version, and writes files whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from mmh_ray.files import is_inside, open_regular
 log = logging.getLogger(__name__)
 
 PARTIAL = ".partial-"
-"""How the names of files that are still being written begin."""
+"""Prefix of the names of files that are still being written."""
 
 
 def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a regular file's bytes, as 64 hex digits; UnusableFileError of anything else."""
+    """SHA-256 of a regular file's bytes, as 64 hex digits; UnusableFileError for anything else."""
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -41,8 +41,7 @@ def hash_of(value: Any) -> str:
 def code_version() -> str:
     """Package version, with the git commit when run from a checkout (`+dirty` marks local changes).
 
-    The installed version can name a commit itself: the one that was checked out when it was installed, which need not
-    be this one.
+    The installed version may name a commit, too, but that of the installation, which need not be the current one.
     """
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
@@ -54,10 +53,9 @@ def code_version() -> str:
 
 
 def container() -> dict[str, str] | None:
-    """The container that this process runs in, in the words of BIDS (`Type`, `Tag`); None outside of one, or where
-    nothing tells.
+    """The container of this process, with the keys of BIDS (`Type`, `Tag`); None outside a container or if unknown.
 
-    Apptainer names its file; images made from `configs/cluster/` name themselves.
+    Apptainer sets a variable with its file; images built from `configs/cluster/` set MMH_IMAGE.
     """
     image = os.environ.get("MMH_IMAGE")
     apptainer_file = os.environ.get("APPTAINER_CONTAINER")
@@ -68,9 +66,9 @@ def container() -> dict[str, str] | None:
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` with the same suffixes; rename it there only if the block succeeds.
+    """Yield a temporary path beside ``path`` with the same suffixes; rename it to ``path`` only if the block succeeds.
 
-    The content is on disk before the name is: not even a power cut leaves a name without it.
+    The content is written to disk before the renaming, so that a power cut leaves no empty file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,16 +85,15 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def check_place(path: str | Path, root: str | Path, kind: type[MMHError] = DataError) -> None:
-    """Raise an error if a file to be written or removed lies outside a folder, because a folder on the way to it is a
-    link.
+    """Raise an error if a file to be written or removed lies outside ``root``, because a folder in its path is a link.
 
-    The folder itself may be a link, and so may the file: it is replaced or removed, and what it leads to stays. Whoever
-    puts a link in place after this look is not held back.
+    ``root`` may be a link, and so may the file: then the link is replaced or removed, and its target stays. This does
+    not protect against links that are created after the check.
     """
     folder = Path(path).parent
     if not is_inside(folder, root):
         received = f"{path}: a link on the way leads out of {root}, to {_end_of(folder)}"
-        remedy = "Remove the link, or put the folder that it leads to in its place."
+        remedy = "Remove the link, or replace it by the folder that it leads to."
         raise kind(received, "a place inside that folder", remedy)
 
 
@@ -108,10 +105,10 @@ def _end_of(folder: Path) -> str:
 
 
 def remove_partial(folder: str | Path) -> None:
-    """Remove the files that killed processes left half-written below a folder. Call it only while no other run can be
-    writing there.
+    """Remove half-written files that killed processes left below a folder.
 
-    Links to other folders are not followed. A file that cannot be removed costs a warning: it is nobody's result.
+    Call it only while no other run can be writing there. Links to folders are not followed. A file that cannot be
+    removed causes only a warning, because it is no result.
     """
     for left in Path(folder).rglob(f"{PARTIAL}*"):
         if left.is_symlink() or not left.is_dir():
@@ -133,7 +130,7 @@ _UMASK_READ = threading.Lock()
 
 @cache
 def _umask() -> int:
-    with _UMASK_READ:  # it is read by setting it: two threads at once would leave it at 0
+    with _UMASK_READ:  # reading the umask sets it: two threads at once could leave it at 0
         mask = os.umask(0)
         os.umask(mask)
     return mask

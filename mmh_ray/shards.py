@@ -1,7 +1,7 @@
-"""The store of prepared volumes: Parquet shards, one row group per volume, and an index of everything but the voxels.
+"""Stores prepared volumes: Parquet shards with one row group per volume, and an index of everything but the voxels.
 
-A store is a local folder or any URI that pyarrow opens (s3://, gs:// ...). The index is written last and decides what
-the store holds: a shard that it does not name is not there yet, or no longer. Nothing pickled is ever loaded.
+A store is a local folder or any URI that pyarrow opens (s3://, gs:// ...). The index is written last and defines the
+content of the store: a shard that it does not name is new or outdated, and is ignored. Nothing pickled is ever loaded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mmh_ray.tables import read_table
 VERSION = b"3"
 INDEX = "index.parquet"
 OPEN_SHARDS = 4
-"""Parquet files that a :class:`PreparedStore` keeps open at a time."""
+"""Most Parquet files that a :class:`PreparedStore` keeps open."""
 
 _PARTIAL = ".partial-"
 _SHARD = re.compile(r"shard-[0-9a-f]{16}\.parquet")
@@ -53,11 +53,13 @@ _METADATA = {b"mmh_prepared_version": VERSION}
 SHARD_SCHEMA = pa.schema([*_FACTS, pa.field("image", pa.binary()), pa.field("mask", pa.binary())], metadata=_METADATA)
 """Columns of a shard.
 
-`shape` of the working grid; `affine` row by row, working voxels to the scan's millimetres; `registration` likewise, the
-template's millimetres to the scan's, null where none was asked for, and its `quality`; `low` and `high` the scan's
-intensities at unit intensity 0 and 1; `quantiles` the 257 quantiles of the brain and `tissues` those of a smoothed
-copy; `steps` what was done; `provenance` the hash of inputs and settings; `image` little-endian float16 unit
-intensities and `mask` packed bits, both in C order.
+- `shape`: of the working grid.
+- `affine`: row by row, working voxels to the scan's millimetres.
+- `registration`: likewise, the template's millimetres to the scan's; null if not requested. `quality`: its quality.
+- `low`, `high`: the scan's intensities at unit intensity 0 and 1.
+- `quantiles`: 257 quantiles of the brain. `tissues`: those of a smoothed copy.
+- `steps`: the preparation steps. `provenance`: hash of inputs and settings.
+- `image`: little-endian float16 unit intensities. `mask`: packed bits. Both in C order.
 """
 INDEX_SCHEMA = pa.schema(
     [
@@ -69,26 +71,26 @@ INDEX_SCHEMA = pa.schema(
     ],
     metadata=_METADATA,
 )
-"""Columns of the index: `status` ok or failed with its `reason`; the `shard` and its `row_group` of what is ok."""
+"""Columns of the index: `status` is ok or failed, with its `reason`; `shard` and `row_group` locate the voxels."""
 
 
 def write_shard(uri: str, rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """Write volumes as they come, a row group each; the shard appears whole or not at all.
+    """Write volumes one by one, a row group each; the shard appears whole or not at all.
 
     Parameters
     ----------
     uri:
-        Folder or URI of the store; a missing folder is made.
+        Folder or URI of the store; a missing folder is created.
     rows:
         Keys of :data:`SHARD_SCHEMA`, with `image` ``(X, Y, Z)`` float, `mask` ``(X, Y, Z)`` bool, `affine` and
-        `registration` ``(4, 4)``. Only one is held at a time.
+        `registration` ``(4, 4)``. Only one row is in memory at a time.
 
     Returns
     -------
     str | None
-        File name, made from the volumes' ids and provenance; None where there was no row.
+        File name, made from the volumes' ids and provenance; None if there was no row.
     """
-    store, folder = _open_folder(uri)
+    store, folder = _created_folder(uri)
     with _scratch(store, folder) as scratch:
         partial = Path(scratch, "shard.parquet")
         contents = []
@@ -106,7 +108,7 @@ def write_shard(uri: str, rows: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def write_index(uri: str, rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Write the index ordered by `image_id`, whole or not at all; an index that says the same already is left alone.
+    """Write the index ordered by `image_id`, whole or not at all; an equal index is left unchanged.
 
     Parameters
     ----------
@@ -123,7 +125,7 @@ def write_index(uri: str, rows: Iterable[Mapping[str, Any]]) -> bool:
     for name in INDEX_SCHEMA.names:
         columns[name] = [_flat(row.get(name)) for row in ordered]
     table = pa.table(columns, schema=INDEX_SCHEMA)
-    store, folder = _open_folder(uri)
+    store, folder = _created_folder(uri)
     if INDEX in names_in(uri) and _read_index(uri).equals(table):
         return False
     with _scratch(store, folder) as scratch:
@@ -134,14 +136,14 @@ def write_index(uri: str, rows: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def _scratch(store: pa.fs.FileSystem, folder: str) -> tempfile.TemporaryDirectory:
-    """Where a file is written before it is published: beside its place on a local disk, so that a rename is enough."""
+    """Folder for a file before it is published; on a local disk in the store itself, so that a rename is enough."""
     place = folder if _is_local(store) else None
     return tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=place)
 
 
 def shard_entries(uri: str, name: str) -> list[PreparedRow]:
-    """Index rows of a shard's volumes, read from the shard without its voxels."""
-    store, folder = _located(uri)
+    """Index rows of a shard's volumes, read from the shard without the voxels."""
+    store, folder = open_folder(uri)
     with pq.ParquetFile(f"{folder}/{name}", filesystem=store) as shard:
         table = shard.read(columns=[field.name for field in _FACTS])
     rows = _entries(table)
@@ -154,14 +156,14 @@ def shard_entries(uri: str, name: str) -> list[PreparedRow]:
 
 
 def names_in(uri: str) -> set[str]:
-    """Names of everything directly inside a folder; none where it does not exist.
+    """Names of everything directly inside a folder; empty if it does not exist.
 
     Raises
     ------
     ConfigError
         If the URI cannot be opened or is a file.
     """
-    store, folder = _located(uri)
+    store, folder = open_folder(uri)
     try:
         if store.get_file_info(folder).type == pa.fs.FileType.File:
             raise ConfigError(f"{loggable_uri(uri)}: a file", "a folder for prepared volumes", "Name a folder.")
@@ -173,7 +175,7 @@ def names_in(uri: str) -> set[str]:
 
 
 def check_own(uri: str) -> set[str]:
-    """Names of the shards of a store; a folder of other things is refused, a new or empty one is not.
+    """Names of the shards of a store; the folder may also be empty or missing.
 
     Raises
     ------
@@ -195,13 +197,13 @@ def check_own(uri: str) -> set[str]:
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file name is that of a shard."""
+    """Whether this is the file name of a shard."""
     return _SHARD.fullmatch(name) is not None
 
 
 def keep_only(uri: str, names: Collection[str | None]) -> None:
-    """Delete all other shards of a store, and what killed runs left half-written; no other run may be writing there."""
-    store, folder = _located(uri)
+    """Delete all other shards of a store and half-written files; call it only while no other run is writing there."""
+    store, folder = open_folder(uri)
     for name in names_in(uri):
         if name.startswith(_PARTIAL):
             _delete(store, f"{folder}/{name}")
@@ -210,7 +212,7 @@ def keep_only(uri: str, names: Collection[str | None]) -> None:
 
 
 def _delete(store: pa.fs.FileSystem, path: str) -> None:
-    """Delete a folder with all it holds, or a file; of a link only itself."""
+    """Delete a file, or a folder with its content; of a link, only the link."""
     if store.get_file_info(path).type == pa.fs.FileType.Directory:
         store.delete_dir(path)
     else:
@@ -218,7 +220,7 @@ def _delete(store: pa.fs.FileSystem, path: str) -> None:
 
 
 class PreparedStore:
-    """Prepared volumes by their index; can be sent to other processes, which open the shards themselves.
+    """Reads prepared volumes by their index; can be sent to other processes, which open the shards themselves.
 
     >>> store = PreparedStore("s3://bucket/prepared")  # doctest: +SKIP
     >>> image, mask = store.read(store.index[0])  # doctest: +SKIP
@@ -228,7 +230,7 @@ class PreparedStore:
     DataError
         If there is no store of this version at ``uri``.
     ConfigError
-        If ``uri`` cannot be opened at all.
+        If ``uri`` cannot be opened.
     """
 
     def __init__(self, uri: str) -> None:
@@ -237,14 +239,14 @@ class PreparedStore:
             remedy = "Run `mmh prepare MANIFEST OUT` to its end."
             raise DataError(f"{loggable_uri(uri)}: no {INDEX}", "a folder made by `mmh prepare`", remedy)
         self.index: list[PreparedRow] = _entries(_read_index(uri))
-        """A row per image, ordered by `image_id`: :data:`INDEX_SCHEMA`. `affine` and `registration` are arrays
+        """One row of :data:`INDEX_SCHEMA` per image, ordered by `image_id`. `affine` and `registration` are arrays
         ``(4, 4)`` float64, `quantiles` and `tissues` ``(257,)`` float32. Rows of status failed have neither voxels nor
         geometry."""
         self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
     @cached_property
     def data_hash(self) -> str:
-        """Hash of every usable volume's provenance, role and place: equal for equal data, whatever the shards."""
+        """Hash of all usable volumes with their site, sequence, split and provenance; independent of the shards."""
         facts = []
         for row in self.index:
             if row["status"] == Status.OK:
@@ -252,7 +254,7 @@ class PreparedStore:
         return hash_of(facts)
 
     def read(self, entry: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Voxels of one row of the index; nothing else of its shard is read.
+        """Voxels of one row of the index; the rest of its shard is not read.
 
         Returns
         -------
@@ -266,7 +268,7 @@ class PreparedStore:
         """
         if entry["status"] != "ok":
             received = f"{entry['image_id']}: {entry['status']} ({entry['reason']})"
-            raise DataError(received, "a prepared volume", "Leave rows out whose status is not ok.")
+            raise DataError(received, "a prepared volume", "Leave out rows whose status is not ok.")
         try:
             shard = self._shard(entry["shard"])
             columns = shard.read_row_group(entry["row_group"], columns=["image", "mask"])
@@ -283,7 +285,7 @@ class PreparedStore:
 
     def _shard(self, name: str) -> pq.ParquetFile:
         if name not in self._open:
-            store, folder = _located(self.uri)
+            store, folder = open_folder(self.uri)
             self._open[name] = pq.ParquetFile(f"{folder}/{name}", filesystem=store)
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)[1].close()
@@ -295,7 +297,7 @@ class PreparedStore:
 
 
 def _encoded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A volume's row as a shard holds it."""
+    """A volume's row as stored in a shard."""
     image = np.ascontiguousarray(row["image"], "<f2")
     encoded = {name: _flat(row.get(name)) for name in SHARD_SCHEMA.names}
     encoded["image"] = image.tobytes()
@@ -309,7 +311,7 @@ def _flat(value: Any) -> Any:
 
 
 def _entries(table: pa.Table) -> list[PreparedRow]:
-    """Rows with their arrays as arrays: 257 Python floats a row would be most of a large index's memory."""
+    """Rows with NumPy arrays: as Python lists, 257 floats a row would take most of a large index's memory."""
     matrices = ("affine", "registration")
     arrays = (*matrices, "quantiles", "tissues")
     rows = table.drop_columns(list(arrays)).to_pylist()
@@ -323,23 +325,13 @@ def _entries(table: pa.Table) -> list[PreparedRow]:
 
 
 def _read_index(uri: str) -> pa.Table:
-    store, folder = _located(uri)
+    store, folder = open_folder(uri)
     remedy = "Prepare into a new folder."
     return read_table(f"{folder}/{INDEX}", INDEX_SCHEMA, "index", remedy, store, f"{loggable_uri(uri)}/{INDEX}")
 
 
-def _located(uri: str) -> tuple[pa.fs.FileSystem, str]:
-    """File system of a URI and the folder on it; a plain path is a local folder."""
-    if "://" not in uri:
-        return pa.fs.LocalFileSystem(), str(Path(uri).absolute())
-    return open_folder(uri)
-
-
-def _open_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
-    if "://" in uri:
-        store, folder = open_folder_to_write(uri)
-    else:
-        store, folder = _located(uri)
+def _created_folder(uri: str) -> tuple[pa.fs.FileSystem, str]:
+    store, folder = open_folder_to_write(uri)
     store.create_dir(folder)
     return store, folder
 
@@ -349,7 +341,7 @@ def _is_local(store: pa.fs.FileSystem) -> bool:
 
 
 def _publish(store: pa.fs.FileSystem, partial: Path, target: str) -> None:
-    """Local: a rename. Object stores: an upload, which shows only when it is complete."""
+    """Rename locally; upload to an object store, where a file appears only when it is complete."""
     if _is_local(store):
         os.replace(partial, target)
         return

@@ -1,4 +1,4 @@
-"""Small networks that come with the package: weights, and beside them a card in words that names their checksum."""
+"""Reads and writes the shipped small networks: a weights file, and a card that states its checksum."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_weights(path: Path) -> bytes:
     Raises
     ------
     ModelError
-        If it cannot be read, or is not what the card beside it, ``NAME.md``, describes.
+        If it cannot be read, or its checksum is not the one on its card ``NAME.md``.
     """
     card = path.with_suffix(".md")
     try:
@@ -43,8 +43,8 @@ def write_weights(path: Path, state: Mapping[str, Tensor], card: str, facts: Map
     Parameters
     ----------
     card:
-        What the card says, with fields for ``str.format``: the ``facts``, the file's ``{size}``, and a line that begins with
-        ``SHA-256 of NAME.safetensors: `{sha256}```.
+        Template of the card for ``str.format``, with fields for the ``facts`` and the file's ``{size}``, and with a
+        line that begins with ``SHA-256 of NAME.safetensors: `{sha256}```.
     """
     import safetensors.torch
 

@@ -1,4 +1,4 @@
-"""Objects of a store as local files for as long as they are read; what is local already stays where it is."""
+"""Copies objects of a store to local files while they are read; local files are used in place."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from pathlib import Path
 
 from mmh_ray.errors import MMHError
 from mmh_ray.files import open_regular
-from mmh_ray.object_store import Store, is_remote
+from mmh_ray.object_store import Store, StoredFile, is_remote
 
 SETTLED_S = 3600.0
-"""Seconds after which a file that was written to counts as settled: far more than clocks differ."""
+"""Seconds after its last change from which a file's state is trusted; clocks differ by far less."""
 
 
 @contextlib.contextmanager
 def staged(*uris: str) -> Iterator[list[str]]:
-    """Local paths of some files, in their order. Objects are copied to this node's temporary folder, under their own
-    names.
+    """Local paths of files, in the same order; objects are copied to a temporary folder of this node.
 
-    What the block raises names the objects, not their copies.
+    Errors raised in the block name the objects, not their copies.
 
     Raises
     ------
     DataError
-        If an object is not there or cannot be read.
+        If an object is missing or cannot be read.
     ConfigError
-        If no such store can be opened.
+        If the store cannot be opened.
     """
     with contextlib.ExitStack() as stack:
         paths: list[str] = []
@@ -50,7 +49,7 @@ def staged(*uris: str) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def staged_scan(uri: str, mask_uri: str | None) -> Iterator[tuple[str, str | None]]:
-    """:func:`staged` for a scan and its brain mask, where it has one."""
+    """:func:`staged` for a scan and its brain mask, if it has one."""
     if not mask_uri:
         with staged(uri) as (path,):
             yield path, None
@@ -61,14 +60,14 @@ def staged_scan(uri: str, mask_uri: str | None) -> Iterator[tuple[str, str | Non
 
 @contextlib.contextmanager
 def uploaded(folder: str) -> Iterator[str]:
-    """A local folder whose files are uploaded when the block has succeeded; a folder that is local already is itself.
+    """A local folder whose files are uploaded after the block succeeds; ``folder`` itself if that is local.
 
     Raises
     ------
     DataError
         If an object cannot be written.
     ConfigError
-        If there is no such store or bucket.
+        If the store or the bucket does not exist.
     """
     if not is_remote(folder):
         yield folder
@@ -84,39 +83,38 @@ def uploaded(folder: str) -> Iterator[str]:
 
 
 def size_of(place: str) -> int | None:
-    """Bytes of a file or an object; None where there is none."""
+    """Size of a file or an object in bytes; None if it does not exist."""
     if is_remote(place):
-        folder, _, name = place.rpartition("/")
-        return Store(folder).size(name)
+        file = _stored_file(place)
+        return None if file is None else file.size
     path = Path(place)
     return path.stat().st_size if path.exists() else None
 
 
 def state_of(place: str) -> tuple[int, ...] | None:
-    """Numbers that are others once a file or object is written to; None where that is not sure.
+    """Numbers that change whenever a file or object is written; None if that cannot be guaranteed.
 
-    Of a file they are its size, its number, and the times of the last change to its content and to anything about it;
-    nobody can set the latter back. Of an object they are its size and when it was written, by the store's clock.
+    For a file: size, inode, and the times of the last change to its content (mtime) and to its metadata (ctime).
+    A program cannot set the ctime back. For an object: size, and time of writing by the store's clock.
 
-    They are not sure within :data:`SETTLED_S` of a change, as a clock of coarse ticks gives two changes one time. Nor are
-    they of what is not there.
+    None within :data:`SETTLED_S` of a change, because a coarse clock can give two changes the same time. None as well
+    if the file or object does not exist.
 
     Raises
     ------
     DataError
-        If a store does not say.
+        If the store does not answer.
     """
     state: tuple[int, ...]
     if is_remote(place):
-        folder, _, name = place.rpartition("/")
-        file = Store(folder).find(name)
+        file = _stored_file(place)
         if file is None:
             return None
         written_s = file.written.timestamp()
         state = (file.size, round(written_s * 1e6))
     else:
         try:
-            # opened, as a network's disk may not say before what another machine did
+            # Open the file: otherwise a network disk may not show yet what another machine changed.
             with open_regular(place) as stream:
                 facts = os.fstat(stream.fileno())
         except OSError:
@@ -126,9 +124,14 @@ def state_of(place: str) -> tuple[int, ...] | None:
     return state if time.time() - written_s > SETTLED_S else None
 
 
+def _stored_file(uri: str) -> StoredFile | None:
+    folder, _, name = uri.rpartition("/")
+    return Store(folder).find(name)
+
+
 @contextlib.contextmanager
 def naming(uri_of: Mapping[str, str]) -> Iterator[None]:
-    """Let the errors of a block name the URIs of the given local paths."""
+    """Replace local paths by their URIs in errors raised in the block."""
     try:
         yield
     except MMHError as error:
@@ -143,7 +146,7 @@ def naming(uri_of: Mapping[str, str]) -> Iterator[None]:
 
 
 def renamed(text: str, uri_of: Mapping[str, str]) -> str:
-    """A text with the URIs in place of the local paths."""
+    """The text with local paths replaced by their URIs."""
     for path, uri in uri_of.items():
         text = text.replace(path, uri)
     return text

@@ -1,4 +1,4 @@
-"""SIGTERM, a batch system's word that the time is up, ends a command in order, as Ctrl-C does: with exit code 130."""
+"""Handles SIGTERM, which batch systems send at a time limit, like Ctrl-C: clean up, then exit with code 130."""
 
 from __future__ import annotations
 
@@ -7,37 +7,35 @@ import signal
 import threading
 from collections.abc import Iterator
 
-STOPPED = "stopped by SIGTERM; run again to go on"
-INTERRUPTED = "interrupted; run again to go on"
+STOPPED = "stopped by SIGTERM; run again to continue"
+INTERRUPTED = "interrupted; run again to continue"
 
-_came: str | None = None
-"""What came in the outermost :func:`stoppable` block, in words: a KeyboardInterrupt that passes through Ray loses its
-own."""
+_received: str | None = None
+"""Signal received in the outermost :func:`stoppable` block, in words. A KeyboardInterrupt loses its text in Ray."""
 
 
 def end_reason(error: BaseException) -> str:
-    """What ended a run, in words."""
+    """Why a run ended, in words."""
     if isinstance(error, KeyboardInterrupt):
-        return _came or INTERRUPTED
+        return _received or INTERRUPTED
     return f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Make of SIGTERM a KeyboardInterrupt; a second one is ignored while all is put in order. Remember Ctrl-C, too.
+    """Turn SIGTERM into a KeyboardInterrupt; a second SIGTERM is ignored during clean-up. Record Ctrl-C as well.
 
-    Inside another such block nothing changes. Nor does it outside the main thread, which alone may say what becomes of
-    a signal.
+    Does nothing inside another such block, or outside the main thread, which alone can set signal handlers.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is _stop:
         yield
         return
-    global _came
-    _came = None
+    global _received
+    _received = None
     before = signal.signal(signal.SIGTERM, _stop)
     before_interrupt = signal.getsignal(signal.SIGINT)
-    if before_interrupt is signal.default_int_handler:  # not of a command in the background, which ignores Ctrl-C
+    if before_interrupt is signal.default_int_handler:  # a command in the background ignores Ctrl-C
         signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
@@ -45,22 +43,20 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
         if before_interrupt is signal.default_int_handler:
             signal.signal(signal.SIGINT, before_interrupt)
-        _came = None
+        _received = None
 
 
 def raise_if_stopped() -> None:
-    """Raise KeyboardInterrupt if a signal has come in the block: one that strikes while packages are imported may be
-    swallowed there."""
-    if _came:
-        raise KeyboardInterrupt(_came)
+    """Raise KeyboardInterrupt if a signal was received in the block; an import may have swallowed the first one."""
+    if _received:
+        raise KeyboardInterrupt(_received)
 
 
 @contextlib.contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Put the handlers of SIGTERM and Ctrl-C back that Ray replaces in the block; where one of Ray's struck, raise
-    KeyboardInterrupt.
+    """Restore the handlers of SIGTERM and Ctrl-C that Ray replaces in the block.
 
-    Those leave by SystemExit, some with code 0, which would pass for a good end.
+    Ray's handlers raise SystemExit, some with code 0, which would look like success. It becomes a KeyboardInterrupt.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -74,7 +70,7 @@ def handlers_kept() -> Iterator[None]:
         raise KeyboardInterrupt(end_reason(KeyboardInterrupt())) from error
     finally:
         for number, handler in before.items():
-            if handler is not None:  # None: it was not set by Python, and cannot be
+            if handler is not None:  # None: not set by Python, so Python cannot restore it
                 signal.signal(number, handler)
 
 
@@ -85,10 +81,10 @@ def _stop(*_: object) -> None:
 
 
 def _interrupt(*_: object) -> None:
-    _note(_came or INTERRUPTED)
+    _note(_received or INTERRUPTED)
     raise KeyboardInterrupt(INTERRUPTED)
 
 
 def _note(words: str) -> None:
-    global _came
-    _came = words
+    global _received
+    _received = words

@@ -1,4 +1,4 @@
-"""Parquet tables that other versions may have written: read only what is exactly of this version."""
+"""Reads Parquet tables, and refuses those of another version."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def read_table(
     Parameters
     ----------
     schema:
-        Its metadata holds one entry, the version.
+        Its metadata has one entry, the version.
     name, remedy:
-        What the table is called and what to do without it, for the errors.
+        Name of the table, and what to do if it cannot be read; for errors.
     shown:
-        How the errors name the file; by its path where empty.
+        Name of the file in errors; empty for its path.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def read_table(
         with contextlib.ExitStack() as stack:
             source = path if filesystem is not None else stack.enter_context(open_regular(path))
             table = stack.enter_context(pq.ParquetFile(source, filesystem=filesystem)).read()
-            table.validate(full=True)  # texts that are not UTF-8 would fail wherever they are looked at
+            table.validate(full=True)  # text that is not UTF-8 would otherwise fail at its first use
             columns = table.column_names
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{shown}: {error}", f"a readable {name} in Parquet", remedy) from error

@@ -1,8 +1,8 @@
-"""One thread for arithmetic: the same bytes in give the same bytes out, for any number of cores and of work beside it.
+"""Limits arithmetic to one thread, so that results do not depend on the number of cores or on other work.
 
-ITK and torch share a sum out among as many threads as they find cores. The parts are rounded separately and added as
-they come, so that a voxel, or where a registration ends, depends on the machine and on the moment. Work is spread over
-images instead.
+ITK and torch split a sum among as many threads as there are cores. The parts are rounded separately and added in the
+order in which they finish. So a voxel, or the result of a registration, would vary between machines and between runs.
+Work is spread over images instead.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 _LOCK = threading.Lock()
 _inside = 0
 _before = contextlib.ExitStack()
-"""Gives the libraries the threads back that they had before the first block was entered."""
+"""Restores the libraries' numbers of threads from before the first block."""
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let SimpleITK and torch compute in one thread inside the block.
+    """Make SimpleITK and torch compute in one thread inside the block.
 
-    Can be nested, used by several threads at a time and as a decorator. The last to leave gives the libraries their
-    threads back; a thread that leaves earlier keeps one thread for torch. (BLAS needs no limit: with 1 to 16 threads it
-    gave the same bits.)
+    Can be nested, used by several threads at a time, and used as a decorator. The last exit restores the numbers of
+    threads; a Python thread that exits earlier keeps one thread for torch. BLAS needs no limit: it gave identical
+    results with 1 to 16 threads.
     """
     global _inside
     with _LOCK:
@@ -43,10 +43,10 @@ def one_thread() -> Iterator[None]:
 
 
 def _limit_the_process(before: contextlib.ExitStack) -> None:
-    """Only libraries that are loaded: nothing heavy is imported for it."""
+    """Limit the libraries that are loaded; nothing heavy is imported for this."""
     itk: Any = sys.modules.get("SimpleITK")
     if itk is not None:
-        # A filter's own SetNumberOfThreads does not reach the filters that it is made of: only the default does.
+        # A filter's SetNumberOfThreads does not apply to its internal filters; only the global default does.
         threads = itk.ProcessObject.GetGlobalDefaultNumberOfThreads()
         before.callback(itk.ProcessObject.SetGlobalDefaultNumberOfThreads, threads)
         itk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
@@ -56,7 +56,7 @@ def _limit_the_process(before: contextlib.ExitStack) -> None:
 
 
 def _limit_torch_here() -> None:
-    """Torch counts the threads of every Python thread separately."""
+    """Limit torch in the current Python thread; it has a separate setting for each."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != 1:
         torch.set_num_threads(1)

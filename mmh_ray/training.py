@@ -1,10 +1,10 @@
-"""What trainings here share: a schedule of learning rates, a step, and a moving average of the weights.
+"""Shared parts of all trainings: a learning rate schedule, an optimiser step, a moving average of the weights.
 
-The schedule and the average are written by hand although diffusers has them, because its own would change every figure of a training:
+Schedule and average are written by hand, because those of diffusers would change every figure of a training:
 
-- ``diffusers.training_utils.EMAModel`` counts its steps from one later, rounds differently, and leaves out buffers,
-  among which is the unified domain.
-- ``diffusers.optimization`` lets the cosine begin after the warm-up and end at 0.
+- ``diffusers.training_utils.EMAModel`` starts counting one step later, rounds differently, and leaves out buffers,
+  one of which is the unified domain.
+- ``diffusers.optimization`` starts the cosine after the warm-up and ends at 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 
 def learning_rate_share(step: int, steps: int, warmup_steps: int) -> float:
-    """Share of the peak learning rate, 0 to 1, at a step of so many: linear warm-up, then half a cosine down to 1 %."""
+    """Learning rate at a step, as a share 0-1 of its peak: half a cosine down to 1 %, with a linear warm-up."""
     warm_up = min(1.0, (step + 1) / max(1, warmup_steps))
     progress = min(1.0, step / steps)
     half_cosine = 1 + math.cos(math.pi * progress)
@@ -24,12 +24,12 @@ def learning_rate_share(step: int, steps: int, warmup_steps: int) -> float:
     return warm_up * decay
 
 
-def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer, most_norm: float = 1.0) -> None:
-    """One step of an optimiser down the gradient of a loss, whose norm over all its weights is cut at ``most_norm``."""
+def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Take one optimiser step on a loss; the norm of the gradient over all weights is clipped at 1."""
     optimizer.zero_grad()
     loss.backward()
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    nn.utils.clip_grad_norm_(weights, most_norm)
+    nn.utils.clip_grad_norm_(weights, 1.0)
     optimizer.step()
 
 

@@ -1,8 +1,8 @@
-"""YAML as settings need it: one document of plain values, from text that may be anybody's.
+"""Reads the part of YAML that settings need, from untrusted text: one document of plain values.
 
-PyYAML's safe loader runs no code, but it takes much that settings never hold and that costs time, memory or a
-traceback: aliases (a kilobyte of them stands for gigabytes), tags (``!!int abc``), dates, numbers to the base of sixty,
-keys given twice, of which it silently keeps the last. None of that is read here.
+PyYAML's safe loader runs no code, but it accepts much that settings never need and that costs time or memory or raises
+odd errors: aliases (a kilobyte can expand to gigabytes), tags (``!!int abc``), dates, base-60 numbers, and repeated
+keys, of which it silently keeps the last. All of these are refused or read as text here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import yaml
 
 MOST_BYTES = 128 * 2**10
-"""Most that a text may hold: PyYAML takes about a second for it."""
+"""Largest text in bytes: PyYAML takes about a second for it."""
 
 DEEPEST = 20
 """Most levels of nesting."""
@@ -25,31 +25,31 @@ _TEXT = "tag:yaml.org,2002:str"
 
 
 class PlainError(yaml.YAMLError):
-    """YAML of a kind that is not read here, or too much of it."""
+    """YAML that is too long or uses a feature that is not supported here."""
 
 
 def load_yaml(text: bytes | str) -> Any:
-    """Value of a YAML document: text, numbers, true and false, null, lists, and dicts whose keys are text.
+    """Value of a YAML document: text, numbers, true and false, null, lists, and dicts with text keys.
 
-    A date is text, and so is a number that begins with a zero (``007`` may be a site).
+    Dates are read as text, and so are numbers with a leading zero (``007`` may be a site).
 
     Raises
     ------
     PlainError, yaml.YAMLError
-        If it is not YAML, has aliases, anchors, tags, a key twice or one that is no text, or is too long or nested too
-        deeply.
+        If it is not YAML, is too long or nested too deeply, or has an alias, anchor, tag, repeated key or a key that is
+        not text.
     """
     content = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if len(content) > MOST_BYTES:
         raise PlainError(f"{len(content)} bytes, more than the {MOST_BYTES} that are read")
     try:
         return yaml.load(text, _PlainLoader)
-    except (ValueError, OverflowError, IndexError, RecursionError) as error:  # PyYAML's own, of escapes and directives
+    except (ValueError, OverflowError, IndexError, RecursionError) as error:  # from PyYAML: bad escapes, directives
         raise PlainError(f"{type(error).__name__}: {error}") from error
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader without what :func:`load_yaml` refuses."""
+    """PyYAML's safe loader without the features that :func:`load_yaml` refuses."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # filled below
 
@@ -58,10 +58,10 @@ class _PlainLoader(yaml.SafeLoader):
         self._depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """The next node, if it is a plain one."""
+        """The next node; PlainError unless it is plain."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise PlainError(f"an anchor or alias{_place(event)}; write the value out where it is wanted")
+            raise PlainError(f"an anchor or alias{_place(event)}; write the value out where it is used")
         if event.tag is not None:
             raise PlainError(f"a tag, {event.tag[:40]!r}{_place(event)}; leave it out")
         if self._depth == DEEPEST:
@@ -72,18 +72,18 @@ class _PlainLoader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        """A mapping from text, each key once."""
+        """A mapping with text keys, each given once."""
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _TEXT:
-                raise PlainError(f"a key that is no text{_place(key_node)}; put it in quotes")
+                raise PlainError(f"a key that is not text{_place(key_node)}; put it in quotes")
             if key_node.value in mapping:
                 raise PlainError(f"{key_node.value[:100]!r} a second time{_place(key_node)}; give every key once")
             mapping[key_node.value] = self.construct_object(value_node, deep=deep)
         return mapping
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        """An int or a float of no more than :data:`LONGEST_NUMBER` characters."""
+        """An int or a float of at most :data:`LONGEST_NUMBER` characters."""
         length = len(node.value)
         if length > LONGEST_NUMBER:
             raise PlainError(f"a number of {length} characters{_place(node)}")
@@ -93,13 +93,13 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _place(node: Any) -> str:
-    """Where an event or a node begins."""
+    """Position of an event or a node, for an error."""
     line = node.start_mark.line + 1
     column = node.start_mark.column + 1
     return f" in line {line}, column {column}"
 
 
-# What plain text stands for, by its first characters: YAML 1.1 without dates, octal numbers, numbers to the base of sixty and `<<`.
+# Types of unquoted text: YAML 1.1 without dates, octal and base-60 numbers, and `<<`.
 for _kind, _pattern, _first in (
     ("bool", r"(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$", "yYnNtTfFoO"),
     ("int", r"[-+]?(?:0|[1-9][0-9]*(?:_[0-9]+)*)$", "-+0123456789"),

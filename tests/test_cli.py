@@ -41,7 +41,7 @@ def _levels_as_before(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 class Calls(list):
-    """What a stand-in was called with."""
+    """Records the calls of a stand-in."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -55,7 +55,7 @@ class Calls(list):
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch):
-    """Put a function in the place of the one that a command imports; gives the calls it received."""
+    """Replace a function that a command imports; returns the list of its calls."""
 
     modules: dict[str, ModuleType] = {}
 
@@ -144,32 +144,32 @@ def test_a_flag_out_of_range_exits_with_2(tmp_path: Path, capsys: pytest.Capture
     ],
 )
 def test_positionals_and_overrides_stand_anywhere(line: str) -> None:
-    invocation, overrides = parse(line.split())
-    given = invocation.arguments
-    assert (given["bids"], given["out"], given["model"]) == (".", "out", "m")
-    assert given["participant_label"] == ("01", "sub-02")
-    assert given["sequence"] == ("T1w",)
-    assert overrides == ["harmonize.steps=2"]
+    invocation = parse(line.split())
+    arguments = invocation.arguments
+    assert (arguments["bids"], arguments["out"], arguments["model"]) == (".", "out", "m")
+    assert arguments["participant_label"] == ("01", "sub-02")
+    assert arguments["sequence"] == ("T1w",)
+    assert invocation.overrides == ["harmonize.steps=2"]
 
 
 @pytest.mark.parametrize(
     "line", ["demo --config c.yaml here", "demo here --config c.yaml", "demo -v here --config c.yaml"]
 )
 def test_an_optional_positional_may_follow_options(line: str) -> None:
-    invocation, _ = parse(line.split())
+    invocation = parse(line.split())
     assert (invocation.arguments["out"], invocation.config) == ("here", "c.yaml")
 
 
 @pytest.mark.parametrize("line", ["-v demo", "demo -v", "demo --verbose"])
 def test_verbose_before_and_after_the_command(line: str) -> None:
-    assert parse(line.split())[0].verbose
-    assert not parse(["demo"])[0].verbose
+    assert parse(line.split()).verbose
+    assert not parse(["demo"]).verbose
 
 
 def test_paths_and_uris_are_not_overrides() -> None:
-    invocation, overrides = parse(["prepare", "s3://bucket/site=A/m.parquet", "./site=A"])
+    invocation = parse(["prepare", "s3://bucket/site=A/m.parquet", "./site=A"])
     assert invocation.arguments == {"manifest": "s3://bucket/site=A/m.parquet", "out": "./site=A"}
-    assert not overrides
+    assert not invocation.overrides
 
 
 def test_what_follows_archive_is_no_override() -> None:
@@ -184,18 +184,16 @@ def test_what_follows_archive_is_no_override() -> None:
         "out",
         "evaluate.seed=1",
     ]
-    invocation, overrides = parse(line)
+    invocation = parse(line)
     assert invocation.arguments["archives"] == (("raw", "."), ("model", "."), ("ours", "."))
     assert invocation.arguments["model"] is None
-    assert overrides == ["evaluate.seed=1"]
+    assert invocation.overrides == ["evaluate.seed=1"]
 
 
 @pytest.mark.parametrize(
     "line", [f"harmonize . out {rest}" for rest in ("--model --dry-run", "--target -v", "--target")]
 )
-def test_an_option_without_its_value_takes_no_other_option_for_it(
-    line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_option_without_a_value_does_not_take_the_next_option(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(line.split())
     assert caught.value.code == 2
@@ -282,7 +280,7 @@ def test_train_global_prints_where_the_model_is(stand_in, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("counts", "code"), [({"done": 2, "skipped": 1}, 0), ({"done": 2, "failed": 1}, 1), ({"refused": 1}, 1)]
 )
-def test_harmonize_tells_the_truth_by_its_exit_code(
+def test_the_exit_code_of_harmonize_shows_failed_images(
     stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str], counts: dict[str, int], code: int
 ) -> None:
     calls = stand_in("mmh_ray.distributed.harmonize", "harmonize", counts)
@@ -296,7 +294,7 @@ def test_harmonize_tells_the_truth_by_its_exit_code(
 
 
 def test_harmonize_closes_with_reasons_and_places(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of this run alone: the image that failed in an earlier one is not told again."""
+    """Only of this run: an image that failed in an earlier run is not reported again."""
     out = tmp_path / "out"
     done = ledger_row("sub-1_T1w", flags=["dark"])
     failed = ledger_row("sub-2_T1w", status="failed", reason="/bids/sub-2_T1w.nii.gz: 4-D image")
@@ -312,7 +310,7 @@ def test_harmonize_closes_with_reasons_and_places(stand_in, tmp_path: Path, caps
         "      1 x 4-D image",
         "Flagged, for a person to look at: 1",
         f"Where to look: {out / 'report.html'}",
-        "Once the causes are mended: the same command with --retry-failed",
+        "Once the causes are fixed: the same command with --retry-failed",
     ]
     assert main([*line, "--json"]) == 1
     summary = json.loads(capsys.readouterr().out)
@@ -332,7 +330,7 @@ def test_status_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def ledger_row(image_id: str, **more: Any) -> dict[str, Any]:
-    """A row of a run that goes on for ever, unless ``finished`` says when it was."""
+    """A row of an endless run, unless ``finished`` gives its time."""
     row: dict[str, Any] = dict.fromkeys(LEDGER_SCHEMA.names)
     row |= {"image_id": image_id, "source": f"/bids/{image_id}.nii.gz", "sequence": "T1w", "status": "done"}
     row |= {"finished": "2999-01-01T00:00:00+00:00", "seconds": 1.0}
@@ -368,9 +366,7 @@ def test_a_filter_file_with_an_unknown_key_is_explained(
     assert "Did you mean 'session'?" in capsys.readouterr().err
 
 
-def test_the_level_of_a_group_writes_the_report_anew(
-    stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_level_group_only_writes_the_report_again(stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calls = stand_in("mmh_ray.distributed.harmonize", "harmonize", {})
     out = tmp_path / "out"
     RunRecord("/bids", "mmh-base", "b" * 64, "1.0", 1, "2020-01-01T00:00:00+00:00").write(out)
@@ -474,7 +470,7 @@ def test_figures_at_a_target_are_not_kept_with_a_model(
     calls = stand_in("mmh_ray.distributed.evaluate", "evaluate", {})
     archives = ["--archive", f"raw={tmp_path}", "--archive", f"ours={tmp_path}"]
     assert main(["evaluate", *archives, "--out", "out", "--target", "north", "--model", "models:/m@candidate"]) == 2
-    assert "what promotion compares is measured without a target" in capsys.readouterr().err
+    assert "promotion compares figures that are measured without a target" in capsys.readouterr().err
     assert calls == []
 
 

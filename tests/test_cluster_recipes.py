@@ -1,7 +1,7 @@
 """configs/cluster/: every recipe is parsed, and its fields and commands are checked.
 
-The schema of KubeRay's resources is on no package registry, so that the fields that matter are checked against the lists below, which hold
-the names of KubeRay's API reference, ray.io/v1.
+No package registry has the schema of KubeRay's resources. So the important fields are checked against the lists below,
+with names from KubeRay's API reference, ray.io/v1.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ QUANTITY = re.compile(r"\d+(\.\d+)?(m|Ki|Mi|Gi|Ti)?")
 
 
 def read(name: str) -> dict[str, Any]:
-    """A recipe; a key given twice would pass unseen, and be lost."""
+    """Read a recipe, and refuse repeated keys, of which YAML would silently keep one."""
 
     class Strict(yaml.SafeLoader):
         pass
@@ -157,7 +157,7 @@ def test_no_recipe_holds_a_secret(name: str) -> None:
     assert not re.search(r"(KEY|SECRET|TOKEN|PASSWORD)\w*,? value:", text)
 
 
-def test_the_standing_cluster_grows_by_itself() -> None:
+def test_the_permanent_cluster_scales_automatically() -> None:
     cluster = cluster_of("raycluster.yaml")
     assert cluster["enableInTreeAutoscaling"] is True
     assert set(cluster["autoscalerOptions"]) <= AUTOSCALER_FIELDS
@@ -183,8 +183,8 @@ def test_a_jobs_entrypoint_is_a_command_of_ours(name: str, command: str, tmp_pat
     assert f'run(["{command}", *sys.argv[1:]])' in (ROOT / script.removeprefix("/app/")).read_text(encoding="utf-8")
     (tmp_path / "bids").mkdir()
     here = [text.replace("/app/", f"{ROOT}/").replace("/data/", f"{tmp_path}/") for text in arguments]
-    parsed, overrides = parse([command, *here])
-    config = load_config(parsed.config, overrides)
+    invocation = parse([command, *here])
+    config = load_config(invocation.config, invocation.overrides)
     if command == "train-global":
         gpus = sum(
             group["replicas"] * int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
@@ -298,7 +298,7 @@ def test_both_images_get_the_same_files() -> None:
 
 
 def test_both_images_tell_derivatives_who_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the variable that `GeneratedBy` is made of."""
+    """By the variable from which `GeneratedBy` is made."""
     from mmh_ray.provenance import container
 
     assert any(word == "ENV" and "MMH_IMAGE=${IMAGE}" in rest for word, rest in instructions())
@@ -328,7 +328,7 @@ def test_the_image_is_chosen_by_a_build_argument() -> None:
 
 
 def test_the_image_gets_what_it_needs_and_nothing_else() -> None:
-    """Every file that is copied is there and sent to the builder, no other is."""
+    """Every copied file exists and is sent to the builder, and no other file is."""
     patterns = [
         line
         for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()

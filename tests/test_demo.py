@@ -1,4 +1,4 @@
-"""The demo without its minutes: which commands it gives, and what of their outcome it keeps."""
+"""The commands of the demo and what it keeps of their results, without running them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ AT_TARGET = ("raw", "n4_histogram_matching", "global", "ours")
 
 
 class Recorder:
-    """Runs no command; keeps the lines and writes what the two evaluations would."""
+    """Runs no command: records the lines, and writes the files of the two evaluations."""
 
     def __init__(self) -> None:
         self.lines: list[list[str]] = []
 
     def __call__(self, line: Sequence[str]) -> int:
-        """Answer that all went well."""
+        """Record a command and return success."""
         self.lines.append(list(line))
         if line[0] == "evaluate":
             folder = Path(line[line.index("--out") + 1])

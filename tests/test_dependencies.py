@@ -1,4 +1,4 @@
-"""What pyproject.toml asks for: installed here, and never so old that it has a vulnerability known when the bound was set."""
+"""Requirements of pyproject.toml: installed here, and with lower bounds above versions with known vulnerabilities."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_nor_is_one_of_what_builds_and_tests(name: str, project: dict) -> None:
 
 
 def test_the_audit_is_a_command_of_the_makefile(repository: Path) -> None:
-    """It looks at what is installed and at the lowest versions; a service that does not answer fails it."""
+    """It checks the installed and the lowest versions, and fails if the service does not answer."""
     makefile = (repository / "Makefile").read_text()
     assert "pip-audit --strict" in makefile
     assert "--resolution lowest-direct" in makefile
@@ -114,7 +114,7 @@ def test_every_pin_is_a_version_that_is_asked_for(project: dict, pins: dict[str,
 
 
 def test_all_that_dependencies_need_is_pinned(project: dict, pins: dict[str, Version]) -> None:
-    """As the installed packages tell, which are those of the pins where `make constraints` was just run."""
+    """By the metadata of the installed packages, which are the pinned ones after `make constraints`."""
     to_visit = [Requirement(line) for line in project["project"]["dependencies"]]
     visited: set[tuple[str, frozenset[str]]] = set()
     while to_visit:

@@ -133,8 +133,8 @@ def test_mmh_accepts_every_command_on_a_page(case: tuple[Path, list[str]], folde
         place = word.partition("=")[2] or word  # of NAME=FOLDER
         if not place.startswith("-") and "://" not in place and not Path(place).exists():
             Path(place).mkdir(parents=True)  # the parser requires inputs to exist
-    arguments, overrides = parse(words)
-    load_config(getattr(arguments, "config", None), overrides)
+    invocation = parse(words)
+    load_config(invocation.config, invocation.overrides)
 
 
 @pytest.mark.fast

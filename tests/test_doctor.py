@@ -1,4 +1,4 @@
-"""`mmh doctor`: what it finds on this machine, and what it says where something is missing."""
+"""`mmh doctor`: its findings on this machine, and when something is missing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _root_level_as_before() -> Iterator[None]:
 
 
 class _NoMLflow(http.server.BaseHTTPRequestHandler):
-    """A server that knows no path, or asks for a password."""
+    """A server that answers every path with an error, or asks for a password."""
 
     status = 404
 
@@ -38,7 +38,7 @@ class _NoMLflow(http.server.BaseHTTPRequestHandler):
         self.send_error(self.status)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's check ends at once: it is told of an address that is none."""
+    """Makes Ray's check end at once, by an invalid address."""
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
 
 

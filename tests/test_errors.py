@@ -1,4 +1,4 @@
-"""Whatever befalls an image, its reason says what was received, what was expected and what to do."""
+"""Every error of an image says what was received, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCAN = "/data/sub-01_T1w.nii.gz"
         ),
         (OSError(errno.EIO, os.strerror(errno.EIO)), f"{SCAN}: Input/output error; expected a file that can be read"),
         (OSError("a strange one"), f"{SCAN}: a strange one; expected a file that can be read"),
-        (MemoryError("not even one slab"), f"{SCAN}: MemoryError: not even one slab; expected memory that suffices"),
+        (MemoryError("not even one slab"), f"{SCAN}: MemoryError: not even one slab; expected enough memory"),
         (ValueError("shapes differ"), f"{SCAN}: ValueError: shapes differ; expected no error"),
         (RefusedError("noise", "a head", "Look at it."), "noise; expected a head. Look at it."),
     ],

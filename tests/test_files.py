@@ -1,4 +1,4 @@
-"""Only regular files are opened, and no more is read than is allowed."""
+"""Only regular files are opened, and reading is limited."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.fast
 
 @pytest.fixture
 def special(tmp_path, request):
-    """A path to something that is no regular file."""
+    """A path to something that is not a regular file."""
     path = tmp_path / request.param
     if request.param == "pipe":
         os.mkfifo(path)
@@ -39,7 +39,7 @@ def test_special_files_are_refused_at_once(special):
     [("pipe", "a named pipe"), ("folder", "a folder"), ("zeros", "a device"), ("socket", "a socket")],
     indirect=["special"],
 )
-def test_what_is_there_instead_of_a_file_is_said_without_opening_it(special, what):
+def test_the_type_of_a_special_file_is_reported_without_opening_it(special, what):
     assert irregular(special) == what
 
 

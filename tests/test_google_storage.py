@@ -1,4 +1,4 @@
-"""What Google Cloud Storage does otherwise than S3: a real server (gcp-storage-emulator) on the loopback."""
+"""Differences of Google Cloud Storage from S3. Uses a real server (gcp-storage-emulator) on the loopback."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Store(sys.argv[1]).put(Path(sys.argv[2]), sys.argv[3])
 
 
 def test_names_sizes_times_and_bytes_come_as_they_are(gcs: GcsServer, tmp_path: Path) -> None:
-    """A key may hold what a URI would decode, and bytes that look packed stay packed."""
+    """A key may contain what a URI would decode, and compressed bytes stay compressed."""
     name = "sub-01/anat/sub-01_acq-%20 ä_T1w.nii.gz"
     path = tmp_path / "scan"
     path.write_bytes(os.urandom(9 * MIB))  # more than Google's client sends or the sockets hold at a time
@@ -76,7 +76,7 @@ def test_the_second_of_two_runs_is_refused(gcs: GcsServer, monkeypatch: pytest.M
     monkeypatch.setattr(store_lock, "BEAT_S", 0.2)
     store = Store("gs://bucket/out")
     lock = StoreLock(store)
-    time.sleep(1)  # signs of life
+    time.sleep(1)  # heartbeats
     lock.check()
     assert is_store_locked(store)
     with pytest.raises(ConfigError, match="gs://bucket/out: another run is writing there"):
@@ -98,7 +98,7 @@ def test_a_wrong_secret_is_refused_and_not_shown(
 
 
 def test_without_credentials_it_ends_in_time(gcs: GcsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Google's own client tries for a quarter of an hour."""
+    """Google's client by itself would retry for 15 minutes."""
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
     monkeypatch.setenv("HOME", str(tmp_path))  # nor those of a person who has signed in
     monkeypatch.setenv("GCE_METADATA_ROOT", "127.0.0.1:9")  # nor those of Google's machines
@@ -115,7 +115,7 @@ def test_no_bucket_is_told_from_no_folder(gcs: GcsServer) -> None:
 
 
 def test_a_mistyped_bucket_is_not_made(gcs: GcsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As pyarrow does on this store where the environment names a project."""
+    """As pyarrow would do on this store if the environment names a project."""
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "project")
     for make in (lambda: write_index("gs://typo/prepared", []), lambda: open_storage("gs://typo/runs")):
         with pytest.raises(ConfigError, match="no bucket typo"):

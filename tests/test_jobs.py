@@ -1,4 +1,4 @@
-"""A job submitted to a cluster that runs already, as users do it: `ray job submit --working-dir . -- python jobs/train_global.py`."""
+"""Submits jobs to a running cluster, as users do: `ray job submit --working-dir . -- python jobs/train_global.py`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_submitted_job_succeeds_and_an_operator_sees_its_names_figures_and_no_
 
     tasks = _listed(head, "tasks", "--limit", "1000")
     failed = [(task["name"], task["error_type"]) for task in tasks if task["state"] == "FAILED"]
-    # Ray Train and Ray Data drop their own actors as soon as these are done; what they report last may be lost with them.
+    # Ray Train and Ray Data drop their actors as soon as these are done; their last reports may be lost.
     assert [task for task in failed if task[0] not in RAYS_OWN or task[1] != "WORKER_DIED"] == []
     names = {task["name"] for task in tasks}
     images = {path.name.removesuffix(".nii.gz") for path in Path(bids).glob("sub-*/**/*.nii.gz")}
@@ -111,7 +111,7 @@ def test_a_submitted_job_succeeds_and_an_operator_sees_its_names_figures_and_no_
 
 @contextlib.contextmanager
 def _watching(head: Head, text: str) -> Iterator[threading.Event]:
-    """Set once the exported metrics hold a text, while the block runs."""
+    """An event that is set when the exported metrics contain a text, while the block runs."""
     is_seen = threading.Event()
     is_over = threading.Event()
 
@@ -129,7 +129,7 @@ def _watching(head: Head, text: str) -> Iterator[threading.Event]:
 
 
 def _listed(head: Head, what: str, *options: str) -> list[dict]:
-    """What `ray list` shows."""
+    """Output of `ray list`."""
     command = [ray_command(), "list", what, "--address", head.address, "--format", "json", "--detail", *options]
     done = subprocess.run(command, env=head.environment, capture_output=True, text=True, check=True, timeout=300)
     return json.loads(done.stdout)

@@ -124,7 +124,7 @@ def test_an_object_whose_key_leads_out_of_the_folder_is_not_written(s3: Any, bun
 
 @pytest.mark.slow
 def test_a_small_file_is_no_upload_in_parts(s3: Any) -> None:
-    """One that a killed process leaves unfinished is paid for, and seen by nobody."""
+    """An unfinished multipart upload of a killed process would be invisible, but still be billed."""
     store, folder = open_folder("s3://bucket/runs")
     stream = store.open_output_stream(f"{folder}/run.json")
     stream.write(b"{}")
@@ -153,8 +153,8 @@ sys.exit(max(codes))
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_whole_way_lies_in_the_store(s3: Any, repository: Path, tmp_path: Path) -> None:
-    """From the archive to the derivatives; what training prints is a model to harmonize with."""
+def test_the_whole_pipeline_works_in_the_store(s3: Any, repository: Path, tmp_path: Path) -> None:
+    """From the archive to the derivatives; harmonizes with the model URI that training prints."""
     bids = str(tmp_path / "bids")
     manifest, store, out = (f"s3://bucket/{name}" for name in ("manifest.parquet", "prepared", "out"))
     config = ["--config", str(repository / "configs/demo.yaml"), *TINY, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]

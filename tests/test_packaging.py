@@ -1,4 +1,4 @@
-"""The wheel: its version is git's, it holds all that the package needs, and it runs where nothing but it is installed."""
+"""The wheel has git's version and all files of the package, and runs without the checkout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOT_CODE = (
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """Output of a command that must succeed; it does not see the checkout that runs the tests."""
+    """Output of a command that must succeed; it cannot import from the checkout that runs the tests."""
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     done = subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -37,7 +37,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def source(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of the checkout, as they are now, in a git repository of their own without a tag."""
+    """The current files of the checkout in a separate git repository without a tag."""
     for module in ("setuptools_scm", "pip"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed: pip install -e '.[dev]'")
@@ -60,7 +60,7 @@ def commit_all(folder: Path) -> None:
 
 
 def build_wheel(folder: Path, out: Path) -> Path:
-    """Without the network: what builds it is installed already."""
+    """Without the network: the build tools are installed already."""
     options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
     run(sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", out, folder, cwd=out.parent)
     (wheel,) = out.glob("*.whl")
@@ -84,7 +84,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_version_is_that_of_the_tag(source: Path, wheel: Path, tmp_path: Path) -> None:
-    """Without a tag it counts commits; an sdist keeps its version; a folder without git has that of the release."""
+    """Without a tag it counts commits; an sdist keeps its version; a folder without git has the fallback version."""
     commit = run("git", "rev-parse", "--short=8", "HEAD", cwd=source).strip()
     assert ".dev" in version_of(wheel)
     assert commit[:7] in version_of(wheel)

@@ -54,7 +54,7 @@ def test_slow_units_are_counted_by_the_minute(plain, clock):
     assert plain.messages[0] == "Harmonizing: 2/3 images, 2.0/min, 0:00:30 left, data wait 3 %"
 
 
-def test_the_time_left_does_not_hang_on_the_start(plain, clock):
+def test_the_time_left_does_not_depend_on_the_start_up(plain, clock):
     with progress(10, "Harmonizing", unit="images") as advance:
         clock[0] = 200.0  # Ray, the model, the first image
         advance(1)
@@ -64,7 +64,7 @@ def test_the_time_left_does_not_hang_on_the_start(plain, clock):
     assert plain.messages[1] == "Harmonizing: 6/10 images, 30.0/min, 0:00:08 left"
 
 
-def test_units_done_side_by_side_count_from_where_the_start_is_over(plain, clock):
+def test_parallel_units_count_from_the_end_of_the_start_up(plain, clock):
     with progress(64, "Harmonizing", unit="images") as advance:
         clock[0] = 200.0
         advance(0)
@@ -104,7 +104,7 @@ def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch, caplog, total):
     assert caplog.messages == []
 
 
-def test_the_bar_of_slow_units_tells_the_time_left_at_the_pace_of_all(monkeypatch, clock):
+def test_the_bar_of_slow_units_shows_the_time_left_at_the_average_rate(monkeypatch, clock):
     screen = io.StringIO()
     monkeypatch.setattr(module, "Console", lambda **_: Console(file=screen, force_terminal=True, width=120))
     with progress(11, "Harmonizing", unit="images") as advance:

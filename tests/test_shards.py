@@ -1,4 +1,4 @@
-"""The store of prepared volumes: what goes in comes out, whole or not at all, from a folder or an object store."""
+"""The store of prepared volumes returns what was written, whole or not at all, in a folder or an object store."""
 
 import pickle
 from pathlib import Path

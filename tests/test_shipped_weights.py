@@ -1,4 +1,4 @@
-"""Weights that come with the package are read only as their card describes them."""
+"""Shipped weights are only read if they match their card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects as local files for as long as they are read: a real S3 server (moto) on the loopback."""
+"""Objects are copied to local files while they are read. Uses a real S3 server (moto) on the loopback."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MASK = "s3://bucket/masks/sub-01_T1w.nii.gz"
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This node's temporary folder, in which nothing may stay."""
+    """This node's temporary folder, which must be empty at the end."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -89,7 +89,7 @@ def test_a_folder_is_uploaded_only_if_all_went_well(s3: Any, temporary: Path) ->
     assert list(temporary.iterdir()) == []
 
 
-def test_the_state_of_a_file_is_another_after_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_of_a_file_differs_after_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after one that keeps its size and sets its time back."""
     path = tmp_path / "scan.nii"
     path.write_bytes(b"one")

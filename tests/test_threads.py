@@ -1,4 +1,4 @@
-"""One thread for arithmetic: inside the block, in nested ones and beside each other; afterwards everything is as before."""
+"""One thread for arithmetic inside the block, also if nested or in parallel; afterwards everything is as before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MANY = 3
 
 
 def threads() -> dict[str, int]:
-    """How many threads each library would take now, here."""
+    """Number of threads that each library would use now in this thread."""
     return {"itk": sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), "torch": torch.get_num_threads()}
 
 
@@ -45,7 +45,7 @@ def test_one_thread_inside_and_as_before_after_it() -> None:
     assert threads() == AS_BEFORE
 
 
-def test_an_exception_gives_the_threads_back() -> None:
+def test_an_exception_restores_the_threads() -> None:
     @one_thread()
     def fails() -> None:
         assert threads() == ONE
@@ -56,7 +56,7 @@ def test_an_exception_gives_the_threads_back() -> None:
     assert threads() == AS_BEFORE
 
 
-def test_threads_side_by_side_have_one_each_until_the_last_has_left() -> None:
+def test_parallel_threads_have_one_each_until_the_last_exits() -> None:
     together = threading.Barrier(4)
 
     @one_thread()

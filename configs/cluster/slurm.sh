@@ -1,8 +1,8 @@
 #!/bin/bash
-# A Ray cluster for the length of one Slurm job, with token authentication. From the repository's root:
+# Starts a Ray cluster for one Slurm job, with token authentication. From the repository's root:
 #   sbatch configs/cluster/slurm.sh python jobs/train_global.py /shared/prepared --config configs/global.yaml
-# The repository with its .venv, and every path given, must lie on a file system that all nodes share. Give absolute paths,
-# also train.storage: the job runs in a copy of the repository, which goes with it. docs/cluster.md walks through it.
+# The repository with its .venv, and all given paths, must be on a file system that all nodes share. Use absolute paths,
+# also for train.storage: the job runs in a temporary copy of the repository. See docs/cluster.md.
 #SBATCH --job-name=mmh
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -17,11 +17,12 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?run this through sbatch}"
 source .venv/bin/activate
 
-# Whoever can reach Ray's ports can run code as you: head, workers and client share a random token that only you can read.
+# Anyone who can reach Ray's ports could run code as you. So head, workers and client share a random token that only you
+# can read.
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH="$HOME/.ray/mmh-$SLURM_JOB_ID.token"
 export RAY_USAGE_STATS_ENABLED=0
-# Where runs and models are kept: a server if you name one, else a file that outlives the job.
+# Runs and models are stored on your tracking server if you set one, else in a file that outlives the job.
 export MLFLOW_TRACKING_URI="${MLFLOW_TRACKING_URI:-sqlite:///$SLURM_SUBMIT_DIR/mlflow.db}"
 mkdir -p "$HOME/.ray"
 (umask 077; python -c "import secrets; print(secrets.token_hex(32), end='')" >"$RAY_AUTH_TOKEN_PATH")
@@ -34,7 +35,7 @@ trap clean_up EXIT
 
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" hostname --ip-address | awk '{print $1}')
-port=$((20000 + SLURM_JOB_ID % 10000))  # jobs that share a node do not meet
+port=$((20000 + SLURM_JOB_ID % 10000))  # different ports for jobs that share a node
 dashboard=$((port + 10000))
 resources=(--num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}")
 

@@ -1,1 +1,1 @@
-"""BIDS in and out: entities, the manifest, derivatives. No torch, no Ray."""
+"""Reads and writes BIDS data: entities, the manifest, derivatives. No torch, no Ray."""

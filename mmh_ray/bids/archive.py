@@ -1,4 +1,4 @@
-"""The way through an archive: a row for every image of a subject, wherever it lies, and a word on all others."""
+"""Walks an archive: one row for every image of a subject, wherever it is, and warnings about all other images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mmh_ray.bids.records import Level, Records
 from mmh_ray.bids.rows import ManifestRow, Problem, Status
 from mmh_ray.bids.schema import mark_unusable, new_row
 from mmh_ray.bids.sidecars import sidecars_among
-from mmh_ray.bids.sites import CORRECT, HELP
+from mmh_ray.bids.sites import CORRECT, HELP, note_mixtures
 from mmh_ray.bids.strays import PLACE, images_outside, is_nearly_a_subject, stray_rows, stray_rows_below
 from mmh_ray.bids.text import Findings, listed, printable
 from mmh_ray.errors import ConfigError, DataError
 
 _INNER = re.compile(r"(?P<archive>.+?)/sub-[^/]+/")
-"""Path of an image in an archive that lies in this one."""
+"""Matches the path of an image in another archive inside this one."""
 _NOT_FOLLOWED = "a link to a folder, which is not followed"
 
 
@@ -36,7 +36,7 @@ class Archive:
     site_pattern:
         Regular expression with a group `site`, or None.
     require_site:
-        Whether an image without a site cannot be used.
+        Whether an image without a site is unusable.
 
     Raises
     ------
@@ -54,12 +54,12 @@ class Archive:
         self.entries = listing(self.root)
         self.records = Records(self.root, self.entries, site_pattern, self.findings)
         self.masks = BrainMasks(self.root)
-        self._empty: list[str] = []  # anat folders of the subject at hand
+        self._empty: list[str] = []  # anat folders without images, of the current subject
         self._in_place = 0
         self._without_site = 0
 
     def all_rows(self, advance: Callable[[int], object]) -> list[ManifestRow]:
-        """A row for every image of a subject, and one for each folder that hides its images; the rest is warned of.
+        """A row for every image of a subject and for every unreadable folder; warnings about the rest.
 
         Parameters
         ----------
@@ -69,7 +69,7 @@ class Archive:
         Raises
         ------
         DataError
-            If no image is in its place, or, where sites are required, none has one.
+            If no image is in the place that BIDS defines, or if sites are required and no image has one.
         """
         rows: list[ManifestRow] = []
         for row in self._rows():
@@ -77,13 +77,13 @@ class Archive:
             advance(1)
         outside = images_outside(self.entries, self.root, self._note_unread)
         self.findings.note("an image outside of the folders of subjects, left out", outside)
-        self.records.note_mixtures()
+        note_mixtures(self.records.sites, self.findings)
         self.findings.warn()
         self._check(rows, outside)
-        return _each_with_its_id(rows, self.root)
+        return _with_unique_ids(rows, self.root)
 
     def _check(self, rows: list[ManifestRow], outside: list[str]) -> None:
-        """Raise DataError where no image is in its place, or none has a site although sites are required."""
+        """Raise DataError if no image is in its place, or if sites are required and no image has one."""
         if not self._in_place:
             raise self._nothing_in_place(rows, outside)
         has_any_site = any(row["site"] for row in rows)
@@ -118,12 +118,12 @@ class Archive:
                 yield from self._strays_below(entry, ())
 
     def _rows_of(self, folder: DirEntry[str], above: Level | None) -> Iterator[ManifestRow]:
-        """Rows of a subject (``above`` is None) or a session; one that cannot be read is a row itself."""
+        """Rows of a subject (``above`` is None) or a session; a single row if its folder cannot be read."""
         try:
             check_folder(folder, self.root)
             entries = listing(folder.path)
         except DataError as error:
-            yield self._lost(folder.path, error)
+            yield self._folder_row(folder.path, error)
             return
         level = self.records.level_of(Path(folder.path), entries, above)
         for entry in entries:
@@ -140,7 +140,7 @@ class Archive:
             check_folder(folder, self.root)
             entries = listing(folder.path)
         except DataError as error:
-            yield self._lost(folder.path, error)
+            yield self._folder_row(folder.path, error)
             return
         nearer = sidecars_among(entries, self.root, self.findings)
         level = level.with_sidecars(nearer)
@@ -155,7 +155,7 @@ class Archive:
         yield from rows
 
     def _row(self, entry: DirEntry[str], level: Level) -> ManifestRow:
-        """The row of one file; every reason not to use it ends in the row."""
+        """The row of one file, with the reason if it cannot be used."""
         relative = relative_name(entry.path, self.root)
         row = new_row(entry.path, relative)
         try:
@@ -189,14 +189,14 @@ class Archive:
         if folder.is_symlink():
             self.findings.note(_NOT_FOLLOWED, folder.path)
             return
-        yield from stray_rows_below(folder.path, self.root, inside, self._lost_below)
+        yield from stray_rows_below(folder.path, self.root, inside, self._unreadable_folder_row)
 
-    def _lost_below(self, path: str) -> ManifestRow:
+    def _unreadable_folder_row(self, path: str) -> ManifestRow:
         problem = DataError(f"{printable(path)}: cannot be read", "a readable folder", "Check its permissions.")
-        return self._lost(path, problem)
+        return self._folder_row(path, problem)
 
-    def _lost(self, path: str, error: DataError) -> ManifestRow:
-        """The row that stands for all images of a folder that cannot be read."""
+    def _folder_row(self, path: str, error: DataError) -> ManifestRow:
+        """One row for all images of a folder that cannot be read."""
         self._in_place += 1
         relative = relative_name(path, self.root)
         row = new_row(path, relative)
@@ -207,8 +207,8 @@ class Archive:
         self.findings.note("a folder that cannot be read, left out", path)
 
 
-def _each_with_its_id(rows: list[ManifestRow], root: Path) -> list[ManifestRow]:
-    """Of files with one image_id the first good one keeps it; the others are named by their path."""
+def _with_unique_ids(rows: list[ManifestRow], root: Path) -> list[ManifestRow]:
+    """Of files with the same image_id, the first usable one keeps it; the others get their path as image_id."""
     seen: dict[str, ManifestRow] = {}
     good_ones_first = sorted(rows, key=lambda row: row["status"] != Status.OK)
     for row in good_ones_first:
@@ -222,16 +222,16 @@ def _each_with_its_id(rows: list[ManifestRow], root: Path) -> list[ManifestRow]:
             row["reason"] = problem.text
         row["status"] = Status.UNUSABLE
         relative = Path(row["uri"]).relative_to(root).as_posix()
-        row["image_id"] = _free(relative, seen)
+        row["image_id"] = _unique_name(relative, seen)
         seen[row["image_id"]] = row
     return rows
 
 
-def _free(name: str, taken: dict[str, ManifestRow]) -> str:
-    """The name, or with a number where it is taken: names that are not UTF-8 may look alike."""
+def _unique_name(name: str, taken: dict[str, ManifestRow]) -> str:
+    """The name, with a number if it is taken: different names that are not UTF-8 may be shown alike."""
     number = 1
-    free = name
-    while free in taken:
+    unique = name
+    while unique in taken:
         number += 1
-        free = f"{name} ({number})"
-    return free
+        unique = f"{name} ({number})"
+    return unique

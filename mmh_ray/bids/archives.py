@@ -1,4 +1,4 @@
-"""Volumes of any folder in BIDS naming, each matched to the image of an archive that it was made from."""
+"""Matches the volumes of any folder with BIDS names to the images of an archive that they were made from."""
 
 from __future__ import annotations
 
@@ -16,45 +16,46 @@ from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.object_store import is_remote
 from mmh_ray.staging import renamed
 
-IGNORED = ("desc", "space", "res", "den")
-"""Entities that say how a volume was made and on which grid, not of which image."""
+DERIVED_ENTITIES = ("desc", "space", "res", "den")
+"""Entities that describe how a volume was made and its grid; they do not identify the image."""
 
 
 class Unmatched(NamedTuple):
-    """An image that a method has no usable output of: none of its own, more than one, or one that cannot be read."""
+    """An image without a usable output of a method: the output is missing, ambiguous or unreadable."""
 
     method: str
     """Name of the method's archive."""
     image_id: str
     status: str
-    """``missing``, ``ambiguous``, ``unusable``, or the status that the manifest gives."""
+    """``missing``, ``ambiguous``, ``unusable``, or the status in the manifest."""
     reason: str
-    """What a person should know."""
+    """Explanation for the user."""
 
 
 class Matched(NamedTuple):
-    """Paths by ``image_id``, and the images for which there is none."""
+    """Paths by ``image_id``, and the images without one."""
 
     paths: dict[str, str]
     unmatched: list[Unmatched]
 
 
 def match(name: str, root: str | Path, rows: Iterable[Mapping[str, Any]], desc: str = UNIFIED) -> Matched:
-    """Find for every image the volume that carries its entities, whatever its ``desc`` and ``space``.
+    """Find the volume with the entities of each image; ``desc`` and ``space`` may differ.
 
-    Where several volumes could be meant, the one named as this software names its outputs is taken
-    (:func:`~mmh_ray.bids.entities.output_path`); without one the image is ambiguous. Folders do not count, names do.
+    If several volumes match, the one with the name of our own outputs is used
+    (:func:`~mmh_ray.bids.entities.output_path`); without one, the image is ambiguous. Only file names are compared,
+    not folders.
 
     Parameters
     ----------
     name:
-        What the archive is called in the results.
+        Name of the archive in the results.
     root:
-        Its folder, or the URI of it.
+        Folder or URI.
     rows:
         Rows of the manifest: ``image_id`` and ``uri``.
     desc:
-        Label of `desc` in the names of this software's outputs; a target has its own.
+        Label of `desc` in the names of our outputs; each target has its own.
 
     Raises
     ------
@@ -87,18 +88,18 @@ def match(name: str, root: str | Path, rows: Iterable[Mapping[str, Any]], desc: 
 
 
 def _match_stored(name: str, uri: str, rows: Iterable[Mapping[str, Any]]) -> Matched:
-    """:func:`match` in a folder of an object store."""
+    """:func:`match` for a folder in an object store."""
     with outline(uri) as folder:
         uri_of = {str(folder): uri.rstrip("/")}
-        found = match(name, folder, rows)
-    paths = {image_id: renamed(path, uri_of) for image_id, path in found.paths.items()}
-    unmatched = [problem._replace(reason=renamed(problem.reason, uri_of)) for problem in found.unmatched]
+        matched = match(name, folder, rows)
+    paths = {image_id: renamed(path, uri_of) for image_id, path in matched.paths.items()}
+    unmatched = [problem._replace(reason=renamed(problem.reason, uri_of)) for problem in matched.unmatched]
     return Matched(paths, unmatched)
 
 
 def _volumes(root: Path, suffixes: set[str]) -> defaultdict[str, list[Path]]:
-    """Files of these suffixes below the folder by what identifies their image; hidden and half-written ones left out."""
-    found: defaultdict[str, list[Path]] = defaultdict(list)
+    """Volumes with these suffixes below the folder, by the key of their image; hidden files are left out."""
+    volumes: defaultdict[str, list[Path]] = defaultdict(list)
     unread: list[str] = []
     for folder, entries in walk(root, unread.append):
         for entry in entries:
@@ -107,33 +108,33 @@ def _volumes(root: Path, suffixes: set[str]) -> defaultdict[str, list[Path]]:
             try:
                 entities = parse(entry.name)
             except DataError:
-                continue  # not in BIDS naming, so no image's
+                continue  # no BIDS name, so it belongs to no image
             if entities.suffix in suffixes:
-                found[_key(entities)].append(Path(folder, entry.name))
+                volumes[_key(entities)].append(Path(folder, entry.name))
     warn_of(unread, "a folder of volumes that cannot be read")
-    return found
+    return volumes
 
 
 def _check_volume(path: Path, root: Path) -> None:
-    """Raise DataError unless it is a regular file of the folder, by a path that can be stored."""
+    """Raise DataError unless it is a regular file in the folder with a path in UTF-8."""
     if printable(path) != str(path):
         raise DataError(f"{printable(path)}: a path that is not UTF-8", "one that is", "Rename its folders.")
     check_file(path, root, str(path))
 
 
 def _key(entities: Entities) -> str:
-    return entities.without(*IGNORED).image_id
+    return entities.without(*DERIVED_ENTITIES).image_id
 
 
 def _choose(paths: list[Path], usual_name: str, is_shared: bool) -> Path | None:
-    """The image's volume; None where there is none or one cannot tell which it is.
+    """The image's volume; None if there is none, or if it is ambiguous.
 
     Parameters
     ----------
     usual_name:
-        What this software calls its output of the image.
+        Name that our own output of the image has.
     is_shared:
-        Whether another image differs in ignored entities only.
+        Whether another image has the same key, so that a volume with any other name could belong to either.
     """
     usual_stem = usual_name.partition(".")[0]
     usually_named = [path for path in paths if path.name.partition(".")[0] == usual_stem]

@@ -1,4 +1,4 @@
-"""Files of an archive's derivatives that belong to its scans by what their names say: lesion masks, label maps."""
+"""Finds files in an archive's derivatives that belong to scans by their names: lesion masks and label maps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmh_ray.errors import DataError
 
 
 class Companion(NamedTuple):
-    """A file that belongs to scans: all that its name says, the entities that a scan must have, its path."""
+    """A file that belongs to scans: entities of its name, entities that a scan must have, path."""
 
     entities: Entities
     needed: dict[str, str]
@@ -24,13 +24,13 @@ class Companion(NamedTuple):
 
 
 Companions = dict[str, list[Companion]]
-"""By subject, in the order of the paths."""
+"""By subject, ordered by path."""
 
 
-def archive_of(uri: str, scan: Entities) -> Path | None:
-    """The archive that a scan lies in: what holds the folder of its subject; None where no folder is named so.
+def nearest_archive(uri: str, scan: Entities) -> Path | None:
+    """The archive of a scan: the parent of its subject's folder; None if no folder has the subject's name.
 
-    The folder nearest to the scan counts: an archive may itself lie in a folder named `sub-...`.
+    The folder nearest to the scan counts, because an archive may itself be inside a folder named `sub-...`.
     """
     subject = scan.folders[0]
     for folder in Path(uri).parents:
@@ -40,69 +40,70 @@ def archive_of(uri: str, scan: Entities) -> Path | None:
 
 
 def find_companions(
-    folder: str | Path,
+    root: Path,
     endings: tuple[str, ...],
     ignored: Sequence[str],
     what: str,
-    archive: Path | None = None,
+    is_archive: bool = False,
 ) -> Companions:
-    """Regular files `sub-*ENDING` below a folder; hidden ones and what has no BIDS name are left out.
+    """Regular files `sub-*ENDING` below a folder; hidden files and files without a BIDS name are left out.
 
     Parameters
     ----------
-    folder:
-        Where to look; not asked where there is an ``archive``.
+    root:
+        Folder to search.
     ignored:
-        Entities that say how the file was made, not of which image it is.
+        Entities that describe how the file was made; they do not identify the image.
     what:
-        What such a file is, for the warnings of those that are left out.
-    archive:
-        In whose derivatives to look, and what no link may lead out of. None: the user named the folder himself.
+        Name of this kind of file, for warnings.
+    is_archive:
+        Whether to search only the derivatives of ``root``, and to refuse links that lead out of ``root``.
     """
     findings = Findings()
-    entries = _files(folder, endings, findings) if archive is None else files_of_derivatives(archive, endings, findings)
-    found: defaultdict[str, list[Companion]] = defaultdict(list)
+    find_files = files_of_derivatives if is_archive else _files
+    entries = find_files(root, endings, findings)
+    companions: defaultdict[str, list[Companion]] = defaultdict(list)
     for entry in entries:
         try:
             entities = parse(entry.path)
         except DataError:
-            continue  # not named as BIDS names files
+            continue  # no BIDS name
         shown = printable(entry.path)
         try:
-            is_bound_to_archive = archive is not None and entry.is_symlink()
-            check_file(entry.path, archive or Path(folder), shown, is_bound_to_archive)
+            check_file(entry.path, root, shown, is_link=is_archive and entry.is_symlink())
         except DataError as error:
             findings.note(f"a {what} left out", error.received)
             continue
         if shown != entry.path:
             findings.note(f"a {what} left out, its path is not UTF-8", entry.path)
             continue
-        found[entities.subject].append(Companion(entities, entities.without(*ignored).tags, Path(entry.path)))
+        companion = Companion(entities, entities.without(*ignored).tags, Path(entry.path))
+        companions[entities.subject].append(companion)
     findings.warn()
-    return dict(found)
+    return dict(companions)
 
 
 def fitting(scan: Entities, companions: Companions) -> list[Companion]:
-    """Companions whose needed entities the scan has; `mod-T1w` asks for a scan of that suffix."""
+    """Companions whose needed entities the scan has; `mod-T1w` requires a scan with that suffix."""
     scan_tags = scan.tags | {"mod": scan.suffix}
     candidates = companions.get(scan.subject, [])
     return [candidate for candidate in candidates if candidate.needed.items() <= scan_tags.items()]
 
 
 def most_precise(companions: Sequence[Companion]) -> list[Companion]:
-    """Those of some companions that name most entities of the scan."""
+    """The companions with the largest number of needed entities."""
     counts = [len(companion.needed) for companion in companions]
     most = max(counts, default=0)
     return [companion for companion, count in zip(companions, counts, strict=True) if count == most]
 
 
-def _files(folder: str | Path, endings: tuple[str, ...], findings: Findings) -> list[os.DirEntry[str]]:
-    """What has such a name below a folder, in the order of its path; one that cannot be read is warned of."""
+def _files(root: Path, endings: tuple[str, ...], findings: Findings) -> list[os.DirEntry[str]]:
+    """Entries below a folder whose names have one of these endings, ordered by path; notes unreadable folders."""
 
     def note_unread(path: str) -> None:
         findings.note("a folder that cannot be read", path)
 
-    found = []
-    for _, entries in walk(folder, note_unread):
-        found += [entry for entry in entries if entry.name.endswith(endings)]
-    return found
+    files = []
+    for _, entries in walk(root, note_unread):
+        files += [entry for entry in entries if entry.name.endswith(endings)]
+    return files

@@ -1,4 +1,4 @@
-"""What a file's name and sidecar say of its contrast that the suffix does not: a model knows a sequence as it is without."""
+"""Flags scans whose name or sidecar says that their contrast is unusual for their sequence."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmh_ray.bids.derivatives import sidecar_path
+from mmh_ray.bids.derivatives import read_sidecar
 from mmh_ray.bids.entities import parse
-from mmh_ray.files import read_object
 
-_AGENT = "the model was trained without; on three scans rims at 1.3 and 1.5 times white matter kept .8 to 1.1 of their contrast"
+_AGENT = (
+    "the model was trained without contrast agents; on three scans, rims at 1.3 and 1.5 times white matter kept "
+    ".8 to 1.1 of their contrast"
+)
 _NONE = {"", "none", "no", "n/a", "na"}
 _AGENT_KEYS = ("ContrastBolusAgent", "ContrastBolusIngredient")
 
 
 def contrast_flags(uri: str | Path) -> tuple[str, ...]:
-    """Why a person should look at the harmonized image of this file, by its name and the sidecar beside it; empty if neither says.
+    """Reasons why a person should look at the harmonized image of this file, from its name and the sidecar beside it.
 
-    A sidecar that cannot be read says nothing here: the manifest reports it. Those of folders above are not looked at.
+    An unreadable sidecar is ignored here, because the manifest reports it. Sidecars of folders above are not read.
 
     Raises
     ------
     DataError
-        If the name is no BIDS name.
+        If the name is not a BIDS name.
     """
     tags = parse(uri).tags
     flags = []
-    agent = tags.get("ce") or _agent_of(_sidecar_beside(uri))
+    agent = tags.get("ce") or _agent_of(read_sidecar(uri))
     if agent is not None:
         flags.append(f"contrast agent ({agent}): {_AGENT}")
     if tags.get("part", "mag") != "mag":
-        flags.append(f"part-{tags['part']}: no magnitude image, which is all that the model knows")
+        flags.append(f"part-{tags['part']}: not a magnitude image, the only kind that the model knows")
     if "inv" in tags:
         flags.append(f"inv-{tags['inv']}: one inversion of several, whose contrast the model may not know")
     if tags.get("mt") == "on":
@@ -45,14 +47,7 @@ def _agent_of(sidecar: Mapping[str, Any]) -> str | None:
         value = sidecar.get(key)
         parts = value if isinstance(value, list) else [value]
         names = [part.strip() for part in parts if isinstance(part, str)]
-        named = [name for name in names if name.lower() not in _NONE]
-        if named:
-            return ", ".join(named)[:80]
+        agents = [name for name in names if name.lower() not in _NONE]
+        if agents:
+            return ", ".join(agents)[:80]
     return None
-
-
-def _sidecar_beside(uri: str | Path) -> Mapping[str, Any]:
-    try:
-        return read_object(sidecar_path(uri))
-    except (OSError, ValueError):
-        return {}

@@ -1,10 +1,8 @@
-"""What lies around derivative images: the description of the dataset and of its labels, and sidecars."""
+"""Writes and reads the files around derivative images: descriptions of the dataset and its labels, and sidecars."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +11,10 @@ from urllib.parse import quote
 
 from mmh_ray.bids.entities import archive_of
 from mmh_ray.bids.text import text_of
-from mmh_ray.errors import ConfigError, DataError
+from mmh_ray.errors import ConfigError
 from mmh_ray.files import is_inside, read_object
 from mmh_ray.object_store import Store, is_remote
 from mmh_ray.provenance import container, whole_file, write_json
-
-log = logging.getLogger(__name__)
 
 BIDS_VERSION = "1.10.0"
 GENERATOR = "mmh_ray"
@@ -26,19 +22,19 @@ DESCRIPTION = "dataset_description.json"
 LABELS = "descriptions.tsv"
 """Table of the labels that follow `desc-` in the names of a dataset's images."""
 RAW = "raw"
-"""Name of the source archive in BIDS URIs; `DatasetLinks` of the description tells where it lies."""
+"""Name of the source archive in BIDS URIs; `DatasetLinks` in the description has its location."""
 
 README = "README.md"
 READMES = ("README", README, "README.rst", "README.txt")
-"""Names of which a dataset has one."""
-IGNORED = ".bidsignore"
-ADDED = (README, IGNORED)
-"""Files that are added to a dataset where there are none."""
+"""Possible names of a dataset's readme."""
+BIDSIGNORE = ".bidsignore"
+ADDED = (README, BIDSIGNORE)
+"""Files that are added to a dataset if it has none."""
 
 _WHAT_IT_DOES = "Harmonization of brain MRI across scanners and sites"
 _HOW_TO_CITE = "logs/CITATION.md has a text for the methods section, and the references."
 _IGNORE = """\
-# Not a part of the BIDS standard: pictures, report and ledger of mmh_ray.
+# Not part of the BIDS standard: pictures, report and ledger of mmh_ray.
 report.html
 ledger.parquet
 figures
@@ -48,22 +44,22 @@ _README = """\
 
 Made by mmh_ray, which brings the brain MRI of different scanners to one look.
 
-- `report.html` shows every image before and after; `ledger.parquet` has a row for each, also for those without a result.
-- The `.json` beside an image tells what was done to it. `descriptions.tsv` explains the labels after `desc-`.
+- `report.html` shows every image before and after; `ledger.parquet` has a row for each image, with or without a result.
+- The `.json` beside an image records what was done to it. `descriptions.tsv` explains the labels after `desc-`.
 - `logs/CITATION.md` has a text for the methods section of a paper.
 """
 
 
 def check_dataset(out: str | Path, source: str | Path) -> None:
-    """Whether OUT is free for what is made of that source: new, or of an earlier run over the same.
+    """Check that OUT can hold the derivatives of a source: it is new, or was made from the same source.
 
     Raises
     ------
     ConfigError
-        If OUT already holds a dataset that was not made by this software, such as the raw archive itself, or was made of another source.
+        If OUT holds a dataset that was not made by this software, such as the raw archive, or from another source.
     """
     path = Path(out) / DESCRIPTION
-    if not os.path.lexists(path):  # or in a folder that cannot be looked into, which who writes there finds out
+    if not os.path.lexists(path):  # or in an unreadable folder, which causes an error when something is written there
         return
     description = _description(out)
     if GENERATOR not in _values(description, "GeneratedBy", "Name"):
@@ -79,18 +75,16 @@ def check_dataset(out: str | Path, source: str | Path) -> None:
 
 
 def write_dataset_description(out: str | Path, source: str | Path, code_version: str) -> None:
-    """Write OUT/dataset_description.json: a derivative dataset made by this version from that source.
-
-    A README and a .bidsignore are added where there are none.
+    """Write OUT/dataset_description.json, and a README and a .bidsignore if there are none.
 
     Raises
     ------
     ConfigError
-        If OUT is not free for it (:func:`check_dataset`).
+        As :func:`check_dataset`.
     """
     check_dataset(out, source)
     path = Path(out) / DESCRIPTION
-    raw = _stored_description(str(source)) if is_remote(str(source)) else _description(source)
+    raw = Store(str(source)).read_object(DESCRIPTION) if is_remote(str(source)) else _description(source)
     dataset_doi = text_of(raw.get("DatasetDOI"))
     licence = text_of(raw.get("License"))
     source_dataset = {"URL": _url(source)}
@@ -108,13 +102,13 @@ def write_dataset_description(out: str | Path, source: str | Path, code_version:
     if licence is not None:
         description["License"] = licence
     write_json(path, description)
-    _write_if_absent(Path(out, IGNORED), _IGNORE)
+    _write_if_absent(Path(out, BIDSIGNORE), _IGNORE)
     if not any(Path(out).glob("README*")):
         _write_if_absent(Path(out, README), _README.format(name=description["Name"]))
 
 
 def generated_by(code_version: str) -> dict[str, Any]:
-    """An entry of `GeneratedBy`: this software in that version and, where known, the container that it runs in."""
+    """An entry of `GeneratedBy`: this software, its version and, if known, its container."""
     entry: dict[str, Any] = {"Name": GENERATOR, "Version": code_version, "Description": _WHAT_IT_DOES}
     runs_in = container()
     if runs_in is not None:
@@ -123,12 +117,12 @@ def generated_by(code_version: str) -> dict[str, Any]:
 
 
 def bids_uri(path: str, scan: str) -> str:
-    """BIDS URI of a file of the archive that a scan lies in; the URI of the file itself where it lies elsewhere.
+    """BIDS URI of a file in the archive of a scan; for a file elsewhere, its plain URI.
 
     Parameters
     ----------
     path:
-        The file: the scan, or what the archive has besides it, such as its brain mask.
+        The file: the scan itself or, for example, its brain mask.
     scan:
         Path or URI of a scan.
 
@@ -147,7 +141,7 @@ def write_descriptions(out: str | Path, descriptions: Mapping[str, str]) -> None
     Parameters
     ----------
     descriptions:
-        What each label after `desc-` means.
+        Meaning of each label after `desc-`.
     """
     lines = ["desc_id\tdescription"]
     for label, description in sorted(descriptions.items()):
@@ -188,17 +182,17 @@ def figure_paths(image_path: str | Path) -> tuple[Path, Path]:
 
 
 def derivative_files(image_path: str | Path) -> tuple[Path, ...]:
-    """All files of a derivative, the sidecar first: without it an image counts for nothing."""
+    """All files of a derivative, the sidecar first: an image without a sidecar is treated as absent."""
     return sidecar_path(image_path), Path(image_path), *figure_paths(image_path)
 
 
 def read_sidecar(image_path: str | Path) -> dict[str, Any]:
-    """Content of an image's sidecar; empty where there is none or it is damaged."""
+    """Content of an image's sidecar; empty if there is none or it is damaged."""
     return _read_json(sidecar_path(image_path))
 
 
 def _write_if_absent(path: Path, text: str) -> None:
-    """Write a text; a file of that name is the user's, and stays."""
+    """Write a text file, unless the user has a file with that name."""
     if os.path.lexists(path):
         return
     with whole_file(path) as partial:
@@ -210,28 +204,20 @@ def _url(source: str | Path) -> str:
 
 
 def _description(dataset: str | Path) -> dict[str, Any]:
-    """Content of a dataset's description; empty where there is none of its own, such as behind a link out of it."""
+    """Content of a dataset's description; empty if there is none, or if it is a link out of the dataset."""
     path = Path(dataset) / DESCRIPTION
     return _read_json(path) if is_inside(path, dataset) else {}
 
 
-def _stored_description(uri: str) -> dict[str, Any]:
-    """:func:`_description` of a dataset in an object store."""
-    with contextlib.suppress(DataError, ValueError, RecursionError):
-        content = json.loads(Store(uri).read(DESCRIPTION))
-        return content if isinstance(content, dict) else {}
-    return {}
-
-
 def _values(description: dict[str, Any], section: str, key: str) -> list[Any]:
-    """Values of a key in the objects of a list; none where it is something else."""
+    """Values of a key in the objects of the list ``description[section]``; empty if that is no list of objects."""
     entries = description.get(section)
     objects = entries if isinstance(entries, list) else []
     return [entry[key] for entry in objects if isinstance(entry, dict) and key in entry]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON object; empty where the file is absent, damaged or no regular file."""
+    """Content of a JSON object; empty if the file is absent, damaged or not a regular file."""
     with contextlib.suppress(OSError, ValueError):
         return read_object(path)
     return {}

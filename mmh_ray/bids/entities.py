@@ -1,4 +1,4 @@
-"""BIDS file names: taken apart, checked, and put together again."""
+"""Parses, checks and builds BIDS file names."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from pathlib import Path, PurePosixPath
 from mmh_ray.errors import ConfigError, DataError
 
 EXTENSIONS = (".nii.gz", ".nii", ".json")
-"""Endings that carry entities here, longest first."""
+"""Endings of files whose names have entities, longest first."""
 
 _ORDER = (
     "sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi space split "
     "recording chunk atlas seg scale res den label"
 )
 ORDER = tuple(_ORDER.split())
-"""Entities in the order of the BIDS specification; unknown ones follow by name, `desc` comes last."""
+"""Entities in the order of the BIDS specification; unknown ones follow in alphabetical order, `desc` comes last."""
 
 UNIFIED = "harmonized"
-"""Label of the `desc` of an image in the unified domain."""
+"""Label of `desc` for images in the unified domain."""
 LONGEST_LABEL = 100
-"""Most letters and digits of a target's name: a file's name has 255 bytes in all."""
+"""Most letters and digits of a target's name: a file name has at most 255 bytes."""
 
 LONGEST_STEM = 255 - len("_before.jpg")
-"""Most characters of an output's name without its endings: those of its pictures are the longest."""
+"""Most characters of an output's name without its ending; the pictures have the longest ending."""
 
-_LABEL = re.compile("[A-Za-z0-9]+")  # ASCII only: no dots, slashes or spaces, so that no name can leave its folder
+_LABEL = re.compile("[A-Za-z0-9]+")  # ASCII only, without dots, slashes or spaces, so that no name can leave its folder
 _REMEDY = "Rename the file, for example to sub-01_ses-1_T1w.nii.gz."
 
 
 @dataclass(frozen=True)
 class Entities:
-    """What the name of a BIDS file says.
+    """Entities and suffix of a BIDS file name.
 
     Attributes
     ----------
     subject, session:
-        Labels without `sub-` and `ses-`; session is None where the archive has none.
+        Labels without `sub-` and `ses-`; session is None if the archive has no sessions.
     suffix:
         BIDS suffix, for images the sequence (T1w, T2w, FLAIR ...).
     others:
-        Every other entity as `(key, label)`, in BIDS order whatever their order in the file name.
+        All other entities as `(key, label)`, in BIDS order.
     """
 
     subject: str
@@ -53,13 +53,13 @@ class Entities:
 
     @property
     def tags(self) -> dict[str, str]:
-        """All entities in BIDS order, `sub` and `ses` included, suffix not."""
+        """All entities in BIDS order, with `sub` and `ses`, without the suffix."""
         session = {} if self.session is None else {"ses": self.session}
         return {"sub": self.subject} | session | dict(self.others)
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Folders of the subject and, if there is one, the session: `("sub-01", "ses-1")`."""
+        """Folders of the subject and, if there is one, the session, such as `("sub-01", "ses-1")`."""
         subject = f"sub-{self.subject}"
         if self.session is None:
             return (subject,)
@@ -72,18 +72,19 @@ class Entities:
         return "_".join([*pairs, self.suffix])
 
     def without(self, *keys: str) -> Entities:
-        """The same without these other entities."""
+        """A copy without these entities."""
         kept = tuple((key, label) for key, label in self.others if key not in keys)
         return dataclasses.replace(self, others=kept)
 
 
 def parse(path: str | Path) -> Entities:
-    """Entities of an image's file name; the folders above it are not looked at.
+    """Entities of an image's file name; the folders above it are ignored.
 
     Raises
     ------
     DataError
-        No `sub-` entity, no suffix, an entity given twice, a label that is not alphanumeric, not `.nii` or `.nii.gz`.
+        If the name does not end in `.nii` or `.nii.gz`, has no `sub-` entity or no suffix, has an entity twice, or has
+        a label that is not alphanumeric.
     """
     name = Path(path).name
     if not name.endswith((".nii", ".nii.gz")):
@@ -97,7 +98,7 @@ def parse(path: str | Path) -> Entities:
 
 
 def archive_of(scan: str) -> str | None:
-    """Root of the archive that a scan lies in, with a slash at its end; None where its folders are not those that its name tells.
+    """Root of a scan's archive, with a slash at its end; None if the scan's folders do not match its name.
 
     >>> archive_of("/study/sub-01/anat/sub-01_T1w.nii.gz")
     '/study/'
@@ -117,7 +118,7 @@ def split_name(name: str) -> tuple[dict[str, str], str]:
     Raises
     ------
     DataError
-        If the name is not made of `key-label` pairs and a suffix, all alphanumeric, each key once.
+        If the name is not a sequence of `key-label` pairs and a suffix, all alphanumeric, each key once.
     """
     extension = next((ending for ending in EXTENSIONS if name.endswith(ending)), "")
     *pairs, suffix = name.removesuffix(extension).split("_")
@@ -135,12 +136,12 @@ def split_name(name: str) -> tuple[dict[str, str], str]:
     return dict(sorted(tags.items(), key=_rank)), suffix
 
 
-def output_path(entities: Entities, space: str | None = None, desc: str = "harmonized") -> PurePosixPath:
-    """Path of a derivative, relative to the derivatives' root. Different images never share one, but for those that `space` makes alike.
+def output_path(entities: Entities, space: str | None = None, desc: str = UNIFIED) -> PurePosixPath:
+    """Path of a derivative, relative to the root of the derivatives.
 
-    An input that carries a `desc` of its own keeps it in front: `desc-preproc` becomes `desc-preprocHarmonized`.
-    `space` names a template's space, and replaces the input's own. Of images that differ in `space` alone a run fails
-    all but the first.
+    The `desc` of an input is kept in front: `desc-preproc` becomes `desc-preprocHarmonized`. `space` is the space of a
+    template and replaces that of the input. So images that differ only in `space` get the same path, and a run fails
+    all of them but the first. All other images have different paths.
 
     >>> str(output_path(parse("sub-01_ses-1_run-2_T1w.nii.gz")))
     'sub-01/ses-1/anat/sub-01_ses-1_run-2_desc-harmonized_T1w.nii.gz'
@@ -148,7 +149,7 @@ def output_path(entities: Entities, space: str | None = None, desc: str = "harmo
     Raises
     ------
     DataError
-        If any part is not alphanumeric, as entities made by hand may be, or the name would be too long for a file.
+        If a part is not alphanumeric, which is possible for entities made in code, or the file name would be too long.
     """
     others = dict(entities.others)
     if space:
@@ -158,7 +159,7 @@ def output_path(entities: Entities, space: str | None = None, desc: str = "harmo
     others["desc"] = desc
     in_order = tuple(sorted(others.items(), key=_rank))
     image_id = dataclasses.replace(entities, others=in_order).image_id
-    split_name(image_id)  # refuses what could leave the folder
+    split_name(image_id)  # refuses a name that could leave the folder
     if len(image_id) > LONGEST_STEM:
         received = f"an output named {image_id[:60]}... of {len(image_id)} characters"
         raise DataError(received, f"at most {LONGEST_STEM} characters", "Shorten the labels of the scan or the target.")
@@ -166,9 +167,9 @@ def output_path(entities: Entities, space: str | None = None, desc: str = "harmo
 
 
 def desc_of(target: str | None) -> str:
-    """Label of a derivative's `desc`: ``harmonized``, or ``harmonizedSITE`` with the letters and digits of the target's name.
+    """Label of a derivative's `desc`: ``harmonized``, or for a target ``harmonizedSITE``, with its letters and digits.
 
-    Accents are left out, in whichever way Unicode writes them; no other letter has a place in a BIDS name.
+    Accents are removed; all characters but A to Z and digits are left out, because BIDS allows no others.
 
     >>> desc_of("north shore")
     'harmonizedNorthShore'
@@ -178,22 +179,22 @@ def desc_of(target: str | None) -> str:
     Raises
     ------
     ConfigError
-        If nothing is left of the name, which would make it the label of the unified domain, or too much for a file's name.
+        If nothing is left of the name, which would give the label of the unified domain, or if it is too long.
     """
     if target is None:
         return UNIFIED
-    taken_apart = unicodedata.normalize("NFKD", target)
-    without_accents = "".join(sign for sign in taken_apart if not unicodedata.combining(sign))
+    decomposed = unicodedata.normalize("NFKD", target)
+    without_accents = "".join(character for character in decomposed if not unicodedata.combining(character))
     label = re.sub(r"[^A-Za-z0-9]", "", without_accents.title())
     if not 1 <= len(label) <= LONGEST_LABEL:
         received = f"target {target[:LONGEST_LABEL]!r}, with {len(label)} letters A to Z and digits in its name"
-        remedy = "Its images could not be told from others by their names: train it under another name."
+        remedy = "File names could not identify its images: train it under another name."
         raise ConfigError(received, f"a name with 1 to {LONGEST_LABEL} of them", remedy)
     return UNIFIED + label
 
 
 def _rank(item: tuple[str, str]) -> tuple[int, str]:
-    """Place of an entity in the order of BIDS, then its name."""
+    """Sort key of an entity: its position in BIDS order, then its name."""
     key = item[0]
     if key in ORDER:
         return ORDER.index(key), key

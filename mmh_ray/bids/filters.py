@@ -1,8 +1,8 @@
-"""Which images of an archive are wanted, by their entities: the JSON files that PyBIDS and fMRIPrep call BIDS filters.
+"""Selects images by their entities with the JSON files that PyBIDS and fMRIPrep call BIDS filters.
 
     {"t1w": {"session": "02", "acquisition": null}, "flair": {"run": [1, 2]}}
 
-An image is left out where the query of its sequence does not match. Sequences without a query keep all of theirs.
+An image is left out if it does not match the query of its sequence. A sequence without a query keeps all its images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmh_ray.errors import ConfigError
 from mmh_ray.files import read_object
 
 SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "PDT2", "UNIT1", "inplaneT1", "inplaneT2", "angio")
-"""BIDS suffixes that a query can be for; its name is one of them in small letters."""
+"""BIDS suffixes that can have a query; the query's name is the suffix in lower case."""
 
 ENTITIES = {
     "subject": "sub",
@@ -42,13 +42,13 @@ ENTITIES = {
     "chunk": "chunk",
     "desc": "desc",
 }
-"""Names of entities in PyBIDS, and in file names."""
+"""Names of entities in PyBIDS to their names in file names."""
 
 ANY = "*"
-"""Value for: the entity is there, whatever its label. JSON's null says that it is not there."""
+"""Matches any label. JSON's null matches images without the entity."""
 
 _OTHERS = ("datatype", "suffix", "extension")
-"""Names in a query that are no entities; they can only confirm what is the case."""
+"""Names in a query that are not entities; only the values that all images of the query have are accepted."""
 
 Label = str | int | None
 
@@ -60,13 +60,13 @@ class Filters:
     Attributes
     ----------
     queries:
-        Suffix to the entities that are asked for: key as in file names, and the labels of which one must match.
+        Suffix to required entities: each key as in file names, with labels of which one must match.
     """
 
     queries: Mapping[str, Mapping[str, tuple[Label, ...]]]
 
     def keeps(self, entities: Entities) -> bool:
-        """Whether an image is wanted."""
+        """Whether an image is selected."""
         query = self.queries.get(entities.suffix, {})
         tags = entities.tags
         return all(_matches(tags.get(key), labels) for key, labels in query.items())
@@ -77,12 +77,12 @@ NO_FILTERS = Filters({})
 
 
 def read_filters(path: str | Path) -> Filters:
-    """Filters of a JSON file.
+    """Read filters from a JSON file.
 
     Raises
     ------
     ConfigError
-        If it cannot be read, or holds a query, an entity or a value that is not known.
+        If it cannot be read, or has an unknown query, entity or value.
     """
     try:
         content = read_object(path, pairs=_each_key_once)
@@ -127,12 +127,12 @@ def _labels(value: Any, where: str) -> tuple[Label, ...]:
 
 
 def _without_prefix(labels: Iterable[Label], key: str) -> tuple[Label, ...]:
-    """`sub-01` is taken for `01`."""
+    """Labels without the entity's prefix: `sub-01` means `01`."""
     return tuple(label.removeprefix(f"{key}-") if isinstance(label, str) else label for label in labels)
 
 
 def _check_other(name: str, labels: tuple[Label, ...], suffix: str, where: str) -> None:
-    """Refuse a datatype, suffix or extension that no image of this query can have: it would leave nothing."""
+    """Refuse a datatype, suffix or extension that no image of this query has, because nothing would be selected."""
     possible_labels: dict[str, tuple[str, ...]] = {
         "datatype": ("anat",),
         "suffix": (suffix,),
@@ -151,7 +151,7 @@ def _matches(tag: str | None, labels: Iterable[Label]) -> bool:
             is_match = tag is None
         elif label == ANY:
             is_match = tag is not None
-        elif isinstance(label, int):  # as PyBIDS has it, run 1 is run-01, too
+        elif isinstance(label, int):  # as in PyBIDS, 1 also matches run-01
             is_match = tag is not None and tag.isdecimal() and int(tag) == label
         else:
             is_match = tag == label
@@ -171,6 +171,6 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _unknown(received: str, name: str, known: Iterable[str]) -> ConfigError:
     names = list(known)
-    alike = difflib.get_close_matches(name, names, n=1)
-    remedy = f"Did you mean {alike[0]!r}?" if alike else "Take it out of the file: mmh_ray has no use for it."
+    similar = difflib.get_close_matches(name, names, n=1)
+    remedy = f"Did you mean {similar[0]!r}?" if similar else "Remove it from the file: mmh_ray does not use it."
     return ConfigError(received, f"one of {', '.join(names)}", remedy)

@@ -1,4 +1,4 @@
-"""Folders of an archive: each is read once, hidden names are left out, and no link leads out of it or round in a loop."""
+"""Reads folders of an archive, without hidden entries, and refuses links that leave the archive or form a loop."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mmh_ray.errors import DataError
 from mmh_ray.files import irregular, is_inside
 
 FETCH = "Fetch its content (datalad get) or remove it."
-"""What to do about what should be a file and is none."""
+"""Remedy if a path should be a file but is not."""
 _OTHER_THINGS = ("a folder", "a named pipe", "a device", "a socket", "something else")
-"""What :func:`~mmh_ray.files.irregular` calls what is there but no file."""
+"""Answers of :func:`~mmh_ray.files.irregular` for things that exist but are not files."""
 _COPY = "Copy the file to its place (an annexed one: datalad get, then datalad unlock)."
 
 
 def listing(folder: str | Path) -> list[os.DirEntry[str]]:
-    """Entries of a folder by name, hidden ones left out.
+    """Entries of a folder ordered by name, without hidden ones.
 
     Raises
     ------
@@ -38,21 +38,21 @@ def listing(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def relative_name(path: str, root: Path) -> str:
-    """Path below the archive's folder as messages and rows have it, with slashes; ``path`` begins with ``root``."""
+    """Path relative to the archive, with slashes, for messages and rows; ``path`` must begin with ``root``."""
     below = path[len(os.fspath(root)) :].lstrip(os.sep)
     return printable(below.replace(os.sep, "/"))
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder, or a link that leads to one or nowhere: what it hides is missed, not passed over."""
+    """Whether it is a folder, a link to one or a broken link, so that a broken link is reported and not ignored."""
     try:
         return entry.is_dir() or (entry.is_symlink() and not os.path.exists(entry.path))
-    except OSError:  # it says why when it is read
+    except OSError:  # reading the folder raises an error with the reason
         return True
 
 
 def leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one that is there."""
+    """Whether it is a folder or a link to an existing folder."""
     try:
         return entry.is_dir()
     except OSError:  # a loop of links
@@ -60,7 +60,7 @@ def leads_to_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def check_folder(entry: os.DirEntry[str], root: Path) -> None:
-    """Raise DataError for a link to a folder outside the archive, or to one that holds the link itself."""
+    """Raise DataError for a link to a folder outside the archive, or to a folder that contains the link."""
     if not entry.is_symlink():
         return
     if not is_inside(entry.path, root):
@@ -68,7 +68,7 @@ def check_folder(entry: os.DirEntry[str], root: Path) -> None:
         raise DataError(f"{printable(entry.path)}: a link out of the archive", "a folder inside it", remedy)
     if is_inside(os.path.dirname(entry.path), entry.path):
         received = f"{printable(entry.path)}: a link to a folder that it lies in"
-        raise DataError(received, "a folder of its own", "Remove the link.")
+        raise DataError(received, "a folder that does not contain the link", "Remove the link.")
 
 
 def check_file(path: str | Path, root: Path, shown: str, is_link: bool = True) -> None:
@@ -77,9 +77,9 @@ def check_file(path: str | Path, root: Path, shown: str, is_link: bool = True) -
     Parameters
     ----------
     shown:
-        How the error names the file.
+        Name of the file in the error.
     is_link:
-        False where it is known to be none: then it cannot lead out of the folder, which is known to be inside.
+        False if the path is known not to be a link. Then it is not checked for leading out of the archive.
     """
     problem = irregular(path)
     is_loop = problem == os.strerror(errno.ELOOP)
@@ -92,7 +92,7 @@ def check_file(path: str | Path, root: Path, shown: str, is_link: bool = True) -
 
 
 def check_entry(entry: os.DirEntry[str], root: Path, shown: str) -> None:
-    """:func:`check_file` of what a listing has seen already: of a regular file nothing more is asked."""
+    """:func:`check_file` for an entry of a listing; nothing more is read for a regular file."""
     if not entry.is_file(follow_symlinks=False):
         check_file(entry.path, root, shown, entry.is_symlink())
 
@@ -100,14 +100,14 @@ def check_entry(entry: os.DirEntry[str], root: Path, shown: str) -> None:
 def walk(
     folder: str | Path, unread: Callable[[str], object], enter: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
-    """A folder and all below it with their entries, in the order of their paths; no link is followed.
+    """Yield a folder and all folders below it with their entries, ordered by path; no link is followed.
 
     Parameters
     ----------
     unread:
         Called with the path of a folder that cannot be read.
     enter:
-        Whether to look into folders of this name.
+        Whether to enter folders with this name.
     """
     waiting = [os.fspath(folder)]
     while waiting:
@@ -122,4 +122,4 @@ def walk(
         for entry in entries:
             if entry.is_dir(follow_symlinks=False) and enter(entry.name):
                 inner.append(entry.path)
-        waiting += reversed(inner)  # the last is taken first
+        waiting += reversed(inner)  # pop() takes the last one first

@@ -1,4 +1,4 @@
-"""Which files look like images, and which of those are anatomical, by their names alone."""
+"""Recognises images, and which of them are anatomical, only by file names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 USABLE = (".nii", ".nii.gz")
-"""Endings of the files that are read, in lower case."""
+"""Endings of the files that can be read, in lower case."""
 
 _FORMATS = "nii img hdr mgz mgh mnc nrrd nhdr mha mhd dcm dicom ima brik head par rec"
 _PACKED = "gz bz2 xz zst lz4 z zip"
@@ -18,7 +18,7 @@ _IMAGE = re.compile(
 )
 _DICOM = (".dcm", ".dicom", ".ima")
 _PAIRED = (".hdr", ".img", ".head", ".brik", ".par", ".rec")
-"""Endings of formats that keep header and voxels in two files of one name."""
+"""Endings of formats with header and voxels in two files."""
 
 _ANATOMICAL = (
     "T1w T2w PDw T2starw FLAIR inplaneT1 inplaneT2 PDT2 angio T2star FLASH PD VFA IRT1 MP2RAGE MPM MTS MTR MEGRE MESE "
@@ -31,7 +31,7 @@ _IS_TEXT = re.compile(rf"\.({_TEXT.replace(' ', '|')})(\.gz)?$", re.IGNORECASE)
 OTHER_TYPES = frozenset(
     ("func", "dwi", "fmap", "perf", "pet", "meg", "eeg", "ieeg", "beh", "micr", "nirs", "motion", "mrs", "emg")
 )
-"""Folders of BIDS that hold other data than anatomical images."""
+"""BIDS folders with other data than anatomical images."""
 _OTHER = (
     "bold cbv sbref phase dwi asl m0scan epi fieldmap phasediff phase1 phase2 magnitude magnitude1 magnitude2 pet "
     "TB1DAM TB1EPI TB1AFI TB1TFL TB1RFM RB1COR TB1SRGE TB1map RB1map mrsi svs unloc mrsref meg eeg ieeg nirs motion"
@@ -40,7 +40,7 @@ _OTHER_SUFFIX = re.compile(rf"(^|_)({_OTHER.replace(' ', '|')})\.[A-Za-z0-9.]+$"
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name looks like an image, of whatever format, packed or copied in part.
+    """Whether the name looks like an image of any format, also if compressed or partly copied.
 
     >>> [is_image(name) for name in ("scan.NII.GZ", "sub-1_T1w.mgz", "sub-1_T1w", "sub-1_T1w.json")]
     [True, True, True, False]
@@ -51,22 +51,22 @@ def is_image(name: str) -> bool:
 
 
 def _image_ending(name: str) -> re.Match[str] | None:
-    """What makes a name that of an image, up to its very end."""
-    return next((found for found in _IMAGE.finditer(name) if found.end() == len(name)), None)
+    """Match of an image's ending that reaches the end of the name."""
+    return next((match for match in _IMAGE.finditer(name) if match.end() == len(name)), None)
 
 
 def is_usable(name: str) -> bool:
-    """Whether it ends as files do that are read, in whatever case."""
+    """Whether the ending is one that can be read, in upper or lower case."""
     return name.lower().endswith(USABLE)
 
 
 def is_dicom(name: str) -> bool:
-    """Whether it is one of the many files of a DICOM series."""
+    """Whether it is a DICOM file, usually one of many of a series."""
     return name.lower().endswith(_DICOM)
 
 
 def is_of_another_type(name: str, folders: Iterable[str]) -> bool:
-    """Whether an image below these folders is functional, diffusion, a field map or the like, which nobody looks for here."""
+    """Whether an image below these folders is not anatomical: functional, diffusion, a field map ..."""
     if _ANAT_SUFFIX.search(name):
         return False
     in_its_folder = any(folder.casefold() in OTHER_TYPES for folder in folders)
@@ -74,29 +74,29 @@ def is_of_another_type(name: str, folders: Iterable[str]) -> bool:
 
 
 def format_of(name: str) -> str:
-    """The ending that tells the format, such as `.mgz` or `.nii.bz2`; nothing where there is none."""
-    found = _image_ending(name)
-    return found.group() if found else ""
+    """The ending of the format, such as `.mgz` or `.nii.bz2`; empty if there is none."""
+    ending = _image_ending(name)
+    return ending.group() if ending else ""
 
 
 def images_among(names: Iterable[str]) -> list[tuple[str, int]]:
-    """Names that look like images, each with the number of files it stands for.
+    """Names that look like images, each with the number of files that it represents.
 
-    One of two files of a pair stands for both, the first DICOM file for all of its folder.
+    The first file of a pair represents both; the first DICOM file represents all DICOM files.
     """
-    found: dict[str, str] = {}
+    firsts: dict[str, str] = {}
     counts: dict[str, int] = {}
     for name in names:
         if not is_image(name):
             continue
         key = _same_image(name)
-        first = found.setdefault(key, name)
+        first = firsts.setdefault(key, name)
         counts[first] = counts.get(first, 0) + 1
     return list(counts.items())
 
 
 def _same_image(name: str) -> str:
-    """What files of one image have in common."""
+    """A key that the files of one image share."""
     if is_dicom(name):
         return "DICOM"
     plain = name[:-3] if name.lower().endswith(".gz") else name

@@ -1,4 +1,4 @@
-"""Label maps of an archive's derivatives, or of any folder, each for the scans that its name fits."""
+"""Matches label maps, in an archive's derivatives or in any folder, to scans by their names."""
 
 from __future__ import annotations
 
@@ -6,63 +6,63 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mmh_ray.bids.archives import IGNORED
+from mmh_ray.bids.archives import DERIVED_ENTITIES
 from mmh_ray.bids.companions import (
     Companion,
     Companions,
-    archive_of,
     find_companions,
     fitting,
     most_precise,
+    nearest_archive,
 )
 from mmh_ray.bids.entities import Entities, parse
 from mmh_ray.errors import DataError
 
 KEYS = ("labels_uri", "labels_names", "labels_space")
-"""What :func:`add_labels` sets."""
+"""Keys set by :func:`add_labels`."""
 
 _WHAT = "label map"
 _ENDINGS = ("_dseg.nii.gz", "_dseg.nii")
 _NAMING = ("desc", "seg", "atlas")
-"""Entities that name a labelling; a scan has none of them."""
+"""Entities that identify a labelling; scans do not have them."""
 _OWN_SPACES = frozenset({"orig", "native", "individual", "scanner", "t1w", "t2w", "pdw", "flair"})
-"""Values of `space`, in lower case, that mean a person's own space and no template's."""
+"""Values of `space`, in lower case, that mean the person's own space and not that of a template."""
 
 
 def add_labels(rows: Iterable[dict[str, Any]], folder: str | Path | None = None) -> list[str]:
     """Find the label map of every row of a manifest.
 
-    A map `sub-X[_ses-Y ...]_dseg.nii.gz` is for every scan that has all of the entities in its name (those of how it
-    was made aside: `desc`, `seg`, `atlas`, `space`, `res`, `den`, `label`). One in the scan's own space goes before one
-    in a template's; of several, the one that names most is taken, then the first by path. Whether it can be laid on the
-    scan's grid is seen when it is read.
+    A map `sub-X[_ses-Y ...]_dseg.nii.gz` is for every scan with all entities of the map's name, except `desc`, `seg`,
+    `atlas`, `space`, `res`, `den` and `label`. A map in the scan's own space is preferred to one in a template's space,
+    then the one with most entities, then the first by path. Whether it fits the scan's grid is checked when it is read.
 
     Parameters
     ----------
     rows:
-        Gain ``labels_uri``, the path; ``labels_names``, the values of `desc`, `seg` and `atlas`; ``labels_space``, the
-        template's space that the map names and the scan does not. All None where there is no map.
+        Get ``labels_uri``, the path; ``labels_names``, the values of `desc`, `seg` and `atlas`; ``labels_space``, the
+        map's space if it is that of a template and not the scan's. All are None if there is no map.
     folder:
-        Where to look, instead of the `derivatives` of each scan's archive.
+        Folder to search instead of the `derivatives` of each scan's archive.
 
     Returns
     -------
     list[str]
-        What to know: how many images had several maps of which one was chosen by path.
+        A note if images had several maps of which one was chosen by path.
 
     Raises
     ------
     DataError
-        If ``folder`` holds no label map that is of any of the scans.
+        If ``folder`` has no label map of any of the scans.
     """
     rows = list(rows)
-    maps: dict[Path | None, Companions] = {}
+    ignored = (*DERIVED_ENTITIES, *_NAMING, "label")
+    maps: dict[Path | None, Companions] = {None: {}}
     chosen: list[str] = []
     for row in rows:
         scan = parse(row["uri"])
-        root = archive_of(row["uri"], scan) if folder is None else Path(folder)
-        if root not in maps:
-            maps[root] = _maps(root, folder is not None)
+        root = nearest_archive(row["uri"], scan) if folder is None else Path(folder)
+        if root is not None and root not in maps:
+            maps[root] = find_companions(root, _ENDINGS, ignored, _WHAT, is_archive=folder is None)
         candidates = _best(scan, maps[root])
         if not candidates:
             row |= dict.fromkeys(KEYS)
@@ -79,16 +79,8 @@ def add_labels(rows: Iterable[dict[str, Any]], folder: str | Path | None = None)
     return [f"several label maps fit each of {len(chosen)} images: {taken}"]
 
 
-def _maps(root: Path | None, is_given: bool) -> Companions:
-    if root is None:
-        return {}
-    ignored = (*IGNORED, *_NAMING, "label")
-    archive = None if is_given else root
-    return find_companions(root, _ENDINGS, ignored, _WHAT, archive)
-
-
 def _best(scan: Entities, maps: Companions) -> list[Companion]:
-    """The maps to choose from: those in the scan's own space, where there are such, that name most of it."""
+    """The most precise maps: of those in the scan's own space, or of all if there are none."""
     candidates = fitting(scan, maps)
     in_own_space = [label_map for label_map in candidates if _foreign_space(scan, label_map) is None]
     return most_precise(in_own_space or candidates)
@@ -104,7 +96,7 @@ def _facts(scan: Entities, label_map: Companion) -> dict[str, Any]:
 
 
 def _foreign_space(scan: Entities, label_map: Companion) -> str | None:
-    """The template's space that a map names and the scan does not; None: it is the scan's, or the person's own."""
+    """Space of a map if it is a template's and not the scan's; None for the scan's or the person's own space."""
     space = label_map.entities.tags.get("space")
     if space is None or space.lower() in _OWN_SPACES or space == scan.tags.get("space"):
         return None

@@ -1,4 +1,4 @@
-"""The ledger of a folder of derivatives: what became of every image, on disk as soon as it is known."""
+"""Writes and reads the ledger of a folder of derivatives: the result of every image, saved as soon as it is known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 
 from mmh_ray.bids.ledger_rows import encodable, usable_rows
 from mmh_ray.bids.rows import LEDGER_STATUSES, LedgerRow
-from mmh_ray.bids.rows import MADE as MADE
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.files import open_regular
 from mmh_ray.provenance import whole_file
@@ -30,28 +29,28 @@ log = logging.getLogger(__name__)
 LEDGER = "ledger.parquet"
 JOURNAL = ".ledger.jsonl"
 LOCKING_S = 2.0
-"""Seconds for which a run tries to lock its folder. :func:`is_locked` holds that lock for a moment too."""
+"""Seconds for which a run tries to lock its folder, because :func:`is_locked` may hold the lock for a moment."""
 LONGEST_LINE = 2**20
-"""Bytes of a journal's line at most; a longer one is damaged."""
+"""Most bytes of a line of the journal; a longer line is damaged."""
 _VERSION_KEY = b"mmh_ledger_version"
 LEDGER_VERSION = b"5"
 LEDGER_SCHEMA = pa.schema(
     [
-        pa.field("image_id", pa.string(), nullable=False),  # of an image moved to a target: IMAGE@TARGET
-        pa.field("target", pa.string()),  # name of the target; none for the unified domain
+        pa.field("image_id", pa.string(), nullable=False),  # of an image harmonized to a target: IMAGE@TARGET
+        pa.field("target", pa.string()),  # name of the target; null for the unified domain
         pa.field("site", pa.string()),
         pa.field("sequence", pa.string()),  # BIDS suffix
         pa.field("source", pa.string()),  # path or URI of the input
-        pa.field("output", pa.string()),  # relative to the derivatives' root; of a failed image, what was left there
+        pa.field("output", pa.string()),  # relative to the root of the derivatives; of a failed image: an old output
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),  # of a failed or refused image: what was received
         pa.field("expected", pa.string()),  # what is needed instead
         pa.field("remedy", pa.string()),  # what the user can do
-        pa.field("flags", pa.list_(pa.string())),  # what a person should look at, in words
+        pa.field("flags", pa.list_(pa.string())),  # reasons why a person should look at the image
         pa.field("seconds", pa.float64()),
         pa.field("finished", pa.string()),  # UTC, ISO 8601
-        pa.field("input_sha256", pa.string()),  # of the scan; with a brain mask given, over the hashes of both
-        pa.field("input_state", pa.string()),  # hash of names, sizes and times of scan and mask; none if they were new
+        pa.field("input_sha256", pa.string()),  # of the scan; with a given brain mask, over the hashes of both
+        pa.field("input_state", pa.string()),  # hash of names, sizes, times of scan and mask; null if just changed
         pa.field("model_hash", pa.string()),
         pa.field("settings_hash", pa.string()),
     ],
@@ -59,16 +58,16 @@ LEDGER_SCHEMA = pa.schema(
 )
 """Columns of OUT/ledger.parquet, a row per image and target."""
 _SCHEMA_4 = pa.schema([field for field in LEDGER_SCHEMA if field.name != "input_state"], metadata={_VERSION_KEY: b"4"})
-"""Columns of a ledger of the version before: every scan of its rows is read again."""
+"""Columns of a ledger of the previous version; it has no `input_state`, so every scan is read again."""
 
 
 def read_ledger(path: str | Path) -> list[LedgerRow]:
-    """Rows of a ledger of this version or the one before, damaged values left out; none where there is no file.
+    """Rows of a ledger of this or the previous version, without damaged values; empty if there is no file.
 
     Raises
     ------
     DataError
-        If the file is no such ledger.
+        If the file is not such a ledger.
     """
     if not os.path.lexists(path):
         return []
@@ -79,7 +78,7 @@ def read_ledger(path: str | Path) -> list[LedgerRow]:
 
 
 def _version_of(path: str | Path) -> bytes | None:
-    """Version of the ledger in a file; None of a file that is none, which :func:`read_table` describes."""
+    """Version of the ledger in a file; None if it is no ledger, which :func:`read_table` reports."""
     try:
         with open_regular(path) as stream:
             metadata = pq.read_schema(stream).metadata
@@ -89,7 +88,7 @@ def _version_of(path: str | Path) -> bytes | None:
 
 
 def write_ledger(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a ledger ordered by `image_id`, whole or not at all; a power cut at once afterwards may leave the one before."""
+    """Write a ledger ordered by `image_id`, whole or not at all; a power cut just after may restore the old one."""
     checked = [_checked(row) for row in rows]
     ordered = sorted(checked, key=lambda row: row["image_id"])
     with whole_file(path) as partial:
@@ -97,19 +96,19 @@ def write_ledger(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def current_rows(out: str | Path) -> list[LedgerRow]:
-    """Latest row of every image, ordered by `image_id`, also while a run goes on or after it was killed."""
+    """Latest row of every image, ordered by `image_id`; works during a run and after one that was killed."""
     rows = _by_image(read_ledger(Path(out) / LEDGER))
     rows |= _by_image(_rows_in(Path(out) / JOURNAL))
     return [rows[image_id] for image_id in sorted(rows)]
 
 
 def _by_image(rows: Iterable[LedgerRow]) -> dict[str, LedgerRow]:
-    """Rows by `image_id`; of several of one image the last."""
+    """Rows by `image_id`; the last row of an image counts."""
     return {row["image_id"]: row for row in rows}
 
 
 def is_locked(out: str | Path) -> bool:
-    """Whether a run is writing to the folder now, as far as the file system has locks."""
+    """Whether a run is writing to the folder now; always False on file systems without locks."""
     try:
         with open_regular(Path(out) / JOURNAL) as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -121,7 +120,7 @@ def is_locked(out: str | Path) -> bool:
 
 
 def _rows_in(journal: Path) -> Iterator[LedgerRow]:
-    """Whole rows of a journal; none where there is none that can be read."""
+    """Complete rows of a journal; none if it is missing or unreadable."""
     try:
         with open_regular(journal) as stream:
             yield from usable_rows(map(_parsed, _lines_of(stream)), str(journal))
@@ -132,14 +131,14 @@ def _rows_in(journal: Path) -> Iterator[LedgerRow]:
 
 
 def _lines_of(stream: IO[bytes]) -> Iterator[bytes]:
-    """Lines that hold something; of one that is too long its parts, none of which is a row."""
+    """Lines that are not empty; a line that is too long comes in pieces, which are not valid rows."""
     while line := stream.readline(LONGEST_LINE):
         if line.strip():
             yield line
 
 
 def _parsed(line: bytes) -> Any:
-    """What a line of JSON holds; None where it is none, or nested too deeply."""
+    """Value of a line of JSON; None if it is not JSON or nested too deeply."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
@@ -147,10 +146,10 @@ def _parsed(line: bytes) -> Any:
 
 
 class Journal:
-    """The ledger while a run goes on: every finished row is on disk at once, whatever happens to the driver.
+    """The ledger during a run: every finished row is saved at once, so that no row is lost if the driver is killed.
 
-    Rows are appended to OUT/.ledger.jsonl and folded into OUT/ledger.parquet by :meth:`close`. What a killed run left
-    is found again by the next one.
+    Rows are appended to OUT/.ledger.jsonl and merged into OUT/ledger.parquet by :meth:`close`. The next run takes over
+    the journal of a run that was killed.
 
     Raises
     ------
@@ -173,14 +172,14 @@ class Journal:
             raise
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Record a finished image; on disk when this returns. A later row of an image replaces the earlier one."""
+        """Record a finished image; it is on disk when this returns. It replaces an earlier row of the image."""
         checked = _checked(row)
         line = json.dumps(checked, allow_nan=False) + "\n"
         self.write(line.encode())
         self._rows[checked["image_id"]] = checked
 
     def write(self, line: bytes) -> None:
-        """Write a line; on disk when this returns."""
+        """Write a line; it is on disk when this returns."""
         try:
             self._stream.write(line)
             self._stream.flush()
@@ -189,7 +188,7 @@ class Journal:
             raise _full(self._path, error) from error
 
     def rows(self) -> dict[str, LedgerRow]:
-        """The latest row of every image by `image_id`, of this run and of earlier ones."""
+        """The latest row of every image by `image_id`, from this run or an earlier one."""
         return dict(self._rows)
 
     @property
@@ -198,7 +197,7 @@ class Journal:
         return self._stream.closed
 
     def close(self) -> None:
-        """Fold everything into ledger.parquet and remove the journal; closing twice does nothing."""
+        """Merge everything into ledger.parquet and remove the journal; a second call does nothing."""
         if self.is_closed:
             return
         try:
@@ -207,7 +206,7 @@ class Journal:
         except OSError as error:  # the journal stays, and the next run takes it over
             raise _full(self.ledger, error) from error
         finally:
-            with contextlib.suppress(OSError):  # what could not be written was said by append
+            with contextlib.suppress(OSError):  # append has already raised what could not be written
                 self._stream.close()
 
     def __enter__(self) -> Journal:
@@ -217,7 +216,7 @@ class Journal:
         self.close()
 
     def _locked(self, out: str | Path) -> IO[bytes]:
-        """The journal, opened and ours alone; another run may remove the one we opened before we have its lock."""
+        """Open and lock the journal, again if another run removes it between the two."""
         deadline = time.monotonic() + LOCKING_S
         while True:
             stream = _open_journal(self._path)
@@ -239,23 +238,23 @@ class Journal:
             stream.close()
 
     def _recover(self) -> None:
-        """Take over what a killed run left; a half-written last line ends there."""
+        """Take over the rows of a run that was killed, and end a half-written last line."""
         self._rows |= _by_image(_rows_in(self._path))
         with open_regular(self._path) as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - 1))
-            ends_amid_a_line = size > 0 and stream.read() != b"\n"
-        if ends_amid_a_line:
+            ends_within_line = size > 0 and stream.read() != b"\n"
+        if ends_within_line:
             self._stream.write(b"\n")
 
 
 def _open_journal(path: Path) -> IO[bytes]:
-    """Open a journal to append to; one that is there must be a file of this folder alone: what a link leads to is another's.
+    """Open a journal to append to it; links are refused, because they lead to files of other folders.
 
     Raises
     ------
     ConfigError
-        If a link, a named pipe, a device or a folder has its name.
+        If its name is that of a link, a named pipe, a device or a folder.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -264,8 +263,8 @@ def _open_journal(path: Path) -> IO[bytes]:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise _no_journal(path) from error
         raise
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)
         raise _no_journal(path)
     return os.fdopen(descriptor, "ab")
@@ -280,8 +279,8 @@ def _full(path: Path, error: OSError) -> DataError:
 
 
 def _checked(row: Mapping[str, Any]) -> LedgerRow:
-    """A row to be written, with every column, absent ones None."""
-    if not _says_something(row):
+    """A row to be written, with all columns; missing ones are None."""
+    if not _is_complete(row):
         statuses = ", ".join(LEDGER_STATUSES)
         expected = f"image_id, a status of {statuses}, columns {LEDGER_SCHEMA.names}"
         raise DataError(f"ledger row {row!r}", expected, "Correct the row.")
@@ -291,8 +290,8 @@ def _checked(row: Mapping[str, Any]) -> LedgerRow:
     return cast(LedgerRow, checked)
 
 
-def _says_something(row: Any) -> bool:
-    """Whether a row names an image and its status, and has no column that a ledger has not."""
+def _is_complete(row: Any) -> bool:
+    """Whether a row has an image and a status, and no unknown column."""
     if not isinstance(row, Mapping) or set(row) - set(LEDGER_SCHEMA.names):
         return False
     return bool(row.get("image_id")) and row.get("status") in LEDGER_STATUSES

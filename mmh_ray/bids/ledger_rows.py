@@ -1,4 +1,4 @@
-"""Values of a ledger's row as they are read: each is what its column holds, or it is left out. A damaged one costs only itself."""
+"""Checks the rows of a ledger as they are read: a damaged value is left out, and the rest of its row is kept."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from mmh_ray.bids.rows import LEDGER_STATUSES, LedgerRow
 log = logging.getLogger(__name__)
 
 MOST_SECONDS = 10**10
-"""Seconds that an image can have taken, some 300 years: a row with more is damaged. The column holds no integer beyond 2**53."""
+"""Most seconds for an image, some 300 years; more is damaged. The column cannot store integers over 2**53."""
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a text that can be written down in UTF-8."""
+    """Whether a value is a text that UTF-8 can encode."""
     if not isinstance(value, str):
         return False
     try:
         value.encode()
-    except UnicodeEncodeError:  # half a character, which JSON can hold
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can contain
         return False
     return True
 
 
 def encodable(value: Any) -> Any:
-    """A text as UTF-8 can hold it, with the odd bytes of a name in another encoding as escapes; any other value itself."""
+    """A text that UTF-8 can encode, with undecodable bytes of a file name as escapes; other values are unchanged."""
     if not isinstance(value, str):
         return value
     return value.encode(errors="backslashreplace").decode()
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; a truth value is none."""
+    """Whether a value is a finite number; bools are not numbers here."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -47,7 +47,7 @@ def is_number(value: Any) -> bool:
 
 
 def moment_of(value: Any) -> datetime | None:
-    """The moment that an ISO 8601 text with a time zone names; None for anything else."""
+    """The moment of an ISO 8601 text with a time zone; None for anything else."""
     if not is_text(value):
         return None
     try:
@@ -58,27 +58,32 @@ def moment_of(value: Any) -> datetime | None:
     return moment if has_time_zone else None
 
 
+def is_moment(value: Any) -> bool:
+    """Whether a value is an ISO 8601 text with a time zone."""
+    return moment_of(value) is not None
+
+
 def is_place(value: Any) -> bool:
-    """Whether a value is a relative path that does not leave its folder."""
+    """Whether a value is a relative path that stays in its folder."""
     if not is_text(value) or not value or "\0" in value:
         return False
     path = PurePosixPath(value)
     return not path.is_absolute() and ".." not in path.parts
 
 
-def usable_rows(found: Iterable[Any], where: str) -> Iterator[LedgerRow]:
-    """Rows of which the image and its status are known, with every column; a value that its column cannot hold is None.
+def usable_rows(rows: Iterable[Any], where: str) -> Iterator[LedgerRow]:
+    """Rows with at least an image and a status, completed to all columns; unusable values become None.
 
     Parameters
     ----------
-    found:
-        What was read, whatever that is.
+    rows:
+        Values read from a file, of any type.
     where:
-        File for the warning, which counts what was left out.
+        File name for the warnings, which count what was left out.
     """
     rows_left_out = 0
     values_left_out: Counter[str] = Counter()
-    for row in found:
+    for row in rows:
         if not _is_row(row):
             rows_left_out += 1
             continue
@@ -97,7 +102,7 @@ def usable_rows(found: Iterable[Any], where: str) -> Iterator[LedgerRow]:
 
 
 def _is_row(value: Any) -> bool:
-    """Whether a value has at least the name of an image and a status."""
+    """Whether a value is a mapping with the name of an image and a status."""
     if not isinstance(value, Mapping):
         return False
     return _is_name(value.get("image_id")) and value.get("status") in LEDGER_STATUSES
@@ -115,10 +120,6 @@ def _is_duration(value: Any) -> bool:
     return is_number(value) and 0 <= value <= MOST_SECONDS
 
 
-def _is_moment(value: Any) -> bool:
-    return moment_of(value) is not None
-
-
 COLUMNS: dict[str, Callable[[Any], bool]] = {
     "image_id": _is_name,
     "target": is_text,
@@ -132,10 +133,10 @@ COLUMNS: dict[str, Callable[[Any], bool]] = {
     "remedy": is_text,
     "flags": _is_list_of_texts,
     "seconds": _is_duration,
-    "finished": _is_moment,
+    "finished": is_moment,
     "input_sha256": is_text,
     "input_state": is_text,
     "model_hash": is_text,
     "settings_hash": is_text,
 }
-"""Columns of a ledger, and what tells whether a value may stand there."""
+"""Columns of a ledger, and the check of their values."""

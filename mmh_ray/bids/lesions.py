@@ -1,4 +1,4 @@
-"""Lesion masks that lie in an archive's derivatives, each for the scans that its name fits."""
+"""Matches lesion masks in an archive's derivatives to scans by their names."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mmh_ray.bids.archives import IGNORED
-from mmh_ray.bids.companions import Companions, archive_of, find_companions, fitting, most_precise
+from mmh_ray.bids.archives import DERIVED_ENTITIES
+from mmh_ray.bids.companions import Companions, find_companions, fitting, most_precise, nearest_archive
 from mmh_ray.bids.entities import parse
 from mmh_ray.bids.text import warn_of
 
@@ -16,21 +16,22 @@ _WHAT = "lesion mask"
 
 
 def add_lesions(rows: Iterable[dict[str, Any]]) -> None:
-    """Set ``lesion_uri`` of every row of a manifest: the path of a lesion mask, None where there is none.
+    """Set ``lesion_uri`` of every row of a manifest to the path of a lesion mask, or None.
 
-    A mask in `derivatives/**/sub-X[_ses-Y ...]_label-lesion_mask.nii.gz` is for every scan that has all of the entities
-    in its name (`label`, `desc`, `space` aside); of several, the one that names most, then the first by path. Whether
-    it lies on the scan's grid is seen when it is read. What is no regular file of the archive is left out and warned of.
+    A mask `derivatives/**/sub-X[_ses-Y ...]_label-lesion_mask.nii.gz` is for every scan with all entities of the mask's
+    name, except `label`, `desc`, `space`, `res` and `den`. Of several, the one with most entities is used, then the
+    first by path. Whether it fits the scan's grid is checked when it is read. A mask that is not a regular file of the
+    archive is left out with a warning.
     """
     masks: dict[Path | None, Companions] = {None: {}}
     others: set[str] = set()
     for row in rows:
         scan = parse(row["uri"])
-        root = archive_of(row["uri"], scan)
+        root = nearest_archive(row["uri"], scan)
         if root is not None and root not in masks:
-            masks[root] = find_companions(root, _ENDINGS, (*IGNORED, "label"), _WHAT, root)
+            masks[root] = find_companions(root, _ENDINGS, (*DERIVED_ENTITIES, "label"), _WHAT, is_archive=True)
         candidates = most_precise(fitting(scan, masks[root]))
         paths = [str(candidate.path) for candidate in candidates]
         row["lesion_uri"] = paths[0] if paths else None
         others.update(paths[1:])
-    warn_of(sorted(others), f"a {_WHAT} left out, the second of its entities")
+    warn_of(sorted(others), f"a second {_WHAT} with the same entities, left out")

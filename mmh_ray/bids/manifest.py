@@ -1,4 +1,4 @@
-"""The manifest: one row per image of a BIDS archive, from names, tables and sidecars; no voxel is read here."""
+"""Builds the manifest, one row per image of a BIDS archive, from names, tables and sidecars; reads no voxels."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ def find_images(
     advance: Callable[[int], object] = lambda count: None,
     require_site: bool = True,
 ) -> list[ManifestRow]:
-    """A row per image of an archive (never derivatives, sourcedata or hidden files), ordered by `image_id`.
+    """One row per image of an archive (not of derivatives, sourcedata or hidden files), ordered by `image_id`.
 
-    Those of use are NIfTI files in `sub-*/[ses-*/]anat/`. Everything else that looks like an image of a subject is a row
-    with its reason; what looks like one outside the folders of subjects is named in a warning.
+    Usable images are NIfTI files in `sub-*/[ses-*/]anat/`. Any other image in a subject's folder gets a row with the
+    reason why it is unusable. Images outside the subjects' folders are listed in a warning.
 
     Parameters
     ----------
     bids_root:
         Folder of the archive, or its URI in an object store.
     site_pattern:
-        Regular expression with a group `site`, searched in the relative path where tables and sidecars give no site.
+        Regular expression with a group `site`, searched in the relative path if tables and sidecars give no site.
     advance:
-        Called with 1 for every image found.
+        Called with 1 for every image.
     require_site:
-        Whether an image without a site cannot be used, and an archive without any is refused.
+        Whether an image without a site is unusable, and an archive without any site is refused.
 
     Returns
     -------
     list[ManifestRow]
-        Keys of :data:`SCHEMA`. What cannot be used (name, format, place, link out of the archive, no site, second file of an
-        image, a sessions or scans table that cannot be read) has status `unusable` and its reason, as has a folder that
-        cannot be read; `shape` to `sha256` and `split` are still None.
+        Keys of :data:`SCHEMA`; `shape` to `sha256` and `split` are still None. An unusable image has status `unusable`
+        and the reason: its name, format or place, a link out of the archive, no site, a second file of the same image,
+        an unreadable table of sessions or scans. An unreadable folder has such a row, too.
 
     Raises
     ------
     DataError
-        If every image's site is missing, its participants.tsv is there and cannot be read, or it holds no
-        image in its place; if an object store cannot be listed or read.
+        If no image has a site, participants.tsv exists but cannot be read, no image is in its place, or an object store
+        cannot be listed or read.
     ConfigError
-        If there is no such folder or bucket, or ``site_pattern`` is no regular expression with a group `site`.
+        If there is no such folder or bucket, or ``site_pattern`` is not a regular expression with a group `site`.
     """
     if is_remote(str(bids_root)):
         with outline(str(bids_root)) as folder:
-            found = Archive(folder, site_pattern, require_site).all_rows(advance)
-            rows = at_store(found, folder, str(bids_root))
+            local_rows = Archive(folder, site_pattern, require_site).all_rows(advance)
+            rows = at_store(local_rows, folder, str(bids_root))
     else:
         rows = Archive(bids_root, site_pattern, require_site).all_rows(advance)
     return sorted(rows, key=lambda row: row["image_id"])
@@ -71,7 +71,7 @@ def to_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def write_manifest(table: pa.Table, path: str | Path) -> None:
-    """Write the manifest, whole or not at all, to a local path or a URI such as s3://bucket/manifest.parquet."""
+    """Write the manifest to a local path or a URI such as s3://bucket/manifest.parquet, whole or not at all."""
     filesystem, key = _located(path)
     if filesystem is not None:
         content = pa.BufferOutputStream()
@@ -89,9 +89,9 @@ def read_manifest(path: str | Path) -> pa.Table:
     Raises
     ------
     DataError
-        If there is no such file, it is no Parquet file, or no manifest of this version.
+        If there is no such file, or it is not a manifest of this version.
     ConfigError
-        If no such store can be opened.
+        If the store cannot be opened.
     """
     remedy = "Build it with `mmh manifest BIDS manifest.parquet`."
     filesystem, key = _located(path)
@@ -99,7 +99,7 @@ def read_manifest(path: str | Path) -> pa.Table:
 
 
 def _located(path: str | Path) -> tuple[pa.fs.FileSystem | None, str | Path]:
-    """File system and path of a URI; a local path as it is, without one."""
+    """File system and path of a URI; None and the path itself for a local path."""
     if "://" not in str(path):
         return None, path
     return open_folder(str(path))

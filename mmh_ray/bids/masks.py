@@ -1,4 +1,4 @@
-"""Brain masks that lie in an archive's derivatives, each for the scans whose entities it has."""
+"""Matches brain masks in an archive's derivatives to scans by their entities."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ENDINGS = ("_desc-brain_mask.nii.gz", "_desc-brain_mask.nii")
 
 
 class BrainMasks:
-    """Paths of `*_desc-brain_mask.nii[.gz]` under derivatives/, by their entities besides that; `mod-T1w` ties one to a sequence.
+    """Paths of `*_desc-brain_mask.nii[.gz]` below derivatives/ by their other entities; `mod-T1w` limits to a sequence.
 
-    What is left out is warned of, by its kind. A mask that is no regular file is not left out: an image that it is for
-    cannot be used without it, because its mask was meant to be that one.
+    Masks that are left out are listed in warnings. A mask that is not a regular file, such as a broken link, is kept as
+    a problem: its image is unusable, because the user meant it to be harmonized with this mask.
     """
 
     def __init__(self, root: Path) -> None:
@@ -33,12 +33,12 @@ class BrainMasks:
         self._findings.warn()
 
     def of(self, entities: Entities) -> str | None:
-        """Path of the mask for an image; None where there is none.
+        """Path of the mask for an image; None if there is none.
 
         Raises
         ------
         DataError
-            If it is no regular file.
+            If the mask is not a regular file.
         """
         tags = frozenset(entities.without("desc").tags.items())
         tags_with_sequence = tags | {("mod", entities.suffix)}
@@ -60,8 +60,8 @@ class BrainMasks:
             self._findings.note("a brain mask left out, its path is not UTF-8", path)
         elif self._paths.setdefault(tags, path) != path:
             is_of_functional_image = any(key == "task" for key, _ in tags)
-            if not is_of_functional_image:  # for one nobody asks
-                self._findings.note("a brain mask left out, the second of its entities", path)
+            if not is_of_functional_image:  # which is never harmonized
+                self._findings.note("a second brain mask with the same entities, left out", path)
         else:
             try:
                 check_entry(entry, root, f"brain mask {path}")
@@ -70,9 +70,9 @@ class BrainMasks:
 
 
 def files_of_derivatives(root: Path, endings: tuple[str, ...], findings: Findings) -> list[os.DirEntry[str]]:
-    """What has such a name below `derivatives/`, whatever it is, in the order of its path; hidden folders left out.
+    """Entries below `derivatives/` whose names have one of these endings, ordered by path, without hidden folders.
 
-    Links to folders are not followed; one in the place of a whole pipeline is warned of, as is a folder that cannot be read.
+    Links to folders are not followed. A link in place of a whole pipeline, or an unreadable folder, causes a warning.
     """
     top = root / "derivatives"
     if not os.path.lexists(top):
@@ -82,10 +82,10 @@ def files_of_derivatives(root: Path, endings: tuple[str, ...], findings: Finding
     if not is_inside(top, root):
         findings.note(not_followed, os.fspath(top))
         return []
-    found = []
+    files = []
     for folder, entries in walk(top, lambda path: findings.note(unread, path)):
-        found += [entry for entry in entries if entry.name.endswith(endings)]
+        files += [entry for entry in entries if entry.name.endswith(endings)]
         if folder == os.fspath(top):
             links = [entry.path for entry in entries if entry.is_symlink() and is_folder(entry)]
             findings.note(not_followed, links)
-    return found
+    return files

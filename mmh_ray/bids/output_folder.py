@@ -1,4 +1,4 @@
-"""The folder of derivatives as a driver has it: the folder itself, or the small files of one in an object store."""
+"""Opens a folder of derivatives for the driver: on disk, or in an object store with local copies of small files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmh_ray.bids.derivatives import DESCRIPTION, IGNORED, READMES, derivative_files, sidecar_path
+from mmh_ray.bids.derivatives import BIDSIGNORE, DESCRIPTION, READMES, derivative_files, sidecar_path
 from mmh_ray.bids.ledger import JOURNAL, LEDGER, Journal, is_locked
 from mmh_ray.bids.rows import MADE, LedgerRow
 from mmh_ray.bids.status import RECORD
@@ -18,9 +18,9 @@ from mmh_ray.object_store import Store, StoredFile, is_remote
 from mmh_ray.staging import naming
 
 LEDGER_PARTS = ".ledger"
-"""Folder of the rows that are not in the ledger yet: JSON lines in numbered objects, the later ones newer."""
+"""Folder of the rows that are not in the ledger yet: JSON lines in numbered objects; higher numbers are newer."""
 ROWS_A_PART = 100
-"""Rows of a part at most: it is written again with every row."""
+"""Most rows of a part; a part is uploaded again for every new row."""
 REPORT = "report.html"
 
 
@@ -30,9 +30,9 @@ class OutputFolder:
     Attributes
     ----------
     folder:
-        Where this process finds the small files.
+        Local folder with the small files.
     place:
-        Where workers put derivatives, a path or URI.
+        Path or URI to which workers write derivatives.
     stored:
         The derivatives in the object store; None on a disk.
     """
@@ -43,7 +43,7 @@ class OutputFolder:
         self.stored: StoredDerivatives | None = None
 
     def journal(self) -> Journal:
-        """The ledger to write to, this run's alone: see :class:`~mmh_ray.bids.ledger.Journal`."""
+        """Open the ledger for this run only: see :class:`~mmh_ray.bids.ledger.Journal`."""
         return Journal(self.folder)
 
     def is_locked(self) -> bool:
@@ -55,10 +55,10 @@ class OutputFolder:
         return os.path.isfile(self.folder / name)
 
     def publish(self, *names: str) -> None:
-        """Make files that were written to the folder seen by everybody."""
+        """Upload files that were written to the local folder."""
 
     def fetch_shown(self, rows: Iterable[LedgerRow]) -> None:
-        """Get what a report shows of some images: sidecars and pictures."""
+        """Fetch what a report shows of these images: sidecars and pictures."""
 
 
 class StoredOutputFolder(OutputFolder):
@@ -70,14 +70,14 @@ class StoredOutputFolder(OutputFolder):
         self.stored = StoredDerivatives(store, folder)
 
     def fetch(self) -> None:
-        """Get the small files anew."""
-        self._store.get_all([DESCRIPTION, LEDGER, RECORD, IGNORED, *READMES], self.folder)
+        """Fetch the small files."""
+        self._store.get_all([DESCRIPTION, LEDGER, RECORD, BIDSIGNORE, *READMES], self.folder)
         parts = [file.name for file in self._store.files(LEDGER_PARTS)]
         self._store.get_all(parts, self.folder)
         with open(self.folder / JOURNAL, "wb") as journal:
             for name in parts:
                 path = self.folder / name
-                if path.exists():  # not folded into the ledger in between
+                if path.exists():  # else it was merged into the ledger after the listing
                     journal.write(path.read_bytes())
 
     def journal(self) -> Journal:
@@ -92,7 +92,7 @@ class StoredOutputFolder(OutputFolder):
     def publish(self, *names: str) -> None:
         for name in names:
             path = self.folder / name
-            if path.is_file():  # one that could not be written was warned of
+            if path.is_file():  # else it could not be written, which was logged
                 self._store.put(path, name)
 
     def fetch_shown(self, rows: Iterable[LedgerRow]) -> None:
@@ -120,7 +120,7 @@ class StoredJournal(Journal):
         self._lines: list[bytes] = []
 
     def write(self, line: bytes) -> None:
-        """Write to the local journal, and this run's latest part anew with the line at its end."""
+        """Write a line to the local journal, and upload this run's latest part with that line."""
         self._lock.check()
         super().write(line)
         if len(self._lines) % ROWS_A_PART == 0:
@@ -130,7 +130,7 @@ class StoredJournal(Journal):
         self._store.write(b"".join(self._lines), f"{LEDGER_PARTS}/{self._number:012d}.jsonl")
 
     def close(self) -> None:
-        """Fold everything into ledger.parquet, remove the parts and let others write there."""
+        """Merge everything into ledger.parquet, remove the parts and release the lock."""
         if self.is_closed:
             return
         try:
@@ -144,18 +144,18 @@ class StoredJournal(Journal):
 
 
 def _last_number(parts: Iterable[StoredFile]) -> int:
-    """Number of the newest part; 0 where there is none."""
+    """Number of the newest part; 0 if there is none."""
     stems = [Path(part.name).stem for part in parts]
     return max((int(stem) for stem in stems if re.fullmatch(r"\d{12}", stem)), default=0)
 
 
 class StoredDerivatives:
-    """Derivatives in an object store, each passing through a local folder.
+    """Reads and writes derivatives in an object store through a local folder.
 
     Parameters
     ----------
     folder:
-        Stands for the folder in the store: a derivative's files have the same relative paths in both.
+        Local folder; files have the same relative paths here and in the store.
     """
 
     def __init__(self, store: Store, folder: Path) -> None:
@@ -164,9 +164,9 @@ class StoredDerivatives:
 
     @contextlib.contextmanager
     def seen(self, image: Path) -> Iterator[None]:
-        """Have the sidecar of an image in the local folder while the block runs, and an empty file in the place of the image itself.
+        """Keep an image's sidecar in the local folder during the block, and an empty file in place of the image.
 
-        Whatever is missing in the store is missing in the folder.
+        A file that is missing in the store is missing locally, too.
         """
         sidecar = sidecar_path(image)
         try:
@@ -181,9 +181,10 @@ class StoredDerivatives:
 
     @contextlib.contextmanager
     def replacing(self, image: Path) -> Iterator[None]:
-        """Remove a derivative, the sidecar first, and upload what the block writes to the local folder, the sidecar last.
+        """Remove a derivative, then upload what the block writes to the local folder.
 
-        So an image that has a sidecar is whole, whenever a run is killed. Nothing stays in the local folder.
+        The sidecar is removed first and uploaded last. So an image with a sidecar is complete, even if a run is killed.
+        The local files are deleted afterwards.
         """
         self.remove(image)
         sidecar, *others = derivative_files(image)
@@ -196,7 +197,7 @@ class StoredDerivatives:
                 path.unlink(missing_ok=True)
 
     def remove(self, image: Path) -> None:
-        """Remove a derivative with what belongs to it, the sidecar first."""
+        """Remove all files of a derivative, the sidecar first."""
         for path in derivative_files(image):
             self._store.remove(self._name(path))
 
@@ -206,7 +207,7 @@ class StoredDerivatives:
 
 @contextlib.contextmanager
 def output_folder(out: str) -> Iterator[OutputFolder]:
-    """Open a folder of derivatives: a path, or a URI in an object store. Errors of the block name the place that was given.
+    """Open a folder of derivatives, a path or a URI in an object store; errors in the block name this path or URI.
 
     Raises
     ------

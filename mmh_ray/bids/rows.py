@@ -1,4 +1,4 @@
-"""Rows of the three tables (manifest, prepared volumes, ledger), the statuses in them, and an error as it stands in a row."""
+"""Defines the rows of the three tables (manifest, prepared volumes, ledger), their statuses, and errors in rows."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ if TYPE_CHECKING:
 
 
 class Status(StrEnum):
-    """What became of an image. A member is equal to its text, as it stands in a file."""
+    """Result of an image. A member is equal to its text, which is stored in files."""
 
     OK = "ok"
-    """Manifest and prepared volumes: it can be used."""
+    """Manifest and prepared volumes: usable."""
     UNUSABLE = "unusable"
-    """Manifest: it cannot be used."""
+    """Manifest: not usable."""
     DONE = "done"
     """Ledger: harmonized by this run."""
     SKIPPED = "skipped"
     """Ledger: harmonized by an earlier run from the same input, model and settings."""
     FAILED = "failed"
-    """Ledger and prepared volumes: an error."""
+    """Ledger and prepared volumes: an error occurred."""
     REFUSED = "refused"
-    """Ledger: not a scan that the model is for."""
+    """Ledger: the model is not made for this scan."""
 
 
 LEDGER_STATUSES = (Status.DONE, Status.SKIPPED, Status.FAILED, Status.REFUSED)
 MADE = (Status.DONE, Status.SKIPPED)
-"""Of an image whose output is what was asked for."""
+"""Statuses of images with a current output."""
 NO_RESULT = (Status.FAILED, Status.REFUSED)
-"""Of an image without an output."""
+"""Statuses of images without an output."""
 
 
 class Problem(NamedTuple):
-    """Why an image has no result: the three parts of an error. Of a row that an older version wrote only the first is known.
+    """Why an image has no result: the three parts of an error. Rows of older versions have only the first.
 
     Attributes
     ----------
@@ -55,14 +55,14 @@ class Problem(NamedTuple):
 
     @classmethod
     def of(cls, error: Exception) -> Problem:
-        """The parts of an error; of one that has none, its text."""
+        """The parts of an MMHError; the text of any other error."""
         if isinstance(error, MMHError):
             return cls(error.received, error.expected, error.remedy)
         return cls(str(error))
 
     @property
     def text(self) -> str:
-        """One line, as the error itself reads."""
+        """One line, with the same words as the error."""
         line = self.reason
         if self.expected:
             line += f"; expected {self.expected}."
@@ -71,7 +71,7 @@ class Problem(NamedTuple):
         return line
 
     def without_path(self, path: str | None) -> Problem:
-        """The same without the name of the image's file in front, so that images with equal problems can be counted together."""
+        """A copy without the file name at the beginning, so that equal problems of different images can be counted."""
         return self._replace(reason=self.reason.removeprefix(f"{path}: "))
 
 
@@ -98,11 +98,11 @@ class ManifestRow(TypedDict):
     status: str
     reason: str | None
     problem: NotRequired[Problem]
-    """The parts of ``reason``, while the row is in memory; no column of the file."""
+    """The parts of ``reason`` while the row is in memory; not a column of the file."""
 
 
 class PreparedRow(TypedDict):
-    """One image of a store of prepared volumes: the columns of :data:`mmh_ray.shards.INDEX_SCHEMA`, with arrays as arrays."""
+    """One image of a store of prepared volumes: the columns of :data:`mmh_ray.shards.INDEX_SCHEMA`, as NumPy arrays."""
 
     image_id: str
     subject: str | None
@@ -127,7 +127,7 @@ class PreparedRow(TypedDict):
 
 
 class LedgerRow(TypedDict):
-    """What became of one image for one target: the columns of :data:`mmh_ray.bids.ledger.LEDGER_SCHEMA`."""
+    """Result of one image for one target: the columns of :data:`mmh_ray.bids.ledger.LEDGER_SCHEMA`."""
 
     image_id: str
     target: str | None
@@ -149,17 +149,10 @@ class LedgerRow(TypedDict):
 
 
 def problem_of(row: Mapping[str, Any]) -> Problem | None:
-    """Why the image of a row of manifest or ledger has no result; None where nothing is wrong with it."""
+    """Why the image of a manifest's or ledger's row has no result; None if it has one."""
     in_memory = row.get("problem")
     if isinstance(in_memory, Problem):
         return in_memory
-    reason = row.get("reason")
-    if not isinstance(reason, str) or not reason:
+    if not row.get("reason"):
         return None
-    expected = row.get("expected")
-    remedy = row.get("remedy")
-    return Problem(
-        reason,
-        expected if isinstance(expected, str) else None,
-        remedy if isinstance(remedy, str) else None,
-    )
+    return Problem(row["reason"], row.get("expected"), row.get("remedy"))

@@ -1,4 +1,4 @@
-"""Columns of the manifest, and an empty row of it."""
+"""Defines the columns of the manifest, and makes empty and unusable rows."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ SCHEMA = pa.schema(
     ],
     metadata={b"mmh_manifest_version": VERSION},
 )
-"""Columns of the manifest; the version stands in the file's metadata.
+"""Columns of the manifest; the version is in the file's metadata.
 
-`image_id` is unique: the BIDS stem, or the relative path of a file that cannot have one. `split` is train, val, test or
-none (a subject without a usable image); `sex` M, F or O; `orientation` the ends of the voxel axes, such as RAS;
-`status` ok or unusable, with the `reason`.
+- `image_id`: unique. The BIDS stem, or the relative path of a file that cannot have one.
+- `split`: train, val or test; null for a subject without a usable image.
+- `sex`: M, F or O. `orientation`: the directions of the voxel axes, such as RAS.
+- `status`: ok or unusable, with the `reason`.
 """
 
 
 def new_row(path: str | Path, relative: str) -> ManifestRow:
-    """The row of a file of which nothing else is known yet."""
+    """The row of a file about which nothing else is known yet."""
     row = cast(ManifestRow, dict.fromkeys(SCHEMA.names))
     row["image_id"] = relative
     row["uri"] = printable(path)
@@ -47,7 +48,7 @@ def new_row(path: str | Path, relative: str) -> ManifestRow:
 
 
 def mark_unusable(row: ManifestRow, error: MMHError) -> ManifestRow:
-    """The row itself, with the reason why the file cannot be used."""
+    """Set the reason why the file cannot be used; returns the row itself."""
     parts = (error.received, error.expected, error.remedy)
     row["status"] = Status.UNUSABLE
     row["reason"] = printable(str(error))

@@ -1,10 +1,11 @@
-"""JSON sidecars of an archive, and what of them holds for an image by the inheritance of BIDS."""
+"""Reads an archive's JSON sidecars, and combines those that apply to an image by the inheritance principle of BIDS."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,16 @@ from mmh_ray.errors import DataError
 from mmh_ray.files import is_inside, read_object
 
 KEYS = ("Site", "InstitutionName", "Manufacturer", "MagneticFieldStrength")
-"""What is read of a sidecar."""
+"""Keys that are read from a sidecar."""
 
 MOST_BYTES = 16 * 2**20
-"""Of a sidecar; ten thousand times what is usual."""
+"""Most bytes of a sidecar, ten thousand times the usual size."""
 
 _TWICE = object()
 
 
 class Sidecar:
-    """One JSON file and the images that its name fits; it is read when the first of them asks.
+    """One JSON file; it is read when the first image needs it.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ class Sidecar:
     root:
         Folder of the archive.
     findings:
-        Takes what is to be warned of.
+        Collects warnings.
     """
 
     def __init__(
@@ -46,23 +47,20 @@ class Sidecar:
         self._entry = entry
         self._root = root
         self._findings = findings
-        self._content: dict[str, Any] | None = None
-        self._was_read = False
 
     def fits(self, entities: Entities) -> bool:
-        """Whether it holds for the image of these entities."""
+        """Whether it applies to an image with these entities."""
         return self.suffix == entities.suffix and self.tags.items() <= entities.tags.items()
 
+    @cached_property
     def content(self) -> dict[str, Any] | None:
-        """Its values of :data:`KEYS`; None, and a warning in the end, where it cannot be read."""
-        if not self._was_read:
-            self._was_read = True
-            try:
-                self._content = self._read()
-            except (OSError, ValueError) as error:
-                why = getattr(error, "strerror", None) or error
-                self._findings.note("a JSON sidecar that cannot be read", f"{printable(self.path)} is left out: {why}")
-        return self._content
+        """Its values of :data:`KEYS`; None if it cannot be read, which is noted for a warning."""
+        try:
+            return self._read()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            self._findings.note("a JSON sidecar that cannot be read", f"{printable(self.path)} is left out: {why}")
+            return None
 
     def _read(self) -> dict[str, Any]:
         if self._entry.is_symlink() and not is_inside(self.path, self._root):
@@ -76,23 +74,23 @@ class Sidecar:
 
 @dataclass
 class Inherited:
-    """What sidecars say of an image.
+    """Combined values of the sidecars of an image.
 
     Attributes
     ----------
     values:
-        By key; only what no unreadable sidecar may have said otherwise.
-    lost:
-        Path of a sidecar that holds for the image and cannot be read.
+        By key; without values that an unreadable sidecar may have overridden.
+    unreadable:
+        Path of a sidecar that applies to the image and cannot be read.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
-    lost: str | None = None
+    unreadable: str | None = None
 
 
-def sidecars_among(entries: Iterable[os.DirEntry[str]], root: Path, findings: Findings) -> list[Sidecar]:
-    """The JSON files of a folder that may hold for images, the more specific later."""
-    found = []
+def sidecars_among(entries: Iterable[os.DirEntry[str]], root: Path, findings: Findings) -> tuple[Sidecar, ...]:
+    """The JSON files of a folder that may apply to images, the most specific last."""
+    sidecars = []
     for entry in entries:
         if not entry.name.endswith(".json"):
             continue
@@ -100,29 +98,28 @@ def sidecars_among(entries: Iterable[os.DirEntry[str]], root: Path, findings: Fi
             tags, suffix = split_name(entry.name)
         except DataError:
             continue  # dataset_description.json and the like belong to no image
-        found.append(Sidecar(tags, suffix, entry, root, findings))
-    return sorted(found, key=lambda sidecar: len(sidecar.tags))
+        sidecars.append(Sidecar(tags, suffix, entry, root, findings))
+    return tuple(sorted(sidecars, key=lambda sidecar: len(sidecar.tags)))
 
 
 def inherited(sidecars: Iterable[Sidecar], entities: Entities) -> Inherited:
-    """Of all that hold for an image, the nearer and more specific wins; ``sidecars`` come in this order.
+    """Values of all sidecars that apply to an image; ``sidecars`` are ordered, and later ones override earlier ones.
 
-    One that cannot be read may have overruled those before it, so what they say is not known to hold.
+    An unreadable sidecar may have overridden all values before it, so these are dropped.
     """
     inherited_so_far = Inherited()
     for sidecar in sidecars:
         if not sidecar.fits(entities):
             continue
-        content = sidecar.content()
-        if content is None:
-            inherited_so_far = Inherited(lost=sidecar.path)
+        if sidecar.content is None:
+            inherited_so_far = Inherited(unreadable=sidecar.path)
         else:
-            inherited_so_far.values |= content
+            inherited_so_far.values |= sidecar.content
     return inherited_so_far
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; a key that is given two values has none."""
+    """A JSON object as a dictionary; a key with two different values is marked by ``_TWICE``."""
     content: dict[str, Any] = {}
     for key, value in pairs:
         is_other_value = key in content and content[key] != value

@@ -1,4 +1,4 @@
-"""Where an image was taken: what tables, sidecars and names say, and what they leave open."""
+"""Finds the site of an image from tables, sidecars and names, or the reason why it is unclear."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CORRECT = (
 
 
 class Listed(NamedTuple):
-    """A table and what it would call an image: by its subject, its session or its file."""
+    """A table, and the key of an image's row in it: subject, session or file."""
 
     table: Table
     about: str
@@ -34,7 +34,7 @@ class Listed(NamedTuple):
 
 @dataclass(frozen=True)
 class Site:
-    """Name of a site and its source; without a name, why there is none although there might be one."""
+    """Name of a site and its source; without a name, the reason if a source was unclear."""
 
     name: str | None
     source: str = ""
@@ -44,14 +44,14 @@ class Site:
 def site_of(relative: str, tables: Sequence[Listed], sidecar: Inherited, pattern: re.Pattern[str] | None) -> Site:
     """The site of an image.
 
-    The most specific table that names one counts. A table that has sites, but no row for the image, damaged rows or more
-    than one site, leaves it open. Sidecars count only where no table for the image has sites: in a mixture, one site might
-    go by two names. The pattern, which the user gives, counts where all others leave it open.
+    The most specific table with a site counts. If a table has sites, but no row, a damaged row or several sites for
+    this image, the site is unclear. Sidecars count only if no table for the image has sites, because a site could have
+    different names in both. The user's pattern counts if all other sources give no site.
 
     Parameters
     ----------
     tables:
-        The more specific ones last.
+        The most specific one last.
     """
     site = _of_tables(tables)
     if site.name is None and site.why is None:
@@ -74,7 +74,7 @@ def _of_tables(tables: Sequence[Listed]) -> Site:
             return Site(name, "tables")
         why = table.why_no_site(about)
         if not table.leaves_site_empty(about):
-            break  # it may have meant another site than less specific tables give
+            break  # less specific tables may give a wrong site
     return Site(None, why=why)
 
 
@@ -82,14 +82,14 @@ def _of_sidecars(sidecar: Inherited) -> Site:
     name = text_of(sidecar.values.get("Site"))
     if name is not None:
         return Site(name, "Site in sidecars")
-    if sidecar.lost is not None:  # it may have held another name, or a Site
-        return Site(None, why=f"{printable(sidecar.lost)} cannot be read")
+    if sidecar.unreadable is not None:  # it may have another name, or a Site
+        return Site(None, why=f"{printable(sidecar.unreadable)} cannot be read")
     name = text_of(sidecar.values.get("InstitutionName"))
     return Site(name, "InstitutionName in sidecars")
 
 
 def note_mixtures(images: Mapping[str, Site], findings: Findings) -> None:
-    """Note which sites come from another source than most, and which sites' names differ in case and signs only.
+    """Note sites from another source than most, and sites whose names differ only in case and punctuation.
 
     Parameters
     ----------
@@ -114,4 +114,4 @@ def note_mixtures(images: Mapping[str, Site], findings: Findings) -> None:
     for letters, spelt in sorted(spellings.items()):
         if letters and len(spelt) > 1:
             alike.append(" / ".join(sorted(spelt)))
-    findings.note("sites whose names differ in case, spaces or signs only", alike)
+    findings.note("sites whose names differ only in case, spaces or punctuation", alike)

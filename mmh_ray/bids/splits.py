@@ -1,4 +1,4 @@
-"""Train, validation and test: by subject, stratified by site, the same for every order of the images."""
+"""Splits subjects into train, validation and test, stratified by site and independent of the order of the images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mmh_ray.config import ManifestConfig
 
 
 def assign_splits(rows: Iterable[ManifestRow], config: ManifestConfig) -> list[ManifestRow]:
-    """Copies of the rows with `split` set by subject: the same for every order of the rows.
+    """Copies of the rows with `split` set by subject, independent of the order of the rows.
 
-    Subjects seen at more than one site are `test`. The others that have a usable image are ranked within their site by
-    a hash of seed and subject; val and test take their shares of all, spread over sites in proportion. From three such
-    subjects on neither train nor (unless its share is 0) val is empty.
+    Subjects scanned at more than one site are `test`. The others with a usable image are ranked within their site by a
+    hash of seed and subject. Val and test take their shares of all, spread over sites in proportion. With three or more
+    such subjects, train is never empty, nor is val unless its share is 0.
     """
     copies = [row.copy() for row in rows]
     sites: dict[str, set[str]] = defaultdict(set)
@@ -68,7 +68,7 @@ def _split_counts(subjects: int, config: ManifestConfig) -> tuple[int, int]:
 
 
 def _shares(subjects_of_site: Mapping[str, list[str]], count: int, seed: int) -> dict[str, int]:
-    """``count`` spread over sites in proportion to their subjects; largest remainders get what rounding leaves."""
+    """Distribute ``count`` over sites in proportion to their subjects, by the largest remainder method."""
     total = sum(len(subjects) for subjects in subjects_of_site.values())
     shares: dict[str, int] = {}
     remainders: dict[str, float] = {}

@@ -1,19 +1,23 @@
-"""How far a run over an archive has come: its record, OUT/logs/run.json, and what the ledger says."""
+"""Reports the progress of a run over an archive, from its record OUT/logs/run.json and the ledger."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Interval, Predicate
+from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
 
 from mmh_ray.bids.ledger import current_rows, is_locked
-from mmh_ray.bids.ledger_rows import encodable, is_text, moment_of
+from mmh_ray.bids.ledger_rows import encodable, is_moment, is_text, moment_of
 from mmh_ray.bids.rows import LedgerRow, Status, problem_of
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.files import read_object
@@ -21,33 +25,51 @@ from mmh_ray.provenance import check_place, write_json
 
 RECORD = "logs/run.json"
 MOST_IMAGES = 10**12
-"""Images that a run can have, beyond all that there are: a record with more is damaged."""
+"""Most images of a run, more than exist; a record with more is damaged."""
 LONGEST_S = 10 * 365.25 * 86400
-"""Seconds left beyond which an estimate says nothing."""
-DEEPEST = 8
-"""Levels to which a record's settings may be nested."""
+"""Longest time left that is shown, in seconds."""
+MOST_LEVELS = 9
+"""Most levels of a record's settings."""
+
+
+def _are_settings(value: Mapping[str, Any]) -> bool:
+    """Whether settings from JSON have few enough levels and only text that UTF-8 can encode."""
+    return _is_shallow(value, MOST_LEVELS) and is_text(json.dumps(value, ensure_ascii=False))
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    if not isinstance(value, Mapping | list):
+        return True
+    inner = value.values() if isinstance(value, Mapping) else value
+    return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
+
+
+Text = Annotated[str, Strict(), Predicate(is_text)]
+Moment = Annotated[Text, Predicate(is_moment)]
+"""UTC, ISO 8601."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The latest run into a folder of derivatives."""
+    """The latest run into a folder of derivatives; the types are checked when it is read."""
 
-    source: str
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    source: Text
     """Archive that is harmonized."""
-    model: str
+    model: Text
     """URI of the model."""
-    model_hash: str
-    version: str
-    """Of this software."""
-    images: int
-    """Images that the run looks at."""
-    started: str
-    """UTC, ISO 8601, as all times here."""
-    finished: str | None = None
-    failure: str | None = None
-    """Why the run stopped before its end, if it could still say so."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
+    model_hash: Text
+    version: Text
+    """Version of this software."""
+    images: Annotated[int, Strict(), Interval(ge=0, le=MOST_IMAGES)]
+    """Number of images that the run covers."""
+    started: Moment
+    finished: Moment | None = None
+    failure: Text | None = None
+    """Why the run stopped before its end, if it could still record this."""
+    settings: Annotated[Mapping[str, Any], Predicate(_are_settings)] = field(default_factory=dict)
+    versions: Mapping[Text, Text] = field(default_factory=dict)
     """Package to version."""
 
     def write(self, out: str | Path) -> None:
@@ -64,27 +86,31 @@ class RunRecord:
         Raises
         ------
         ConfigError
-            If the folder holds none.
+            If the folder has none.
         DataError
-            If it cannot be read, or a field of it holds what it cannot hold.
+            If it cannot be read, or a field has a damaged value.
         """
         path = Path(out) / RECORD
         if not os.path.isfile(path):
             raise ConfigError(f"{out}: no {RECORD}", "a folder that `mmh harmonize` wrote to", "Name another folder.")
         try:
-            return cls(**_checked_fields(read_object(path)))
-        except (OSError, ValueError, TypeError) as error:
+            return TypeAdapter(cls).validate_python(read_object(path))
+        except (OSError, ValueError) as error:
+            problem = str(error)
+            if isinstance(error, ValidationError):
+                place = error.errors(include_url=False)[0]["loc"]
+                problem = f"missing, unknown or damaged value of {place[0]}"
             remedy = "Remove it; the ledger keeps what was done."
-            raise DataError(f"{path}: {error}", "the record of a run", remedy) from error
+            raise DataError(f"{path}: {problem}", "the record of a run", remedy) from error
 
     @property
     def started_at(self) -> datetime:
-        """The moment the run started."""
+        """When the run started."""
         return _moment(self.started)
 
     @property
     def finished_at(self) -> datetime | None:
-        """The moment it ended, if it could still say so."""
+        """When the run ended, if it could still record this."""
         return None if self.finished is None else _moment(self.finished)
 
 
@@ -94,90 +120,26 @@ def _moment(text: str) -> datetime:
     return moment
 
 
-def _checked_fields(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The content of a record; ValueError names the first field that holds what it cannot hold."""
-    for name, value in content.items():
-        is_usable = _FIELDS.get(name)
-        if is_usable is not None and not is_usable(value):
-            raise ValueError(f"damaged value of {name}")
-    return content
-
-
-def _is_optional_text(value: Any) -> bool:
-    return value is None or is_text(value)
-
-
-def _is_moment(value: Any) -> bool:
-    return moment_of(value) is not None
-
-
-def _is_optional_moment(value: Any) -> bool:
-    return value is None or _is_moment(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_IMAGES
-
-
-def _are_settings(value: Any, depth: int = 0) -> bool:
-    """Whether a value is nested settings of a depth that can be shown."""
-    if not isinstance(value, Mapping) or depth > DEEPEST:
-        return False
-    has_good_keys = all(map(is_text, value.keys()))
-    return has_good_keys and all(_is_setting(inner, depth + 1) for inner in value.values())
-
-
-def _is_setting(value: Any, depth: int) -> bool:
-    if isinstance(value, Mapping):
-        return _are_settings(value, depth)
-    if isinstance(value, list):
-        return depth <= DEEPEST and all(_is_setting(inner, depth + 1) for inner in value)
-    is_number = isinstance(value, bool | int | float)
-    return value is None or is_number or is_text(value)
-
-
-def _are_versions(value: Any) -> bool:
-    """Whether a value is a mapping of texts to texts."""
-    if not isinstance(value, Mapping):
-        return False
-    return all(map(is_text, value.keys())) and all(map(is_text, value.values()))
-
-
-_FIELDS: dict[str, Callable[[Any], bool]] = {
-    "source": is_text,
-    "model": is_text,
-    "model_hash": is_text,
-    "version": is_text,
-    "images": _is_count,
-    "started": _is_moment,
-    "finished": _is_optional_moment,
-    "failure": _is_optional_text,
-    "settings": _are_settings,
-    "versions": _are_versions,
-}
-"""Fields of a record, and what tells whether a value may stand there."""
-
-
 @dataclass(frozen=True)
 class RunStatus:
-    """What `mmh status` tells.
+    """Content of `mmh status`.
 
     Attributes
     ----------
     state:
-        ``running``, ``finished``, ``failed`` (it said why) or ``interrupted`` (it was killed).
+        ``running``, ``finished``, ``failed`` (with a recorded reason) or ``interrupted`` (it was killed).
     counts:
-        Status to number of images, over every run into the folder.
+        Status to number of images, over all runs into the folder.
     reasons:
         Reason to number of failed and refused images, the most frequent first.
     flagged:
         Images that were harmonized but should be looked at.
     done:
-        Images that the latest run has finished, in whichever way.
+        Images that the latest run has finished, with any status.
     per_second:
-        Images per second that the latest run worked on, those left out that it skipped; None before its first.
+        Images per second of the latest run, without skipped ones; None before its first image.
     seconds_left:
-        At that rate, so at most; None unless it is running.
+        Upper estimate at that rate; None unless the run is active.
     """
 
     record: RunRecord
@@ -209,17 +171,17 @@ class RunStatus:
 
 
 def run_status(out: str | Path, now: datetime | None = None, locked: bool | None = None) -> RunStatus:
-    """How far the latest run into a folder has come; also while it goes on, from another terminal.
+    """Progress of the latest run into a folder; can be called from another process during the run.
 
     Parameters
     ----------
     locked:
-        Whether a run is writing there now; None: as the folder's own lock says.
+        Whether a run is writing there now; None to use the lock of the folder.
 
     Raises
     ------
     ConfigError
-        If no run ever wrote to the folder.
+        If no run has written to the folder.
     DataError
         If its record or ledger cannot be read.
     """
@@ -257,7 +219,7 @@ def run_status(out: str | Path, now: datetime | None = None, locked: bool | None
 
 
 def _seconds_left(images: int, per_second: float | None) -> float | None:
-    """Seconds for that many images; None where the rate is unknown, or the time is beyond :data:`LONGEST_S`."""
+    """Seconds for that many images; None if the rate is unknown or the time is longer than :data:`LONGEST_S`."""
     if not per_second:
         return None
     seconds = images / per_second
@@ -269,8 +231,8 @@ def _seconds_left(images: int, per_second: float | None) -> float | None:
 def count_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Reason to number of images, the most frequent first, over rows of a ledger or a manifest.
 
-    The name of the image's own file is left out, so that equal reasons are counted together. So is what a terminal
-    would take for a command.
+    The name of the image's file is left out, so that equal reasons are counted together. Characters that a terminal
+    could interpret as a command are left out, too.
     """
     counts: Counter[str] = Counter()
     for row in rows:

@@ -1,7 +1,7 @@
-"""One run at a time into a folder of an object store, which has no locks: every run tells there that it is alive.
+"""Allows only one run at a time to write to a folder of an object store, which has no locks, by heartbeats.
 
-A run writes an object of its own, and then lists those of all runs. Stores list what was written before (S3, GCS and MinIO
-all do), so of two runs that start at once at least one sees the other, and gives up. No two can both see nobody.
+Each run writes its own object, and then lists the objects of all runs. A listing shows everything written before (true
+for S3, GCS and MinIO). So of two runs that start at once, at least one sees the other and gives up.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from typing import Any
 import psutil
 
 from mmh_ray.errors import ConfigError, DataError, MMHError
-from mmh_ray.object_store import Store, StoredFile
+from mmh_ray.object_store import Store
 
 log = logging.getLogger(__name__)
 
 LOCKS = ".locks"
-"""Folder with an object per run that is alive."""
+"""Folder with one object per active run."""
 BEAT_S = 20.0
-"""Seconds after which a run writes its object again."""
+"""Seconds between heartbeats: a run writes its object again."""
 DEAD_S = 180.0
-"""Seconds without a sign of life after which a run counts as dead, by the times that the store itself gives its objects."""
+"""Seconds without a heartbeat after which a run counts as dead, by the store's own time stamps."""
 MARGIN_S = 5.0
-"""Seconds by which a run gives up its folder before others may take it for dead."""
+"""Seconds before that at which a run itself gives up the folder."""
 LOCKING_S = 4.0
-"""Seconds for which a run tries again, as each of two that start at once may have seen the other."""
+"""Seconds for which a run retries, because two runs that start at once may both have given up."""
 
 
 class StoreLock:
-    """The right to write to a folder, held until :meth:`release` by a thread that shows that the run is alive.
+    """The right to write to a folder, held until :meth:`release` by a thread that sends heartbeats.
 
     Raises
     ------
@@ -57,19 +57,19 @@ class StoreLock:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise DataError if the folder is no longer this run's: it gave no sign of life for so long that another took over."""
+        """Raise DataError if this run has lost the lock, because its heartbeat failed for so long."""
         if self._problem is not None:
-            expected = f"a sign of life every {DEAD_S:g} s"
+            expected = f"a heartbeat at least every {DEAD_S:g} s"
             raise DataError(f"{self._store.uri}: {self._problem}", expected, "Run again once no other run is writing.")
 
     def release(self) -> None:
-        """Let others write there."""
+        """Release the lock."""
         self._released.set()
         self._thread.join()
         try:
             self._store.remove(self._name)
         except MMHError as error:
-            log.warning("the next run has to wait %g s for this one: %s", DEAD_S, error)
+            log.warning("lock not released; the next run must wait %g s: %s", DEAD_S, error)
 
     def _acquire(self) -> None:
         deadline = time.monotonic() + LOCKING_S
@@ -85,49 +85,49 @@ class StoreLock:
             self._store.remove(self._name)
             if time.monotonic() > deadline:
                 received = f"{self._store.uri}: another run is writing there, {other}"
-                remedy = f"Wait for it or stop it; one that was killed is let go of after {DEAD_S:g} s."
+                remedy = f"Wait for it or stop it; the lock of a killed run expires after {DEAD_S:g} s."
                 raise ConfigError(received, "one run a folder", remedy)
-            time.sleep(random.uniform(0.1, 1.0))  # not in step with one that started at the same time
+            time.sleep(random.uniform(0.1, 1.0))  # random, so that two runs do not stay in step
 
     def _stay_alive(self) -> None:
-        last_sign = time.monotonic()
+        last_beat = time.monotonic()
         while not self._released.wait(BEAT_S):
             try:
                 if not self._store.has(self._name):
-                    self._problem = "another run has taken over, as this one gave no sign of life"
+                    self._problem = "another run has taken over, because this run sent no heartbeat"
                     return
                 self._store.write(self._content, self._name)
                 written = _written(self._store, self._name)
                 gap_s = (written - self._written).total_seconds()
-                if gap_s > DEAD_S - MARGIN_S:  # as after the machine was suspended: another may have begun in between
-                    self._problem = f"no sign of life of this run for {gap_s:g} s, in which another may have taken over"
+                if gap_s > DEAD_S - MARGIN_S:  # such as after a suspend: another run may have started meanwhile
+                    self._problem = f"no heartbeat of this run for {gap_s:g} s, in which another may have taken over"
                     return
                 self._written = written
-                last_sign = time.monotonic()
+                last_beat = time.monotonic()
             except MMHError as error:
-                log.warning("no sign of life of this run in its folder: %s", error)
-                if time.monotonic() - last_sign > DEAD_S - 2 * BEAT_S:  # before anybody else may take it for dead
-                    self._problem = "no sign of life of this run could be written"
+                log.warning("the heartbeat of this run failed: %s", error)
+                if time.monotonic() - last_beat > DEAD_S - 2 * BEAT_S:  # before others may consider this run dead
+                    self._problem = "no heartbeat of this run could be written"
                     return
 
 
 def is_store_locked(store: Store) -> bool:
-    """Whether a run is writing to the folder now, as far as this machine's clock and the store's agree."""
+    """Whether a run is writing to the folder now; assumes that the clocks of this machine and the store agree."""
     now = datetime.now(UTC)
     for file in store.files(LOCKS):
         age_s = (now - file.written).total_seconds()
-        if age_s < DEAD_S and not _has_died_here(_content_of(store, file)):
+        if age_s < DEAD_S and not _has_died_here(store.read_object(file.name)):
             return True
     return False
 
 
 def _other_run(store: Store, own_name: str) -> str | None:
-    """Who else is alive; None for nobody. What dead runs left is removed."""
+    """Description of another active run; None if there is none. Objects of dead runs are removed."""
     written = _written(store, own_name)
     for file in store.files(LOCKS):
         if file.name == own_name:
             continue
-        content = _content_of(store, file)
+        content = store.read_object(file.name)
         age_s = (written - file.written).total_seconds()
         if age_s < DEAD_S and not _has_died_here(content):
             return f"on {content.get('host')}, process {content.get('process')}, since {content.get('started')}"
@@ -137,7 +137,7 @@ def _other_run(store: Store, own_name: str) -> str | None:
 
 
 def _written(store: Store, name: str) -> datetime:
-    """When a run's object was last written, by the store's clock.
+    """Time at which a run's object was last written, by the store's clock.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def _this_run() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """What tells this machine, and this container on it, from all others with their own numbers of processes."""
+    """Identifies this machine and its process namespace (container), in which process ids are unique."""
     parts = [platform.node()]
     try:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -174,22 +174,13 @@ def _machine() -> str:
 
 
 def _has_died_here(content: dict[str, Any]) -> bool:
-    """Whether it was a process of this machine that is no more: then nobody needs to wait for its signs of life."""
+    """Whether the run was a process of this machine that has ended, so that its lock need not expire first."""
     if content.get("machine") != _machine():
         return False
     try:
         started = psutil.Process(content["process"]).create_time()
-        return abs(started - content["process_started"]) > 1.0  # else another process has got its number
+        return abs(started - content["process_started"]) > 1.0  # then another process has its id now
     except psutil.NoSuchProcess:
         return True
     except (psutil.Error, KeyError, TypeError, ValueError, OverflowError):
         return False
-
-
-def _content_of(store: Store, file: StoredFile) -> dict[str, Any]:
-    """What an object of :data:`LOCKS` says; nothing where it is gone or damaged."""
-    try:
-        content = json.loads(store.read(file.name))
-    except (MMHError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""Images where nobody looks for them, and files in formats that are not read: found all the same, and told."""
+"""Finds and reports images in unexpected places or in formats that cannot be read."""
 
 from __future__ import annotations
 
@@ -16,104 +16,95 @@ from mmh_ray.bids.schema import mark_unusable, new_row
 from mmh_ray.errors import DataError
 
 PLACE = "sub-*/[ses-*/]anat/"
-"""Where images lie that are used."""
+"""Place of usable images."""
 
 _WITHOUT_ARCHIVE_IMAGES = frozenset(("derivatives", "sourcedata", "code", "stimuli", "phenotype"))
-"""Folders beside the subjects in which BIDS keeps what is not the archive's own images."""
+"""BIDS folders beside the subjects that do not contain the archive's own images."""
 _NEARLY_A_SUBJECT = re.compile(r"sub[-_ ].+|sub\d.*|\d+", re.IGNORECASE)
 _ONE_FILE = (".zarr", ".ngff", ".ds", ".mefd")
-"""Endings of folders that are one recording, or one image of microscopy, in thousands of files."""
+"""Endings of folders that are a single recording or microscopy image in thousands of files."""
 
 
 def stray_rows(
     entries: Iterable[DirEntry[str]], root: Path, inside: Sequence[str] = (), in_place: bool = False
 ) -> Iterator[ManifestRow]:
-    """A row with its reason for every image among the files of one folder that cannot be used, or not there.
+    """Rows with the reason for images of one folder that cannot be used: wrong place or unreadable format.
 
     Parameters
     ----------
     inside:
-        Names of the folders between that of the subject or session and the files.
+        Names of the folders between the subject's or session's folder and the files.
     in_place:
-        Whether images belong there; then only those in formats that are not read are strays.
+        Whether images belong in this folder; then only those in unreadable formats are strays.
     """
-    paths: dict[str, str] = {}
-    for entry in entries:
-        is_used = in_place and is_usable(entry.name)
-        if not leads_to_folder(entry) and not is_used:
-            paths[entry.name] = entry.path
-    for name, count in images_among(paths):
-        if not is_of_another_type(name, inside):
-            yield _stray_row(paths[name], root, count, in_place)
+    strays = [entry for entry in entries if not (in_place and is_usable(entry.name))]
+    for path, count in _images_of(strays, inside):
+        yield _stray_row(path, root, count, in_place)
 
 
 def stray_rows_below(
-    folder: str, root: Path, inside: Sequence[str], lost: Callable[[str], ManifestRow]
+    folder: str, root: Path, inside: Sequence[str], unreadable_row: Callable[[str], ManifestRow]
 ) -> Iterator[ManifestRow]:
-    """:func:`stray_rows` of a folder and all below it; links are not followed.
+    """:func:`stray_rows` for a folder and all folders below it; links are not followed.
 
     Parameters
     ----------
-    lost:
+    unreadable_row:
         Makes the row of a folder that cannot be read.
     """
     unread: list[str] = []
-    for current, entries in walk(folder, unread.append, _is_worth_a_look):
+    for current, entries in walk(folder, unread.append, _may_have_images):
         below = Path(current).relative_to(folder).parts
         yield from stray_rows(entries, root, (*inside, *below))
     for path in unread:
-        yield lost(path)
+        yield unreadable_row(path)
 
 
 def is_nearly_a_subject(name: str) -> bool:
-    """Whether a folder is probably meant as a subject's, such as `Sub-03`, `sub_03` or `03`, but is not called `sub-LABEL`."""
+    """Whether a folder is probably a subject's with a wrong name, such as `Sub-03`, `sub_03` or `03`."""
     return not name.startswith("sub-") and bool(_NEARLY_A_SUBJECT.fullmatch(name))
 
 
-def images_outside(entries: Iterable[DirEntry[str]], root: Path, unread: Callable[[str], object]) -> list[str]:
-    """Relative paths of images that lie neither in a folder of a subject nor where BIDS keeps other things.
+def images_outside(entries: Sequence[DirEntry[str]], root: Path, unread: Callable[[str], object]) -> list[str]:
+    """Relative paths of images that are neither in a subject's folder nor in a folder that BIDS defines for other data.
 
-    The first of every folder beside the subjects comes first. Links to folders are not followed.
+    The first image of every folder comes first. Links to folders are not followed.
     """
-    files = []
+    top = [relative_name(path, root) for path, _ in _images_of(entries, ())]
     firsts: list[str] = []
     others: list[str] = []
     for entry in entries:
-        if not leads_to_folder(entry):
-            files.append(entry)
-        elif _may_hide_images(entry):
+        if leads_to_folder(entry) and _may_hide_images(entry):
             images = _images_below(entry.path, root, unread)
             firsts += images[:1]
             others += images[1:]
-    return _images_of(files, root, ()) + firsts + others
+    return top + firsts + others
 
 
 def _may_hide_images(folder: DirEntry[str]) -> bool:
-    """Whether a folder beside the subjects is none that BIDS knows, and no link."""
+    """Whether a folder beside the subjects is unknown to BIDS, and not a link."""
     is_known = folder.name.startswith("sub-") or folder.name in _WITHOUT_ARCHIVE_IMAGES
     return not is_known and not is_nearly_a_subject(folder.name) and not folder.is_symlink()
 
 
 def _images_below(folder: str, root: Path, unread: Callable[[str], object]) -> list[str]:
-    """Relative paths of the images of a folder and all below it."""
+    """Relative paths of the images in a folder and all folders below it."""
     images: list[str] = []
-    for current, entries in walk(folder, unread, _is_worth_a_look):
-        files = [entry for entry in entries if not leads_to_folder(entry)]
-        images += _images_of(files, root, Path(current).relative_to(root).parts)
+    for current, entries in walk(folder, unread, _may_have_images):
+        folders = Path(current).relative_to(root).parts
+        images += [relative_name(path, root) for path, _ in _images_of(entries, folders)]
     return images
 
 
-def _images_of(files: list[DirEntry[str]], root: Path, folders: Sequence[str]) -> list[str]:
-    """Relative paths of the images among the files of one folder."""
-    paths = {entry.name: entry.path for entry in files}
-    images = []
-    for name, _ in images_among(paths):
+def _images_of(entries: Iterable[DirEntry[str]], folders: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Paths of the anatomical images in one folder, each with the number of files that it represents."""
+    paths = {entry.name: entry.path for entry in entries if not leads_to_folder(entry)}
+    for name, count in images_among(paths):
         if not is_of_another_type(name, folders):
-            images.append(relative_name(paths[name], root))
-    return images
+            yield paths[name], count
 
 
-def _is_worth_a_look(folder: str) -> bool:
+def _may_have_images(folder: str) -> bool:
     return not folder.lower().endswith(_ONE_FILE)
 
 
@@ -139,7 +130,7 @@ def _why_stray(relative: str, count: int, in_place: bool) -> DataError:
 
 
 def _set_ids(row: ManifestRow, relative: str) -> None:
-    """Set subject, session and sequence as far as folders and name tell them."""
+    """Set subject, session and sequence as far as folders and file name show them."""
     *folders, name = relative.split("/")
     if folders and folders[0].startswith("sub-"):
         row["subject"] = folders[0].removeprefix("sub-")

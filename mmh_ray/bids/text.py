@@ -1,4 +1,4 @@
-"""What strangers wrote, as text and numbers that can be trusted, and names in messages of bounded length."""
+"""Cleans untrusted text and numbers, and lists names in messages of limited length."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-NAMED = 5
-"""Names in a message that stands for many."""
+MOST_LISTED = 5
+"""Most names in a message."""
 
 MOST_CHARACTERS = 200
-"""Of a value, such as a site's name, or of a name in a message."""
+"""Most characters of a value, such as a site's name."""
 
 _NOTHING = frozenset(("", "n/a", "na", "nan", "none", "null", "<na>", "#n/a"))
 
 
 def text_of(value: Any) -> str | None:
-    """A value as one line of composed Unicode without surrounding space; None for what says nothing.
+    """A value as one line of composed Unicode (NFC) without surrounding space; None if it is unusable.
 
-    That is another type than text or a number, what tables write for a missing value, a lone surrogate, and what is
-    longer than :data:`MOST_CHARACTERS`.
+    Unusable are values that are neither text nor number, codes for a missing value, lone surrogates, and texts longer
+    than :data:`MOST_CHARACTERS`.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
@@ -44,7 +44,7 @@ def text_of(value: Any) -> str | None:
 
 
 def _composed(text: str) -> str:
-    """The same letters in one form, control characters and line breaks as spaces; nothing where it is no Unicode."""
+    """The text in NFC, with control characters and line breaks as spaces; empty if it is not valid Unicode."""
     if len(text) > 10 * MOST_CHARACTERS:
         return text
     try:
@@ -60,7 +60,7 @@ def number_of(value: Any, most: float) -> float | None:
     """A decimal number from 0 to ``most``; None for everything else."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, str) and ("_" in value or not value.isascii()):  # Python would take 1_0 for 10
+    if isinstance(value, str) and ("_" in value or not value.isascii()):  # Python would read 1_0 as 10
         return None
     try:
         number = float(value)
@@ -70,20 +70,20 @@ def number_of(value: Any, most: float) -> float | None:
 
 
 def printable(text: str | Path) -> str:
-    """Bytes of a name that are not UTF-8 as `\\xff`, so that different names stay different."""
+    """A name in UTF-8, with other bytes shown as `\\xff`, so that different names stay different."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, each of bounded length, and how many more there are."""
-    shown = ", ".join(_shortened(printable(name)) for name in names[:NAMED])
-    if len(names) <= NAMED:
+    """The first names, each of limited length, and the number of further ones."""
+    shown = ", ".join(_shortened(printable(name)) for name in names[:MOST_LISTED])
+    if len(names) <= MOST_LISTED:
         return shown
-    return f"{shown} and {len(names) - NAMED} more"
+    return f"{shown} and {len(names) - MOST_LISTED} more"
 
 
 def _shortened(name: str) -> str:
-    """What fits into one line: a name may hold line breaks and thousands of letters."""
+    """A name as one line of limited length: it may contain line breaks and thousands of characters."""
     most = 2 * MOST_CHARACTERS
     if len(name) > most:
         name = f"{name[:most]}..."
@@ -94,24 +94,24 @@ def _shortened(name: str) -> str:
 
 
 def warn_of(names: Sequence[str], what: str) -> None:
-    """One line, whatever the number."""
+    """Log one warning for any number of names."""
     if names:
         log.warning("%d x %s: %s", len(names), what, listed(names))
 
 
 class Findings:
-    """What is warned of once all of an archive was seen, gathered by its kind."""
+    """Collects warnings by kind, to be logged after the whole archive has been read."""
 
     def __init__(self) -> None:
         self._names: defaultdict[str, list[str]] = defaultdict(list)
 
     def note(self, what: str, names: str | Iterable[str]) -> None:
-        """Add a name, or several, to those of a kind."""
+        """Add one or several names to a kind."""
         more = [names] if isinstance(names, str) else list(names)
         if more:
             self._names[what] += more
 
     def warn(self) -> None:
-        """A line for each kind."""
+        """Log one warning for each kind."""
         for what, names in self._names.items():
             warn_of(names, what)

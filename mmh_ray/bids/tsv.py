@@ -1,4 +1,4 @@
-"""Lines and cells of tab-separated tables as BIDS defines them, and what is wrong with files that should be such tables."""
+"""Reads lines and cells of tab-separated tables as BIDS defines them, and reports files that are not such tables."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ MOST_COLUMNS = 2**20
 
 
 class Line(NamedTuple):
-    """A line that holds something: its number in the file, and its cells, with one for all that are too many."""
+    """A line that is not empty: its number in the file, and its cells; the last cell has all surplus ones."""
 
     number: int
     cells: list[str]
 
 
 def read_tsv(path: Path, root: Path, name: str) -> tuple[list[str], Iterator[Line]]:
-    """Names of the columns in lower case, and the lines below them, whatever their number of cells.
+    """Names of the columns in lower case, and the lines below them, with any number of cells.
 
-    Tabs separate cells and nothing else does: a cell that opens a quote swallows no other. Empty cells behind the last
-    column are left out, and so are empty lines.
+    Only tabs separate cells; a quote does not join several cells. Empty cells after the last column and empty lines are
+    left out.
 
     Parameters
     ----------
     name:
-        How errors call the file.
+        Name of the file in errors.
 
     Raises
     ------
     DataError
-        If it is no regular file of the archive, cannot be read, or is no text in UTF-8.
+        If it is not a regular file of the archive, cannot be read, or is not text in UTF-8.
     """
     lines = _lines(_text(path, root, name))
     _, first = next(lines, (0, None))
@@ -60,7 +60,7 @@ def read_tsv(path: Path, root: Path, name: str) -> tuple[list[str], Iterator[Lin
 
 
 def unquoted(cell: str) -> str:
-    """A cell without surrounding space, and without quotes where they are around all of it."""
+    """A cell without surrounding space, and without quotes that enclose all of it."""
     cell = cell.strip()
     if len(cell) < 2 or cell[0] != '"' or cell[-1] != '"':
         return cell
@@ -71,20 +71,20 @@ def unquoted(cell: str) -> str:
 
 
 def is_half_quoted(cell: str) -> bool:
-    """Whether a cell opens a quote and does not close it, or the other way round."""
+    """Whether a cell has an unpaired quote."""
     return cell.count('"') % 2 == 1
 
 
-def misnamed(names: Iterable[str], wanted: str) -> str | None:
-    """A table that is not read because it is not called ``wanted``, where that is missing; None where there is none.
+def misnamed(names: Iterable[str], file_name: str) -> str | None:
+    """A table that is probably meant to be ``file_name``, if that is missing; None if there is none.
 
     >>> misnamed(["README.txt", "Participants.csv"], "participants.tsv")
     'Participants.csv'
     """
     names = sorted(names)
-    if wanted in names:
+    if file_name in names:
         return None
-    about = wanted.removesuffix(".tsv").rpartition("_")[2]
+    about = file_name.removesuffix(".tsv").rpartition("_")[2]
     for name in names:
         stem, dot, ending = name.casefold().partition(".")
         if dot + ending in _ENDINGS and stem.rpartition("_")[2] == about:
@@ -103,7 +103,7 @@ def _text(path: Path, root: Path, name: str) -> str:
     except OSError as error:
         raise DataError(f"{name}: {error.strerror or error}", "a readable table", fetch) from error
     if _POINTER.match(content):
-        raise DataError(f"{name}: a pointer to its content, which is not here", "a readable table", fetch)
+        raise DataError(f"{name}: only a pointer to its content", "a readable table", fetch)
     if content.startswith(_BYTE_ORDER_MARKS) or b"\0" in content:
         raise DataError(f"{name}: UTF-16 or binary", "a readable table", REMEDY)
     try:
@@ -113,8 +113,8 @@ def _text(path: Path, root: Path, name: str) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines that hold something, with their numbers from 1."""
-    # No other signs end a line than \n, \r and both: splitlines() would break a cell at a form feed, too.
+    """Lines that are not empty, with their numbers from 1."""
+    # Only \n, \r and \r\n end a line; splitlines() would also break a cell at a form feed.
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if not line.isspace():
             yield number, line.removesuffix("\n")
@@ -128,7 +128,7 @@ def _cells(line: str, width: int) -> list[str]:
 
 
 def check_key(header: list[str], key: str, name: str) -> None:
-    """Raise DataError unless a column of this name is there, once."""
+    """Raise DataError unless there is exactly one column of this name."""
     if header.count(key) == 1:
         return
     if key in header:

@@ -1,4 +1,4 @@
-"""The commands of `mmh`. A new command is a file of its own and a line here."""
+"""Lists the commands of `mmh`. A new command needs its own file and a line here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMMANDS = (
     demo,
     doctor,
 )
-"""In the order in which `mmh --help` lists them: the way of the data."""
+"""Commands in the order of `mmh --help`, which follows the data through the pipeline."""
 
 EPILOG = """\
 \b

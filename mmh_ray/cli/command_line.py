@@ -1,10 +1,10 @@
-"""How a command line is read: Click's rules, and three habits of `mmh` that Click does not have.
+"""Parses a command line by Click's rules and three rules of `mmh` that Click does not have.
 
-- A setting, `section.key=value`, may stand anywhere on the line; `model=NAME` means `--model NAME`.
-- An option of several values takes them in one go: `--participant-label 01 02`.
-- An option whose value was forgotten does not take the next option for it: `--model --dry-run` is an error.
+- A setting, `section.key=value`, may be anywhere on the line; `model=NAME` means `--model NAME`.
+- An option with several values takes them all at once: `--participant-label 01 02`.
+- An option without a value does not take the next option as its value: `--model --dry-run` is an error.
 
-Click runs no command here. It gives back an :class:`Invocation`, which `mmh_ray.cli.main` runs.
+Click does not run a command here. It returns an :class:`Invocation`, which `mmh_ray.cli.main` runs.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ Exit codes: 0 done, 1 something failed, 2 unusable line, 130 interrupted.
 
 @dataclass(frozen=True)
 class Invocation:
-    """A command with its arguments, ready to be run.
+    """A command with its arguments, ready to run.
 
     Attributes
     ----------
     command:
         Its name.
     handler:
-        Takes the configuration and the arguments by name, returns the exit code.
+        Called with the configuration and the arguments by name; returns the exit code.
     arguments:
         Values of the command's own arguments and options.
     config:
         YAML file of settings; None for the defaults.
     overrides:
-        Settings on the line, `section.key=value`; the last one of a key wins.
+        Settings on the line, `section.key=value`; the last value of a key wins.
     """
 
     command: str
@@ -51,7 +51,7 @@ class Invocation:
 
 
 class Application(click.Group):
-    """`mmh`: takes the settings out of the line before Click looks for the command."""
+    """`mmh`: removes the settings from the line before Click looks for the command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep the settings in ``ctx.obj``, where the options of the command add theirs."""
@@ -59,12 +59,12 @@ class Application(click.Group):
         return super().parse_args(ctx, words)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which they were given, not that of the alphabet."""
+        """Commands in the order of their definition, not in alphabetical order."""
         return list(self.commands)
 
 
 class Command(click.Command):
-    """A command of `mmh`: has `--config` and `--verbose`, shows its examples below its options.
+    """A command of `mmh`, with `--config`, `--verbose` and examples in its help.
 
     Parameters
     ----------
@@ -78,8 +78,8 @@ class Command(click.Command):
         config_option(self)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Spell the options out as Click knows them, then let it read them."""
-        if not ctx.resilient_parsing:  # the shell completes a line that is not whole yet
+        """Rewrite the options into Click's form, then let Click parse them."""
+        if not ctx.resilient_parsing:  # then the shell is completing an unfinished line
             self._check_values(ctx, args)
         try:
             return super().parse_args(ctx, self._one_value_each(args))
@@ -91,7 +91,7 @@ class Command(click.Command):
             raise click.UsageError(f"{error.format_message()} {remedy}", ctx) from error
 
     def invoke(self, ctx: click.Context) -> Invocation:
-        """What was asked for. It is run later, once logging and signals are in order."""
+        """The command to run later, after logging and signal handlers are set up."""
         arguments = dict(ctx.params)
         config = arguments.pop("config")
         verbose = arguments.pop("verbose") or ctx.find_root().params["verbose"]
@@ -107,7 +107,7 @@ class Command(click.Command):
         )
 
     def _check_values(self, ctx: click.Context, words: Sequence[str]) -> None:
-        """Refuse an option without a value, which Click would give the next option for one."""
+        """Refuse an option without a value; Click would take the next option as its value."""
         flags: set[str] = set()
         flags_with_value: set[str] = set()
         for parameter in self.get_params(ctx):
@@ -126,7 +126,7 @@ class Command(click.Command):
         return {flag for option in self.params if isinstance(option, ListOption) for flag in option.opts}
 
     def _option_of_several_words(self, words: Sequence[str]) -> str | None:
-        """The first option with two values or more, which may have been meant for arguments; None if there is none."""
+        """The first option with two or more values, some of which may be meant as arguments; None if there is none."""
         lists = self._list_flags()
         for position, word in enumerate(words):
             following = words[position + 1 : position + 3]
@@ -135,7 +135,7 @@ class Command(click.Command):
         return None
 
     def _one_value_each(self, words: Sequence[str]) -> list[str]:
-        """`--target A B` as `--target A --target B`: in Click an option takes a fixed number of values."""
+        """Rewrite `--target A B` to `--target A --target B`: a Click option has a fixed number of values."""
         lists = self._list_flags()
         spelled: list[str] = []
         open_list: str | None = None
@@ -154,14 +154,14 @@ class Command(click.Command):
 
 
 def split_overrides(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Words for the parser, and the `section.key=value` settings among them."""
+    """Separate the words of a line into those for the parser and the `section.key=value` settings."""
     others: list[str] = []
     overrides: list[str] = []
     previous = ""
     for word in words:
-        if previous == "--archive":  # NAME=FOLDER looks like a setting
+        if previous == "--archive":  # its value NAME=FOLDER looks like a setting
             others.append(word)
-        elif word.startswith("model="):  # a section has that name, but no value: this is the flag
+        elif word.startswith("model="):  # `model` is a section and cannot have a value, so the option is meant
             others.append(f"--{word}")
         elif is_override(word):
             overrides.append(word)
@@ -172,7 +172,7 @@ def split_overrides(words: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def is_override(word: str) -> bool:
-    """Whether a word is dotted names with a value, as `train.steps=10` is; no path or URI is."""
+    """Whether a word consists of dotted names and a value, such as `train.steps=10`; paths and URIs do not."""
     key, equals, _ = word.partition("=")
     return bool(equals) and all(name.isidentifier() for name in key.split("."))
 

@@ -18,9 +18,9 @@ from mmh_ray.config import Config
 )
 @click.argument("out", default="demo")
 def demo(config: Config, out: str) -> int:
-    """Run the whole way, phantom to evaluation, right here.
+    """Run the whole pipeline here, phantom to evaluation.
 
-    OUT is a folder for everything; without it, `demo`.
+    OUT is a folder for everything; the default is `demo`.
     """
     from mmh_ray.demo import run
 
@@ -30,7 +30,7 @@ def demo(config: Config, out: str) -> int:
 
 def _run_command(line: Sequence[str]) -> int:
     """Run another command of `mmh` in this process."""
-    from mmh_ray.cli import main  # here, as it is not there yet when it imports this file
+    from mmh_ray.cli import main  # not at the top: that module imports this one
 
     code = main(line)
     if code == INTERRUPTED:

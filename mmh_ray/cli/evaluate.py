@@ -15,7 +15,7 @@ from mmh_ray.staging import uploaded
 
 
 class Archive(click.ParamType):
-    """NAME=FOLDER, as a pair."""
+    """Parses NAME=FOLDER."""
 
     name = "NAME=FOLDER"
 
@@ -45,7 +45,7 @@ class Archive(click.ParamType):
     required=True,
     metavar="NAME=FOLDER",
     help="raw=BIDS, the scans (or their manifest); ours=OUT, made by `mmh harmonize`; ours_twice=OUT2, OUT harmonized "
-    "again; any other name is a method to compare with, a folder of volumes in BIDS naming.",
+    "again; any other name is a method to compare with, a folder of volumes with BIDS names.",
 )
 @click.option(
     "--out",
@@ -57,14 +57,14 @@ class Archive(click.ParamType):
 @click.option(
     "--target",
     metavar="SITE",
-    help="Site that ours was moved to: score people who were scanned there and elsewhere by their own scans there.",
+    help="Site that ours was harmonized to: people scanned there and elsewhere are compared with their scans there.",
 )
 @truth_option
 @click.option(
     "--labels",
     type=EXISTING,
     metavar="FOLDER",
-    help="Label maps *_dseg.nii.gz in BIDS naming, drawn by others; otherwise those in raw's derivatives.",
+    help="Label maps *_dseg.nii.gz with BIDS names; without it, those in raw's derivatives.",
 )
 @click.option(
     "--model",
@@ -89,9 +89,9 @@ def evaluate(
 
     folders = dict(archives)
     if len(folders) < len(archives):
-        raise ConfigError("two archives of one name", "a name of its own for each", "Rename one of them.")
+        raise ConfigError("two archives of one name", "a different name for each", "Rename one of them.")
     if model and target:
-        remedy = "Leave one of them out: what promotion compares is measured without a target."
+        remedy = "Leave one of them out: promotion compares figures that are measured without a target."
         raise ConfigError("--model and --target", "one of the two", remedy)
     checked_model = None
     if model:

@@ -1,4 +1,4 @@
-"""`mmh harmonize`: an archive, or one scan."""
+"""`mmh harmonize`: harmonizes an archive or one scan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 from mmh_ray.cli.command_line import Command
 from mmh_ray.cli.options import EXISTING, PLACE, json_option, list_option, model_option, setting_option
 from mmh_ray.cli.running import DONE, FAILED, counts_as_text, show
-from mmh_ray.cli.status import report_anew
+from mmh_ray.cli.status import write_report
 from mmh_ray.config import Config
 from mmh_ray.errors import ConfigError
 
@@ -39,25 +39,25 @@ log = logging.getLogger(__name__)
 @model_option
 @list_option("--participant-label", help="Only these subjects, with or without `sub-`.")
 @list_option("--session-label", help="Only these sessions, with or without `ses-`.")
-@list_option("--sequence", help="Only these sequences (BIDS suffixes); of one scan: which it is.")
+@list_option("--sequence", help="Only these sequences (BIDS suffixes); for one scan: its sequence.")
 @click.option(
     "--bids-filter-file", type=EXISTING, metavar="FILE.json", help='Only these entities: {"t1w": {"run": 1}}.'
 )
-@list_option("--target", help="Sites, target bundles or registered models whose looks the images take.")
+@list_option("--target", help="Sites, target bundles or registered models to harmonize to.")
 @click.option(
     "--target-image",
     type=EXISTING,
     metavar="FILE.nii.gz",
-    help="Scan in BIDS naming; the images take its look.",
+    help="Scan with a BIDS name; the images are harmonized to it.",
 )
 @click.option("--mask", type=EXISTING, metavar="FILE.nii.gz", help="Brain mask of one scan.")
 @setting_option("--space", "harmonize.space", help="Grid: the scan's own or ICBM-152's.")
 @setting_option("--intensity", "harmonize.intensity", help="Range: about 0-1, or the scan's own.")
 @setting_option("--detail", "harmonize.detail", help="Detail from the scan, or the model alone.")
-@setting_option("--skull", "prepare.skull", help="What becomes of everything outside the brain.")
+@setting_option("--skull", "prepare.skull", help="Keep or remove everything outside the brain.")
 @setting_option("--n-procs", "harmonize.slots", metavar="N", help="Workers; 0: one per GPU, or per two CPUs.")
 @setting_option(
-    "--mem-gb", "harmonize.memory_gb", metavar="GB", help="Memory for each machine: bounds the images at a time."
+    "--mem-gb", "harmonize.memory_gb", metavar="GB", help="Memory limit for each machine; reduces the images at a time."
 )
 @click.option("--retry-failed", is_flag=True, help="Only images that failed or were refused before.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
@@ -84,10 +84,10 @@ def harmonize(
 
     OUT is a folder for the derivatives, the ledger and the report. Each may be the URI of a folder in an object store
     (s3://, gs://). If BIDS is one scan, NAME.nii.gz, OUT is a file.
-    At level `participant` (the default) images are harmonized, at level `group` only the report is written anew.
+    Level `participant` (the default) harmonizes images; level `group` only writes the report again.
     """
     if level == "group":
-        return report_anew(out)
+        return write_report(out)
     from mmh_ray.bids.filters import NO_FILTERS, read_filters
     from mmh_ray.harmonization.job import Job
 
@@ -113,7 +113,7 @@ def harmonize(
 
 
 def _check_one_scan(job: Job, dry_run: bool) -> None:
-    """Refuse the flags that make no sense for one scan."""
+    """Refuse options that need an archive."""
     only_for_archives = {
         "--participant-label": job.participants,
         "--session-label": job.sessions,
@@ -132,11 +132,11 @@ def _check_one_scan(job: Job, dry_run: bool) -> None:
 
 
 def _harmonize_scan(job: Job, mask: str | None, as_json: bool) -> int:
-    """One file to another, in this process."""
+    """Harmonize one file in this process."""
     from mmh_ray.harmonization.memory import check_scan
     from mmh_ray.harmonization.one_scan import harmonize_file, load
 
-    log.info("harmonizing %s", job.bids)  # nothing else is said for a while
+    log.info("harmonizing %s", job.bids)  # nothing else is logged for a while
     check_scan(job.bids, job.config.harmonize.memory_gb)
     sequence = job.sequences[0] if job.sequences else None
     with ThreadPoolExecutor(max_workers=1) as background:  # the model is loaded while the scan is prepared
@@ -151,7 +151,7 @@ def _harmonize_scan(job: Job, mask: str | None, as_json: bool) -> int:
 
 
 def _show_plan(job: Job, as_json: bool) -> int:
-    """A line for each image on stdout, the counts on stderr."""
+    """Print a line for each image on stdout, and the counts on stderr."""
     from mmh_ray.distributed.harmonize import plan
 
     rows = plan(job)
@@ -167,7 +167,7 @@ def _show_plan(job: Job, as_json: bool) -> int:
 
 
 def _harmonize_archive(job: Job, as_json: bool) -> int:
-    """The batch job, and what came of it on stdout."""
+    """Run the batch job, and print its summary on stdout."""
     from mmh_ray.bids.status import utc_now
     from mmh_ray.cli.harmonize_summary import summary_of
     from mmh_ray.distributed.harmonize import harmonize as harmonize_archive

@@ -1,4 +1,4 @@
-"""What `mmh harmonize` says at its end: what was done, what was not, where to look."""
+"""Makes the summary that `mmh harmonize` prints at its end: counts, reasons for failures, where to look."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Summary:
     flagged:
         Harmonized images of this run that a person should look at.
     reasons:
-        Why images of this run have no result, and how many each; the most frequent first.
+        Reason to number of images of this run without a result; the most frequent first.
     seconds:
-        How long the run took.
+        Duration of the run.
     report:
         Page with every image; None if it could not be written.
     ledger:
@@ -69,12 +69,12 @@ class Summary:
             lines.append(f"Flagged, for a person to look at: {self.flagged}")
         lines.append(f"Where to look: {self.report or self.ledger}")
         if self.without_result:
-            lines.append("Once the causes are mended: the same command with --retry-failed")
+            lines.append("Once the causes are fixed: the same command with --retry-failed")
         return "\n".join(lines)
 
 
 def summary_of(out: str, counts: Mapping[str, int], started: datetime) -> Summary:
-    """The summary of a run that has just ended; its counts are the driver's, all else is in the ledger."""
+    """The summary of a run that has just ended; the driver gives the counts, the rest is read from the ledger."""
     with output_folder(out) as output:
         rows = current_rows(output.folder)
         has_report = output.has(REPORT)

@@ -27,7 +27,7 @@ from mmh_ray.config import Config
 def phantom(config: Config, out: str) -> int:
     """Simulate a multi-site BIDS archive with known truth.
 
-    OUT is the folder to make it in.
+    OUT is the folder for the archive.
     """
     from mmh_ray.distributed.phantom import make_archive
 

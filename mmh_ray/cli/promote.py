@@ -22,10 +22,10 @@ from mmh_ray.errors import ConfigError
     nargs=2,
     required=True,
     metavar="better-than ALIAS",
-    help="Whose model must be beaten; then the alias moves to MODEL.",
+    help="MODEL gets this alias if it is better than the model that has it.",
 )
 def promote(config: Config, model: str, condition: tuple[str, str]) -> int:
-    """Give a model another's alias if its evaluation is better.
+    """Give a model another model's alias if its evaluation is better.
 
     MODEL is models:/NAME/VERSION or models:/NAME@ALIAS, and was evaluated by `mmh evaluate --model`.
     """

@@ -1,4 +1,4 @@
-"""What every command has around it: exit codes, messages of errors, logging."""
+"""Handles what all commands share: exit codes, error messages, logging."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ DONE = 0
 FAILED = 1
 """Something failed: an image, a comparison, a store."""
 UNUSABLE = 2
-"""Arguments or settings that make no sense."""
+"""Invalid arguments or settings."""
 INTERRUPTED = 130
 """Ctrl-C or SIGTERM."""
 
 TABLE_WIDTH = 120
-"""Columns of a table that is not shown in a terminal."""
+"""Width in characters of a table that is not printed to a terminal."""
 
 NOISY_LOGGERS = ("alembic", "fsspec", "git", "matplotlib", "mlflow", "nibabel", "PIL", "py4j", "ray", "urllib3")
 NOISY_MODULES = r"(alembic|diffusers|huggingface_hub|mlflow|nibabel|nilearn|pydantic|ray|timm|torch|torchvision)(\.|$)"
@@ -35,7 +35,7 @@ _results: TextIO | None = None
 
 @contextlib.contextmanager
 def stdout_for_results() -> Iterator[None]:
-    """Keep stdout for :func:`results`: what others print there, such as Ray its notices of lost nodes, goes to stderr."""
+    """Keep stdout for :func:`results`; other output, such as Ray's notices about lost nodes, goes to stderr."""
     global _results
     _results = sys.stdout
     try:
@@ -46,12 +46,12 @@ def stdout_for_results() -> Iterator[None]:
 
 
 def results() -> TextIO:
-    """Where a command prints what it was asked for."""
+    """Stream for the results of a command."""
     return sys.stdout if _results is None else _results
 
 
 def show(result: Any) -> None:
-    """Print what a command was asked for: text as it is, all else as JSON."""
+    """Print the result of a command: text unchanged, anything else as JSON."""
     text = result if isinstance(result, str) else json.dumps(result, indent=2)
     print(text, file=results())
 
@@ -59,7 +59,7 @@ def show(result: Any) -> None:
 def explained(command: str, error: MMHError) -> int:
     """Print an error; return its exit code."""
     log.debug("raised here:", exc_info=True)
-    # An error that crossed a Ray worker carries the original, without the remote traceback, as its cause.
+    # An error from a Ray worker has the original error, without the remote traceback, as its cause.
     original = getattr(error, "cause", error)
     print(f"mmh {command}: {original}", file=sys.stderr)
     return UNUSABLE if isinstance(error, ConfigError) else FAILED
@@ -68,7 +68,7 @@ def explained(command: str, error: MMHError) -> int:
 def end_ray() -> None:
     """End Ray, if it was started, while a second SIGTERM is still ignored.
 
-    As a part of the end of the process it could be cut short, and Ray would abort.
+    At the exit of the process, a second SIGTERM could interrupt this, and Ray would abort.
     """
     if "mmh_ray.distributed.cluster" in sys.modules:
         from mmh_ray.distributed.cluster import disconnect
@@ -77,7 +77,7 @@ def end_ray() -> None:
 
 
 def set_up_logging(verbose: bool) -> None:
-    """Plain lines with the time on stderr; libraries speak only when something is wrong."""
+    """Log plain lines with the time to stderr; libraries log only warnings and errors."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     logging.getLogger("mmh_ray").setLevel(logging.DEBUG if verbose else logging.INFO)
     if verbose:
@@ -90,6 +90,6 @@ def set_up_logging(verbose: bool) -> None:
 
 
 def counts_as_text(counts: dict[str, int]) -> str:
-    """`3 done, 1 failed`; `none` where there is nothing."""
+    """For example `3 done, 1 failed`; `none` if there are no counts."""
     parts = [f"{count} {status}" for status, count in sorted(counts.items())]
     return ", ".join(parts) or "none"

@@ -21,24 +21,24 @@ log = logging.getLogger(__name__)
 
 @click.command("status", cls=Command, examples=["mmh status OUT", "mmh status OUT --report"])
 @click.argument("out", type=EXISTING)
-@click.option("--report", is_flag=True, help="Write OUT/report.html anew, as after a run that was killed.")
+@click.option("--report", is_flag=True, help="Write OUT/report.html again, for example after a run that was killed.")
 @json_option
 def status(config: Config, out: str, report: bool, as_json: bool) -> int:
-    """Tell how far a run of `mmh harmonize` has come.
+    """Show the progress of a run of `mmh harmonize`.
 
-    OUT is its folder of derivatives, or the URI of it.
+    OUT is its folder of derivatives, or the URI of that folder.
     """
     from mmh_ray.bids.output_folder import output_folder
     from mmh_ray.bids.status import run_status
 
     with output_folder(out) as output:
-        found = run_status(output.folder, locked=output.is_locked())
-    show(_as_fields(found) if as_json else found.as_text())
-    return report_anew(out) if report else DONE
+        current = run_status(output.folder, locked=output.is_locked())
+    show(_as_fields(current) if as_json else current.as_text())
+    return write_report(out) if report else DONE
 
 
-def report_anew(out: str) -> int:
-    """Write OUT/report.html from the ledger; the exit code."""
+def write_report(out: str) -> int:
+    """Write OUT/report.html from the ledger; returns the exit code."""
     from mmh_ray.bids.ledger import current_rows
     from mmh_ray.bids.output_folder import output_folder
     from mmh_ray.bids.status import run_status
@@ -51,10 +51,10 @@ def report_anew(out: str) -> int:
     return DONE if is_written else FAILED
 
 
-def _as_fields(found: RunStatus) -> dict[str, Any]:
-    record = found.record
+def _as_fields(current: RunStatus) -> dict[str, Any]:
+    record = current.record
     return {
-        "state": found.state,
+        "state": current.state,
         "source": record.source,
         "model": record.model,
         "version": record.version,
@@ -62,17 +62,17 @@ def _as_fields(found: RunStatus) -> dict[str, Any]:
         "finished": record.finished,
         "failure": record.failure,
         "images": record.images,
-        "images_done": found.done,
-        "images_per_second": found.per_second,
-        "seconds_left": found.seconds_left,
-        "counts": found.counts,
-        "flagged": found.flagged,
-        "reasons": found.reasons,
+        "images_done": current.done,
+        "images_per_second": current.per_second,
+        "seconds_left": current.seconds_left,
+        "counts": current.counts,
+        "flagged": current.flagged,
+        "reasons": current.reasons,
     }
 
 
 def quality_bounds(record: RunRecord) -> QualityConfig:
-    """Bounds of the quality figures that a run used; the defaults where its record is damaged."""
+    """Limits of the quality checks of a run; the defaults if its record is damaged."""
     try:
         return from_dict(QualityConfig, record.settings.get("quality", {}))
     except (MMHError, OverflowError) as error:

@@ -19,7 +19,7 @@ from mmh_ray.config import Config
 def train_global(config: Config, prepared: str | None) -> int:
     """Train and register the global harmonizer.
 
-    PREPARED are the shards made by `mmh prepare`. Without them the model learns from simulation alone.
+    PREPARED are the shards made by `mmh prepare`. Without them the model is trained only on simulated data.
     """
     from mmh_ray.distributed.train import train_global as train
 

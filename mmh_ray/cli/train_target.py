@@ -20,7 +20,7 @@ from mmh_ray.config import Config
 def train_target(config: Config, prepared: str, model: str) -> int:
     """Train and register an adapter for each target site.
 
-    PREPARED are the shards made by `mmh prepare`. The sites are told by target.site=NAME.
+    PREPARED are the shards made by `mmh prepare`. The sites are set by target.site=NAME.
     """
     from mmh_ray.distributed.train_target import train_targets
 

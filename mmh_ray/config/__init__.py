@@ -1,10 +1,10 @@
-"""Typed configuration: frozen dataclasses, YAML files, dotted overrides, unknown keys refused.
+"""Defines the typed configuration: frozen dataclasses, YAML files and dotted overrides; unknown keys are refused.
 
-One :class:`Config` holds a section per command, so that one YAML file can drive a whole run::
+:class:`Config` has a section per command, so that one YAML file can configure all commands::
 
     config = load_config("configs/demo.yaml", ["train.steps=10", "grid.spacing_mm=2"])
 
-A section has a module of its own, or shares one with those it belongs to.
+Each module here has one section or several related ones.
 """
 
 from mmh_ray.config.config import Config

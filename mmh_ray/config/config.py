@@ -1,4 +1,4 @@
-"""The configuration of a run: all sections together."""
+"""Combines all sections into the configuration of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmh_ray.config.train import TrainConfig
 
 @dataclass(frozen=True, config=SETTINGS)
 class Config(Section):
-    """Everything a run can be told; a section per command."""
+    """All settings of a run, with a section per command."""
 
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     manifest: ManifestConfig = field(default_factory=ManifestConfig)

@@ -1,4 +1,4 @@
-"""A configuration from a YAML file and overrides on the command line."""
+"""Loads a configuration from a YAML file and overrides."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mmh_ray.files import read_bytes
 from mmh_ray.yaml_text import MOST_BYTES, load_yaml
 
 MOST_SHOWN = 200
-"""Characters of an override in an error."""
+"""Most characters of an override in an error."""
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file (none: all defaults) and apply `section.key=value` overrides, last one wins.
+    """Read a YAML file (without one: all defaults) and apply `section.key=value` overrides; the last one wins.
 
     Raises
     ------
     ConfigError
-        For a file that cannot be read, is no regular file or larger than a settings file can be; for what is no plain YAML
-        (:func:`mmh_ray.yaml_text.load_yaml`); for an unknown key (the valid ones are listed), a value of the wrong type or out of bounds.
+        If the file cannot be read, is not a regular file, is too large, or is not plain YAML
+        (:func:`mmh_ray.yaml_text.load_yaml`). Also for an unknown key, and a value of the wrong type or out of bounds.
     """
     tree = {} if path is None else _read(path)
     for override in overrides:
@@ -35,7 +35,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    """Sections of a YAML file; empty for an empty one."""
+    """Sections of a YAML file; an empty file has none."""
     try:
         tree = load_yaml(read_bytes(path, MOST_BYTES))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -63,7 +63,7 @@ def _parse(override: str) -> tuple[str, Any]:
 
 
 def _put(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    """Put a value under its keys. A mapping is merged into what is there, because it may tell only a part of it."""
+    """Set the value at a dotted key; a mapping is merged into the existing one, because it may be only a part of it."""
     *sections, last_key = keys
     for section in sections:
         tree = tree.setdefault(section, {})

@@ -1,4 +1,4 @@
-"""The denoiser, its condition, and how the image that makes the condition is re-styled."""
+"""Settings of the denoiser, of its condition, and of the re-styling of the image that the condition is made from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ Suffix = Annotated[Text, Field(pattern=r"^[A-Za-z0-9]{1,64}$", description="a BI
 
 @dataclass(frozen=True, config=SETTINGS)
 class RestyleConfig(Section):
-    """How strongly the copy of a volume that makes the condition is re-styled (docs/method.md: augmented condition)."""
+    """How strongly the copy of a volume is re-styled from which the condition is made (docs/method.md: augmented
+    condition)."""
 
     curve: Strength = 0.5
     """Strength of the random monotone intensity curve; 0 leaves intensities alone."""
@@ -42,13 +43,13 @@ class ModelConfig(Section):
     """The denoiser and its condition."""
 
     sequences: Annotated[Several[Suffix], Len(1, 32), EachOnce] = ("T1w", "T2w")
-    """BIDS suffixes the model harmonizes; every other suffix is refused by name."""
+    """BIDS suffixes that the model harmonizes; all others are refused."""
     distances: Annotated[Several[Distance], Len(1, 16)] = (1, 2, 4, 8, 16)
-    """Distances, in voxels, of the differences that make the condition."""
+    """Distances, in voxels, of the differences that form the condition."""
     slab: Annotated[Whole, Interval(ge=1, le=63)] = 3
     """Neighbouring slices denoised together (odd)."""
     patch: Annotated[Whole, Interval(ge=1, le=8)] = 2
-    """Side of the square of pixels that one network pixel stands for (pixel unshuffle)."""
+    """Side of the square of pixels that becomes one pixel of the network (pixel unshuffle)."""
     channels: Annotated[Several[Channels], Len(1, 6)] = (32, 64, 96)
     """Channels of the U-Net levels."""
     layers: Annotated[Whole, Interval(ge=1, le=8)] = 1

@@ -1,4 +1,4 @@
-"""Simulated archives and simulated people."""
+"""Settings for simulated archives and simulated people."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ class PhantomConfig(Section):
 
 @dataclass(frozen=True, config=SETTINGS)
 class SimulationConfig(Section):
-    """The people and scanners that a model learns from where it is trained without a cohort (`mmh train-global` without PREPARED)."""
+    """Simulated people and scanners for training without a cohort (`mmh train-global` without PREPARED)."""
 
     label_maps: Place | None = None
-    """Folder of whole-head label maps `*_dseg.nii.gz` in FreeSurfer's numbering (502 to 530 outside the brain, as SynthSeg has them); the
-    last fifth of them, by name, is for validation. Without it, people are made of ICBM-152 alone, which knows no deep nuclei."""
+    """Folder of whole-head label maps `*_dseg.nii.gz` with FreeSurfer's labels, and labels 502 to 530 outside the brain
+    as in SynthSeg. The last fifth of them, by name, is for validation. Without a folder, people are simulated from
+    ICBM-152, which has no deep nuclei."""

@@ -1,4 +1,4 @@
-"""Settings from and to plain values: nested dicts, as YAML and JSON have them, and dotted keys."""
+"""Converts settings from and to plain values: nested dicts, as in YAML and JSON, and dotted keys."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ def from_dict(cls: type, tree: Any) -> Any:
     Raises
     ------
     ConfigError
-        For an unknown key (the valid ones are listed), a value of the wrong type or out of its bounds.
+        For an unknown key, and for a value of the wrong type or out of bounds.
     """
     return TypeAdapter(cls).validate_python(tree)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain dict (tuples become lists) that YAML, JSON and :func:`from_dict` take."""
+    """Nested plain dict (tuples become lists), for YAML, JSON and :func:`from_dict`."""
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """Dotted keys to leaf values, as MLflow parameters want them."""
+    """Leaf values by dotted key, for MLflow parameters."""
     return by_dotted_key(to_dict(config))
 
 
 def by_dotted_key(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested settings by dotted key, as the command line takes them."""
+    """Leaf values of nested settings by dotted key, as on the command line."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         dotted_key = f"{prefix}{key}"

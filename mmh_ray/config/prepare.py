@@ -1,4 +1,4 @@
-"""From an archive to prepared volumes: the table of images, the working grid, the steps of preparation."""
+"""Settings for the manifest, the working grid and the preparation of volumes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Side = Annotated[Whole, Interval(ge=8, le=1024), MultipleOf(8)]
 
 @dataclass(frozen=True, config=SETTINGS)
 class ManifestConfig(Section):
-    """What the table of images records (`mmh manifest`)."""
+    """The table of images (`mmh manifest`)."""
 
     site_pattern: Place | None = None
-    """Regular expression with a group named `site`, tried on the relative path when no table or sidecar names the site."""
+    """Regular expression with a group `site`, searched in the relative path if no table or sidecar names the site."""
     val_fraction: Share = 0.1
     """Share of subjects in split `val`."""
     test_fraction: Share = 0.1
@@ -55,14 +55,15 @@ class GridConfig(Section):
 class PrepareConfig(Section):
     """From any scan to the working grid (`mmh prepare`; `mmh harmonize` runs the same steps).
 
-    `mmh harmonize` takes `crop_neck`, `register` and `skull` from its own configuration, what decides intensities from the model's;
-    other values of those are refused.
+    `mmh harmonize` takes `crop_neck`, `register` and `skull` from its own configuration. Settings that determine
+    intensities come from the model; other values are refused.
     """
 
     crop_neck: StrictBool = True
-    """Where the template has to find the brain: leave the neck, 190 mm below the top of the head, out; images keep their shape."""
+    """Ignore the neck, 190 mm below the top of the head, if the brain has to be found by the template. Images keep
+    their shape."""
     register: StrictBool = True
-    """Lay the working grid along the template's axes where a head is tilted (rotation only: a brain keeps its size)."""
+    """Align the working grid with the template's axes if a head is tilted (rotation only: a brain keeps its size)."""
     skull: Literal["keep", "strip"] = "keep"
     """`strip`: harmonized images are zero outside the brain mask."""
     n4: StrictBool = True
@@ -70,6 +71,6 @@ class PrepareConfig(Section):
     n4_iterations: Annotated[Several[Annotated[Whole, Interval(ge=0, le=1000)]], Len(1, 8)] = (30, 20, 10)
     """Iterations per fitting level."""
     upper_percentile: Annotated[Number, Interval(gt=50, le=100)] = 99.5
-    """Percentile of the brain mapped to 1; zero stays zero."""
+    """Percentile of the brain that is mapped to 1; zero stays zero."""
     shard_volumes: Annotated[Whole, Interval(ge=1, le=10_000)] = 64
     """Volumes per Parquet shard."""

@@ -1,4 +1,4 @@
-"""What is said of settings that are refused: the dotted key, what was received, what is expected, what to do."""
+"""Makes the errors for refused settings: the dotted key, what was received, what is expected, what to do."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from pydantic.fields import FieldInfo
 from mmh_ray.errors import ConfigError
 
 MOST_SHOWN = 200
-"""Characters of a value or key in an error."""
+"""Most characters of a value or key in an error."""
 
 _UNKNOWN_KEY = ("unexpected_keyword_argument", "unexpected_positional_argument", "invalid_key")
 
 
 def require(condition: bool, key: str, received: Any, expected: str) -> None:
-    """Raise the ConfigError of a setting unless the condition holds."""
+    """Raise a ConfigError for a setting unless the condition is true."""
     if not condition:
         remedy = f"Change {key} in the YAML file or by {key}=VALUE."
         raise ConfigError(f"{key}={shown(received)}", expected, remedy)
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in an error: never long, and of an enormous int only what it is."""
+    """A value for an error, as text of limited length."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # of an int with more than 4,300 digits; of what is nested deeply
+    except (ValueError, RecursionError):  # an int with more than 4,300 digits; a deeply nested value
         return f"a huge {type(value).__name__}"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def config_error(section: type, error: ValidationError) -> ConfigError:
-    """The first of pydantic's complaints about a section in our words; an unknown key comes before a bad value."""
+    """The first of pydantic's errors about a section in our words; an unknown key comes before a bad value."""
     section_name = section.__name__.removesuffix("Config").lower()
     prefix = f"{section_name}." if section_name else ""
     hints = typing.get_type_hints(section, include_extras=True)
@@ -52,12 +52,12 @@ def config_error(section: type, error: ValidationError) -> ConfigError:
         name = section_name or "the file"
         return ConfigError(f"{name}={received}", "a mapping of keys to values", "Indent its keys below it.")
     field, *item = complaint["loc"]
-    if isinstance(field, int):  # given in code by its position
+    if isinstance(field, int):  # a positional argument in code
         field = list(hints)[field]
-    if complaint["type"] == "missing":  # an item: the input is then the whole list
+    if complaint["type"] == "missing":  # a missing item: the input is the whole list
         item = []
     expected = expectation(hints[field], len(item))
-    if complaint["type"] == "value_error":  # raised by a validator of ours, in our words
+    if complaint["type"] == "value_error":  # raised by one of our validators, with our text
         expected = str(complaint["ctx"]["error"])
     key = f"{prefix}{field}"
     place = "".join(f"[{index}]" for index in item)
@@ -75,7 +75,7 @@ def _unknown_key(key: str, known: Sequence[str], prefix: str) -> ConfigError:
 
 
 def expectation(hint: Any, depth: int = 0) -> str:
-    """In words, what a field of this type takes; with a depth of 1, what an item of it may be."""
+    """What a field of this type accepts, in words; with a depth of 1, what an item of the field may be."""
     constraints: tuple[Any, ...] = ()
     if typing.get_origin(hint) is Annotated:
         constraints = hint.__metadata__

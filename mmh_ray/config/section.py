@@ -1,6 +1,6 @@
-"""Base of the sections: pydantic checks a section whenever one is made, from a file or in code.
+"""Defines the base of all sections; pydantic checks a section whenever one is created, from a file or in code.
 
-A section's fields carry their bounds in their types::
+The types of a section's fields have bounds::
 
     @dataclass(frozen=True, config=SETTINGS)
     class TrainConfig(Section):
@@ -24,15 +24,15 @@ SETTINGS = ConfigDict(
 
 
 class Section:
-    """Base of a section of the settings: refuses, by its dotted key, a value out of the bounds of its type."""
+    """Base of a section: raises a ConfigError with the dotted key for a value that its type does not allow."""
 
-    if TYPE_CHECKING:  # pydantic's decorator adds it, but type checkers do not see that
+    if TYPE_CHECKING:  # added by pydantic's decorator, which type checkers do not see
         __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     @model_validator(mode="wrap")
     @classmethod
     def _explained(cls, values: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
-        """Pydantic's errors as ours."""
+        """Turn pydantic's errors into ConfigErrors."""
         try:
             return handler(values)
         except ValidationError as error:

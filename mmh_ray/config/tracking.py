@@ -1,4 +1,4 @@
-"""MLflow."""
+"""Settings of MLflow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TrackingConfig(Section):
     uri: Place | None = None
     """Tracking URI; otherwise MLFLOW_TRACKING_URI, otherwise sqlite:///mlflow.db with artifacts in ./mlruns."""
     experiment: Named = "mmh-ray"
-    """Experiment name; archives that are harmonized have their own, with `-harmonize` behind it."""
+    """Experiment name; `-harmonize` is appended for runs that harmonize archives."""
     model_name: ModelName = "mmh-global"
     """Registered model name."""
     alias: Alias = "champion"

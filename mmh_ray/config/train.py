@@ -1,4 +1,4 @@
-"""Stage 1: training of the global model."""
+"""Settings of stage 1: training of the global model."""
 
 from __future__ import annotations
 
@@ -28,27 +28,28 @@ class TrainConfig(Section):
     steps: Count = 400
     """Optimiser steps."""
     start_from: Named | None = None
-    """Model whose weights are the first (`mmh-base`, a bundle folder, models:/NAME@ALIAS); None draws them. Its `model` settings must be
-    these; the unified domain is the new one."""
+    """Model with the initial weights (`mmh-base`, a bundle folder, models:/NAME@ALIAS); None draws random ones. Its
+    `model` settings must be the same; the unified domain is the new one."""
     volumes_per_step: Annotated[Whole, Interval(ge=1, le=10_000)] = 2
-    """Slice groups, each of one volume, over all workers in a step; a multiple of twice the workers."""
+    """Slice groups per step over all workers, each of one volume; a multiple of twice the workers."""
     slabs_per_plane: Annotated[Whole, Interval(ge=1, le=1000)] = 2
     """Slabs per plane in a group."""
     learning_rate: Rate = 3e-3
-    """Peak learning rate of AdamW, which trains the first and last layer, embeddings, biases and norms; linear warm-up, cosine decay."""
+    """Peak learning rate of AdamW, which trains the first and last layer, embeddings, biases and norms; linear warm-up,
+    cosine decay."""
     matrix_learning_rate: Rate = 0.02
-    """Peak learning rate of Muon, which trains the weights between; the same warm-up and decay."""
+    """Peak learning rate of Muon, which trains all other weights; the same warm-up and decay."""
     warmup_steps: CountOrNone = 50
     """Steps of linear warm-up."""
     weight_decay: Annotated[Number, Interval(ge=0, le=10)] = 1e-4
-    """Weight decay of both."""
+    """Weight decay of both optimisers."""
     clip_norm: Annotated[Number, Interval(ge=1e-6, le=1e6)] = 1.0
-    """Gradient norm limit."""
+    """Largest gradient norm; larger gradients are clipped."""
     ema_decay: Annotated[Number, Interval(ge=0, le=0.999999)] = 0.99
     """Decay of the exponential moving average of the weights."""
     simulated_share: Share = 1.0
-    """Share of groups that show simulated anatomies with a canonical noise-free target; the rest has the teacher's, the volume
-    itself after histogram matching. At 1 the teacher serves only sequences that cannot be simulated."""
+    """Share of groups from simulated anatomies, with a canonical noise-free target. The others are from scans, with the
+    teacher (the volume after histogram matching) as target. At 1, only sequences that cannot be simulated use it."""
     terminal_share: Annotated[Number, Interval(gt=0, le=1)] = 0.8
     """Share of samples trained at the last timestep (pure noise), where sampling starts."""
     gradient_weight: Weight = 0.5
@@ -56,8 +57,8 @@ class TrainConfig(Section):
     style_weight: Weight = 0.05
     """Weight of the style losses on slice groups (W1 of histograms, mean, standard deviation)."""
     consistency_weight: Weight = 1.0
-    """Weight of the squared difference between what two simulated scanners' scans of one person become. Pairs lie side by side in the
-    stream; one whose halves fall to different workers does not count."""
+    """Weight of the squared difference between the outputs for scans of one person by two simulated scanners. The two
+    are neighbours in the stream; a pair that is split between workers does not count."""
     domain_decay: Share = 0.95
     """Decay of the running unified-domain statistics."""
     validate_every: Count = 250
@@ -65,20 +66,20 @@ class TrainConfig(Section):
     checkpoint_every: Count = 250
     """Steps between checkpoints; a killed run loses at most this many."""
     validation_groups: Annotated[Whole, Interval(ge=1, le=100_000)] = 8
-    """Slice groups in a validation."""
+    """Slice groups per validation."""
     workers: Annotated[Whole, Interval(ge=1, le=10_000)] = 1
     """Data-parallel training workers."""
     use_gpu: StrictBool = False
     """One GPU per worker."""
     wait_s: Annotated[Number, Interval(ge=0, le=10**6)] = 600.0
-    """Seconds that training waits for room after a node was lost, or while other jobs hold the cluster, before it ends with the reason. It
-    waits only where not even one worker fits; otherwise it goes on with fewer."""
+    """Seconds that training waits for resources, after the loss of a node or while other jobs use the cluster. Then it
+    fails with the reason. It waits only if not even one worker fits; otherwise it continues with fewer."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Autocast precision; bf16 only on GPU."""
+    """Autocast precision; bf16 only on a GPU."""
     storage: Place = "runs"
     """Folder or URI for checkpoints."""
     run_name: FileName = "global"
-    """Runs of the same name in the same storage resume."""
+    """Name of the run; the same name in the same storage resumes it."""
     seed: Seed = 0
     """Seed of initialisation, data order, styles and noise."""
 
@@ -93,7 +94,8 @@ class TrainConfig(Section):
             self.workers in self.worker_counts,
             "train.volumes_per_step",
             self.volumes_per_step,
-            "a multiple of 2 x train.workers, as two scans of one person go to one worker, or train.consistency_weight=0",
+            "a multiple of 2 x train.workers, because two scans of one person go to one worker, "
+            "or train.consistency_weight=0",
         )
         require(
             self.precision == "fp32" or self.use_gpu,
@@ -104,6 +106,6 @@ class TrainConfig(Section):
 
     @property
     def worker_counts(self) -> list[int]:
-        """`workers` and every smaller number of workers that could share out a step evenly; the largest first."""
+        """`workers` and all smaller numbers of workers that divide a step evenly; the largest first."""
         together = 2 if self.consistency_weight else 1
         return [count for count in range(self.workers, 0, -1) if self.volumes_per_step % (together * count) == 0]

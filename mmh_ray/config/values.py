@@ -1,7 +1,7 @@
-"""Kinds of values that settings have, each with its bounds.
+"""Defines the types of settings with their bounds.
 
-Every number has bounds: generous ones, beyond which a value can only be a mistake or an attack. Every text has a form, and its
-description says in an error what that form is.
+Every number has generous bounds, outside which a value can only be a mistake or an attack. Every text has a pattern,
+and a description of it for errors.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ Item = TypeVar("Item")
 
 
 def _as_whole(value: Any) -> Any:
-    """A whole number of NumPy as Python's own."""
+    """NumPy integers as Python integers."""
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     return value
 
 
 def _as_number(value: Any) -> Any:
-    """Any real number as a float; text too, because YAML 1.1 reads 2e-3 as text."""
+    """Any real number as a float; text as well, because YAML 1.1 reads 2e-3 as text."""
     if not isinstance(value, Real | str) or isinstance(value, bool):
         return value
     try:
         return float(value)
-    except (ValueError, OverflowError):  # text that is no number; an int that is larger than every float
+    except (ValueError, OverflowError):  # text that is not a number; an int that is too large for a float
         return value
 
 
@@ -45,7 +45,7 @@ def _without_control_characters(text: str) -> str:
 
 
 def _as_items(value: Any) -> Any:
-    """One text as a tuple of one."""
+    """A single text as a tuple of one."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -59,19 +59,19 @@ Whole = Annotated[int, Strict(), BeforeValidator(_as_whole)]
 Number = Annotated[float, Strict(), BeforeValidator(_as_number)]
 Text = Annotated[str, Field(strict=True, max_length=LONGEST_TEXT), AfterValidator(_without_control_characters)]
 Several = Annotated[tuple[Item, ...], Field(max_length=MOST_ITEMS), FailFast(), BeforeValidator(_as_items)]
-"""A list. The first bad item, or one item too many, ends the reading: a million of them cost nothing."""
+"""A list. Reading stops at the first bad or surplus item, so that a list of a million bad items takes no time."""
 EachOnce = AfterValidator(_each_once)
 
 Count = Annotated[Whole, Interval(ge=1, le=10**7)]
-"""How many, at least one."""
+"""A number of things, at least one."""
 CountOrNone = Annotated[Whole, Interval(ge=0, le=10**7)]
 Share = Annotated[Number, Interval(ge=0, le=1)]
 Weight = Annotated[Number, Interval(ge=0, le=10**6)]
-"""Of a loss, or any other number that only grows less sensible the larger it is."""
+"""Weight of a loss."""
 Rate = Annotated[Number, Interval(ge=1e-12, le=10)]
-"""Of learning."""
+"""A learning rate."""
 Seed = Annotated[Whole, Interval(ge=0, le=2**31 - 1)]
-"""What every library's random numbers can start from."""
+"""A seed in the range that every library accepts."""
 
 Named = Annotated[Text, Field(pattern=r"^.{1,500}$", description="a text of 1 to 500 characters")]
 Place = Annotated[Text, Field(pattern=r"^.+$", description=f"a text of 1 to {LONGEST_TEXT} characters")]

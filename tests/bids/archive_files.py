@@ -1,4 +1,4 @@
-"""Archives for the tests of this room: empty files in their places, tables, and what is no regular file."""
+"""Builds archives for the tests of this folder: empty image files, tables and special files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def put(path: Path, content: str | bytes | dict[str, Any] = "") -> Path:
 
 
 def put_special(path: Path, kind: str) -> Path:
-    """Make something that is no regular file of the archive; the archive's folder must not be the test's own."""
+    """Make something that is not a regular file of the archive, which must be in a folder below the test's folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "dangling":
         path.symlink_to(".git/annex/objects/absent")
@@ -52,13 +52,13 @@ def put_special(path: Path, kind: str) -> Path:
 
 
 def image(root: Path, stem: str) -> Path:
-    """An empty file at the place its name says; voxels are not looked at here."""
+    """An empty file at the place of its name; no voxels are read in these tests."""
     folders = [part for part in stem.split("_") if part.startswith(("sub-", "ses-"))]
     return put(root.joinpath(*folders, "anat", f"{stem}.nii.gz"))
 
 
 def people(root: Path, *lines: str) -> Path:
-    """A participants.tsv of these cells, separated by spaces; with a header of its own where ``lines`` have none."""
+    """A participants.tsv from cells separated by spaces; adds a header if ``lines`` have none."""
     rows = ["\t".join(line.split()) for line in ("participant_id site age sex", *lines)]
     return put(root / "participants.tsv", "\n".join(rows))
 

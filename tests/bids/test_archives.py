@@ -1,4 +1,4 @@
-"""Volumes of foreign archives find their images by entities, or say why not."""
+"""Volumes of other archives are matched to images by entities, or the reason for a failed match is given."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmh_ray.bids.companions import archive_of, find_companions, fitting, most_precise
+from mmh_ray.bids.companions import find_companions, fitting, most_precise, nearest_archive
 from mmh_ray.bids.entities import parse
 
 pytestmark = pytest.mark.fast
@@ -16,9 +16,9 @@ ENDINGS = ("_mask.nii.gz",)
 
 def test_the_archive_holds_the_subjects_folder_even_below_a_folder_named_like_one() -> None:
     scan = parse("sub-1_ses-1_T1w.nii.gz")
-    assert archive_of("/data/bids/sub-1/ses-1/anat/sub-1_ses-1_T1w.nii.gz", scan) == Path("/data/bids")
-    assert archive_of("/sub-lab/bids/sub-1/anat/sub-1_ses-1_T1w.nii.gz", scan) == Path("/sub-lab/bids")
-    assert archive_of("/data/sub-1_ses-1_T1w.nii.gz", scan) is None
+    assert nearest_archive("/data/bids/sub-1/ses-1/anat/sub-1_ses-1_T1w.nii.gz", scan) == Path("/data/bids")
+    assert nearest_archive("/sub-lab/bids/sub-1/anat/sub-1_ses-1_T1w.nii.gz", scan) == Path("/sub-lab/bids")
+    assert nearest_archive("/data/sub-1_ses-1_T1w.nii.gz", scan) is None
 
 
 def test_links_out_hidden_folders_and_other_names_are_left_out(tmp_path: Path, caplog) -> None:
@@ -30,14 +30,11 @@ def test_links_out_hidden_folders_and_other_names_are_left_out(tmp_path: Path, c
     (tmp_path / "sub-3_mask.nii.gz").touch()
     (folder / "a/sub-3_mask.nii.gz").symlink_to(tmp_path / "sub-3_mask.nii.gz")
     (folder / "a/deep/sub-4_mask.nii.gz").symlink_to("../sub-1_mask.nii.gz")
-    assert find_companions(folder, ENDINGS, (), "mask", tmp_path / "bids").keys() == {"1", "4"}
+    assert find_companions(tmp_path / "bids", ENDINGS, (), "mask", is_archive=True).keys() == {"1", "4"}
     assert "1 x a mask left out: " in caplog.text
     assert "sub-3_mask.nii.gz: a link out of the archive" in caplog.text
-    assert find_companions(folder, ENDINGS, (), "mask").keys() == {
-        "1",
-        "3",
-        "4",
-    }  # a folder that the user named himself
+    # In a folder that the user chose, links may lead out of it.
+    assert find_companions(folder, ENDINGS, (), "mask").keys() == {"1", "3", "4"}
 
 
 def test_mod_asks_for_a_suffix(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Contrast agents and other contrasts that a name or a sidecar tells of."""
+"""Contrast agents and other unusual contrasts are found in file names and sidecars."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.fast
     [
         ("sub-01_ce-gadolinium_T1w.nii.gz", "contrast agent (gadolinium): "),
         ("sub-01_ses-2_acq-fast_ce-Gd_run-2_FLAIR.nii", "contrast agent (Gd): "),
-        ("sub-01_part-phase_T1w.nii.gz", "part-phase: no magnitude"),
-        ("sub-01_part-imag_T2w.nii.gz", "part-imag: no magnitude"),
+        ("sub-01_part-phase_T1w.nii.gz", "part-phase: not a magnitude"),
+        ("sub-01_part-imag_T2w.nii.gz", "part-imag: not a magnitude"),
         ("sub-01_inv-1_T1w.nii.gz", "inv-1: "),
         ("sub-01_mt-on_T1w.nii.gz", "mt-on: "),
     ],
@@ -53,6 +53,6 @@ def test_a_sidecar_may_name_the_agent(tmp_path: Path, sidecar: Any, flagged: boo
         assert bool(contrast_flags(tmp_path / name)) == flagged
 
 
-def test_a_sidecar_that_is_no_file_hangs_nothing(tmp_path: Path) -> None:
+def test_a_sidecar_that_is_no_regular_file_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "sub-01_T1w.json")
     assert contrast_flags(tmp_path / "sub-01_T1w.nii.gz") == ()

@@ -1,4 +1,4 @@
-"""Damaged rows and records: whatever stands in a field, it costs only itself."""
+"""Damaged rows and records: a damaged field is lost alone, whatever it contains."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ def case(value: Any) -> str:
 
 
 def as_json(value: Any) -> str:
-    """As a stranger may write it: NaN and halves of characters, too."""
+    """JSON as untrusted files may contain it, with NaN and lone surrogates."""
     return json.dumps(value)
 
 
 def line_of(field: str, value: Any) -> str:
-    """A journal's line with one field replaced; its image is called after that field."""
+    """A journal's line with one field replaced; the image is named after that field."""
     good_row = GOOD | {"image_id": f"{field} is damaged"}
     texts = {name: as_json(value if name == field else good) for name, good in good_row.items()}
     return "{" + ", ".join(f'"{name}": {text}' for name, text in texts.items()) + "}\n"
@@ -105,7 +105,7 @@ def line_of(field: str, value: Any) -> str:
 
 @pytest.mark.parametrize("value", NASTY, ids=case)
 def test_a_damaged_value_costs_only_itself(value: Any, tmp_path: Path) -> None:
-    """It stands in each field of one row. The next run finds the others, folds them into its ledger and reads them again."""
+    """Each row has the value in another field. The next run finds the other fields, and merges them into its ledger."""
     other = GOOD | {"image_id": "other"}
     damaged_lines = [line_of(field, value) for field in COLUMNS]
     (tmp_path / JOURNAL).write_text("".join(damaged_lines) + json.dumps(other) + "\n")
@@ -195,14 +195,14 @@ def test_a_source_in_another_encoding_is_written_down(tmp_path: Path) -> None:
     assert (row["source"], row["reason"]) == ("/bids/\\udcff.nii.gz", "/bids/\\udcff.nii.gz: unreadable")
 
 
-def test_so_is_the_record_of_an_archive_whose_name_is(tmp_path: Path) -> None:
+def test_a_record_of_an_archive_with_a_name_in_another_encoding_is_written(tmp_path: Path) -> None:
     name = os.fsdecode(b"/bids/\xff")
     RunRecord(**(RECORD_FIELDS | {"source": name, "failure": f"OSError: {name}"})).write(tmp_path)
     assert RunRecord.read(tmp_path).source == "/bids/\\udcff"
     assert run_status(tmp_path).state == "failed"
 
 
-def test_who_only_looks_is_not_held_up_by_a_pipe(tmp_path: Path) -> None:
+def test_reading_is_not_blocked_by_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / JOURNAL)
     assert not is_locked(tmp_path)
     assert current_rows(tmp_path) == []
@@ -272,7 +272,7 @@ def test_settings_nested_too_deeply_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "dangling"])
-def test_a_record_that_is_no_file_holds_nobody_up(kind: str, tmp_path: Path) -> None:
+def test_a_record_that_is_no_regular_file_does_not_block(kind: str, tmp_path: Path) -> None:
     path = tmp_path / RECORD
     path.parent.mkdir()
     {"pipe": os.mkfifo, "folder": os.mkdir, "dangling": lambda place: os.symlink("nowhere", place)}[kind](path)
@@ -295,7 +295,7 @@ def test_absurd_times_give_no_absurd_estimate(finished: str, images: int, tmp_pa
 
 
 def test_times_of_other_zones_are_compared_as_moments(tmp_path: Path) -> None:
-    """Six in the evening in Tokyo is before noon in Greenwich, whatever their letters say."""
+    """18:00 in Tokyo is earlier than 12:00 in Greenwich, although its text sorts later."""
     RunRecord(**(RECORD_FIELDS | {"started": "2026-01-01T12:00:00+00:00"})).write(tmp_path)
     with Journal(tmp_path) as journal:
         journal.append(GOOD | {"finished": "2026-01-01T18:00:00+09:00"})

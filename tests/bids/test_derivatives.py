@@ -1,4 +1,4 @@
-"""What lies around the images never mistakes a raw archive for its own output."""
+"""Descriptions and sidecars of derivatives; a raw archive is never mistaken for an output folder."""
 
 import json
 
@@ -79,7 +79,7 @@ def test_sidecar_refuses_nan_and_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("kind", SPECIAL)
 def test_a_description_that_is_no_regular_file_is_not_opened(tmp_path, kind):
-    """Of the archive it is passed over; in the output folder it is another's."""
+    """In the archive it is ignored; in the output folder it means that the folder belongs to another dataset."""
     source, out = tmp_path / "raw", tmp_path / "out"
     put_special(source / "dataset_description.json", kind)
     write_dataset_description(out, source, "1")

@@ -1,4 +1,4 @@
-"""Names: parsed, refused with a reason, and never a way out of the output folder."""
+"""File names are parsed or refused with a reason, and never lead out of the output folder."""
 
 import unicodedata
 from pathlib import PurePosixPath

@@ -1,4 +1,4 @@
-"""BIDS filters: which images a query keeps, and what is said of a file that holds something else."""
+"""BIDS filters: which images a query keeps, and the errors for invalid filter files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IMAGES = (
 
 
 def kept(tmp_path: Path, content: Any) -> list[str]:
-    """The images that are left."""
+    """The images that the filter keeps."""
     path = tmp_path / "filter.json"
     path.write_text(json.dumps(content))
     filters = read_filters(path)
@@ -63,7 +63,7 @@ def test_without_a_query_all_are_kept(tmp_path: Path) -> None:
     ("content", "received", "remedy"),
     [
         ({"t1": {}}, "query 't1'", "Did you mean 't1w'?"),
-        ({"bold": {}}, "query 'bold'", "Take it out"),
+        ({"bold": {}}, "query 'bold'", "Remove it from the file"),
         ({"T1w": {}}, "query 'T1w'", "Did you mean 't1w'?"),
         ({"t1w": {"sesion": "1"}}, "entity 'sesion'", "Did you mean 'session'?"),
         ({"t1w": {"ses": "1"}}, "entity 'ses'", ""),

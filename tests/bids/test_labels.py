@@ -47,7 +47,7 @@ def test_a_map_in_the_scans_own_space_goes_before_one_in_a_templates(tmp_path: P
     assert [row["labels_space"] for row in rows] == [None, "MNI152", None]
 
 
-def test_of_several_alike_the_first_is_taken_and_that_is_said(tmp_path: Path) -> None:
+def test_of_several_equal_maps_the_first_is_used_and_a_note_says_so(tmp_path: Path) -> None:
     _maps(tmp_path / "derivatives", "sub-a_desc-aseg_dseg.nii.gz", "sub-a_dseg.nii.gz")
     rows = _rows(tmp_path, "sub-a_T1w", "sub-a_T2w")
     [said] = add_labels(rows)

@@ -49,7 +49,7 @@ def test_a_ledger_of_the_version_before_is_read_and_becomes_one_of_this(tmp_path
 
 
 @pytest.mark.parametrize("bad", [row(status="ok"), row(image_id=""), row(sites="x"), {"image_id": "a"}, 3])
-def test_rows_that_say_nothing_are_refused(tmp_path, bad):
+def test_incomplete_rows_are_refused(tmp_path, bad):
     with pytest.raises(DataError, match="ledger row"):
         write_ledger(tmp_path / "ledger.parquet", [bad])
     assert list(tmp_path.iterdir()) == []
@@ -148,7 +148,7 @@ def test_a_disk_that_is_full_is_named_whatever_is_still_to_be_written(tmp_path):
     assert "expected a disk that takes the ledger" in ended.stderr.splitlines()[-1]
 
 
-def test_who_only_looks_makes_no_run_fail(tmp_path):
+def test_reading_the_lock_makes_no_run_fail(tmp_path):
     with open(tmp_path / ".ledger.jsonl", "ab") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
         threading.Timer(0.3, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
@@ -181,7 +181,7 @@ def test_the_rows_of_a_run_can_be_read_while_it_goes_on(tmp_path):
 
 
 def test_runs_that_follow_each_other_closely_lose_no_row(tmp_path, monkeypatch):
-    """Each thread takes the folder as often as it can; a lock on a removed journal would lose rows."""
+    """Each thread opens the journal as often as it can; a lock on a removed journal would lose rows."""
     written: list[str] = []
     monkeypatch.setattr(ledger, "LOCKING_S", 0.0)
 
@@ -215,7 +215,7 @@ def test_a_ledger_with_text_that_is_not_utf8_is_refused(tmp_path, good, bad):
 
 
 @pytest.mark.parametrize("seconds", [2**53 + 1, 2**63, 10**30, 1e300])
-def test_a_duration_that_the_ledger_cannot_hold_does_not_keep_the_journal_from_being_folded(tmp_path, seconds):
+def test_a_duration_that_the_ledger_cannot_store_does_not_stop_the_journal_from_being_merged(tmp_path, seconds):
     (tmp_path / ".ledger.jsonl").write_text(json.dumps(row("a", seconds=seconds)) + "\n")
     with Journal(tmp_path) as journal:
         journal.append(row("b", seconds=2.0))

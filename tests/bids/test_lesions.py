@@ -58,11 +58,11 @@ def test_the_second_mask_of_the_same_entities_is_warned_of(tmp_path: Path, caplo
     rows = [_scan(tmp_path, "a")]
     add_lesions(rows)
     assert rows[0]["lesion_uri"] == str(first)
-    assert "1 x a lesion mask left out, the second of its entities" in caplog.text
+    assert "1 x a second lesion mask with the same entities, left out" in caplog.text
 
 
 def test_the_archive_is_what_holds_the_subjects_folder(tmp_path: Path) -> None:
-    """A folder further up may begin with sub-, too; derivatives beside that are another's."""
+    """A folder further up may begin with sub-, too; derivatives beside it belong to another archive."""
     root = tmp_path / "sub-study/bids"
     put(tmp_path / "derivatives/sub-a_label-lesion_mask.nii.gz")
     own = put(root / "derivatives/sub-a_label-lesion_mask.nii.gz")

@@ -1,4 +1,4 @@
-"""The table of an archive: facts from the right place, every odd file with its reason, splits that hold still."""
+"""The manifest: facts from the right sources, a reason for every unusable file, reproducible splits."""
 
 import os
 import random
@@ -211,7 +211,7 @@ def splits(rows: list[dict], **options) -> dict[str, str]:
     return {row["subject"]: row["split"] for row in assign_splits(rows, ManifestConfig(**options))}
 
 
-def test_splits_hold_still_and_are_stratified():
+def test_splits_are_reproducible_and_stratified():
     rows = [scan(f"{site}{number}", site) for site in "ABCD" for number in range(20)]
     found = splits(rows)
     shuffled = random.Random(1).sample(rows, len(rows))

@@ -1,4 +1,4 @@
-"""Brain masks under derivatives/: matched by entities, and never opened before it is known what they are."""
+"""Brain masks below derivatives/ are matched by entities; special files are never opened."""
 
 import os
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_masks_that_are_left_out_are_warned_of(tmp_path, caplog, monkeypatch):
     assert caplog.messages[1:] == [
         f"1 x a folder of derivatives that cannot be read: {closed}",
         f"1 x a brain mask left out, a link out of the archive: {link}",
-        f"1 x a brain mask left out, the second of its entities: {second}",
+        f"1 x a second brain mask with the same entities, left out: {second}",
         rf"1 x a brain mask left out, its path is not UTF-8: {root}/derivatives/\xff/sub-02_desc-brain_mask.nii",
     ]
 
@@ -67,7 +67,7 @@ def test_a_mask_of_the_same_sequence_goes_before_one_of_the_session(tmp_path):
 
 @pytest.mark.parametrize("kind", ["dangling", "folder", "pipe", "socket"])
 def test_a_mask_that_is_no_regular_file_costs_its_image_only(tmp_path, kind):
-    """The mask was meant to be that one: none is estimated in its place."""
+    """The user meant this mask to be used, so none is estimated instead."""
     people(tmp_path, "sub-01 A 30 F", "sub-02 A 30 F")
     for stem in ("sub-01_T1w", "sub-02_T1w"):
         image(tmp_path, stem)

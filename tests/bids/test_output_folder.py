@@ -30,13 +30,13 @@ with output_folder(sys.argv[1]) as output, output.journal() as journal:
 
 
 def killed(images: int) -> None:
-    """A run that recorded so many images when it was killed."""
+    """A run that is killed after it recorded this number of images."""
     done = subprocess.run([sys.executable, "-c", KILLED, OUT, str(images)], check=False)
     assert done.returncode == -signal.SIGKILL
 
 
 def seen() -> dict[str, str]:
-    """Status of each image as another process finds it."""
+    """Status of each image as read by another process."""
     with output_folder(OUT) as output:
         return {row["image_id"]: row["status"] for row in current_rows(output.folder)}
 
@@ -77,7 +77,7 @@ def test_damaged_parts_cost_only_themselves(s3: Any) -> None:
     assert sorted(seen()) == ["image-000", "image-001", "image-002"]
 
 
-def test_a_ledger_that_cannot_be_read_is_refused_and_lets_go_of_the_folder(s3: Any) -> None:
+def test_an_unreadable_ledger_is_refused_and_the_lock_is_released(s3: Any) -> None:
     s3.put_object(Bucket=BUCKET, Key="out/ledger.parquet", Body=b"no table")
     for _ in range(2):  # the second is not told that another run is writing
         with (

@@ -1,4 +1,4 @@
-"""An archive in an object store has the rows that it has on a disk: a real S3 server (moto) on the loopback."""
+"""An archive in an object store gives the same rows as on a disk. Uses a real S3 server (moto) on the loopback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(path: Path, text: str = "") -> None:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """Sites from a table, from a sidecar and from nowhere, masks, strays, and files that nobody reads."""
+    """Sites from a table, from a sidecar and missing ones, masks, strays, and files that are not read."""
     root = tmp_path / "bids"
     write(root / "dataset_description.json", json.dumps({"Name": "Odd", "BIDSVersion": "1.10.0"}))
     write(root / "participants.tsv", "participant_id\tsite\tage\nsub-01\tOslo\t40\nsub-02\tBonn\t50+\n")
@@ -74,10 +74,10 @@ def test_errors_name_the_archive_and_not_the_copy(s3: Any, archive: Path) -> Non
 
 @pytest.mark.slow
 def test_a_table_beyond_all_bounds_is_refused_as_on_a_disk(s3: Any, archive: Path, tmp_path: Path) -> None:
-    """It is not even fetched: the outline has a hole of its size."""
+    """It is not even fetched: the outline has a sparse file of its size."""
     upload(s3, archive, "data/bids")
     s3.put_object(Bucket=BUCKET, Key="data/bids/participants.tsv", Body=bytes(64 * 2**20 + 1))
-    with pytest.raises(DataError, match=f"^{URI}/participants.tsv: larger than the 64 MiB"):
+    with pytest.raises(DataError, match=f"^{URI}/participants.tsv: larger than 64 MiB"):
         find_images(URI)
 
 
@@ -90,7 +90,7 @@ def test_no_bucket_no_folder_and_no_way_to_the_store_are_told_apart(s3: Any, mon
     ):
         find_images("s3://bucket/absent")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(ConfigError, match=r"s3://bucket/bids: .*connect.* Make the bucket, or check"):
+    with pytest.raises(ConfigError, match=r"s3://bucket/bids: .*connect.* Create the bucket, or check"):
         find_images("s3://bucket/bids")
 
 
@@ -106,7 +106,7 @@ def test_keys_that_are_no_file_names_cost_only_themselves(
     s3.put_object(Bucket=BUCKET, Key="data/bids/sub-01/../../../escaped_T1w.nii.gz", Body=b"odd")
     with caplog.at_level(logging.WARNING):
         assert [row["image_id"] for row in find_images(URI, require_site=False)] == expected
-    assert "2 x an object left out, whose key cannot be a file's name" in caplog.text
+    assert "2 x an object left out, because its key cannot be a file name" in caplog.text
     assert {path: path.stat().st_mtime for path in Path("/tmp").glob("escaped*")} == before
 
 

@@ -1,4 +1,4 @@
-"""JSON sidecars: whatever a stranger put into one ends no archive, and none that cannot be read gives way to another in silence."""
+"""JSON sidecars: no content makes the archive fail, and an unreadable one is never silently replaced by another."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ CONTENTS = {
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """Two subjects whose sites the sidecar of all gives; the first has one of its own to come."""
+    """Two subjects with their site in a common sidecar; the test adds a separate sidecar for the first."""
     root = tmp_path / "bids"
     put(root / "T1w.json", {"Site": "of all", "InstitutionName": "of all", "Manufacturer": "M"})
     for subject in ("01", "02"):

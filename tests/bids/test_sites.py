@@ -1,4 +1,4 @@
-"""Sites: ids that almost match are named and never taken, and what a table leaves open is not filled from elsewhere."""
+"""Sites: similar ids are named but never used, and a gap in a table is not filled from less specific sources."""
 
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def test_ids_are_named_up_to_a_bound(tmp_path, caplog):
     with pytest.raises(DataError, match=r"no row for sub-0001, but for 1,.* and 25 more") as caught:
         find_images(tmp_path)
     assert len(str(caught.value)) < 2000
-    assert "30 x an image whose site is left open" in caplog.text
+    assert "30 x an image whose site is unclear" in caplog.text
     assert "and 25 more" in caplog.text
 
 
@@ -108,7 +108,7 @@ def test_a_table_without_any_site_leaves_it_to_the_sidecars(archive, column, cap
 
 
 def test_a_table_without_its_key_and_without_sites_costs_nothing(tmp_path, caplog):
-    """As the sessions of archives from before BIDS had a rule for them."""
+    """Such as the tables of sessions in archives older than the rule of BIDS for them."""
     people(tmp_path, "sub-01 A 30 F")
     image(tmp_path, "sub-01_ses-1_T1w")
     put(tmp_path / "sub-01/sub-01_sessions.tsv", "session\tscore\nses-1\t3\n")
@@ -126,7 +126,7 @@ def test_the_pattern_that_a_user_gives_fills_what_tables_leave_open(archive, cap
 
 
 def test_an_empty_site_beside_a_damaged_row_is_no_site(archive):
-    """Nobody knows which column the damaged row meant; good rows with nothing in theirs are read all the same."""
+    """The column of the damaged value is unknown; good rows with an empty cell are still read."""
     put(archive / "participants.tsv", "participant_id\tsite\nsub-01\t\nsub-02\n")
     rows = by_id(archive, require_site=False)
     assert rows["sub-01_T1w"]["site"] is None
@@ -185,4 +185,4 @@ def test_one_site_has_one_name_however_it_was_typed(tmp_path, caplog):
     lines = [f"sub-0{number}\t{site}" for number, site in enumerate(sites, 1)]
     put(tmp_path / "participants.tsv", "\n".join(["participant_id\tsite", *lines]))
     assert [row["site"] for row in find_images(tmp_path)] == ["Z\u00fcrich", "Z\u00fcrich", "Oslo 1", "oslo-1"]
-    assert "1 x sites whose names differ in case, spaces or signs only: Oslo 1 / oslo-1" in caplog.text
+    assert "1 x sites whose names differ only in case, spaces or punctuation: Oslo 1 / oslo-1" in caplog.text

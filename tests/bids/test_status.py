@@ -1,4 +1,4 @@
-"""`mmh status` tells a running, a finished, a failed and a killed run apart, and how long it will take."""
+"""`mmh status` distinguishes running, finished, failed and killed runs, and estimates the time left."""
 
 from datetime import datetime, timedelta
 
@@ -39,7 +39,7 @@ def test_a_running_one_knows_rate_and_time_left(tmp_path):
     assert "4 of 10 images, 3.0 a minute, 0:02:00 left" in status.as_text()
 
 
-def test_what_was_skipped_says_nothing_of_the_rate(tmp_path):
+def test_skipped_images_do_not_count_for_the_rate(tmp_path):
     record().write(tmp_path)
     with Journal(tmp_path) as journal:
         for number in range(5):
@@ -59,7 +59,7 @@ def test_what_was_skipped_says_nothing_of_the_rate(tmp_path):
         ({"finished": at(100), "failure": "OSError: disk full"}, "failed"),
     ],
 )
-def test_what_became_of_a_run_that_is_over(tmp_path, more, state):
+def test_the_state_of_a_run_that_has_ended(tmp_path, more, state):
     record(**more).write(tmp_path)
     write_ledger(tmp_path / "ledger.parquet", [row("a", seconds=50)])
     status = run_status(tmp_path)

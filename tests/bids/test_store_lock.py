@@ -1,4 +1,4 @@
-"""Runs into one folder of an object store are kept apart: a real S3 server (moto) on the loopback."""
+"""Only one run at a time can write to a folder of an object store. Uses a real S3 server (moto) on the loopback."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ time.sleep(600)
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refusal need not take seconds here."""
+    """Makes a refusal fast."""
     monkeypatch.setattr(store_lock, "LOCKING_S", 0.3)
 
 
 @pytest.fixture
 def store(s3: Any) -> Store:
-    """A folder that nobody writes to."""
+    """A folder without a run."""
     return Store("s3://bucket/out")
 
 
 def put_lock(s3: Any, **other: Any) -> None:
-    """The sign of life of a run on another machine."""
+    """The heartbeat of a run on another machine."""
     content = {"host": "elsewhere", "machine": "elsewhere", "process": 1, "started": "2026-01-01"} | other
     s3.put_object(Bucket=BUCKET, Key=f"out/{LOCKS}/other.json", Body=json.dumps(content))
 
 
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Let the store say that this run's objects are so much younger than all others: its server has no clock to turn."""
+    """Make the objects of this run look younger than all others; the server's clock cannot be changed."""
     files_of = Store.files
 
     def files(self: Store, name: str = "") -> list[StoredFile]:
@@ -104,7 +104,7 @@ def test_of_many_that_start_at_once_never_two_hold_it(store: Store) -> None:
     StoreLock(store).release()  # whatever became of them, the next is let in
 
 
-def test_a_run_that_was_killed_on_this_machine_holds_up_nobody(store: Store) -> None:
+def test_a_run_that_was_killed_on_this_machine_blocks_no_other(store: Store) -> None:
     command = [sys.executable, "-c", HOLDER, store.uri]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -128,14 +128,14 @@ def test_a_run_of_another_machine_counts_as_dead_after_a_time_by_the_stores_cloc
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"[" * 100_000, b'{"machine": 3, "process": "x"}'])
-def test_a_damaged_sign_of_life_is_one_all_the_same(s3: Any, store: Store, content: bytes) -> None:
+def test_a_damaged_heartbeat_counts_all_the_same(s3: Any, store: Store, content: bytes) -> None:
     s3.put_object(Bucket=BUCKET, Key=f"out/{LOCKS}/other.json", Body=content)
     with pytest.raises(ConfigError, match="another run"):
         StoreLock(store)
 
 
 def test_a_run_that_lost_the_folder_stops_writing(s3: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is let go of is gone for good, although a sign of life that was under way may still come."""
+    """A released lock stays released, although a heartbeat that was under way may still arrive."""
     monkeypatch.setattr(store_lock, "BEAT_S", 0.3)
     lock = StoreLock(store)
     (name,) = keys(s3, f"out/{LOCKS}")
@@ -147,18 +147,18 @@ def test_a_run_that_lost_the_folder_stops_writing(s3: Any, store: Store, monkeyp
     lock.release()
 
 
-def test_a_run_that_gave_no_sign_for_too_long_stops_writing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after its machine was suspended: nobody took over, but somebody might have."""
+def test_a_run_without_a_heartbeat_for_too_long_stops_writing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as after its machine was suspended: no other run took over, but one could have."""
     monkeypatch.setattr(store_lock, "BEAT_S", 3.0)
     monkeypatch.setattr(store_lock, "DEAD_S", store_lock.MARGIN_S + 1)
     lock = StoreLock(store)
     time.sleep(5)
-    with pytest.raises(DataError, match=r"no sign of life of this run for \d+ s, in which another may have taken over"):
+    with pytest.raises(DataError, match=r"no heartbeat of this run for \d+ s, in which another may have taken over"):
         lock.check()
     lock.release()
 
 
-def test_signs_of_life_keep_coming(s3: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeats_continue(s3: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_lock, "BEAT_S", 0.2)
     lock = StoreLock(store)
     started = datetime.now(UTC)

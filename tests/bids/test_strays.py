@@ -1,4 +1,4 @@
-"""Every file that looks like an image of the archive is a row with its reason, or is named in a warning with a count."""
+"""Every unusable image of the archive gets a row with its reason, or is named in a warning with a count."""
 
 import os
 from pathlib import Path
@@ -119,7 +119,7 @@ def test_a_dicom_series_is_one_row(archive):
     }
 
 
-def test_rows_of_strays_say_whose_they_are(archive):
+def test_rows_of_strays_have_subject_and_session(archive):
     put(archive / "sub-01/ses-2/sub-01_ses-2_T1w.mgz")
     row = by_id(archive)["sub-01/ses-2/sub-01_ses-2_T1w.mgz"]
     assert (row["subject"], row["session"], row["sequence"], row["site"]) == ("01", "2", "T1w", None)
@@ -153,7 +153,7 @@ def test_rows_of_strays_say_whose_they_are(archive):
         "CHANGES",
     ],
 )
-def test_what_is_no_anatomical_image_of_the_archive_leaves_no_word(archive, path, caplog):
+def test_files_that_are_no_anatomical_images_are_not_reported(archive, path, caplog):
     put(archive / path, "{}")
     assert strays(archive) == {}
     assert caplog.messages == []
@@ -192,7 +192,8 @@ def test_of_images_outside_the_first_of_each_folder_is_named(archive, caplog):
 @pytest.mark.parametrize("place", ["rawdata", "data/raw", "site A"])
 def test_an_archive_one_folder_further_down_is_pointed_to(tmp_path, place):
     image(tmp_path / place, "sub-01_T1w")
-    remedy = f"no image in its place, but 1 elsewhere: {place}/sub-01/anat/sub-01_T1w.nii.gz; .*such as {tmp_path}/{place}\\."
+    stray = f"{place}/sub-01/anat/sub-01_T1w.nii.gz"
+    remedy = f"no image in its place, but 1 elsewhere: {stray}; .*such as {tmp_path}/{place}\\."
     for require_site in (True, False):
         with pytest.raises(DataError, match=remedy):
             find_images(tmp_path, require_site=require_site)
@@ -256,7 +257,7 @@ def test_a_folder_that_cannot_be_read_below_a_subject_is_a_row(archive, monkeypa
 
 
 def test_names_that_look_alike_keep_ids_of_their_own(archive):
-    """A byte that is no UTF-8 and the four letters that it is shown as."""
+    """A byte that is not UTF-8, and the four characters that it is shown as."""
     folder = archive / "sub-01/ses-1/anat"
     put(folder / r"sub-01_acq-\xff_T1w.nii")
     os.close(os.open(os.fsencode(folder) + b"/sub-01_acq-\xff_T1w.nii", os.O_CREAT))

@@ -1,4 +1,4 @@
-"""Tables say what BIDS lets them say, or which rows do not: no site is lost in silence, and none is taken from elsewhere."""
+"""Tables are read as BIDS defines them, or damaged rows are reported: no site is silently lost or replaced."""
 
 import csv
 import os
@@ -259,7 +259,7 @@ MANY = {
 
 
 def test_a_table_whose_rows_mostly_do_not_fit_its_header_is_in_doubt(archive):
-    """A line break is lost between header and rows; what fits by chance has other cells in its columns."""
+    """The line break after the header is lost; rows that fit by chance have their cells in wrong columns."""
     lines = ["participant_id\tnote\tsite\t01\tA", "sub-02\tx\tB", "sub-03\tx\tB", "sub-04\t\t\tC\t50"]
     put(archive / "participants.tsv", "\n".join(lines))
     with pytest.raises(DataError, match="most rows do not fit the header"):

@@ -1,8 +1,8 @@
-"""What strangers wrote becomes text and numbers that can be trusted, or nothing; messages keep their length."""
+"""Untrusted values become clean text and numbers or None; messages have limited length."""
 
 import pytest
 
-from mmh_ray.bids.text import NAMED, Findings, listed, number_of, text_of
+from mmh_ray.bids.text import MOST_LISTED, Findings, listed, number_of, text_of
 
 pytestmark = pytest.mark.fast
 
@@ -68,8 +68,8 @@ def test_numbers(value, expected):
 
 def test_messages_name_few_and_count_all(caplog):
     names = [f"name {number}" for number in range(100)]
-    assert listed(names[:NAMED]) == ", ".join(names[:NAMED])
-    assert listed(names) == f"{', '.join(names[:NAMED])} and {100 - NAMED} more"
+    assert listed(names[:MOST_LISTED]) == ", ".join(names[:MOST_LISTED])
+    assert listed(names) == f"{', '.join(names[:MOST_LISTED])} and {100 - MOST_LISTED} more"
     assert len(listed(["x" * 10**6] * 10**5)) < 3000
     findings = Findings()
     findings.note("nothing", [])

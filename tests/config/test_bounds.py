@@ -1,4 +1,4 @@
-"""Bounds of settings: every field has them, nothing beyond them is taken, from whatever side it comes."""
+"""Every field of the settings has bounds, and values outside them are refused, from files and from code."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def parts(hint: Any) -> Iterator[Part]:
 
 
 def is_bounded(part: Part) -> bool:
-    """Whether nothing of another type, and no value without limits, can pass for this part."""
+    """Whether only values of the right type and within limits are accepted for this part."""
     if part.kind in (int, float):
         ranges = [one for one in part.constraints if isinstance(one, Interval)]
         has_both_ends = any({one.ge, one.gt} != {None} and {one.le, one.lt} != {None} for one in ranges)

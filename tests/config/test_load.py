@@ -1,4 +1,4 @@
-"""Configuration: what is refused, what is taken, and that nothing is lost on the way to YAML and back."""
+"""Configuration: accepted and refused values, and the round trip through YAML."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_an_unknown_key_is_named_before_a_bad_value() -> None:
         load_config(None, ["train.steps=0", "train.stepz=1"])
 
 
-def test_text_that_yaml_takes_for_no_number_passes_for_a_float() -> None:
+def test_text_that_yaml_does_not_read_as_a_number_is_accepted_as_a_float() -> None:
     assert load_config(None, ["train.learning_rate=2e-3"]).train.learning_rate == 0.002
 
 

@@ -82,12 +82,12 @@ def parse_and_load(line: list[str]) -> None:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            arguments, given = parse(line)
+            invocation = parse(line)
         except SystemExit as end:
             if end.code not in (0, 2):
                 raise
             return
-    load_config(arguments.config, given)
+    load_config(invocation.config, invocation.overrides)
 
 
 @fuzz(
