@@ -1,5 +1,4 @@
-"""Laying the template onto a scan: where to start, the optimisation of mutual information by ITK, and how good the
-result is."""
+"""Aligns the template with a scan: selects starts, maximises mutual information with ITK, and rates the result."""
 
 from __future__ import annotations
 
@@ -18,23 +17,23 @@ from mmh_ray.imaging.template import template
 from mmh_ray.threads import one_thread
 
 WHOLE = 0.5
-"""Part of the brain that a scan must show for a fit to be believed."""
+"""Part of the brain that a scan must show for a fit to be accepted."""
 CUT = 0.25
 """The same where the field of view is known to cut the brain."""
 _SIZES = (0.5, 1.3)
-"""Volume of a brain, as a share of the template's, within which an alignment is believed."""
+"""Smallest and largest volume of a brain, as a share of the template's, with which an alignment is accepted."""
 _SURE = 0.5
 """Quality below which another start is tried."""
 _HOPELESS = 0.1
-"""Quality of a similarity below which no affine follows."""
+"""Quality of a similarity transform below which no affine one is tried."""
 _TRIED = 6
-"""Starts that are tried at most."""
+"""Largest number of starts that are tried."""
 _BRAIN_ALONE = (0,)
-"""Margins that leave out all that surrounds the brain."""
+"""Margins that exclude everything around the brain."""
 _BLUR = (2.0, 6.0)
-"""Standard deviations, in template voxels, of the band of detail by which starts are compared."""
+"""Standard deviations, in template voxels, of the band-pass filter under which starts are compared."""
 _LOCAL = 4.0
-"""Standard deviation, in template voxels, of the window whose mean is taken away before contrast is compared."""
+"""Standard deviation, in template voxels, of the window whose mean is subtracted before contrast is compared."""
 _EVERY_THIRD = (slice(None, None, 3),) * 3
 
 
@@ -46,19 +45,20 @@ def align(
     margins: tuple[int, ...],
     least_seen: float = WHOLE,
 ) -> tuple[np.ndarray, float]:
-    """The best affine ``(4, 4)``, template millimetres to the scan's, and its quality, by :func:`match`; quality 0
-    where there is none.
+    """Find the best affine ``(4, 4)``, template millimetres to the scan's, and its quality by :func:`match`.
+
+    The quality is 0 if no alignment was found.
 
     Parameters
     ----------
     data, affine:
-        ``(I, J, K)`` and ``(4, 4)`` the scan on a grid of about the template's, with world axes.
+        ``(I, J, K)`` and ``(4, 4)``: the scan on a grid of about the template's spacing, with world axes.
     starts:
-        ``(4, 4)`` each; the few most promising ones are followed.
+        ``(4, 4)`` each; only the few most promising ones are optimised.
     margins:
-        Template voxels around its brain that count, in one affine pass after the other. Where the surroundings mislead
-        (the template has none; on a T2w, a bright scalp behind a dark skull draws the brain's outline outwards), a
-        start is tried without them.
+        For each affine pass, how many template voxels around the template's brain are compared. These surroundings can
+        mislead: the template has none, and on a T2w a bright scalp behind a dark skull draws the outline outwards.
+        So each start is also tried without them.
     least_seen:
         As in :func:`match`.
     """
@@ -80,18 +80,18 @@ def align(
 def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: float = WHOLE) -> float:
     """Share of a scan's local contrast deep inside the brain that the aligned template's tissues explain, 0 to 1.
 
-    The coefficient of determination of the linear regression of the scan on the template's shares of grey matter, white
-    matter and fluid, all smoothed and high-passed, over the part of the template's brain that the scan shows. So it
-    needs no sequence, no unit and no flat receive field.
+    The scan is regressed on the template's shares of grey matter, white matter and fluid, over the part of the
+    template's brain that the scan shows. All are smoothed and high-pass filtered first. The result is the coefficient
+    of determination. So it does not depend on the sequence, the unit or the receive field.
 
     Parameters
     ----------
     data, affine:
-        ``(I, J, K)`` and ``(4, 4)`` the scan on a grid of about the template's.
+        ``(I, J, K)`` and ``(4, 4)``: the scan on a grid of about the template's spacing.
     matrix:
         ``(4, 4)`` template millimetres to the scan's.
     least_seen:
-        Part of the brain that the scan must show; zero where it shows less.
+        Part of the brain that the scan must show; the result is 0 if it shows less.
     """
     known = template()
     shape = known.image.shape
@@ -116,18 +116,18 @@ def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: 
 
 @cache
 def _design_of_whole_brain() -> np.ndarray:
-    """:func:`_design` of the deep brain, which most scans show whole: it is asked for once or twice a start."""
+    """:func:`_design` of the whole deep brain. Cached: most scans show all of it, and each start needs it twice."""
     return _design(template().deep)
 
 
 def _design(region: np.ndarray) -> np.ndarray:
-    """``(n, 3)`` float64 local contrast of the template's tissues in the region's voxels."""
+    """``(n, 3)`` float64: local contrast of the template's tissues in the region's voxels."""
     tissue_contrasts = [_local_contrast(tissue, region) for tissue in template().tissues]
     return np.stack(tissue_contrasts, axis=1)
 
 
 def _local_contrast(image: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Smoothed intensity less its mean in a window, ``(n,)`` float64 of the region's voxels, with mean 0."""
+    """Smoothed intensity minus its mean in a window, ``(n,)`` float64 for the region's voxels, centred at 0."""
     smooth = ndimage.gaussian_filter(image, 1.0)
     window_mean = smooth_inside(smooth, region, _LOCAL, least_weight=1e-3)
     contrast = (smooth - window_mean)[region].astype(np.float64)
@@ -135,9 +135,9 @@ def _local_contrast(image: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 
 def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The few starts to follow: the best, the first two of all, which guess nothing, and those after the best.
+    """Select the starts to optimise: the best one, the first two of the list, then the next best.
 
-    They are compared much as by :func:`match`, but on every third voxel of strongly smoothed contrast.
+    They are compared as in :func:`match`, but on every third voxel of strongly smoothed contrast.
     """
     known = template()
     inside = known.brain[_EVERY_THIRD]
@@ -164,8 +164,10 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
 
 @cache
 def _coarse_basis() -> np.ndarray:
-    """``(n, 3)`` orthonormal columns that span the blurred contrasts of the template's tissues, in every third voxel of
-    its brain."""
+    """``(n, 3)`` orthonormal columns that span the blurred contrasts of the template's tissues.
+
+    The rows are every third voxel of the template's brain along each axis.
+    """
     known = template()
     inside = known.brain[_EVERY_THIRD]
     tissue_contrasts = []
@@ -185,8 +187,7 @@ def _blurred_contrast(image: np.ndarray) -> np.ndarray:
 def _optimised(
     data: np.ndarray, affine: np.ndarray, start: np.ndarray, margins: tuple[int, ...], least_seen: float
 ) -> np.ndarray | None:
-    """``(4, 4)`` from one start: a similarity, then an affine in one region after the other; None where it leads
-    nowhere."""
+    """Optimise from one start: a similarity transform, then an affine one for each margin. None if that fails."""
     known = template()
     fixed = _to_sitk(known.image, known.affine)
     moving = _to_sitk(data, affine)
@@ -204,7 +205,7 @@ def _optimised(
             return None
         for region in regions:
             transform = _optimise(fixed, moving, region, transform, [2])
-    except RuntimeError:  # ITK's way of saying that hardly a voxel of the region lies in the scan
+    except RuntimeError:  # ITK raises this if too few voxels of the region lie in the scan
         return None
     return _matrix(transform) if _is_brain_sized(transform) else None
 
@@ -224,7 +225,7 @@ def _matrix(transform: sitk.AffineTransform) -> np.ndarray:
 
 @cache
 def _region(margin: int) -> sitk.Image:
-    """Where an image counts: the template's brain, wider by so many voxels."""
+    """The region in which images are compared: the template's brain, dilated by ``margin`` voxels."""
     known = template()
     region = known.brain
     if margin:
@@ -233,7 +234,7 @@ def _region(margin: int) -> sitk.Image:
 
 
 def _general(transform: Any) -> sitk.AffineTransform:
-    """The same transform as a general affine one."""
+    """Convert a similarity transform to an affine one, so that more parameters can be optimised."""
     general = sitk.AffineTransform(3)
     general.SetCenter(transform.GetCenter())
     general.SetMatrix(transform.GetMatrix())
@@ -242,12 +243,12 @@ def _general(transform: Any) -> sitk.AffineTransform:
 
 
 def _optimise(fixed: sitk.Image, moving: sitk.Image, region: sitk.Image, start: Any, shrink: list[int]) -> Any:
-    """The transform that maximises the mutual information inside the region, from a start of the same kind."""
+    """Maximise the mutual information inside the region; changes the start in place and returns it."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricFixedMask(region)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(0.5, 1)  # a seed: by default it is the clock
+    method.SetMetricSamplingPercentage(0.5, 1)  # fixed seed: the default is the time of day
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.005, 200, relaxationFactor=0.6)
     method.SetOptimizerScalesFromPhysicalShift()
@@ -259,7 +260,7 @@ def _optimise(fixed: sitk.Image, moving: sitk.Image, region: sitk.Image, start: 
 
 
 def _to_sitk(data: np.ndarray, affine: np.ndarray) -> sitk.Image:
-    """A grid with RAS axes as an ITK image whose millimetres are ours."""
+    """Convert a grid with RAS axes to an ITK image that uses the same millimetres (ITK itself assumes LPS)."""
     spacing = np.diag(affine)[:3]
     origin = affine[:3, 3]
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))

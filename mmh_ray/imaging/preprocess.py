@@ -1,5 +1,4 @@
-"""From any scan to the working grid: mask, registration, orientation, resampling through the affine, bias field, unit
-intensity."""
+"""Brings a scan to the working grid: mask, registration, resampling through the affine, bias field, unit intensity."""
 
 from __future__ import annotations
 
@@ -19,23 +18,30 @@ from mmh_ray.imaging.volume import Volume
 from mmh_ray.threads import one_thread
 
 UPRIGHT_DEGREES = 5.0
-"""Rotation of a head up to which the working grid keeps the scan's world axes.
+"""Largest rotation of a head at which the working grid keeps the scan's world axes.
 
-Upright phantoms of random shape register with up to 4.4 degrees, so less is no tilt that could be told from a person's
-own shape; and a scan of the grid's own spacing and axes is then not blurred by interpolation.
+Upright phantoms of random shape register with up to 4.4 degrees. So a smaller tilt cannot be distinguished from the
+person's shape. With the scan's axes, a scan that has the grid's spacing is not blurred by interpolation.
 """
+
+
+_SKULL = {"keep": "kept in the output, masked from the model", "strip": "removed"}
+"""How the steps describe the choices of `prepare.skull`."""
+_LISTED_VALUES = 5
+"""Fill values that the steps list."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scan on the working grid (isotropic; RAS axes, of the template where the head is tilted).
+    """A scan on the working grid (isotropic; world axes, or the template's axes if the head is tilted).
 
     Attributes
     ----------
     image:
         ``(X, Y, Z)`` float32 unit intensity, bias-corrected, zero outside the mask: what the model sees.
     source:
-        ``(X, Y, Z)`` float32 unit intensity, neither corrected nor masked: the guide of the detail projection.
+        ``(X, Y, Z)`` float32 unit intensity, neither corrected nor masked: the scan to which curve and field are
+        fitted.
     mask:
         ``(X, Y, Z)`` bool, the brain.
     affine:
@@ -43,19 +49,19 @@ class Prepared:
     brain:
         ``(I, J, K)`` bool, the mask on the scan's own grid.
     stripped:
-        Whether the scan came without its skull.
+        Whether the skull was already removed.
     registration:
-        How the template lies in the scan; None where none was asked for, nor needed to find the brain.
+        Position of the template in the scan; None if it was neither requested nor needed to find the brain.
     scaling:
-        From the scan's units to unit intensity, by which both images were made.
+        The map from the scan's units to unit intensity, used for both images.
     held:
         Part of the brain that lies inside the grid.
     steps:
-        What was done, in order, for the sidecar.
+        The processing steps in order, for the sidecar.
     ground:
-        What the scan's zero is, and where it holds none.
+        The scan's zero level and its fill.
     gain:
-        ``(X, Y, Z)`` float32 by which N4 multiplied the scan above its zero; ones where it was not asked for.
+        ``(X, Y, Z)`` float32 factor by which N4 multiplied the scan above its zero; ones without N4.
     given:
         Whether the mask came with the scan.
     """
@@ -81,7 +87,7 @@ class Prepared:
 
     @property
     def tissues(self) -> np.ndarray:
-        """``(257,)`` the same after a little smoothing: see :func:`mmh_ray.imaging.intensity.tissue_quantiles`."""
+        """``(257,)`` quantile function after slight smoothing (:func:`mmh_ray.imaging.intensity.tissue_quantiles`)."""
         return tissue_quantiles(self.image, self.mask)
 
 
@@ -94,15 +100,15 @@ def prepare_volume(
     Parameters
     ----------
     volume:
-        The scan at its native grid.
+        The scan on its native grid.
     mask:
-        ``(I, J, K)`` brain mask at the native grid; a volume on another grid is resampled through the affines; None
-        estimates one.
+        ``(I, J, K)`` brain mask on the native grid; a Volume on another grid is resampled through the affines. None: a
+        mask is estimated.
 
     Raises
     ------
     DataError
-        If the mask does not fit the scan, is empty, or leaves the scan without contrast.
+        If the mask does not match the scan or is empty, or if the scan has no contrast inside it.
     """
     is_given = mask is not None
     is_resampled = False
@@ -153,11 +159,8 @@ def prepare_volume(
     )
 
 
-_NAMED_VALUES = 5
-
-
 def _scaling(image: np.ndarray, inside: np.ndarray, settings: PrepareConfig, given: bool) -> Scaling:
-    """The unit scale; where a given mask holds no contrast, the mask is to blame."""
+    """The scaling to unit intensity; if there is no contrast inside a user's mask, the error is a MaskError."""
     try:
         return robust_scaling(image, inside, settings.upper_percentile)
     except DataError as error:
@@ -166,12 +169,8 @@ def _scaling(image: np.ndarray, inside: np.ndarray, settings: PrepareConfig, giv
         raise
 
 
-_SKULL = {"keep": "kept in the output, masked from the model", "strip": "removed"}
-
-
 def _brain(volume: Volume, mask: np.ndarray | None, ground: Ground, settings: PrepareConfig) -> Brain:
-    """The mask, given or estimated, with the one registration of the scan if it is asked for or was made to find the
-    brain."""
+    """The user's or an estimated mask, with the registration if it was requested or needed to find the brain."""
     if mask is not None and mask.shape != volume.data.shape:
         expected = f"the scan's shape {volume.data.shape}"
         raise MaskError(f"mask of shape {mask.shape}", expected, "Resample the mask to its scan.")
@@ -190,17 +189,16 @@ def _brain(volume: Volume, mask: np.ndarray | None, ground: Ground, settings: Pr
 
 
 def _fill_steps(ground: Ground) -> tuple[str, ...]:
-    """What was left out as fill, if anything was."""
+    """The step that excludes fill, if the scan has any."""
     if ground.fill is None:
         return ()
     share = ground.fill.mask.mean()
-    named = ground.fill.values[:_NAMED_VALUES]
-    values = ", ".join(f"{value:g}" for value in named)
+    values = ", ".join(f"{value:g}" for value in ground.fill.values[:_LISTED_VALUES])
     return (f"fill: {share:.1%} of the voxels taken for background (values {values})",)
 
 
 def _tilt(registration: Registration | None) -> np.ndarray | None:
-    """``(3, 3)`` the template's axes in the scan, where they are worth turning the grid."""
+    """``(3, 3)`` the template's axes in the scan if the head is tilted enough to turn the grid, else None."""
     if registration is None or registration.degrees <= UPRIGHT_DEGREES:
         return None
     return registration.rotation
@@ -223,7 +221,7 @@ def _neck_step(neck_mm: float | None, settings: PrepareConfig) -> str:
 
 
 def bias_step(settings: PrepareConfig) -> str:
-    """How the bias field is treated, as in :attr:`Prepared.steps`."""
+    """The text for the bias field in :attr:`Prepared.steps`."""
     if not settings.n4:
         return "bias field: not asked for"
     iterations = tuple(settings.n4_iterations)

@@ -68,13 +68,13 @@ def test_packed_or_not_by_content(tmp_path: Path, name: str, packed: bool) -> No
 @pytest.mark.parametrize("read", [read_volume, read_mask])
 def test_a_bomb_behind_the_voxels_is_not_unpacked(tmp_path: Path, read: Any) -> None:
     path = zeros_after(nifti(), 64 * MIB, tmp_path / "a.nii.gz")
-    with bounded(3, LITTLE), pytest.raises(DataError, match="more than 16384 bytes behind the voxels; expected"):
+    with bounded(3, LITTLE), pytest.raises(DataError, match="more than 16384 bytes after the voxels; expected"):
         read(path)
 
 
 def test_a_bomb_of_many_members_is_not_unpacked(tmp_path: Path) -> None:
     path = put(tmp_path / "a.nii.gz", gzip.compress(nifti()) + gzip.compress(bytes(MIB)) * 200)
-    with bounded(3, LITTLE), pytest.raises(DataError, match="more than 16384 bytes behind the voxels; expected"):
+    with bounded(3, LITTLE), pytest.raises(DataError, match="more than 16384 bytes after the voxels; expected"):
         read_volume(path)
 
 
@@ -97,7 +97,7 @@ def test_what_is_claimed_and_can_be_there_is_compared_with_the_memory(tmp_path: 
     path = tmp_path / "a.nii.gz"
     zeros_after(nifti(dim={1: 2**14, 2: 2**14, 3: 2**14}), 2 * MIB, path)
     os.truncate(path, 2**34)  # sparse
-    with bounded(3, LITTLE), pytest.raises(DataError, match="of memory that are free"):
+    with bounded(3, LITTLE), pytest.raises(DataError, match="GiB of free memory"):
         read_mask(path)
 
 
@@ -116,7 +116,7 @@ def test_a_header_that_tells_of_less_than_there_is_is_refused(
 ) -> None:
     """Its rows would be shifted against each other; or the last slice lost; or each byte taken for a voxel."""
     content = nifti(**fields)
-    with pytest.raises(DataError, match=r"bytes behind the voxels that are no padding|2-D"):
+    with pytest.raises(DataError, match=r"bytes after the voxels that are not padding|2-D"):
         read_volume(put(tmp_path / "a.nii", gzip.compress(content) if packed else content))
 
 

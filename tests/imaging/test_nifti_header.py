@@ -42,7 +42,7 @@ def test_an_offset_that_is_off_shows_in_the_length(tmp_path: Path, version: int,
     room = bytes(32)
     content = bytearray(nifti(version=version, extensions=room, vox_offset=first + len(room) + off_by))
     content[first - 4] = 0  # no extension, only room
-    with pytest.raises(DataError, match=r"behind the voxels|promises"):
+    with pytest.raises(DataError, match=r"after the voxels|declares"):
         read_volume(put(tmp_path / "a.nii", bytes(content)))
 
 
@@ -140,9 +140,9 @@ def test_scaling_beyond_32_bits_says_so(tmp_path: Path, version: int, scaling: t
         (NO_SFORM | {"pixdim": {1: 1e30}}, r"mm; expected 0\.02 to 30 mm"),
         (NO_SFORM | {"pixdim": {0: 7}}, r"pixdim\[0\] 7 beside a qform; expected 1 or -1"),
         (NO_SFORM | {"pixdim": {0: np.nan}}, r"pixdim\[0\] nan beside a qform; expected 1 or -1"),
-        (NO_SFORM | {"quatern_b": 1.5}, "qform that is no rotation"),
-        (NO_SFORM | {"quatern_c": 1e38}, "qform that is no rotation"),
-        (NO_SFORM | {"quatern_d": np.nan}, "singular affine|qform that is no rotation"),
+        (NO_SFORM | {"quatern_b": 1.5}, "qform that is not a rotation"),
+        (NO_SFORM | {"quatern_c": 1e38}, "qform that is not a rotation"),
+        (NO_SFORM | {"quatern_d": np.nan}, "singular affine|qform that is not a rotation"),
         (NO_SFORM | {"qoffset_x": np.inf}, "singular affine"),
         (NO_SFORM | {"qoffset_x": 1e30}, "mm from the origin"),
         ({"srow_x": {3: -1e30}}, "mm from the origin"),

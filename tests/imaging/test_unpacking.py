@@ -77,7 +77,7 @@ def test_a_wrong_checksum_or_length_is_noticed(tmp_path: Path, place: int) -> No
 
 
 def test_what_follows_and_is_no_gzip_is_noticed(tmp_path: Path) -> None:
-    with pytest.raises(zlib.error, match="what follows the packed data"):
+    with pytest.raises(zlib.error, match="compressed data are followed by something that is not gzip"):
         unpack(put(tmp_path / "a.gz", gzip.compress(b"some voxels") + b"junk"))
 
 
