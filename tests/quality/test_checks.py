@@ -65,7 +65,7 @@ def test_noise_is_refused(anatomy: Anatomy, rng: np.random.Generator, sequence: 
 
 def test_a_head_that_the_template_does_not_fit_is_refused(anatomy: Anatomy) -> None:
     scan = canonical(anatomy, "T1w", 3.0)
-    with pytest.raises(RefusedError, match="fits by 0\\.10; expected 0\\.2 or more"):
+    with pytest.raises(RefusedError, match="fits with a quality of 0\\.10; expected 0\\.2 or more"):
         check_scan("T1w", figures_of(anatomy, scan, quality=0.1), CONFIG)
     check_scan("T1w", figures_of(anatomy, scan, quality=0.25), CONFIG)  # only flagged
     assert any(flag.startswith("fits the template") for flag in flags({"registration": 0.25}, CONFIG))

@@ -1,4 +1,4 @@
-"""Spikes, a second head, wide fluid, integers that ran over, a mask beside its brain: each shows, and a plain scan shows none."""
+"""Spikes, a second head, wide fluid, integer overflow, a mask beside its brain: each shows, and a plain scan shows none."""
 
 from __future__ import annotations
 
@@ -117,14 +117,14 @@ def test_integers_that_ran_over_are_refused(
 ) -> None:
     """The brightest that the type holds is ``top`` of the brain's 99.5th percentile."""
     if request.node.callspec.id == "T2w-uint8-0.8":
-        pytest.xfail("few voxels ran over: at 4 mm as many dark ones lie beside bright ones in scans without a fault")
+        pytest.xfail("few voxels overflowed: at 4 mm as many dark ones lie beside bright ones in scans without a fault")
     most = {"uint8": 255, "uint16": 65535, "int16": 32767, "uint16 scaled": 65535}[kind]
     whole = np.round(scan * most / top).astype(np.int64)
     data = whole.astype(np.int16 if kind == "int16" else np.uint8 if kind == "uint8" else np.uint16).astype(np.float32)
     data = data * 0.013 - 3 if kind == "uint16 scaled" else data
     assert wrapped(data) > CONFIG.most_wrapped
     figures = figures_of(person, data)
-    with pytest.raises(RefusedError, match="integers that ran over"):
+    with pytest.raises(RefusedError, match="integer overflow"):
         check_scan("PDw", figures, CONFIG)
 
 
