@@ -96,7 +96,7 @@ def test_what_follows_and_is_no_gzip_is_noticed(tmp_path: Path) -> None:
 def test_what_holds_hardly_anything_is_not_read_to_its_end(tmp_path: Path, content: bytes) -> None:
     path = put(tmp_path / "a.gz", content)
     start = time.process_time()
-    with pytest.raises(zlib.error, match="hardly anything"):
+    with pytest.raises(zlib.error, match="almost no data"):
         unpack(path)
     assert time.process_time() - start < 3
 
