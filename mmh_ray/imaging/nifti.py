@@ -31,8 +31,8 @@ def read_header(path: str | Path) -> NiftiHeader:
     DataError
         If it is not a regular file, cannot be read, is not a single-file NIfTI, or has impossible axes.
     """
-    with _open(path) as source:
-        return parse_header(source.stream, path)
+    with open_nifti(path) as (header, _):
+        return header
 
 
 @contextlib.contextmanager
@@ -46,16 +46,9 @@ def open_nifti(path: str | Path) -> Iterator[tuple[NiftiHeader, Unpacked]]:
     DataError
         As :func:`read_header`; reading errors inside the block become DataErrors, too.
     """
-    with _open(path) as source:
-        yield parse_header(source.stream, path), source
-
-
-@contextlib.contextmanager
-def _open(path: str | Path) -> Iterator[Unpacked]:
-    """Open a file; errors inside the block become DataErrors."""
     try:
         with open_unpacked(path) as source:
-            yield source
+            yield parse_header(source.stream, path), source
     except EOFError as error:
         raise unreadable(path, error) from error
     except zlib.error as error:
