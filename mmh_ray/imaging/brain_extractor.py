@@ -8,13 +8,12 @@ does not depend on sequence or scanner (Billot et al., SynthSeg, MedIA 2023; Hoo
 from __future__ import annotations
 
 import functools
-import itertools
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
 import torch
-from nibabel.affines import apply_affine
+from nibabel.spaces import vox2out_vox
 from scipy import ndimage
 from torch import Tensor, nn
 
@@ -147,20 +146,9 @@ def _of_one_brain(distance_mm: np.ndarray) -> np.ndarray:
 
 def _grid_over(volume: Volume) -> tuple[np.ndarray, tuple[int, ...]]:
     """Affine and shape of a grid with world axes over the whole field of view; its axes are multiples of `MULTIPLE`."""
-    ends = [(0, n - 1) for n in volume.data.shape]
-    corners = np.array(list(itertools.product(*ends)))
-    corners_mm = apply_affine(volume.affine, corners)
-    lowest_mm = corners_mm.min(axis=0)
-    size_mm = corners_mm.max(axis=0) - lowest_mm
-
-    voxels = np.maximum(np.ceil(size_mm / SPACING_MM) + 1, 1)
-    multiples = np.ceil(voxels / MULTIPLE).astype(int)
-    shape = tuple((MULTIPLE * multiples).tolist())
-
-    affine = np.eye(4)
-    affine[:3, :3] *= SPACING_MM
-    affine[:3, 3] = lowest_mm
-    return affine, shape
+    smallest_shape, affine = vox2out_vox((volume.data.shape, volume.affine), (SPACING_MM,) * 3)
+    multiples = np.ceil(np.array(smallest_shape) / MULTIPLE).astype(int)
+    return affine, tuple((MULTIPLE * multiples).tolist())
 
 
 def load_brain_extractor(weights: Path = WEIGHTS) -> BrainExtractor:
@@ -170,7 +158,4 @@ def load_brain_extractor(weights: Path = WEIGHTS) -> BrainExtractor:
     return network
 
 
-@functools.cache
-def _shipped_network() -> BrainExtractor:
-    """The shipped network, read and checked once per process."""
-    return load_brain_extractor()
+_shipped_network = functools.cache(load_brain_extractor)
