@@ -102,7 +102,7 @@ def _read(path: str | Path) -> Volume:
         affine = header.affine()
         check_geometry(header.shape, affine, path)
         check_length(header, source)
-        _check_room(path, math.prod(header.shape), free_memory(), READING_BYTES_PER_VOXEL)
+        _check_room(path, math.prod(header.shape), READING_BYTES_PER_VOXEL)
         data = read_voxels(header, source).reshape(header.shape[:3])
     return Volume(data, affine, header.as_nibabel)
 
@@ -138,20 +138,18 @@ def check_geometry(shape: tuple[int, ...], affine: np.ndarray | None, path: str 
         raise DataError(f"{path}: first voxel at {shown} mm", expected, "Restore the sform or qform.")
 
 
-def check_memory(path: str | Path, free: int | None = None, bytes_per_voxel: int = BYTES_PER_VOXEL) -> None:
-    """Raise DataError if preparing and harmonizing a file needs more than ``free`` bytes (default: the free memory).
+def check_memory(path: str | Path, bytes_per_voxel: int = BYTES_PER_VOXEL) -> None:
+    """Raise DataError if a file needs more than the free memory; by default, to be prepared and harmonized.
 
     Files that cannot be opened pass: :func:`read_volume` reports what is wrong with them.
     """
-    voxels = voxels_by_header(path)
-    if free is None:
-        free = free_memory()
-    _check_room(path, voxels, free, bytes_per_voxel)
+    _check_room(path, voxels_by_header(path), bytes_per_voxel)
 
 
-def _check_room(path: str | Path, voxels: int, free: int, bytes_per_voxel: int) -> None:
-    """Raise DataError if the voxels need more than ``free`` bytes."""
+def _check_room(path: str | Path, voxels: int, bytes_per_voxel: int) -> None:
+    """Raise DataError if the voxels need more than the free memory."""
     need = bytes_per_voxel * voxels
+    free = free_memory()
     if need <= free:
         return
     gib = 2**30

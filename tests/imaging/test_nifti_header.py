@@ -71,13 +71,16 @@ def test_every_number_is_read_in_both_byte_orders(tmp_path: Path, version: int, 
     ],
     ids=str,
 )
-def test_an_axis_without_voxels_is_no_series(tmp_path: Path, version: int, dim: dict[int, int]) -> None:
+def test_an_axis_without_voxels_is_no_series(
+    tmp_path: Path, version: int, dim: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = put(tmp_path / "a.nii", nifti(version=version, dim=dim))
     for read in (read_volume, read_mask):
         with pytest.raises(DataError, match=r"shape \(.*\), with an axis of .*; expected one voxel or more") as error:
             read(path)
         assert "Split" not in str(error.value)
-    check_memory(path, free=0)  # not its business
+    monkeypatch.setattr("mmh_ray.imaging.volume.free_memory", lambda: 0)
+    check_memory(path)  # leaves unreadable files to `read_volume`
 
 
 @pytest.mark.parametrize("axes", [0, -1, 8, 32767])
