@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from mmh_ray.config import GridConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import DataError, MaskError, RefusedError
@@ -100,37 +99,25 @@ def _passes_without_mask(
     return True
 
 
-class _Order(NamedTuple):
-    """How a tissue must differ from grey matter: the direction, and the least number of standard deviations."""
-
-    tissue: str
-    is_brighter: bool
-    least: float
-
-    def holds(self, contrast: float) -> bool:
-        """Whether a tissue that is brighter than grey matter by ``contrast`` meets the requirement."""
-        return (contrast if self.is_brighter else -contrast) >= self.least
-
-    def __str__(self) -> str:
-        direction = "brighter" if self.is_brighter else "darker"
-        return f"{self.tissue} {direction} than grey by {self.least:g}"
-
-
 def _check_tissues(sequence: str, fluid: float, white: float, least: float) -> None:
-    """Raise RefusedError unless fluid and white matter are brighter or darker than grey matter as expected."""
-    fluid_order = _Order("fluid", FLUID_IS_BRIGHT[sequence], least)
-    orders = [fluid_order]
-    is_right = fluid_order.holds(fluid)
+    """Raise RefusedError unless fluid and white matter differ from grey matter as expected.
+
+    ``fluid`` and ``white`` are their contrasts to grey matter, ``least`` the least contrast, in standard deviations.
+    """
+    checks = [("fluid", fluid, FLUID_IS_BRIGHT[sequence], least)]
     if sequence in WHITE_IS_BRIGHT:
         white_is_bright = WHITE_IS_BRIGHT[sequence]
         # In some T2w scans, grey and white matter are almost equal.
-        white_order = _Order("white matter", white_is_bright, least if white_is_bright else 0.0)
-        orders.append(white_order)
-        is_right = is_right and white_order.holds(white)
+        checks.append(("white matter", white, white_is_bright, least if white_is_bright else 0.0))
+    is_right = True
+    expected = []
+    for tissue, contrast, is_brighter, least_difference in checks:
+        difference = contrast if is_brighter else -contrast
+        is_right = is_right and difference >= least_difference
+        expected.append(f"{tissue} {'brighter' if is_brighter else 'darker'} than grey by {least_difference:g}")
     if not is_right:
-        usual_order = ", ".join(map(str, orders))
         raise RefusedError(
             f"fluid {fluid:+.2f} and white matter {white:+.2f} standard deviations from grey",
-            f"a {sequence}: {usual_order} or more",
+            f"a {sequence}: {', '.join(expected)} or more",
             "Check the sequence in the file's name.",
         )
