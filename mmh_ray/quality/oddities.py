@@ -43,8 +43,6 @@ def spikes(unit: np.ndarray, brain: np.ndarray) -> int:
     box = box_of(brain, margin=1)
     data = unit[box]
     suspects = _stand_out(data) & brain[box]
-    suspects[:1] = False
-    suspects[-1:] = False
     but_the_middle = np.ones((3, 3, 3), bool)
     but_the_middle[1, 1, 1] = False
     count = 0
@@ -166,14 +164,10 @@ def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
 def _shifted(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield views of the two regions shifted against each other by one voxel, in both directions of every axis."""
     for axis in range(3):
-        but_the_first = [slice(None)] * 3
-        but_the_first[axis] = slice(1, None)
-        but_the_last = [slice(None)] * 3
-        but_the_last[axis] = slice(None, -1)
-        ahead = tuple(but_the_first)
-        behind = tuple(but_the_last)
-        yield first[ahead], second[behind]
-        yield first[behind], second[ahead]
+        first_along = np.moveaxis(first, axis, 0)
+        second_along = np.moveaxis(second, axis, 0)
+        yield first_along[1:], second_along[:-1]
+        yield first_along[:-1], second_along[1:]
 
 
 def _beside(region: np.ndarray) -> np.ndarray:
