@@ -13,7 +13,7 @@ from mmh_ray.bids.output_folder import REPORT, OutputFolder
 from mmh_ray.bids.rows import MADE, LedgerRow, problem_of
 from mmh_ray.bids.status import RunRecord
 from mmh_ray.config import QualityConfig
-from mmh_ray.errors import DataError, MMHError
+from mmh_ray.errors import DataError
 from mmh_ray.files import is_inside
 from mmh_ray.object_store import is_remote
 from mmh_ray.quality.cohort import ImageRecord, figures_in, histogram_in
@@ -27,43 +27,23 @@ NO_FIGURES = "no figures: the sidecar is missing or damaged"
 
 
 def write_report_of(output: OutputFolder, record: RunRecord, rows: Iterable[LedgerRow], quality: QualityConfig) -> bool:
-    """Write the report of a run into its output folder, which may be in an object store.
-
-    Returns whether it was written; if not, a warning is logged.
-    """
-    rows = list(rows)
-    try:
-        output.fetch_shown(rows)
-        is_written = write_cohort_report(output.folder, record, rows, quality, output.place)
-        output.publish(REPORT)
-    except MMHError as error:
-        log.warning("%s: no report (%s)", output.place, error)
-        return False
-    return is_written
-
-
-def write_cohort_report(
-    out: str | Path, record: RunRecord, rows: Iterable[LedgerRow], quality: QualityConfig, place: str | None = None
-) -> bool:
-    """Write the report into a local folder; returns whether it was written.
+    """Write the report of a run into its output folder, which may be in an object store; returns whether it succeeded.
 
     A report that cannot be written only causes a warning, so that it does not hide another error.
-
-    Parameters
-    ----------
-    place:
-        The name of the folder in the report if it is in an object store; None: its path.
     """
-    output = place if place is not None and is_remote(place) else str(Path(out).resolve())
+    rows = list(rows)
+    place = output.place if is_remote(output.place) else str(output.folder.resolve())
     try:
-        images = [image_record(Path(out), row) for row in rows]
+        output.fetch_shown(rows)
+        images = [image_record(output.folder, row) for row in rows]
         lost = sum(NO_FIGURES in image.flags for image in images)
         if lost:
-            log.warning("%s: %d images have no figures: their sidecar is missing or damaged", out, lost)
-        write_report(Path(out) / REPORT, record, output, images, measures(quality))
+            log.warning("%s: %d images have no figures: their sidecar is missing or damaged", output.place, lost)
+        write_report(output.folder / REPORT, record, place, images, measures(quality))
+        output.publish(REPORT)
     except Exception as error:
         log.debug("raised here:", exc_info=True)
-        log.warning("%s: no report (%s: %s)", out, type(error).__name__, error)
+        log.warning("%s: no report (%s: %s)", output.place, type(error).__name__, error)
         return False
     return True
 

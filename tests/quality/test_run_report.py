@@ -14,11 +14,12 @@ import pytest
 
 from mmh_ray.bids.derivatives import figure_paths, sidecar_path
 from mmh_ray.bids.ledger import JOURNAL, current_rows
+from mmh_ray.bids.output_folder import OutputFolder
 from mmh_ray.bids.status import RunRecord, utc_now
 from mmh_ray.cli import main
 from mmh_ray.config import QualityConfig
 from mmh_ray.quality.cohort import figures_in, histogram_in
-from mmh_ray.quality.run_report import NO_FIGURES, image_record, write_cohort_report
+from mmh_ray.quality.run_report import NO_FIGURES, image_record, write_report_of
 
 pytestmark = pytest.mark.fast
 
@@ -158,7 +159,7 @@ def test_damaged_bounds_in_the_record_are_the_defaults(
 def test_a_report_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     record = RunRecord("/bids", "m", "a" * 64, "0.1", 0, utc_now().isoformat())
-    assert not write_cohort_report(tmp_path, record, [], QualityConfig())
+    assert not write_report_of(OutputFolder(tmp_path, str(tmp_path)), record, [], QualityConfig())
 
 
 @pytest.mark.parametrize("length", [242, 5000])
