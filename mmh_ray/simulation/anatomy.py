@@ -8,6 +8,9 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
+from mmh_ray.config import GridConfig
+from mmh_ray.imaging.grid import cut_out, working_affine
+
 TISSUES = ("CSF", "GM", "WM", "lesion")
 """Order of the channels of :attr:`Anatomy.fractions`."""
 
@@ -54,6 +57,13 @@ class Anatomy:
         """``(I, J, K)`` bool: voxels more than half brain."""
         return self.fractions.sum(0) > 0.5
 
+    def on_grid(self, grid: GridConfig) -> Anatomy:
+        """Crop or pad to the working grid, centred on the brain by whole voxels."""
+        affine = working_affine(self.affine, self.brain, grid)
+        fractions = [cut_out(share, self.affine, affine, grid.shape) for share in self.fractions]
+        scalp = cut_out(self.scalp, self.affine, affine, grid.shape)
+        return Anatomy(np.stack(fractions), scalp, affine)
+
 
 def simulate_anatomy(person: Person, spacing_mm: float) -> Anatomy:
     """Simulate a person: random smooth shape, individual folding, ventricles and cortex by age, lesions, cavities.
@@ -69,9 +79,7 @@ def simulate_anatomy(person: Person, spacing_mm: float) -> Anatomy:
     white = _warp(white, displacement)
     csf, grey, white = _folded(rng, csf, grey, white, spacing_mm)
     thinning = max(0.0, person.age - 20) / 60 * 0.5
-    blurred_csf = ndimage.gaussian_filter(csf, 3.0 / spacing_mm)
-    near_csf = np.clip(2 * blurred_csf, 0, 1)
-    lost = thinning * grey * near_csf
+    lost = lost_cortex(csf, grey, thinning, spacing_mm)
     no_lesion = np.zeros_like(white)
     fractions = _sharpen(np.stack([csf + lost, grey - lost, white, no_lesion]))
     _place_findings(rng, fractions, person, spacing_mm)
@@ -81,6 +89,13 @@ def simulate_anatomy(person: Person, spacing_mm: float) -> Anatomy:
         scalp = _scalp(rng, brain, spacing_mm)
     fractions[fractions < 1e-6] = 0  # smaller values are only rounding errors
     return Anatomy(fractions.astype(np.float32), scalp.astype(np.float32), affine)
+
+
+def lost_cortex(fluid: np.ndarray, grey: np.ndarray, share: float, spacing_mm: float) -> np.ndarray:
+    """Fraction of each voxel that turns from grey matter into fluid if a share of the cortex next to fluid is lost."""
+    blurred_fluid = ndimage.gaussian_filter(fluid, 3.0 / spacing_mm)
+    near_fluid = np.clip(2 * blurred_fluid, 0, 1)
+    return share * grey * near_fluid
 
 
 @cache

@@ -11,8 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from mmh_ray.config import GridConfig
-from mmh_ray.imaging.grid import cut_out, working_affine
-from mmh_ray.simulation.anatomy import Person, simulate_anatomy, smooth_noise
+from mmh_ray.simulation.anatomy import Person, lost_cortex, simulate_anatomy, smooth_noise
 from mmh_ray.simulation.deformation import deformed_shares
 from mmh_ray.simulation.findings import place_findings
 from mmh_ray.simulation.head_traits import HeadTraits
@@ -59,11 +58,9 @@ def template_head(traits: HeadTraits, grid: GridConfig) -> Head:
     rng = np.random.default_rng([traits.seed, 18])
     age = 20 + 120 * traits.atrophy
     template_person = Person(traits.seed, age=age, ventricles=traits.ventricles)
-    brain = simulate_anatomy(template_person, grid.spacing_mm)
-    affine = working_affine(brain.affine, brain.brain, grid)
+    brain = simulate_anatomy(template_person, grid.spacing_mm).on_grid(grid)
     fractions = np.zeros((len(TISSUES), *grid.shape), np.float32)
-    for channel, share in zip((FLUID, GREY, WHITE), brain.fractions, strict=False):  # the fourth, lesion, is empty
-        fractions[channel] = cut_out(share, brain.affine, affine, grid.shape)
+    fractions[[FLUID, GREY, WHITE]] = brain.fractions[:3]  # the fourth, lesion, is empty
     return _finished(fractions, traits, grid.spacing_mm, rng)
 
 
@@ -71,9 +68,7 @@ def _thin_cortex(fractions: np.ndarray, share: float, spacing_mm: float) -> None
     """Turn a share of the grey matter next to fluid into fluid, in place."""
     if not share:
         return
-    blurred_fluid = ndimage.gaussian_filter(fractions[FLUID], 3.0 / spacing_mm)
-    near_fluid = np.clip(2 * blurred_fluid, 0, 1)
-    lost = share * fractions[GREY] * near_fluid
+    lost = lost_cortex(fractions[FLUID], fractions[GREY], share, spacing_mm)
     fractions[FLUID] += lost
     fractions[GREY] -= lost
 

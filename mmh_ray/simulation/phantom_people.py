@@ -8,7 +8,6 @@ from functools import lru_cache
 import numpy as np
 
 from mmh_ray.config import GridConfig
-from mmh_ray.imaging.grid import cut_out, working_affine
 from mmh_ray.imaging.intensity import MonotoneMap, mean_quantile_function, quantile_function, robust_scaling
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SEQUENCES, canonical, random_scanner, render
@@ -99,7 +98,7 @@ def simulated_person(seed: int, number: int, grid: GridConfig) -> Anatomy:
         cavities=int(rng.random() < 0.15),
         oddities=int(rng.integers(0, 7)),
     )
-    return _on_grid(simulate_anatomy(person, grid.spacing_mm), grid)
+    return simulate_anatomy(person, grid.spacing_mm).on_grid(grid)
 
 
 @lru_cache(maxsize=2 * _TOGETHER)
@@ -108,11 +107,3 @@ def simulated_truth(seed: int, number: int, grid: GridConfig, sequence: str) -> 
     anatomy = simulated_person(seed, number, grid)
     image = canonical(anatomy, sequence, grid.spacing_mm)
     return image * anatomy.brain
-
-
-def _on_grid(anatomy: Anatomy, grid: GridConfig) -> Anatomy:
-    """Crop or pad to the working grid, centred on the brain by whole voxels."""
-    affine = working_affine(anatomy.affine, anatomy.brain, grid)
-    fractions = [cut_out(share, anatomy.affine, affine, grid.shape) for share in anatomy.fractions]
-    scalp = cut_out(anatomy.scalp, anatomy.affine, affine, grid.shape)
-    return Anatomy(np.stack(fractions), scalp, affine)
