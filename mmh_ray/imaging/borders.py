@@ -31,19 +31,13 @@ def edges_of(data: np.ndarray) -> np.ndarray:
 def reaching_faces(region: np.ndarray) -> np.ndarray:
     """The connected parts of a region that touch a face of the volume."""
     labels, _ = ndimage.label(region)
-    return _parts(labels, faces_of(labels))
+    return region & np.isin(labels, faces_of(labels))
 
 
 def reaching_edges(region: np.ndarray) -> np.ndarray:
     """The connected parts of a region that touch an edge of the volume."""
     labels, _ = ndimage.label(region)
-    return _parts(labels, edges_of(labels))
-
-
-def _parts(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Where the labels are among the chosen ones; 0 is no part."""
-    numbers = np.setdiff1d(chosen, [0])
-    return np.isin(labels, numbers)
+    return region & np.isin(labels, edges_of(labels))
 
 
 def grown(mask: np.ndarray) -> np.ndarray:
