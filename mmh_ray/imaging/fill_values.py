@@ -97,12 +97,10 @@ def constant_cubes(data: np.ndarray) -> np.ndarray:
     """Which cubes of 2 x 2 x 2 voxels are constant: ``(I - 1, J - 1, K - 1)`` bool at the cube's first corner."""
     least = most = data
     for axis in range(3):
-        first = [slice(None)] * 3
-        second = [slice(None)] * 3
-        first[axis] = slice(None, -1)
-        second[axis] = slice(1, None)
-        least = np.minimum(least[tuple(first)], least[tuple(second)])
-        most = np.maximum(most[tuple(first)], most[tuple(second)])
+        least_along = np.moveaxis(least, axis, 0)
+        most_along = np.moveaxis(most, axis, 0)
+        least = np.moveaxis(np.minimum(least_along[:-1], least_along[1:]), 0, axis)
+        most = np.moveaxis(np.maximum(most_along[:-1], most_along[1:]), 0, axis)
     return least == most
 
 
