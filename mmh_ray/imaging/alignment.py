@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from itertools import product
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -198,13 +197,14 @@ def _optimised(
     middle_in_scan = (start @ [*known.middle, 1.0])[:3]
     similarity.SetTranslation((middle_in_scan - known.middle).tolist())
     try:
-        transform = _general(_optimise(fixed, moving, regions[0], similarity, [3, 2]))
+        _optimise(fixed, moving, regions[0], similarity, [3, 2])
+        transform = sitk.AffineTransform(similarity.GetMatrix(), similarity.GetTranslation(), similarity.GetCenter())
         if not _is_brain_sized(transform):
             return None
         if match(data, affine, _matrix(transform), least_seen) < _HOPELESS:
             return None
         for region in regions:
-            transform = _optimise(fixed, moving, region, transform, [2])
+            _optimise(fixed, moving, region, transform, [2])
     except RuntimeError:  # ITK raises this if too few voxels of the region lie in the scan
         return None
     return _matrix(transform) if _is_brain_sized(transform) else None
@@ -233,17 +233,10 @@ def _region(margin: int) -> sitk.Image:
     return _to_sitk(region.astype(np.uint8), known.affine)
 
 
-def _general(transform: Any) -> sitk.AffineTransform:
-    """Convert a similarity transform to an affine one, so that more parameters can be optimised."""
-    general = sitk.AffineTransform(3)
-    general.SetCenter(transform.GetCenter())
-    general.SetMatrix(transform.GetMatrix())
-    general.SetTranslation(transform.GetTranslation())
-    return general
-
-
-def _optimise(fixed: sitk.Image, moving: sitk.Image, region: sitk.Image, start: Any, shrink: list[int]) -> Any:
-    """Maximise the mutual information inside the region; changes the start in place and returns it."""
+def _optimise(
+    fixed: sitk.Image, moving: sitk.Image, region: sitk.Image, transform: sitk.Transform, shrink: list[int]
+) -> None:
+    """Maximise the mutual information inside the region; changes the transform in place."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricFixedMask(region)
@@ -254,9 +247,8 @@ def _optimise(fixed: sitk.Image, moving: sitk.Image, region: sitk.Image, start: 
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel(shrink)
     method.SetSmoothingSigmasPerLevel([float(factor - 1) for factor in shrink])
-    method.SetInitialTransform(start, inPlace=True)
+    method.SetInitialTransform(transform, inPlace=True)
     method.Execute(fixed, moving)
-    return start
 
 
 def _to_sitk(data: np.ndarray, affine: np.ndarray) -> sitk.Image:
