@@ -10,6 +10,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from mmh_ray.imaging.grid import box_of, to_grid
+from mmh_ray.imaging.template import GRID_MM
 from mmh_ray.imaging.volume import Volume
 
 HEAD_MM = 190.0
@@ -85,16 +86,14 @@ def bounds(volume: Volume, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def upright(
-    volume: Volume, mask: np.ndarray, low: np.ndarray, high: np.ndarray, spacing_mm: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Resample the masked scan between two corners (world mm) to an isotropic grid with world axes.
+def upright(volume: Volume, mask: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Resample the masked scan between two corners (world mm) to the template's spacing, with world axes.
 
     Returns the data and the grid's affine.
     """
-    affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
+    affine = np.diag([GRID_MM, GRID_MM, GRID_MM, 1.0])
     affine[:3, 3] = low
-    lengths = np.ceil((high - low) / spacing_mm) + 1
+    lengths = np.ceil((high - low) / GRID_MM) + 1
     shape = tuple(int(length) for length in lengths)
     inside = np.where(mask, volume.data, 0)
     resampled = to_grid(inside, volume.affine, affine, shape)

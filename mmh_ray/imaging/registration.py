@@ -97,7 +97,7 @@ def register_head(volume: Volume, head: np.ndarray) -> Registration:
     """
     known = template()
     low, high = bounds(volume, head)
-    data, affine = upright(volume, head, low, high, GRID_MM)
+    data, affine = upright(volume, head, low, high)
     target = (low + high) / 2
     target[2] = high[2] - _SCALP_MM - (known.top - known.middle[2])
     starts = [
@@ -126,9 +126,9 @@ def register_brain(volume: Volume, brain: np.ndarray) -> Registration:
     is_cut = bool(cut_low.any() or cut_high.any())
     edge_low = low - np.where(cut_low, 0, _MARGIN_MM)
     edge_high = high + np.where(cut_high, 0, _MARGIN_MM)
-    data, affine = upright(volume, brain, edge_low, edge_high, GRID_MM)
+    data, affine = upright(volume, brain, edge_low, edge_high)
     ones = volume.like(np.ones_like(volume.data))
-    share, _ = upright(ones, brain, edge_low, edge_high, GRID_MM)
+    share, _ = upright(ones, brain, edge_low, edge_high)
     mask = share > 0.5
     if _overlap(mask, affine) >= _SAME:
         agreement = match(data, affine, np.eye(4))
