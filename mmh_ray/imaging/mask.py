@@ -47,8 +47,6 @@ class Brain:
     ----------
     mask:
         ``(I, J, K)`` bool.
-    stripped:
-        Whether the skull was already removed.
     registration:
         Position of the template in the scan; None if it was not needed to find the brain.
     neck_mm:
@@ -56,7 +54,6 @@ class Brain:
     """
 
     mask: np.ndarray
-    stripped: bool
     registration: Registration | None = None
     neck_mm: float | None = None
 
@@ -79,7 +76,7 @@ def find_brain(volume: Volume, crop_neck: bool = True, ground: Ground | None = N
     """
     ground = find_ground(volume) if ground is None else ground
     if ground.shown is not None:
-        return Brain(ndimage.binary_fill_holes(largest(ground.shown)), stripped=True)
+        return Brain(ndimage.binary_fill_holes(largest(ground.shown)))
     volume = ground.lay(volume)
     bright = float(np.percentile(volume.data, 99)) - ground.floor
     volume = volume.like((volume.data - ground.floor) / bright)  # so that the result does not depend on the units
@@ -107,7 +104,7 @@ def _brain_by_network(volume: Volume) -> Brain | None:
     litres = mask.sum() * np.prod(volume.spacing) / 1e6
     if not _LEAST_LITRES <= litres <= _MOST_LITRES:
         return None
-    return Brain(mask, False, register_found(volume, mask))
+    return Brain(mask, register_found(volume, mask))
 
 
 def register_found(volume: Volume, brain: np.ndarray, floor: float = 0.0) -> Registration:
@@ -176,7 +173,7 @@ def _brain_in_head(volume: Volume, crop_neck: bool) -> Brain:
     opened = dilated(eroded(inside, radius), radius)  # cuts bridges to the scalp
     core = largest(opened if opened.any() else inside)
     grown = dilated(core, radius) & near
-    return Brain(ndimage.binary_fill_holes(grown), False, registration, neck_mm)
+    return Brain(ndimage.binary_fill_holes(grown), registration, neck_mm)
 
 
 def on_grid_of(volume: Volume, mask: Volume) -> tuple[np.ndarray, bool]:

@@ -48,8 +48,6 @@ class Prepared:
         ``(4, 4)`` working voxel indices to the scan's millimetres.
     brain:
         ``(I, J, K)`` bool, the mask on the scan's own grid.
-    stripped:
-        Whether the skull was already removed.
     registration:
         Position of the template in the scan; None if it was neither requested nor needed to find the brain.
     scaling:
@@ -71,7 +69,6 @@ class Prepared:
     mask: np.ndarray
     affine: np.ndarray
     brain: np.ndarray
-    stripped: bool
     registration: Registration | None
     scaling: Scaling
     held: float
@@ -79,6 +76,11 @@ class Prepared:
     ground: Ground
     gain: np.ndarray
     given: bool
+
+    @property
+    def stripped(self) -> bool:
+        """Whether the skull was already removed."""
+        return self.ground.stripped
 
     @property
     def quantiles(self) -> np.ndarray:
@@ -134,7 +136,7 @@ def prepare_volume(
     steps = (
         _mask_step(is_given, is_resampled),
         _neck_step(brain.neck_mm, settings),
-        f"skull: {'skipped, already removed' if brain.stripped else _SKULL[settings.skull]}",
+        f"skull: {'skipped, already removed' if ground.stripped else _SKULL[settings.skull]}",
         _registration_step(brain.registration, settings),
         describe(volume, brain.mask),
         f"resampled: {grid.spacing_mm:g} mm {'RAS' if axes is None else 'template axes'} {tuple(grid.shape)}",
@@ -148,7 +150,6 @@ def prepare_volume(
         mask=inside,
         affine=affine,
         brain=brain.mask,
-        stripped=brain.stripped,
         registration=brain.registration,
         scaling=scaling,
         held=share_held(brain.mask, volume.affine, affine, grid.shape),
@@ -174,7 +175,7 @@ def _brain(volume: Volume, mask: np.ndarray | None, ground: Ground, settings: Pr
     if mask is not None and mask.shape != volume.data.shape:
         expected = f"the scan's shape {volume.data.shape}"
         raise MaskError(f"mask of shape {mask.shape}", expected, "Resample the mask to its scan.")
-    brain = find_brain(volume, settings.crop_neck, ground) if mask is None else Brain(mask, ground.stripped)
+    brain = find_brain(volume, settings.crop_neck, ground) if mask is None else Brain(mask)
     if ground.holes is not None:
         brain = replace(brain, mask=brain.mask & ~ground.holes)
     if mask is None and not brain.mask.any():
