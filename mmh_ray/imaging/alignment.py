@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 import SimpleITK as sitk
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
 from scipy import ndimage
 
 from mmh_ray.imaging.smoothing import smooth_inside
@@ -217,10 +217,7 @@ def _is_brain_sized(transform: sitk.AffineTransform) -> bool:
 
 
 def _matrix(transform: sitk.AffineTransform) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
-    matrix[:3, 3] = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
-    return matrix
+    return from_matvec(np.reshape(transform.GetMatrix(), (3, 3)), transform.TransformPoint((0.0, 0.0, 0.0)))
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
@@ -91,8 +91,7 @@ def upright(volume: Volume, mask: np.ndarray, low: np.ndarray, high: np.ndarray)
 
     Returns the data and the grid's affine.
     """
-    affine = np.diag([GRID_MM, GRID_MM, GRID_MM, 1.0])
-    affine[:3, 3] = low
+    affine = from_matvec(GRID_MM * np.eye(3), low)
     lengths = np.ceil((high - low) / GRID_MM) + 1
     shape = tuple(int(length) for length in lengths)
     inside = np.where(mask, volume.data, 0)

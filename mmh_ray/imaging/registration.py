@@ -9,7 +9,7 @@ from typing import Literal
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
 from scipy import linalg
 from scipy.spatial.transform import Rotation
 
@@ -192,11 +192,9 @@ def _anchored(low: np.ndarray, high: np.ndarray, cut_low: np.ndarray, cut_high: 
     highest = places_mm.max(axis=0)
     by_low = low - size * (lowest - known.middle)
     by_high = high - size * (highest - known.middle)
-    middle = (by_low + by_high) / 2
     only_high_is_cut = cut_high & ~cut_low
     only_low_is_cut = cut_low & ~cut_high
-    middle = np.where(only_high_is_cut, by_low, middle)
-    return np.where(only_low_is_cut, by_high, middle)
+    return np.select([only_high_is_cut, only_low_is_cut], [by_low, by_high], (by_low + by_high) / 2)
 
 
 def in_template_space(volume: Volume, registration: Registration, order: int) -> Volume:
@@ -235,10 +233,7 @@ def _shifted(data: np.ndarray, affine: np.ndarray, target: np.ndarray) -> Regist
 def _placed(target: np.ndarray, size: float, turn: np.ndarray) -> np.ndarray:
     """``(4, 4)`` that scales the template, turns it, and moves its middle to the target in mm."""
     scaled_turn = size * turn
-    matrix = np.eye(4)
-    matrix[:3, :3] = scaled_turn
-    matrix[:3, 3] = target - scaled_turn @ template().middle
-    return matrix
+    return from_matvec(scaled_turn, target - scaled_turn @ template().middle)
 
 
 def _overlap(brain: np.ndarray, affine: np.ndarray) -> float:
