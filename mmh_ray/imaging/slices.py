@@ -23,12 +23,8 @@ AXES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 2, 1)}
 
 def slice_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Height and width of the smallest rectangle that fits the slices of every plane of a volume ``X Y Z``."""
-    heights = []
-    widths = []
-    for plane in PLANES:
-        _, height_axis, width_axis = AXES[plane]
-        heights.append(shape[height_axis])
-        widths.append(shape[width_axis])
+    heights = [shape[height_axis] for _, height_axis, _ in AXES.values()]
+    widths = [shape[width_axis] for _, _, width_axis in AXES.values()]
     return max(heights), max(widths)
 
 

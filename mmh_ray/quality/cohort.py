@@ -146,12 +146,8 @@ def _finite(value: Any) -> float | None:
 
 def outside(image: ImageRecord, measures: Sequence[Measure]) -> list[int]:
     """Indices of the measures whose value is beyond a bound."""
-    positions = []
-    for position, measure in enumerate(measures):
-        value = image.qc.get(measure.name, math.nan)
-        if measure.is_outside(value):
-            positions.append(position)
-    return positions
+    values = [image.qc.get(measure.name, math.nan) for measure in measures]
+    return [index for index, measure in enumerate(measures) if measure.is_outside(values[index])]
 
 
 def concerns(image: ImageRecord, measures: Sequence[Measure]) -> int:

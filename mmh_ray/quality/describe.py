@@ -156,11 +156,7 @@ def _tissue_means(volume: Volume, brain: np.ndarray, registration: Registration,
     spread = float(image[inside].std())
     if spread == 0:
         return _NO_TISSUES
-    means = []
-    for weight in weights:
-        total = (image * weight).sum()
-        means.append(float(total / weight.sum()) + floor)
-    grey, white, fluid = means
+    grey, white, fluid = (float(np.average(image, weights=weight)) + floor for weight in weights)
     return _TissueMeans(grey, white, fluid, spread)
 
 

@@ -53,10 +53,7 @@ class Matter:
         width[:8] = 1.0  # healthy brain
         deviation = rng.normal(0, spread, (3, len(TISSUES)))
         density_factor, t1_factor, t2_factor = np.exp(deviation * width)
-        density = self.density * density_factor
-        t1_ms = self.t1_ms * t1_factor
-        t2_ms = self.t2_ms * t2_factor
-        return Matter(density, t1_ms, t2_ms)
+        return Matter(self.density * density_factor, self.t1_ms * t1_factor, self.t2_ms * t2_factor)
 
 
 class Acquisition(Protocol):
