@@ -1,4 +1,4 @@
-"""Headers of strangers: what cannot be true is refused with its reason, what other programs write is read."""
+"""Untrusted headers: impossible values are refused with a reason, values that other programs write are read."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_every_number_is_read_in_both_byte_orders(tmp_path: Path, version: int, 
     ],
     ids=str,
 )
-def test_an_axis_without_voxels_is_no_series(
+def test_an_axis_without_voxels_is_not_reported_as_a_series(
     tmp_path: Path, version: int, dim: dict[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = put(tmp_path / "a.nii", nifti(version=version, dim=dim))
@@ -89,7 +89,7 @@ def test_only_one_to_seven_axes_are_possible(tmp_path: Path, axes: int) -> None:
         read_volume(put(tmp_path / "a.nii", nifti(dim={0: axes})))
 
 
-def test_what_dim_says_of_axes_that_are_not_there_does_not_count(tmp_path: Path) -> None:
+def test_sizes_of_axes_beyond_the_dimension_are_ignored(tmp_path: Path) -> None:
     path = put(tmp_path / "a.nii", nifti(dim={4: 0, 5: -3, 6: 0, 7: 500}))
     np.testing.assert_array_equal(read_volume(path).data, voxels())
 
@@ -97,13 +97,13 @@ def test_what_dim_says_of_axes_that_are_not_there_does_not_count(tmp_path: Path)
 @pytest.mark.parametrize(
     ("shape", "remedy"), [((9, 10, 11, 2), "Split the series"), ((9, 110), "Convert the whole"), ((990,), "Convert")]
 )
-def test_the_remedy_is_that_of_the_shape(tmp_path: Path, shape: tuple[int, ...], remedy: str) -> None:
+def test_the_remedy_depends_on_the_shape(tmp_path: Path, shape: tuple[int, ...], remedy: str) -> None:
     with pytest.raises(DataError, match=rf"{len(shape)}-D image of shape .*; expected one 3-D volume\. {remedy}"):
         read_volume(put(tmp_path / "a.nii", nifti(voxels(shape))))
 
 
 @pytest.mark.parametrize("code", [0, 1, 7, -1, 32, 128, 255, 1536, 1792, 2048, 2304, 32767])
-def test_voxels_that_are_no_numbers_are_refused(tmp_path: Path, code: int) -> None:
+def test_voxels_that_are_not_single_numbers_are_refused(tmp_path: Path, code: int) -> None:
     with pytest.raises(DataError, match=r"voxels of type .+; expected one number per voxel"):
         read_volume(put(tmp_path / "a.nii", nifti(datatype=code)))
 
@@ -161,7 +161,7 @@ def test_geometry_that_is_damaged_is_refused(tmp_path: Path, fields: dict[str, A
 
 
 @pytest.mark.parametrize("size", [1e200, np.inf])
-def test_numbers_that_overflow_are_no_geometry(tmp_path: Path, size: float) -> None:
+def test_an_affine_that_overflows_is_refused(tmp_path: Path, size: float) -> None:
     content = nifti(version=2, srow_x={0: size}, srow_y={1: -size})
     with pytest.raises(DataError, match=r"singular affine|to 30 mm"):
         read_volume(put(tmp_path / "a.nii", content))
@@ -176,7 +176,7 @@ def test_numbers_that_overflow_are_no_geometry(tmp_path: Path, size: float) -> N
         NO_SFORM | {"pixdim": {0: 0}},  # 0 is 1, says the standard
         NO_SFORM,
         NO_QFORM,
-        {"quatern_b": 5},  # nobody reads the qform beside an sform
+        {"quatern_b": 5},  # the qform is ignored if there is an sform
         {"bitpix": 0},
         {"intent_code": 32000, "slice_code": 77, "dim_info": 255, "descrip": b"\xff" * 80},
         {"toffset": np.nan, "cal_max": np.inf, "slice_duration": -np.inf},
@@ -203,7 +203,7 @@ def test_another_unit_is_named(tmp_path: Path, code: int, name: str, factor: flo
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 7, 10, 255])
-def test_sizes_in_mm_are_mm_whatever_the_unit_says(tmp_path: Path, code: int) -> None:
+def test_plausible_sizes_in_mm_are_mm_whatever_the_unit(tmp_path: Path, code: int) -> None:
     """No voxel of a head has an edge of a metre or a micron, and every other reader takes the sizes for mm."""
     found = read_volume(put(tmp_path / "a.nii", nifti(xyzt_units=code)))
     np.testing.assert_allclose(found.spacing, SIZES, rtol=1e-6)
