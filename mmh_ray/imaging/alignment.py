@@ -18,7 +18,7 @@ from mmh_ray.threads import one_thread
 WHOLE = 0.5
 """Part of the brain that a scan must show for a fit to be accepted."""
 CUT = 0.25
-"""The same where the field of view is known to cut the brain."""
+"""The same for a brain that the field of view is known to cut."""
 _SIZES = (0.5, 1.3)
 """Smallest and largest volume of a brain, as a share of the template's, with which an alignment is accepted."""
 _SURE = 0.5
@@ -92,17 +92,17 @@ def match(data: np.ndarray, affine: np.ndarray, matrix: np.ndarray, least_seen: 
     least_seen:
         Part of the brain that the scan must show; the result is 0 if it shows less.
     """
-    known = template()
-    shape = known.image.shape
-    step = np.linalg.inv(affine) @ matrix @ known.affine
+    icbm = template()
+    shape = icbm.image.shape
+    step = np.linalg.inv(affine) @ matrix @ icbm.affine
     ones = np.ones_like(data)
     seen = ndimage.affine_transform(ones, step, output_shape=shape, order=0)
-    region = known.deep & (seen > 0)
-    if region.sum() < least_seen * known.deep.sum():
+    region = icbm.deep & (seen > 0)
+    if region.sum() < least_seen * icbm.deep.sum():
         return 0.0
     scan = ndimage.affine_transform(data, step, output_shape=shape, order=1)
     contrast = _local_contrast(scan, region)
-    is_whole = region.sum() == known.deep.sum()
+    is_whole = region.sum() == icbm.deep.sum()
     design = _design_of_whole_brain() if is_whole else _design(region)
     weights = np.linalg.lstsq(design, contrast, rcond=None)[0]
     residual = contrast - design @ weights
@@ -138,10 +138,10 @@ def _promising(data: np.ndarray, affine: np.ndarray, starts: Sequence[np.ndarray
 
     They are compared as in :func:`match`, but on every third voxel of strongly smoothed contrast.
     """
-    known = template()
-    inside = known.brain[_EVERY_THIRD]
+    icbm = template()
+    inside = icbm.brain[_EVERY_THIRD]
     basis = _coarse_basis()
-    places_mm = apply_affine(known.affine, np.argwhere(inside) * 3)
+    places_mm = apply_affine(icbm.affine, np.argwhere(inside) * 3)
     to_scan = np.linalg.inv(affine)
     contrast = _blurred_contrast(data)
 
@@ -167,10 +167,10 @@ def _coarse_basis() -> np.ndarray:
 
     The rows are every third voxel of the template's brain along each axis.
     """
-    known = template()
-    inside = known.brain[_EVERY_THIRD]
+    icbm = template()
+    inside = icbm.brain[_EVERY_THIRD]
     tissue_contrasts = []
-    for tissue in known.tissues:
+    for tissue in icbm.tissues:
         coarse = _blurred_contrast(tissue)[_EVERY_THIRD]
         tissue_contrasts.append(coarse[inside])
     design = np.stack(tissue_contrasts, axis=1)
@@ -187,15 +187,15 @@ def _optimised(
     data: np.ndarray, affine: np.ndarray, start: np.ndarray, margins: tuple[int, ...], least_seen: float
 ) -> np.ndarray | None:
     """Optimise from one start: a similarity transform, then an affine one for each margin. None if that fails."""
-    known = template()
-    fixed = _to_sitk(known.image, known.affine)
+    icbm = template()
+    fixed = _to_sitk(icbm.image, icbm.affine)
     moving = _to_sitk(data, affine)
     regions = [_region(margin) for margin in margins]
     similarity = sitk.Similarity3DTransform()
-    similarity.SetCenter(known.middle.tolist())
+    similarity.SetCenter(icbm.middle.tolist())
     similarity.SetMatrix(start[:3, :3].ravel().tolist(), 1e-6)
-    middle_in_scan = (start @ [*known.middle, 1.0])[:3]
-    similarity.SetTranslation((middle_in_scan - known.middle).tolist())
+    middle_in_scan = (start @ [*icbm.middle, 1.0])[:3]
+    similarity.SetTranslation((middle_in_scan - icbm.middle).tolist())
     try:
         _optimise(fixed, moving, regions[0], similarity, [3, 2])
         transform = sitk.AffineTransform(similarity.GetMatrix(), similarity.GetTranslation(), similarity.GetCenter())
@@ -223,11 +223,11 @@ def _matrix(transform: sitk.AffineTransform) -> np.ndarray:
 @cache
 def _region(margin: int) -> sitk.Image:
     """The region in which images are compared: the template's brain, dilated by ``margin`` voxels."""
-    known = template()
-    region = known.brain
+    icbm = template()
+    region = icbm.brain
     if margin:
         region = ndimage.binary_dilation(region, iterations=margin)
-    return _to_sitk(region.astype(np.uint8), known.affine)
+    return _to_sitk(region.astype(np.uint8), icbm.affine)
 
 
 def _optimise(

@@ -36,7 +36,7 @@ The distance is smooth, so little is lost, and convolutions at 3 mm would take m
 MULTIPLE = PATCH * 2 ** (len(CHANNELS) - 1)
 """The length of every input axis must be a multiple of this."""
 REACH_MM = 9.0
-"""Largest distance that is told apart; longer ones count as this."""
+"""Largest distance that is distinguished; longer ones count as this."""
 _BRIGHT_PERCENTILE = 98
 _DEEP_MM = 4.0
 """Depth at which the brain is one piece, separate from anything that is joined to it by a thin bridge."""

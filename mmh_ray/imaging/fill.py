@@ -178,7 +178,7 @@ def _with_rim(fill: np.ndarray, data: np.ndarray, rest: Range, low: float, high:
     return grown(mask | blended) if width else mask
 
 
-def _loose_fill(data: np.ndarray, known: np.ndarray) -> Fill | None:
+def _loose_fill(data: np.ndarray, known_fill: np.ndarray) -> Fill | None:
     """Find fill along the volume's edges that interpolation has left constant nowhere, besides the known fill.
 
     It lies far out of the range of the volume's middle. The rim in which a cubic kernel rings is included.
@@ -188,7 +188,7 @@ def _loose_fill(data: np.ndarray, known: np.ndarray) -> Fill | None:
     width = high - low
     far_below = data < low - _LOOSE_GAP * width
     far_above = data > high + _LOOSE_GAP * width
-    beyond = (far_below | far_above) & ~known
+    beyond = (far_below | far_above) & ~known_fill
     if width <= 0 or not edges_of(beyond).any():
         return None
     loose = reaching_edges(beyond)

@@ -65,7 +65,7 @@ class Ground:
         """Whether the skull was removed."""
         return self.shown is not None
 
-    def lay(self, volume: Volume) -> Volume:
+    def applied_to(self, volume: Volume) -> Volume:
         """Raise all voxels below the floor to the floor, and set fill (and the air of a stripped scan) to it."""
         if self.fill is None and self.floor == 0 and volume.data.min() >= 0:
             return volume

@@ -14,7 +14,7 @@ from mmh_ray.imaging.template import GRID_MM
 from mmh_ray.imaging.volume import Volume
 
 HEAD_MM = 190.0
-"""Height of the part of a head, from its top, that holds the brain."""
+"""Height of the part of a head, measured from its top, that contains the brain."""
 
 
 def foreground(volume: Volume) -> np.ndarray:
@@ -32,7 +32,7 @@ def largest(mask: np.ndarray) -> np.ndarray:
     if count <= 1:
         return mask
     sizes = np.bincount(labels.ravel())
-    sizes_of_parts = sizes[1:]  # without what lies outside the mask
+    sizes_of_parts = sizes[1:]  # without the outside of the mask
     largest_label = 1 + np.argmax(sizes_of_parts)
     return labels == largest_label
 

@@ -77,7 +77,7 @@ def find_brain(volume: Volume, crop_neck: bool = True, ground: Ground | None = N
     ground = find_ground(volume) if ground is None else ground
     if ground.shown is not None:
         return Brain(ndimage.binary_fill_holes(largest(ground.shown)))
-    volume = ground.lay(volume)
+    volume = ground.applied_to(volume)
     bright = float(np.percentile(volume.data, 99)) - ground.floor
     volume = volume.like((volume.data - ground.floor) / bright)  # so that the result does not depend on the units
     brain = _brain_by_network(volume)
@@ -165,9 +165,9 @@ def _brain_in_head(volume: Volume, crop_neck: bool) -> Brain:
     head = largest(ndimage.binary_fill_holes(tissue))
     head, neck_mm = without_neck(volume, head) if crop_neck else (head, 0.0)
     registration = register_head(volume, head)
-    known = template()
-    affine = registration.matrix @ known.affine
-    near = to_grid(known.brain, affine, volume.affine, volume.data.shape) > 0.3
+    icbm = template()
+    affine = registration.matrix @ icbm.affine
+    near = to_grid(icbm.brain, affine, volume.affine, volume.data.shape) > 0.3
     inside = near & tissue
     radius = [max(1, round(2.0 / size)) for size in volume.spacing]
     opened = dilated(eroded(inside, radius), radius)  # cuts bridges to the scalp

@@ -182,8 +182,8 @@ class NiftiHeader:
             received = f"{self.path}: voxels of {shown} mm (pixdim)"
             raise DataError(received, f"{SMALLEST_MM:g} to {LARGEST_MM:g} mm", "Restore the voxel size.")
         if sform == 0 and qform != 0 and handedness not in (-1, 0, 1):
-            received = f"{self.path}: pixdim[0] {handedness:.9g} beside a qform"
-            raise DataError(received, "1 or -1, which tells left from right", "Restore the sform or qform.")
+            received = f"{self.path}: pixdim[0] {handedness:.9g} with a qform"
+            raise DataError(received, "1 or -1, which distinguishes left and right", "Restore the sform or qform.")
 
     def _check_unit(self, affine: np.ndarray) -> None:
         """Raise DataError if the header names another unit and the sizes are plausible in it.

@@ -115,7 +115,7 @@ def prepare_volume(
     is_given = mask is not None
     is_resampled = False
     ground = find_ground(volume)
-    volume = ground.lay(volume)
+    volume = ground.applied_to(volume)
     if isinstance(mask, Volume):
         mask, is_resampled = on_grid_of(volume, mask)
     brain = _brain(volume, mask, ground, settings)
@@ -195,7 +195,7 @@ def _fill_steps(ground: Ground) -> tuple[str, ...]:
         return ()
     share = ground.fill.mask.mean()
     values = ", ".join(f"{value:g}" for value in ground.fill.values[:_LISTED_VALUES])
-    return (f"fill: {share:.1%} of the voxels taken for background (values {values})",)
+    return (f"fill: {share:.1%} of the voxels treated as background (values {values})",)
 
 
 def _tilt(registration: Registration | None) -> np.ndarray | None:

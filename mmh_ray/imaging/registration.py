@@ -95,11 +95,11 @@ def register_head(volume: Volume, head: np.ndarray) -> Registration:
     head:
         ``(I, J, K)`` bool, the filled head from its top; voxels outside it are ignored.
     """
-    known = template()
+    icbm = template()
     low, high = bounds(volume, head)
     data, affine = upright(volume, head, low, high)
     target = (low + high) / 2
-    target[2] = high[2] - _SCALP_MM - (known.top - known.middle[2])
+    target[2] = high[2] - _SCALP_MM - (icbm.top - icbm.middle[2])
     starts = [
         _placed(target + np.array([0, ahead, up]), size, turn)
         for turn, ahead, up, size in product(_TURNS, (0, -15, 15), (0, -20, -10, 10), _STARTS)
@@ -149,14 +149,14 @@ def _registered_whole(
     volume: Volume, brain: np.ndarray, data: np.ndarray, affine: np.ndarray, mask: np.ndarray
 ) -> Registration:
     """Register from starts that assume a whole brain: with the template's centre and volume."""
-    known = template()
+    icbm = template()
     centre_voxel = np.argwhere(brain).mean(axis=0)
     centre = volume.affine @ [*centre_voxel, 1.0]
     centre = centre[:3]
-    known_centre_voxel = np.argwhere(known.brain).mean(axis=0)
-    known_centre = known.affine[:3, 3] + GRID_MM * known_centre_voxel
-    offset = known_centre - known.middle
-    volume_ratio = float(mask.sum() / known.brain.sum())
+    icbm_centre_voxel = np.argwhere(icbm.brain).mean(axis=0)
+    icbm_centre = icbm.affine[:3, 3] + GRID_MM * icbm_centre_voxel
+    offset = icbm_centre - icbm.middle
+    volume_ratio = float(mask.sum() / icbm.brain.sum())
     size = volume_ratio ** (1 / 3)
     if size < _SMALLEST:
         return _shifted(data, affine, centre - offset)
@@ -186,12 +186,12 @@ def _cut_sides(volume: Volume, brain: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _anchored(low: np.ndarray, high: np.ndarray, cut_low: np.ndarray, cut_high: np.ndarray, size: float) -> np.ndarray:
     """The place of the template's middle in mm if a brain between two corners is aligned by its uncut sides."""
-    known = template()
-    places_mm = apply_affine(known.affine, np.argwhere(known.brain))
+    icbm = template()
+    places_mm = apply_affine(icbm.affine, np.argwhere(icbm.brain))
     lowest = places_mm.min(axis=0)
     highest = places_mm.max(axis=0)
-    by_low = low - size * (lowest - known.middle)
-    by_high = high - size * (highest - known.middle)
+    by_low = low - size * (lowest - icbm.middle)
+    by_high = high - size * (highest - icbm.middle)
     only_high_is_cut = cut_high & ~cut_low
     only_low_is_cut = cut_low & ~cut_high
     return np.select([only_high_is_cut, only_low_is_cut], [by_low, by_high], (by_low + by_high) / 2)
@@ -238,9 +238,9 @@ def _placed(target: np.ndarray, size: float, turn: np.ndarray) -> np.ndarray:
 
 def _overlap(brain: np.ndarray, affine: np.ndarray) -> float:
     """Dice overlap of a brain with the template's, without registration."""
-    known = template()
-    share = to_grid(brain, affine, known.affine, known.brain.shape)
+    icbm = template()
+    share = to_grid(brain, affine, icbm.affine, icbm.brain.shape)
     there = share > 0.5
-    both = (there & known.brain).sum()
-    total = there.sum() + known.brain.sum()
+    both = (there & icbm.brain).sum()
+    total = there.sum() + icbm.brain.sum()
     return float(2 * both / total)

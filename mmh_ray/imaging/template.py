@@ -78,5 +78,5 @@ class Template:
 @cache
 def template() -> Template:
     """The template; loaded once per process."""
-    with np.load(_FILE, allow_pickle=False) as known:
-        return Template(known["image"], known["brain"], known["tissues"], known["affine"])
+    with np.load(_FILE, allow_pickle=False) as arrays:
+        return Template(arrays["image"], arrays["brain"], arrays["tissues"], arrays["affine"])

@@ -175,8 +175,8 @@ class SharedMemory:
     Parameters
     ----------
     processes:
-        Number of such processes on the machine. Each may always process one image that fits; for further images it may
-        use an equal part of the free memory.
+        Number of such processes on the machine. Each may always process one image that fits, and further images within
+        its equal part of the free memory.
     """
 
     def __init__(self, processes: int = 1) -> None:

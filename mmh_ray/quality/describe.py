@@ -38,22 +38,22 @@ def describe_scan(
         :mod:`mmh_ray.quality.oddities` are added.
     """
     ground = find_ground(volume) if prepared is None else prepared.ground
-    laid = ground.lay(volume)
-    scaling = robust_scaling(laid.data, brain) if prepared is None else prepared.scaling
-    air = _air(laid.data, brain, ground)
+    cleaned = ground.applied_to(volume)
+    scaling = robust_scaling(cleaned.data, brain) if prepared is None else prepared.scaling
+    air = _air(cleaned.data, brain, ground)
     figures = {
         "brain_ml": float(brain.sum() * np.prod(volume.spacing) / 1000),
         "background": float(scaling.apply(np.array(air))),
     }
     if prepared is not None:
-        figures |= _oddities(volume, laid, prepared)
+        figures |= _oddities(volume, cleaned, prepared)
     if registration is None:
         return figures
-    tissues = _tissue_means(laid, brain, registration, ground.floor)
+    tissues = _tissue_means(cleaned, brain, registration, ground.floor)
     holes = None if ground.stripped else ground.holes
     figures |= {
         "registration": registration.quality,
-        "coverage": _coverage(laid, registration, holes),
+        "coverage": _coverage(cleaned, registration, holes),
         "fluid_contrast": (tissues.fluid - tissues.grey) / tissues.spread,
         "white_contrast": (tissues.white - tissues.grey) / tissues.spread,
     }
@@ -65,19 +65,19 @@ def describe_scan(
         is_bright = tissues.fluid > tissues.grey
         figures["widest_fluid"] = widest_fluid(prepared.image, prepared.mask, spacing_mm, grey_unit, is_bright)
     if prepared.given:
-        figures["mask_offset"] = mask_offset(laid, brain, registration)
+        figures["mask_offset"] = mask_offset(cleaned, brain, registration)
     return figures
 
 
-def _oddities(volume: Volume, laid: Volume, prepared: Prepared) -> dict[str, float]:
+def _oddities(volume: Volume, cleaned: Volume, prepared: Prepared) -> dict[str, float]:
     """The measures of :mod:`mmh_ray.quality.oddities` that need no registration."""
     ground = prepared.ground
     fill_values = ground.fill.values if ground.fill else ()
     meaningless = (background(volume.data), *fill_values)
-    signal = laid.like(laid.data - np.float32(ground.floor))
+    signal = cleaned.like(cleaned.data - np.float32(ground.floor))
     box = box_of(prepared.brain, margin=1)
     return {
-        "spikes": float(spikes(prepared.scaling.apply(laid.data[box]), prepared.brain[box])),
+        "spikes": float(spikes(prepared.scaling.apply(cleaned.data[box]), prepared.brain[box])),
         "wrapped": float(wrapped(volume.data, meaningless)),
         "fill_step": ground.fill.step if ground.fill else 0.0,
         "second_head": second_head(signal),
@@ -143,16 +143,16 @@ def _tissue_means(volume: Volume, brain: np.ndarray, registration: Registration,
     The rim is left out: an estimated mask contains dura and bone there, which are black in a T2w, while the template
     has fluid.
     """
-    known = template()
-    shape = known.brain.shape
-    grid = registration.matrix @ known.affine
+    icbm = template()
+    shape = icbm.brain.shape
+    grid = registration.matrix @ icbm.affine
     image = to_grid(volume.data - np.float32(floor), volume.affine, grid, shape)
     brain_share = to_grid(brain.astype(np.float32), volume.affine, grid, shape)
-    inside = known.deep & (brain_share > 0.5)
-    weights = [tissue**3 * inside for tissue in known.tissues]  # near 1 only where the tissue is pure
+    inside = icbm.deep & (brain_share > 0.5)
+    weights = [tissue**3 * inside for tissue in icbm.tissues]  # near 1 only where the tissue is pure
     if not all(weight.any() for weight in weights):
         return _NO_TISSUES
-    image = without_field(image, known.tissues, inside)
+    image = without_field(image, icbm.tissues, inside)
     spread = float(image[inside].std())
     if spread == 0:
         return _NO_TISSUES
@@ -162,6 +162,6 @@ def _tissue_means(volume: Volume, brain: np.ndarray, registration: Registration,
 
 def _coverage(volume: Volume, registration: Registration, holes: np.ndarray | None) -> float:
     """Part of the aligned template's brain that lies in the scan's field of view and outside its holes."""
-    known = template()
-    grid = registration.matrix @ known.affine
-    return share_held(known.brain, grid, volume.affine, volume.data.shape, holes)
+    icbm = template()
+    grid = registration.matrix @ icbm.affine
+    return share_held(icbm.brain, grid, volume.affine, volume.data.shape, holes)

@@ -42,15 +42,15 @@ def spikes(unit: np.ndarray, brain: np.ndarray) -> int:
     """
     box = box_of(brain, margin=1)
     data = unit[box]
-    suspects = _stand_out(data) & brain[box]
-    but_the_middle = np.ones((3, 3, 3), bool)
-    but_the_middle[1, 1, 1] = False
+    suspects = _differing_from_neighbours(data) & brain[box]
+    without_middle = np.ones((3, 3, 3), bool)
+    without_middle[1, 1, 1] = False
     count = 0
     for place in np.argwhere(suspects):
         block = data[tuple(slice(max(0, index - 1), index + 2) for index in place)]
         if block.shape != (3, 3, 3):
             continue
-        neighbours = block[but_the_middle]
+        neighbours = block[without_middle]
         value = data[tuple(place)]
         is_above = value > neighbours.max() + _SPIKE
         is_below = value < neighbours.min() - _SPIKE
@@ -58,16 +58,16 @@ def spikes(unit: np.ndarray, brain: np.ndarray) -> int:
     return count
 
 
-def _stand_out(data: np.ndarray) -> np.ndarray:
+def _differing_from_neighbours(data: np.ndarray) -> np.ndarray:
     """Voxels that are above both, or below both, neighbours along the first axis by more than :data:`_SPIKE`."""
     steps = np.diff(data, axis=0)
     rises = steps > _SPIKE
     falls = steps < -_SPIKE
     is_peak = rises[:-1] & falls[1:]
     is_pit = falls[:-1] & rises[1:]
-    stands_out = np.zeros(data.shape, bool)
-    stands_out[1:-1] = is_peak | is_pit
-    return stands_out
+    differs = np.zeros(data.shape, bool)
+    differs[1:-1] = is_peak | is_pit
+    return differs
 
 
 def second_head(volume: Volume) -> float:
@@ -145,12 +145,12 @@ def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
     high = float(measured_values.max())
     end = _ENDS * (high - low)
     top = measured & (data > high - end)
-    at_the_very_top = int((data[top] == high).sum())
-    if at_the_very_top > _PILED * int(top.sum()):  # saturated
+    at_highest_value = int((data[top] == high).sum())
+    if at_highest_value > _PILED * int(top.sum()):  # saturated
         return 0
     bottom = measured & (data < low + end)
     between = ~(top | bottom)
-    alone_in_the_dark = top & ~_beside(between) & ~_beside(top)
+    isolated_top = top & ~_beside(between) & ~_beside(top)
     enclosed_bottom = bottom & ~reaching_faces(bottom)
     steps = 0
     for shifted_top, shifted_bottom in _shifted(top, enclosed_bottom):
@@ -158,7 +158,7 @@ def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
     fewer = min(int(top.sum()), int(enclosed_bottom.sum()))
     if steps < _LEAST_STEPS * fewer:
         steps = 0
-    return int(alone_in_the_dark.sum()) + steps
+    return int(isolated_top.sum()) + steps
 
 
 def _shifted(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -183,10 +183,10 @@ def mask_offset(volume: Volume, brain: np.ndarray, registration: Registration) -
 
     The registration follows the tissues inside the mask. If the mask is misplaced, the two disagree.
     """
-    known = template()
-    known_share = known.brain.astype(np.float32)
-    template_affine = registration.matrix @ known.affine
-    template_share = to_grid(known_share, template_affine, volume.affine, brain.shape)
+    icbm = template()
+    icbm_share = icbm.brain.astype(np.float32)
+    template_affine = registration.matrix @ icbm.affine
+    template_share = to_grid(icbm_share, template_affine, volume.affine, brain.shape)
     template_brain = template_share > 0.5
     if not template_brain.any() or not brain.any():
         return 0.0

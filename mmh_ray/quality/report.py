@@ -143,7 +143,7 @@ def _existing(folder: Path, name: str | None) -> str | None:
     leads_out = path.is_absolute() or ".." in path.parts
     if leads_out or path.suffix.lower() not in TYPES:
         expected = "a .jpg or .png path inside the report's folder"
-        raise DataError(f"picture {name!r}", expected, "Write the pictures beside the page.")
+        raise DataError(f"picture {name!r}", expected, "Write the pictures into the page's folder.")
     is_there = (folder / path).is_file() and is_inside(folder / path, folder)
     return name if is_there else None
 

@@ -51,8 +51,8 @@ def whole_head(
     head = simulate_head(label_map, traits, grid)
     oddity = random_oddity(rng)
     image = render(head, scan, rng, grid.spacing_mm, oddity)
-    left = _left_by_tools(head, rng)
-    shown = left & _field_of_view(head, rng, grid.spacing_mm)
+    kept = _kept_by_tools(head, rng)
+    shown = kept & _field_of_view(head, rng, grid.spacing_mm)
     return scaled_head(image * shown), depth_in(head.brain & shown, grid.spacing_mm)
 
 
@@ -61,7 +61,7 @@ def _drawn_traits(rng: np.random.Generator, seed: int) -> HeadTraits:
     return replace(random_traits(rng, seed), turn_degrees=turn_degrees, shift_mm=8.0)
 
 
-def _left_by_tools(head: Head, rng: np.random.Generator) -> np.ndarray:
+def _kept_by_tools(head: Head, rng: np.random.Generator) -> np.ndarray:
     """The voxels that earlier tools left, ``(X, Y, Z)`` bool: some heads lack the skull, others the face; most are
     whole."""
     kind = rng.random()

@@ -67,12 +67,12 @@ def test_fill_in_the_corners_of_a_rotated_grid_has_no_effect(person: Anatomy, he
 @pytest.mark.parametrize("fill", [-1000, -32768, 32767])
 @pytest.mark.parametrize("order", [1, 3])
 def test_interpolated_fill_leaves_no_streaks(person: Anatomy, head: np.ndarray, fill: float, order: int) -> None:
-    """In `grid-constant` mode the kernel extends into the fill; a cubic one rings on both sides, so none stays constant."""
+    """The kernel reaches into the fill; a cubic one rings on both sides, so it is not constant."""
     data = turned(head, fill, order, "grid-constant")
     plain = prepared(turned(head, 0, order, "grid-constant"), person)
     filled = prepared(data, person)
     assert filled.ground.fill is not None
-    laid = filled.ground.lay(Volume(data, person.affine)).data
+    laid = filled.ground.applied_to(Volume(data, person.affine)).data
     nothing = turned(np.ones_like(head), 0, order=0) < 0.5
     streaks = filled.scaling.apply(laid)[nothing]
     assert np.quantile(streaks, 0.98) < 0.05

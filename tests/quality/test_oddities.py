@@ -166,4 +166,4 @@ def test_the_air_of_the_harmonized_image_is_judged_too(person: Anatomy, scan: np
     ground = find_ground(volume)
     streaked = Volume(np.where(spoilt == -50, 0.4, scan), person.affine)
     assert flagged(describe_air(streaked, ground) | {"registration": 1}) == {"air, harmonized"}
-    assert flagged(describe_air(ground.lay(volume), ground) | {"registration": 1}) == set()
+    assert flagged(describe_air(ground.applied_to(volume), ground) | {"registration": 1}) == set()
