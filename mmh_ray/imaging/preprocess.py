@@ -39,9 +39,6 @@ class Prepared:
     ----------
     image:
         ``(X, Y, Z)`` float32 unit intensity, bias-corrected, zero outside the mask: what the model sees.
-    source:
-        ``(X, Y, Z)`` float32 unit intensity, neither corrected nor masked: the scan to which curve and field are
-        fitted.
     mask:
         ``(X, Y, Z)`` bool, the brain.
     affine:
@@ -51,7 +48,7 @@ class Prepared:
     registration:
         Position of the template in the scan; None if it was neither requested nor needed to find the brain.
     scaling:
-        The map from the scan's units to unit intensity, used for both images.
+        The map from the scan's units to unit intensity.
     held:
         Part of the brain that lies inside the grid.
     steps:
@@ -65,7 +62,6 @@ class Prepared:
     """
 
     image: np.ndarray
-    source: np.ndarray
     mask: np.ndarray
     affine: np.ndarray
     brain: np.ndarray
@@ -122,15 +118,15 @@ def prepare_volume(
     axes = _tilt(brain.registration) if settings.register else None
     affine = working_affine(volume.affine, brain.mask, grid, axes)
     signal = volume.data - ground.floor if ground.floor else volume.data
-    source = to_grid(signal, volume.affine, affine, grid.shape)
+    resampled = to_grid(signal, volume.affine, affine, grid.shape)
     inside = to_grid(brain.mask.astype(np.float32), volume.affine, affine, grid.shape) > 0.5
     if not inside.any():
         expected = "a brain larger than a few voxels"
         raise MaskError("a mask without a working voxel", expected, "Check the mask and the affine.")
     gain = np.ones(grid.shape, np.float32)
     if settings.n4:
-        gain = bias_gain(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations)
-    corrected = source * gain
+        gain = bias_gain(resampled, inside, (grid.spacing_mm,) * 3, settings.n4_iterations)
+    corrected = resampled * gain
     unit = _scaling(corrected, inside, settings, is_given)
     scaling = Scaling(unit.low + ground.floor, unit.high + ground.floor)
     steps = (
@@ -146,7 +142,6 @@ def prepare_volume(
     )
     return Prepared(
         image=np.clip(unit.apply(corrected), 0, 2) * inside,
-        source=unit.apply(source),
         mask=inside,
         affine=affine,
         brain=brain.mask,
