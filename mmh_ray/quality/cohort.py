@@ -46,11 +46,22 @@ class Measure:
     low: float | None = None
     high: float | None = None
 
-    def is_outside(self, value: float) -> bool:
-        """Whether the value is beyond a bound; False for NaN."""
+    def flag(self, value: float) -> str | None:
+        """A sentence if the value is beyond a bound, else None; NaN is beyond none."""
         if self.low is not None and value < self.low:
-            return True
-        return self.high is not None and value > self.high
+            return f"{self.label}: {_distinct(value, self.low)} is below {self.low:g}"
+        if self.high is not None and value > self.high:
+            return f"{self.label}: {_distinct(value, self.high)} is above {self.high:g}"
+        return None
+
+
+def _distinct(value: float, bound: float) -> str:
+    """A value with three digits, or with as many as distinguish it from its bound."""
+    for digits in range(3, 17):
+        text = f"{value:.{digits}g}"
+        if float(text) != bound:
+            return text
+    return repr(value)
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,7 @@ def _finite(value: Any) -> float | None:
 def outside(image: ImageRecord, measures: Sequence[Measure]) -> list[int]:
     """Indices of the measures whose value is beyond a bound."""
     values = [image.qc.get(measure.name, math.nan) for measure in measures]
-    return [index for index, measure in enumerate(measures) if measure.is_outside(values[index])]
+    return [index for index, measure in enumerate(measures) if measure.flag(values[index])]
 
 
 def concerns(image: ImageRecord, measures: Sequence[Measure]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from mmh_ray.config import QualityConfig
@@ -128,20 +129,7 @@ def flags(figures: Mapping[str, float], config: QualityConfig) -> tuple[str, ...
             "not checked: without a registration it is unknown whether this is an adult's head of its sequence"
         )
     for measure in measures(config):
-        value = figures.get(measure.name)
-        if value is None:
-            continue
-        if measure.low is not None and value < measure.low:
-            sentences.append(f"{measure.label}: {_distinct(value, measure.low)} is below {measure.low:g}")
-        elif measure.high is not None and value > measure.high:
-            sentences.append(f"{measure.label}: {_distinct(value, measure.high)} is above {measure.high:g}")
+        sentence = measure.flag(figures.get(measure.name, math.nan))
+        if sentence:
+            sentences.append(sentence)
     return tuple(sentences)
-
-
-def _distinct(value: float, bound: float) -> str:
-    """A value with three digits, or with as many as distinguish it from its bound."""
-    for digits in range(3, 17):
-        text = f"{value:.{digits}g}"
-        if float(text) != bound:
-            return text
-    return repr(value)
