@@ -259,7 +259,7 @@ class Harmonizer:
     def finish(self, ready: ReadyScan, image: InferredImage) -> HarmonizedScan:
         """Last step: an image back on the scan's own grid, with quality and flags."""
         prepared = ready.prepared
-        source = prepared.ground.lay(ready.volume)
+        source = prepared.ground.applied_to(ready.volume)
         harmonized = source.like(self._to_native(source, prepared, image))
         figures = ready.figures | describe_outcome(source, harmonized, prepared.brain)
         figures |= describe_air(harmonized, prepared.ground)

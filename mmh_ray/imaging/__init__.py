@@ -1,4 +1,4 @@
-"""Volumes, grids, intensities, brain masks, registration and the way back to the scan: numpy in, numpy out.
+"""Volumes, grids, intensities, brain masks, registration, and mapping results back to the scan: numpy in, numpy out.
 
-Knows neither BIDS nor Ray.
+Depends on neither BIDS nor Ray.
 """

@@ -1,4 +1,4 @@
-"""Borders of volumes and masks: faces, edges, and what reaches them."""
+"""Borders of volumes and masks: faces, edges, and the regions that touch them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def faces_of(data: np.ndarray) -> np.ndarray:
     faces = []
     for axis in range(3):
         for end in (0, -1):
-            # `np.take` would copy a volume whose first axis is the contiguous one, as files have it.
+            # `np.take` would copy the whole volume if its first axis is the contiguous one, as in files.
             face = np.moveaxis(data, axis, 0)[end]
             faces.append(face.ravel())
     return np.concatenate(faces)
@@ -29,25 +29,19 @@ def edges_of(data: np.ndarray) -> np.ndarray:
 
 
 def reaching_faces(region: np.ndarray) -> np.ndarray:
-    """The connected parts of a region that reach a face of the volume."""
+    """The connected parts of a region that touch a face of the volume."""
     labels, _ = ndimage.label(region)
-    return _parts(labels, faces_of(labels))
+    return region & np.isin(labels, faces_of(labels))
 
 
 def reaching_edges(region: np.ndarray) -> np.ndarray:
-    """The connected parts of a region that reach an edge of the volume."""
+    """The connected parts of a region that touch an edge of the volume."""
     labels, _ = ndimage.label(region)
-    return _parts(labels, edges_of(labels))
-
-
-def _parts(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Where the labels are among the chosen ones; 0 is no part."""
-    numbers = np.setdiff1d(chosen, [0])
-    return np.isin(labels, numbers)
+    return region & np.isin(labels, edges_of(labels))
 
 
 def grown(mask: np.ndarray) -> np.ndarray:
-    """A mask wider by one voxel in every direction, diagonals too."""
+    """A mask dilated by one voxel in every direction, including diagonals."""
     numbers = mask.view(np.uint8)
     wider = ndimage.maximum_filter(numbers, 3)
     return wider.view(bool)

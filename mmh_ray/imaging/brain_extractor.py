@@ -1,19 +1,19 @@
-"""A small 3-D network that finds the brain in a head of any contrast; trained on simulated heads alone (`mmh_ray.simulation.train_brain`).
+"""A small 3-D network that finds the brain in a head of any contrast.
 
-Random contrasts of label maps make it blind to sequence and scanner (Billot et al., SynthSeg, MedIA 2023; Hoopes et al., SynthStrip,
-NeuroImage 2022). As there, it predicts the distance to the brain's surface, whose zero is found between voxels.
+It is trained on simulated heads only (`mmh_ray.simulation.train_brain`). Their contrasts are drawn at random, so it
+does not depend on sequence or scanner (Billot et al., SynthSeg, MedIA 2023; Hoopes et al., SynthStrip, NeuroImage
+2022). As in SynthStrip, it predicts the distance to the brain's surface, so the surface can lie between voxels.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
 import torch
-from nibabel.affines import apply_affine
+from nibabel.spaces import vox2out_vox
 from scipy import ndimage
 from torch import Tensor, nn
 
@@ -24,27 +24,30 @@ from mmh_ray.shipped_weights import read_weights
 from mmh_ray.threads import one_thread
 
 WEIGHTS = Path(__file__).with_name("weights") / "brain.safetensors"
-"""Those that come with the package."""
+"""The weights that are shipped with the package."""
 CHANNELS = (24, 40, 56, 56)
 SPACING_MM = 3.0
-"""Voxel edge of what the network sees."""
+"""Voxel edge of the network's input."""
 PATCH = 2
-"""Side of the cube of voxels that one voxel of the network stands for: distances are smooth, and convolutions at 3 mm would cost most."""
+"""Edge, in input voxels, of the cube that becomes one voxel of the first layer.
+
+The distance is smooth, so little is lost, and convolutions at 3 mm would take most of the time.
+"""
 MULTIPLE = PATCH * 2 ** (len(CHANNELS) - 1)
-"""Every axis that the network sees is a multiple of this."""
+"""The length of every input axis must be a multiple of this."""
 REACH_MM = 9.0
-"""Distances beyond are as good as this one."""
+"""Largest distance that is distinguished; longer ones count as this."""
 _BRIGHT_PERCENTILE = 98
 _DEEP_MM = 4.0
-"""Depth from which on a brain is one piece, while what hangs on it by a bridge is another."""
+"""Depth at which the brain is one piece, separate from anything that is joined to it by a thin bridge."""
 _RIM_MM = 10.0
-"""How far a brain reaches beyond its deep part, at its thinnest lobes."""
+"""How far the thinnest lobes of a brain extend beyond its deep part."""
 
 
 class BrainExtractor(nn.Module):
-    """A U-Net of 3-D convolutions: ``(B, 1, X, Y, Z)`` scaled head to ``(B, 1, X, Y, Z)`` distance in mm, positive inside the brain.
+    """A U-Net of 3-D convolutions: scaled head to distance from the brain's surface in mm, positive inside.
 
-    Each axis must be a multiple of :data:`MULTIPLE`.
+    Input and output are ``(B, 1, X, Y, Z)``; X, Y and Z must be multiples of :data:`MULTIPLE`.
     """
 
     def __init__(self, channels: tuple[int, ...] = CHANNELS) -> None:
@@ -104,14 +107,14 @@ def _block(before: int, width: int) -> nn.Sequential:
 
 
 def scaled_head(image: np.ndarray) -> np.ndarray:
-    """A head ``(X, Y, Z)`` over the level of its bright tissue, float32, 0 to 2; the same for simulated and real ones."""
+    """Divide a head ``(X, Y, Z)`` by the level of its bright tissue: float32, 0 to 2."""
     bright = image[image > image.mean()]
     level = float(np.percentile(bright, _BRIGHT_PERCENTILE)) if bright.size else 1.0
     return np.clip(image / max(level, 1e-6), 0, 2).astype(np.float32)
 
 
 def brain_distance(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
-    """Where the network sees the brain's surface in a scan with its skull.
+    """Run the network on a scan with its skull.
 
     Parameters
     ----------
@@ -120,8 +123,8 @@ def brain_distance(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
 
     Returns
     -------
-    ``(X, Y, Z)`` float32 distance in mm, positive inside, at most :data:`REACH_MM` either way; ``(4, 4)`` the affine of its grid: voxels
-    of :data:`SPACING_MM` along the world axes, over the whole field of view.
+    ``(X, Y, Z)`` float32 distance from the brain's surface in mm, positive inside, at most :data:`REACH_MM` either way;
+    ``(4, 4)`` affine of its grid: voxels of :data:`SPACING_MM` along the world axes over the whole field of view.
     """
     affine, shape = _grid_over(volume)
     head = scaled_head(to_grid(volume.data, volume.affine, affine, shape))
@@ -132,7 +135,7 @@ def brain_distance(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _of_one_brain(distance_mm: np.ndarray) -> np.ndarray:
-    """The distance ``(X, Y, Z)`` near the largest deep part alone: a bridge through the skull leads to no second brain."""
+    """Keep the distance ``(X, Y, Z)`` only near the largest deep part, so that a bridge through the skull is cut."""
     deep = largest(distance_mm > _DEEP_MM)
     if not deep.any():
         return distance_mm
@@ -142,31 +145,17 @@ def _of_one_brain(distance_mm: np.ndarray) -> np.ndarray:
 
 
 def _grid_over(volume: Volume) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Affine and shape of a grid with world axes over a whole field of view; every axis a multiple of :data:`MULTIPLE`."""
-    ends = [(0, n - 1) for n in volume.data.shape]
-    corners = np.array(list(itertools.product(*ends)))
-    corners_mm = apply_affine(volume.affine, corners)
-    lowest_mm = corners_mm.min(axis=0)
-    size_mm = corners_mm.max(axis=0) - lowest_mm
-
-    voxels = np.maximum(np.ceil(size_mm / SPACING_MM) + 1, 1)
-    multiples = np.ceil(voxels / MULTIPLE).astype(int)
-    shape = tuple((MULTIPLE * multiples).tolist())
-
-    affine = np.eye(4)
-    affine[:3, :3] *= SPACING_MM
-    affine[:3, 3] = lowest_mm
-    return affine, shape
+    """Affine and shape of a grid with world axes over the whole field of view; its axes are multiples of `MULTIPLE`."""
+    smallest_shape, affine = vox2out_vox((volume.data.shape, volume.affine), (SPACING_MM,) * 3)
+    multiples = np.ceil(np.array(smallest_shape) / MULTIPLE).astype(int)
+    return affine, tuple((MULTIPLE * multiples).tolist())
 
 
 def load_brain_extractor(weights: Path = WEIGHTS) -> BrainExtractor:
-    """The network with some weights; raises as :func:`~mmh_ray.shipped_weights.read_weights`."""
+    """Load the network; raises the errors of :func:`~mmh_ray.shipped_weights.read_weights`."""
     network = BrainExtractor().eval()
     network.load_state_dict(safetensors.torch.load(read_weights(weights)))
     return network
 
 
-@functools.cache
-def _shipped_network() -> BrainExtractor:
-    """Read and checked once a process."""
-    return load_brain_extractor()
+_shipped_network = functools.cache(load_brain_extractor)

@@ -1,12 +1,11 @@
-"""The way back from the network's image to the scan: one curve, one smooth field, and less noise.
+"""Maps the network's image back to the scan: fits one curve and one smooth field, and reduces noise.
 
-What a scanner does to an image is taken for an increasing curve of its intensities and a smooth field. These two are
-all that the network, which sees the scan on a coarse grid and may err, is asked for: they are fitted between the scan
-and the network's image there and applied to the scan's own voxels: ``projected = curve(field * scan)``. So every edge
-and lesion is the scan's, and what the network invents, blurs or erases stays in its own image. Where that differs from
-the scan under curve and field by no more than noise does, it takes the noise away (Lee, TPAMI 1980):
-``output = styled + w (projected - styled)``. The harmonizer (:mod:`mmh_ray.harmonization.harmonizer`) puts the parts
-together on the scan's grid.
+The effect of a scanner is modelled as an increasing curve of the intensities and a smooth field. Only these two are
+taken from the network, which sees the scan on a coarse grid and may be wrong. They are fitted between the scan and the
+network's image, then applied to the scan's own voxels: ``projected = curve(field * scan)``. So every edge and lesion
+comes from the scan, and whatever the network invents, blurs or erases has no effect. Where the network's image differs
+from ``projected`` by no more than noise, the noise is reduced (Lee, TPAMI 1980): ``output = styled + w (projected -
+styled)``. The harmonizer (:mod:`mmh_ray.harmonization.harmonizer`) combines the parts on the scan's grid.
 """
 
 from __future__ import annotations
@@ -19,40 +18,38 @@ from mmh_ray.imaging.intensity import SMOOTHING, MonotoneMap
 from mmh_ray.imaging.smoothing import smooth_inside
 
 NOISE = 0.019
-"""Standard deviation, in unit intensity, of the noise that is left in every scan of the unified domain: a part of its
-look, too."""
+"""Standard deviation, in unit intensity, of the noise left in every scan of the unified domain: part of its look."""
 
 FIELD_MM = 20.0
-"""Standard deviation of the smoothing that tells a field from a structure."""
+"""Standard deviation of the smoothing that separates the field from anatomy."""
 
 _BINS = 256
-"""Voxels are ordered by the scan's intensity and put into so many bins; their medians are the curve's knots."""
+"""Number of bins into which voxels are sorted by the scan's intensity; the bins' medians are the curve's knots."""
 _SMOOTH_BINS = 4.0
 """Standard deviation, in bins, of the smoothing of the curve."""
 _LEAST_SLOPE = 0.3
-"""Of the curve. Where the network orders a tissue's voxels otherwise than the scan does, the best increasing curve is flat, and the
-tissue would come out as one level."""
+"""Least slope of the curve. If the network orders a tissue's voxels unlike the scan, the best increasing curve is flat,
+and the tissue would become one level."""
 _RISE = 1e-6
-"""Least rise of knots and curve from bin to bin, so that both can be read backwards."""
+"""Least rise of knots and curve from bin to bin, so that both can be inverted."""
 _DARK = 20
-"""One in so many bins, the darkest, are lifted by no more than a straight line to 0 lifts them: bone and vessels at the
-brain's border, of which the network knows little, and through them what lies around the brain."""
+"""The darkest bins, one in this many, are brightened no more than a straight line to 0 would brighten them. They hold
+bone and vessels at the brain's border, about which the network knows little; the surroundings would follow them."""
 _ROUNDS = 3
-"""Times that curve and field are fitted in turn."""
+"""Number of times that curve and field are fitted in turn."""
 _BELIEVED = 1.1
-"""Factor up to which a voxel may ask for another field than its surroundings have: what asks for more is a
-structure."""
+"""Largest factor by which one voxel may pull the field away from its current value; more would be anatomy."""
 _STRONGEST = 2.0
-"""Factor up to which the field may change the scan."""
+"""Largest factor by which the field may change the scan."""
 
 
 def fit_curve(scan: np.ndarray, styled: np.ndarray, mask: np.ndarray) -> MonotoneMap:
-    """The increasing curve that leads from the scan to the network's image; 0 stays 0.
+    """Fit the increasing curve from the scan's intensities to those of the network's image; 0 stays 0.
 
-    Through the medians of the network's image over the scan's intensities, both slightly smoothed, by isotonic
-    regression (Barlow et al., 1972) of what they rise beyond a least slope: a place that the network treats unlike the
-    rest has little influence. Above its upper end it goes on with its mean slope, so that what enhances with contrast
-    agent keeps its contrast.
+    Both images are slightly smoothed. The curve is fitted to the medians of the network's image in bins of the scan's
+    intensity, by isotonic regression (Barlow et al., 1972) of their rise beyond a least slope. Medians give little
+    influence to a place that the network treats unlike the rest. Above its upper end the curve continues with its mean
+    slope, so that tissue enhanced by contrast agent keeps its contrast.
 
     Parameters
     ----------
@@ -99,11 +96,10 @@ def _medians(values: np.ndarray, bins: list[np.ndarray]) -> np.ndarray:
 def fit_mapping(
     scan: np.ndarray, styled: np.ndarray, mask: np.ndarray, spacing_mm: float
 ) -> tuple[MonotoneMap, np.ndarray]:
-    """The curve, and the field ``(X, Y, Z)`` float32, for which ``curve(field * scan)`` is most like the network's
-    image.
+    """Fit curve and field ``(X, Y, Z)`` float32 so that ``curve(field * scan)`` approximates the network's image.
 
-    The field is the local least-squares factor between the scan and what the curve, read backwards, makes of the
-    network's image; bright tissue counts most. It is continued outside the mask.
+    The field is the local least-squares factor between the scan and the network's image under the inverse curve; bright
+    tissue has the most weight. Outside the mask the field repeats its nearest value inside.
 
     Parameters
     ----------
@@ -137,19 +133,21 @@ def fit_mapping(
 def without_noise(
     styled: np.ndarray, projected: np.ndarray, noise: float, mask: np.ndarray, left: float = NOISE
 ) -> np.ndarray:
-    """``styled + w (projected - styled)``: ``w`` is near 1 where their difference varies more than noise does;
-    elsewhere it leaves noise of the level ``left``. A scan with less noise than that stays whole.
+    """Reduce noise: ``styled + w (projected - styled)``.
+
+    ``w`` is near 1 where the difference varies more than noise would. Elsewhere it leaves noise of the level ``left``;
+    a scan with less noise than that is not changed.
 
     Parameters
     ----------
     styled:
         ``(I, J, K)`` the network's image on the scan's grid.
     projected:
-        ``(I, J, K)`` the scan under curve and field.
+        ``(I, J, K)`` the scan after field and curve.
     noise:
         Standard deviation of the noise in ``projected``.
     mask:
-        ``(I, J, K)`` bool; what lies outside takes no part in the filter.
+        ``(I, J, K)`` bool; voxels outside are ignored by the filter.
     left:
         Standard deviation of the noise to leave.
     """
@@ -159,17 +157,17 @@ def without_noise(
     power = _mean(detail**2 * mask) / covered
     least_kept = min(1.0, left / max(noise, 1e-6))
     share_of_noise = noise**2 / np.maximum(power, 1e-12)
-    structure = 1 - share_of_noise  # share of the detail's power that is no noise
+    structure = 1 - share_of_noise  # share of the detail's power that is not noise
     kept = np.maximum(least_kept, structure)
     return styled + kept * detail
 
 
 def continued(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Values outside the mask replaced by those of the nearest voxel inside."""
+    """Replace each value outside the mask by that of the nearest voxel inside."""
     nearest = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
     return values[tuple(nearest)]
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over 3 x 3 x 3 voxels, those beyond the volume taken for 0."""
+    """Mean over 3 x 3 x 3 voxels; voxels beyond the volume count as 0."""
     return ndimage.uniform_filter(values, 3, mode="constant")

@@ -1,6 +1,6 @@
-"""Fill values: what a file holds where nothing was measured, wherever that is.
+"""Finds the fill of a scan: voxels with a constant value because nothing was measured there.
 
-:mod:`mmh_ray.imaging.fill_values` finds which values are fill, this module which voxels.
+:mod:`mmh_ray.imaging.fill_values` finds which values are fill; this module finds which voxels are.
 """
 
 from __future__ import annotations
@@ -27,42 +27,44 @@ from mmh_ray.imaging.fill_values import (
 )
 
 _INNER_GAP = 0.05
-"""Distance from the darkest of all else of a fill value among the tissues', which must fill edges of the volume."""
+"""Least distance of an inner fill value from the darkest measured value, as a share of the measured range.
+
+An inner fill value lies among the tissues' values; it must fill edges of the volume.
+"""
 _SLOPE = 0.9
-"""Distance of a shell from the value of the region inside it, as a share of that of the next shell, up to which it is
-interpolated."""
+"""A shell around a region is interpolated if its distance from the region's value is at most this share of the next
+shell's distance."""
 _LEAST_SHARE = 0.001
-"""Part of the volume that such a region takes at least."""
+"""Least part of the volume that a region of inner or loose fill takes up."""
 _LOOSE_GAP = 0.5
-"""Distance from the range of the volume's middle, as a share of that range, from which a region along edges is fill,
-constant or not."""
+"""Least distance of loose fill from the range of the volume's middle, as a share of that range."""
 _RINGING_DECAY = 0.27
-"""By which the ringing of a cubic spline falls from voxel to voxel."""
+"""Factor by which the ringing of a cubic spline falls from voxel to voxel."""
 _HARMLESS = 0.02
-"""Ringing that may stay, as a share of the range of all else."""
+"""Ringing that may remain, as a share of the measured range."""
 _LEAST_BELOW = 0.01
-"""Part of all else that is darker than it; where less is, it is the scan's own dark air."""
+"""Least part of all voxels that is darker than an inner fill value; else the value is the scan's own dark air."""
 _SOLID = 0.5
-"""Part of such a region that constant cubes make up; quantised noise has fewer of them."""
+"""Least part of a region of inner fill that consists of constant cubes; quantised noise has fewer of them."""
 _BLENDED = 0.05
-"""Part of the voxels around a fill region that lie out of range, from which its rim is taken for interpolated."""
+"""Part of the voxels around a fill region that must be out of range for its rim to count as interpolated."""
 _WIDEST_RIM = 8
-"""Voxels that a rim is wide at most."""
+"""Largest width of a rim in voxels."""
 
 
 @dataclass(frozen=True)
 class Fill:
-    """Where a scan holds fill values.
+    """The fill of a scan.
 
     Attributes
     ----------
     mask:
-        ``(I, J, K)`` bool: the fill, with the rim in which interpolation has mixed it with the scan.
+        ``(I, J, K)`` bool: the fill and the rim in which interpolation has mixed it with the scan.
     values:
         The fill values, ascending.
     step:
-        Where they were interpolated, how far the farthest of them lies from the scan, in its ranges; else 0. A cubic
-        kernel carries a tenth of that into the next voxels and a hundredth into those after.
+        If the fill was interpolated: distance of the farthest fill value from the measured range, in units of that
+        range; else 0. A cubic kernel carries a tenth of it into the next voxels and a hundredth into those after.
     """
 
     mask: np.ndarray
@@ -71,12 +73,16 @@ class Fill:
 
 
 def find_fill(data: np.ndarray) -> Fill | None:
-    """Constant values that no measurement gave: padding, masked regions, replaced NaN. None where there are none.
+    """Find constant values that were not measured: padding, masked regions, replaced NaN. None if there are none.
 
-    Three kinds are found. Values below zero that lie below all else, alone or in regions. Values that lie above all
-    else, in regions that reach the faces of the volume or end abruptly. And constant regions along edges of the volume
-    whose value lies among the tissues' (standard scores padded with 0). Zero, or any other value, that is just the
-    darkest of a scan is its own dark air.
+    Three kinds are found:
+
+    - values below zero that lie below all others, in single voxels or in regions;
+    - values that lie above all others, in regions that touch the faces of the volume or end abruptly;
+    - constant regions along edges of the volume with a value in the range of the tissues (standard scores padded
+      with 0).
+
+    Zero, or any other value that is merely the darkest of the scan, counts as its own dark air.
 
     Parameters
     ----------
@@ -126,7 +132,7 @@ def find_fill(data: np.ndarray) -> Fill | None:
 
 
 def _exact_value(data: np.ndarray, levels: np.ndarray, level: float) -> float:
-    """The value in the file that was rounded to a level."""
+    """The typical value in the data that was rounded to this level."""
     at_level = data[levels == level]
     if at_level.size == 0:
         return level
@@ -134,7 +140,8 @@ def _exact_value(data: np.ndarray, levels: np.ndarray, level: float) -> float:
 
 
 def _out_of_range(data: np.ndarray, levels: np.ndarray, low: float, high: float) -> np.ndarray:
-    """What lies at or beyond the bounds; where a bound is a fill value itself, to its last digit."""
+    """The voxels at or beyond the bounds. If a bound is itself a fill value, only voxels that equal it to the last
+    digit count as at the bound."""
     mask = (levels < low) | (levels > high)
     for bound in (low, high):
         at = levels == np.float32(bound)
@@ -147,10 +154,10 @@ def _out_of_range(data: np.ndarray, levels: np.ndarray, low: float, high: float)
 
 
 def _with_rim(fill: np.ndarray, data: np.ndarray, rest: Range, low: float, high: float) -> np.ndarray:
-    """Fill beyond the range of all else, with what interpolation has mixed with it.
+    """Add to the fill the voxels into which interpolation has mixed it.
 
-    A shell of voxels in which several lie between the fill and all else was interpolated. A cubic kernel overshoots in
-    the shell beyond, which is left out, too.
+    A shell around the fill was interpolated if several of its voxels lie between the fill and the rest. A cubic kernel
+    overshoots in the next shell, so that one is added, too.
     """
     below = -np.inf
     above = np.inf
@@ -171,15 +178,17 @@ def _with_rim(fill: np.ndarray, data: np.ndarray, rest: Range, low: float, high:
     return grown(mask | blended) if width else mask
 
 
-def _loose_fill(data: np.ndarray, known: np.ndarray) -> Fill | None:
-    """What lies far out of the range of the volume's middle along its edges, beside the fill that is known: fill that
-    interpolation has left constant nowhere, with the rim in which a cubic kernel rings."""
+def _loose_fill(data: np.ndarray, known_fill: np.ndarray) -> Fill | None:
+    """Find fill along the volume's edges that interpolation has left constant nowhere, besides the known fill.
+
+    It lies far out of the range of the volume's middle. The rim in which a cubic kernel rings is included.
+    """
     middle_box = tuple(slice(size // 4, size - size // 4) for size in data.shape)
     low, high = np.percentile(data[middle_box], [0.1, 99.9]).tolist()
     width = high - low
     far_below = data < low - _LOOSE_GAP * width
     far_above = data > high + _LOOSE_GAP * width
-    beyond = (far_below | far_above) & ~known
+    beyond = (far_below | far_above) & ~known_fill
     if width <= 0 or not edges_of(beyond).any():
         return None
     loose = reaching_edges(beyond)
@@ -198,7 +207,10 @@ def _loose_fill(data: np.ndarray, known: np.ndarray) -> Fill | None:
 def _inner_fill(
     data: np.ndarray, values: np.ndarray, constant: np.ndarray, ordered: np.ndarray, everything: np.ndarray
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Values among the tissues' that fill constant regions along edges of the volume, and those regions."""
+    """Find constant regions along edges of the volume with values in the range of the tissues.
+
+    Yields each value with its region. ``ordered`` and ``everything`` are sorted samples of the rest and of all voxels.
+    """
     if ordered.size == 0:
         return
     rest = range_of(ordered, OUTLIERS)
@@ -215,7 +227,7 @@ def _inner_fill(
 
 
 def _with_slope(region: np.ndarray, data: np.ndarray, value: float, low: float) -> np.ndarray:
-    """A region with the shells around it that are almost of its value, or lead from it to that of what lies beyond."""
+    """Add to a region the shells around it that have almost its value or lie on the slope from it to the rest."""
     alike = np.abs(data - value) <= RINGING * (value - low)
     for _ in range(_WIDEST_RIM):
         wider = grown(region)

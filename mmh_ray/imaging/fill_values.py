@@ -1,4 +1,7 @@
-"""Which values of a scan are fill: those that no measurement gave, by the histogram and by constant cubes."""
+"""Finds which values of a scan are fill, not measured: by the histogram and by constant cubes of voxels.
+
+"The rest" below are the voxels that were measured: all but fill.
+"""
 
 from __future__ import annotations
 
@@ -9,39 +12,40 @@ import numpy as np
 from mmh_ray.imaging.borders import faces_of, grown
 
 _KEPT_BITS = 10
-"""Of a value's 23 bits after the leading one: those by which values are told apart."""
+"""Number of a value's 23 mantissa bits that are compared; values that differ only in later bits count as equal."""
 _LEAST_BLOCKS = 8
-"""Constant cubes of 2 x 2 x 2 voxels from which a value may be a fill value."""
+"""Least number of constant cubes of 2 x 2 x 2 voxels that a fill value has."""
 _LEAST_REPEATS = 16
-"""Voxels that must share the lowest value exactly, where they do not lie together."""
+"""Least number of voxels that share the lowest value exactly, if they are scattered."""
 _LOW_GAP = 0.05
-"""Distance of a fill value below zero from the darkest of all else, as a share of the range of all else."""
+"""Least distance of a fill value below zero from the darkest of the rest, as a share of the range of the rest."""
 _HIGH_GAP = 0.5
-"""The same above the brightest of all else, for regions that reach the volume's faces: saturated tissue seldom does."""
+"""Least distance above the brightest of the rest, for regions that touch the volume's faces; saturated tissue seldom
+does."""
 _FAR_GAP = 3.0
-"""The same for regions inside the volume, which must also end abruptly."""
+"""Least distance above the brightest of the rest for regions inside the volume, which must also end abruptly."""
 _OUTNUMBERS = 2
-"""Voxels of a fill value for each voxel of another value near it: the histogram of tissue has no such lone peaks."""
+"""Least number of fill voxels per voxel of a similar value: the histogram of tissue has no such isolated peaks."""
 EXACT = 0.99
-"""Part of a fill region that must have just its value to be left as it is."""
+"""Part of a fill region that must have exactly the fill value for the region to count as not interpolated."""
 RINGING = 0.15
-"""Part of the step to all else by which cubic interpolation overshoots at its ends."""
+"""Overshoot of cubic interpolation at an edge, as a share of the step."""
 RIM_TAIL = 0.02
-"""Part of all else that may be an interpolated rim."""
+"""Part of the rest that may be an interpolated rim."""
 OUTLIERS = 0.002
-"""Part of all else that is brighter than its range: vessels, fat."""
+"""Part of the rest that is brighter than its range: vessels, fat."""
 _UNDERSHOT = 0.2
-"""Voxels below a low fill value, for each a little above it, from which it was interpolated and rings: noise never lies
-on one side."""
+"""Least number of voxels below a low fill value, per voxel slightly above it, for it to be interpolated fill that
+rings: noise lies on both sides."""
 _STRAY = 0.15
-"""Voxels a little above a low fill value, for each that has it, which may be its rim."""
+"""Largest number of voxels slightly above a low fill value, per voxel of the fill itself, that may be its rim."""
 _SAMPLE = 1_000_000
-"""About as many voxels stand for all in percentiles."""
+"""Approximate number of voxels from which percentiles are computed."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """The darkest and the brightest of what was measured, but for outliers."""
+    """The darkest and the brightest measured value, without outliers."""
 
     low: float
     high: float
@@ -52,7 +56,7 @@ class Range:
 
 
 def candidate_values(levels: np.ndarray, constant: np.ndarray) -> np.ndarray:
-    """Values that may be fill, ascending: those of several constant cubes, and a lowest one below zero that repeats.
+    """Values that may be fill, ascending: those of several constant cubes, and a repeated lowest value below zero.
 
     Parameters
     ----------
@@ -73,8 +77,7 @@ def candidate_values(levels: np.ndarray, constant: np.ndarray) -> np.ndarray:
 
 
 def rounded_levels(data: np.ndarray) -> np.ndarray:
-    """The data rounded to about three digits: interpolation leaves a constant region constant but for the last of
-    them."""
+    """Round the data to about three digits, because interpolation changes the last digits of a constant region."""
     dropped = 23 - _KEPT_BITS
     half = 1 << (dropped - 1)
     kept = ~((1 << dropped) - 1)
@@ -91,29 +94,26 @@ def rounded_levels(data: np.ndarray) -> np.ndarray:
 
 
 def constant_cubes(data: np.ndarray) -> np.ndarray:
-    """Which cubes of 2 x 2 x 2 voxels are constant, ``(I - 1, J - 1, K - 1)`` bool, by their first corner."""
+    """Which cubes of 2 x 2 x 2 voxels are constant: ``(I - 1, J - 1, K - 1)`` bool at the cube's first corner."""
     least = most = data
     for axis in range(3):
-        first = [slice(None)] * 3
-        second = [slice(None)] * 3
-        first[axis] = slice(None, -1)
-        second[axis] = slice(1, None)
-        least = np.minimum(least[tuple(first)], least[tuple(second)])
-        most = np.maximum(most[tuple(first)], most[tuple(second)])
+        least_along = np.moveaxis(least, axis, 0)
+        most_along = np.moveaxis(most, axis, 0)
+        least = np.moveaxis(np.minimum(least_along[:-1], least_along[1:]), 0, axis)
+        most = np.moveaxis(np.maximum(most_along[:-1], most_along[1:]), 0, axis)
     return least == most
 
 
 def sampled(data: np.ndarray) -> np.ndarray:
-    """Some of the voxels, evenly spread and ascending."""
+    """An evenly spread sample of the voxels, sorted."""
     step = max(1, data.size // _SAMPLE)
-    odd_step = step | 1  # so as not to fall into step with the rows
+    odd_step = step | 1  # an even step could take the same columns of every row
     voxels = data.ravel()
     return np.sort(voxels[::odd_step])
 
 
 def range_of(ordered: np.ndarray, tail: float) -> Range:
-    """Range of ascending values but for their ends: 2 % at the lower, a part of ``tail`` at the upper, which may be an
-    interpolated rim."""
+    """Range of sorted values without their ends: 2 % at the lower end and the share ``tail`` at the upper one."""
     last = len(ordered) - 1
     low = ordered[int(RIM_TAIL * last)]
     high = ordered[int((1 - tail) * last)]
@@ -121,8 +121,10 @@ def range_of(ordered: np.ndarray, tail: float) -> Range:
 
 
 def low_bound(values: np.ndarray, ordered: np.ndarray) -> float:
-    """At or below it all is fill: a little above the highest fill value below all else. Minus infinity where there is
-    none."""
+    """The bound at or below which everything is fill; minus infinity if there is no low fill.
+
+    It lies slightly above the highest fill value below the rest.
+    """
     highest_first = values[values < 0][::-1]
     for value in highest_first:
         first_above = np.searchsorted(ordered, value, "right")
@@ -154,7 +156,10 @@ def low_bound(values: np.ndarray, ordered: np.ndarray) -> float:
 
 
 def high_bound(values: np.ndarray, ordered: np.ndarray, data: np.ndarray) -> float:
-    """At or above it all is fill: a little below the lowest fill value above all else. Infinity where there is none."""
+    """The bound at or above which everything is fill; infinity if there is no high fill.
+
+    It lies slightly below the lowest fill value above the rest.
+    """
     steps = [length - 1 for length in data.shape]
     corners = data[:: steps[0], :: steps[1], :: steps[2]]
     bound = np.inf
@@ -191,21 +196,20 @@ def high_bound(values: np.ndarray, ordered: np.ndarray, data: np.ndarray) -> flo
 
 
 def _is_exact(fill: np.ndarray, values: np.ndarray) -> bool:
-    """Whether all but a few of the voxels have one of the fill values, so that none was interpolated."""
+    """Whether nearly all of the voxels have exactly a fill value, so that none was interpolated."""
     has_fill_value = np.isin(fill, values)
     return bool(has_fill_value.mean() >= EXACT)
 
 
 def _count(ordered: np.ndarray, low: float, high: float) -> int:
-    """How many of ascending values lie between two bounds, both included."""
+    """How many sorted values lie between two bounds, inclusive."""
     past_last = np.searchsorted(ordered, high, "right")
     first = np.searchsorted(ordered, low)
     return int(past_last - first)
 
 
 def _is_abrupt(region: np.ndarray, data: np.ndarray, halfway: float) -> bool:
-    """Whether most of what lies around a bright region is not half as far above all else: saturated tissue fades
-    instead."""
+    """Whether the voxels around a bright region are mostly less than halfway to it; saturated tissue fades instead."""
     shell = grown(region) & ~region
     around = data[shell]
     if around.size == 0:

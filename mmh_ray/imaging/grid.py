@@ -1,4 +1,4 @@
-"""Grids: where the working grid lies, and resampling to it and back through the affines."""
+"""Places the working grid on a scan, and resamples to it and back through the affines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import ndimage
 from mmh_ray.config import GridConfig
 
 _TRUNCATE = 4.0
-"""Standard deviations at which a Gaussian kernel ends."""
+"""Standard deviations at which a Gaussian kernel is cut off."""
 
 
 def working_affine(
@@ -26,9 +26,9 @@ def working_affine(
     affine, mask:
         ``(4, 4)`` and ``(I, J, K)`` bool: the scan's voxels to millimetres, and its brain.
     axes:
-        ``(3, 3)`` rotation whose columns are the grid's axes in the scan's millimetres. None: the scan's world axes,
-        and then the centre moves by at most half a voxel of the scan so that the grid's first voxel lies on one of the
-        scan's: a scan of the grid's own spacing and axes is then only cropped or padded, not blurred by interpolation.
+        ``(3, 3)`` rotation whose columns are the grid's axes in the scan's millimetres; None for the scan's world axes.
+        In that case the centre moves by at most half a voxel of the scan, so that the grid's first voxel coincides with
+        one of the scan. So a scan with the grid's spacing and axes is only cropped or padded, not interpolated.
     """
     half = grid.spacing_mm * (np.array(grid.shape) - 1) / 2
     working = np.diag([grid.spacing_mm, grid.spacing_mm, grid.spacing_mm, 1.0])
@@ -54,22 +54,24 @@ def working_affine(
 def to_grid(
     data: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, shape: tuple[int, ...], order: int = 1
 ) -> np.ndarray:
-    """Resample ``(I, J, K)`` data to another grid: anti-aliased where the target is coarser, zero outside; linear (1)
-    or cubic (3)."""
+    """Resample ``(I, J, K)`` data to another grid: anti-aliased if the target is coarser, zero outside.
+
+    ``order`` is 1 for linear and 3 for cubic interpolation.
+    """
     step = np.linalg.inv(affine) @ target_affine
     size = np.linalg.norm(step[:3, :3], axis=1)  # source voxels crossed by one target voxel, per source axis
     excess = np.maximum(size**2 - 1, 0)
     sigma = 0.4 * np.sqrt(excess)
     source = data.astype(np.float32)
     if sigma.any():
-        # A cubic spline depends on the whole volume, linear interpolation on what is beside the target's voxels alone.
+        # A cubic spline depends on the whole volume; linear interpolation only on voxels next to the target's.
         box = _box_under(step, shape, source.shape) if order == 1 else tuple(slice(0, n) for n in source.shape)
         _blur(source, sigma, box)
     return ndimage.affine_transform(source, step, output_shape=tuple(shape), order=order, mode="grid-constant")
 
 
 def _box_under(step: np.ndarray, target_shape: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
-    """The box of a volume of some shape in which the voxels of a target grid lie, and two voxels more on every side."""
+    """The box of a volume that contains the voxels of a target grid, with two more voxels on every side."""
     ends = [(0, length - 1) for length in target_shape]
     corners = np.array(list(itertools.product(*ends)))
     places = corners @ step[:3, :3].T + step[:3, 3]
@@ -84,7 +86,7 @@ def _box_under(step: np.ndarray, target_shape: Sequence[int], shape: Sequence[in
 
 
 def _blur(data: np.ndarray, sigma: np.ndarray, box: tuple[slice, ...]) -> None:
-    """Gaussian smoothing of a volume in place, inside a box alone: the same values as if all of it were smoothed."""
+    """Smooth the box of a volume in place; the values are the same as if the whole volume were smoothed."""
     wider = []
     inner = []
     for span, width, length in zip(box, sigma, data.shape, strict=True):
@@ -100,15 +102,14 @@ def _blur(data: np.ndarray, sigma: np.ndarray, box: tuple[slice, ...]) -> None:
 
 
 def from_grid(data: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Resample working-grid data to a native grid: linear, continued outside by its nearest voxel."""
+    """Resample working-grid data to a native grid: linear; outside, the nearest voxel is repeated."""
     step = np.linalg.inv(affine) @ native_affine
     source = data.astype(np.float32)
     return ndimage.affine_transform(source, step, output_shape=tuple(shape), order=1, mode="nearest")
 
 
 def cut_out(data: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Data on another grid of the same spacing and axes, whole voxels away: cropped and padded with zeros, never
-    interpolated."""
+    """Crop and zero-pad data to another grid of the same spacing and axes, a whole number of voxels away."""
     to_voxels = np.linalg.inv(affine)
     first_place = to_voxels @ target_affine[:, 3]
     first_voxel = np.round(first_place)[:3].astype(int)
@@ -131,8 +132,7 @@ def share_held(
     shape: tuple[int, ...],
     holes: np.ndarray | None = None,
 ) -> float:
-    """Part of the voxels of a mask ``(I, J, K)`` bool whose centres another grid holds, outside the ``holes`` of that
-    grid."""
+    """Part of the voxels of a mask ``(I, J, K)`` bool whose centres lie in another grid and outside its ``holes``."""
     step = np.linalg.inv(target_affine) @ affine
     voxels = apply_affine(step, np.argwhere(mask))
     after_first = voxels > -0.5
@@ -145,12 +145,12 @@ def share_held(
 
 
 def box_of(mask: np.ndarray, margin: int | Sequence[int] = 0) -> tuple[slice, ...]:
-    """The smallest box of an array that holds the mask and ``margin`` voxels more on every side, where there are some.
+    """The smallest box that contains the mask, plus ``margin`` voxels on every side as far as the array extends.
 
     Parameters
     ----------
     mask:
-        Of any number of axes; one voxel or more is not zero.
+        An array with any number of axes; at least one voxel is not zero.
     margin:
         One number, or one for each axis.
     """

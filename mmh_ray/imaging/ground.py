@@ -1,5 +1,4 @@
-"""The ground that a scan stands on: fill values left out, its darkest as the floor, and whether its skull was
-removed."""
+"""Finds the zero level of a scan, its fill values, and whether its skull was removed."""
 
 from __future__ import annotations
 
@@ -15,41 +14,41 @@ from mmh_ray.imaging.volume import Volume
 
 _LARGEST_BRAIN_ML = 2100.0
 _MOST_SHOWN = 0.6
-"""Part of the voxels that a scan without its skull shows at most."""
+"""Largest part of the voxels that a scan without its skull shows."""
 _FLOOR_PERCENT = 0.1
 _NEAR = 0.15
-"""Distance of the darkest of a brain from a darker background, as a share of the brain's range, up to which that is the
-zero of a scan that was shifted, and no value put there."""
+"""Largest distance of a darker background from the darkest of a brain, as a share of the brain's range, at which the
+background is the zero of a shifted scan. A background farther away was put there."""
 _MOST_DARKER = 0.01
-"""Part of a scan that may be darker than its background before that is no longer its zero."""
+"""Part of a scan that may be darker than its background; if more is, the background is not the zero."""
 _LEAST_MEASURED = 0.05
-"""Part of the faces without fill that can still show a background."""
+"""Least part of the faces that must be free of fill to show a background."""
 _LOOK_MM = 2.0
-"""Spacing at which the outer layers of a head are looked at."""
+"""Spacing at which the outer layers of a head are examined."""
 _LAYER_MM = 2.0
 _OUTER_MM = 8.0
-"""Depth within which a head has its scalp."""
+"""Depth within which the scalp lies."""
 _SKULL_MM = (4.0, 16.0)
-"""Depths between which it has its skull."""
+"""Depths between which the skull lies."""
 _DEEP_MM = 18.0
 _DARK = 0.3
-"""Lower quartile of a layer, as a share of the median deep inside, below which the layer is a skull."""
+"""A layer is skull if its lower quartile is below this share of the median deep inside."""
 _GAP = 0.57
-"""The same as a share of the brightest layer outside of it."""
+"""A layer is skull if its lower quartile is below this share of the brightest layer outside it."""
 
 
 @dataclass(frozen=True)
 class Ground:
-    """Where a scan's signal is zero, and where it holds none.
+    """The zero level of a scan, and the voxels without a signal.
 
     Attributes
     ----------
     floor:
-        Intensity of no signal, in the scan's units; at most 0.
+        Intensity of zero signal, in the scan's units; at most 0.
     fill:
-        What no measurement gave; None where there is nothing of the kind.
+        The fill values and their voxels; None if there are none.
     shown:
-        ``(I, J, K)`` bool, the brain of a scan whose skull was removed; None where it has its skull.
+        ``(I, J, K)`` bool, the brain if the skull was removed; None for a scan with its skull.
     """
 
     floor: float = 0.0
@@ -58,7 +57,7 @@ class Ground:
 
     @property
     def holes(self) -> np.ndarray | None:
-        """``(I, J, K)`` bool, the fill; None where there is none."""
+        """``(I, J, K)`` bool, the fill; None if there is none."""
         return self.fill.mask if self.fill else None
 
     @property
@@ -66,8 +65,8 @@ class Ground:
         """Whether the skull was removed."""
         return self.shown is not None
 
-    def lay(self, volume: Volume) -> Volume:
-        """The scan with no voxel darker than the floor, and the floor where it holds nothing."""
+    def applied_to(self, volume: Volume) -> Volume:
+        """Raise all voxels below the floor to the floor, and set fill (and the air of a stripped scan) to it."""
         if self.fill is None and self.floor == 0 and volume.data.min() >= 0:
             return volume
         data = np.maximum(volume.data, np.float32(self.floor))
@@ -79,18 +78,18 @@ class Ground:
 
 
 def find_ground(volume: Volume) -> Ground:
-    """The floor of a scan, its fill, and its brain if that is all it shows.
+    """Find the floor of a scan, its fill, and its brain if that is all it shows.
 
-    Scans that were shifted or are given in standard scores go below zero. Their floor is the darkest thousandth of all
-    but fill and background, or a background just below that. Where the skull was removed, the background, often 0 among
-    standard scores, becomes the floor.
+    Scans that were shifted or are stored as standard scores go below zero. Their floor is the lowest 0.1 % of the
+    voxels that are neither fill nor background, or a background just below that. The background of a stripped scan,
+    often 0 among standard scores, becomes the floor.
     """
     fill = find_fill(volume.data)
     surrounding = background(volume.data, fill)
     shown = volume.data != surrounding
     is_alone = (fill is None or fill.values == (surrounding,)) and _is_brain_alone(volume, shown, surrounding)
     if is_alone:
-        fill = None  # the zero around a brain that was shifted below zero passes for fill, and its rim is brain
+        fill = None  # the zero around a brain that was shifted below zero looks like fill, but its rim is brain
     elif fill is not None:
         shown &= ~fill.mask
         is_alone = _is_brain_alone(volume, shown, surrounding)
@@ -107,8 +106,7 @@ def find_ground(volume: Volume) -> Ground:
 
 
 def background(data: np.ndarray, fill: Fill | None = None) -> float:
-    """The most frequent value on the faces of a volume, but for fill: 0 where a skull was removed, unless it was
-    shifted since."""
+    """The most frequent value on the faces of a volume, without fill: 0 in a stripped scan that was not shifted."""
     faces = faces_of(data)
     if fill is not None:
         measured = faces[~faces_of(fill.mask)]
@@ -119,11 +117,11 @@ def background(data: np.ndarray, fill: Fill | None = None) -> float:
 
 
 def _is_brain_alone(volume: Volume, shown: np.ndarray, surrounding: float) -> bool:
-    """Whether what differs from the background is a brain without its skull.
+    """Whether the voxels that differ from the background are a brain without its skull.
 
-    A head cut by its field of view, with dark air, is as small as a brain. But from its surface inwards it is bright
-    (scalp), then dark (bone), then bright again, and a brain is not. That takes a background that is darkest, as the
-    signal's zero.
+    A head that is cut by its field of view can be as small as a brain. But from its surface inwards it is bright
+    (scalp), then dark (bone), then bright again; a brain is not. This test requires that the background is the darkest
+    value, that is, the zero of the signal.
     """
     if not shown.any() or shown.mean() >= _MOST_SHOWN:
         return False
@@ -135,7 +133,7 @@ def _is_brain_alone(volume: Volume, shown: np.ndarray, surrounding: float) -> bo
 
 
 def _has_skull(volume: Volume, shown: np.ndarray, zero: float) -> bool:
-    """Whether a dark layer parts what a scan shows from its surface."""
+    """Whether there is a dark layer below the surface of what a scan shows."""
     steps = [max(1, round(_LOOK_MM / size)) for size in volume.spacing]
     coarse = tuple(slice(None, None, step) for step in steps)
     sizes_mm = [size * step for size, step in zip(volume.spacing, steps, strict=True)]
@@ -145,7 +143,7 @@ def _has_skull(volume: Volume, shown: np.ndarray, zero: float) -> bool:
     deep = signal[head & (depth_mm > _DEEP_MM)]
     if deep.size == 0:
         return False
-    rim_mm = float(np.prod(sizes_mm)) ** (1 / 3) * 1.01  # the outermost voxels are only in part inside
+    rim_mm = float(np.prod(sizes_mm)) ** (1 / 3) * 1.01  # the outermost voxels are only partly inside
     inner = head & (depth_mm > rim_mm)
     brightest_outside = 0.0
     darkest_skull = np.inf
@@ -167,7 +165,7 @@ def _has_skull(volume: Volume, shown: np.ndarray, zero: float) -> bool:
 
 
 def _filled(shown: np.ndarray) -> np.ndarray:
-    """A region without its holes; where the field of view cuts it, what it surrounds on that face is a hole, too."""
+    """Fill the holes of a region; what it encloses on a face of the volume counts as a hole, too."""
     closed = np.pad(shown, 1)
     for axis in range(3):
         for end in (0, -1):
@@ -180,7 +178,7 @@ def _filled(shown: np.ndarray) -> np.ndarray:
 
 
 def _depth(head: np.ndarray, sizes: list[float]) -> np.ndarray:
-    """Depth below the surface in mm; where the field of view cuts a head, that is no surface."""
+    """Depth below the surface in mm; a face at which the field of view cuts the head is not a surface."""
     margins = [int(np.ceil(_DEEP_MM / size)) + 1 for size in sizes]
     padding = [(margin, margin) for margin in margins]
     continued = np.pad(head, padding, mode="edge")

@@ -1,4 +1,4 @@
-"""Intensities: bias field, robust scaling that can be undone, quantile functions and monotone maps between them."""
+"""Intensities: bias field, invertible robust scaling, quantile functions, histogram matching, noise level."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ QUANTILES = np.linspace(0.0, 1.0, 257)
 """Probabilities at which every stored quantile function is sampled."""
 
 SMOOTHING = 0.7
-"""Standard deviation, in voxels, of the smoothing before tissues are matched; it takes away three quarters of white
-noise."""
+"""Standard deviation, in voxels, of the smoothing before tissues are matched; it removes 3/4 of white noise."""
 
 _BLOCK = 2**16
-"""Voxels mapped at a time: their float64 intermediates stay in the processor's cache."""
+"""Voxels mapped at a time, so that the float64 intermediates stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Scaling:
 
 
 def robust_scaling(data: np.ndarray, mask: np.ndarray, upper_percentile: float = 99.5) -> Scaling:
-    """Scaling that maps 0 (or the lowest percentile, where a scan goes below zero) to 0 and an upper percentile to 1.
+    """Scaling that maps 0 (or the 0.5th percentile, if that is below zero) to 0 and an upper percentile to 1.
 
     Raises
     ------
@@ -77,12 +76,12 @@ def correct_bias(
 def bias_gain(
     data: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float], iterations: tuple[int, ...] = (30, 20, 10)
 ) -> np.ndarray:
-    """What takes out the receive field by N4 (Tustison et al., IEEE TMI 2010), estimated on a grid of about 8 mm.
+    """Gain that removes the receive field: N4 (Tustison et al., IEEE TMI 2010), estimated on a grid of about 8 mm.
 
     Parameters
     ----------
     data:
-        ``(I, J, K)`` intensities; values below zero are treated as zero by the estimate.
+        ``(I, J, K)`` intensities; the estimate treats values below zero as zero.
     mask:
         ``(I, J, K)`` bool, where the field is estimated.
     spacing:
@@ -92,7 +91,7 @@ def bias_gain(
 
     Returns
     -------
-    ``(I, J, K)`` float32 by which the image is multiplied; the mean inside the mask is kept.
+    ``(I, J, K)`` float32 factor for the image; it keeps the mean inside the mask.
     """
     not_negative = np.maximum(data, 0).astype(np.float32)
     image = sitk.GetImageFromArray(not_negative.T)
@@ -105,9 +104,9 @@ def bias_gain(
     corrector.Execute(sitk.Shrink(image, factors), sitk.Shrink(region, factors))
     log_field = corrector.GetLogBiasFieldAsImage(image)
     field = sitk.GetArrayFromImage(log_field).T
-    # The spline is only determined where the mask supports it: outside, its value may not exceed what was seen inside.
-    seen = field[mask]
-    field = np.clip(field, seen.min(), seen.max())
+    # The mask determines the spline only inside: outside, the field is limited to the range of its values inside.
+    inside = field[mask]
+    field = np.clip(field, inside.min(), inside.max())
     gain = np.exp(-field)
     corrected = data * gain
     mean_before = float(data[mask].mean())
@@ -129,7 +128,7 @@ def mean_quantile_function(functions: Iterable[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MonotoneMap:
-    """Piecewise-linear non-decreasing intensity map through knots, continued with slope one beyond the end knots."""
+    """Piecewise-linear non-decreasing intensity map through knots, with slope one beyond the end knots."""
 
     source: np.ndarray
     """``(n,)`` increasing intensities."""
@@ -160,38 +159,33 @@ class MonotoneMap:
         return continued.reshape(data.shape)
 
     def apply_inside(self, data: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Mapped intensities inside the mask, zero outside; only the mask's voxels are computed."""
+        """Mapped intensities inside the mask, zero outside."""
         mapped = np.zeros(mask.shape, np.float32)
         mapped[mask] = self.apply(data[mask])
         return mapped
 
 
 def tissue_quantiles(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Quantile function ``(257,)`` of the masked voxels of a slightly smoothed copy.
-
-    Noise widens the peaks of a histogram, so that matching plain histograms draws the tissues of a noisy scan closer
-    together.
-    """
+    """Quantile function ``(257,)`` of the masked voxels after slight smoothing, which reduces the effect of noise."""
     smooth = smooth_inside(data.astype(np.float32), mask, SMOOTHING)
     return quantile_function(smooth[mask])
 
 
 def match_histogram(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
-    """The volume under the one monotone map that gives its brain the quantile function ``quantiles`` ``(257,)``; zero
-    outside.
+    """Map the volume monotonically so that its brain has the quantile function ``quantiles`` ``(257,)``; zero outside.
 
-    Any increasing change of the volume's intensities leaves the result as it is.
+    The result does not depend on the volume's intensity scale: an increasing change of it has no effect.
     """
-    own_quantiles = quantile_function(data[mask])
-    matching = MonotoneMap.between(own_quantiles, quantiles)
+    quantiles_before = quantile_function(data[mask])
+    matching = MonotoneMap.between(quantiles_before, quantiles)
     return matching.apply_inside(data, mask)
 
 
 def match_tissues(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray, tissues: np.ndarray) -> np.ndarray:
-    """Histogram matching that noise does not disturb; zero outside the mask.
+    """Histogram matching that is robust to noise; zero outside the mask.
 
-    Noise widens the peaks of a histogram, so that matching draws the tissues of a noisy scan closer together than those
-    of a quiet one. So the matched volume's :func:`tissue_quantiles` are matched in turn.
+    Noise widens the peaks of a histogram. So plain matching brings the tissues of a noisy scan closer together than
+    those of a clean one. To correct this, the :func:`tissue_quantiles` of the matched volume are matched in turn.
 
     Parameters
     ----------
@@ -199,23 +193,22 @@ def match_tissues(data: np.ndarray, mask: np.ndarray, quantiles: np.ndarray, tis
         ``(257,)`` quantile function to match, and the cohort's mean tissue quantiles of volumes matched to it.
     """
     matched = match_histogram(data, mask, quantiles)
-    own_tissues = tissue_quantiles(matched, mask)
-    matching = MonotoneMap.between(own_tissues, tissues)
+    tissues_before = tissue_quantiles(matched, mask)
+    matching = MonotoneMap.between(tissues_before, tissues)
     return matching.apply_inside(matched, mask)
 
 
 def noise_level(image: np.ndarray, mask: np.ndarray) -> float:
-    """Standard deviation of the noise inside the mask, from the median of the finest Haar wavelet details (Donoho &
-    Johnstone, 1994).
+    """Standard deviation of the noise inside the mask, from the median of the finest Haar wavelet details.
 
-    Zero for a mask without two voxels side by side in every direction. skimage's ``estimate_sigma`` knows no mask, and
-    air would take part in its median.
+    After Donoho & Johnstone, 1994. Zero if the mask contains no cube of 2 x 2 x 2 voxels. skimage's ``estimate_sigma``
+    accepts no mask, so its median would include air.
     """
     if not mask.any():
         return 0.0
     box = box_of(mask)
     details = image[box].astype(np.float64)
-    whole = mask[box]  # where all voxels that a detail is made of lie inside
+    whole = mask[box]  # where all voxels that contribute to a detail lie inside
     for axis in range(3):
         details = np.diff(details, axis=axis) / np.sqrt(2)
         has_previous = np.delete(whole, 0, axis=axis)

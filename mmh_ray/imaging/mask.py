@@ -1,4 +1,4 @@
-"""Brain masks: a given one on the scan's grid, or one for scans that come without."""
+"""Brain masks: estimates one, or resamples the user's to the scan's grid."""
 
 from __future__ import annotations
 
@@ -17,67 +17,69 @@ from mmh_ray.imaging.template import template
 from mmh_ray.imaging.volume import Volume
 
 SAME_AFFINE_MM = 1e-3
-"""Difference of affines up to which two grids are the same."""
+"""Largest difference of two affines that count as the same grid."""
 
 _SURFACE_MM = -1.25
-"""Where the brain is taken to end, positive inside: a mask that cuts cortex does more harm than one with some dura. There simulated
-heads of held-out people keep .985 of their brain on average (`benchmarks/brain-masks.md`)."""
+"""Distance, positive inside, at which the brain ends: a mask that cuts cortex does more harm than one with some dura.
+
+With this value, simulated heads of held-out people keep .985 of their brain on average (`benchmarks/brain-masks.md`).
+"""
 _LEAST_LITRES = 0.25
-"""Least volume of what may be a brain, with the fluid around it: a newborn's."""
+"""Smallest volume of a brain with the fluid around it: a newborn's."""
 _MOST_LITRES = 2.5
-"""Most volume of it."""
+"""Largest volume of a brain with the fluid around it."""
 _EVEN_MM = 25.0
-"""Standard deviation of the windows in which a strong receive field is evened out before the brain is found."""
+"""Standard deviation of the windows by whose mean a strong receive field is divided out before the brain is found."""
 _BRIGHTEST = 4.0
+"""Largest intensity after that, in units of the window's mean."""
 _FAINT = 0.03
-"""Share of a scan's bright tissue above which something is more than air, however dim."""
+"""Share of a scan's bright tissue above which a voxel is not air, however dim it is."""
 _FAINT_BLUR_MM = 1.5
 _LEAST_INSIDE = 0.5
-"""Part of a given mask that must lie in the scan's field of view; else the two do not belong together."""
+"""Part of a user's mask that must lie in the scan's field of view; if less does, the two do not belong together."""
 
 
 @dataclass(frozen=True)
 class Brain:
-    """What was found in a scan.
+    """The brain of a scan.
 
     Attributes
     ----------
     mask:
         ``(I, J, K)`` bool.
-    stripped:
-        Whether the skull was removed already.
     registration:
-        By which it was found; None where the skull was removed already.
+        Position of the template in the scan; None if it was not needed to find the brain.
     neck_mm:
-        Height of the neck that was left out of the search; None where the search did not mind it.
+        Height of the neck that was excluded from the search; None if the search did not crop the neck.
     """
 
     mask: np.ndarray
-    stripped: bool
     registration: Registration | None = None
     neck_mm: float | None = None
 
 
 def find_brain(volume: Volume, crop_neck: bool = True, ground: Ground | None = None) -> Brain:
-    """Where the scan shows brain.
+    """Find the brain of a scan.
 
-    The brain of a scan whose skull was removed is what is not background. In any other scan a network finds it, and the template is
-    registered to what it found. Where the two do not agree, the template is laid to the whole head, without its neck if so asked, and
-    its own brain mask is tried. Where that does not fit either, the network's brain is returned with its poor registration, or the
-    template's if the network found none: nothing is raised here. :mod:`mmh_ray.quality.checks` then refuses the scan by the quality of
-    its registration.
+    - If the skull was removed, the brain is everything that is not background.
+    - Otherwise a network finds it, and the template is registered to the result.
+    - If the two do not agree, the template is registered to the whole head (without the neck if ``crop_neck``), and the
+      template's own brain mask is used.
+    - If that does not fit either, the network's brain is returned with its poor registration, or the template's if the
+      network found none. Nothing is raised here: :mod:`mmh_ray.quality.checks` then refuses the scan because of the
+      quality of its registration.
 
     Parameters
     ----------
     ground:
-        The scan's own; found by default.
+        The scan's zero level and fill; computed by default.
     """
     ground = find_ground(volume) if ground is None else ground
     if ground.shown is not None:
-        return Brain(ndimage.binary_fill_holes(largest(ground.shown)), stripped=True)
-    volume = ground.lay(volume)
+        return Brain(ndimage.binary_fill_holes(largest(ground.shown)))
+    volume = ground.applied_to(volume)
     bright = float(np.percentile(volume.data, 99)) - ground.floor
-    volume = volume.like((volume.data - ground.floor) / bright)  # no result may depend on the units
+    volume = volume.like((volume.data - ground.floor) / bright)  # so that the result does not depend on the units
     brain = _brain_by_network(volume)
     if brain is not None and _agrees(brain):
         return brain
@@ -86,13 +88,13 @@ def find_brain(volume: Volume, crop_neck: bool = True, ground: Ground | None = N
 
 
 def _agrees(brain: Brain) -> bool:
-    """Whether the template's tissues are found where the brain is."""
+    """Whether the template fits the tissues inside the brain mask."""
     return brain.registration is not None and brain.registration.quality >= POOR
 
 
 def _brain_by_network(volume: Volume) -> Brain | None:
-    """The brain that the network finds; None where that is too small or too large for one."""
-    from mmh_ray.imaging.brain_extractor import brain_distance  # torch is not loaded for stripped scans
+    """The brain that the network finds; None if it is too small or too large to be one."""
+    from mmh_ray.imaging.brain_extractor import brain_distance  # stripped scans do not need torch
 
     distance_mm, affine = brain_distance(volume)
     inside = to_grid(distance_mm, affine, volume.affine, volume.data.shape) > _SURFACE_MM
@@ -102,11 +104,11 @@ def _brain_by_network(volume: Volume) -> Brain | None:
     litres = mask.sum() * np.prod(volume.spacing) / 1e6
     if not _LEAST_LITRES <= litres <= _MOST_LITRES:
         return None
-    return Brain(mask, False, register_found(volume, mask))
+    return Brain(mask, register_found(volume, mask))
 
 
 def register_found(volume: Volume, brain: np.ndarray, floor: float = 0.0) -> Registration:
-    """The registration of a brain ``(I, J, K)`` bool; where it is poor, without the receive field if it is better so.
+    """Register a brain ``(I, J, K)`` bool; if the fit is poor, try again with the receive field divided out.
 
     ``floor`` is the level of the scan's air.
     """
@@ -119,7 +121,8 @@ def register_found(volume: Volume, brain: np.ndarray, floor: float = 0.0) -> Reg
 
 
 def _brain_by_template(volume: Volume, crop_neck: bool) -> Brain:
-    """The template's own brain mask, laid to the head; once more without the receive field, which hides tissues from it, where it fails."""
+    """The template's brain mask, registered to the head; if the fit is poor, again with the receive field divided
+    out."""
     brain = _brain_in_head(volume, crop_neck)
     if _agrees(brain):
         return brain
@@ -128,15 +131,15 @@ def _brain_by_template(volume: Volume, crop_neck: bool) -> Brain:
 
 
 def evened(volume: Volume, region: np.ndarray) -> Volume:
-    """A scan over its mean in wide windows of a region ``(I, J, K)`` bool, at most :data:`_BRIGHTEST` times that.
+    """Divide a scan by its mean in wide windows of a region ``(I, J, K)`` bool, and clip it at :data:`_BRIGHTEST`.
 
-    What takes a strong receive field out before anything is known of the tissues: it also takes away slow changes of the tissues, and is
-    good for nothing but finding the brain.
+    This removes a strong receive field before anything is known about the tissues. It also removes slow changes of the
+    tissues, so the result is only good for finding the brain.
 
     Parameters
     ----------
     volume:
-        The scan, 0 where there is no signal.
+        The scan; 0 is zero signal.
     """
     if not region.any():
         return volume
@@ -150,7 +153,7 @@ def evened(volume: Volume, region: np.ndarray) -> Volume:
 
 
 def _shown_faintly(volume: Volume) -> np.ndarray:
-    """All that is brighter than air, however dim, with its holes, ``(I, J, K)`` bool."""
+    """Everything brighter than air, however dim, with its holes filled, ``(I, J, K)`` bool."""
     sigma = [_FAINT_BLUR_MM / size for size in volume.spacing]
     smooth = ndimage.gaussian_filter(volume.data, sigma)
     shown = ndimage.binary_fill_holes(smooth > _FAINT)
@@ -162,19 +165,19 @@ def _brain_in_head(volume: Volume, crop_neck: bool) -> Brain:
     head = largest(ndimage.binary_fill_holes(tissue))
     head, neck_mm = without_neck(volume, head) if crop_neck else (head, 0.0)
     registration = register_head(volume, head)
-    known = template()
-    affine = registration.matrix @ known.affine
-    near = to_grid(known.brain, affine, volume.affine, volume.data.shape) > 0.3
+    icbm = template()
+    affine = registration.matrix @ icbm.affine
+    near = to_grid(icbm.brain, affine, volume.affine, volume.data.shape) > 0.3
     inside = near & tissue
     radius = [max(1, round(2.0 / size)) for size in volume.spacing]
-    opened = dilated(eroded(inside, radius), radius)  # cuts the bridges to the scalp
+    opened = dilated(eroded(inside, radius), radius)  # cuts bridges to the scalp
     core = largest(opened if opened.any() else inside)
     grown = dilated(core, radius) & near
-    return Brain(ndimage.binary_fill_holes(grown), False, registration, neck_mm)
+    return Brain(ndimage.binary_fill_holes(grown), registration, neck_mm)
 
 
 def on_grid_of(volume: Volume, mask: Volume) -> tuple[np.ndarray, bool]:
-    """A given brain mask on the scan's grid, ``(I, J, K)`` bool, and whether it had to be resampled through the affines.
+    """Bring a user's brain mask to the scan's grid; returns ``(I, J, K)`` bool and whether it had to be resampled.
 
     Raises
     ------
@@ -191,6 +194,6 @@ def on_grid_of(volume: Volume, mask: Volume) -> tuple[np.ndarray, bool]:
     share_inside = resampled_mm3 / max(1.0, brain_mm3)
     if brain.any() and share_inside < _LEAST_INSIDE:
         received = f"a mask of which {share_inside:.0%} lies in the scan's field of view"
-        remedy = "Check the affines of mask and scan, or leave it out."
+        remedy = "Check the affines of mask and scan, or leave the mask out."
         raise MaskError(received, f"{_LEAST_INSIDE:.0%} or more", remedy)
     return resampled, True

@@ -1,4 +1,4 @@
-"""The memory that a process may still take, on a bare machine and under the limit of a batch system or a container."""
+"""Finds how much memory a process may still use, including limits of a batch system or a container."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import psutil
 
 
 class _GroupFiles(NamedTuple):
-    """Files of a control group with its limit and its use, and the entry of its `memory.stat` that counts what is only
-    cache."""
+    """Names of a control group's files for its limit and usage, and of the cache entry in its `memory.stat`."""
 
     limit: str
     used: str
@@ -23,13 +22,14 @@ _V2 = _GroupFiles("memory.max", "memory.current", "inactive_file")
 
 
 def free_memory(groups_file: str | Path = "/proc/self/cgroup", mount: str | Path = "/sys/fs/cgroup") -> int:
-    """Bytes that this process may still take: what the machine has free, or what its control groups leave (Slurm,
-    Kubernetes), if less.
+    """Bytes that this process may still use: the machine's free memory, or less if its control groups have a limit.
+
+    Slurm and Kubernetes limit memory by control groups.
 
     Parameters
     ----------
     groups_file, mount:
-        Where Linux says which groups a process is in, and where it shows them; elsewhere there are none.
+        Where Linux lists the groups of a process, and where it shows them; other systems have neither.
     """
     left: list[float] = [psutil.virtual_memory().available]
     with contextlib.suppress(OSError):
@@ -47,8 +47,8 @@ def free_memory(groups_file: str | Path = "/proc/self/cgroup", mount: str | Path
 
 
 def _left(group: Path, files: _GroupFiles) -> float:
-    """Bytes that a group may still take; what has no limit, or is not shown inside a container, bounds nothing."""
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+    """Bytes that a group may still use; infinity if it has no limit or is not visible inside a container."""
+    with contextlib.suppress(OSError, ValueError):  # "max" is not a number
         limit = int((group / files.limit).read_text())
         used = int((group / files.used).read_text())
         lines = (group / "memory.stat").read_text().splitlines()

@@ -1,5 +1,4 @@
-"""The voxels of a NIfTI file from a stranger: as many as its header promises, never more, and none before the promise
-is checked."""
+"""Reads the voxels of an untrusted NIfTI file, after checking that the file can hold what its header declares."""
 
 from __future__ import annotations
 
@@ -19,9 +18,9 @@ from mmh_ray.imaging.nifti_header import NiftiHeader, parse_header, unreadable
 from mmh_ray.imaging.unpacking import Unpacked, open_unpacked
 
 _CHUNK_VOXELS = 2**17
-"""Voxels that are converted at a time, so that the image is in memory once only."""
+"""Voxels that are converted at a time, so that the image is in memory only once."""
 _MOST_PADDING = 16 * 1024
-"""Zeros that may follow the voxels: some programs fill a last block."""
+"""Largest number of zeros after the voxels: some programs pad the last block."""
 
 
 def read_header(path: str | Path) -> NiftiHeader:
@@ -30,32 +29,26 @@ def read_header(path: str | Path) -> NiftiHeader:
     Raises
     ------
     DataError
-        If it is no regular file, cannot be read, is no NIfTI file of one piece, or has axes that cannot be true.
+        If it is not a regular file, cannot be read, is not a single-file NIfTI, or has impossible axes.
     """
-    with _open(path) as source:
-        return parse_header(source.stream, path)
+    with open_nifti(path) as (header, _):
+        return header
 
 
 @contextlib.contextmanager
 def open_nifti(path: str | Path) -> Iterator[tuple[NiftiHeader, Unpacked]]:
-    """The header of a file and the file itself, from which :func:`read_voxels` reads on; the same bytes, whatever
-    happens to the name.
+    """Open a file; yields its header and the open file, from which :func:`read_voxels` continues.
+
+    Both come from the same bytes, even if the path is replaced meanwhile.
 
     Raises
     ------
     DataError
-        As :func:`read_header`; also whatever is wrong with the file when it is read in the block.
+        As :func:`read_header`; reading errors inside the block become DataErrors, too.
     """
-    with _open(path) as source:
-        yield parse_header(source.stream, path), source
-
-
-@contextlib.contextmanager
-def _open(path: str | Path) -> Iterator[Unpacked]:
-    """An open file; what befalls it in the block is a DataError."""
     try:
         with open_unpacked(path) as source:
-            yield source
+            yield parse_header(source.stream, path), source
     except EOFError as error:
         raise unreadable(path, error) from error
     except zlib.error as error:
@@ -69,27 +62,26 @@ def _open(path: str | Path) -> Iterator[Unpacked]:
 
 
 def check_length(header: NiftiHeader, source: Unpacked) -> None:
-    """Raise DataError if a file of this size cannot hold what its header promises; nothing was allocated for it yet."""
+    """Raise DataError if a file of this size cannot hold the declared voxels; call it before allocating memory."""
     voxels = math.prod(header.shape)
     promised = header.offset + voxels * header.voxel_type().itemsize
     if not source.can_hold(promised):
-        received = f"{source.size} bytes on disk, where its header promises {promised}"
+        received = f"{source.size} bytes on disk, where its header declares {promised}"
         raise unreadable(header.path, received)
 
 
 def read_voxels(header: NiftiHeader, source: Unpacked) -> np.ndarray:
-    """All voxels, slope and intercept applied, as float32 in the header's shape; NaN and infinities stay. Reads the
-    extensions, too.
+    """Read the extensions and all voxels: float32 in the header's shape, with slope and intercept applied.
 
-    A packed file is read to its checksum, at most 16 KiB behind the voxels.
+    NaN and infinities are kept. A compressed file is read to its checksum, at most 16 KiB after the voxels.
 
     Raises
     ------
     DataError
-        If the file is shorter or longer than its header promises, its type of voxels, scaling, offset or extensions
-        cannot be true, or the slope makes numbers that float32 cannot hold.
+        If the file is shorter or longer than its header declares, if its voxel type, scaling, offset or extensions are
+        impossible, or if the scaled values exceed float32.
     OSError, EOFError, zlib.error
-        As reading does.
+        From reading the file.
     """
     check_length(header, source)
     stored = header.voxel_type()
@@ -110,17 +102,17 @@ def read_voxels(header: NiftiHeader, source: Unpacked) -> np.ndarray:
         slope, inter = scaling
         received = f"{header.path}: {too_large} voxels beyond 3.4e38 (scl_slope {slope:g}, scl_inter {inter:g})"
         remedy = "Restore the slope and the intercept, or convert the image again."
-        raise DataError(received, "intensities that a 32-bit number can hold", remedy)
+        raise DataError(received, "intensities that a 32-bit float can hold", remedy)
     return voxels.reshape(header.shape, order="F")
 
 
 def _convert(stored: np.ndarray, scaling: tuple[float, float], into: np.ndarray) -> int:
-    """Scale in double precision, as nibabel does; how many finite numbers became infinite."""
+    """Scale in double precision, as nibabel does; returns how many finite numbers became infinite."""
     slope, inter = scaling
     values = stored
     with np.errstate(over="ignore", invalid="ignore"):
         if slope != 1:
-            values = values * np.array([slope])  # an array, so that float32 voxels become float64, too
+            values = values * np.array([slope])  # an array, so that float32 voxels also become float64
         if inter != 0:
             values = values + np.array([inter])
         into[...] = values
@@ -130,17 +122,16 @@ def _convert(stored: np.ndarray, scaling: tuple[float, float], into: np.ndarray)
 
 
 def _check_end(stream: IO[bytes], header: NiftiHeader, lost_extensions: bool) -> None:
-    """Nothing but a little padding may follow the voxels: what else is there, the header does not tell of, and may be
-    shifted."""
+    """Raise DataError if anything but a little padding follows the voxels: they may then be shifted."""
     rest = stream.read(_MOST_PADDING + 1)
     if len(rest) > _MOST_PADDING:
-        what = f"more than {_MOST_PADDING} bytes behind the voxels"
+        what = f"more than {_MOST_PADDING} bytes after the voxels"
     elif rest.strip(b"\0"):
-        what = f"{len(rest)} bytes behind the voxels that are no padding"
+        what = f"{len(rest)} bytes after the voxels that are not padding"
     elif rest and lost_extensions:
         what = f"{len(rest)} bytes more, and header extensions that vox_offset {header.offset} leaves no room for"
     else:
         return
     received = f"{header.path}: {what}"
-    expected = f"the voxels that its header tells of, {header.shape} of {header.voxel_type().name}"
-    raise DataError(received, expected, "Convert the image again: header and voxels do not fit.")
+    expected = f"the voxels that its header declares, {header.shape} of {header.voxel_type().name}"
+    raise DataError(received, expected, "Convert the image again: header and voxels do not match.")

@@ -1,4 +1,4 @@
-"""What lies between a NIfTI header and its voxels: extensions of programs, kept as they are and written back."""
+"""Reads the extensions between a NIfTI header and its voxels, which are written back unchanged."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from mmh_ray.errors import DataError
 from mmh_ray.imaging.nifti_header import RECONVERT, NiftiHeader, unreadable
 
 _MOST_EXTENSIONS = 1000
-"""Extensions beyond which a file is not read; honest ones have a few."""
+"""Largest number of extensions that are read; real files have a few."""
 _SMALLEST = 16
-"""Bytes of an extension, its own head of 8 included; sizes are multiples of it."""
+"""Bytes of the smallest extension, including its own header of 8."""
 
 
 def read_extensions(header: NiftiHeader, stream: IO[bytes]) -> tuple[list[Nifti1Extension], bool]:
-    """Read on from the end of the header to where the voxels begin, at most 64 MiB. Nobody looks into what is read.
+    """Read from the end of the header to where the voxels begin, at most 64 MiB. The contents are not interpreted.
 
     Returns
     -------
     tuple[list[Nifti1Extension], bool]
-        The extensions, and whether there is any although the file tells of some.
+        The extensions, and whether none was found although the header declares some.
 
     Raises
     ------
     DataError
-        If the offset of the voxels cannot be true, or contradicts the extensions: the voxels may begin elsewhere.
+        If the offset of the voxels is impossible or contradicts the extensions: the voxels may begin elsewhere.
     OSError, EOFError, zlib.error
-        As reading does.
+        From reading the file.
     """
     size = header.offset - header.layout.size
     area = stream.read(size)
@@ -42,7 +42,7 @@ def read_extensions(header: NiftiHeader, stream: IO[bytes]) -> tuple[list[Nifti1
 
 
 def _split(area: bytes, header: NiftiHeader) -> Iterator[Nifti1Extension]:
-    """Extensions, one after the other; zeros may follow."""
+    """Split the bytes into extensions; zeros may follow the last one."""
     order: Literal["little", "big"] = "little" if header.byte_order == "<" else "big"
     at = 0
     for _ in range(_MOST_EXTENSIONS):

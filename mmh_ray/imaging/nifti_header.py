@@ -1,7 +1,7 @@
-"""The header of a NIfTI file from a stranger: read in bounded memory and checked before anything is allocated by it.
+"""Reads the header of an untrusted NIfTI file in bounded memory, and checks it before anything else is allocated.
 
-nibabel interprets the header's fields; whether they can be true is asked here, as nibabel mends some in silence and
-stumbles over others.
+nibabel interprets the header's fields. This module checks that they are possible, because nibabel silently repairs
+some impossible values and fails on others.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from mmh_ray.imaging.other_formats import refuse_other_format
 
 SMALLEST_MM = 0.02
 LARGEST_MM = 30.0
-"""Voxel sizes beyond which a unit must be wrong."""
+"""Smallest and largest voxel size; beyond them the unit must be wrong."""
 
 MOST_EXTENSION_BYTES = 64 * 2**20
-"""Header extensions beyond which a file is not read; honest ones take some kilobytes."""
+"""Largest size of the header extensions that are read; real ones take some kilobytes."""
 _MOST_VOXEL_BYTES = 8
 _XFORM_CODES = range(6)
-"""What sform_code and qform_code may be."""
+"""Valid values of sform_code and qform_code."""
 _MM_PER_UNIT = {1: ("metre", 1e3), 3: ("micron", 1e-3)}
 """Units of length other than the millimetre, by the lowest three bits of `xyzt_units`."""
 RECONVERT = "Convert the image again."
@@ -37,8 +37,7 @@ ByteOrder = Literal["<", ">"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the two versions of NIfTI differ: nibabel's class, bytes of the header, and where its magic stands and
-    reads."""
+    """How the two versions of NIfTI differ: nibabel's class, size of the header, position and value of its magic."""
 
     kind: type[nib.Nifti1Header]
     size: int
@@ -48,7 +47,7 @@ class Layout:
 
     @property
     def first_offset(self) -> int:
-        """Where voxels may begin: after the header and the 4 bytes that tell of extensions."""
+        """First possible offset of the voxels: after the header and the 4 bytes that declare extensions."""
         return self.size + 4
 
 
@@ -60,20 +59,20 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """A NIfTI header with axes that can be true; the methods check what else it says.
+    """A NIfTI header whose axes were checked; the methods check the other fields.
 
     Attributes
     ----------
     path:
         The file, for messages.
     fields:
-        As they are in the file.
+        The fields as stored in the file.
     shape:
-        Voxels along each axis, one or more; 1 to 7 axes.
+        Voxels along each axis, at least one; 1 to 7 axes.
     layout:
-        Of its version of NIfTI.
+        Layout of its NIfTI version.
     byte_order:
-        Of all its numbers.
+        Byte order of all its numbers.
     """
 
     path: str
@@ -89,8 +88,8 @@ class NiftiHeader:
         Raises
         ------
         DataError
-            If it is no whole number, within the header or more than 64 MiB after it. A smaller one than the header
-            needs would show its bytes as voxels, and every voxel out of its place.
+            If it is not a whole number, lies within the header or more than 64 MiB after it. With an offset inside the
+            header, header bytes would be read as voxels and every voxel would be shifted.
         """
         offset = float(self.fields["vox_offset"])
         first = self.layout.first_offset
@@ -107,7 +106,7 @@ class NiftiHeader:
         Raises
         ------
         DataError
-            Unless each is one whole or real number of at most 64 bits.
+            Unless each voxel is one integer or real number of at most 64 bits.
         """
         with contextlib.suppress(KeyError):  # a type that nibabel does not know
             stored = self.fields.get_data_dtype()
@@ -118,8 +117,7 @@ class NiftiHeader:
         raise DataError(received, "one number per voxel", remedy)
 
     def scaling(self) -> tuple[float, float]:
-        """Slope and intercept that make intensities of stored numbers; 1 and 0 where there are none, by a slope of 0 or
-        NaN.
+        """Slope and intercept that convert stored numbers to intensities; 1 and 0 if the slope is 0 or NaN (unset).
 
         Raises
         ------
@@ -136,41 +134,41 @@ class NiftiHeader:
         return slope, inter
 
     def affine(self) -> np.ndarray:
-        """``(4, 4)`` float64, voxel indices to millimetres: the sform, else the qform, else voxel sizes alone.
+        """``(4, 4)`` float64, voxel indices to millimetres: from the sform, else the qform, else the voxel sizes.
 
         Raises
         ------
         DataError
-            If a code is unknown, or what the matrix is made of is missing or contradicts itself.
+            If a code is unknown, or if the fields that define the matrix are missing or contradictory.
         """
         self._check_geometry_fields()
         header = self.as_nibabel
         try:
-            with np.errstate(all="ignore"):  # what overflows is no matrix, which whoever asks for it checks
+            with np.errstate(all="ignore"):  # `check_geometry` refuses a matrix that is not finite
                 affine = np.asarray(header.get_best_affine(), np.float64)
-        except Exception as error:  # the parser is not ours, and what it raises of odd quaternions differs by version
-            received = f"{self.path}: qform that is no rotation ({error})"
+        except Exception as error:  # which error nibabel raises for odd quaternions depends on its version
+            received = f"{self.path}: qform that is not a rotation ({error})"
             raise DataError(received, "an orientation", "Restore the sform or qform.") from error
         self._check_unit(affine)
         return affine
 
     @cached_property
     def as_nibabel(self) -> nib.Nifti1Header:
-        """As nibabel gives it of a loaded image: without scaling and offset, which are the file's and not the image's.
+        """The header as nibabel returns it for a loaded image: without scaling and offset, which belong to the file.
 
-        Its extensions are there once the voxels have been read.
+        Its extensions are filled in when the voxels are read.
         """
         try:
             header = self.fields.copy()
             header.set_data_offset(0)
             header.check_fix()
             header.set_slope_inter(None, None)
-        except Exception as error:  # the parser is not ours: whatever it cannot take is a fault of the file
+        except Exception as error:  # whatever nibabel cannot parse is a fault of the file
             raise unreadable(self.path, f"header: {error}") from error
         return header
 
     def _check_geometry_fields(self) -> None:
-        """Raise DataError where nibabel would go on with what it makes up: another matrix, or a voxel of 1 mm."""
+        """Raise DataError where nibabel would continue with made-up values: another matrix, or a voxel of 1 mm."""
         sform = int(self.fields["sform_code"])
         qform = int(self.fields["qform_code"])
         if sform not in _XFORM_CODES or qform not in _XFORM_CODES:
@@ -184,12 +182,14 @@ class NiftiHeader:
             received = f"{self.path}: voxels of {shown} mm (pixdim)"
             raise DataError(received, f"{SMALLEST_MM:g} to {LARGEST_MM:g} mm", "Restore the voxel size.")
         if sform == 0 and qform != 0 and handedness not in (-1, 0, 1):
-            received = f"{self.path}: pixdim[0] {handedness:.9g} beside a qform"
-            raise DataError(received, "1 or -1, which tells left from right", "Restore the sform or qform.")
+            received = f"{self.path}: pixdim[0] {handedness:.9g} with a qform"
+            raise DataError(received, "1 or -1, which distinguishes left and right", "Restore the sform or qform.")
 
     def _check_unit(self, affine: np.ndarray) -> None:
-        """Raise DataError where sizes make sense in another unit, and the header names it; other readers take them for
-        millimetres."""
+        """Raise DataError if the header names another unit and the sizes are plausible in it.
+
+        Other readers ignore the unit and would treat the sizes as millimetres.
+        """
         unit = int(self.fields["xyzt_units"]) % 8
         if unit not in _MM_PER_UNIT:
             return
@@ -203,22 +203,21 @@ class NiftiHeader:
 
 
 def unreadable(path: str | Path, what: object) -> DataError:
-    """The error of a file that is damaged, cut or no NIfTI."""
+    """The error for a file that is damaged, truncated or not NIfTI."""
     received = f"{path}: unreadable ({what})"
     expected = "a complete NIfTI file"
     return DataError(received, expected, "Copy or convert it again.")
 
 
 def parse_header(stream: IO[bytes], path: str | Path) -> NiftiHeader:
-    """Read the header from the start of a file: 348 or 540 bytes. Its extensions come next in the stream, then the
-    voxels.
+    """Read the header from the start of a file: 348 or 540 bytes. The stream is left at the extensions.
 
     Raises
     ------
     DataError
-        If it is no NIfTI file of one piece, or its axes cannot be true.
+        If it is not a single-file NIfTI, or its axes are impossible.
     OSError, EOFError, zlib.error
-        As reading does.
+        From reading the file.
     """
     layout, order, block = _read_block(stream, path)
     fields = layout.kind(block, order, check=False)
@@ -226,7 +225,7 @@ def parse_header(stream: IO[bytes], path: str | Path) -> NiftiHeader:
 
 
 def _read_block(stream: IO[bytes], path: str | Path) -> tuple[Layout, ByteOrder, bytes]:
-    """The version of NIfTI, the byte order, both by the size that the header gives itself, and the header."""
+    """The layout and byte order, both recognised by the header's size field, and the bytes of the header."""
     shortest = _LAYOUTS[0].size
     block = stream.read(shortest)
     refuse_other_format(block, path)
@@ -245,7 +244,7 @@ def _read_block(stream: IO[bytes], path: str | Path) -> tuple[Layout, ByteOrder,
 
 
 def _order_with(block: bytes, size: int) -> ByteOrder | None:
-    """The byte order in which a block begins with this number."""
+    """The byte order in which a block begins with this size; None if neither does."""
     if block.startswith(size.to_bytes(4, "little")):
         return "<"
     if block.startswith(size.to_bytes(4, "big")):

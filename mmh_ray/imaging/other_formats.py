@@ -1,4 +1,4 @@
-"""What a file is that should be NIfTI and is not, by how it begins: the reason is more use than "unreadable"."""
+"""Recognises files that are not NIfTI by their first bytes, so that the error can name the format and the remedy."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _BEGINNINGS = (
     (0, b"version https://git-lfs", "a Git LFS pointer", _FETCH),
     (0, b"<", "a text in HTML or XML", "Download the image itself."),
 )
-"""Where a format has its mark, the mark, what to call the file, and what to do."""
+"""Offset of a format's magic bytes, the bytes, what the error calls the file, and the remedy."""
 
 
 def refuse_other_format(block: bytes, path: str | Path) -> None:
-    """Raise DataError if a file's first bytes are those of a format that is known not to be NIfTI."""
+    """Raise DataError if a file begins like one of :data:`_BEGINNINGS`."""
     for place, mark, what, remedy in _BEGINNINGS:
         if block[place:].startswith(mark):
             raise DataError(f"{path}: {what}", "a NIfTI-1 or NIfTI-2 file", remedy)

@@ -1,5 +1,4 @@
-"""From any scan to the working grid: mask, registration, orientation, resampling through the affine, bias field, unit
-intensity."""
+"""Brings a scan to the working grid: mask, registration, resampling through the affine, bias field, unit intensity."""
 
 from __future__ import annotations
 
@@ -19,53 +18,53 @@ from mmh_ray.imaging.volume import Volume
 from mmh_ray.threads import one_thread
 
 UPRIGHT_DEGREES = 5.0
-"""Rotation of a head up to which the working grid keeps the scan's world axes.
+"""Largest rotation of a head at which the working grid keeps the scan's world axes.
 
-Upright phantoms of random shape register with up to 4.4 degrees, so less is no tilt that could be told from a person's
-own shape; and a scan of the grid's own spacing and axes is then not blurred by interpolation.
+Upright phantoms of random shape register with up to 4.4 degrees. So a smaller tilt cannot be distinguished from the
+person's shape. With the scan's axes, a scan that has the grid's spacing is not blurred by interpolation.
 """
+
+
+_SKULL = {"keep": "kept in the output, masked from the model", "strip": "removed"}
+"""How the steps describe the choices of `prepare.skull`."""
+_LISTED_VALUES = 5
+"""Fill values that the steps list."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scan on the working grid (isotropic; RAS axes, of the template where the head is tilted).
+    """A scan on the working grid (isotropic; world axes, or the template's axes if the head is tilted).
 
     Attributes
     ----------
     image:
         ``(X, Y, Z)`` float32 unit intensity, bias-corrected, zero outside the mask: what the model sees.
-    source:
-        ``(X, Y, Z)`` float32 unit intensity, neither corrected nor masked: the guide of the detail projection.
     mask:
         ``(X, Y, Z)`` bool, the brain.
     affine:
         ``(4, 4)`` working voxel indices to the scan's millimetres.
     brain:
         ``(I, J, K)`` bool, the mask on the scan's own grid.
-    stripped:
-        Whether the scan came without its skull.
     registration:
-        How the template lies in the scan; None where none was asked for, nor needed to find the brain.
+        Position of the template in the scan; None if it was neither requested nor needed to find the brain.
     scaling:
-        From the scan's units to unit intensity, by which both images were made.
+        The map from the scan's units to unit intensity.
     held:
         Part of the brain that lies inside the grid.
     steps:
-        What was done, in order, for the sidecar.
+        The processing steps in order, for the sidecar.
     ground:
-        What the scan's zero is, and where it holds none.
+        The scan's zero level and its fill.
     gain:
-        ``(X, Y, Z)`` float32 by which N4 multiplied the scan above its zero; ones where it was not asked for.
+        ``(X, Y, Z)`` float32 factor by which N4 multiplied the scan above its zero; ones without N4.
     given:
         Whether the mask came with the scan.
     """
 
     image: np.ndarray
-    source: np.ndarray
     mask: np.ndarray
     affine: np.ndarray
     brain: np.ndarray
-    stripped: bool
     registration: Registration | None
     scaling: Scaling
     held: float
@@ -75,13 +74,18 @@ class Prepared:
     given: bool
 
     @property
+    def stripped(self) -> bool:
+        """Whether the skull was already removed."""
+        return self.ground.stripped
+
+    @property
     def quantiles(self) -> np.ndarray:
         """``(257,)`` quantile function of the brain's unit intensities."""
         return quantile_function(self.image[self.mask])
 
     @property
     def tissues(self) -> np.ndarray:
-        """``(257,)`` the same after a little smoothing: see :func:`mmh_ray.imaging.intensity.tissue_quantiles`."""
+        """``(257,)`` quantile function after slight smoothing (:func:`mmh_ray.imaging.intensity.tissue_quantiles`)."""
         return tissue_quantiles(self.image, self.mask)
 
 
@@ -94,41 +98,41 @@ def prepare_volume(
     Parameters
     ----------
     volume:
-        The scan at its native grid.
+        The scan on its native grid.
     mask:
-        ``(I, J, K)`` brain mask at the native grid; a volume on another grid is resampled through the affines; None
-        estimates one.
+        ``(I, J, K)`` brain mask on the native grid; a Volume on another grid is resampled through the affines. None: a
+        mask is estimated.
 
     Raises
     ------
     DataError
-        If the mask does not fit the scan, is empty, or leaves the scan without contrast.
+        If the mask does not match the scan or is empty, or if the scan has no contrast inside it.
     """
     is_given = mask is not None
     is_resampled = False
     ground = find_ground(volume)
-    volume = ground.lay(volume)
+    volume = ground.applied_to(volume)
     if isinstance(mask, Volume):
         mask, is_resampled = on_grid_of(volume, mask)
     brain = _brain(volume, mask, ground, settings)
     axes = _tilt(brain.registration) if settings.register else None
     affine = working_affine(volume.affine, brain.mask, grid, axes)
     signal = volume.data - ground.floor if ground.floor else volume.data
-    source = to_grid(signal, volume.affine, affine, grid.shape)
+    resampled = to_grid(signal, volume.affine, affine, grid.shape)
     inside = to_grid(brain.mask.astype(np.float32), volume.affine, affine, grid.shape) > 0.5
     if not inside.any():
         expected = "a brain larger than a few voxels"
         raise MaskError("a mask without a working voxel", expected, "Check the mask and the affine.")
     gain = np.ones(grid.shape, np.float32)
     if settings.n4:
-        gain = bias_gain(source, inside, (grid.spacing_mm,) * 3, settings.n4_iterations)
-    corrected = source * gain
+        gain = bias_gain(resampled, inside, (grid.spacing_mm,) * 3, settings.n4_iterations)
+    corrected = resampled * gain
     unit = _scaling(corrected, inside, settings, is_given)
     scaling = Scaling(unit.low + ground.floor, unit.high + ground.floor)
     steps = (
         _mask_step(is_given, is_resampled),
         _neck_step(brain.neck_mm, settings),
-        f"skull: {'skipped, already removed' if brain.stripped else _SKULL[settings.skull]}",
+        f"skull: {'skipped, already removed' if ground.stripped else _SKULL[settings.skull]}",
         _registration_step(brain.registration, settings),
         describe(volume, brain.mask),
         f"resampled: {grid.spacing_mm:g} mm {'RAS' if axes is None else 'template axes'} {tuple(grid.shape)}",
@@ -138,11 +142,9 @@ def prepare_volume(
     )
     return Prepared(
         image=np.clip(unit.apply(corrected), 0, 2) * inside,
-        source=unit.apply(source),
         mask=inside,
         affine=affine,
         brain=brain.mask,
-        stripped=brain.stripped,
         registration=brain.registration,
         scaling=scaling,
         held=share_held(brain.mask, volume.affine, affine, grid.shape),
@@ -153,11 +155,8 @@ def prepare_volume(
     )
 
 
-_NAMED_VALUES = 5
-
-
 def _scaling(image: np.ndarray, inside: np.ndarray, settings: PrepareConfig, given: bool) -> Scaling:
-    """The unit scale; where a given mask holds no contrast, the mask is to blame."""
+    """The scaling to unit intensity; if there is no contrast inside a user's mask, the error is a MaskError."""
     try:
         return robust_scaling(image, inside, settings.upper_percentile)
     except DataError as error:
@@ -166,16 +165,12 @@ def _scaling(image: np.ndarray, inside: np.ndarray, settings: PrepareConfig, giv
         raise
 
 
-_SKULL = {"keep": "kept in the output, masked from the model", "strip": "removed"}
-
-
 def _brain(volume: Volume, mask: np.ndarray | None, ground: Ground, settings: PrepareConfig) -> Brain:
-    """The mask, given or estimated, with the one registration of the scan if it is asked for or was made to find the
-    brain."""
+    """The user's or an estimated mask, with the registration if it was requested or needed to find the brain."""
     if mask is not None and mask.shape != volume.data.shape:
         expected = f"the scan's shape {volume.data.shape}"
         raise MaskError(f"mask of shape {mask.shape}", expected, "Resample the mask to its scan.")
-    brain = find_brain(volume, settings.crop_neck, ground) if mask is None else Brain(mask, ground.stripped)
+    brain = find_brain(volume, settings.crop_neck, ground) if mask is None else Brain(mask)
     if ground.holes is not None:
         brain = replace(brain, mask=brain.mask & ~ground.holes)
     if mask is None and not brain.mask.any():
@@ -190,17 +185,16 @@ def _brain(volume: Volume, mask: np.ndarray | None, ground: Ground, settings: Pr
 
 
 def _fill_steps(ground: Ground) -> tuple[str, ...]:
-    """What was left out as fill, if anything was."""
+    """The step that excludes fill, if the scan has any."""
     if ground.fill is None:
         return ()
     share = ground.fill.mask.mean()
-    named = ground.fill.values[:_NAMED_VALUES]
-    values = ", ".join(f"{value:g}" for value in named)
-    return (f"fill: {share:.1%} of the voxels taken for background (values {values})",)
+    values = ", ".join(f"{value:g}" for value in ground.fill.values[:_LISTED_VALUES])
+    return (f"fill: {share:.1%} of the voxels treated as background (values {values})",)
 
 
 def _tilt(registration: Registration | None) -> np.ndarray | None:
-    """``(3, 3)`` the template's axes in the scan, where they are worth turning the grid."""
+    """``(3, 3)`` the template's axes in the scan if the head is tilted enough to turn the grid, else None."""
     if registration is None or registration.degrees <= UPRIGHT_DEGREES:
         return None
     return registration.rotation
@@ -223,7 +217,7 @@ def _neck_step(neck_mm: float | None, settings: PrepareConfig) -> str:
 
 
 def bias_step(settings: PrepareConfig) -> str:
-    """How the bias field is treated, as in :attr:`Prepared.steps`."""
+    """The text for the bias field in :attr:`Prepared.steps`."""
     if not settings.n4:
         return "bias field: not asked for"
     iterations = tuple(settings.n4_iterations)

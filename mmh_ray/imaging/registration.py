@@ -1,5 +1,4 @@
-"""Affine registration of the ICBM-152 template to a scan, with a figure that says how good it is and a fallback where
-it is poor."""
+"""Registers the ICBM-152 template to a scan (affine), rates the result, and falls back to a shift if it is poor."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Literal
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
 from scipy import linalg
 from scipy.spatial.transform import Rotation
 
@@ -21,7 +20,7 @@ from mmh_ray.imaging.template import GRID_MM, OUTPUT_AFFINE, OUTPUT_SHAPE, templ
 from mmh_ray.imaging.volume import Volume
 
 POOR = 0.25
-"""Quality below which a registration is not believed."""
+"""Quality below which a registration is not trusted."""
 
 _TURNS = [
     Rotation.from_euler("xyz", [nod, lean, turn], degrees=True).as_matrix()
@@ -30,42 +29,41 @@ _TURNS = [
 ]
 """Tilts of the head from which the registration starts; people nod more than they turn."""
 _SCALP_MM = 12.0
-"""Scalp and skull above the brain, where the registration of a head starts."""
+"""Thickness of scalp and skull above the brain that is assumed for the start of a head's registration."""
 _STARTS = (0.85, 1.0)
-"""Sizes of a head, as a share of the template's, from which it starts; ICBM-152 is larger than most brains."""
+"""Sizes of the brain, relative to the template, at the start; ICBM-152 is larger than most brains."""
 _SMALLEST = 0.45
-"""Diameter of a brain, as a share of the template's, below which it is no brain that could be registered."""
+"""Smallest diameter of a brain, relative to the template, with which an affine registration is tried."""
 _SAME = 0.9
-"""Dice overlap of a brain with the template's from which it is taken to lie in the template's space already."""
+"""Least Dice overlap with the template's brain for a brain to count as already in the template's space."""
 _HEAD_MARGINS = (3, 1)
-"""Template voxels around its brain that count, in one affine pass after the other: the skull finds the place and the
-brain the fit."""
+"""Template voxels around the brain that each affine pass compares: first the skull for the place, then the brain."""
 _BRAIN_MARGINS = (5,)
-"""The same of a brain without its skull: the air around it shows its size."""
+"""The margins for a brain without its skull: the air around it shows its size."""
 _MARGIN_MM = 15.0
 """Air left around a brain without its skull."""
 
 _LEAST_SECTION = 0.05
-"""Section of a brain on a face of the volume, as a share of its mean section, from which it is cut there."""
+"""A brain is cut by a face of the volume if its section there is at least this share of its mean section."""
 
 Method = Literal["affine", "translation", "given space"]
 
 
 @dataclass(frozen=True)
 class Registration:
-    """How the template lies in a scan.
+    """Position of the template in a scan.
 
     Attributes
     ----------
     matrix:
         ``(4, 4)`` template millimetres to the scan's.
     quality:
-        See :func:`mmh_ray.imaging.alignment.match`, 0 to 1. Well aligned T1w, T2w and FLAIR scans reach 0.35 to 0.7;
-        scans upside down, the wrong way round or of noise stay below 0.15, but for noise cut out along a brain's
-        outline, which shows at least the place.
+        See :func:`mmh_ray.imaging.alignment.match`, 0 to 1. Well aligned T1w, T2w and FLAIR scans reach 0.35 to 0.7.
+        Scans that are upside down, reversed or pure noise stay below 0.15, except noise that is masked along a brain's
+        outline: that outline shows the position.
     method:
-        `affine`; `translation` where that was poor: the template upright and of its own size, a brain's centre on the
-        brain's, a head's below the top of the head; `given space`: the scan lies in the template's space already.
+        `affine`; `translation` if that was poor: the template upright and in its own size, centred on the brain or
+        placed below the top of the head; `given space`: the scan was already in the template's space.
     """
 
     matrix: np.ndarray
@@ -74,8 +72,7 @@ class Registration:
 
     @property
     def rotation(self) -> np.ndarray:
-        """``(3, 3)`` the nearest rotation to the matrix: its columns are the template's axes in the scan's
-        millimetres."""
+        """``(3, 3)`` nearest rotation to the matrix; its columns are the template's axes in the scan's millimetres."""
         rotation, _ = linalg.polar(self.matrix[:3, :3])
         return rotation
 
@@ -89,19 +86,20 @@ class Registration:
 
 
 def register_head(volume: Volume, head: np.ndarray) -> Registration:
-    """Register the template to a scan with its skull; one in the template's space stays there unless another place fits
-    better.
+    """Register the template to a scan with its skull.
+
+    A scan that is already in the template's space stays there unless another position fits better.
 
     Parameters
     ----------
     head:
-        ``(I, J, K)`` bool, the head with all it holds, from its top; nothing else counts.
+        ``(I, J, K)`` bool, the filled head from its top; voxels outside it are ignored.
     """
-    known = template()
+    icbm = template()
     low, high = bounds(volume, head)
-    data, affine = upright(volume, head, low, high, GRID_MM)
+    data, affine = upright(volume, head, low, high)
     target = (low + high) / 2
-    target[2] = high[2] - _SCALP_MM - (known.top - known.middle[2])
+    target[2] = high[2] - _SCALP_MM - (icbm.top - icbm.middle[2])
     starts = [
         _placed(target + np.array([0, ahead, up]), size, turn)
         for turn, ahead, up, size in product(_TURNS, (0, -15, 15), (0, -20, -10, 10), _STARTS)
@@ -118,19 +116,19 @@ def register_head(volume: Volume, head: np.ndarray) -> Registration:
 
 
 def register_brain(volume: Volume, brain: np.ndarray) -> Registration:
-    """Register the template to a brain: only what lies inside ``(I, J, K)`` bool counts.
+    """Register the template to a brain; voxels outside ``brain``, ``(I, J, K)`` bool, are ignored.
 
-    Nothing is done where the brain overlaps the template's and agrees with it already. A brain that the field of view
-    cuts is placed by the sides that it shows.
+    A brain that already overlaps and matches the template's is left in place. A brain that is cut by the field of view
+    is placed by the sides that are visible.
     """
     low, high = bounds(volume, brain)
     cut_low, cut_high = _cut_sides(volume, brain)
     is_cut = bool(cut_low.any() or cut_high.any())
     edge_low = low - np.where(cut_low, 0, _MARGIN_MM)
     edge_high = high + np.where(cut_high, 0, _MARGIN_MM)
-    data, affine = upright(volume, brain, edge_low, edge_high, GRID_MM)
+    data, affine = upright(volume, brain, edge_low, edge_high)
     ones = volume.like(np.ones_like(volume.data))
-    share, _ = upright(ones, brain, edge_low, edge_high, GRID_MM)
+    share, _ = upright(ones, brain, edge_low, edge_high)
     mask = share > 0.5
     if _overlap(mask, affine) >= _SAME:
         agreement = match(data, affine, np.eye(4))
@@ -150,15 +148,15 @@ def register_brain(volume: Volume, brain: np.ndarray) -> Registration:
 def _registered_whole(
     volume: Volume, brain: np.ndarray, data: np.ndarray, affine: np.ndarray, mask: np.ndarray
 ) -> Registration:
-    """From starts that take the brain for a whole one: its centre on the template's, its volume the template's."""
-    known = template()
+    """Register from starts that assume a whole brain: with the template's centre and volume."""
+    icbm = template()
     centre_voxel = np.argwhere(brain).mean(axis=0)
     centre = volume.affine @ [*centre_voxel, 1.0]
     centre = centre[:3]
-    known_centre_voxel = np.argwhere(known.brain).mean(axis=0)
-    known_centre = known.affine[:3, 3] + GRID_MM * known_centre_voxel
-    offset = known_centre - known.middle
-    volume_ratio = float(mask.sum() / known.brain.sum())
+    icbm_centre_voxel = np.argwhere(icbm.brain).mean(axis=0)
+    icbm_centre = icbm.affine[:3, 3] + GRID_MM * icbm_centre_voxel
+    offset = icbm_centre - icbm.middle
+    volume_ratio = float(mask.sum() / icbm.brain.sum())
     size = volume_ratio ** (1 / 3)
     if size < _SMALLEST:
         return _shifted(data, affine, centre - offset)
@@ -170,7 +168,7 @@ def _registered_whole(
 
 
 def _cut_sides(volume: Volume, brain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Along which world axes the field of view cuts a brain at its low and at its high end, ``(3,)`` bool each."""
+    """Along which world axes the field of view cuts a brain at the low and at the high end, ``(3,)`` bool each."""
     low = np.zeros(3, bool)
     high = np.zeros(3, bool)
     least_section = _LEAST_SECTION * brain.sum()  # times the number of sections
@@ -187,23 +185,20 @@ def _cut_sides(volume: Volume, brain: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _anchored(low: np.ndarray, high: np.ndarray, cut_low: np.ndarray, cut_high: np.ndarray, size: float) -> np.ndarray:
-    """Where the template's middle lies, mm, if a brain between two corners is laid by the sides that are not cut."""
-    known = template()
-    places_mm = apply_affine(known.affine, np.argwhere(known.brain))
+    """The place of the template's middle in mm if a brain between two corners is aligned by its uncut sides."""
+    icbm = template()
+    places_mm = apply_affine(icbm.affine, np.argwhere(icbm.brain))
     lowest = places_mm.min(axis=0)
     highest = places_mm.max(axis=0)
-    by_low = low - size * (lowest - known.middle)
-    by_high = high - size * (highest - known.middle)
-    middle = (by_low + by_high) / 2
+    by_low = low - size * (lowest - icbm.middle)
+    by_high = high - size * (highest - icbm.middle)
     only_high_is_cut = cut_high & ~cut_low
     only_low_is_cut = cut_low & ~cut_high
-    middle = np.where(only_high_is_cut, by_low, middle)
-    return np.where(only_low_is_cut, by_high, middle)
+    return np.select([only_high_is_cut, only_low_is_cut], [by_low, by_high], (by_low + by_high) / 2)
 
 
 def in_template_space(volume: Volume, registration: Registration, order: int) -> Volume:
-    """A volume resampled once to the template's own 1 mm grid: linear (1) or cubic (3); its header says MNI (sform code
-    4)."""
+    """Resample a volume once to the template's own 1 mm grid, linear (1) or cubic (3), with the sform code for MNI."""
     step = registration.matrix @ OUTPUT_AFFINE
     header = nib.Nifti1Header()
     header.set_data_shape(OUTPUT_SHAPE)
@@ -220,7 +215,7 @@ def _registered(
     margins: tuple[int, ...],
     least_seen: float = WHOLE,
 ) -> Registration:
-    """The best registration from the starts; where that is poor, a mere shift by the first of them."""
+    """The best registration from the starts; if that is poor, only a shift, to the place of the first start."""
     matrix, quality = align(data, affine, starts, margins, least_seen)
     if quality >= POOR:
         return Registration(matrix, quality, "affine")
@@ -228,7 +223,7 @@ def _registered(
 
 
 def _shifted(data: np.ndarray, affine: np.ndarray, target: np.ndarray) -> Registration:
-    """The template, its own size and upright, with its middle at the target, mm."""
+    """The template in its own size and upright, with its middle at the target in mm."""
     upright_axes = np.eye(3)
     shift = _placed(target, 1.0, upright_axes)
     quality = match(data, affine, shift)
@@ -236,19 +231,16 @@ def _shifted(data: np.ndarray, affine: np.ndarray, target: np.ndarray) -> Regist
 
 
 def _placed(target: np.ndarray, size: float, turn: np.ndarray) -> np.ndarray:
-    """``(4, 4)`` that lays the template's middle on the target, mm, of a size and turned about it."""
+    """``(4, 4)`` that scales the template, turns it, and moves its middle to the target in mm."""
     scaled_turn = size * turn
-    matrix = np.eye(4)
-    matrix[:3, :3] = scaled_turn
-    matrix[:3, 3] = target - scaled_turn @ template().middle
-    return matrix
+    return from_matvec(scaled_turn, target - scaled_turn @ template().middle)
 
 
 def _overlap(brain: np.ndarray, affine: np.ndarray) -> float:
-    """Dice overlap of a brain, as it lies, with the template's."""
-    known = template()
-    share = to_grid(brain, affine, known.affine, known.brain.shape)
+    """Dice overlap of a brain with the template's, without registration."""
+    icbm = template()
+    share = to_grid(brain, affine, icbm.affine, icbm.brain.shape)
     there = share > 0.5
-    both = (there & known.brain).sum()
-    total = there.sum() + known.brain.sum()
+    both = (there & icbm.brain).sum()
+    total = there.sum() + icbm.brain.sum()
     return float(2 * both / total)

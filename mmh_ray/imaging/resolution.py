@@ -1,4 +1,4 @@
-"""How fine a scan really is along each of its axes: recorded, and nothing is sharpened."""
+"""Measures the resolution of a scan along each of its axes, for the sidecar and for the style encoder."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mmh_ray.imaging.slices import NORMAL, PLANES
 from mmh_ray.imaging.volume import Volume
 
 COARSE = 1.3
-"""Ratio of the coarsest axis to the finest from which a scan counts as thick-sliced, stored on thin voxels or not."""
+"""Least ratio of the coarsest axis to a finer one for a scan to count as thick-sliced, whatever its voxels."""
 
 
 def sharp_planes(affine: np.ndarray, pixel_mm: float) -> np.ndarray:
-    """Planes ``(3,)`` bool, in the order of :data:`PLANES`, in which slices of a scan are as sharp as its voxels allow.
+    """Planes in which a scan's slices are sharp, ``(3,)`` bool in the order of :data:`PLANES`.
 
-    All, unless its own slices are thick (their distance :data:`COARSE` times the next coarser voxel edge or more): then
-    the one plane that lies along them. Edges below ``pixel_mm``, at which it is looked at, count as that.
+    All planes, unless the scan has thick slices: its longest voxel edge is at least :data:`COARSE` times the next one.
+    Then only the plane of its own slices. Edges shorter than ``pixel_mm``, the pixel size in use, count as that.
     """
     voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
     sizes = np.maximum(voxel_mm, pixel_mm)
@@ -34,8 +34,8 @@ def fwhm_mm(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, fl
     """Full width at half maximum along each axis in mm, as if the image were white noise under a Gaussian point spread.
 
     ``d √(−2 ln 2 / ln(1 − var(Δ) / 2 var(x)))`` with Δ the differences of neighbours d mm apart (Forman et al., MRM
-    1995). 0 for white noise. Anatomy takes part in it, so only comparisons say something: a brain is about as smooth
-    along all three axes, its slices may not be.
+    1995). 0 for white noise. Anatomy contributes to it, so only comparisons between axes or images are meaningful: a
+    brain itself is about equally smooth along all three axes.
     """
     variance = float(image[mask].var(dtype=np.float64))
     precise = image.astype(np.float64)
@@ -58,7 +58,7 @@ def fwhm_mm(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, fl
 
 
 def describe(volume: Volume, mask: np.ndarray) -> str:
-    """One line on voxel size and smoothness, and the axis along which a scan is coarser than along the others."""
+    """One line with voxel size and smoothness, and with the axis along which the scan is coarser than the others."""
     box = box_of(mask)
     widths = fwhm_mm(volume.data[box], mask[box], volume.spacing)
     sizes = " x ".join(f"{size:.3g}" for size in volume.spacing)

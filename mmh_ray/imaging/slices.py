@@ -1,4 +1,4 @@
-"""Tri-planar slabs: volume to slabs of one fixed shape and back.
+"""Cuts a volume into slabs of one fixed shape along three planes, and assembles them again.
 
 Shapes: ``X Y Z`` the working grid (R, A, S); ``N`` slices along a plane's normal; ``K`` slices of a slab; ``H W`` a
 padded slice.
@@ -18,29 +18,27 @@ NORMAL = {"axial": 2, "coronal": 1, "sagittal": 0}
 """Working-grid axis along which a plane's slices are stacked."""
 
 AXES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 2, 1)}
-"""Working-grid axes of a plane: along its normal, down and across its slices."""
+"""Working-grid axes of a plane: normal, height and width of its slices."""
 
 
 def slice_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Height and width of the rectangle that holds every plane's slices of a volume ``X Y Z``."""
-    heights = []
-    widths = []
-    for plane in PLANES:
-        _, height_axis, width_axis = AXES[plane]
-        heights.append(shape[height_axis])
-        widths.append(shape[width_axis])
+    """Height and width of the smallest rectangle that fits the slices of every plane of a volume ``X Y Z``."""
+    heights = [shape[height_axis] for _, height_axis, _ in AXES.values()]
+    widths = [shape[width_axis] for _, _, width_axis in AXES.values()]
     return max(heights), max(widths)
 
 
 def along(volume: np.ndarray, plane: str) -> np.ndarray:
-    """View of ``(X, Y, Z)`` as ``(N, height, width)`` slices of the plane; front to back, a brain's longest way, is
-    never the height, so that a rectangle holds all planes with little around them."""
+    """View of ``(X, Y, Z)`` as ``(N, height, width)`` slices of the plane.
+
+    The front-to-back axis, a brain's longest, is never the height. So one rectangle fits all planes with little
+    padding.
+    """
     return volume.transpose(AXES[plane])
 
 
 def take_slabs(volume: np.ndarray, plane: str, indices: Sequence[int], slab: int, size: tuple[int, int]) -> np.ndarray:
-    """Slabs of ``slab`` neighbouring slices around ``indices``, ``(n, K, H, W)``; beyond the volume and the slice:
-    zero."""
+    """Slabs of ``slab`` neighbouring slices around ``indices``, ``(n, K, H, W)``; zero beyond the volume."""
     slices = along(volume, plane)
     last = len(slices) - 1
     half = slab // 2
@@ -54,7 +52,7 @@ def take_slabs(volume: np.ndarray, plane: str, indices: Sequence[int], slab: int
 
 
 def pad_slices(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Centre ``(..., height, width)`` in a rectangle of zeros ``(..., H, W)``."""
+    """Pad ``(..., height, width)`` with zeros to ``(..., H, W)``, centred."""
     height, width = size
     more_rows = height - images.shape[-2]
     more_columns = width - images.shape[-1]
@@ -82,7 +80,7 @@ def assemble(slabs: np.ndarray, plane: str, indices: Sequence[int], shape: Seque
     """Mean of overlapping slabs ``(n, K, H, W)`` as a volume ``(X, Y, Z)``; voxels that no slab covers are zero."""
     total = np.zeros(shape, np.float32)
     count = np.zeros(shape, np.float32)
-    total_slices = along(total, plane)  # views: what is added to them is added to the volumes
+    total_slices = along(total, plane)  # views: adding to them changes the volumes
     count_slices = along(count, plane)
     height, width = total_slices.shape[1:]
     half = slabs.shape[1] // 2

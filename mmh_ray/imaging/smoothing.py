@@ -1,4 +1,4 @@
-"""Gaussian smoothing that knows the border of a mask, and how the two ways to give its width are related."""
+"""Gaussian smoothing inside a mask."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FWHM_PER_SIGMA = 2.3548
 def smooth_inside(
     data: np.ndarray, mask: np.ndarray, sigma: float | Sequence[float], least_weight: float = 1e-6
 ) -> np.ndarray:
-    """Gaussian mean over the mask's part of each window: what lies outside the mask has no influence.
+    """Gaussian mean over the masked voxels of each window; voxels outside the mask have no influence.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def smooth_inside(
     sigma:
         Standard deviation in voxels, one or one for each axis.
     least_weight:
-        Where the mask has less weight in a window than this, the mean is drawn towards 0.
+        If the mask has less weight than this in a window, the mean is pulled towards 0.
     """
     weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma)
     inside = np.where(mask, data, 0)

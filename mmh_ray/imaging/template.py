@@ -1,7 +1,7 @@
-"""The ICBM-152 template (2009a, symmetric; Fonov et al., 2011) at the spacing of the registration.
+"""Loads the ICBM-152 template (2009a, symmetric; Fonov et al., 2011) at the spacing of the registration.
 
-``template.npz`` holds what nilearn makes of the maps that it ships: importing nilearn and resampling them to this grid
-took more than a second of every process. A test compares the file with nilearn's.
+``template.npz`` contains nilearn's maps, resampled to this grid. Importing nilearn and resampling took each process
+more than a second. A test compares the file with nilearn's maps.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ SPACE = "MNI152NLin2009aSym"
 """BIDS name of the template's space."""
 
 SPACE_URI = "https://www.bic.mni.mcgill.ca/ServicesAtlases/ICBM152NLin2009"
-"""Page of the template's makers."""
+"""Web page of the template's authors."""
 
 GRID_MM = 3
-"""Voxel edge at which scans are registered: finer ones took longer and aligned tissues no better."""
+"""Voxel edge at which scans are registered; finer grids took longer and aligned tissues no better."""
 
 OUTPUT_SHAPE = (197, 233, 189)
 """Voxels of the template's own grid of 1 mm."""
@@ -54,8 +54,8 @@ class Template:
 
     @cached_property
     def deep(self) -> np.ndarray:
-        """``(I, J, K)`` bool, the brain without its outer 9 mm: an outline that fits says little, and a mask of it has
-        bone in its rim."""
+        """``(I, J, K)`` bool, the brain without its outer 9 mm: its outline says little about a fit, and its rim may
+        contain bone."""
         depth_voxels = round(9 / GRID_MM)
         return ndimage.binary_erosion(self.brain, iterations=depth_voxels)
 
@@ -78,5 +78,5 @@ class Template:
 @cache
 def template() -> Template:
     """The template; loaded once per process."""
-    with np.load(_FILE, allow_pickle=False) as known:
-        return Template(known["image"], known["brain"], known["tissues"], known["affine"])
+    with np.load(_FILE, allow_pickle=False) as arrays:
+        return Template(arrays["image"], arrays["brain"], arrays["tissues"], arrays["affine"])

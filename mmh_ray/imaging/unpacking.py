@@ -1,5 +1,4 @@
-"""The bytes of an image file, unpacked where they are gzip: in constant memory, and no more of them than are asked
-for."""
+"""Reads the bytes of an image file, decompressed if it is gzip, in constant memory and no further than requested."""
 
 from __future__ import annotations
 
@@ -17,17 +16,17 @@ from isal import isal_zlib
 from mmh_ray.files import open_regular
 
 _GZIP = b"\x1f\x8b"
-"""How every gzip member begins."""
+"""First bytes of every gzip member."""
 _GZIP_WINDOW = 31
-"""Tells zlib to read gzip's header and to hold the data against its checksum and length."""
+"""Tells zlib to parse gzip's header and to verify checksum and length."""
 _MOST_UNPACKED = 1032
-"""Bytes that deflate can make of one at most: 258 of them from a code of two bits."""
+"""Largest ratio of decompressed to compressed bytes in deflate: a code of two bits can stand for 258 bytes."""
 _PIECE = 256 * 1024
-"""Packed bytes read at a time."""
+"""Compressed bytes that are read at a time."""
 _SLACK = 2**20
-"""Packed bytes that may hold nothing: names, comments, padding."""
+"""Compressed bytes that may decompress to nothing: names, comments, padding."""
 _DAMAGED: Any = isal_zlib.error
-"""What isal raises, which is no ``zlib.error``; its type hints take the class for an instance."""
+"""The error that isal raises; it is not a ``zlib.error``, and isal's type hints declare it as an instance."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,11 @@ class Unpacked:
     Attributes
     ----------
     stream:
-        Its bytes, unpacked. Reading raises EOFError where packed data are cut, zlib.error where they are damaged.
+        Its decompressed bytes. Reading raises EOFError if compressed data are truncated, zlib.error if damaged.
     size:
         Bytes on disk.
     packed:
-        Whether it is gzip by its content, whatever its name says.
+        Whether the content is gzip, whatever the file's name.
     """
 
     stream: io.BufferedReader
@@ -49,21 +48,21 @@ class Unpacked:
     packed: bool
 
     def can_hold(self, count: int) -> bool:
-        """Whether a file of this size can hold so many unpacked bytes; asked before anything is allocated for them."""
+        """Whether a file of this size can contain ``count`` decompressed bytes; check this before allocating them."""
         most = _MOST_UNPACKED * self.size if self.packed else self.size
         return count <= most
 
 
 @contextlib.contextmanager
 def open_unpacked(path: str | Path) -> Iterator[Unpacked]:
-    """Open a regular file for reading, through gunzip if it begins as gzip does.
+    """Open a regular file for reading, and decompress it if it begins like gzip.
 
-    Archives hold packed files without `.gz` in their names and plain ones with it: the content decides.
+    Archives contain compressed files without `.gz` in their names and plain files with it, so the content decides.
 
     Raises
     ------
     OSError
-        If it cannot be opened, or is no regular file.
+        If it cannot be opened, or is not a regular file.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -74,10 +73,10 @@ def open_unpacked(path: str | Path) -> Iterator[Unpacked]:
 
 
 class _Gunzip(io.RawIOBase):
-    """Unpacked bytes of one or several gzip members.
+    """Decompresses one or several gzip members.
 
-    Not ``gzip.GzipFile``, which reads a member's name byte by byte and goes through any number of empty members: a
-    small file can keep it busy for minutes.
+    ``gzip.GzipFile`` would read a member's name byte by byte, and any number of empty members: a small file can keep it
+    busy for minutes.
     """
 
     def __init__(self, source: io.BufferedReader) -> None:
@@ -91,7 +90,7 @@ class _Gunzip(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer from its start; 0 bytes at the end, after the last checksum."""
+        """Fill a buffer from its start; returns the number of bytes, 0 after the last checksum."""
         room = len(buffer)
         while room:
             if self._member.eof and not self._begin_member():
@@ -104,33 +103,35 @@ class _Gunzip(io.RawIOBase):
                 self._given += len(piece)
                 return len(piece)
             if not ended and not self._pending and not self._take():
-                raise EOFError("the packed data end early")
+                raise EOFError("the compressed data end early")
         return 0
 
     def _decompressed(self, most: int) -> bytes:
-        """Unpack some of the pending bytes."""
+        """Decompress some of the pending bytes."""
         try:
             return self._member.decompress(self._pending, most)
         except _DAMAGED as error:
             raise zlib.error(str(error)) from error
 
     def _begin_member(self) -> bool:
-        """Go on with the next member; zeros between and after members are padding."""
+        """Start the next member, False at the end of the file; zeros between and after members are padding."""
         self._pending = self._pending.lstrip(b"\0")
         while not self._pending:
             if not self._take():
                 return False
             self._pending = self._pending.lstrip(b"\0")
         if not self._pending.startswith(_GZIP[:1]):
-            raise zlib.error("what follows the packed data is no gzip")
+            raise zlib.error("the compressed data are followed by something that is not gzip")
         self._member = isal_zlib.decompressobj(_GZIP_WINDOW)
         return True
 
     def _take(self) -> bool:
-        """Read another piece; False at the end of the file. Honest data never grow by more than a few percent when
-        packed."""
+        """Read another piece; False at the end of the file.
+
+        Compression never enlarges real data by more than a few percent.
+        """
         self._pending = self._source.read(_PIECE)
         self._taken += len(self._pending)
         if self._taken > _SLACK + self._given + self._given // 4:
-            raise zlib.error("hardly anything is packed in it")
+            raise zlib.error("it contains almost no data")
         return bool(self._pending)

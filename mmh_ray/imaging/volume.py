@@ -1,4 +1,4 @@
-"""One 3-D image with the geometry and the header that must survive the journey."""
+"""Reads, checks and writes 3-D images; keeps their geometry and header."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mmh_ray.imaging.nifti_header import LARGEST_MM, SMALLEST_MM
 from mmh_ray.provenance import whole_file
 
 FARTHEST_MM = 1e5
-"""Distance from the origin beyond which no scanner is, and coordinates lose their digits."""
+"""Largest distance from the origin; no scanner is larger, and coordinates beyond lose precision."""
 BYTES_PER_VOXEL = 100
-"""Generous bound on the memory that preparing and harmonizing a scan takes, per voxel of its own grid.
+"""Generous bound on the memory for preparing and harmonizing a scan, per voxel of its own grid.
 
-77 were seen at 192 voxels an axis (521 MiB, of which 159 MiB are taken at 64 already:
+77 were measured at 192 voxels per axis (521 MiB, of which 159 MiB are also used at 64:
 `python benchmarks/memory.py --scan 64 192`).
 """
 READING_BYTES_PER_VOXEL = 8
-"""The same for reading it only; 5.2 were seen at 256 x 256 x 170 voxels, whatever their type and scaling."""
+"""Bound on the memory for only reading it; 5.2 were measured at 256 x 256 x 170 voxels for all types and scalings."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Volume:
     affine:
         ``(4, 4)`` float64, voxel indices to millimetres in RAS+.
     header:
-        The NIfTI header of the file, kept for writing back; None for computed images.
+        The file's NIfTI header, kept for writing; None for computed images.
     """
 
     data: np.ndarray
@@ -57,7 +57,7 @@ class Volume:
         return size_i, size_j, size_k
 
     def like(self, data: np.ndarray) -> Volume:
-        """Other voxels on the same grid."""
+        """A volume with other voxels on the same grid."""
         assert data.shape == self.data.shape, (data.shape, self.data.shape)
         return Volume(data, self.affine, self.header)
 
@@ -70,7 +70,7 @@ def read_volume(path: str | Path) -> Volume:
     DataError
         Unreadable or truncated file, not NIfTI, RGB or complex voxels, not 3-D (singleton trailing axes are dropped),
         fewer than 2 voxels along an axis, NaN or infinite voxels, a constant image, an affine that cannot be inverted,
-        or voxels of no possible size.
+        or an impossible voxel size.
     """
     volume = _read(path)
     check_voxels(volume.data, path)
@@ -78,7 +78,7 @@ def read_volume(path: str | Path) -> Volume:
 
 
 def read_mask(path: str | Path) -> Volume:
-    """Read a brain mask, in which what is above 0.5 is brain.
+    """Read a brain mask; voxels above 0.5 are brain.
 
     Raises
     ------
@@ -89,19 +89,20 @@ def read_mask(path: str | Path) -> Volume:
     share = float((volume.data > 0.5).mean())
     if share in (0, 1):
         received = f"{path}: a brain mask with {'every' if share else 'no'} voxel inside"
-        raise DataError(received, "the brain and nothing else", "Make it again, or leave it out to have one estimated.")
+        remedy = "Create it again, or leave it out to have one estimated."
+        raise DataError(received, "the brain and nothing else", remedy)
     check_voxels(volume.data, path)
     return volume
 
 
 def _read(path: str | Path) -> Volume:
-    """A volume whatever its voxels are. All that the header says is checked before its voxels take memory."""
+    """Read a volume without checking its voxels. The header is checked before memory is allocated for the voxels."""
     with open_nifti(path) as (header, source):
         header.voxel_type()
         affine = header.affine()
         check_geometry(header.shape, affine, path)
         check_length(header, source)
-        _check_room(path, math.prod(header.shape), free_memory(), READING_BYTES_PER_VOXEL)
+        _check_room(path, math.prod(header.shape), READING_BYTES_PER_VOXEL)
         data = read_voxels(header, source).reshape(header.shape[:3])
     return Volume(data, affine, header.as_nibabel)
 
@@ -121,7 +122,7 @@ def check_geometry(shape: tuple[int, ...], affine: np.ndarray | None, path: str 
         affine = np.zeros((4, 4))
     axes = affine[:3, :3]
     origin = affine[:3, 3]
-    with np.errstate(all="ignore"):  # a matrix of huge numbers is refused for its sizes
+    with np.errstate(all="ignore"):  # huge numbers may overflow; their sizes are refused below
         sizes = np.linalg.norm(axes, axis=0)
         voxel_mm3 = abs(np.linalg.det(axes))
     if not np.isfinite(affine).all() or voxel_mm3 < 1e-9:
@@ -137,31 +138,28 @@ def check_geometry(shape: tuple[int, ...], affine: np.ndarray | None, path: str 
         raise DataError(f"{path}: first voxel at {shown} mm", expected, "Restore the sform or qform.")
 
 
-def check_memory(path: str | Path, free: int | None = None, bytes_per_voxel: int = BYTES_PER_VOXEL) -> None:
-    """Raise DataError if preparing and harmonizing a file's voxels needs more than the memory that is free (bytes; by
-    default asked for).
+def check_memory(path: str | Path, bytes_per_voxel: int = BYTES_PER_VOXEL) -> None:
+    """Raise DataError if a file needs more than the free memory; by default, to be prepared and harmonized.
 
-    Files that cannot be opened pass: :func:`read_volume` says what is wrong with them.
+    Files that cannot be opened pass: :func:`read_volume` reports what is wrong with them.
     """
-    voxels = voxels_by_header(path)
-    if free is None:
-        free = free_memory()
-    _check_room(path, voxels, free, bytes_per_voxel)
+    _check_room(path, voxels_by_header(path), bytes_per_voxel)
 
 
-def _check_room(path: str | Path, voxels: int, free: int, bytes_per_voxel: int) -> None:
-    """DataError where so many voxels need more than the ``free`` bytes."""
+def _check_room(path: str | Path, voxels: int, bytes_per_voxel: int) -> None:
+    """Raise DataError if the voxels need more than the free memory."""
     need = bytes_per_voxel * voxels
+    free = free_memory()
     if need <= free:
         return
     gib = 2**30
     received = f"{path}: {voxels / 1e6:.0f} million voxels, about {need / gib:.1f} GiB to work on"
-    expected = f"at most the {free / gib:.1f} GiB of memory that are free"
+    expected = f"at most the {free / gib:.1f} GiB of free memory"
     raise DataError(received, expected, "Crop or resample it, end other work, or use a larger machine.")
 
 
 def voxels_by_header(path: str | Path) -> int:
-    """Voxels by the header; 0 where it cannot be read."""
+    """Number of voxels according to the header; 0 if it cannot be read."""
     try:
         header = read_header(path)
     except DataError:
@@ -170,15 +168,15 @@ def voxels_by_header(path: str | Path) -> int:
 
 
 class SharedMemory:
-    """The memory that the threads of a process share: an image waits until those beside it leave enough.
+    """Shares memory among the threads of a process: an image waits until the other threads leave enough.
 
-    Each would find the same memory free otherwise, and all together would take it several times over.
+    Without it, each thread would count the same free memory as its own.
 
     Parameters
     ----------
     processes:
-        Processes like this one on the machine. Each may always have one image that fits; further ones share an equal
-        part of what is free.
+        Number of such processes on the machine. Each may always process one image that fits, and further images within
+        its equal part of the free memory.
     """
 
     def __init__(self, processes: int = 1) -> None:
@@ -188,12 +186,12 @@ class SharedMemory:
 
     @contextlib.contextmanager
     def taken_by(self, path: str | Path) -> Iterator[None]:
-        """Hold what harmonizing a file takes.
+        """Reserve the memory for harmonizing a file; waits until it is available.
 
         Raises
         ------
         DataError
-            If that is more than is free although no other image is there: see :func:`check_memory`.
+            If it needs more than the free memory although no other image is being processed: :func:`check_memory`.
         """
         need = BYTES_PER_VOXEL * voxels_by_header(path)
 
@@ -232,7 +230,7 @@ def write_volume(volume: Volume, path: str | Path, dtype: type = np.float32) -> 
     DataError
         If a voxel is NaN or infinite, or would be in the file's type.
     OSError
-        When the file cannot be written (permission, full disk); nothing is left behind then.
+        If the file cannot be written (permission, full disk); nothing is left behind.
     """
     image = as_nifti(volume, dtype)
     if not (np.isfinite(volume.data).all() and np.isfinite(image.dataobj).all()):
@@ -246,15 +244,19 @@ def write_volume(volume: Volume, path: str | Path, dtype: type = np.float32) -> 
 
 
 def _save_packed(image: nib.Nifti1Image, path: Path) -> None:
-    """Write gzip by ISA-L, which takes a tenth of zlib's time. Without a name and a time in it the same image gives the
-    same bytes."""
+    """Write gzip with ISA-L, which takes a tenth of zlib's time.
+
+    No name and no time are stored, so the same image gives the same bytes.
+    """
     with open(path, "wb") as file, IGzipFile("", "wb", fileobj=file, mtime=0) as packed:
         image.to_stream(packed)
 
 
 def as_nifti(volume: Volume, dtype: type = np.float32) -> nib.Nifti1Image:
-    """The volume as nibabel has it, with the source's sform/qform codes and units; what ``dtype`` cannot hold becomes
-    infinite."""
+    """Convert to a nibabel image with the source's sform/qform codes and units.
+
+    Voxels that ``dtype`` cannot represent become infinite.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         voxels: np.ndarray = volume.data.astype(dtype)
     header = volume.header.copy() if volume.header is not None else None
@@ -263,7 +265,7 @@ def as_nifti(volume: Volume, dtype: type = np.float32) -> nib.Nifti1Image:
         header.set_slope_inter(1, 0)
         header["cal_min"] = header["cal_max"] = 0
         header["dim"][4:] = 1
-    with np.errstate(over="ignore"):  # fields of a NIfTI-2 header that no one reads may not fit into a NIfTI-1 one
+    with np.errstate(over="ignore"):  # unused fields of a NIfTI-2 header may not fit into a NIfTI-1 one
         image = nib.Nifti1Image(voxels, volume.affine, header)
     if header is None:
         image.header.set_xyzt_units("mm")

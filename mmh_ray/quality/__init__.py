@@ -1,1 +1,1 @@
-"""What became of every image: checks of a scan and of its harmonization, pictures, and the report of a run."""
+"""Checks every scan and its harmonized image, draws pictures of them, and writes the report of a run."""

@@ -1,9 +1,8 @@
-"""Whether a scan is what the model is for: the head of an adult, of its sequence, that lies as its header says."""
+"""Refuses scans that the model is not made for; it needs an adult's head, the stated sequence, a right orientation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from mmh_ray.config import GridConfig, PrepareConfig, QualityConfig
 from mmh_ray.errors import DataError, MaskError, RefusedError
@@ -12,32 +11,32 @@ from mmh_ray.imaging.volume import Volume
 from mmh_ray.quality.describe import describe_scan
 
 FLUID_IS_BRIGHT = {"T1w": False, "T2w": True, "FLAIR": False}
-"""Whether fluid is the brightest or the darkest tissue; the contrasts of other sequences are not checked."""
+"""Whether fluid is the brightest tissue (else the darkest); the contrasts of other sequences are not checked."""
 WHITE_IS_BRIGHT = {"T1w": True, "T2w": False}
-"""Whether white matter of adults is brighter than grey."""
+"""Whether an adult's white matter is brighter than grey matter."""
 
 
 def check_scan(sequence: str, figures: Mapping[str, float], config: QualityConfig, mask_given: bool = False) -> None:
-    """Refuse a scan that the model is not for.
+    """Refuse a scan that the model is not made for.
 
-    That is one whose integers ran over, one that shows no adult's head, a head that lies otherwise than its header
-    says, or another sequence. Without a registration only the first is known.
+    That is a scan with integer overflow, one that does not show an adult's head, one with a wrong orientation in its
+    header, or one of another sequence. Without a registration, only integer overflow is checked.
 
     Parameters
     ----------
     mask_given:
-        Whether the brain mask came with the scan, so that none can be asked for.
+        Whether the user gave a brain mask; the error then does not suggest one.
 
     Raises
     ------
     RefusedError
-        If the template does not fit, the tissues are not ordered as those of the sequence, or bright voxels start anew
-        from the dark end.
+        If the integers overflowed, the template does not fit, or the order of the tissues' intensities is wrong for the
+        sequence.
     """
     wrapped_steps = figures.get("wrapped", 0)
     if wrapped_steps > config.most_wrapped:
         raise RefusedError(
-            f"integers that ran over: {wrapped_steps:.0f} steps from the brightest to the darkest between neighbours",
+            f"integer overflow: {wrapped_steps:.0f} steps from the brightest to the darkest between neighbours",
             f"{config.most_wrapped:g} at most",
             "Convert the scan again to a type that holds its largest value, such as float32.",
         )
@@ -45,10 +44,10 @@ def check_scan(sequence: str, figures: Mapping[str, float], config: QualityConfi
         return
     if figures["registration"] < config.least_fit:
         remedy = "Check that it is an MRI of an adult's head and that its orientation is right"
-        other_causes = "Large tumours and weak contrast fit badly, too, and come out wrong."
+        other_causes = "Large tumours and weak contrast also fit badly, and would give a wrong result."
         mask_helps = "" if mask_given else "; if so, and the skull was not removed, give a brain mask"
         raise RefusedError(
-            f"a head that the ICBM-152 template fits by {figures['registration']:.2f}",
+            f"a head that the ICBM-152 template fits with a quality of {figures['registration']:.2f}",
             f"{config.least_fit:g} or more",
             f"{remedy}{mask_helps}. {other_causes}",
         )
@@ -65,15 +64,16 @@ def check_prepared(
     grid: GridConfig,
     settings: PrepareConfig,
 ) -> None:
-    """:func:`check_scan` of a scan that was prepared so. One refused with a given mask is tried without it, to tell
-    which is at fault.
+    """Apply :func:`check_scan` to a prepared scan.
+
+    A scan that is refused with the user's mask is tried again without it, to find out which of the two is wrong.
 
     Raises
     ------
     RefusedError
         As :func:`check_scan`.
     MaskError
-        If the scan would pass with a mask estimated from it: the given one is another's, or lies elsewhere.
+        If the scan passes with an estimated mask: the user's mask belongs to another scan or is misplaced.
     """
     try:
         check_scan(sequence, figures, config, prepared.given)
@@ -99,37 +99,25 @@ def _passes_without_mask(
     return True
 
 
-class _Order(NamedTuple):
-    """How a tissue must differ from grey matter: in which direction, and by how many standard deviations at least."""
-
-    tissue: str
-    is_brighter: bool
-    least: float
-
-    def holds(self, contrast: float) -> bool:
-        """Whether a tissue that is so much brighter than grey matter is as it must be."""
-        return (contrast if self.is_brighter else -contrast) >= self.least
-
-    def __str__(self) -> str:
-        direction = "brighter" if self.is_brighter else "darker"
-        return f"{self.tissue} {direction} than grey by {self.least:g}"
-
-
 def _check_tissues(sequence: str, fluid: float, white: float, least: float) -> None:
-    """Raise RefusedError unless fluid and white matter lie on the right sides of grey matter."""
-    fluid_order = _Order("fluid", FLUID_IS_BRIGHT[sequence], least)
-    orders = [fluid_order]
-    is_right = fluid_order.holds(fluid)
+    """Raise RefusedError unless fluid and white matter differ from grey matter as expected.
+
+    ``fluid`` and ``white`` are their contrasts to grey matter, ``least`` the least contrast, in standard deviations.
+    """
+    checks = [("fluid", fluid, FLUID_IS_BRIGHT[sequence], least)]
     if sequence in WHITE_IS_BRIGHT:
         white_is_bright = WHITE_IS_BRIGHT[sequence]
-        # Grey and white matter of some T2w are all but equal.
-        white_order = _Order("white matter", white_is_bright, least if white_is_bright else 0.0)
-        orders.append(white_order)
-        is_right = is_right and white_order.holds(white)
+        # In some T2w scans, grey and white matter are almost equal.
+        checks.append(("white matter", white, white_is_bright, least if white_is_bright else 0.0))
+    is_right = True
+    expected = []
+    for tissue, contrast, is_brighter, least_difference in checks:
+        difference = contrast if is_brighter else -contrast
+        is_right = is_right and difference >= least_difference
+        expected.append(f"{tissue} {'brighter' if is_brighter else 'darker'} than grey by {least_difference:g}")
     if not is_right:
-        usual_order = ", ".join(map(str, orders))
         raise RefusedError(
             f"fluid {fluid:+.2f} and white matter {white:+.2f} standard deviations from grey",
-            f"a {sequence}: {usual_order} or more",
+            f"a {sequence}: {', '.join(expected)} or more",
             "Check the sequence in the file's name.",
         )

@@ -1,5 +1,4 @@
-"""What a run did to every image of a cohort, and what that adds up to: order of urgency, counts, reasons, one
-sentence."""
+"""Summarises the images of a run: order of urgency, counts, reasons for failures, and a headline."""
 
 from __future__ import annotations
 
@@ -15,30 +14,30 @@ from mmh_ray.bids.rows import MADE, NO_RESULT, Problem, Status
 STATUSES = (Status.FAILED, Status.REFUSED, Status.SKIPPED, Status.DONE)
 """The statuses of the ledger, most urgent first."""
 KEPT = "preservation"
-"""The measure whose smallest values come first among images with equally many reasons to be looked at."""
+"""Among images with equally many reasons to be looked at, those with the smallest values of this measure come first."""
 NO_SITE = "(no site)"
 UPPER = 1.25
-"""End of the intensity axis of histograms, which begins at 0."""
+"""Upper end of the intensity axis of histograms, which begins at 0."""
 MOST_BINS = 1000
-"""Bins of a histogram at most."""
+"""Largest number of bins in a histogram."""
 _ROUNDING = 0.01
-"""By how much densities, which are written with 4 digits, may come to more than one."""
+"""By how much the integral of the densities, which are written with 4 digits, may exceed 1."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A QC figure: one column of the table.
+    """A quality measure: one column of the table.
 
     Attributes
     ----------
     name:
         Its key in :attr:`ImageRecord.qc`, such as ``preservation``.
     label:
-        Head of its column, such as "anatomy kept".
+        Heading of its column, such as "anatomy kept".
     text:
-        What it is, its unit, and which way is better.
+        What it is, its unit, and which direction is better.
     low, high:
-        A value below ``low`` or above ``high`` is marked and its image is to be looked at; None: no such bound.
+        An image with a value below ``low`` or above ``high`` is flagged; None: no such bound.
     """
 
     name: str
@@ -47,11 +46,22 @@ class Measure:
     low: float | None = None
     high: float | None = None
 
-    def is_outside(self, value: float) -> bool:
-        """Whether the value is beyond a bound; NaN is not."""
+    def flag(self, value: float) -> str | None:
+        """A sentence if the value is beyond a bound, else None; NaN is beyond none."""
         if self.low is not None and value < self.low:
-            return True
-        return self.high is not None and value > self.high
+            return f"{self.label}: {_distinct(value, self.low)} is below {self.low:g}"
+        if self.high is not None and value > self.high:
+            return f"{self.label}: {_distinct(value, self.high)} is above {self.high:g}"
+        return None
+
+
+def _distinct(value: float, bound: float) -> str:
+    """A value with three digits, or with as many as distinguish it from its bound."""
+    for digits in range(3, 17):
+        text = f"{value:.{digits}g}"
+        if float(text) != bound:
+            return text
+    return repr(value)
 
 
 @dataclass(frozen=True)
@@ -61,17 +71,17 @@ class ImageRecord:
     Attributes
     ----------
     image_id, subject, session, site, sequence:
-        Who and what it is, as in the manifest.
+        As in the manifest.
     status:
         One of :data:`STATUSES`; ``skipped``: harmonized by an earlier run with the same input, model and settings.
     problem:
         Why it failed or was refused.
     seconds:
-        Wall-clock time it took.
+        Wall-clock time.
     flags:
-        Plain sentences: why this image should be looked at.
+        Reasons why a person should look at this image, as sentences.
     qc:
-        Value by :attr:`Measure.name`; NaN or absent where there is none.
+        Values by :attr:`Measure.name`; NaN or absent if unknown.
     before, after:
         JPEG or PNG mosaics of one size (:func:`~mmh_ray.quality.mosaic.write_mosaic`), as paths relative to the
         report's folder.
@@ -100,12 +110,12 @@ class ImageRecord:
 
     @property
     def is_harmonized(self) -> bool:
-        """Whether there is a harmonized image, of this run or an earlier one."""
+        """Whether there is a harmonized image, from this run or an earlier one."""
         return self.status in MADE
 
 
 def figures_in(value: Any) -> dict[str, float]:
-    """Finite numbers by name, out of what a sidecar holds under `QC`; whatever else stands there is left out."""
+    """The finite numbers by name in a sidecar's `QC` entry; everything else is ignored."""
     if not isinstance(value, Mapping):
         return {}
     figures = {}
@@ -117,9 +127,9 @@ def figures_in(value: Any) -> dict[str, float]:
 
 
 def histogram_in(value: Any) -> list[float] | None:
-    """Densities in equal bins over unit intensity 0 to :data:`UPPER`, out of a sidecar; None for what cannot be such.
+    """A histogram from a sidecar: densities in equal bins over unit intensity 0 to :data:`UPPER`; None if invalid.
 
-    What lies outside that range is counted in no bin, so the whole may be less than one.
+    Intensities outside that range are in no bin, so the integral may be less than 1.
     """
     if not isinstance(value, list) or not 2 <= len(value) <= MOST_BINS:
         return None
@@ -135,7 +145,7 @@ def histogram_in(value: Any) -> list[float] | None:
 
 
 def _finite(value: Any) -> float | None:
-    """A finite number as a float; None for anything else, a truth value too."""
+    """A finite number as a float; None for anything else, including booleans."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -146,24 +156,20 @@ def _finite(value: Any) -> float | None:
 
 
 def outside(image: ImageRecord, measures: Sequence[Measure]) -> list[int]:
-    """Positions of the measures whose value is beyond a bound."""
-    positions = []
-    for position, measure in enumerate(measures):
-        value = image.qc.get(measure.name, math.nan)
-        if measure.is_outside(value):
-            positions.append(position)
-    return positions
+    """Indices of the measures whose value is beyond a bound."""
+    values = [image.qc.get(measure.name, math.nan) for measure in measures]
+    return [index for index, measure in enumerate(measures) if measure.flag(values[index])]
 
 
 def concerns(image: ImageRecord, measures: Sequence[Measure]) -> int:
-    """How many reasons there are to look at an image: its flags, or its values beyond a bound where those are more."""
+    """The number of reasons to look at an image: its flags or its values beyond a bound, whichever are more."""
     flags = len(image.flags)
     values_outside = len(outside(image, measures))
     return max(flags, values_outside)
 
 
 def worst_first(images: Sequence[ImageRecord], measures: Sequence[Measure]) -> list[ImageRecord]:
-    """Failed, refused, then the most reasons to be looked at, then the smallest :data:`KEPT`; unknown values last."""
+    """Sort: failed, refused, then by most reasons to look at it, then by the smallest :data:`KEPT`; unknown last."""
 
     def urgency(image: ImageRecord) -> tuple[int, int, float, str]:
         rank = len(NO_RESULT) if image.is_harmonized else STATUSES.index(Status(image.status))
@@ -176,7 +182,7 @@ def worst_first(images: Sequence[ImageRecord], measures: Sequence[Measure]) -> l
 
 
 def headline(images: Sequence[ImageRecord], measures: Sequence[Measure]) -> str:
-    """The run in one sentence: "72 of 74 images harmonized; 2 refused; 3 to look at"."""
+    """Summarise the run in one sentence: "72 of 74 images harmonized; 2 refused; 3 to look at"."""
     if not images:
         return "No images in this run"
     counts = Counter(image.status for image in images)
@@ -196,7 +202,7 @@ def headline(images: Sequence[ImageRecord], measures: Sequence[Measure]) -> str:
 
 
 class CountRow(NamedTuple):
-    """Images of one sequence at one site: those of each of :data:`STATUSES`, and those to look at."""
+    """The number of images of one sequence at one site, for each of :data:`STATUSES` and to be looked at."""
 
     site: str
     sequence: str
@@ -205,7 +211,7 @@ class CountRow(NamedTuple):
 
 
 def counts(images: Sequence[ImageRecord], measures: Sequence[Measure]) -> list[CountRow]:
-    """A row for every site and sequence that occur together, ordered by name, images without a site last."""
+    """One row for each combination of site and sequence, sorted by name; images without a site last."""
     groups: defaultdict[tuple[bool, str, str], list[ImageRecord]] = defaultdict(list)
     for image in images:
         has_no_site = image.site is None
@@ -234,8 +240,7 @@ class Failure(NamedTuple):
 
 
 def failures(images: Sequence[ImageRecord]) -> list[Failure]:
-    """Images without a result by their problem, the most frequent first; what only names the image is left out of
-    it."""
+    """Group the images without a result by their problem, the most frequent first."""
     ids_by_problem: defaultdict[tuple[str, Problem], list[str]] = defaultdict(list)
     for image in images:
         if image.is_harmonized:
@@ -251,7 +256,7 @@ def failures(images: Sequence[ImageRecord]) -> list[Failure]:
 
 
 def _common_problem(image: ImageRecord) -> Problem:
-    """The problem without the image's own name and paths in its reason, so that images share it."""
+    """The problem without the image's name and paths in its reason, so that it is the same for several images."""
     problem = image.problem or Problem("no reason given")
     subject = f"sub-{image.subject.removeprefix('sub-')}"
     longest_first = sorted({image.image_id, subject}, key=len, reverse=True)

@@ -1,4 +1,4 @@
-"""A picture of one scan before and after, for a notebook: `mmh_ray.compare(before, after)`."""
+"""Draws a scan before and after harmonization, for notebooks: `mmh_ray.compare(before, after)`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 _PLANES = ((2, "axial"), (1, "coronal"), (0, "sagittal"))
 """Axis in RAS along which a plane is cut, and the plane's name."""
 _UPPER_PERCENTILE = 99.5
-"""Of the voxels above 0: what stands for intensity 1, as in the preparation of scans. 0 stays 0, so that air has no
-difference."""
+"""Percentile of the voxels above 0 that becomes intensity 1, as in the preparation of scans; 0 stays 0."""
 _INCHES = 3.0
 """Edge of a panel."""
 _MOST_DIFFERENCE = 0.5
@@ -29,23 +28,23 @@ def compare(
 ) -> Figure:
     """Draw a scan before, after, and their difference: a row each for an axial, a coronal and a sagittal slice.
 
-    Both images are scaled by themselves (the 99.5th percentile of their voxels above 0 becomes 1), because scanners
-    have no common unit. The difference is after - before of the scaled images: red is brighter afterwards, blue is
-    darker. It is shown from -0.5 to 0.5. The slices go through the middle of the foreground of ``before``. Anterior or
-    superior is up; the subject's left is on the left.
+    Each image is scaled separately (the 99.5th percentile of its voxels above 0 becomes 1), because scanners have no
+    common unit. The difference is after - before of the scaled images: red is brighter afterwards, blue is darker. It
+    is shown from -0.5 to 0.5. The slices go through the middle of the foreground of ``before``. Anterior or superior is
+    up; the subject's left is on the left.
 
     Parameters
     ----------
     before, after:
-        3-D images on one grid: the same shape ``(I, J, K)`` and the same affine to a hundredth of a millimetre. A
-        last axis of length 1, as some scanners write it, counts for nothing.
+        3-D images on the same grid: the same shape ``(I, J, K)``, and affines that differ by at most 0.01 mm. A last
+        axis of length 1, as some scanners write it, is ignored.
     title:
         A line above the panels; none by default.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Nine panels. It belongs to no window: a notebook shows it, and ``figure.savefig("compare.png")`` writes it.
+        Nine panels. A notebook shows it; ``figure.savefig("compare.png")`` writes it.
 
     Raises
     ------
@@ -97,7 +96,7 @@ def _check_one_grid(before: nib.spatialimages.SpatialImage, after: nib.spatialim
     largest_difference = np.abs(before.affine - after.affine).max()
     if largest_difference > 0.01:
         received = f"affines of before and after that differ by up to {largest_difference:.3g}"
-        raise DataError(received, "two images on one grid", "Give the scan that `after` was made of.")
+        raise DataError(received, "two images on one grid", "Give the scan from which `after` was made.")
 
 
 def _scaled(image: nib.spatialimages.SpatialImage, name: str) -> np.ndarray:

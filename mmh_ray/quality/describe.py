@@ -1,4 +1,4 @@
-"""What a scan shows, and what harmonizing did to it: figures per image."""
+"""Computes the quality measures of a scan and of its harmonized image."""
 
 from __future__ import annotations
 
@@ -21,40 +21,39 @@ from mmh_ray.quality.oddities import mask_offset, second_head, spikes, widest_fl
 from mmh_ray.quality.receive_field import without_field
 
 _DARKEST_PERCENT = 2.0
-"""Percentile of what surrounds the brain that counts as the darkest of it."""
+"""Percentile of the voxels around the brain that counts as their darkest."""
 
 
 def describe_scan(
     volume: Volume, brain: np.ndarray, registration: Registration | None, prepared: Prepared | None = None
 ) -> dict[str, float]:
-    """What the scan alone shows: ``brain_ml``, ``background``, and where it is registered ``registration``,
-    ``coverage`` and the contrasts.
+    """Measure the scan: ``brain_ml`` and ``background``; if registered, also ``registration``, ``coverage``, contrasts.
 
     Parameters
     ----------
     brain:
-        ``(I, J, K)`` bool mask at the scan's grid.
+        ``(I, J, K)`` bool mask on the scan's grid.
     prepared:
-        The scan on the working grid. It gives the scale on which air is judged, and the figures of
-        :mod:`mmh_ray.quality.oddities`.
+        The scan on the working grid. It provides the intensity scale for the air; with it, the measures of
+        :mod:`mmh_ray.quality.oddities` are added.
     """
     ground = find_ground(volume) if prepared is None else prepared.ground
-    laid = ground.lay(volume)
-    scaling = robust_scaling(laid.data, brain) if prepared is None else prepared.scaling
-    air = _air(laid.data, brain, ground)
+    cleaned = ground.applied_to(volume)
+    scaling = robust_scaling(cleaned.data, brain) if prepared is None else prepared.scaling
+    air = _air(cleaned.data, brain, ground)
     figures = {
         "brain_ml": float(brain.sum() * np.prod(volume.spacing) / 1000),
         "background": float(scaling.apply(np.array(air))),
     }
     if prepared is not None:
-        figures |= _oddities(volume, laid, prepared)
+        figures |= _oddities(volume, cleaned, prepared)
     if registration is None:
         return figures
-    tissues = _tissue_means(laid, brain, registration, ground.floor)
+    tissues = _tissue_means(cleaned, brain, registration, ground.floor)
     holes = None if ground.stripped else ground.holes
     figures |= {
         "registration": registration.quality,
-        "coverage": _coverage(laid, registration, holes),
+        "coverage": _coverage(cleaned, registration, holes),
         "fluid_contrast": (tissues.fluid - tissues.grey) / tissues.spread,
         "white_contrast": (tissues.white - tissues.grey) / tissues.spread,
     }
@@ -66,19 +65,19 @@ def describe_scan(
         is_bright = tissues.fluid > tissues.grey
         figures["widest_fluid"] = widest_fluid(prepared.image, prepared.mask, spacing_mm, grey_unit, is_bright)
     if prepared.given:
-        figures["mask_offset"] = mask_offset(laid, brain, registration)
+        figures["mask_offset"] = mask_offset(cleaned, brain, registration)
     return figures
 
 
-def _oddities(volume: Volume, laid: Volume, prepared: Prepared) -> dict[str, float]:
-    """Figures of :mod:`mmh_ray.quality.oddities` that take no registration."""
+def _oddities(volume: Volume, cleaned: Volume, prepared: Prepared) -> dict[str, float]:
+    """The measures of :mod:`mmh_ray.quality.oddities` that need no registration."""
     ground = prepared.ground
     fill_values = ground.fill.values if ground.fill else ()
     meaningless = (background(volume.data), *fill_values)
-    signal = laid.like(laid.data - np.float32(ground.floor))
+    signal = cleaned.like(cleaned.data - np.float32(ground.floor))
     box = box_of(prepared.brain, margin=1)
     return {
-        "spikes": float(spikes(prepared.scaling.apply(laid.data[box]), prepared.brain[box])),
+        "spikes": float(spikes(prepared.scaling.apply(cleaned.data[box]), prepared.brain[box])),
         "wrapped": float(wrapped(volume.data, meaningless)),
         "fill_step": ground.fill.step if ground.fill else 0.0,
         "second_head": second_head(signal),
@@ -88,7 +87,7 @@ def _oddities(volume: Volume, laid: Volume, prepared: Prepared) -> dict[str, flo
 def _air(data: np.ndarray, brain: np.ndarray, ground: Ground) -> float:
     """Intensity of the air, in the scan's units: the lower quartile of the volume's faces.
 
-    Where padding or a mask lies over the air, what is darkest around the brain tells what lies under tissue, if it is
+    Padding or a mask may have replaced the air there. So the darkest voxels around the brain count if they are
     brighter.
     """
     faces = float(np.percentile(faces_of(data), 25))
@@ -105,9 +104,9 @@ def _air(data: np.ndarray, brain: np.ndarray, ground: Ground) -> float:
 
 
 def describe_outcome(source: Volume, harmonized: Volume, brain: np.ndarray) -> dict[str, float]:
-    """What harmonizing did: ``preservation`` of the edges, and the part of the brain that is too ``bright``.
+    """Measure the result: ``preservation`` of the edges, and the part of the brain that is too ``bright``.
 
-    Both images lie on the scan's grid, the harmonized one in unit intensity.
+    Both images are on the scan's grid; the harmonized one is in unit intensity.
     """
     is_too_bright = harmonized.data[brain] > UPPER
     return {
@@ -117,8 +116,7 @@ def describe_outcome(source: Volume, harmonized: Volume, brain: np.ndarray) -> d
 
 
 def describe_air(harmonized: Volume, ground: Ground) -> dict[str, float]:
-    """How bright harmonizing left the air, ``air_after``: on the faces as ``background``, and where the scan has fill
-    values."""
+    """Brightness of the air after harmonization, ``air_after``: on the faces, or over the fill if that is brighter."""
     air = float(np.percentile(faces_of(harmonized.data), 25))
     if ground.holes is not None:
         in_holes = float(harmonized.data[ground.holes].mean())
@@ -136,38 +134,34 @@ class _TissueMeans(NamedTuple):
 
 
 _NO_TISSUES = _TissueMeans(0.0, 0.0, 0.0, 1.0)
-"""Where template and brain do not meet: no tissue differs from another."""
+"""Used if template and brain do not overlap: no tissue differs from another."""
 
 
 def _tissue_means(volume: Volume, brain: np.ndarray, registration: Registration, floor: float) -> _TissueMeans:
-    """The tissues of the deep brain without its receive field.
+    """Mean intensities of the tissues deep in the brain, after removing the receive field.
 
-    Deep in the brain alone: an estimated mask has dura and bone in its rim, where the template has fluid, and in a T2w
-    those are black.
+    The rim is left out: an estimated mask contains dura and bone there, which are black in a T2w, while the template
+    has fluid.
     """
-    known = template()
-    shape = known.brain.shape
-    grid = registration.matrix @ known.affine
+    icbm = template()
+    shape = icbm.brain.shape
+    grid = registration.matrix @ icbm.affine
     image = to_grid(volume.data - np.float32(floor), volume.affine, grid, shape)
     brain_share = to_grid(brain.astype(np.float32), volume.affine, grid, shape)
-    inside = known.deep & (brain_share > 0.5)
-    weights = [tissue**3 * inside for tissue in known.tissues]  # near 1 only where the tissue is alone
+    inside = icbm.deep & (brain_share > 0.5)
+    weights = [tissue**3 * inside for tissue in icbm.tissues]  # near 1 only where the tissue is pure
     if not all(weight.any() for weight in weights):
         return _NO_TISSUES
-    image = without_field(image, known.tissues, inside)
+    image = without_field(image, icbm.tissues, inside)
     spread = float(image[inside].std())
     if spread == 0:
         return _NO_TISSUES
-    means = []
-    for weight in weights:
-        total = (image * weight).sum()
-        means.append(float(total / weight.sum()) + floor)
-    grey, white, fluid = means
+    grey, white, fluid = (float(np.average(image, weights=weight)) + floor for weight in weights)
     return _TissueMeans(grey, white, fluid, spread)
 
 
 def _coverage(volume: Volume, registration: Registration, holes: np.ndarray | None) -> float:
-    """Part of the template's brain, laid into the scan, that the scan's field of view holds, but for its holes."""
-    known = template()
-    grid = registration.matrix @ known.affine
-    return share_held(known.brain, grid, volume.affine, volume.data.shape, holes)
+    """Part of the aligned template's brain that lies in the scan's field of view and outside its holes."""
+    icbm = template()
+    grid = registration.matrix @ icbm.affine
+    return share_held(icbm.brain, grid, volume.affine, volume.data.shape, holes)

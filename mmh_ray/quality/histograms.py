@@ -1,5 +1,4 @@
-"""Intensity histograms of every site before and after harmonization, as lines for an SVG of :data:`WIDTH` x
-:data:`HEIGHT`."""
+"""Draws the intensity histograms of every site before and after harmonization, as paths for an SVG."""
 
 from __future__ import annotations
 
@@ -13,8 +12,9 @@ import numpy as np
 from mmh_ray.quality.cohort import NO_SITE, UPPER, ImageRecord
 
 MOST = 12
-"""Sites with a line of their own; the others share a grey band."""
+"""Largest number of sites with their own line; the others share a grey band."""
 WIDTH = 480
+"""Width of the SVG; the constants below are its height and margins."""
 HEIGHT = 260
 LEFT = 44
 RIGHT = 16
@@ -26,7 +26,7 @@ _MIDDLES = (np.arange(_BINS) + 0.5) * UPPER / _BINS
 
 
 class Line(NamedTuple):
-    """A site's mean histogram: its colour by number, its images, and the SVG paths before and after."""
+    """A site's mean histogram: number of its colour, number of images, and SVG paths before and after."""
 
     site: str
     colour: int
@@ -35,14 +35,14 @@ class Line(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A mark on an axis: where it is in the SVG, and what it says."""
+    """A tick on an axis: its position in the SVG and its label."""
 
     position: float
     label: str
 
 
 class Plot(NamedTuple):
-    """Everything to draw of one sequence; ``band`` is the range of the ``others`` sites' mean histograms."""
+    """The plot of one sequence; ``band`` is the range of the mean histograms of the ``others`` sites without a line."""
 
     sequence: str
     lines: list[Line]
@@ -53,8 +53,7 @@ class Plot(NamedTuple):
 
 
 def histogram(values: np.ndarray, bins: int = 50) -> list[float]:
-    """Densities of intensities in equal bins over 0 to :data:`UPPER`, as :class:`ImageRecord` takes them, with 4
-    digits."""
+    """Histogram for :class:`ImageRecord`: densities with 4 digits in equal bins over 0 to :data:`UPPER`."""
     counts, _ = np.histogram(values, bins, (0, UPPER))
     voxels = max(values.size, 1)
     densities = counts * bins / (UPPER * voxels)
@@ -62,9 +61,9 @@ def histogram(values: np.ndarray, bins: int = 50) -> list[float]:
 
 
 def plots(images: Iterable[ImageRecord]) -> list[Plot]:
-    """A plot per sequence from the images that have both histograms.
+    """One plot per sequence, from the images that have both histograms.
 
-    The :data:`MOST` sites with the most such images have their own line, in the same colour in every plot.
+    The :data:`MOST` sites with the most such images have their own line, with the same colour in every plot.
     """
     by_sequence: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     images_of_site: Counter[str] = Counter()
@@ -82,7 +81,7 @@ def plots(images: Iterable[ImageRecord]) -> list[Plot]:
 
 
 def _pair(image: ImageRecord) -> np.ndarray | None:
-    """``(2, bins)`` densities before and after; None unless both are there and finite."""
+    """``(2, bins)`` densities before and after; None unless both exist and are finite."""
     before = _at_middles(image.histogram_before)
     after = _at_middles(image.histogram_after)
     pair = np.stack([before, after])
@@ -90,7 +89,7 @@ def _pair(image: ImageRecord) -> np.ndarray | None:
 
 
 def _at_middles(histogram: Sequence[float] | None) -> np.ndarray:
-    """Densities at the common bins; NaN for no histogram."""
+    """Densities at the common bins; NaN without a histogram."""
     if histogram is None or len(histogram) == 0:
         return np.full(_BINS, np.nan)
     densities = np.asarray(histogram, float)
@@ -100,7 +99,7 @@ def _at_middles(histogram: Sequence[float] | None) -> np.ndarray:
 
 
 def _plot(sequence: str, sites: dict[str, list[np.ndarray]], colours: dict[str, int]) -> Plot:
-    """The plot of one sequence, of pairs of histograms by site."""
+    """The plot of one sequence, from pairs of histograms by site."""
     means = {site: np.mean(pairs, axis=0) for site, pairs in sorted(sites.items())}
     highest = max(float(mean.max()) for mean in means.values()) or 1.0
     lines = []

@@ -1,5 +1,4 @@
-"""One small picture of a volume: three axial, one coronal and one sagittal slice through the brain, for a person to
-judge."""
+"""Draws a small picture of a volume: three axial, one coronal and one sagittal slice through the brain."""
 
 from __future__ import annotations
 
@@ -15,19 +14,19 @@ from mmh_ray.provenance import whole_file
 HIGHEST = 1.1
 """Unit intensity shown as white; 0 is black."""
 LONGEST = 176
-"""Pixels along the longest edge of the brain's box, whatever the voxels."""
+"""Pixels along the longest edge of the brain's box, independent of the voxel size."""
 MARGIN_MM = 5.0
 QUALITY = 80
 _AXIAL = (0.35, 0.5, 0.68)
-"""Where the axial slices are cut, as parts of the brain's height: basal ganglia in the middle, cortex above."""
+"""Positions of the axial slices, as parts of the brain's height: basal ganglia in the middle, cortex above."""
 
 
 def mosaic(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Axial, axial, axial, coronal, sagittal slice side by side on black.
+    """Three axial, a coronal and a sagittal slice side by side on black.
 
     Anterior or superior is up; the subject's left is on the left, and in the sagittal slice anterior is on the right.
     Slices follow the voxel axes nearest to the body's and have square pixels, so a scan of 1x1x5 mm keeps its shape.
-    The geometry depends on mask and affine alone: the pictures before and after harmonization lie on one another.
+    The geometry depends only on mask and affine, so the pictures before and after harmonization match.
 
     Parameters
     ----------
@@ -85,7 +84,7 @@ def _tile(grey: np.ndarray, axis: int, part: float, pixels: np.ndarray) -> np.nd
 
 
 def _side_by_side(tiles: list[np.ndarray]) -> np.ndarray:
-    """The tiles in a row, centred upon black."""
+    """The tiles in a row, vertically centred on black."""
     height = max(tile.shape[0] for tile in tiles)
     padded = []
     for tile in tiles:

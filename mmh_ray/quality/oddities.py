@@ -1,5 +1,4 @@
-"""What may be wrong with a scan that its template fits: spikes, a second head, wide fluid, wrapped integers, a mask
-that is off."""
+"""Detects faults in scans that the template fits: spikes, two heads, wide fluid, integer overflow, misplaced masks."""
 
 from __future__ import annotations
 
@@ -16,24 +15,23 @@ from mmh_ray.imaging.template import template
 from mmh_ray.imaging.volume import Volume
 
 _SPIKE = 0.5
-"""Unit intensity by which a spike exceeds the brightest of its neighbours, or falls below the darkest."""
+"""Unit intensity by which a spike is above its brightest neighbour or below its darkest."""
 _COARSE_MM = 4.0
-"""Spacing at which heads are told apart."""
+"""Spacing at which heads are separated."""
 _BRIDGE_MM = 8.0
-"""Half the width of what may join two heads: noses, ears, the phase-encoding ghost between them."""
+"""Half the width of structures that may join two heads: noses, ears, a phase-encoding ghost between them."""
 _FLUID = 0.5
-"""Way from grey matter to fluid from which a voxel counts as fluid."""
+"""Least position between grey matter (0) and fluid (1) at which a voxel counts as fluid."""
 _ENDS = 0.15
 """Part of a scan's range that counts as its upper or its lower end."""
 _LEAST_STEPS = 0.5
-"""Such steps for each voxel at the end that has fewer of them, from which integers ran over."""
+"""Least number of steps per voxel of the smaller end for them to count as overflow."""
 _PILED = 0.25
-"""Share of the upper end that lies at the very highest value where a scan is saturated: what ran over left no pile
-there."""
+"""A scan is saturated, without overflow, if more than this share of its upper end has exactly the highest value."""
 
 
 def spikes(unit: np.ndarray, brain: np.ndarray) -> int:
-    """Voxels of the brain that stand alone far above, or far below, all their 26 neighbours.
+    """Number of voxels in the brain that are far above, or far below, all their 26 neighbours.
 
     Parameters
     ----------
@@ -44,17 +42,15 @@ def spikes(unit: np.ndarray, brain: np.ndarray) -> int:
     """
     box = box_of(brain, margin=1)
     data = unit[box]
-    suspects = _stand_out(data) & brain[box]
-    suspects[:1] = False
-    suspects[-1:] = False
-    but_the_middle = np.ones((3, 3, 3), bool)
-    but_the_middle[1, 1, 1] = False
+    suspects = _differing_from_neighbours(data) & brain[box]
+    without_middle = np.ones((3, 3, 3), bool)
+    without_middle[1, 1, 1] = False
     count = 0
     for place in np.argwhere(suspects):
         block = data[tuple(slice(max(0, index - 1), index + 2) for index in place)]
         if block.shape != (3, 3, 3):
             continue
-        neighbours = block[but_the_middle]
+        neighbours = block[without_middle]
         value = data[tuple(place)]
         is_above = value > neighbours.max() + _SPIKE
         is_below = value < neighbours.min() - _SPIKE
@@ -62,33 +58,32 @@ def spikes(unit: np.ndarray, brain: np.ndarray) -> int:
     return count
 
 
-def _stand_out(data: np.ndarray) -> np.ndarray:
-    """Voxels that differ from both neighbours along the first axis by more than a spike does, in one direction."""
+def _differing_from_neighbours(data: np.ndarray) -> np.ndarray:
+    """Voxels that are above both, or below both, neighbours along the first axis by more than :data:`_SPIKE`."""
     steps = np.diff(data, axis=0)
     rises = steps > _SPIKE
     falls = steps < -_SPIKE
     is_peak = rises[:-1] & falls[1:]
     is_pit = falls[:-1] & rises[1:]
-    stands_out = np.zeros(data.shape, bool)
-    stands_out[1:-1] = is_peak | is_pit
-    return stands_out
+    differs = np.zeros(data.shape, bool)
+    differs[1:-1] = is_peak | is_pit
+    return differs
 
 
 def second_head(volume: Volume) -> float:
-    """Volume of the second largest part of what the scan shows, as a share of the largest: near 1 where two heads lie
-    side by side.
+    """Volume of the second largest part of the foreground, relative to the largest: near 1 if there are two heads.
 
     Parameters
     ----------
     volume:
-        The scan on dark ground, 0 where there is no signal.
+        The scan; 0 is zero signal.
     """
     strides = [max(1, round(_COARSE_MM / size)) for size in volume.spacing]
     every_stride = tuple(slice(None, None, stride) for stride in strides)
     coarse_spacing = np.array(volume.spacing) * strides
     coarse = foreground(volume)[every_stride]
     shown = ndimage.binary_fill_holes(coarse)
-    padded = np.pad(shown, 1)  # what lies at a face ends there
+    padded = np.pad(shown, 1)  # the faces of the volume count as a border
     depth_mm = ndimage.distance_transform_edt(padded, sampling=coarse_spacing)
     depth_mm = depth_mm[1:-1, 1:-1, 1:-1]
     parts, count = ndimage.label(depth_mm > _BRIDGE_MM)
@@ -111,8 +106,7 @@ def widest_fluid(image: np.ndarray, brain: np.ndarray, spacing_mm: float, grey: 
     grey:
         Intensity of grey matter.
     bright:
-        Whether fluid is brighter than that; it is then as bright as the brightest of the brain, else as dark as the
-        darkest.
+        Whether fluid is brighter than grey matter. It is assumed to be the brightest tissue if so, else the darkest.
     """
     percent = 99 if bright else 1
     fluid = float(np.percentile(image[brain], percent))
@@ -126,20 +120,20 @@ def widest_fluid(image: np.ndarray, brain: np.ndarray, spacing_mm: float, grey: 
 
 
 def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
-    """Steps between neighbours from the top of a scan's range to its bottom, where they are more than bright edges,
-    else 0.
+    """Number of steps between neighbours from the top of a scan's range to its bottom; 0 if they may be edges.
 
-    Integers that ran over make such steps. Tissue that is too bright for the integers of a file starts anew from their
-    other end: dark voxels lie within bright ones, and most of those that are fewer have such a neighbour. Noise that
-    falls below zero ends at the top: bright voxels stand alone in the dark. Elsewhere bright tissue fades before it
-    ends, or is piled up where it is saturated. The air around a head proves nothing: fluid may lie beside it.
+    Integer overflow causes such steps in two ways. Tissue that is too bright for the file's integers wraps to the dark
+    end: dark voxels lie within bright ones, and most voxels of the rarer kind have a neighbour of the other. Noise
+    below zero wraps to the bright end: single bright voxels lie in the dark. Without overflow, bright tissue fades at
+    its border, or many voxels have the highest value (saturation). The air around a head is not counted, because fluid
+    may be next to it.
 
     Parameters
     ----------
     data:
-        ``(I, J, K)`` the scan as it was read.
+        ``(I, J, K)`` the scan as stored in the file.
     fill:
-        Values that mean nothing.
+        Values to ignore.
     """
     measured = np.ones(data.shape, bool)
     for value in fill:
@@ -151,12 +145,12 @@ def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
     high = float(measured_values.max())
     end = _ENDS * (high - low)
     top = measured & (data > high - end)
-    at_the_very_top = int((data[top] == high).sum())
-    if at_the_very_top > _PILED * int(top.sum()):  # saturated
+    at_highest_value = int((data[top] == high).sum())
+    if at_highest_value > _PILED * int(top.sum()):  # saturated
         return 0
     bottom = measured & (data < low + end)
     between = ~(top | bottom)
-    alone_in_the_dark = top & ~_beside(between) & ~_beside(top)
+    isolated_top = top & ~_beside(between) & ~_beside(top)
     enclosed_bottom = bottom & ~reaching_faces(bottom)
     steps = 0
     for shifted_top, shifted_bottom in _shifted(top, enclosed_bottom):
@@ -164,39 +158,35 @@ def wrapped(data: np.ndarray, fill: tuple[float, ...] = ()) -> int:
     fewer = min(int(top.sum()), int(enclosed_bottom.sum()))
     if steps < _LEAST_STEPS * fewer:
         steps = 0
-    return int(alone_in_the_dark.sum()) + steps
+    return int(isolated_top.sum()) + steps
 
 
 def _shifted(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The two regions shifted against each other by a voxel, along every axis both ways."""
+    """Yield views of the two regions shifted against each other by one voxel, in both directions of every axis."""
     for axis in range(3):
-        but_the_first = [slice(None)] * 3
-        but_the_first[axis] = slice(1, None)
-        but_the_last = [slice(None)] * 3
-        but_the_last[axis] = slice(None, -1)
-        ahead = tuple(but_the_first)
-        behind = tuple(but_the_last)
-        yield first[ahead], second[behind]
-        yield first[behind], second[ahead]
+        first_along = np.moveaxis(first, axis, 0)
+        second_along = np.moveaxis(second, axis, 0)
+        yield first_along[1:], second_along[:-1]
+        yield first_along[:-1], second_along[1:]
 
 
 def _beside(region: np.ndarray) -> np.ndarray:
-    """Voxels beside a voxel of the region."""
+    """Voxels with a face neighbour in the region."""
     beside = np.zeros_like(region)
-    for own, other in _shifted(beside, region):
-        own |= other
+    for view, neighbours in _shifted(beside, region):
+        view |= neighbours
     return beside
 
 
 def mask_offset(volume: Volume, brain: np.ndarray, registration: Registration) -> float:
-    """Distance in mm of the middle of a brain mask from that of the template's brain, as far as the scan shows it.
+    """Distance in mm between the middle of a brain mask and that of the template's brain inside the field of view.
 
-    The registration followed the tissues inside the mask. Where the mask lies beside the brain, the two disagree.
+    The registration follows the tissues inside the mask. If the mask is misplaced, the two disagree.
     """
-    known = template()
-    known_share = known.brain.astype(np.float32)
-    template_affine = registration.matrix @ known.affine
-    template_share = to_grid(known_share, template_affine, volume.affine, brain.shape)
+    icbm = template()
+    icbm_share = icbm.brain.astype(np.float32)
+    template_affine = registration.matrix @ icbm.affine
+    template_share = to_grid(icbm_share, template_affine, volume.affine, brain.shape)
     template_brain = template_share > 0.5
     if not template_brain.any() or not brain.any():
         return 0.0

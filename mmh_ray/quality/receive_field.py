@@ -1,4 +1,4 @@
-"""The receive field in a registered brain: what a smooth polynomial explains beside the template's tissues."""
+"""Estimates and removes the receive field of a registered brain: a smooth polynomial besides the template's tissues."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from itertools import product
 import numpy as np
 
 _DEGREE = 4
-"""Of the polynomial; fields of 7 T scanners are as smooth as that over a brain."""
+"""Degree of the polynomial; over a brain, even the fields of 7 T scanners are this smooth."""
 _PASSES = 3
 _DARKEST = 0.02
-"""Share of the median at which intensities are cut off below, before their logarithm is taken."""
+"""Lower bound of intensities, as a share of the median, before their logarithm is taken."""
 
 
 def without_field(image: np.ndarray, tissues: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """The image without its field inside the region, where its geometric mean stays.
+    """Remove the field inside the region; the geometric mean there is kept.
 
-    The logarithm of the image is modelled as a value for each tissue and a polynomial of the place. Both are fitted
-    together, with weights that lesions and misfits of the template do not draw (iteratively re-weighted least squares
-    after Huber, 1964). N4, which knows no tissues, leaves much of a strong field.
+    The logarithm of the image is modelled as one value per tissue plus a polynomial of the position. Both are fitted
+    together by iteratively re-weighted least squares (Huber, 1964), so that lesions and misfits of the template have
+    little influence. N4, which has no information about tissues, leaves much of a strong field.
 
     Parameters
     ----------
     image:
-        ``(I, J, K)`` on the template's grid, 0 where there is no signal.
+        ``(I, J, K)`` on the template's grid; 0 is zero signal.
     tissues:
-        ``(3, I, J, K)`` the template's shares.
+        ``(3, I, J, K)`` the template's tissue shares.
     inside:
         ``(I, J, K)`` bool, not empty.
     """
@@ -49,8 +49,7 @@ def without_field(image: np.ndarray, tissues: np.ndarray, inside: np.ndarray) ->
 
 
 def _robust_fit(design: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Coefficients ``(terms,)`` of a design ``(n, terms)`` for values ``(n,)``; far residuals count by Huber's
-    weights."""
+    """Fit ``(terms,)`` coefficients of a design ``(n, terms)`` to values ``(n,)`` with Huber's weights."""
     weights: np.ndarray = np.ones(len(values))
     coefficients = np.zeros(design.shape[1])
     for _ in range(_PASSES):
@@ -58,7 +57,7 @@ def _robust_fit(design: np.ndarray, values: np.ndarray) -> np.ndarray:
         weighted_values = values * weights
         coefficients = np.linalg.lstsq(weighted_design, weighted_values, rcond=None)[0]
         residuals = np.abs(values - design @ coefficients)
-        # 1.4826 times the median is the standard deviation of what is normally distributed.
+        # 1.4826 times the median absolute residual is the standard deviation of a normal distribution.
         usual = 2 * 1.4826 * float(np.median(residuals))
         relative = residuals / max(usual, 1e-9)
         weights = np.sqrt(1 / np.maximum(1, relative))
@@ -66,7 +65,7 @@ def _robust_fit(design: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _polynomial(places: np.ndarray) -> np.ndarray:
-    """All monomials of places ``(n, 3)``, brought to -1 to 1, up to the degree, but for the constant."""
+    """All monomials of positions ``(n, 3)``, scaled to -1 to 1, up to the degree, without the constant."""
     high = places.max(axis=0)
     low = places.min(axis=0)
     middle = (high + low) / 2

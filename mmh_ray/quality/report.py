@@ -1,7 +1,7 @@
-"""The cohort report: one self-contained HTML page that says what became of every image and shows the worst first.
+"""Writes the cohort report: one self-contained HTML page with the result of every image, the worst first.
 
-Names, reasons and settings come from strangers' archives: the template escapes all of them, the script in the page
-writes text only, and the page's own policy allows no other script and no network.
+Names, reasons and settings come from untrusted archives. The template escapes all of them, the page's script writes
+only text, and the page's content security policy allows no other script and no network access.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from mmh_ray.quality import cohort, histograms
 from mmh_ray.quality.cohort import ImageRecord, Measure
 
 EMBEDDED_BYTES = 20_000_000
-"""Most bytes of pictures inside the page; those of further images stay in their files and are loaded when shown."""
+"""Largest total size of pictures embedded in the page; further pictures are loaded from their files when shown."""
 REASONS = 50
-"""Most reasons listed; the table holds them all."""
+"""Largest number of reasons listed; the table contains all of them."""
 
 Pair = tuple[str | None, str | None]
 
@@ -33,19 +33,19 @@ Pair = tuple[str | None, str | None]
 def write_report(
     path: str | Path, record: RunRecord, output: str, images: Sequence[ImageRecord], measures: Sequence[Measure]
 ) -> None:
-    """Write the page, whole or not at all; tried with up to 10,000 images.
+    """Write the page, whole or not at all; tested with up to 10,000 images.
 
-    Pictures that are not in their place are left out. The page can be moved together with the pictures' folder.
+    Missing pictures are left out. The page can be moved together with the pictures' folder.
 
     Parameters
     ----------
     output:
-        What the page calls the folder of derivatives.
+        The name of the derivatives' folder on the page.
 
     Raises
     ------
     DataError
-        If a picture's path leaves the report's folder or does not end as a JPEG or PNG does.
+        If a picture's path leaves the report's folder, or its suffix is not that of a JPEG or PNG file.
     """
     folder = Path(path).parent
     ordered = cohort.worst_first(images, measures)
@@ -89,7 +89,7 @@ def _summary(record: RunRecord, images: Sequence[ImageRecord], measures: Sequenc
 
 
 def _table(images: Sequence[ImageRecord], pairs: Sequence[Pair], measures: Sequence[Measure]) -> dict[str, Any]:
-    """What the script in the page makes the table of; rows are arrays to keep the page small."""
+    """The data from which the page's script builds the table; rows are arrays to keep the page small."""
     sites: list[str | None] = []
     sites += sorted({image.site for image in images if image.site is not None})
     if any(image.site is None for image in images):
@@ -106,7 +106,7 @@ def _table(images: Sequence[ImageRecord], pairs: Sequence[Pair], measures: Seque
 
 
 def _table_row(image: ImageRecord, pair: Pair, measures: Sequence[Measure]) -> list[Any]:
-    """One image, in the order in which the script takes the values."""
+    """The values of one image, in the order that the script expects."""
     problem = image.problem
     before, after = pair
     return [
@@ -129,32 +129,32 @@ def _table_row(image: ImageRecord, pair: Pair, measures: Sequence[Measure]) -> l
 
 
 def _number(value: float | None) -> float | None:
-    """Six digits of a finite number, else None."""
+    """A finite number rounded to six digits, else None."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.6g}")
 
 
 def _existing(folder: Path, name: str | None) -> str | None:
-    """The path of a picture below the folder; None where there is no such file, or a link leads to one elsewhere."""
+    """The path of a picture below the folder; None if the file is missing or is a link out of the folder."""
     if name is None:
         return None
     path = PurePosixPath(name)
     leads_out = path.is_absolute() or ".." in path.parts
     if leads_out or path.suffix.lower() not in TYPES:
         expected = "a .jpg or .png path inside the report's folder"
-        raise DataError(f"picture {name!r}", expected, "Write the pictures beside the page.")
+        raise DataError(f"picture {name!r}", expected, "Write the pictures into the page's folder.")
     is_there = (folder / path).is_file() and is_inside(folder / path, folder)
     return name if is_there else None
 
 
 def _url(name: str | None) -> str | None:
-    """A relative URL of a path, whatever bytes its name is of."""
+    """The relative URL of a path; its name may contain any bytes."""
     return name and quote(os.fsencode(name))
 
 
 def _embedded(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
-    """``data:`` URIs of the first pictures, as many as :data:`EMBEDDED_BYTES` holds."""
+    """``data:`` URIs of the first pictures, as many as fit into :data:`EMBEDDED_BYTES`."""
     embedded: list[Pair] = []
     bytes_left = EMBEDDED_BYTES
     for before, after in pairs:
@@ -169,7 +169,7 @@ def _embedded(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def _duration(record: RunRecord) -> str | None:
-    """Hours, minutes and seconds from start to finish; None where either is unknown."""
+    """Hours, minutes and seconds from start to finish; None if either is unknown."""
     try:
         started = datetime.fromisoformat(record.started)
         finished = datetime.fromisoformat(record.finished or "")

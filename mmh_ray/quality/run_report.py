@@ -1,4 +1,4 @@
-"""OUT/report.html from what a run left: its record, the ledger and the sidecars."""
+"""Writes OUT/report.html from the record, the ledger and the sidecars of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmh_ray.bids.output_folder import REPORT, OutputFolder
 from mmh_ray.bids.rows import MADE, LedgerRow, problem_of
 from mmh_ray.bids.status import RunRecord
 from mmh_ray.config import QualityConfig
-from mmh_ray.errors import DataError, MMHError
+from mmh_ray.errors import DataError
 from mmh_ray.files import is_inside
 from mmh_ray.object_store import is_remote
 from mmh_ray.quality.cohort import ImageRecord, figures_in, histogram_in
@@ -23,50 +23,33 @@ from mmh_ray.quality.report import write_report
 log = logging.getLogger(__name__)
 
 NO_FIGURES = "no figures: the sidecar is missing or damaged"
-"""Flag of an image that was harmonized, and of which nothing is known any more."""
+"""Flag of an image that was harmonized but whose measures are lost."""
 
 
 def write_report_of(output: OutputFolder, record: RunRecord, rows: Iterable[LedgerRow], quality: QualityConfig) -> bool:
-    """:func:`write_cohort_report` for a folder that may lie in an object store."""
+    """Write the report of a run into its output folder, which may be in an object store; returns whether it succeeded.
+
+    A report that cannot be written only causes a warning, so that it does not hide another error.
+    """
     rows = list(rows)
+    place = output.place if is_remote(output.place) else str(output.folder.resolve())
     try:
         output.fetch_shown(rows)
-        is_written = write_cohort_report(output.folder, record, rows, quality, output.place)
-        output.publish(REPORT)
-    except MMHError as error:
-        log.warning("%s: no report (%s)", output.place, error)
-        return False
-    return is_written
-
-
-def write_cohort_report(
-    out: str | Path, record: RunRecord, rows: Iterable[LedgerRow], quality: QualityConfig, place: str | None = None
-) -> bool:
-    """Write the report and return whether it was written. One that cannot be written is only a warning: it hides no
-    other error.
-
-    Parameters
-    ----------
-    place:
-        What the report calls the folder; None: its path.
-    """
-    output = place if place is not None and is_remote(place) else str(Path(out).resolve())
-    try:
-        images = [image_record(Path(out), row) for row in rows]
+        images = [image_record(output.folder, row) for row in rows]
         lost = sum(NO_FIGURES in image.flags for image in images)
         if lost:
-            log.warning("%s: %d images have no figures: their sidecar is missing or damaged", out, lost)
-        write_report(Path(out) / REPORT, record, output, images, measures(quality))
+            log.warning("%s: %d images have no figures: their sidecar is missing or damaged", output.place, lost)
+        write_report(output.folder / REPORT, record, place, images, measures(quality))
+        output.publish(REPORT)
     except Exception as error:
         log.debug("raised here:", exc_info=True)
-        log.warning("%s: no report (%s: %s)", out, type(error).__name__, error)
+        log.warning("%s: no report (%s: %s)", output.place, type(error).__name__, error)
         return False
     return True
 
 
 def image_record(out: Path, row: LedgerRow) -> ImageRecord:
-    """What ledger and sidecar know of an image. Of one that failed, what an earlier run made is not shown as its
-    result."""
+    """Combine ledger and sidecar of an image. For a failed image, the result of an earlier run is not shown."""
     is_made = row["status"] in MADE
     output = _output_inside(out, row) if is_made else None
     sidecar = read_sidecar(out / output) if output else {}
@@ -99,13 +82,13 @@ def image_record(out: Path, row: LedgerRow) -> ImageRecord:
 
 
 def _output_inside(out: Path, row: LedgerRow) -> str | None:
-    """The image's output, relative to the folder; None where there is none, or a link leads out of the folder."""
+    """The image's output, relative to the folder; None if there is none or it is a link out of the folder."""
     output = row["output"]
     return output if output and is_inside(out / output, out) else None
 
 
 def _pictures(out: Path, output: str | None) -> tuple[str | None, str | None]:
-    """Pictures before and after, relative to the folder; one that a link leads out of it is none."""
+    """The existing pictures before and after, relative to the folder; links out of the folder are ignored."""
     if output is None:
         return None, None
     before, after = figure_paths(out / output)
@@ -119,7 +102,7 @@ def _picture(path: Path, out: Path) -> str | None:
 
 
 def _person(row: LedgerRow) -> tuple[str, str | None]:
-    """Subject and session by the name of the scan."""
+    """Subject and session from the name of the scan."""
     try:
         entities = parse(row["source"] or "")
     except DataError:

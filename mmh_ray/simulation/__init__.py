@@ -1,2 +1,1 @@
-"""Simulated people seen by simulated scanners: tissues, protocols, anatomies, what else a scanner does, training
-pairs."""
+"""Simulates people and scanners: tissues, protocols, anatomies, imaging artefacts, training pairs."""

@@ -1,4 +1,4 @@
-"""Simulated anatomies: random people made from the ICBM-152 tissue fractions that ship inside nilearn."""
+"""Simulates anatomies: random people, deformed from the ICBM-152 tissue fractions that are shipped with nilearn."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
+from mmh_ray.config import GridConfig
+from mmh_ray.imaging.grid import cut_out, working_affine
+
 TISSUES = ("CSF", "GM", "WM", "lesion")
 """Order of the channels of :attr:`Anatomy.fractions`."""
 
 
 @dataclass(frozen=True)
 class Person:
-    """What makes an anatomy, besides the random shape of its ``seed``."""
+    """The properties of a simulated anatomy; the ``seed`` determines its random shape."""
 
     seed: int
     age: float = 40.0
@@ -22,12 +25,11 @@ class Person:
     lesions: int = 0
     """White-matter lesions to place."""
     ventricles: float = 0.0
-    """Enlargement of the ventricles beyond age, 0 none to 3 extreme hydrocephalus."""
+    """Enlargement of the ventricles beyond the effect of age: 0 is none, 3 is extreme hydrocephalus."""
     cavities: int = 0
     """Fluid-filled cysts or resection cavities."""
     oddities: int = 0
-    """Blobs of a random mixture of tissues anywhere in the brain, as no atlas knows them: what a model must not explain
-    away."""
+    """Blobs with a random mixture of tissues anywhere in the brain, unlike any atlas: a model must not remove them."""
     scalp: bool = False
     """Whether skull and scalp surround the brain."""
 
@@ -39,7 +41,7 @@ class Anatomy:
     Attributes
     ----------
     fractions:
-        ``(4, I, J, K)`` float32 shares of :data:`TISSUES`; their sum is 1 inside the brain.
+        ``(4, I, J, K)`` float32 fractions of :data:`TISSUES`; their sum is 1 inside the brain.
     scalp:
         ``(I, J, K)`` float32 share of fat and skin outside the skull, all zero without a scalp.
     affine:
@@ -55,9 +57,16 @@ class Anatomy:
         """``(I, J, K)`` bool: voxels more than half brain."""
         return self.fractions.sum(0) > 0.5
 
+    def on_grid(self, grid: GridConfig) -> Anatomy:
+        """Crop or pad to the working grid, centred on the brain by whole voxels."""
+        affine = working_affine(self.affine, self.brain, grid)
+        fractions = [cut_out(share, self.affine, affine, grid.shape) for share in self.fractions]
+        scalp = cut_out(self.scalp, self.affine, affine, grid.shape)
+        return Anatomy(np.stack(fractions), scalp, affine)
+
 
 def simulate_anatomy(person: Person, spacing_mm: float) -> Anatomy:
-    """Draw a person: smooth random shape, own cortical folding, ventricles and cortex by age, lesions, cavities.
+    """Simulate a person: random smooth shape, individual folding, ventricles and cortex by age, lesions, cavities.
 
     The same person at the same spacing gives the same bytes.
     """
@@ -70,9 +79,7 @@ def simulate_anatomy(person: Person, spacing_mm: float) -> Anatomy:
     white = _warp(white, displacement)
     csf, grey, white = _folded(rng, csf, grey, white, spacing_mm)
     thinning = max(0.0, person.age - 20) / 60 * 0.5
-    blurred_csf = ndimage.gaussian_filter(csf, 3.0 / spacing_mm)
-    near_csf = np.clip(2 * blurred_csf, 0, 1)
-    lost = thinning * grey * near_csf
+    lost = lost_cortex(csf, grey, thinning, spacing_mm)
     no_lesion = np.zeros_like(white)
     fractions = _sharpen(np.stack([csf + lost, grey - lost, white, no_lesion]))
     _place_findings(rng, fractions, person, spacing_mm)
@@ -80,14 +87,21 @@ def simulate_anatomy(person: Person, spacing_mm: float) -> Anatomy:
     if person.scalp:
         brain = fractions.sum(0)
         scalp = _scalp(rng, brain, spacing_mm)
-    fractions[fractions < 1e-6] = 0  # below it only rounding is left
+    fractions[fractions < 1e-6] = 0  # smaller values are only rounding errors
     return Anatomy(fractions.astype(np.float32), scalp.astype(np.float32), affine)
+
+
+def lost_cortex(fluid: np.ndarray, grey: np.ndarray, share: float, spacing_mm: float) -> np.ndarray:
+    """Fraction of each voxel that turns from grey matter into fluid if a share of the cortex next to fluid is lost."""
+    blurred_fluid = ndimage.gaussian_filter(fluid, 3.0 / spacing_mm)
+    near_fluid = np.clip(2 * blurred_fluid, 0, 1)
+    return share * grey * near_fluid
 
 
 @cache
 def _template(spacing_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """CSF, GM and WM fractions of ICBM-152 at a spacing, and their affine."""
-    from nilearn import datasets  # takes a second; whoever uses a cohort alone needs none of it
+    from nilearn import datasets  # the import takes a second, and only simulated people need it
 
     grey_image = datasets.load_mni152_gm_template(resolution=1)
     white_image = datasets.load_mni152_wm_template(resolution=1)
@@ -117,14 +131,14 @@ def _downsample(image, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np.ndarray:
-    """Smooth random field ``(I, J, K)`` of zero mean and unit variance: random cubic B-spline with knots ``sigma``
-    voxels apart."""
+    """Smooth random field ``(I, J, K)`` with mean 0 and variance 1: a random cubic B-spline, knots ``sigma`` voxels
+    apart."""
     knot_distance = max(1.0, float(sigma))
     bases = [_spline_basis(length, knot_distance) for length in shape]
     knots = tuple(basis.shape[1] for basis in bases)
     field = rng.standard_normal(knots).astype(np.float32)
-    for basis in bases:  # contract the first axis, append the new one: after three turns the order is I, J, K again
-        field = np.einsum("abc,na->bcn", field, basis)  # not BLAS: its rounding changes with the number of threads
+    for basis in bases:  # contracts the first axis and appends the new one: after three steps the order is I, J, K
+        field = np.einsum("abc,na->bcn", field, basis)  # not BLAS: its rounding depends on the number of threads
     centred = field - field.mean()
     return centred / field.std()
 
@@ -166,8 +180,7 @@ def _vector_field(rng: np.random.Generator, shape: tuple[int, ...], sigma: float
 
 
 def _ventricle_push(person: Person, csf: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """``(3, I, J, K)`` displacement in voxels that draws the samples around the ventricles towards them, so that they
-    grow."""
+    """``(3, I, J, K)`` displacement in voxels that enlarges the ventricles: samples around them move towards them."""
     ventricles = np.where(_deep(csf.shape), csf, 0)
     soft = ndimage.gaussian_filter(ventricles, 6.0 / spacing_mm)
     by_age = max(0.0, person.age - 20) / 60
@@ -178,14 +191,14 @@ def _ventricle_push(person: Person, csf: np.ndarray, spacing_mm: float) -> np.nd
     steepest = max(float(np.abs(pull).max()), 1e-6)
     pull *= strength / steps * 5.0 / spacing_mm / steepest
     push = pull
-    for _ in range(steps - 1):  # in one long step samples would pass the ventricle and find tissue behind it
+    for _ in range(steps - 1):  # in one long step, samples would pass the ventricle and hit tissue beyond it
         pull_there = [_warp(part, push) for part in pull]
         push = push + np.stack(pull_there)
     return push.astype(np.float32)
 
 
 def _deep(shape: tuple[int, ...]) -> np.ndarray:
-    """The middle of the template, where its CSF is ventricle: an ellipsoid, in shares of half the grid."""
+    """The middle of the template, where CSF is ventricle: an ellipsoid with axes in shares of half the grid."""
     axes = [np.linspace(-1, 1, length) for length in shape]
     across, ahead, up = np.meshgrid(*axes, indexing="ij")
     across_part = (across / 0.4) ** 2
@@ -195,7 +208,7 @@ def _deep(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _warp(image: np.ndarray, displacement: np.ndarray) -> np.ndarray:
-    """The image sampled at every voxel's place plus its displacement."""
+    """Sample the image at each voxel's position plus its displacement."""
     places = np.indices(image.shape, np.float32) + displacement
     return ndimage.map_coordinates(image, places, order=1, mode="constant")
 
@@ -203,7 +216,7 @@ def _warp(image: np.ndarray, displacement: np.ndarray) -> np.ndarray:
 def _folded(
     rng: np.random.Generator, csf: np.ndarray, grey: np.ndarray, white: np.ndarray, spacing_mm: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Own folding of the cortex: grey matter grows where white matter shrinks; each voxel keeps its total."""
+    """Vary the folding of the cortex: grey matter grows where white matter shrinks; each voxel keeps its total."""
     folding = smooth_noise(rng, csf.shape, 7.0 / spacing_mm)
     more_grey = grey * np.exp(0.35 * folding)
     less_white = white * np.exp(-0.35 * folding)
@@ -215,7 +228,7 @@ def _folded(
 
 
 def _sharpen(fractions: np.ndarray) -> np.ndarray:
-    """Undo the blur of the population average: square, keep each voxel's total."""
+    """Undo the blur of the population average: square the fractions, but keep each voxel's total."""
     total = np.clip(fractions.sum(0), 0, 1)
     raised = np.maximum(fractions, 0) ** 2.0
     total_raised = np.maximum(raised.sum(0), 1e-6)
@@ -225,7 +238,7 @@ def _sharpen(fractions: np.ndarray) -> np.ndarray:
 def _place_findings(rng: np.random.Generator, fractions: np.ndarray, person: Person, spacing_mm: float) -> None:
     """Put the person's lesions, cavities and oddities into the brain; changes ``fractions``."""
     csf, _, _, lesion = np.eye(len(TISSUES))
-    white = fractions[2]  # a view: what is placed shows in it
+    white = fractions[2]  # a view: it changes with every blob
     for _ in range(person.lesions):
         _place(rng, fractions, spacing_mm, white, lesion, radius_mm=(2.0, 6.0))
     for _ in range(person.cavities):

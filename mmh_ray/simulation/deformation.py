@@ -1,6 +1,6 @@
-"""A label map deformed at random and rendered as tissue shares on the working grid.
+"""Deforms a label map at random and converts it to tissue shares on the working grid.
 
-Shapes: ``T`` tissues, ``X Y Z`` the working grid, ``f`` fine points along each edge of its voxels.
+Shapes: ``T`` tissues, ``X Y Z`` the working grid, ``f`` sampling points along each edge of its voxels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmh_ray.simulation.tissues import AIR, TISSUES
 
 
 def deformed_shares(label_map: LabelMap, traits: HeadTraits, grid: GridConfig, rng: np.random.Generator) -> np.ndarray:
-    """Tissue shares ``(T, X, Y, Z)`` float32 of the deformed map: each voxel counts the labels at ``f**3`` points."""
+    """Tissue shares ``(T, X, Y, Z)`` float32 of the deformed map, from the labels at ``f**3`` points per voxel."""
     factor = max(2, round(grid.spacing_mm))
     places = _places(label_map, traits, grid, rng)
     fine_places = np.stack([_finer(part, factor) for part in places])
@@ -26,7 +26,7 @@ def deformed_shares(label_map: LabelMap, traits: HeadTraits, grid: GridConfig, r
     voxel = np.arange(voxels).reshape(grid.shape)
     for axis in range(3):
         voxel = np.repeat(voxel, factor, axis=axis)
-    kinds = len(TISSUES) + 1  # air, too
+    kinds = len(TISSUES) + 1  # including air
     pair = voxel.ravel() * kinds + channels.ravel()  # one number for a voxel and a tissue
     count = np.bincount(pair, minlength=voxels * kinds)
     by_voxel = count.reshape(*grid.shape, kinds)
@@ -37,9 +37,10 @@ def deformed_shares(label_map: LabelMap, traits: HeadTraits, grid: GridConfig, r
 
 
 def _places(label_map: LabelMap, traits: HeadTraits, grid: GridConfig, rng: np.random.Generator) -> np.ndarray:
-    """Voxel of the label map ``(3, X, Y, Z)`` at each point of the grid: size, turn, bends of 50 and 20 mm, ventricles.
+    """Position in the label map ``(3, X, Y, Z)`` in voxels for each voxel of the grid.
 
-    All of them are smooth, so they are drawn on the grid and interpolated between its points.
+    Combines size, rotation, smooth bends of 50 and 20 mm, and wider ventricles. All are smooth, so they are drawn on
+    the grid and later interpolated between its voxels.
     """
     across_mm, ahead_mm, up_mm = axes_mm(grid.shape, grid.spacing_mm)
     matrix = _random_pose(traits.turn_degrees, rng)
@@ -72,7 +73,7 @@ def axes_mm(shape: tuple[int, ...], spacing_mm: float) -> list[np.ndarray]:
 
 
 def _random_pose(turn_degrees: float, rng: np.random.Generator) -> np.ndarray:
-    """``(3, 3)`` of a head: left and right exchanged or not, turned a little, of its own size and proportions."""
+    """``(3, 3)`` random pose of a head: mirrored or not, slightly rotated, with random size and proportions."""
     side = rng.choice([-1.0, 1.0])
     log_size = rng.normal(0.0, 0.05)
     log_proportions = rng.normal(0, 0.04, 3)
@@ -84,9 +85,9 @@ def _random_pose(turn_degrees: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _widen_ventricles(places: np.ndarray, label_map: LabelMap, enlargement: float) -> None:
-    """Move the places around the ventricles towards them, in place."""
+    """Enlarge the ventricles: move the positions around them towards them; changes ``places``."""
     steps = int(np.ceil(enlargement))
-    for _ in range(steps):  # in one long step points would pass the ventricle and find tissue behind it
+    for _ in range(steps):  # in one long step, points would pass the ventricle and hit tissue beyond it
         here = places / PULL_MM
         for row in range(3):
             pull = label_map.pull[row]
@@ -95,7 +96,7 @@ def _widen_ventricles(places: np.ndarray, label_map: LabelMap, enlargement: floa
 
 
 def _finer(values: np.ndarray, factor: int) -> np.ndarray:
-    """Linear interpolation at ``factor`` evenly spaced points in every voxel, continued at the ends."""
+    """Linear interpolation at ``factor`` evenly spaced points per voxel and axis, extrapolated at the ends."""
     for axis in range(3):
         length = values.shape[axis]
         numbers = np.arange(factor * length) + 0.5

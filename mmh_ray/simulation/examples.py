@@ -1,5 +1,4 @@
-"""Training examples: a random person seen by a random scanner, prepared as a real scan is, and the same person in the
-unified domain."""
+"""Simulates training examples: a random person seen by a random scanner, and the same person in the unified domain."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ class Example:
     truth:
         ``(X, Y, Z)`` float32 unit intensity of the unified domain, zero outside the mask.
     mask:
-        ``(X, Y, Z)`` bool, the brain as a tool might find it.
+        ``(X, Y, Z)`` bool, the brain as a brain extraction tool might find it.
     """
 
     scan: np.ndarray
@@ -38,8 +37,7 @@ class Example:
 
 
 def random_traits(rng: np.random.Generator, seed: int) -> HeadTraits:
-    """Any adult: half of them healthy, the others with lesions, wide ventricles, cavities, tumours or what no atlas
-    knows."""
+    """Traits of a random adult; half of them may have lesions, cavities or tumours."""
     is_ill = rng.random() < 0.5
     has_usual_ventricles = rng.random() < 0.7
     ventricles = rng.uniform(0, 1) if has_usual_ventricles else rng.uniform(1, 3)
@@ -57,12 +55,12 @@ def random_traits(rng: np.random.Generator, seed: int) -> HeadTraits:
 
 
 TEMPLATE_SHARE = 0.15
-"""Share of people made of ICBM-152 where there are label maps, too."""
+"""Share of people made from ICBM-152 if there are label maps, too."""
 
 
 @lru_cache(maxsize=8)
 def random_head(label_maps: tuple[str, ...], seed: int, grid: GridConfig) -> Head:
-    """A person of one of the label maps, or of ICBM-152; the same seed gives the same bytes."""
+    """A person made from one of the label maps, or from ICBM-152; the same seed gives the same bytes."""
     rng = np.random.default_rng([seed, 5])
     traits = random_traits(rng, seed)
     if not label_maps or rng.random() < TEMPLATE_SHARE:
@@ -86,8 +84,7 @@ def example(head: Head, sequence: str, seed: int, grid: GridConfig, n4_iteration
 
 
 def found_brain(head: Head, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
-    """The brain as a tool might find it, ``(X, Y, Z)`` bool: exact for some scans, else a border that wanders by a few
-    mm."""
+    """The brain mask a tool might find, ``(X, Y, Z)`` bool: exact for some scans, else its border is a few mm off."""
     is_exact = rng.random() < 0.4
     if is_exact:
         return head.brain

@@ -1,4 +1,4 @@
-"""What ails a simulated brain: lesions, cavities, tumours, and blobs that no atlas knows.
+"""Places pathology in a simulated brain: lesions, cavities, tumours, and blobs unlike any atlas.
 
 Shapes: ``T`` tissues (:data:`mmh_ray.simulation.tissues.TISSUES`), ``X Y Z`` the working grid.
 """
@@ -13,10 +13,10 @@ from mmh_ray.simulation.tissues import BRAIN, ENHANCING, FLUID, LESION, ODDITY, 
 
 
 def place_findings(fractions: np.ndarray, traits: HeadTraits, spacing_mm: float, rng: np.random.Generator) -> None:
-    """Lesions, cavities, tumours and oddities of a person; changes the tissue shares ``(T, X, Y, Z)``."""
+    """Place a person's lesions, cavities, tumours and oddities; changes the tissue shares ``(T, X, Y, Z)``."""
     pure = np.eye(len(TISSUES), dtype=np.float32)
     brain = list(BRAIN)
-    white = fractions[WHITE]  # a view: what is placed shows in it
+    white = fractions[WHITE]  # a view: it changes with every blob
     deep = fractions[brain].sum(axis=0) > 0.95
     for _ in range(traits.lesions):
         place_blob(rng, fractions, spacing_mm, white > 0.9, pure[LESION], (1.5, 7.0))
@@ -33,7 +33,7 @@ def place_findings(fractions: np.ndarray, traits: HeadTraits, spacing_mm: float,
 
 
 def _place_tumour(fractions: np.ndarray, deep: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> None:
-    """Oedema, in it a rim that may have taken up contrast agent, in that a core."""
+    """Place oedema, inside it a rim that may have taken up contrast agent, and inside that a core."""
     pure = np.eye(len(TISSUES), dtype=np.float32)
     radius_mm = rng.uniform(5.0, 25.0)
     oedema_mm = (1.5 * radius_mm, 1.7 * radius_mm)
@@ -62,7 +62,7 @@ def place_blob(
 
     Returns
     -------
-    ``(X, Y, Z)`` bool, the voxel at its centre; all False where nothing was inside.
+    ``(X, Y, Z)`` bool, the voxel at its centre; all False if ``inside`` is empty.
     """
     centre = np.zeros(inside.shape, bool)
     candidates = np.flatnonzero(inside)

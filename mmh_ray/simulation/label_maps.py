@@ -1,4 +1,4 @@
-"""Label maps of whole heads in FreeSurfer's numbering: found in a folder, read, and cut to the head."""
+"""Finds and reads label maps of whole heads in FreeSurfer's numbering, and crops them to the head."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mmh_ray.simulation.tissues import AIR, BRAIN, FLUID, SOFT, freesurfer_chann
 PULL_MM = 4
 """Voxel edge of :attr:`LabelMap.pull`."""
 _VENTRICLES = (4, 5, 14, 43, 44)
-"""FreeSurfer's numbers of what grows where ventricles are wide."""
+"""FreeSurfer's numbers of the structures that are larger where ventricles are wide."""
 _CANAL_MM = 9
-"""Fluid this far from brain tissue lies in the spinal canal."""
+"""Fluid farther than this from brain tissue lies in the spinal canal."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class LabelMap:
     Attributes
     ----------
     channels:
-        ``(I, J, K)`` uint8 tissue channel, :data:`AIR` where there is no signal.
+        ``(I, J, K)`` uint8 tissue channel; :data:`AIR` where there is no signal.
     centre:
         ``(3,)`` voxel in the middle of the brain.
     pull:
-        ``(3, i, j, k)`` float32, at 4 mm: the direction in which the ventricles lie.
+        ``(3, i, j, k)`` float32, at 4 mm: direction towards the ventricles.
     """
 
     channels: np.ndarray
@@ -43,12 +43,12 @@ class LabelMap:
 
 
 def label_maps_in(folder: str | Path) -> tuple[str, ...]:
-    """Paths of the label maps ``*_dseg.nii[.gz]`` in a folder, in order of their names.
+    """Paths of the label maps ``*_dseg.nii[.gz]`` in a folder, sorted by name.
 
     Raises
     ------
     DataError
-        If there are fewer than two, as people to validate on must be others.
+        If there are fewer than two: validation needs other people than training.
     """
     paths = sorted(str(path) for path in Path(folder).glob("*_dseg.nii*"))
     if len(paths) < 2:
@@ -61,7 +61,7 @@ def label_maps_in(folder: str | Path) -> tuple[str, ...]:
 
 @lru_cache(maxsize=32)
 def read_label_map(path: str) -> LabelMap:
-    """Read a map in FreeSurfer's numbering (see :mod:`mmh_ray.simulation.tissues`) and cut it to its head."""
+    """Read a map in FreeSurfer's numbering (see :mod:`mmh_ray.simulation.tissues`) and crop it to the head."""
     image = nib.as_closest_canonical(nib.load(path))
     spacing_mm = image.header.get_zooms()[:3]
     if not np.allclose(spacing_mm, 1.0, atol=0.01):
@@ -78,7 +78,7 @@ def read_label_map(path: str) -> LabelMap:
 
 
 def _head_box(channels: np.ndarray) -> tuple[slice, ...]:
-    """The box of all that is not air, with a margin of 4 mm; found on every fourth voxel."""
+    """The box of everything that is not air, with a margin of 4 mm; computed on every fourth voxel."""
     is_head = channels != AIR
     coarse_box = box_of(ndimage.zoom(is_head, 0.25, order=0))
     box = []
@@ -90,7 +90,7 @@ def _head_box(channels: np.ndarray) -> tuple[slice, ...]:
 
 
 def _spinal(channels: np.ndarray) -> np.ndarray:
-    """Fluid far from any brain tissue, ``(I, J, K)`` bool: the spinal canal, which no mask of a brain holds."""
+    """Fluid far from any brain tissue, ``(I, J, K)`` bool: the spinal canal, which is not part of a brain mask."""
     coarse = channels[::2, ::2, ::2]
     solid = [channel for channel in BRAIN if channel != FLUID]
     tissue = np.isin(coarse, solid)
@@ -103,7 +103,7 @@ def _spinal(channels: np.ndarray) -> np.ndarray:
 
 
 def _ventricle_pull(labels: np.ndarray) -> np.ndarray:
-    """:attr:`LabelMap.pull`: slope of the smoothed ventricles, at most 1."""
+    """:attr:`LabelMap.pull`: gradient of the smoothed ventricles, at most 1."""
     ventricles = np.isin(labels, _VENTRICLES).astype(np.float32)
     smooth = ndimage.gaussian_filter(ventricles, 6.0)
     coarse = smooth[::PULL_MM, ::PULL_MM, ::PULL_MM]

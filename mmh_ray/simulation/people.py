@@ -1,4 +1,4 @@
-"""Simulated people: whole heads from label maps, deformed at random, and brains of ICBM-152; both with what ails them.
+"""Simulates people with their pathology: whole heads from deformed label maps, and brains from ICBM-152.
 
 Shapes: ``T`` tissues (:data:`mmh_ray.simulation.tissues.TISSUES`), ``X Y Z`` the working grid (R, A, S).
 """
@@ -11,8 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from mmh_ray.config import GridConfig
-from mmh_ray.imaging.grid import cut_out, working_affine
-from mmh_ray.simulation.anatomy import Person, simulate_anatomy, smooth_noise
+from mmh_ray.simulation.anatomy import Person, lost_cortex, simulate_anatomy, smooth_noise
 from mmh_ray.simulation.deformation import deformed_shares
 from mmh_ray.simulation.findings import place_findings
 from mmh_ray.simulation.head_traits import HeadTraits
@@ -20,7 +19,7 @@ from mmh_ray.simulation.label_maps import LabelMap
 from mmh_ray.simulation.tissues import BRAIN, FAT, FLUID, GREY, SOFT, TISSUES, WHITE
 
 _DURA_MM = 4.0
-"""Radius that closes the dura between the halves of a brain, as tools do."""
+"""Radius of the closing that includes the dura between the hemispheres, as brain extraction tools do."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,9 @@ class Head:
     fractions:
         ``(T, X, Y, Z)`` float16; they sum to 1 where there is no air.
     texture:
-        ``(X, Y, Z)`` float32 factor of the signal, about 1: tissue is never quite even.
+        ``(X, Y, Z)`` float32 factor of the signal, about 1: no tissue is perfectly uniform.
     brain:
-        ``(X, Y, Z)`` bool, more than half brain, with the fluid around it.
+        ``(X, Y, Z)`` bool: voxels that are more than half brain, including the fluid around it.
     depth_mm:
         ``(X, Y, Z)`` float32 distance from the brain's surface, positive inside.
     """
@@ -46,7 +45,7 @@ class Head:
 
 
 def simulate_head(label_map: LabelMap, traits: HeadTraits, grid: GridConfig) -> Head:
-    """Deform a head, render it finer than the grid, and place what ails it; the same traits give the same bytes."""
+    """Deform a head and place its pathology; the same traits give the same bytes."""
     rng = np.random.default_rng([traits.seed, 17])
     fractions = deformed_shares(label_map, traits, grid, rng)
     _thin_cortex(fractions, traits.atrophy, grid.spacing_mm)
@@ -55,31 +54,27 @@ def simulate_head(label_map: LabelMap, traits: HeadTraits, grid: GridConfig) -> 
 
 
 def template_head(traits: HeadTraits, grid: GridConfig) -> Head:
-    """A brain of ICBM-152's tissue shares, deformed: no skull and no deep nuclei, but no label map is needed either."""
+    """Deform ICBM-152's tissue shares: no skull and no deep nuclei, but no label map is needed either."""
     rng = np.random.default_rng([traits.seed, 18])
     age = 20 + 120 * traits.atrophy
     template_person = Person(traits.seed, age=age, ventricles=traits.ventricles)
-    brain = simulate_anatomy(template_person, grid.spacing_mm)
-    affine = working_affine(brain.affine, brain.brain, grid)
+    brain = simulate_anatomy(template_person, grid.spacing_mm).on_grid(grid)
     fractions = np.zeros((len(TISSUES), *grid.shape), np.float32)
-    for channel, share in zip((FLUID, GREY, WHITE), brain.fractions, strict=False):  # the fourth, lesion, is empty
-        fractions[channel] = cut_out(share, brain.affine, affine, grid.shape)
+    fractions[[FLUID, GREY, WHITE]] = brain.fractions[:3]  # the fourth, lesion, is empty
     return _finished(fractions, traits, grid.spacing_mm, rng)
 
 
 def _thin_cortex(fractions: np.ndarray, share: float, spacing_mm: float) -> None:
-    """Turn a share of the grey matter beside fluid into fluid, in place."""
+    """Turn a share of the grey matter next to fluid into fluid, in place."""
     if not share:
         return
-    blurred_fluid = ndimage.gaussian_filter(fractions[FLUID], 3.0 / spacing_mm)
-    near_fluid = np.clip(2 * blurred_fluid, 0, 1)
-    lost = share * fractions[GREY] * near_fluid
+    lost = lost_cortex(fractions[FLUID], fractions[GREY], share, spacing_mm)
     fractions[FLUID] += lost
     fractions[GREY] -= lost
 
 
 def _give_fat(fractions: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> None:
-    """Make part of the soft tissue fat, in place: label maps do not tell muscle from it."""
+    """Turn part of the soft tissue into fat, in place: label maps do not separate muscle and fat."""
     wander = smooth_noise(rng, fractions.shape[1:], 12 / spacing_mm)
     mean_share = rng.uniform(-0.2, 1.0)
     wandering_share = mean_share + 0.4 * wander
@@ -90,7 +85,7 @@ def _give_fat(fractions: np.ndarray, spacing_mm: float, rng: np.random.Generator
 
 
 def _finished(fractions: np.ndarray, traits: HeadTraits, spacing_mm: float, rng: np.random.Generator) -> Head:
-    """A head of its tissue shares ``(T, X, Y, Z)``: what ails it is placed, and brain, depth and texture are found."""
+    """Complete a head: place its pathology in the tissue shares ``(T, X, Y, Z)``, add brain, depth and texture."""
     place_findings(fractions, traits, spacing_mm, rng)
     brain = fractions[list(BRAIN)].sum(axis=0) > 0.5
     brain = _closed(brain, spacing_mm)
@@ -108,7 +103,7 @@ def _finished(fractions: np.ndarray, traits: HeadTraits, spacing_mm: float, rng:
 
 
 def _closed(region: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """A brain with the dura between its halves, without holes."""
+    """Close a brain mask over the dura between the hemispheres, and fill its holes."""
     radius = max(1, round(_DURA_MM / spacing_mm))
     padded = np.pad(region, radius)
     neighbours = ndimage.generate_binary_structure(3, 1)

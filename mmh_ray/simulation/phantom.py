@@ -1,7 +1,7 @@
-"""Scanners of phantom archives: two simple signal equations, T1w and T2w, and what else a site does to an image.
+"""Simulates the scanners of phantom archives: two simple signal equations (T1w and T2w) and a site's other effects.
 
-Truth is the canonical noise-free rendering. `mmh-base` and the brain extractor learn from the scanners of
-:mod:`mmh_ray.simulation.protocols` instead, which have every sequence.
+The ground truth is the canonical noise-free rendering. `mmh-base` and the brain extractor are trained with the scanners
+of :mod:`mmh_ray.simulation.protocols` instead, which cover all sequences.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _T2_MS = np.array([1500.0, 95.0, 72.0, 160.0])
 
 @dataclass(frozen=True)
 class Scanner:
-    """A site's look: acquisition, receive path, reconstruction.
+    """Everything that determines how a site's images look: acquisition, receive path, reconstruction.
 
     T1w is a spoiled gradient echo (``tr_t1`` ms, ``flip`` degrees), T2w a spin echo (``tr_t2``, ``te`` ms).
     """
@@ -39,7 +39,7 @@ class Scanner:
     gamma: float = 1.0
     """Exponent of the reconstruction's intensity curve."""
     bias: float = 0.0
-    """Standard deviation of the log of the smooth receive field."""
+    """Standard deviation of the logarithm of the smooth receive field."""
     blur_mm: float = 0.0
     """Full width at half maximum of the point spread."""
     noise: float = 0.0
@@ -64,7 +64,7 @@ SITES = (
     Scanner("gum", 3.0, 7.5, 9.0, 3600, 140, 1.30, 0.065, 1.9, 0.024, 4095, 700.0, "Canon"),
     Scanner("hazel", 1.5, 18.0, 25.0, 5200, 85, 0.80, 0.08, 2.3, 0.031, 1023, 400.0, "GE"),
 )
-"""The sites of the phantom archive. The training simulation draws scanners at random and does not know these."""
+"""The sites of the phantom archive. The training simulation draws random scanners instead of these."""
 
 
 def tissue_signal(scanner: Scanner, sequence: str) -> np.ndarray:
@@ -84,7 +84,7 @@ def tissue_signal(scanner: Scanner, sequence: str) -> np.ndarray:
         recovered = 1 - np.exp(-scanner.tr_t2 / t1_ms)
         decay = np.exp(-scanner.te / _T2_MS)
         return _PROTON_DENSITY * recovered * decay
-    raise ValueError(f"sequence {sequence!r}; expected one of {SEQUENCES}. Phantoms know no other signal equation.")
+    raise ValueError(f"sequence {sequence!r}; expected one of {SEQUENCES}. Phantoms have no other signal equation.")
 
 
 def tissue_levels(scanner: Scanner, sequence: str) -> np.ndarray:
@@ -97,7 +97,7 @@ def tissue_levels(scanner: Scanner, sequence: str) -> np.ndarray:
 def render(
     anatomy: Anatomy, scanner: Scanner, sequence: str, rng: np.random.Generator, spacing_mm: float
 ) -> np.ndarray:
-    """What the scanner makes of the anatomy: ``(I, J, K)`` float32, not negative.
+    """Simulate the scanner's image of an anatomy: ``(I, J, K)`` float32, not negative.
 
     Signal → gamma → point spread → receive field → Rician noise → grey levels.
     """
@@ -121,12 +121,12 @@ def render(
 
 def canonical(anatomy: Anatomy, sequence: str, spacing_mm: float) -> np.ndarray:
     """The noise-free rendering in the canonical style, ``(I, J, K)`` float32."""
-    unused = np.random.default_rng(0)  # the canonical scanner has neither noise nor a field to draw
+    unused = np.random.default_rng(0)  # the canonical scanner has no noise and no field to draw
     return render(anatomy, CANONICAL, sequence, unused, spacing_mm)
 
 
 def noise_free(scanner: Scanner) -> Scanner:
-    """The same look without noise, bias field and grey levels: contrast and sharpness alone."""
+    """The scanner without noise, bias field and grey levels: only contrast and sharpness remain."""
     return replace(scanner, bias=0.0, noise=0.0, levels=0)
 
 
@@ -147,7 +147,7 @@ def random_scanner(rng: np.random.Generator) -> Scanner:
 
 
 def _scalp_signal(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray | float:
-    """Signal of a scalp of random brightness; nothing is drawn where there is none."""
+    """Signal of the scalp, if there is one, with random brightness."""
     if not anatomy.scalp.any():
         return 0.0
     return anatomy.scalp * rng.uniform(0.4, 1.8)

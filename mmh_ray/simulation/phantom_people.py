@@ -1,5 +1,4 @@
-"""Simulated training pairs: a random person seen by a random scanner, and the canonical noise-free rendering of the
-same."""
+"""Simulates training pairs: a random person seen by a random scanner, and the person's canonical rendering."""
 
 from __future__ import annotations
 
@@ -9,18 +8,17 @@ from functools import lru_cache
 import numpy as np
 
 from mmh_ray.config import GridConfig
-from mmh_ray.imaging.grid import cut_out, working_affine
 from mmh_ray.imaging.intensity import MonotoneMap, mean_quantile_function, quantile_function, robust_scaling
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SEQUENCES, canonical, random_scanner, render
 
 FIRST_SEED = 1_000_000
-"""Seeds of simulated people start here; those of phantom archives stay below, so that no test person is trained on."""
+"""First seed of simulated people. Seeds of phantom archives are smaller, so that no test person is trained on."""
 
 _TOGETHER = 8
 _REUSES = 8
 INDICES_PER_PEOPLE = _TOGETHER * _REUSES
-"""Indices so far apart are of different people."""
+"""Two indices at least this far apart belong to different people."""
 _DECIMALS = 2
 _NOISY_ENDS = 2  # of 257 quantiles
 
@@ -30,13 +28,12 @@ def simulated_pair(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The ``index``-th simulated training example of a sequence.
 
-    A person is drawn anew every 8 uses: of 64 consecutive indices, 8 people are seen by 8 scanners each, by two in a
-    row.
+    See :func:`person_number` for how often a person is used.
 
     Returns
     -------
-    ``(X, Y, Z)`` float32 scan in unit intensity, zero outside the brain; ``(X, Y, Z)`` float32 canonical image in its
-    own units (white matter of T1w, grey matter of T2w at 1); ``(X, Y, Z)`` bool brain.
+    ``(X, Y, Z)`` float32 scan in unit intensity, zero outside the brain; ``(X, Y, Z)`` float32 canonical image, scaled
+    so that white matter of T1w or grey matter of T2w is 1; ``(X, Y, Z)`` bool brain.
     """
     number = person_number(index)
     anatomy = simulated_person(seed, number, grid)
@@ -50,8 +47,10 @@ def simulated_pair(
 
 
 def person_number(index: int) -> int:
-    """The person of the ``index``-th example: of 64 consecutive ones, 8 people are seen by 8 scanners each, by two in a
-    row."""
+    """The person of the ``index``-th example.
+
+    In each block of 64 consecutive examples, 8 people are seen by 8 scanners each, two scanners in a row.
+    """
     generation = index // INDICES_PER_PEOPLE
     place = index // 2 % _TOGETHER
     return generation * _TOGETHER + place
@@ -60,8 +59,8 @@ def person_number(index: int) -> int:
 def canonical_quantiles(
     sequences: Iterable[str], grid: GridConfig, seed: int, people: int = 24
 ) -> dict[str, np.ndarray]:
-    """Mean quantile function ``(257,)`` of the canonical images of simulated people, per sequence that can be
-    simulated."""
+    """Mean quantile function ``(257,)`` of the canonical images of simulated people, for each sequence in
+    :data:`SEQUENCES`."""
     anatomies = [simulated_person(seed, number, grid) for number in range(people)]
     means = {}
     for sequence in sequences:
@@ -76,12 +75,11 @@ def canonical_quantiles(
 
 
 def unifying_map(canonical: np.ndarray, quantiles: np.ndarray) -> MonotoneMap:
-    """The one map of the whole simulation from canonical to unified intensity, of the two quantile functions
-    ``(257,)``.
+    """The map from canonical to unified intensity for the whole simulation, from two quantile functions ``(257,)``.
 
-    A pure tissue is one intensity of the noise-free images and a broad peak of a cohort's histogram: it goes to the
-    middle of that peak, not from one end of it to the other with the last thousandth of its partial volume. The ends of
-    a cohort's histogram are noise and take no part.
+    A pure tissue has a single intensity in the noise-free images, but a broad peak in a cohort's histogram. Rounding
+    the canonical intensities maps the tissue to the middle of that peak; otherwise tiny differences in partial volume
+    would be stretched over the whole peak. The ends of the cohort's histogram are noise and are left out.
     """
     without_ends = slice(_NOISY_ENDS, -_NOISY_ENDS)
     rounded = canonical.round(_DECIMALS)
@@ -90,8 +88,7 @@ def unifying_map(canonical: np.ndarray, quantiles: np.ndarray) -> MonotoneMap:
 
 @lru_cache(maxsize=2 * _TOGETHER)
 def simulated_person(seed: int, number: int, grid: GridConfig) -> Anatomy:
-    """A person of any adult age, many with lesions, some with large ventricles, a cavity or oddities, on the working
-    grid."""
+    """A random adult on the working grid; many have lesions or oddities, some large ventricles or a cavity."""
     rng = np.random.default_rng([seed, number, 11])
     person = Person(
         seed=FIRST_SEED + seed * 1_000_000 + number,
@@ -101,7 +98,7 @@ def simulated_person(seed: int, number: int, grid: GridConfig) -> Anatomy:
         cavities=int(rng.random() < 0.15),
         oddities=int(rng.integers(0, 7)),
     )
-    return _on_grid(simulate_anatomy(person, grid.spacing_mm), grid)
+    return simulate_anatomy(person, grid.spacing_mm).on_grid(grid)
 
 
 @lru_cache(maxsize=2 * _TOGETHER)
@@ -110,11 +107,3 @@ def simulated_truth(seed: int, number: int, grid: GridConfig, sequence: str) -> 
     anatomy = simulated_person(seed, number, grid)
     image = canonical(anatomy, sequence, grid.spacing_mm)
     return image * anatomy.brain
-
-
-def _on_grid(anatomy: Anatomy, grid: GridConfig) -> Anatomy:
-    """Crop or pad to the working grid, centred on the brain by whole voxels."""
-    affine = working_affine(anatomy.affine, anatomy.brain, grid)
-    fractions = [cut_out(share, anatomy.affine, affine, grid.shape) for share in anatomy.fractions]
-    scalp = cut_out(anatomy.scalp, anatomy.affine, affine, grid.shape)
-    return Anatomy(np.stack(fractions), scalp, affine)

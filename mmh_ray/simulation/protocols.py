@@ -1,8 +1,8 @@
-"""Signal equations of the sequences, and protocols drawn as cohorts have them.
+"""Signal equations of the sequences, and random protocols like those of real cohorts.
 
-Each equation gives the signal of every tissue, ``(T,)`` in units of the fully relaxed signal of fluid, from proton
-density, T1 and T2 in ms and the settings of a scanner. A voxel's signal is that of its tissues, weighed by their
-shares.
+Each equation computes the signal of every tissue, ``(T,)`` in units of the fully relaxed signal of fluid, from proton
+density, T1 and T2 in ms and the scanner's settings. A voxel's signal is the mean of its tissues' signals, weighted by
+their shares.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SEQUENCES = ("T1w", "T2w", "FLAIR", "PDw")
 
 @dataclass(frozen=True)
 class Matter:
-    """What the tissues of one person are.
+    """The physical properties of one person's tissues.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Matter:
 
     @classmethod
     def typical(cls, field_t: float) -> Matter:
-        """Of an average adult at a field in tesla."""
+        """The tissues of an average adult at a field in tesla."""
         columns = np.array([astuple(tissue)[1:] for tissue in TISSUES]).T
         density, t1_at_3t, t1_growth, t2_at_3t, t2_growth = columns
         relative_field = field_t / 3.0
@@ -45,44 +45,42 @@ class Matter:
         return cls(density, t1_at_3t * t1_factor, t2_at_3t * t2_factor)
 
     def varied(self, rng: np.random.Generator, spread: float = 0.04) -> Matter:
-        """Another person's: every value times a log-normal factor; tissues outside the brain, disease and contrast
-        agent vary more."""
+        """The tissues of another person: every value times a log-normal factor.
+
+        Tissues outside the brain, pathology and contrast agent vary more than healthy brain.
+        """
         width = np.full(len(TISSUES), 4.0)
         width[:8] = 1.0  # healthy brain
         deviation = rng.normal(0, spread, (3, len(TISSUES)))
         density_factor, t1_factor, t2_factor = np.exp(deviation * width)
-        density = self.density * density_factor
-        t1_ms = self.t1_ms * t1_factor
-        t2_ms = self.t2_ms * t2_factor
-        return Matter(density, t1_ms, t2_ms)
+        return Matter(self.density * density_factor, self.t1_ms * t1_factor, self.t2_ms * t2_factor)
 
 
 class Acquisition(Protocol):
     """A sequence with its settings."""
 
     def signal(self, matter: Matter, transmit: float) -> np.ndarray:
-        """``(T,)`` signal where the transmit field is ``transmit`` times the nominal."""
+        """``(T,)`` signal if the transmit field is ``transmit`` times the nominal one."""
 
 
 def _t2_star_decay(matter: Matter, te_ms: float) -> np.ndarray:
-    """``(T,)`` share of the signal that is left at the echo of a gradient echo."""
+    """``(T,)`` share of the signal that remains at the echo time of a gradient echo."""
     exponent = -1.5 * te_ms / matter.t2_ms
     return np.exp(exponent)
 
 
 @dataclass(frozen=True)
 class InversionGradientEcho:
-    """MPRAGE and its kin (IR-SPGR, BRAVO, 3-D TFE): an inversion, a wait, a train of spoiled gradient echoes, a
-    recovery.
+    """MPRAGE and similar sequences (IR-SPGR, BRAVO, 3-D TFE): inversion, wait, train of spoiled gradient echoes, rest.
 
-    Mugler & Brookeman, MRM 1990; the steady state over repeated trains as in Wang et al., PLoS ONE 2014.
+    Mugler & Brookeman, MRM 1990; the steady state over repeated trains follows Wang et al., PLoS ONE 2014.
 
     Attributes
     ----------
     tr_ms:
-        From one inversion to the next.
+        Time from one inversion to the next.
     ti_ms:
-        From the inversion to the echo at the centre of k-space.
+        Time from the inversion to the echo at the centre of k-space.
     echo_ms, echoes:
         Spacing of the echoes and their number.
     flip:
@@ -90,7 +88,7 @@ class InversionGradientEcho:
     te_ms:
         Echo time; T2* is taken as two thirds of T2.
     efficiency:
-        Share of the magnetisation that the inversion turns.
+        Share of the magnetisation that is inverted.
     """
 
     tr_ms: float
@@ -110,11 +108,11 @@ class InversionGradientEcho:
         waited = np.exp(-wait_ms / matter.t1_ms)
         rested = np.exp(-rest_ms / matter.t1_ms)
         between = np.exp(-self.echo_ms / matter.t1_ms)
-        decay = between * np.cos(angle)  # of a deviation from the driven state, from echo to echo
-        driven = (1 - between) / (1 - decay)  # where the train would end if it never ended
+        decay = between * np.cos(angle)  # of the deviation from the driven state, per echo
+        driven = (1 - between) / (1 - decay)  # the limit of an infinitely long train
         train = decay**self.echoes
-        # Magnetisation before the inversion, a fixed point of: invert, wait, train of echoes, rest.
-        # After a cycle it is constant + slope * what it was before.
+        # The magnetisation before the inversion is a fixed point of the cycle: invert, wait, train of echoes, rest.
+        # A cycle maps it to constant + slope * magnetisation.
         driven_part = driven * (1 - train)
         after_train = driven_part + train * (1 - waited)
         constant = 1 - rested + rested * after_train
@@ -131,8 +129,10 @@ class InversionGradientEcho:
 
 @dataclass(frozen=True)
 class SpoiledGradientEcho:
-    """FLASH, SPGR, T1-FFE: the Ernst formula (Ernst & Anderson, 1966; Haase et al., JMR 1986). Times in ms, flip in
-    degrees."""
+    """FLASH, SPGR, T1-FFE: the Ernst formula (Ernst & Anderson, 1966; Haase et al., JMR 1986).
+
+    Times are in ms, the flip angle is in degrees.
+    """
 
     tr_ms: float
     flip: float
@@ -151,11 +151,10 @@ class SpoiledGradientEcho:
 
 @dataclass(frozen=True)
 class SpinEcho:
-    """Spin echo and fast spin echo at the effective echo time: T1w, PDw and T2w alike (Hendrick, in Stark & Bradley,
-    1999).
+    """Spin echo, or fast spin echo at its effective echo time: T1w, PDw and T2w (Hendrick, in Stark & Bradley, 1999).
 
-    ``PD (1 - 2 exp(-(TR - TE/2) / T1) + exp(-TR / T1)) exp(-TE / T2)``; a refocusing pulse off its nominal angle loses
-    signal.
+    ``PD (1 - 2 exp(-(TR - TE/2) / T1) + exp(-TR / T1)) exp(-TE / T2)``; a refocusing pulse that misses its nominal
+    angle reduces the signal.
     """
 
     tr_ms: float
@@ -176,8 +175,8 @@ class SpinEcho:
 
 @dataclass(frozen=True)
 class InversionSpinEcho:
-    """FLAIR: an inversion whose zero crossing is fluid's, then a (fast) spin echo (Hajnal et al., JCAT 1992; Rydberg et
-    al., MRM 1995)."""
+    """FLAIR: an inversion that nulls fluid, then a (fast) spin echo (Hajnal et al., JCAT 1992; Rydberg et al., MRM
+    1995)."""
 
     tr_ms: float
     ti_ms: float
@@ -199,7 +198,7 @@ class InversionSpinEcho:
 
 @dataclass(frozen=True)
 class FreeContrast:
-    """Levels drawn for each tissue and no physics, for contrasts that no equation here gives (Billot et al., MedIA
+    """A random level for each tissue, without physics, for contrasts outside these equations (Billot et al., MedIA
     2023)."""
 
     levels: tuple[float, ...]
@@ -218,7 +217,7 @@ class Scan:
     acquisition: Acquisition
 
     def signal(self, matter: Matter, transmit: float = 1.0) -> np.ndarray:
-        """``(T,)`` signal of every tissue where the transmit field is ``transmit`` times the nominal."""
+        """``(T,)`` signal of every tissue if the transmit field is ``transmit`` times the nominal one."""
         return self.acquisition.signal(matter, transmit)
 
 
@@ -228,17 +227,17 @@ CANONICAL = {
     "FLAIR": Scan("FLAIR", 3.0, InversionSpinEcho(9000, 2450, 110)),
     "PDw": Scan("PDw", 3.0, SpinEcho(3000, 15)),
 }
-"""The look of the unified domain: per sequence the best contrast of a usual protocol at 3 T, and not the average of any
+"""The protocols of the unified domain: for each sequence a usual protocol at 3 T with good contrast, not an average of
 sites."""
 
 _SCALE = {"T1w": (WHITE, 0.9), "T2w": (FLUID, 0.95), "FLAIR": (GREY, 0.75), "PDw": (GREY, 0.85)}
-"""Tissue and the unit intensity that it has in the unified domain."""
+"""A tissue of each sequence, and its unit intensity in the unified domain."""
 
 
 def canonical_levels(sequence: str) -> np.ndarray:
     """``(T,)`` unit intensity of every tissue in the unified domain.
 
-    Of T1w, grey and white matter differ by .33 or more of white, and fluid is dark: a test holds the figures.
+    In T1w, grey and white matter differ by at least .33 of white matter, and fluid is dark; a test checks this.
     """
     signal = CANONICAL[sequence].signal(Matter.typical(3.0))
     tissue, level = _SCALE[sequence]
@@ -246,7 +245,7 @@ def canonical_levels(sequence: str) -> np.ndarray:
 
 
 _LIMITS = {
-    # Least and greatest (WM - GM) / max(WM, GM), and fluid over white matter, of what is a usable scan of the sequence.
+    # Bounds of (WM - GM) / max(WM, GM) and of fluid / white matter in a usable scan of the sequence.
     "T1w": ((0.10, 0.65), (0.0, 0.75)),
     "T2w": ((-0.6, -0.01), (1.5, 12.0)),
     "FLAIR": ((-0.5, -0.04), (0.0, 0.75)),
@@ -259,8 +258,7 @@ _SHARES_OF_FIELDS = (0.02, 0.02, 0.03, 0.08, 0.35, 0.42, 0.08)
 
 
 def random_scan(sequence: str, rng: np.random.Generator) -> Scan:
-    """A protocol of a sequence as the scanners of a cohort might have it, for training: wide, but a usable scan of that
-    sequence."""
+    """Draw a training protocol: over wide ranges, but such that it gives a usable scan of the sequence."""
     while True:
         field_t = float(rng.choice(_FIELDS_T, p=_SHARES_OF_FIELDS))
         scan = Scan(sequence, field_t, _DRAW[sequence](rng, field_t))
@@ -269,7 +267,7 @@ def random_scan(sequence: str, rng: np.random.Generator) -> Scan:
 
 
 def _is_usable(scan: Scan) -> bool:
-    """Whether grey matter, white matter and fluid of an average adult differ as those of a usable scan do."""
+    """Whether the contrasts of an average adult are within the bounds of a usable scan."""
     signal = scan.signal(Matter.typical(scan.field_t))
     white = signal[WHITE]
     grey = signal[GREY]
@@ -280,7 +278,7 @@ def _is_usable(scan: Scan) -> bool:
 
 
 def any_contrast(rng: np.random.Generator) -> Scan:
-    """A level for every tissue, drawn with no regard to any sequence, for a network that must not mind the contrast."""
+    """Draw a level for every tissue independent of any sequence, for a network that must work with any contrast."""
     return Scan("any", 3.0, FreeContrast(tuple(rng.uniform(0.02, 1.0, len(TISSUES)))))
 
 
@@ -312,7 +310,7 @@ def _draw_flair(rng: np.random.Generator, field_t: float) -> Acquisition:
         tr_ms = rng.uniform(4800, 11000)
         fluid_t1_ms = 4300
         not_recovered = 0.95 * np.exp(-tr_ms / fluid_t1_ms)
-        null_ms = fluid_t1_ms * (np.log(1.95) - np.log1p(not_recovered))  # where the signal of fluid crosses zero
+        null_ms = fluid_t1_ms * (np.log(1.95) - np.log1p(not_recovered))  # when the signal of fluid crosses zero
         ti_ms = null_ms * rng.uniform(0.88, 1.1)
         return InversionSpinEcho(tr_ms, ti_ms, te_ms=rng.uniform(70, 160))
     return _free(rng, "FLAIR", fluid=(0.02, 0.6), grey=(1.06, 1.5))
@@ -326,7 +324,7 @@ def _draw_pdw(rng: np.random.Generator, field_t: float) -> Acquisition:
 def _sometimes_spin_echo(
     rng: np.random.Generator, tr_ms: tuple[float, float], te_ms: tuple[float, float]
 ) -> SpinEcho | None:
-    """Most of the time a spin echo with times of these ranges."""
+    """A spin echo with times in these ranges, with a probability of 85 %; else None."""
     if rng.random() < 0.85:
         return SpinEcho(tr_ms=rng.uniform(*tr_ms), te_ms=rng.uniform(*te_ms))
     return None
@@ -338,18 +336,18 @@ _DRAW = {"T1w": _draw_t1w, "T2w": _draw_t2w, "FLAIR": _draw_flair, "PDw": _draw_
 def _free(
     rng: np.random.Generator, sequence: str, fluid: tuple[float, float], grey: tuple[float, float]
 ) -> FreeContrast:
-    """Fluid and grey matter drawn relative to white; what else is brain keeps its place between them, a little shifted;
-    the rest is free.
+    """Draw fluid and grey matter relative to white matter, and all other levels accordingly.
 
-    Disease keeps its place, too: a lesion that is dark in the unified domain may not be bright in the scan, or the
-    network learns to make the one from the other.
+    Other brain tissue keeps its rank between these three, slightly varied; tissue outside the brain is free. Pathology
+    keeps its rank, too: if a lesion were dark in the unified domain but bright in the scan, the network would learn to
+    invert it.
     """
     canonical = canonical_levels(sequence)
     drawn = {FLUID: rng.uniform(*fluid), GREY: rng.uniform(*grey), WHITE: 1.0}
     dark_to_bright = sorted(drawn, key=lambda tissue: canonical[tissue])
     knots = np.array([canonical[tissue] for tissue in dark_to_bright])
     heights = np.array([drawn[tissue] for tissue in dark_to_bright])
-    # A curve from canonical level to level: through the three tissues, below them to near 0, above them on.
+    # A curve from canonical to drawn level: through the three tissues, towards 0 below them, rising above them.
     lowest, middle, highest = heights
     far = 3.0
     last_slope = (highest - middle) / (knots[2] - knots[1])

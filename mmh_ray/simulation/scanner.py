@@ -1,5 +1,4 @@
-"""What a scanner does to an image besides its contrast: fields, resolution, ringing, ghosts, noise, filters, grey
-levels.
+"""Simulates a scanner's effects besides contrast: fields, resolution, ringing, ghosts, noise, filters, grey levels.
 
 Shapes: ``X Y Z`` the working grid.
 """
@@ -17,13 +16,13 @@ from mmh_ray.simulation.protocols import CANONICAL, Matter, Scan, canonical_leve
 from mmh_ray.simulation.tissues import ODDITY, TISSUES, WHITE
 
 _TRANSMIT = (0.6, 1.0, 1.4)
-"""Transmit fields at which the signal is computed; between them it is interpolated."""
+"""Relative transmit fields at which the signal is computed; it is interpolated between them."""
 
 
 def canonical_image(head: Head, sequence: str, oddity: np.ndarray | None = None) -> np.ndarray:
-    """The head in the unified domain, ``(X, Y, Z)`` float32 unit intensity: no noise, no field, the canonical contrast.
+    """The head in the unified domain, ``(X, Y, Z)`` float32 unit intensity: canonical contrast, no noise, no field.
 
-    ``oddity`` ``(3,)``: density, T1 and T2 (ms at 3 T) of the person's own odd tissue.
+    ``oddity`` ``(3,)``: density, T1 and T2 (ms at 3 T) of this person's odd tissue.
     """
     levels = canonical_levels(sequence)
     if oddity is not None:
@@ -37,7 +36,7 @@ def canonical_image(head: Head, sequence: str, oddity: np.ndarray | None = None)
 
 
 def render(head: Head, scan: Scan, rng: np.random.Generator, spacing_mm: float, oddity: np.ndarray) -> np.ndarray:
-    """What a scanner makes of a head, ``(X, Y, Z)`` float32, not negative; arbitrary units."""
+    """Simulate the scanner's image of a head: ``(X, Y, Z)`` float32, not negative, in arbitrary units."""
     typical = Matter.typical(scan.field_t)
     matter = _with_oddity(typical, oddity).varied(rng)
     image = _excited(head, scan, matter, rng, spacing_mm)
@@ -54,7 +53,7 @@ def render(head: Head, scan: Scan, rng: np.random.Generator, spacing_mm: float, 
 
 
 def random_oddity(rng: np.random.Generator) -> np.ndarray:
-    """``(3,)`` density, T1 and T2 in ms at 3 T of a tissue that no atlas knows."""
+    """``(3,)`` density, T1 and T2 in ms at 3 T of a random tissue unlike any in an atlas."""
     density = rng.uniform(0.65, 1.0)
     t1_ms = _log_uniform(rng, 500, 3000)
     t2_ms = rng.uniform(40, 400)
@@ -62,13 +61,13 @@ def random_oddity(rng: np.random.Generator) -> np.ndarray:
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A number between two positive ones, as often below their geometric mean as above it."""
+    """Draw a number between two positive ones, uniform in its logarithm."""
     logarithm = rng.uniform(np.log(low), np.log(high))
     return float(np.exp(logarithm))
 
 
 def _with_oddity(matter: Matter, oddity: np.ndarray) -> Matter:
-    """The tissues with the person's own odd one."""
+    """The tissues with this person's odd tissue."""
     density = matter.density.copy()
     t1_ms = matter.t1_ms.copy()
     t2_ms = matter.t2_ms.copy()
@@ -87,8 +86,7 @@ def _mixed(head: Head, levels: np.ndarray) -> np.ndarray:
 
 
 def _excited(head: Head, scan: Scan, matter: Matter, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
-    """Signal where the transmit field differs from place to place: quadratic in the field between three exact
-    values."""
+    """Signal under a transmit field that varies in space: quadratic interpolation between three exact values."""
     weakest, nominal_transmit, strongest = _TRANSMIT
     nominal = _mixed(head, scan.signal(matter, nominal_transmit))
     most = 0.04 + 0.03 * scan.field_t
@@ -108,8 +106,7 @@ def _excited(head: Head, scan: Scan, matter: Matter, rng: np.random.Generator, s
 
 
 def _receive_field(shape: tuple[int, ...], field_t: float, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
-    """Sensitivity of the coils: smooth in the large, brighter or darker in the middle, up to three times from end to
-    end at high field."""
+    """Sensitivity of the coils: smooth, brighter or darker in the middle, varying up to threefold at high field."""
     up_to_3t = min(field_t, 3.0)
     beyond_3t = max(field_t - 3, 0)
     strongest = 0.12 + 0.05 * up_to_3t + 0.03 * beyond_3t
@@ -129,7 +126,7 @@ def _receive_field(shape: tuple[int, ...], field_t: float, rng: np.random.Genera
 
 
 def _resolution(image: np.ndarray, sequence: str, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
-    """In-plane point spread, and the slice profile with resampling along one axis; both mild in most scans."""
+    """In-plane point spread, plus slice profile and resampling along one axis; both are mild in most scans."""
     slice_axis = int(rng.integers(3))
     in_plane_mm = rng.uniform(0.3, 1.8)
     share_of_thin = 0.8 if sequence == "T1w" else 0.5
@@ -140,7 +137,7 @@ def _resolution(image: np.ndarray, sequence: str, rng: np.random.Generator, spac
     image = ndimage.gaussian_filter(image, sigma)
     if thickness_mm <= 0.9 * spacing_mm:
         return image
-    # A slice profile of this width is near a Gaussian of the same variance; slices lie one thickness apart.
+    # A slice profile of this width is close to a Gaussian of the same variance; slices are one thickness apart.
     profile_sigma = 0.35 * thickness_mm / spacing_mm
     image = ndimage.gaussian_filter1d(image, profile_sigma, axis=slice_axis)
     if thickness_mm <= 1.2 * spacing_mm:
@@ -170,7 +167,7 @@ def _interpolated(image: np.ndarray, places: np.ndarray, axis: int) -> np.ndarra
 
 
 def _ringing(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Truncated k-space along one axis (partial Fourier, few phase encodings): blur with ringing beside edges."""
+    """Truncate k-space along one axis (partial Fourier, few phase encodings): blur and ringing at edges."""
     if rng.random() > 0.2:
         return image
     axis = int(rng.integers(3))
@@ -185,7 +182,7 @@ def _ringing(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _ghost(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A faint copy shifted along one axis, as motion and pulsation leave it."""
+    """Add a faint copy shifted along one axis, as caused by motion and pulsation."""
     if rng.random() > 0.15:
         return image
     axis = int(rng.integers(3))
@@ -197,7 +194,7 @@ def _ghost(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _noise(image: np.ndarray, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
-    """Rician noise, stronger here than there (parallel imaging)."""
+    """Add Rician noise whose level varies in space, as with parallel imaging."""
     level = _log_uniform(rng, 0.004, 0.07)
     wander = smooth_noise(rng, image.shape, 60 / spacing_mm)
     unevenness = rng.uniform(0, 0.3)
@@ -209,7 +206,7 @@ def _noise(image: np.ndarray, rng: np.random.Generator, spacing_mm: float) -> np
 
 
 def _filtered(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Filters that scanners apply: smoothing, edge enhancement, median; and a curve of the display."""
+    """Apply a scanner's filter (smoothing, edge enhancement, median or none) and sometimes a gamma curve."""
     kind = rng.random()
     if kind < 0.08:
         image = ndimage.median_filter(image, size=3)
@@ -229,7 +226,7 @@ def _filtered(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _levels(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Grey levels of a stored file."""
+    """Round to the grey levels of a stored file, for a quarter of the scans."""
     if rng.random() > 0.25:
         return image.astype(np.float32)
     brightest = float(np.quantile(image, 0.9995))

@@ -1,5 +1,4 @@
-"""What the head is made of: relaxation times and proton density of each tissue, and which labels of an atlas are which
-tissue."""
+"""The tissues of a head: their relaxation times and proton densities, and the atlas labels that belong to each."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ class Tissue:
     Attributes
     ----------
     name:
-        How errors and cards call it.
+        Its name in errors and model cards.
     density:
         Proton density, fluid = 1.
     t1_ms:
@@ -26,7 +25,7 @@ class Tissue:
     t2_ms:
         Transverse relaxation time at 3 T, as spin echoes see it.
     t2_growth:
-        Exponent of its change with the field, negative: at 7 T tissue rich in iron decays faster.
+        Exponent of its change with the field; negative: at 7 T, tissue rich in iron decays faster.
     """
 
     name: str
@@ -38,7 +37,8 @@ class Tissue:
 
 
 TISSUES = (
-    # Brain at 3 T: Wansapura et al., JMRI 1999; Stanisz et al., MRM 2005; Rooney et al., MRM 2007. Proton density: Tofts 2003, ch. 4.
+    # Brain at 3 T: Wansapura et al., JMRI 1999; Stanisz et al., MRM 2005; Rooney et al., MRM 2007.
+    # Proton density: Tofts 2003, ch. 4.
     Tissue("fluid", 1.00, 4300, 0.0, 1600, -0.1),
     Tissue("grey matter", 0.82, 1480, 0.38, 99, -0.25),
     Tissue("white matter", 0.70, 830, 0.38, 72, -0.25),
@@ -62,8 +62,8 @@ TISSUES = (
     Tissue("oddity", 0.80, 1300, 0.35, 110, -0.2),
     Tissue("enhancing", 0.82, 480, 0.2, 90, -0.2),
 )
-"""Every tissue that is simulated; the position is its channel. `oddity` is drawn anew for each scan; `enhancing` took
-up contrast agent."""
+"""All simulated tissues; the position is the channel. `oddity` is drawn for each scan; `enhancing` took up contrast
+agent."""
 
 NAMES = tuple(tissue.name for tissue in TISSUES)
 FLUID = NAMES.index("fluid")
@@ -75,7 +75,7 @@ LESION = NAMES.index("lesion")
 ODDITY = NAMES.index("oddity")
 ENHANCING = NAMES.index("enhancing")
 BRAIN = (*range(8), LESION, ODDITY, ENHANCING)
-"""Channels that are brain, fluid around and inside it included."""
+"""Channels of the brain, including the fluid around and inside it."""
 
 _FREESURFER = {
     "fluid": (4, 5, 14, 15, 24, 43, 44, 72),
@@ -95,16 +95,14 @@ _FREESURFER = {
     "eye": (506, 508, 530),
     "mucosa": (509, 512),
 }
-"""FreeSurfer's numbers, and 502 to 530 as SynthSeg's training maps use them outside the brain (Billot et al., MedIA
-2023)."""
+"""FreeSurfer's numbers; 502 to 530 as in SynthSeg's training maps, outside the brain (Billot et al., MedIA 2023)."""
 
 AIR = len(TISSUES)
-"""Channel number of what has no signal, in look-up tables."""
+"""Channel number, in look-up tables, of everything without a signal."""
 
 
 def freesurfer_channels() -> np.ndarray:
-    """Look-up table from FreeSurfer number to channel, ``(65536,)`` int64; cortical parcels are grey matter, unknown
-    numbers air."""
+    """Look-up table from FreeSurfer number to channel, ``(65536,)`` int64; unknown numbers are air."""
     table = np.full(65536, AIR, np.int64)
     table[1000:3000] = GREY
     table[3000:5000] = WHITE

@@ -1,10 +1,11 @@
-"""Train the network that finds brains on simulated heads.
+"""Train the brain extraction network on simulated heads.
 
     python -m mmh_ray.simulation.train_brain mmh_ray/imaging/weights --label-maps DIR
 
-Writes ``brain.safetensors`` and its card ``brain.md``. Whole heads come from label maps in FreeSurfer's numbering: random shapes,
-contrasts, fields, resolutions, cuts. The last four maps are kept for validation. A checkpoint every five minutes lets the same command
-go on where it was ended. The same seed on the same machine gives the same weights. No real scan takes part.
+Writes ``brain.safetensors`` and its card ``brain.md``. Whole heads are simulated from label maps in FreeSurfer's
+numbering, with random shapes, contrasts, fields, resolutions and cuts. The last four maps are kept for validation. A
+checkpoint is saved every five minutes; the same command continues from it. The same seed on the same machine gives the
+same weights. No real scan is used.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ VALIDATION_HEADS = 16
 VALIDATION_SEED = 3_000_000
 TRAINING_SEED = 1_000_000
 POOL = 18
-"""Heads at hand: simulating one costs more than a step, so each is seen about six times."""
+"""Heads to choose from: simulating one takes longer than a training step, so each is used about six times."""
 STEPS_PER_HEAD = 6
 LEARNING_RATE = 1.5e-3
 WARM_UP_STEPS = 50
 WEIGHT_DECAY = 1e-4
 AVERAGE = 0.999
-"""Decay of the moving average of the weights, which is what is shipped."""
+"""Decay of the moving average of the weights; the average is shipped."""
 NEAR_MM = 6.0
-"""Within this distance of the surface errors count more."""
+"""Distance from the surface within which errors have more weight."""
 NEAR_WEIGHT = 5.0
-"""How much more."""
+"""Weight of these errors."""
 VALIDATE_EVERY = 500
 CHECKPOINT_SECONDS = 300
 COMMAND = "python -m mmh_ray.simulation.train_brain mmh_ray/imaging/weights --label-maps DIR"
@@ -69,12 +70,12 @@ to the surface of the brain, including the fluid around it.
 """
 
 Example = tuple[Tensor, Tensor]
-"""A scaled head and the distance to its brain's surface, ``(1, X, Y, Z)`` each."""
+"""A scaled head and the distance from its brain's surface, ``(1, X, Y, Z)`` each."""
 
 
 @dataclass
 class Training:
-    """Where a training stands."""
+    """The state of a training."""
 
     network: BrainExtractor
     average: BrainExtractor
@@ -84,7 +85,7 @@ class Training:
 
     @classmethod
     def start(cls, seed: int, weights: Path | None = None) -> Training:
-        """At random weights, or at given ones."""
+        """Start from random weights, or from those in a file."""
         torch.manual_seed(seed)
         network = BrainExtractor()
         if weights:
@@ -105,7 +106,7 @@ class Training:
             torch.save(state, partial)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         state = torch.load(path, weights_only=True)
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
@@ -115,7 +116,7 @@ class Training:
 
 
 def train(label_maps: tuple[str, ...], steps: int, seed: int, checkpoint: Path, start: Path | None = None) -> Training:
-    """Train to a number of steps, from the checkpoint if there is one, else from ``start`` weights if they are given."""
+    """Train up to a number of steps, from the checkpoint if it exists, else from ``start`` if given."""
     training = Training.start(seed, start)
     if checkpoint.exists():
         training.load(checkpoint)
@@ -130,8 +131,8 @@ def train(label_maps: tuple[str, ...], steps: int, seed: int, checkpoint: Path, 
             training.seconds = before + time.monotonic() - begun
             advance(note=f"error {loss:.2f} mm")
             if training.step % VALIDATE_EVERY == 0 or training.step == steps:
-                found = dice(training.average, validation)
-                logging.info("step %d: Dice %.4f, at worst %.4f", training.step, np.mean(found), min(found))
+                overlaps = dice(training.average, validation)
+                logging.info("step %d: Dice %.4f, at worst %.4f", training.step, np.mean(overlaps), min(overlaps))
             if time.monotonic() - saved > CHECKPOINT_SECONDS or training.step == steps:
                 training.save(checkpoint)
                 saved = time.monotonic()
@@ -156,9 +157,9 @@ def _take_step(training: Training, example: Example, steps: int) -> float:
 
 
 def _heads(label_maps: tuple[str, ...], seed: int, step: int) -> Iterator[Example]:
-    """The head of every step from ``step`` on: the newest where one is due, else one at hand, half of them mirrored.
+    """Yield the head for each step: the newest one when it is due, else a random one of the pool; half are mirrored.
 
-    Which heads are at hand depends on the step alone, so that a training that goes on sees what it would have seen.
+    The pool depends only on the step, so a continued training sees the same heads as an uninterrupted one.
     """
     pool: dict[int, Example] = {}
     while True:
@@ -175,9 +176,10 @@ def _heads(label_maps: tuple[str, ...], seed: int, step: int) -> Iterator[Exampl
 
 
 def in_field_of_view(example: Example, rng: np.random.Generator) -> Example:
-    """An example in a larger field of view, with air around it, or one that ends higher at the neck.
+    """Change the field of view of an example: larger, with air around the head, or cut off at the neck.
 
-    The network's layers are normalised over the whole grid: one trained on a single shape fails where there is more air.
+    The network's layers are normalised over the whole grid, so a network that is trained on a single shape fails on
+    scans with more air.
     """
     head, distance_mm = example
     across = rng.choice((64, 64, 80))
@@ -185,8 +187,8 @@ def in_field_of_view(example: Example, rng: np.random.Generator) -> Example:
     height = rng.choice((64, 80, 80, 96))
     field_shape = [1]
     place_of_head = [slice(None)]
-    for length, wanted in zip(head.shape[1:], (across, ahead, height), strict=True):
-        missing = max(0, wanted - length)
+    for length, field_length in zip(head.shape[1:], (across, ahead, height), strict=True):
+        missing = max(0, field_length - length)
         before = int(rng.integers(0, missing + 1))
         field_shape.append(length + missing)
         place_of_head.append(slice(before, before + length))
@@ -210,13 +212,13 @@ def _example(label_maps: tuple[str, ...], seed: int) -> Example:
 
 
 def validation_heads(label_maps: tuple[str, ...]) -> list[Example]:
-    """Heads of people who take no part in training."""
+    """Heads of people who are not used for training."""
     return [_example(label_maps, VALIDATION_SEED + number) for number in range(VALIDATION_HEADS)]
 
 
 @torch.no_grad()
 def dice(network: BrainExtractor, heads: list[Example]) -> list[float]:
-    """Overlap of the largest part found with the true brain, one figure a head."""
+    """Dice overlap of the largest predicted part with the true brain, for each head."""
     overlaps = []
     for head, distance_mm in heads:
         inside = network(head[None])[0, 0].numpy() > 0
@@ -252,14 +254,14 @@ def save(folder: Path, training: Training, label_maps: tuple[str, ...], seed: in
 
 
 def main() -> None:
-    """Train and write."""
+    """Run the command: train, then write the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--label-maps", type=Path, required=True, help="folder of *_dseg.nii.gz of whole heads")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/brain.pt"), help="where to go on from")
-    parser.add_argument("--start", type=Path, help="weights (.safetensors) to start at in place of random ones")
+    parser.add_argument("--checkpoint", type=Path, default=Path("runs/brain.pt"), help="file to continue from")
+    parser.add_argument("--start", type=Path, help="weights (.safetensors) to start from instead of random ones")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Whole heads of any contrast and where their brain is: examples for training what finds brains."""
+"""Simulates whole heads of any contrast with the distance to their brain: training examples for brain extraction."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mmh_ray.simulation.protocols import CANONICAL, any_contrast, random_scan
 from mmh_ray.simulation.scanner import random_oddity, render
 
 ANY_CONTRAST = 0.35
-"""Share of heads whose tissues have levels of no sequence."""
+"""Share of heads with random tissue levels that belong to no sequence."""
 _TILTED = 0.15
-"""Share of heads that lie far from upright."""
+"""Share of heads that are strongly tilted."""
 _STRIPPED = 0.05
 """Share of heads that lack their skull."""
 _DEFACED = 0.18
 """Share of heads that lack their face."""
 _WITHOUT_NECK = 0.5
-"""Share of heads that lack what lies below the brain, some of them part of the brain."""
+"""Share of heads that are cut below the brain, or through its lower part."""
 _WITHOUT_TOP = 0.1
 """Share of heads that lack their top."""
 
@@ -32,14 +32,14 @@ _WITHOUT_TOP = 0.1
 def whole_head(
     label_maps: tuple[str, ...], seed: int, grid: GridConfig, sequence: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A head as a scanner gives it; the same seed gives the same bytes.
+    """Simulate a scan of a head; the same seed gives the same bytes.
 
-    ``sequence``: in a protocol of that sequence; by default of any, and some heads in a contrast of none.
+    ``sequence``: the sequence of the protocol; by default any sequence, and for some heads random tissue levels.
 
     Returns
     -------
-    ``(X, Y, Z)`` float32 head, scaled by :func:`scaled_head`, its fields uncorrected; ``(X, Y, Z)`` float32 distance to the surface of
-    the brain with the fluid around it (:attr:`Head.brain`) in mm, positive inside.
+    ``(X, Y, Z)`` float32 head, scaled by :func:`scaled_head`, without bias correction; ``(X, Y, Z)`` float32 distance
+    from the surface of the brain with the fluid around it (:attr:`Head.brain`) in mm, positive inside.
     """
     rng = np.random.default_rng([seed, 8])
     drawn_sequence = str(rng.choice(list(CANONICAL)))
@@ -51,8 +51,8 @@ def whole_head(
     head = simulate_head(label_map, traits, grid)
     oddity = random_oddity(rng)
     image = render(head, scan, rng, grid.spacing_mm, oddity)
-    left = _left_by_tools(head, rng)
-    shown = left & _field_of_view(head, rng, grid.spacing_mm)
+    kept = _kept_by_tools(head, rng)
+    shown = kept & _field_of_view(head, rng, grid.spacing_mm)
     return scaled_head(image * shown), depth_in(head.brain & shown, grid.spacing_mm)
 
 
@@ -61,8 +61,9 @@ def _drawn_traits(rng: np.random.Generator, seed: int) -> HeadTraits:
     return replace(random_traits(rng, seed), turn_degrees=turn_degrees, shift_mm=8.0)
 
 
-def _left_by_tools(head: Head, rng: np.random.Generator) -> np.ndarray:
-    """What was not taken off before, ``(X, Y, Z)`` bool: the skull of some heads is, the face of others; most heads are whole."""
+def _kept_by_tools(head: Head, rng: np.random.Generator) -> np.ndarray:
+    """The voxels that earlier tools left, ``(X, Y, Z)`` bool: some heads lack the skull, others the face; most are
+    whole."""
     kind = rng.random()
     if kind < _STRIPPED:
         return head.depth_mm > rng.uniform(-3, 3)
@@ -78,12 +79,12 @@ def _left_by_tools(head: Head, rng: np.random.Generator) -> np.ndarray:
 
 
 def _field_of_view(head: Head, rng: np.random.Generator, spacing_mm: float) -> np.ndarray:
-    """Which slices the scan shows, ``(Z,)`` bool: half of the heads lack what lies below, a few their top."""
+    """The slices in the field of view, ``(Z,)`` bool: half of the heads are cut below the brain, a few at the top."""
     slices = np.arange(head.brain.shape[2])
     occupied = np.flatnonzero(head.brain.any(axis=(0, 1)))
     seen = np.ones(len(slices), bool)
     if rng.random() < _WITHOUT_NECK:
-        left_below_mm = rng.uniform(-10, 60)  # of what lies below the brain; negative: of the brain it lacks some
+        left_below_mm = rng.uniform(-10, 60)  # negative: the lowest part of the brain is cut off
         seen &= slices >= occupied[0] - left_below_mm / spacing_mm
     if rng.random() < _WITHOUT_TOP:
         lost_mm = rng.uniform(0, 15)

@@ -200,7 +200,7 @@ def test_probe_reads_a_huge_file_before_it_hashes_it(tmp_path):
     facts = probe(str(path))
     assert time.perf_counter() - start < 5
     assert (facts["status"], facts["shape"], facts["bytes"]) == ("unusable", [2, 3, 4], 2**36)
-    assert "bytes behind the voxels" in facts["reason"]
+    assert "bytes after the voxels" in facts["reason"]
     assert "sha256" not in facts
 
 

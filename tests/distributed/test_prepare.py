@@ -232,7 +232,7 @@ def test_what_harmonize_would_refuse_is_no_training_volume(rows, store, monkeypa
     given = [row | {"session": None, "provenance": "p", "sequence": "PDw"} for row in rows[:2]]
     first, second = (prepare_shard([row], store, SETTINGS)[0] for row in given)
     assert (first["status"], second["status"]) == ("failed", "ok")
-    assert "ICBM-152 template fits by 0.10; expected 0.2 or more" in first["reason"]
+    assert "ICBM-152 template fits with a quality of 0.10; expected 0.2 or more" in first["reason"]
 
 
 def head(seed: int, sequence: str) -> nib.Nifti1Image:
@@ -261,7 +261,7 @@ def test_what_is_no_adults_mri_is_no_training_volume(tmp_path):
     )
     reasons = {entry["subject"]: entry["reason"] for entry in found}
     assert reasons.pop("01") is None
-    assert "ICBM-152 template fits by" in reasons["02"] or "expected a T1w: " in reasons["02"], reasons
+    assert "ICBM-152 template fits with a quality of" in reasons["02"] or "expected a T1w: " in reasons["02"], reasons
     assert "expected a T1w: " in reasons["03"]
 
 

@@ -11,10 +11,11 @@ import pytest
 
 from mmh_ray.bids.derivatives import check_dataset, sidecar_path
 from mmh_ray.bids.ledger import JOURNAL, LEDGER, Journal, current_rows, read_ledger, write_ledger
+from mmh_ray.bids.output_folder import OutputFolder
 from mmh_ray.bids.status import RECORD, RunRecord, run_status
 from mmh_ray.cli.status import quality_bounds
 from mmh_ray.config import Config, to_dict
-from mmh_ray.quality.run_report import write_cohort_report
+from mmh_ray.quality.run_report import write_report_of
 from tests.fuzz.conftest import Guard
 from tests.fuzz.mutations import Edit, as_json, byte_edits, edited, fuzz, reshaped, tree_edits
 
@@ -102,7 +103,7 @@ def look(out: Path) -> None:
 def report(out: Path, rows: list[dict[str, Any]]) -> None:
     """As `mmh status --report` does; no damage may keep the report from being written."""
     record = RunRecord.read(out)
-    assert write_cohort_report(out, record, rows, quality_bounds(record))
+    assert write_report_of(OutputFolder(out, str(out)), record, rows, quality_bounds(record))
 
 
 @fuzz(rows=tree_edits(), edits=byte_edits(LINES))

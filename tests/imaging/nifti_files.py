@@ -1,4 +1,4 @@
-"""NIfTI files for the tests, byte by byte: nibabel would not write most of what strangers send."""
+"""NIfTI files for the tests, byte by byte: nibabel would not write most of the damaged headers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def nifti(
     Parameters
     ----------
     extensions:
-        What lies between the header and the voxels; the file tells of extensions if there is anything.
+        Bytes between the header and the voxels; if there are any, the header declares extensions.
     after:
         What follows the voxels.
     fields:

@@ -1,4 +1,4 @@
-"""The network that finds brains: what it is shown, and what it gives."""
+"""The brain extraction network: its input and its output."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_unit_of_a_scan_does_not_matter(head: tuple[Volume, Anatomy]) -> Non
     assert once.max() <= 2
 
 
-def test_an_empty_scan_has_no_bright_tissue_and_is_no_error() -> None:
+def test_an_empty_scan_is_scaled_without_an_error() -> None:
     assert not scaled_head(np.zeros((8, 8, 8), np.float32)).any()
 
 

@@ -1,4 +1,4 @@
-"""The way back: a curve and a field are found and reach every voxel; what the network invents, blurs or erases does not."""
+"""Curve and field are recovered and applied to every voxel; what the network invents, blurs or erases has no effect."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def person() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def shown(image: np.ndarray, place: np.ndarray, brain: np.ndarray) -> float:
-    """Contrast of a place with what lies around it."""
+    """Contrast of a region with its surroundings."""
     around = ndimage.binary_dilation(place, iterations=3) & ~ndimage.binary_dilation(place) & brain
     return float(image[place].mean() - image[around].mean())
 
@@ -42,7 +42,7 @@ def way_back(scan: np.ndarray, styled: np.ndarray, brain: np.ndarray) -> np.ndar
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_curve_is_found(person: tuple[np.ndarray, ...], style: Callable[[np.ndarray], np.ndarray]) -> None:
+def test_a_curve_is_recovered(person: tuple[np.ndarray, ...], style: Callable[[np.ndarray], np.ndarray]) -> None:
     _, scan, _, brain = person
     curve = fit_curve(scan, style(scan) * brain, brain)
     low, high = np.quantile(scan[brain], [0.1, 0.995])
@@ -57,7 +57,7 @@ def test_a_network_that_changes_nothing_changes_nothing(person: tuple[np.ndarray
     np.testing.assert_allclose(curve.apply(scan), scan, atol=1e-4)
 
 
-def test_a_curve_never_falls_and_leads_nothing_to_nothing(rng: np.random.Generator, ball: np.ndarray) -> None:
+def test_a_curve_never_falls_and_maps_zero_to_zero(rng: np.random.Generator, ball: np.ndarray) -> None:
     for styled in (rng.random(ball.shape), 1 - np.indices(ball.shape)[0] / ball.shape[0], np.zeros(ball.shape)):
         curve = fit_curve(np.indices(ball.shape)[0] / ball.shape[0], styled.astype(np.float32), ball)
         values = curve.apply(np.linspace(0, 3, 400))
@@ -66,8 +66,8 @@ def test_a_curve_never_falls_and_leads_nothing_to_nothing(rng: np.random.Generat
         assert np.isfinite(values).all()
 
 
-def test_no_tissue_comes_out_as_one_level(person: tuple[np.ndarray, ...]) -> None:
-    """The network turns the order of the darker half around: what a curve can give of that is a level."""
+def test_no_tissue_becomes_a_single_level(person: tuple[np.ndarray, ...]) -> None:
+    """The network reverses the order of the darker half; without a least slope the best increasing curve is flat."""
     scan, _, _, brain = person
     middle = np.median(scan[brain])
     styled = np.where(scan < middle, 2 * middle - scan, middle + 2 * (scan - middle)) * brain
@@ -77,7 +77,7 @@ def test_no_tissue_comes_out_as_one_level(person: tuple[np.ndarray, ...]) -> Non
     assert above - below > 0.25 * (upper - lower)
 
 
-def test_what_enhances_beyond_all_tissue_keeps_its_contrast(person: tuple[np.ndarray, ...]) -> None:
+def test_enhancement_brighter_than_all_tissue_keeps_its_contrast(person: tuple[np.ndarray, ...]) -> None:
     """A rim at 1.5 times the brightest tissue, which the network saturates."""
     plain, _, _, brain = person
     rim = np.zeros_like(brain)
@@ -89,7 +89,7 @@ def test_what_enhances_beyond_all_tissue_keeps_its_contrast(person: tuple[np.nda
 
 
 @pytest.mark.parametrize("strength", [0.15, 0.4])
-def test_a_field_is_found(person: tuple[np.ndarray, ...], strength: float) -> None:
+def test_a_field_is_recovered(person: tuple[np.ndarray, ...], strength: float) -> None:
     _, scan, _, brain = person
     field = np.exp(strength * np.linspace(-1, 1, brain.shape[1]))[:, None] * np.ones(brain.shape)
     curve, found = fit_mapping((scan * field).astype(np.float32), scan, brain, SPACING)
@@ -100,7 +100,7 @@ def test_a_field_is_found(person: tuple[np.ndarray, ...], strength: float) -> No
     )
 
 
-def test_a_network_that_erases_a_cavity_is_not_believed(person: tuple[np.ndarray, ...]) -> None:
+def test_a_cavity_that_the_network_erases_is_kept(person: tuple[np.ndarray, ...]) -> None:
     plain, scan, place, brain = person
     styled = plain**0.7 * brain  # a new style, and no cavity
     assert shown(scan**0.7, place, brain) > 0.3
@@ -109,7 +109,7 @@ def test_a_network_that_erases_a_cavity_is_not_believed(person: tuple[np.ndarray
     assert shown(found, place, brain) == pytest.approx(shown(scan**0.7, place, brain), rel=0.1)
 
 
-def test_a_network_that_invents_a_cavity_is_not_believed(person: tuple[np.ndarray, ...]) -> None:
+def test_a_cavity_that_the_network_invents_is_ignored(person: tuple[np.ndarray, ...]) -> None:
     plain, scan, place, brain = person
     styled = scan**0.7 * brain
     assert shown(styled, place, brain) > 0.3
@@ -117,7 +117,7 @@ def test_a_network_that_invents_a_cavity_is_not_believed(person: tuple[np.ndarra
     assert abs(shown(found, place, brain) - shown(plain**0.7, place, brain)) < 0.03
 
 
-def test_a_network_that_blurs_costs_no_lesion(person: tuple[np.ndarray, ...]) -> None:
+def test_a_lesion_that_the_network_blurs_is_kept(person: tuple[np.ndarray, ...]) -> None:
     plain, _, _, brain = person
     rng, place = np.random.default_rng(0), np.zeros_like(brain)
     for centre in rng.choice(np.argwhere(ndimage.binary_erosion(brain, iterations=5)), 4, replace=False):
@@ -130,14 +130,14 @@ def test_a_network_that_blurs_costs_no_lesion(person: tuple[np.ndarray, ...]) ->
 
 
 @pytest.mark.parametrize("level", [0.02, 0.05])
-def test_scans_of_any_noise_leave_with_the_same(rng: np.random.Generator, level: float) -> None:
+def test_noise_is_reduced_to_the_same_level_in_all_scans(rng: np.random.Generator, level: float) -> None:
     styled, noise = np.full((20, 20, 20), 0.5, np.float32), rng.normal(0, level, (20, 20, 20)).astype(np.float32)
     found = without_noise(styled, styled + noise, level, np.ones(styled.shape, bool)) - styled
     assert (np.abs(found) <= np.abs(noise) + 1e-6).all()
     assert found.std() == pytest.approx(NOISE, rel=0.2)
 
 
-def test_a_scan_quieter_than_that_stays_whole(rng: np.random.Generator) -> None:
+def test_a_scan_with_less_noise_than_that_is_not_changed(rng: np.random.Generator) -> None:
     styled, noise = np.full((20, 20, 20), 0.5, np.float32), rng.normal(0, 0.01, (20, 20, 20)).astype(np.float32)
     found = without_noise(styled, styled + noise, 0.01, np.ones(styled.shape, bool))
     np.testing.assert_allclose(found, styled + noise, atol=1e-6)
@@ -158,7 +158,7 @@ def test_a_noiseless_scan_keeps_all_its_detail(rng: np.random.Generator) -> None
     np.testing.assert_allclose(found, textured, atol=1e-6)
 
 
-def test_what_lies_outside_the_mask_does_not_pass_for_detail(ball: np.ndarray, rng: np.random.Generator) -> None:
+def test_voxels_outside_the_mask_do_not_count_as_detail(ball: np.ndarray, rng: np.random.Generator) -> None:
     styled, noise = np.full(ball.shape, 0.5, np.float32), rng.normal(0, 0.05, ball.shape)
     projected = np.where(ball, styled + noise, 0)
     dark, level = (without_noise(styled, image, 0.05, ball) for image in (projected, styled + noise))
@@ -172,8 +172,8 @@ def test_continued_values_are_those_of_the_nearest_voxel_inside(ball: np.ndarray
     np.testing.assert_array_equal(found[ball], left[ball])
 
 
-def test_the_darkest_are_not_lifted_above_a_line_to_nothing(person: tuple[np.ndarray, ...]) -> None:
-    """Bone that the mask holds, and that the network takes for tissue, lights up nothing around the brain."""
+def test_the_darkest_voxels_are_not_lifted_above_a_line_to_zero(person: tuple[np.ndarray, ...]) -> None:
+    """Bone inside the mask that the network treats as tissue does not brighten the surroundings of the brain."""
     _, scan, _, brain = person
     bone = brain & ~ndimage.binary_erosion(brain) & (np.indices(brain.shape).sum(axis=0) % 4 == 0)
     scan = np.where(bone, 0.05, scan)

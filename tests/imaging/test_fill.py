@@ -1,4 +1,4 @@
-"""Fill values, wherever they lie: found, left out, and told from dark air, saturated tissue and coarse grey levels."""
+"""Fill values are found and excluded; dark air, saturated tissue and coarse grey levels are not mistaken for fill."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from mmh_ray.config import GridConfig, PrepareConfig, QualityConfig
 from mmh_ray.imaging.fill import find_fill
+from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.ground import find_ground
 from mmh_ray.imaging.preprocess import Prepared, prepare_volume
 from mmh_ray.imaging.volume import Volume
@@ -37,44 +38,50 @@ def head(person: Anatomy) -> np.ndarray:
 
 
 def turned(data: np.ndarray, fill: float, order: int = 1, mode: str = "constant") -> np.ndarray:
-    """Nodding by 12 degrees on the same grid, with a fill value where there was nothing."""
+    """The head tilted by 12 degrees on the same grid, with a fill value outside the old field of view."""
     turn = Rotation.from_euler("x", 12, degrees=True).as_matrix()
     middle = (np.array(data.shape) - 1) / 2
     return ndimage.affine_transform(data, turn, middle - turn @ middle, order=order, cval=fill, mode=mode)
 
 
 def prepared(data: np.ndarray, person: Anatomy) -> Prepared:
-    """With the brain known, as it lies after the turn."""
+    """Prepared with the true brain mask after the rotation."""
     brain = turned(person.brain.astype(np.float32), 0) > 0.5
     return prepare_volume(Volume(data.astype(np.float32), person.affine), brain, GRID, PLAIN)
+
+
+def on_working_grid(found: Prepared, data: np.ndarray, person: Anatomy) -> np.ndarray:
+    """The scan without its fill on the working grid, unit intensity, neither corrected nor masked."""
+    cleaned = found.ground.applied_to(Volume(data.astype(np.float32), person.affine)).data
+    signal = to_grid(cleaned - found.ground.floor, person.affine, found.affine, GRID.shape)
+    return found.scaling.apply(signal + found.ground.floor)
 
 
 FILLS = (-1000, -2000, -1024, -32768, 32767, 65535, 4095, -1e30, 1e30)
 
 
 @pytest.mark.parametrize("fill", FILLS)
-def test_the_corners_of_a_turned_grid_do_not_matter(person: Anatomy, head: np.ndarray, fill: float) -> None:
+def test_fill_in_the_corners_of_a_rotated_grid_has_no_effect(person: Anatomy, head: np.ndarray, fill: float) -> None:
     plain, filled = prepared(turned(head, 0), person), prepared(turned(head, fill), person)
     assert filled.ground.fill is not None
     assert filled.ground.fill.values == (pytest.approx(fill),)
     assert filled.scaling.low == pytest.approx(plain.scaling.low, abs=1)
     assert filled.scaling.high == pytest.approx(plain.scaling.high, rel=1e-3)
     np.testing.assert_allclose(filled.image, plain.image, atol=2e-3)
-    np.testing.assert_allclose(filled.source, plain.source, atol=0.05)  # air too
+    expected = on_working_grid(plain, turned(head, 0), person)
+    np.testing.assert_allclose(on_working_grid(filled, turned(head, fill), person), expected, atol=0.05)  # air too
     assert any(step.startswith("fill: ") and f"{fill:g}" in step for step in filled.steps)
 
 
 @pytest.mark.parametrize("fill", [-1000, -32768, 32767])
 @pytest.mark.parametrize("order", [1, 3])
-def test_what_interpolation_mixes_with_it_leaves_no_streaks(
-    person: Anatomy, head: np.ndarray, fill: float, order: int
-) -> None:
-    """In `grid-constant` mode the kernel reaches into the fill; a cubic one rings on both sides and leaves it constant nowhere."""
+def test_interpolated_fill_leaves_no_streaks(person: Anatomy, head: np.ndarray, fill: float, order: int) -> None:
+    """The kernel reaches into the fill; a cubic one rings on both sides, so it is not constant."""
     data = turned(head, fill, order, "grid-constant")
     plain = prepared(turned(head, 0, order, "grid-constant"), person)
     filled = prepared(data, person)
     assert filled.ground.fill is not None
-    laid = filled.ground.lay(Volume(data, person.affine)).data
+    laid = filled.ground.applied_to(Volume(data.astype(np.float32), person.affine)).data
     nothing = turned(np.ones_like(head), 0, order=0) < 0.5
     streaks = filled.scaling.apply(laid)[nothing]
     assert np.quantile(streaks, 0.98) < 0.05
@@ -92,7 +99,9 @@ def test_what_interpolation_mixes_with_it_leaves_no_streaks(
 
 @pytest.mark.parametrize("shift", ["standard scores", "300 below zero"])
 @pytest.mark.parametrize("fill", [0.0, -2000.0])
-def test_padding_among_the_tissues_is_found_too(person: Anatomy, head: np.ndarray, shift: str, fill: float) -> None:
+def test_padding_with_a_value_among_the_tissues_is_found(
+    person: Anatomy, head: np.ndarray, shift: str, fill: float
+) -> None:
     """Zeros around a scan whose own air lies below zero."""
     data = (head - head.mean()) / head.std() if shift == "standard scores" else head - 300
     plain = prepared(turned(data, float(data.min())), person)
@@ -133,7 +142,7 @@ def scattered(head: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("spoil", [corners, several, box, bright_box, scattered])
-def test_wherever_it_lies(person: Anatomy, head: np.ndarray, spoil) -> None:
+def test_fill_is_found_wherever_it_lies(person: Anatomy, head: np.ndarray, spoil) -> None:
     spoilt = spoil(head.copy())
     fill = find_fill(spoilt)
     assert fill is not None
@@ -170,11 +179,11 @@ def above_zero(head: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("change", [np.copy, in_standard_scores, shifted, saturated, coarse, in_dark_air, above_zero])
-def test_a_scan_without_it_keeps_all(head: np.ndarray, change) -> None:
+def test_in_a_scan_without_fill_none_is_found(head: np.ndarray, change) -> None:
     assert find_fill(change(head).astype(np.float32)) is None
 
 
-def test_dark_air_below_zero_may_be_found_but_moves_no_floor(person: Anatomy, head: np.ndarray) -> None:
+def test_dark_air_below_zero_may_count_as_fill_but_does_not_move_the_floor(person: Anatomy, head: np.ndarray) -> None:
     plain = prepared(turned(in_dark_air(head), 0), person)
     below = prepared(turned(in_dark_air_below_zero(head), -300), person)
     np.testing.assert_allclose(below.image, plain.image, atol=0.1)
@@ -190,7 +199,7 @@ def test_a_brain_mask_ends_at_the_fill(person: Anatomy, head: np.ndarray) -> Non
 
 
 @pytest.mark.parametrize("height_mm", [70, 90, 110])
-def test_the_upper_part_of_a_head_with_dark_air_is_no_stripped_brain(
+def test_the_upper_part_of_a_head_with_dark_air_is_not_a_stripped_brain(
     person: Anatomy, head: np.ndarray, height_mm: int
 ) -> None:
     dark = in_dark_air(head)

@@ -1,4 +1,4 @@
-"""Intensities: scaling can be undone, maps are monotone, barycentres are right, a known bias field goes away."""
+"""Intensities: scaling is invertible, maps are monotone, barycentres are right, a known bias field is removed."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_matching_of_a_brain_image_gives_the_wanted_quantiles(anatomy: Anatomy, 
 
 
 @pytest.mark.parametrize("power", [0.4, 0.8, 1.5, 3.0])
-def test_matching_forgets_any_increasing_curve(rng: np.random.Generator, power: float) -> None:
+def test_matching_does_not_depend_on_an_increasing_curve(rng: np.random.Generator, power: float) -> None:
     data = rng.uniform(0.05, 1, (20, 20, 20)).astype(np.float32)
     mask = np.ones(data.shape, bool)
     curved = match_histogram(900 * data**power - 100, mask, QUANTILES)
@@ -219,7 +219,7 @@ def test_a_scan_matched_to_its_own_tissues_stays(
 
 
 @pytest.mark.parametrize("power", [0.4, 2.5])
-def test_matched_tissues_forget_any_increasing_curve(
+def test_matched_tissues_do_not_depend_on_an_increasing_curve(
     anatomy: Anatomy, clean: np.ndarray, tissues: tuple[np.ndarray, np.ndarray], power: float
 ) -> None:
     brain = anatomy.brain
@@ -229,7 +229,7 @@ def test_matched_tissues_forget_any_increasing_curve(
     assert not curved[~brain].any()
 
 
-def test_tissue_quantiles_know_nothing_of_the_outside(rng: np.random.Generator) -> None:
+def test_tissue_quantiles_do_not_depend_on_voxels_outside_the_mask(rng: np.random.Generator) -> None:
     data, mask = rng.random((12, 12, 12)).astype(np.float32), np.zeros((12, 12, 12), bool)
     mask[3:9, 2:10, 3:8] = True
     loud = np.where(mask, data, 50).astype(np.float32)

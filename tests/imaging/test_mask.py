@@ -1,4 +1,4 @@
-"""Estimated masks: what is not zero of a stripped scan, the head of any other."""
+"""Estimated masks: the voxels of a stripped scan that are not background, the brain in any other scan."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_background_of_a_stripped_scan_need_not_be_zero(
 def test_the_dark_rim_of_a_pale_scan_shifted_below_zero_is_brain(
     anatomy: Anatomy, clean: np.ndarray, offset: float
 ) -> None:
-    """All else is far above the background: that is the scan's zero, and no fill with a rim that interpolation made."""
+    """All other voxels are far above the background: it is the scan's zero, not fill with an interpolated rim."""
     inner = ndimage.binary_erosion(anatomy.brain)
     scan = np.where(inner, 0.6 + 0.4 * clean, 0.1 * anatomy.brain)
     plain = Volume(scan.astype(np.float32), anatomy.affine)
@@ -72,7 +72,7 @@ def test_a_stripped_scan_of_zero_mean_keeps_its_dark_half(anatomy: Anatomy, clea
     assert find_brain(volume).mask[anatomy.brain].mean() > 0.999
 
 
-def test_a_given_mask_is_laid_on_the_scan_by_the_affines(anatomy: Anatomy, clean: np.ndarray) -> None:
+def test_a_given_mask_is_resampled_to_the_scan_through_the_affines(anatomy: Anatomy, clean: np.ndarray) -> None:
     scan, brain = Volume(clean, anatomy.affine), anatomy.brain.astype(np.float32)
     same, resampled = on_grid_of(scan, Volume(brain, anatomy.affine))
     assert not resampled
@@ -112,7 +112,9 @@ def test_mask_of_a_whole_head_contains_the_brain(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gain", [2.0**-10, 2.0**13])  # exact in floating point
-def test_unit_does_not_matter(headed: Anatomy, spacing: float, rng: np.random.Generator, gain: float) -> None:
+def test_the_unit_of_a_scan_has_no_effect(
+    headed: Anatomy, spacing: float, rng: np.random.Generator, gain: float
+) -> None:
     scan = render(headed, SITES[1], "T1w", rng, spacing)
     once, scaled = (find_brain(Volume(by * scan, headed.affine)).mask for by in (np.float32(1), np.float32(gain)))
     np.testing.assert_array_equal(once, scaled)
@@ -132,7 +134,7 @@ def test_a_neck_is_no_part_of_the_brain(headed: Anatomy, spacing: float, rng: np
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.97])
-def test_wider_and_narrower_by_a_box_is_what_scipy_makes_of_it(rng: np.random.Generator, share: float) -> None:
+def test_dilation_and_erosion_by_a_box_equal_those_of_scipy(rng: np.random.Generator, share: float) -> None:
     mask = rng.random((20, 24, 17)) < share
     radius = [2, 1, 3]
     box = np.ones([2 * voxels + 1 for voxels in radius])
@@ -140,7 +142,7 @@ def test_wider_and_narrower_by_a_box_is_what_scipy_makes_of_it(rng: np.random.Ge
     assert (eroded(mask, radius) == ndimage.binary_erosion(mask, box)).all()
 
 
-def test_nothing_stays_nothing() -> None:
+def test_an_empty_mask_stays_empty() -> None:
     empty = np.zeros((4, 5, 6), bool)
     assert not dilated(empty, [1, 1, 1]).any()
     assert not eroded(empty, [1, 1, 1]).any()

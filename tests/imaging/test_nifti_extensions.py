@@ -1,4 +1,4 @@
-"""Header extensions: kept and written back where they fit before the voxels, refused where they do not, bounded in any case."""
+"""Header extensions are kept and written back if they fit before the voxels, refused if not, and always bounded."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_extensions_that_contradict_the_offset_are_refused(tmp_path: Path, area:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_an_extension_that_the_offset_denies_is_not_taken_for_voxels(tmp_path: Path, packed: bool) -> None:
-    """The image would be as many bytes off as the extension has; its last voxels are air here."""
+def test_an_extension_beyond_the_offset_is_not_read_as_voxels(tmp_path: Path, packed: bool) -> None:
+    """Otherwise the image would be shifted by the size of the extension; its last voxels are air here."""
     data = voxels()
     data[:, :, -3:] = 0
     content = nifti(data, extensions=extension(b"a" * 90), vox_offset=352)
@@ -63,7 +63,7 @@ def test_an_extension_that_the_offset_denies_is_not_taken_for_voxels(tmp_path: P
         read_volume(put(tmp_path / "a.nii.gz", gzip.compress(content) if packed else content))
 
 
-def test_a_mark_of_extensions_without_any_is_no_fault(tmp_path: Path) -> None:
+def test_declared_but_missing_extensions_are_accepted(tmp_path: Path) -> None:
     content = bytearray(nifti())
     content[348] = 1
     np.testing.assert_array_equal(read_volume(put(tmp_path / "a.nii", bytes(content))).data, voxels())

@@ -43,7 +43,7 @@ def test_the_format_is_named(tmp_path: Path, content: bytes, words: str, packed:
         read_volume(path)
 
 
-def test_what_was_packed_twice_is_named(tmp_path: Path) -> None:
+def test_a_file_that_was_compressed_twice_is_named(tmp_path: Path) -> None:
     path = put(tmp_path / "a.nii.gz", gzip.compress(gzip.compress(nifti())))
     with pytest.raises(DataError, match=r"gzip inside gzip; .* Unpack it"):
         read_volume(path)

@@ -1,4 +1,4 @@
-"""Preparation: the world content decides the working image, whatever the axes, units and affine of the file."""
+"""Preparation: the working image depends on the content in world space, not on the file's axes, units and affine."""
 
 from __future__ import annotations
 
@@ -153,17 +153,17 @@ def test_unit_of_the_scan_does_not_matter(
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [PLAIN, PrepareConfig(n4_iterations=(5,))], ids=["plain", "n4"])
 @pytest.mark.parametrize("floor", [-300.0, -5.0])
-def test_zero_of_the_scan_does_not_matter(
+def test_the_zero_of_the_scan_has_no_effect(
     anatomy: Anatomy, clean: np.ndarray, settings: PrepareConfig, floor: float, rng: np.random.Generator
 ) -> None:
-    """A field multiplies what lies above the floor, and the brain is looked for there."""
+    """A field multiplies the signal above the floor, and the brain is searched there."""
     head = np.abs(500 * clean + rng.normal(0, 10, clean.shape))
     once, shifted = (
         prepare_volume(Volume((head + by).astype(np.float32), anatomy.affine), None, GRID, settings)
         for by in (0.0, floor)
     )
     assert not once.stripped
-    assert (shifted.brain != once.brain).sum() < 0.02 * once.brain.sum()  # registration hangs on every digit
+    assert (shifted.brain != once.brain).sum() < 0.02 * once.brain.sum()  # registration depends on every digit
     both = shifted.mask & once.mask
     np.testing.assert_allclose(shifted.image[both], once.image[both], atol=2e-3)
     assert shifted.scaling.low == pytest.approx(floor, abs=0.1)
@@ -196,10 +196,11 @@ def test_standard_scores_of_a_stripped_scan_are_shown_above_their_darkest(
     np.testing.assert_allclose(scored.image[both], plain.image[both], atol=0.01)
 
 
-def test_source_keeps_the_scan_and_the_scaling_undoes_it(anatomy: Anatomy, clean: np.ndarray) -> None:
+def test_the_image_keeps_the_scan_and_the_scaling_undoes_it(anatomy: Anatomy, clean: np.ndarray) -> None:
     prepared = prepare_volume(Volume(500 * clean, anatomy.affine), anatomy.brain, GRID, PLAIN)
     expected = to_grid(500 * clean, anatomy.affine, prepared.affine, GRID.shape)
-    np.testing.assert_allclose(prepared.scaling.undo(prepared.source), expected, atol=0.01)
+    inside = prepared.mask
+    np.testing.assert_allclose(prepared.scaling.undo(prepared.image[inside]), expected[inside], atol=0.01)
 
 
 def test_mask_is_estimated_where_none_is_given(anatomy: Anatomy, clean: np.ndarray) -> None:
@@ -218,7 +219,7 @@ def test_steps_tell_what_was_done(anatomy: Anatomy, clean: np.ndarray) -> None:
 
 
 def tilted(anatomy: Anatomy, clean: np.ndarray, degrees: float) -> Volume:
-    """The scan of a head that nods by so much."""
+    """The scan of a head that is tilted forward by this angle."""
     turn = np.eye(4)
     turn[:3, :3] = Rotation.from_euler("x", degrees, degrees=True).as_matrix()
     return Volume(clean, turn @ anatomy.affine)
@@ -246,7 +247,7 @@ def test_an_upright_head_keeps_its_voxels(anatomy: Anatomy, clean: np.ndarray) -
     assert found.steps[3] == "registration: not asked for"
 
 
-def test_what_is_there_already_is_skipped_and_recorded(anatomy: Anatomy, clean: np.ndarray) -> None:
+def test_steps_that_are_not_needed_are_skipped_and_recorded(anatomy: Anatomy, clean: np.ndarray) -> None:
     found = prepare_volume(Volume(clean * anatomy.brain, anatomy.affine), None, GRID, PLAIN)
     assert found.stripped
     assert found.registration is not None
@@ -285,6 +286,6 @@ def test_mask_smaller_than_a_working_voxel_is_refused() -> None:
         prepare_volume(Volume(np.ones((20, 20, 20), np.float32), np.eye(4)), mask, GridConfig(6.0, (8, 8, 8)), PLAIN)
 
 
-def test_mask_over_nothing_is_refused(anatomy: Anatomy, clean: np.ndarray) -> None:
+def test_a_mask_without_contrast_is_refused(anatomy: Anatomy, clean: np.ndarray) -> None:
     with pytest.raises(DataError, match="positive contrast"):
         prepare_volume(Volume(clean, anatomy.affine), clean == 0, GRID, replace(PLAIN, register=False))

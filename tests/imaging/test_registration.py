@@ -1,4 +1,4 @@
-"""Registration: known movements are found again, wrong scans are told by the quality, and what is there already is left alone."""
+"""Registration: known movements are recovered, wrong scans have a low quality, registered scans are left alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def moved(degrees: np.ndarray, scale: float = 1.0, shift: tuple[float, float, fl
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean distance in mm between where two transforms bring the template's brain."""
+    """Mean distance in mm between the positions of the template's brain under two transforms."""
     known = template()
     places = np.c_[np.argwhere(known.brain)[::50], np.ones(len(np.argwhere(known.brain)[::50]))] @ known.affine.T
     return float(np.linalg.norm(places @ (one - other)[:3].T, axis=1).mean())
@@ -43,7 +43,7 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def headed() -> Anatomy:
-    """A person with a scalp, who lies in the template's space but for the person's own shape."""
+    """A person with a scalp in the template's space; only the person's shape differs from it."""
     return simulate_anatomy(Person(4, scalp=True), MM)
 
 
@@ -75,7 +75,7 @@ def test_the_shipped_template_is_what_nilearn_makes_of_its_maps() -> None:
 
 
 def register(volume: Volume) -> Registration:
-    """As the preparation does without a mask."""
+    """Register as the preparation does without a mask."""
     brain = find_brain(volume)
     return brain.registration or register_brain(volume, brain.mask)
 
@@ -88,7 +88,7 @@ def nodding(scans: dict[str, Volume]) -> Volume:
 
 @pytest.fixture(scope="module")
 def once(nodding: Volume) -> Registration:
-    """Of the tilted brain."""
+    """The registration of the tilted brain."""
     return register(nodding)
 
 
@@ -103,7 +103,9 @@ def test_a_known_movement_is_found(scans: dict[str, Volume], name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["left-handed", "permuted", "sform"])
-def test_how_the_file_stores_it_does_not_matter(nodding: Volume, once: Registration, tmp_path: Path, kind: str) -> None:
+def test_the_storage_order_of_the_file_has_no_effect(
+    nodding: Volume, once: Registration, tmp_path: Path, kind: str
+) -> None:
     scan = nodding
     flip = np.diag([-1.0, 1, 1, 1])
     flip[0, 3] = scan.data.shape[0] - 1
@@ -130,7 +132,7 @@ def test_unit_of_the_scan_does_not_matter(nodding: Volume, once: Registration) -
 
 @pytest.mark.parametrize(("scanner", "seed"), [(LONG_ECHO, 0), (SITES[3], 0), (SITES[3], 7)])
 def test_a_bright_scalp_behind_a_dark_skull_does_not_mislead(scanner: Scanner, seed: int) -> None:
-    """Mutual information with what surrounds the brain would take the scalp of these T2w for the brain's border."""
+    """With the surroundings included, mutual information would treat the scalp of these T2w as the brain's border."""
     anatomy = simulate_anatomy(Person(907, scalp=True), 4.0)
     brain = find_brain(Volume(render(anatomy, scanner, "T2w", np.random.default_rng(seed), 4.0), anatomy.affine))
     assert brain.registration is not None
@@ -144,7 +146,7 @@ def test_quality_is_high_where_the_template_fits(scans: dict[str, Volume]) -> No
 
 
 @pytest.mark.parametrize("wrong", ["upside down", "noise"])
-def test_quality_tells_wrong_scans(scans: dict[str, Volume], rng: np.random.Generator, wrong: str) -> None:
+def test_quality_is_low_for_wrong_scans(scans: dict[str, Volume], rng: np.random.Generator, wrong: str) -> None:
     head = scans["T1w"]
     data = head.data[:, :, ::-1].copy() if wrong == "upside down" else rng.random(head.data.shape, np.float32)
     found = register(head.like(data))
@@ -172,7 +174,7 @@ def test_a_brain_in_the_templates_space_is_left_there(scans: dict[str, Volume], 
 
 
 def test_a_head_in_the_templates_space_is_found_there() -> None:
-    """A search for the whole head from the usual starts ends far off in this one."""
+    """A search with the whole head from the usual starts ends far off for this one."""
     head = simulate_anatomy(Person(13, scalp=True), 4.0)
     scan = Volume(render(head, SITES[3], "T1w", np.random.default_rng(3), 4.0).astype(np.float32), head.affine)
     found = find_brain(scan)

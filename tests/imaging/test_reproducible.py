@@ -1,4 +1,4 @@
-"""The same bytes in, the same bytes out: how many threads a process has, and what it does beside, changes no voxel."""
+"""The same input gives the same bytes: the number of threads and other work in the process change no voxel."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def head() -> Volume:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, set[bytes]]:
-    """Every result that there was so far, by what was done."""
+    """All results so far, by step."""
     return {"bias field": set(), "prepared": set()}
 
 

@@ -1,4 +1,4 @@
-"""Effective resolution: slices that are thick, or were and are stored on thin voxels, are told; nothing else is."""
+"""Effective resolution: thick slices are detected, also if they are stored on thin voxels; other scans are not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_fwhm_of_white_noise_under_a_gaussian_is_that_of_the_gaussian(rng):
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_thick_slices_are_told_even_on_thin_voxels(even: Volume, axis: int) -> None:
+def test_thick_slices_are_detected_even_on_thin_voxels(even: Volume, axis: int) -> None:
     factor, shape = np.ones(4), list(SHAPE)
     factor[axis], shape[axis] = 6, 8
     thick = Volume(to_grid(even.data, even.affine, np.diag(factor), tuple(shape)), np.diag(factor))

@@ -1,4 +1,4 @@
-"""Slabs: out of the volume and back without a trace, for every plane, thickness and padding."""
+"""Slabs: cutting and assembling gives the volume back, for every plane, thickness and padding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed files: the content decides what is unpacked, damage is noticed up to the checksum, and nothing takes more than it gives."""
+"""Compressed files: the content decides, damage is noticed up to the checksum, and reading takes bounded resources."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000
 
 @pytest.fixture
 def content(rng: np.random.Generator) -> bytes:
-    """Some bytes that pack badly, and some that pack well."""
+    """Some bytes that compress badly, and some that compress well."""
     return rng.bytes(300_000) + bytes(3_000_000) + rng.bytes(1000)
 
 
@@ -76,8 +76,8 @@ def test_a_wrong_checksum_or_length_is_noticed(tmp_path: Path, place: int) -> No
         unpack(put(tmp_path / "a.gz", bytes(whole)))
 
 
-def test_what_follows_and_is_no_gzip_is_noticed(tmp_path: Path) -> None:
-    with pytest.raises(zlib.error, match="what follows the packed data"):
+def test_trailing_bytes_that_are_not_gzip_are_noticed(tmp_path: Path) -> None:
+    with pytest.raises(zlib.error, match="compressed data are followed by something that is not gzip"):
         unpack(put(tmp_path / "a.gz", gzip.compress(b"some voxels") + b"junk"))
 
 
@@ -93,15 +93,15 @@ def test_what_follows_and_is_no_gzip_is_noticed(tmp_path: Path) -> None:
     ],
     ids=["empty members", "empty members after one", "members of a byte", "long name", "empty blocks", "zeros"],
 )
-def test_what_holds_hardly_anything_is_not_read_to_its_end(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_contains_almost_no_data_is_not_read_to_its_end(tmp_path: Path, content: bytes) -> None:
     path = put(tmp_path / "a.gz", content)
     start = time.process_time()
-    with pytest.raises(zlib.error, match="hardly anything"):
+    with pytest.raises(zlib.error, match="almost no data"):
         unpack(path)
     assert time.process_time() - start < 3
 
 
-def test_what_a_file_can_hold_is_known_before(tmp_path: Path) -> None:
+def test_the_largest_possible_content_is_known_before_reading(tmp_path: Path) -> None:
     count = 2**24
     with open_unpacked(put(tmp_path / "a.gz", gzip.compress(bytes(count)))) as source:
         assert source.can_hold(count)  # nothing packs better than zeros

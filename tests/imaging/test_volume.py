@@ -89,7 +89,9 @@ def test_voxels_of_impossible_size_are_refused(tmp_path: Path, size: float) -> N
         read_volume(save(tmp_path / "a.nii", ramp(4, 5, 6), np.diag([1, size, 1, 1])))
 
 
-def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_an_image_larger_than_the_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """700 x 700 x 700 voxels in a file that holds only a header."""
     header = nib.Nifti1Header()
     header.set_data_shape((700, 700, 700))
@@ -97,17 +99,19 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(tmp_path: Pa
     header.set_sform(AFFINE, 1)
     path = tmp_path / "a.nii"
     path.write_bytes(header.binaryblock + bytes(4))
+    monkeypatch.setattr("mmh_ray.imaging.volume.free_memory", lambda: 8 * 2**30)
     with pytest.raises(
         DataError, match=r"343 million voxels, about 3\d\.\d GiB to work on; expected at most the 8\.0 GiB"
     ):
-        check_memory(path, free=8 * 2**30)
-    check_memory(path, free=64 * 2**30)
+        check_memory(path)
+    monkeypatch.setattr("mmh_ray.imaging.volume.free_memory", lambda: 64 * 2**30)
+    check_memory(path)
     with pytest.raises(DataError, match="unreadable"):
         read_volume(path)
 
 
-def test_images_side_by_side_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for four, for two processes: the second image starts when the first has left, and does not fail."""
+def test_images_in_parallel_wait_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for four images and two processes: the second image waits until the first has finished."""
     path, room, order = save(tmp_path / "a.nii", ramp(20, 20, 20)), SharedMemory(processes=2), list[str]()
     memory = SimpleNamespace(available=3.9 * BYTES_PER_VOXEL * 20**3)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
@@ -187,7 +191,7 @@ def test_gzip_with_one_wrong_bit_is_refused(tmp_path: Path, rng: np.random.Gener
 @pytest.mark.parametrize(
     "content", [b"not an image at all", gzip.compress(b"not an image at all")], ids=["plain", "gzip"]
 )
-def test_what_is_not_nifti_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_nifti_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.nii.gz"
     path.write_bytes(content)
     with pytest.raises(DataError, match="unreadable"):
@@ -266,7 +270,7 @@ def test_write_keeps_affine_codes_and_units(tmp_path: Path, sform: int, qform: i
 
 
 def test_an_sform_and_a_qform_that_differ_are_both_kept(tmp_path: Path) -> None:
-    """Software that reads the one and software that reads the other see the derivative where they see the scan."""
+    """Software that reads either of them shows the derivative at the position of the scan."""
     image = nib.Nifti1Image(ramp(4, 5, 6), AFFINE)
     other = np.diag([-0.9, 1.1, 2.0, 1.0])
     image.set_sform(AFFINE, 1)
@@ -335,6 +339,6 @@ def test_the_same_image_is_packed_to_the_same_bytes_under_any_name(tmp_path: Pat
     assert gzip.decompress(packed) == (tmp_path / "a.nii").read_bytes()
 
 
-def test_volume_of_another_shape_is_not_like_it() -> None:
+def test_like_refuses_data_of_another_shape() -> None:
     with pytest.raises(AssertionError):
         Volume(ramp(3, 4, 5), AFFINE).like(ramp(3, 4, 6))

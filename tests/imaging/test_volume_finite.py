@@ -1,4 +1,4 @@
-"""No image is written that holds a voxel that is no number."""
+"""An image with a voxel that is not finite is never written."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def measures() -> list[Measure]:
 
 @pytest.fixture
 def image() -> Callable[..., ImageRecord]:
-    """Makes a harmonized image with the fields that are given changed."""
+    """Makes a harmonized image with some fields changed."""
     curve = np.histogram(np.random.default_rng(0).normal(0.7, 0.1, 500), BINS, (0, 1.25), density=True)[0]
     usual = ImageRecord(
         image_id="sub-01_T1w",

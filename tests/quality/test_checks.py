@@ -1,4 +1,4 @@
-"""Figures of a scan's quality: tissues in their order, a field of view that cuts, an image that is its source."""
+"""Quality measures of a scan, and the scans that are refused by them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ CONFIG = QualityConfig()
 
 @pytest.fixture(scope="module")
 def anatomy() -> Anatomy:
-    """A person on the template's axes; the registration of such a one is all but the identity."""
+    """A person on the template's axes, whose registration is almost the identity."""
     return simulate_anatomy(Person(3), 3.0)
 
 
 def figures_of(anatomy: Anatomy, data: np.ndarray, quality: float = 0.6) -> dict[str, float]:
-    """Figures under the identity as registration."""
+    """Measures with the identity as registration."""
     registration = Registration(np.eye(4), quality, "given space")
     return describe_scan(Volume(data.astype(np.float32), anatomy.affine), anatomy.brain, registration)
 
@@ -39,7 +39,7 @@ def figures_of(anatomy: Anatomy, data: np.ndarray, quality: float = 0.6) -> dict
 def test_a_scan_passes_as_what_it_is_and_not_as_another(anatomy: Anatomy, sequence: str, gain: float) -> None:
     figures = figures_of(anatomy, gain * canonical(anatomy, sequence, 3.0))
     check_scan(sequence, figures, CONFIG)
-    check_scan("PDw", figures, CONFIG)  # of which nothing is known
+    check_scan("PDw", figures, CONFIG)  # for which there are no checks
     for other in {"T1w", "T2w"} - {sequence}:
         with pytest.raises(RefusedError, match=f"expected a {other}: fluid (brighter|darker) than grey by"):
             check_scan(other, figures, CONFIG)
@@ -65,7 +65,7 @@ def test_noise_is_refused(anatomy: Anatomy, rng: np.random.Generator, sequence: 
 
 def test_a_head_that_the_template_does_not_fit_is_refused(anatomy: Anatomy) -> None:
     scan = canonical(anatomy, "T1w", 3.0)
-    with pytest.raises(RefusedError, match="fits by 0\\.10; expected 0\\.2 or more"):
+    with pytest.raises(RefusedError, match="fits with a quality of 0\\.10; expected 0\\.2 or more"):
         check_scan("T1w", figures_of(anatomy, scan, quality=0.1), CONFIG)
     check_scan("T1w", figures_of(anatomy, scan, quality=0.25), CONFIG)  # only flagged
     assert any(flag.startswith("fits the template") for flag in flags({"registration": 0.25}, CONFIG))
@@ -103,7 +103,7 @@ def test_without_a_registration_only_the_volume_is_known(anatomy: Anatomy) -> No
 
 @pytest.mark.parametrize(("air", "flagged"), [(0.02, False), (0.5, True)])
 def test_air_that_is_not_dark_is_flagged(anatomy: Anatomy, air: float, flagged: bool) -> None:
-    """A constant added to all intensities, and a z-scored scan whose background is the mean, look alike: tissue starts far above 0."""
+    """Either a constant was added to all intensities, or the background of a z-scored scan is 0, above its minimum."""
     tissue = canonical(anatomy, "T1w", 3.0)
     scan = 900 * (tissue / np.percentile(tissue[anatomy.brain], 99.5) * (1 - air) + air)
     figures = figures_of(anatomy, scan)
@@ -111,7 +111,7 @@ def test_air_that_is_not_dark_is_flagged(anatomy: Anatomy, air: float, flagged: 
     assert any(flag.startswith("air: ") for flag in flags(figures, CONFIG)) == flagged
 
 
-def test_an_image_that_is_its_source_is_kept_whole(anatomy: Anatomy) -> None:
+def test_an_unchanged_image_has_perfect_preservation(anatomy: Anatomy) -> None:
     scan = Volume(canonical(anatomy, "T1w", 3.0), anatomy.affine)
     expected = {"preservation": pytest.approx(1), "bright": 0}
     assert describe_outcome(scan, scan, anatomy.brain) == expected
@@ -143,7 +143,7 @@ def test_every_bound_has_its_flag() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("with_mask", [True, False])
 @pytest.mark.parametrize("sequence", ["T1w", "T2w"])
-def test_shading_as_of_7_tesla_is_no_wrong_sequence(sequence: str, with_mask: bool) -> None:
+def test_strong_shading_as_at_7_tesla_is_not_a_wrong_sequence(sequence: str, with_mask: bool) -> None:
     person = simulate_anatomy(Person(1, scalp=True), 3.0)
     scan = render(person, SITES[0], sequence, np.random.default_rng(1), 3.0)
     middle = np.argwhere(person.brain).mean(axis=0)

@@ -1,4 +1,4 @@
-"""The picture of a scan before and after: what is drawn where, and which images do not go together."""
+"""The picture of a scan before and after: what is drawn where, and which images cannot be compared."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_slices_do_not_depend_on_how_voxels_are_stored(before: nib.Nifti1Image) 
         np.testing.assert_allclose(drawn(other, row, 0), drawn(straight, row, 0), atol=1e-6)
 
 
-def test_a_fourth_axis_of_one_volume_counts_for_nothing(before: nib.Nifti1Image) -> None:
+def test_a_fourth_axis_of_one_volume_is_ignored(before: nib.Nifti1Image) -> None:
     stored = nib.Nifti1Image(np.asarray(before.dataobj)[..., None], AFFINE)
     np.testing.assert_array_equal(drawn(mmh.compare(stored, before), 0, 0), drawn(mmh.compare(before, before), 0, 0))
 

@@ -1,4 +1,4 @@
-"""Spikes, a second head, wide fluid, integers that ran over, a mask beside its brain: each shows, and a plain scan shows none."""
+"""Spikes, a second head, wide fluid, integer overflow and a misplaced mask are detected; a normal scan has none."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def person() -> Anatomy:
 
 @pytest.fixture(scope="module", params=["T1w", "T2w"])
 def scan(request: pytest.FixtureRequest, person: Anatomy) -> np.ndarray:
-    """What a scanner makes of it, unit intensity."""
+    """A scan of the person in unit intensity."""
     data = render(person, SITES[0], request.param, np.random.default_rng(0), SPACING)
     return (data / np.percentile(data[person.brain], 99.5)).astype(np.float32)
 
 
 def figures_of(person: Anatomy, data: np.ndarray, brain: np.ndarray | None = None) -> dict[str, float]:
-    """All figures of a scan with its brain mask given, under the identity as registration."""
+    """All measures of a scan with a given brain mask and the identity as registration."""
     volume = Volume(data.astype(np.float32), person.affine)
     mask = person.brain if brain is None else brain
     prepared = prepare_volume(volume, mask, GRID, PrepareConfig(n4=False, register=False))
@@ -50,11 +50,11 @@ def figures_of(person: Anatomy, data: np.ndarray, brain: np.ndarray | None = Non
 
 
 def flagged(figures: dict[str, float]) -> set[str]:
-    """Labels of what is flagged."""
+    """Labels of the measures that are flagged."""
     return {flag.split(":")[0] for flag in flags(figures, CONFIG)}
 
 
-def test_a_plain_scan_shows_nothing(person: Anatomy, scan: np.ndarray) -> None:
+def test_a_normal_scan_has_no_flags(person: Anatomy, scan: np.ndarray) -> None:
     figures = figures_of(person, 700 * scan)
     assert flagged(figures) <= {"brain, ml"}
     for name in ("spikes", "wrapped", "fill_step"):
@@ -70,14 +70,14 @@ def test_isolated_spikes_are_counted(person: Anatomy, scan: np.ndarray, height: 
     spoilt = scan.copy()
     chosen = places[np.random.default_rng(1).choice(len(places), 60, replace=False)]
     spoilt[tuple(chosen.T)] += height
-    assert spikes(spoilt, person.brain) > 45  # but for neighbours
+    assert spikes(spoilt, person.brain) > 45  # adjacent ones are not counted
     assert spikes(scan, person.brain) == 0
     if height > 0:
         assert "spikes" in flagged(figures_of(person, 700 * spoilt))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_two_heads_in_one_volume_show(person: Anatomy, scan: np.ndarray, axis: int) -> None:
+def test_two_heads_in_one_volume_are_flagged(person: Anatomy, scan: np.ndarray, axis: int) -> None:
     one = Volume(scan, person.affine)
     two = Volume(np.concatenate([scan, scan], axis), person.affine)
     assert second_head(one) < 0.05
@@ -86,7 +86,7 @@ def test_two_heads_in_one_volume_show(person: Anatomy, scan: np.ndarray, axis: i
 
 @pytest.mark.slow
 @pytest.mark.parametrize("radius", [20.0, 28.0])
-def test_a_large_resection_shows(person: Anatomy, radius: float) -> None:
+def test_a_large_resection_is_flagged(person: Anatomy, radius: float) -> None:
     places = np.argwhere(person.brain)
     centre = places[np.abs(places - (places.mean(0) + np.array([8, 0, 4]))).sum(1).argmin()]
     away = np.linalg.norm(np.moveaxis(np.indices(person.brain.shape), 0, -1) - centre, axis=-1) * SPACING
@@ -112,24 +112,24 @@ def test_without_fluid_there_is_no_ball_of_it() -> None:
         *[(kind, top) for kind in ("uint16", "int16", "uint16 scaled") for top in (0.5, 0.9)],
     ],
 )
-def test_integers_that_ran_over_are_refused(
+def test_integer_overflow_is_refused(
     request: pytest.FixtureRequest, person: Anatomy, scan: np.ndarray, kind: str, top: float
 ) -> None:
-    """The brightest that the type holds is ``top`` of the brain's 99.5th percentile."""
+    """The largest value of the type is ``top`` times the brain's 99.5th percentile."""
     if request.node.callspec.id == "T2w-uint8-0.8":
-        pytest.xfail("few voxels ran over: at 4 mm as many dark ones lie beside bright ones in scans without a fault")
+        pytest.xfail("few voxels overflowed: at 4 mm as many dark ones lie beside bright ones in scans without a fault")
     most = {"uint8": 255, "uint16": 65535, "int16": 32767, "uint16 scaled": 65535}[kind]
     whole = np.round(scan * most / top).astype(np.int64)
     data = whole.astype(np.int16 if kind == "int16" else np.uint8 if kind == "uint8" else np.uint16).astype(np.float32)
     data = data * 0.013 - 3 if kind == "uint16 scaled" else data
     assert wrapped(data) > CONFIG.most_wrapped
     figures = figures_of(person, data)
-    with pytest.raises(RefusedError, match="integers that ran over"):
+    with pytest.raises(RefusedError, match="integer overflow"):
         check_scan("PDw", figures, CONFIG)
 
 
 @pytest.mark.parametrize("fill", [None, -1000.0, 5.0])
-def test_bright_edges_are_no_integers_that_ran_over(person: Anatomy, scan: np.ndarray, fill: float | None) -> None:
+def test_bright_edges_are_not_integer_overflow(person: Anatomy, scan: np.ndarray, fill: float | None) -> None:
     saturated = np.minimum(scan, np.percentile(scan[person.brain], 80))
     for data in (scan, saturated, np.where(person.brain, scan, 0), np.where(person.brain, saturated, -0.5)):
         spoilt = data.copy()
@@ -141,7 +141,7 @@ def test_bright_edges_are_no_integers_that_ran_over(person: Anatomy, scan: np.nd
 
 
 @pytest.mark.parametrize(("axis", "millimetres"), [(0, -12.0), (1, 12.0), (2, -12.0)])
-def test_a_mask_beside_the_brain_shows(person: Anatomy, scan: np.ndarray, axis: int, millimetres: float) -> None:
+def test_a_mask_beside_the_brain_is_flagged(person: Anatomy, scan: np.ndarray, axis: int, millimetres: float) -> None:
     volume = Volume(scan, person.affine)
     beside = np.roll(person.brain, round(millimetres / SPACING), axis)
     assert mask_offset(volume, person.brain, IDENTITY) < 3
@@ -150,8 +150,8 @@ def test_a_mask_beside_the_brain_shows(person: Anatomy, scan: np.ndarray, axis: 
 
 
 @pytest.mark.slow
-def test_air_lies_below_padding_and_under_a_mask(person: Anatomy, scan: np.ndarray) -> None:
-    """A constant was added to all intensities, and zeros put around the head or in the corners after that."""
+def test_air_is_found_despite_padding_and_masking(person: Anatomy, scan: np.ndarray) -> None:
+    """A constant was added to all intensities; then zeros were put around the head or in the corners."""
     shown = scan > 0.05
     for offset, expected in ((0.0, False), (0.7, True)):
         added = 500 * (scan + offset)
@@ -166,4 +166,4 @@ def test_the_air_of_the_harmonized_image_is_judged_too(person: Anatomy, scan: np
     ground = find_ground(volume)
     streaked = Volume(np.where(spoilt == -50, 0.4, scan), person.affine)
     assert flagged(describe_air(streaked, ground) | {"registration": 1}) == {"air, harmonized"}
-    assert flagged(describe_air(ground.lay(volume), ground) | {"registration": 1}) == set()
+    assert flagged(describe_air(ground.applied_to(volume), ground) | {"registration": 1}) == set()

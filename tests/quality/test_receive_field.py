@@ -1,4 +1,4 @@
-"""The order of tissues is that of the image without its receive field."""
+"""The order of the tissues is measured after removing the receive field."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def figures_of(person: Anatomy, data: np.ndarray) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("field", [from_the_middle, from_the_back, askew])
 @pytest.mark.parametrize("sequence", ["T1w", "T2w"])
-def test_a_strong_field_hides_no_order(person: Anatomy, sequence: str, field) -> None:
+def test_a_strong_field_does_not_hide_the_order_of_the_tissues(person: Anatomy, sequence: str, field) -> None:
     places = np.argwhere(np.ones(person.brain.shape, bool)) @ person.affine[:3, :3].T + person.affine[:3, 3]
     off = (places - places[person.brain.ravel()].mean(axis=0)).T.reshape(3, *person.brain.shape)
     data = render(person, SITES[0], sequence, np.random.default_rng(0), 3.0)
@@ -58,7 +58,7 @@ def test_a_strong_field_hides_no_order(person: Anatomy, sequence: str, field) ->
         check_scan("T2w" if sequence == "T1w" else "T1w", shaded, QualityConfig())
 
 
-def test_a_field_makes_no_order_of_noise(person: Anatomy, rng: np.random.Generator) -> None:
+def test_a_field_does_not_create_an_order_in_noise(person: Anatomy, rng: np.random.Generator) -> None:
     ramp = np.linspace(0.3, 3, person.brain.shape[2])
     figures = figures_of(person, rng.rayleigh(1, person.brain.shape) * person.brain * ramp)
     for sequence in ("T1w", "T2w"):

@@ -1,4 +1,4 @@
-"""The page says what happened, is small, needs nothing else, and no name in it can do anything."""
+"""The page says what happened, is small and self-contained, and hostile names in it have no effect."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def page(tmp_path, record, measures):
     return made
 
 
-def test_the_page_tells_the_run(page, many):
+def test_the_page_describes_the_run(page, many):
     written = page(many(40))
     for text in (
         "38 of 40 images harmonized; 2 failed; 4 to look at",

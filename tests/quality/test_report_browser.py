@@ -23,7 +23,7 @@ MISSING = "\N{EN DASH}"
 
 @pytest.fixture
 def visit(quiet_page, tmp_path, record, measures) -> Callable[..., Any]:
-    """Writes a report, opens it, and holds at the end that nothing was complained of and nothing left the folder."""
+    """Writes a report and opens it; at the end, checks that there were no errors and no requests outside the folder."""
     page, complaints = quiet_page
     page.on("request", lambda request: _note_foreign(request.url, tmp_path, complaints))
 

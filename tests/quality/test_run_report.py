@@ -1,4 +1,4 @@
-"""The report of a cohort stands whatever one image's sidecar holds; that image stands in it without figures."""
+"""The report of a cohort is written even if a sidecar is damaged; that image appears in it without measures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import pytest
 
 from mmh_ray.bids.derivatives import figure_paths, sidecar_path
 from mmh_ray.bids.ledger import JOURNAL, current_rows
+from mmh_ray.bids.output_folder import OutputFolder
 from mmh_ray.bids.status import RunRecord, utc_now
 from mmh_ray.cli import main
 from mmh_ray.config import QualityConfig
 from mmh_ray.quality.cohort import figures_in, histogram_in
-from mmh_ray.quality.run_report import NO_FIGURES, image_record, write_cohort_report
+from mmh_ray.quality.run_report import NO_FIGURES, image_record, write_report_of
 
 pytestmark = pytest.mark.fast
 
@@ -61,7 +62,7 @@ def made(out: Path, name: str, sidecar: str | None = json.dumps(SIDECAR)) -> dic
 
 
 def check_report(out: Path, rows: list[dict[str, Any]]) -> str:
-    """Write rows down as a killed run leaves them, and have the report made as a user does; its text."""
+    """Write rows as a killed run leaves them, and the report as a user does; returns its text."""
     (out / JOURNAL).write_text("".join(json.dumps(row) + "\n" for row in rows))
     RunRecord("/bids", "m", "a" * 64, "0.1", len(rows), utc_now().isoformat()).write(out)
     assert main(["status", str(out), "--report"]) == 0
@@ -69,7 +70,7 @@ def check_report(out: Path, rows: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize("sidecar", [*NO_FILES, None], ids=case)
-def test_a_sidecar_that_is_none_costs_only_its_image(
+def test_an_invalid_sidecar_affects_only_its_image(
     sidecar: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -80,7 +81,7 @@ def test_a_sidecar_that_is_none_costs_only_its_image(
 
 @pytest.mark.parametrize("value", NASTY, ids=case)
 @pytest.mark.parametrize("key", ["QC", "BrainHistogram"])
-def test_a_damaged_part_of_a_sidecar_costs_only_itself(key: str, value: Any, tmp_path: Path) -> None:
+def test_a_damaged_part_of_a_sidecar_affects_only_itself(key: str, value: Any, tmp_path: Path) -> None:
     damaged = json.dumps(SIDECAR | {key: value})
     page = check_report(tmp_path, [made(tmp_path, "01", damaged), made(tmp_path, "02")])
     assert "sub-01_T1w" in page
@@ -94,32 +95,32 @@ def test_a_damaged_part_of_a_sidecar_costs_only_itself(key: str, value: Any, tmp
 
 
 @pytest.mark.parametrize("value", NASTY, ids=case)
-def test_a_figure_that_is_no_number_is_left_out(value: Any) -> None:
+def test_a_measure_that_is_not_a_number_is_left_out(value: Any) -> None:
     is_a_number = value in (3, -1e308) and value is not True
     assert figures_in({"a": 1, "b": value}) == ({"a": 1.0, "b": float(value)} if is_a_number else {"a": 1.0})
 
 
 @pytest.mark.parametrize("value", NO_HISTOGRAMS, ids=case)
-def test_what_cannot_be_a_histogram_is_none(value: Any) -> None:
+def test_an_invalid_histogram_is_ignored(value: Any) -> None:
     assert histogram_in(value) is None
 
 
-def test_a_histogram_is_taken_as_it_is() -> None:
+def test_a_valid_histogram_is_not_changed() -> None:
     assert histogram_in(FLAT) == FLAT
     assert histogram_in([0] * 49 + [40]) == [0.0] * 49 + [40.0]  # all in one bin
     assert histogram_in([0.0] * 50) == [0.0] * 50  # all outside the range
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "dangling"])
-def test_a_sidecar_that_is_no_file_holds_nobody_up(kind: str, tmp_path: Path) -> None:
+def test_a_sidecar_that_is_not_a_file_does_not_block_the_report(kind: str, tmp_path: Path) -> None:
     row = made(tmp_path, "01", None)
     path = sidecar_path(tmp_path / row["output"])
     {"pipe": os.mkfifo, "folder": os.mkdir, "dangling": lambda place: os.symlink("nowhere", place)}[kind](path)
     assert NO_FIGURES in check_report(tmp_path, [row, made(tmp_path, "02")])
 
 
-def test_pictures_of_elsewhere_are_not_shown(tmp_path: Path) -> None:
-    """A page that is sent around must not hold a file that someone linked into the folder."""
+def test_pictures_outside_the_folder_are_not_shown(tmp_path: Path) -> None:
+    """A page that is shared must not contain a file that someone linked into the folder."""
     out = tmp_path / "out"
     row = made(out, "01")
     secret = tmp_path / "secret.jpg"
@@ -134,8 +135,8 @@ def test_pictures_of_elsewhere_are_not_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["abc", None, "../../etc", math.nan, [1], {"a": 1}, 10**400, True], ids=case)
-def test_a_report_stands_whatever_a_row_holds(value: Any, tmp_path: Path) -> None:
-    """The value stands in another field of each row but the last."""
+def test_a_report_is_written_whatever_a_row_contains(value: Any, tmp_path: Path) -> None:
+    """Each row but the last has the value in another field."""
     fields = ["seconds", "finished", "flags", "output", "site", "sequence", "source", "reason", "expected"]
     rows = [made(tmp_path, field) | {field: value} for field in fields]
     page = check_report(tmp_path, [*rows, made(tmp_path, "whole")])
@@ -158,11 +159,11 @@ def test_damaged_bounds_in_the_record_are_the_defaults(
 def test_a_report_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     record = RunRecord("/bids", "m", "a" * 64, "0.1", 0, utc_now().isoformat())
-    assert not write_cohort_report(tmp_path, record, [], QualityConfig())
+    assert not write_report_of(OutputFolder(tmp_path, str(tmp_path)), record, [], QualityConfig())
 
 
 @pytest.mark.parametrize("length", [242, 5000])
-def test_a_report_stands_where_names_are_too_long_for_files(length: int, tmp_path: Path) -> None:
-    """Of an output as long as names can be, those of its pictures would be longer."""
+def test_a_report_is_written_if_names_are_too_long_for_files(length: int, tmp_path: Path) -> None:
+    """If an output's name has the maximal length, the names of its pictures would be longer."""
     long = {"output": f"sub-01/anat/{'x' * length}_T1w.nii.gz"}
     assert NO_FIGURES in check_report(tmp_path, [made(tmp_path, "01") | long, made(tmp_path, "02")])

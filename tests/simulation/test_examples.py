@@ -55,7 +55,7 @@ def test_scans_differ_more_than_their_truths() -> None:
     assert truths < 0.3 * scans
 
 
-def test_a_found_brain_wanders_around_the_real_one() -> None:
+def test_the_border_of_a_found_brain_varies_around_the_true_one() -> None:
     head = random_head((), 11, GRID)
     masks = [found_brain(head, np.random.default_rng(seed), 6.0) for seed in range(10)]
     dice = [2 * (mask & head.brain).sum() / (mask.sum() + head.brain.sum()) for mask in masks]

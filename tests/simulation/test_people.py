@@ -1,4 +1,4 @@
-"""Heads from label maps: tissue shares that add up, what is placed, what grows, the same again from the same seed."""
+"""Heads from label maps: shares add up to one, pathology is placed, ventricles grow, a seed gives the same bytes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ BONE = NAMES.index("bone")
 
 @pytest.fixture(scope="module")
 def label_map(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A head of shells at 2 mm: ventricle, white matter, cortex, fluid, bone, soft tissue; axes L, I, A; and a canal below."""
+    """A head of shells at 2 mm: ventricle, white matter, cortex, fluid, bone, soft tissue, and a spinal canal below.
+
+    Its axes are L, I, A.
+    """
     axes = np.meshgrid(*[2.0 * (np.arange(n) - n / 2) for n in (110, 120, 110)], indexing="ij")
     radius = np.sqrt(axes[0] ** 2 + (0.85 * axes[1]) ** 2 + axes[2] ** 2)
     labels = np.select(
@@ -55,7 +58,7 @@ def head(label_map: str, **changes: object) -> Head:
     return simulate_head(read_label_map(label_map), replace(HeadTraits(seed=3), **changes), GRID)  # type: ignore[arg-type]
 
 
-def test_the_table_knows_tissues_and_calls_the_rest_air() -> None:
+def test_the_table_maps_labels_to_tissues_and_all_others_to_air() -> None:
     table = freesurfer_channels()
     assert [NAMES[table[number]] for number in (2, 3, 4, 13, 52, 16, 515)] == [
         "white matter",
@@ -72,7 +75,7 @@ def test_the_table_knows_tissues_and_calls_the_rest_air() -> None:
 
 def test_a_map_is_read_upright_and_without_its_spinal_canal(label_map: str) -> None:
     found = read_label_map(label_map)
-    assert found.channels.shape[0] < 200  # of 220 mm: cut to the head
+    assert found.channels.shape[0] < 200  # of 220 mm: cropped to the head
     brain = found.channels <= WHITE
     assert np.argwhere(brain)[:, 2].min() > np.argwhere(found.channels != AIR)[:, 2].min()
     assert (found.channels == SOFT).any()
@@ -101,7 +104,7 @@ def test_depth_is_positive_in_the_brain_alone(label_map: str) -> None:
 @pytest.mark.slow
 def test_ventricles_grow_and_cortex_thins(label_map: str) -> None:
     plain, wide, thin = head(label_map), head(label_map, ventricles=2.0), head(label_map, atrophy=0.5)
-    middle = (slice(11, 21), slice(15, 25), slice(11, 21))  # the ventricle, and no fluid of the surface
+    middle = (slice(11, 21), slice(15, 25), slice(11, 21))  # the ventricle, without fluid at the surface
     plain_ml, wide_ml = (one.fractions[FLUID][middle].astype(float).sum() for one in (plain, wide))
     assert wide_ml > 1.3 * plain_ml
     assert thin.fractions[GREY].sum() < 0.95 * plain.fractions[GREY].astype(float).sum()
@@ -109,7 +112,7 @@ def test_ventricles_grow_and_cortex_thins(label_map: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "channel"), [("lesions", LESION), ("tumours", LESION), ("cavities", FLUID)])
-def test_what_is_asked_for_is_there(label_map: str, what: str, channel: int) -> None:
+def test_requested_pathology_is_placed(label_map: str, what: str, channel: int) -> None:
     plain, ill = head(label_map), head(label_map, **{what: 3})
     assert ill.fractions[channel].astype(float).sum() > plain.fractions[channel].astype(float).sum() + 1
     total = ill.fractions.astype(np.float32).sum(axis=0)

@@ -1,4 +1,4 @@
-"""Simulated training pairs: reproducible, varied, and the truth of the same person."""
+"""Simulated training pairs are reproducible and varied; scan and truth show the same person."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_people_differ_in_age_lesions_ventricles_and_cavities(monkeypatch: pytes
         assert 0 < sum(getattr(person, trait) > 0 for person in people) < 40
 
 
-def test_canonical_quantiles_are_monotone_and_leave_out_what_cannot_be_simulated() -> None:
+def test_canonical_quantiles_are_monotone_and_skip_sequences_that_cannot_be_simulated() -> None:
     found = canonical_quantiles(("T1w", "FLAIR", "T2w"), GRID, 0, people=3)
     assert set(found) == {"T1w", "T2w"}
     for quantiles in found.values():

@@ -1,4 +1,4 @@
-"""Signal equations against step-by-step magnetisation, and protocols within what scanners do."""
+"""Signal equations agree with step-by-step magnetisation, and random protocols are within the range of scanners."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_weaker_transmit_field_is_a_smaller_flip_angle() -> None:
         np.testing.assert_allclose(scan.signal(matter, 0.7), other.signal(matter, 1.0), rtol=1e-12)
 
 
-def test_the_unified_domain_is_the_look_that_is_written_down() -> None:
+def test_the_unified_domain_has_the_documented_levels() -> None:
     t1w, t2w, flair, pdw = (canonical_levels(name) for name in SEQUENCES)
     assert (t1w[WHITE] - t1w[GREY]) / t1w[WHITE] >= 0.33
     assert t1w[FLUID] < 0.2 < t1w[GREY] < t1w[WHITE] < t1w[ENHANCING]

@@ -1,4 +1,4 @@
-"""Examples for the network that finds brains: a larger field of view shows the same head."""
+"""Training examples for brain extraction: a larger field of view shows the same head."""
 
 from __future__ import annotations
 
