@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk: metrics of every image, pictures, JSON and the report."""
+"""Writes an evaluation to disk: metrics per image, pictures, JSON and the report."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ REPORT = "report.html"
 FIGURES = "figures"
 
 TABLE_COLUMNS = (*IMAGE_COLUMNS, "method", *METRICS)
-"""Columns of the table of images' metrics."""
-
+"""Columns of the table of metrics per image."""
 
 _NUMBERS = {"age", *METRICS}
 SCHEMA = pa.schema([(name, pa.float64() if name in _NUMBERS else pa.string()) for name in TABLE_COLUMNS])
 
 
 def write_all(out: Path, evaluation: Mapping[str, Any], tables: Iterable[pa.Table], pictures: Pictures) -> None:
-    """Write the Parquet table, one method's part at a time, the pictures, the report and, last of all, the JSON."""
+    """Write the Parquet table (one method at a time), the pictures, the report and finally the JSON."""
     by_site: list[SiteMeans] = []
     with whole_file(out / PER_IMAGE) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
         for table in tables:
@@ -44,7 +43,7 @@ def write_all(out: Path, evaluation: Mapping[str, Any], tables: Iterable[pa.Tabl
 
 
 def images_table(method: str, records: Sequence[ImageRecord], metrics: ValuesByMetric) -> pa.Table:
-    """A row per image of one method; a metric of pairs is the mean over the pairs that the image is part of."""
+    """One row per image of a method; the value of a pair metric is the mean over the image's pairs."""
     columns: dict[str, list[Any]] = {}
     for name in IMAGE_COLUMNS:
         columns[name] = [getattr(record, name) for record in records]
@@ -56,7 +55,7 @@ def images_table(method: str, records: Sequence[ImageRecord], metrics: ValuesByM
 
 
 def _by_image(metric: MetricValues) -> dict[str, float]:
-    """The mean of the units that name an image; empty where a unit has no value of its own."""
+    """The mean over the units that an image is part of; empty if units have no values."""
     if metric.per_unit is None:
         return {}
     values: dict[str, list[float]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Which pictures an evaluation draws of a sequence, and of which methods."""
+"""Chooses and draws the pictures of an evaluation, for each sequence."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from mmh_ray.evaluation.metrics.scoring import CasePictures
 from mmh_ray.evaluation.report import figures
 
 PEOPLE_SHOWN = 8
-"""Most persons on a map that is coloured by person: as many as there are colours."""
+"""Most persons on a map that is coloured by person; there are as many colours."""
 
 
 class Pictures(NamedTuple):
-    """What pictures are made of: pictured cases by sequence, and data by sequence and method."""
+    """Data of all pictures: pictured cases by sequence, and method data by sequence and method."""
 
     cases: Mapping[str, Sequence[CasePictures]]
     methods: Mapping[tuple[str, str], PictureData]
 
 
 def write_pictures(folder: Path, pictures: Pictures) -> dict[str, dict[str, Path]]:
-    """PNG files by sequence and kind; a picture for which there is no data is left out."""
+    """Draw PNG files; return their paths by sequence and kind. Pictures without data are left out."""
     paths: dict[str, dict[str, Path]] = {}
     by_sequence: defaultdict[str, dict[str, PictureData]] = defaultdict(dict)
     for (sequence, method), data in pictures.methods.items():
@@ -56,7 +56,7 @@ def _write_sequence(
 
 
 def _before_after(path: Path, sequence: str, cases: Sequence[CasePictures]) -> bool:
-    """Whether there was something to draw; the same of each function below."""
+    """Like each function below, returns whether there was something to draw."""
     if not cases:
         return False
     slices_of_cases = [case.slices for case in cases]
@@ -64,7 +64,7 @@ def _before_after(path: Path, sequence: str, cases: Sequence[CasePictures]) -> b
     named = (RAW, BEST_KNOWN, REFERENCE, TRUTH)
     others = [method for method in ordered(complete) if method not in named and is_pictured(method)]
     chosen = [method for method in (RAW, BEST_KNOWN, *others, REFERENCE, TRUTH) if method in complete]
-    who = "one person at every site" if len(cases) == 1 else "a person of every site"
+    who = "one person at every site" if len(cases) == 1 else "one person from each site"
     figures.before_after(path, _rows(slices_of_cases, chosen), _sites(cases), f"{sequence}: {who}")
     return True
 
@@ -80,14 +80,15 @@ def _differences(path: Path, sequence: str, cases: Sequence[CasePictures]) -> bo
 
 
 def _dissimilarity(path: Path, sequence: str, cases: Sequence[CasePictures]) -> bool:
-    """Where the structure of a method's image is not the scan's."""
+    """Draw where the structure of a method's image differs from the scan's."""
     if not cases:
         return False
     maps_of_cases = [case.maps for case in cases]
     complete = _in_every_case(maps_of_cases)
     chosen = [method for method in ordered(complete) if method != RAW and is_pictured(method)]
     if chosen:
-        figures.before_after(path, _rows(maps_of_cases, chosen), _sites(cases), f"{sequence}: unlike the scan")
+        title = f"{sequence}: structural differences to the scan"
+        figures.before_after(path, _rows(maps_of_cases, chosen), _sites(cases), title)
     return bool(chosen)
 
 
@@ -111,7 +112,7 @@ def _map_of_sites(path: Path, title: str, methods: Mapping[str, PictureData], ki
 
 
 def _map_of_people(path: Path, title: str, methods: Mapping[str, PictureData]) -> bool:
-    """The map of those who were scanned several times, each in a colour."""
+    """Draw the map of persons with several scans, one colour each."""
     panels = {}
     for method in ordered(methods):
         feature_map = methods[method].maps.get("map")
@@ -135,7 +136,7 @@ def _in_every_case(slices: Sequence[Mapping[str, list[np.ndarray]]]) -> set[str]
 
 
 def _rows(slices: Sequence[Mapping[str, list[np.ndarray]]], methods: Iterable[str]) -> dict[str, list[np.ndarray]]:
-    """The slices of all cases one after the other, by the name of the method."""
+    """The slices of all cases, concatenated, by the method's display name."""
     rows = {}
     for method in methods:
         rows[shown_name(method)] = [image for of_case in slices for image in of_case[method]]
