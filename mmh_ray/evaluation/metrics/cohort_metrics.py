@@ -1,4 +1,4 @@
-"""Metrics that only a cohort has: of one method's images of a sequence, all together."""
+"""Computes the metrics of a cohort: all images of one method and sequence together."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mmh_ray.evaluation.probes.downstream import association
 from mmh_ray.evaluation.statistics.metric_values import ValuesByMetric
 
 _GRID = np.arange(-0.5, 2.06, 0.01)
-"""Intensities at which distributions are compared where sites have no person in common.
+"""Intensities at which the distributions of sites are compared if no person was scanned at two sites.
 
-The brain's 1st percentile is 0, its 99th 1.
+The brain's 1st percentile is 0, its 99th is 1.
 """
 
 
 def cohort_metrics(cohort: MethodCohort, seed: int, runner: MetricRunner) -> ValuesByMetric:
-    """Every metric of the cohort that can be had of these images, by name."""
+    """All available metrics of the cohort, by name."""
     metrics: ValuesByMetric = {}
     metrics |= _error_to_truth(cohort)
     metrics |= _w1_of_pooled_sites(cohort)
@@ -39,7 +39,10 @@ def cohort_metrics(cohort: MethodCohort, seed: int, runner: MetricRunner) -> Val
 
 
 def w1_between_sites(distributions: np.ndarray, sites: np.ndarray) -> float:
-    """Mean over pairs of sites of ``∫ |Fa(x) − Fb(x)| dx``, F a site's mean distribution function; NaN for one site."""
+    """Mean over pairs of sites of ``∫ |Fa(x) − Fb(x)| dx``, F the site's mean distribution function.
+
+    NaN for a single site.
+    """
     site_means = []
     for site in np.unique(sites):
         of_site = distributions[sites == site]
@@ -71,14 +74,14 @@ def _error_to_truth(cohort: MethodCohort) -> ValuesByMetric:
 
 
 def _root_mean_square(values: np.ndarray, _labels: np.ndarray) -> float:
-    """Of errors, weighted by voxels; ``values`` are ``(n, 2)``."""
+    """Of errors, weighted by voxel counts; ``values`` ``(n, 2)`` holds both."""
     errors = values[:, 0]
     voxels = values[:, 1]
     return float(np.sqrt(np.average(errors**2, weights=voxels)))
 
 
 def _w1_of_pooled_sites(cohort: MethodCohort) -> ValuesByMetric:
-    """W1 between the pooled distributions of sites, for cohorts without travelers and without a target."""
+    """W1 between the mean distributions of sites, for cohorts without travelers and without a target."""
     has_target = any("w1" in image.values for image in cohort.images)
     if cohort.has_travelers or has_target or not cohort.inputs:
         return {}
@@ -97,7 +100,7 @@ def _w1_of_pooled_sites(cohort: MethodCohort) -> ValuesByMetric:
 
 
 def _distribution(quantiles: np.ndarray) -> np.ndarray:
-    """Distribution function at the grid's points, float32 to keep a large cohort small; NaN without any quantile."""
+    """Distribution function at the points of ``_GRID``; float32 to save memory; NaN without quantiles."""
     if not quantiles.size:
         return np.full(_GRID.size, np.nan, np.float32)
     counts_below = np.searchsorted(np.sort(quantiles), _GRID, side="right")
@@ -105,7 +108,7 @@ def _distribution(quantiles: np.ndarray) -> np.ndarray:
 
 
 def _label_spread(cohort: MethodCohort) -> ValuesByMetric:
-    """How far the tissues that others drew lie apart between sites; of labelled images alone."""
+    """How much the labelled tissues differ between sites; images without label maps are left out."""
     if all(inputs.medians is None for inputs in cohort.inputs):
         return {}
     labels = []
@@ -131,7 +134,7 @@ def _label_spread(cohort: MethodCohort) -> ValuesByMetric:
 
 
 def _associations(cohort: MethodCohort) -> ValuesByMetric:
-    """Grey matter's share of the brain with age and sex: what harmonizing must not take away."""
+    """Association of the grey matter share with age and sex, which harmonization must preserve."""
     if not cohort.inputs:
         return {}
     metrics = {}
