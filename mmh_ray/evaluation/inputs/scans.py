@@ -175,10 +175,6 @@ def read_output(path: str, scan: Scan) -> np.ndarray:
     return output.data
 
 
-def read_lesion(path: str, scan: Scan) -> np.ndarray:
-    """Read a lesion mask; DataError if it cannot be read or is not on the scan's grid."""
-    return read_output(path, scan) > 0.5
-
 
 def read_labels(scan: Scan, table: Literal["auto"] | TableName) -> LabelMap:
     """Read the label map of a scan.

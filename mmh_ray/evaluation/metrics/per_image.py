@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from mmh_ray.evaluation.inputs.records import ImageRecord
-from mmh_ray.evaluation.inputs.scans import Truth, read_lesion, read_output
+from mmh_ray.evaluation.inputs.scans import Truth, read_output
 from mmh_ray.evaluation.metrics import preservation
 from mmh_ray.evaluation.metrics.agreement import gradient_correlation, psnr, scale_by_percentiles, ssim, tissue_contrast
 from mmh_ray.evaluation.metrics.label_metrics import LABEL_METRICS, label_metrics
@@ -129,7 +129,7 @@ def _lesion_metrics(output: MethodOutput, truth: Truth | None) -> MetricFunction
         lesion = true_lesion
         if lesion is None:
             assert lesion_uri is not None
-            lesion = read_lesion(lesion_uri, output.scan)
+            lesion = read_output(lesion_uri, output.scan) > 0.5
         lesion = lesion & output.scan.mask
         if not lesion.any():
             return None

@@ -201,7 +201,7 @@ METRICS: dict[str, Metric] = {
     ),
     "subject_lisi": Metric("person mixing", "lower", "people", "LISI of persons around an image, 0 (one) to 1 (all)."),
     "subject_kbet": Metric(
-        "person kBET", "higher", "people", "Share of neighbourhoods with an unusual mix of persons; imprecise."
+        "person kBET", "higher", "people", "Unusual mixes of persons around an image; imprecise with few images each."
     ),
     "age_mae": Metric("age MAE", "lower", "people", "Error of brain age in years, cross-validated by subject.", 1),
     "age_mae_across_sites": Metric("age MAE across", "lower", "people", "Age MAE with the tested site left out.", 1),
