@@ -77,8 +77,13 @@ def brain_age(
         predicted[tested_images] = model.predict(tested_features).clip(training_years.min(), training_years.max())
         mean_age[tested_images] = training_years.mean()
     errors = np.abs(predicted - years)
-    baseline = _finite_mean(np.abs(mean_age - years))
-    return AgeResult(_finite_mean(errors), baseline, predicted, errors)
+    errors_of_mean = np.abs(mean_age - years)
+    return AgeResult(
+        mae=float(errors[with_age].mean()),
+        baseline=float(errors_of_mean[with_age].mean()),
+        predicted=predicted,
+        errors=errors,
+    )
 
 
 def association(
@@ -155,7 +160,3 @@ def _centred_in_sites(ranks: np.ndarray, site_codes: np.ndarray) -> np.ndarray:
     site_means = np.bincount(site_codes, ranks) / np.bincount(site_codes)
     return ranks - site_means[site_codes]
 
-
-def _finite_mean(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else float("nan")
