@@ -61,8 +61,9 @@ def bootstrap(
     sums, counts = _per_subject(values, subjects, strata)
     subject_count = len(sums)
     everybody = np.ones((1, subject_count))
-    value = float(_weighted_means(sums, counts, everybody)[0])
-    low, high = _limits(_weighted_means(sums, counts, _draw_subjects(subject_count, seed, draws)))
+    value = float(_strata_mean(everybody @ sums, everybody @ counts)[0])
+    drawn = _draw_subjects(subject_count, seed, draws)
+    low, high = _limits(_strata_mean(drawn @ sums, drawn @ counts))
     return Interval(value, low, high, subject_count)
 
 
@@ -175,20 +176,16 @@ def _draw_subjects(subjects: int, seed: int, draws: int) -> np.ndarray:
     return rng.multinomial(subjects, np.full(subjects, 1 / subjects), size=draws).astype(float)
 
 
-def _weighted_means(sums: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean over strata of the strata's means, ``(draws,)``; strata without drawn people are left out."""
-    totals = weights @ sums
-    numbers = weights @ counts
-    return _strata_mean(totals, numbers)
+def _strata_mean(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """``(draws,)`` mean of the strata's means, from their ``(draws, strata)`` sums and counts.
 
-
-def _strata_mean(totals: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """``(draws,)`` mean of the strata's means, from their ``(draws, strata)`` sums and counts."""
-    is_present = numbers > 0
-    means = np.divide(totals, numbers, out=np.zeros_like(totals), where=is_present)
+    Strata without drawn people are left out.
+    """
+    is_present = counts > 0
+    means = np.divide(sums, counts, out=np.zeros_like(sums), where=is_present)
     strata_present = is_present.sum(axis=1)
-    nothing = np.full(len(totals), np.nan)
-    return np.divide(means.sum(axis=1), strata_present, out=nothing, where=strata_present > 0)
+    unknown = np.full(len(sums), np.nan)
+    return np.divide(means.sum(axis=1), strata_present, out=unknown, where=strata_present > 0)
 
 
 def _limits(drawn: np.ndarray) -> tuple[float, float]:

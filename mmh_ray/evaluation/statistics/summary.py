@@ -64,12 +64,7 @@ def entry(estimate: Interval | Difference, guessed: Mapping[str, float] | None =
     """The JSON entry of a metric; None if it has no value. Numbers that are not finite become null."""
     if not math.isfinite(estimate.value):
         return None
-    numbers: Entry = {}
-    for name, number in estimate._asdict().items():
-        if isinstance(number, int):
-            numbers[name] = number
-        else:
-            numbers[name] = float(number) if math.isfinite(number) else None
+    numbers: Entry = {name: number if math.isfinite(number) else None for name, number in estimate._asdict().items()}
     return numbers | dict(guessed or {})
 
 
