@@ -10,7 +10,7 @@ from mmh_ray.evaluation.metrics.agreement import truth_error
 from mmh_ray.evaluation.metrics.cohort import MethodCohort
 from mmh_ray.evaluation.metrics.cohort_groups import person_groups, site_groups
 from mmh_ray.evaluation.metrics.cohort_probes import LEAST_AGES, age_probes, site_probes, unet_probe
-from mmh_ray.evaluation.metrics.label_metrics import site_label, spread_between_sites
+from mmh_ray.evaluation.metrics.label_metrics import Medians, site_label, spread_between_sites
 from mmh_ray.evaluation.metrics.runner import MetricRunner
 from mmh_ray.evaluation.metrics.segmentation import TISSUES
 from mmh_ray.evaluation.probes.downstream import association
@@ -21,6 +21,8 @@ _GRID = np.arange(-0.5, 2.06, 0.01)
 
 The brain's 1st percentile is 0, its 99th is 1.
 """
+
+_UNLABELLED = Medians(table="", csf=np.nan, gm=np.nan, wm=np.nan)
 
 
 def cohort_metrics(cohort: MethodCohort, seed: int, runner: MetricRunner) -> ValuesByMetric:
@@ -109,25 +111,16 @@ def _distribution(quantiles: np.ndarray) -> np.ndarray:
 
 def _label_spread(cohort: MethodCohort) -> ValuesByMetric:
     """How much the labelled tissues differ between sites; images without label maps are left out."""
-    if all(inputs.medians is None for inputs in cohort.inputs):
+    if not cohort.inputs:
         return {}
-    labels = []
-    grey = []
-    white = []
-    for inputs, site in zip(cohort.inputs, cohort.sites, strict=True):
-        medians = inputs.medians
-        if medians is None:
-            labels.append("")
-            grey.append((np.nan, np.nan))
-            white.append((np.nan, np.nan))
-        else:
-            labels.append(site_label(medians.table, site))
-            grey.append((medians.gm, medians.fluid_to_white))
-            white.append((medians.wm, medians.fluid_to_white))
+    medians = [inputs.medians or _UNLABELLED for inputs in cohort.inputs]
+    labels = tuple(site_label(image.table, site) for image, site in zip(medians, cohort.sites, strict=True))
+    ranges = [image.fluid_to_white for image in medians]
+    grey = np.column_stack([[image.gm for image in medians], ranges])
+    white = np.column_stack([[image.wm for image in medians], ranges])
     metrics = {}
     for name, values in {"label_spread_gm": grey, "label_spread_wm": white}.items():
-        array = np.array(values, dtype=np.float64)
-        metric = cohort.metric(array, reduce=spread_between_sites, labels=tuple(labels))
+        metric = cohort.metric(values, reduce=spread_between_sites, labels=labels)
         if metric.units:
             metrics[name] = metric
     return metrics
