@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,19 +40,18 @@ def write_pictures(folder: Path, pictures: Pictures) -> dict[str, dict[str, Path
 def _write_sequence(
     folder: Path, sequence: str, cases: Sequence[CasePictures], methods: Mapping[str, PictureData]
 ) -> dict[str, Path]:
-    kinds = ("before_after", "differences", "dissimilarity", "histograms", "map", "umap", "map_people")
-    paths = {kind: folder / f"{sequence}_{kind}.png" for kind in kinds}
     title = f"{sequence}: images by their features"
-    is_drawn = {
-        "before_after": _before_after(paths["before_after"], sequence, cases),
-        "differences": _differences(paths["differences"], sequence, cases),
-        "dissimilarity": _dissimilarity(paths["dissimilarity"], sequence, cases),
-        "histograms": _histograms(paths["histograms"], sequence, methods),
-        "map": _map_of_sites(paths["map"], f"{title} (t-SNE)", methods, "map"),
-        "umap": _map_of_sites(paths["umap"], f"{title} (UMAP)", methods, "umap"),
-        "map_people": _map_of_people(paths["map_people"], f"{title} (t-SNE)", methods),
+    drawings: dict[str, Callable[[Path], bool]] = {
+        "before_after": lambda path: _before_after(path, sequence, cases),
+        "differences": lambda path: _differences(path, sequence, cases),
+        "dissimilarity": lambda path: _dissimilarity(path, sequence, cases),
+        "histograms": lambda path: _histograms(path, sequence, methods),
+        "map": lambda path: _map_of_sites(path, f"{title} (t-SNE)", methods, "map"),
+        "umap": lambda path: _map_of_sites(path, f"{title} (UMAP)", methods, "umap"),
+        "map_people": lambda path: _map_of_people(path, f"{title} (t-SNE)", methods),
     }
-    return {kind: path for kind, path in paths.items() if is_drawn[kind]}
+    paths = {kind: folder / f"{sequence}_{kind}.png" for kind in drawings}
+    return {kind: path for kind, path in paths.items() if drawings[kind](path)}
 
 
 def _before_after(path: Path, sequence: str, cases: Sequence[CasePictures]) -> bool:
@@ -131,8 +130,7 @@ def _map_of_people(path: Path, title: str, methods: Mapping[str, PictureData]) -
 
 def _in_every_case(slices: Sequence[Mapping[str, list[np.ndarray]]]) -> set[str]:
     """Methods that every pictured case has slices of."""
-    methods_of_cases = [set(of_case) for of_case in slices]
-    return set.intersection(*methods_of_cases)
+    return set.intersection(*(set(of_case) for of_case in slices))
 
 
 def _rows(slices: Sequence[Mapping[str, list[np.ndarray]]], methods: Iterable[str]) -> dict[str, list[np.ndarray]]:
