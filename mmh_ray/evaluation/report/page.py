@@ -122,13 +122,10 @@ def blocks(evaluation: Mapping[str, Any], sequence: str) -> list[Block]:
     """The tables of a sequence; metrics that no method has are left out."""
     methods = ordered(evaluation.keys() - NO_METHODS)
     methods = [method for method in methods if sequence in evaluation[method]]
+    measured = {name for method in methods for name in evaluation[method][sequence]}
     tables = []
     for group, question in GROUPS.items():
-        names = []
-        for name, metric in METRICS.items():
-            is_measured = any(name in evaluation[method][sequence] for method in methods)
-            if metric.group == group and is_measured:
-                names.append(name)
+        names = [name for name, metric in METRICS.items() if metric.group == group and name in measured]
         if not names:
             continue
         lines = _lines(evaluation, sequence, methods, names)
