@@ -175,7 +175,6 @@ def read_output(path: str, scan: Scan) -> np.ndarray:
     return output.data
 
 
-
 def read_labels(scan: Scan, table: Literal["auto"] | TableName) -> LabelMap:
     """Read the label map of a scan.
 

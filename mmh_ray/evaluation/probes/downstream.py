@@ -159,4 +159,3 @@ def _check_count(groups: np.ndarray, plural: str) -> None:
 def _centred_in_sites(ranks: np.ndarray, site_codes: np.ndarray) -> np.ndarray:
     site_means = np.bincount(site_codes, ranks) / np.bincount(site_codes)
     return ranks - site_means[site_codes]
-

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,7 +13,7 @@ from mmh_ray.evaluation.inputs.records import IMAGE_COLUMNS, ImageRecord
 from mmh_ray.evaluation.metrics.registry import METRICS
 from mmh_ray.evaluation.report.page import SiteMeans, write_evaluation_report
 from mmh_ray.evaluation.report.pictures import Pictures, write_pictures
-from mmh_ray.evaluation.statistics.metric_values import MetricValues, ValuesByMetric
+from mmh_ray.evaluation.statistics.metric_values import ValuesByMetric
 from mmh_ray.provenance import whole_file, write_json
 
 EVALUATION = "evaluation.json"
@@ -49,20 +47,9 @@ def images_table(method: str, records: Sequence[ImageRecord], metrics: ValuesByM
         columns[name] = [getattr(record, name) for record in records]
     columns["method"] = [method] * len(records)
     for name in METRICS:
-        values = _by_image(metrics[name]) if name in metrics else {}
+        values = metrics[name].means(lambda unit: unit.split(" ")) if name in metrics else {}
         columns[name] = [values.get(record.image_id) for record in records]
     return pa.table(columns, schema=SCHEMA)
-
-
-def _by_image(metric: MetricValues) -> dict[str, float]:
-    """The mean over the units that an image is part of; empty if units have no values."""
-    if metric.per_unit is None:
-        return {}
-    values: dict[str, list[float]] = defaultdict(list)
-    for unit, value in zip(metric.units, metric.per_unit, strict=True):
-        for image_id in unit.split(" "):
-            values[image_id].append(float(value))
-    return {image_id: float(np.mean(of_image)) for image_id, of_image in values.items()}
 
 
 def _site_means(table: pa.Table) -> list[SiteMeans]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -61,6 +62,19 @@ class MetricValues:
             labels=None if self.labels is None else chosen(self.labels),
             shown=None if self.shown is None else self.shown[rows],
         )
+
+    def means(self, groups_of: Callable[[str], Iterable[str]]) -> dict[str, float]:
+        """Mean value of the units in each group, where ``groups_of`` names the groups of a unit.
+
+        Empty if units have no values.
+        """
+        if self.per_unit is None:
+            return {}
+        values: dict[str, list[float]] = defaultdict(list)
+        for unit, value in zip(self.units, self.per_unit.tolist(), strict=True):
+            for group in groups_of(unit):
+                values[group].append(value)
+        return {group: float(np.mean(of_group)) for group, of_group in values.items()}
 
     def of(self, rows: np.ndarray) -> float:
         """The value of some rows, computed by ``reduce``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,21 +88,14 @@ def site_means(metrics: Mapping[str, MetricValues], sites: Mapping[str, str]) ->
     sites:
         Site of each image.
     """
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    images: dict[str, set[str]] = defaultdict(set)
+    means: dict[str, dict[str, float | int]] = defaultdict(dict)
+    images: set[str] = set()
     for name, metric in metrics.items():
-        assert metric.per_unit is not None
-        for image_id, value in zip(metric.units, metric.per_unit, strict=True):
-            site = sites[image_id]
-            values[site][name].append(float(value))
-            images[site].add(image_id)
-    means: dict[str, dict[str, float | int]] = {}
-    for site, values_of_site in sorted(values.items()):
-        of_site: dict[str, float | int] = {}
-        for name, numbers in values_of_site.items():
-            of_site[name] = float(np.mean(numbers))
-        means[site] = of_site | {"n": len(images[site])}
-    return means
+        images.update(metric.units)
+        for site, mean in metric.means(lambda image_id: [sites[image_id]]).items():
+            means[site][name] = mean
+    counts = Counter(sites[image_id] for image_id in images)
+    return {site: means[site] | {"n": counts[site]} for site in sorted(means)}
 
 
 def _floored(value: float, floor: float) -> float:
