@@ -62,7 +62,6 @@ class Unfitted(Baseline):
         return cls()
 
 
-@dataclass(frozen=True)
 class Raw(Unfitted):
     """The unchanged scan."""
 
@@ -71,14 +70,12 @@ class Raw(Unfitted):
         return image.astype(np.float32)
 
 
-@dataclass(frozen=True)
 class Corrected(Raw):
     """The scan after N4 (Tustison et al. 2010) and nothing else: the least that a method must reach."""
 
     bias_corrected: ClassVar[bool] = True
 
 
-@dataclass(frozen=True)
 class ZScore(Unfitted):
     """``(x − mean) / sd`` with the brain's own mean and standard deviation (Reinhold et al. 2019)."""
 
@@ -203,14 +200,12 @@ class HistogramMatching(Baseline):
         return np.where(mask, mapped, 0).astype(np.float32)
 
 
-@dataclass(frozen=True)
 class CorrectedHistogramMatching(HistogramMatching):
     """Histogram matching, fitted on and applied to images after N4."""
 
     bias_corrected: ClassVar[bool] = True
 
 
-@dataclass(frozen=True)
 class DenoisedHistogramMatching(CorrectedHistogramMatching):
     """N4, histogram matching, then 3-D non-local means (Buades et al. 2005): smooth, but less true to the anatomy."""
 
