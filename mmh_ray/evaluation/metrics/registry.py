@@ -70,12 +70,8 @@ _AUC_RANGE = 0.1
 METRICS: dict[str, Metric] = {
     "site_probe": Metric("site probe", "lower", "site", f"Linear probe trained on the method's output: {_PROBE}."),
     "site_probe_cnn": Metric("site CNN", "lower", "site", f"CNN trained on the method's output: {_PROBE}."),
-    "site_probe_frozen": Metric(
-        "frozen probe", "lower", "site", f"Linear probe trained on raw scans: {_PROBE}. Easily fooled."
-    ),
-    "site_probe_cnn_frozen": Metric(
-        "frozen CNN", "lower", "site", f"CNN trained on raw scans: {_PROBE}. Easily fooled."
-    ),
+    "site_probe_frozen": Metric("frozen probe", "lower", "site", "Site probe trained on raw scans; easily fooled."),
+    "site_probe_cnn_frozen": Metric("frozen CNN", "lower", "site", "Site CNN trained on raw scans; easily fooled."),
     "site_probe_pattern": Metric(
         "site pattern", "lower", "site", f"Matched filter for a pattern shared by a site's images: {_PROBE}."
     ),
@@ -93,12 +89,8 @@ METRICS: dict[str, Metric] = {
     "w1_gm": Metric("W1 GM", "lower", "between", "W1 within grey matter."),
     "w1_wm": Metric("W1 WM", "lower", "between", "W1 within white matter."),
     "tissue_dice": Metric("tissue Dice", "higher", "between", f"Overlap of segmented tissues {_OVER}."),
-    "tissue_volume_error": Metric(
-        "volume error", "lower", "between", f"Relative difference of GM and WM volume {_OVER}."
-    ),
-    "unet_dice": Metric(
-        "U-Net Dice", "higher", "between", "Tissue overlap of a U-Net trained at one site, tested at the others."
-    ),
+    "tissue_volume_error": Metric("volume error", "lower", "between", f"Relative difference of volumes {_OVER}."),
+    "unet_dice": Metric("U-Net Dice", "higher", "between", "Dice of a U-Net trained at one site, tested at others."),
     "unet_volume_error": Metric("U-Net volume error", "lower", "between", "Error of the U-Net's GM and WM volume."),
     "retest_distance": Metric("retest distance", "lower", "between", "Mean difference of two scans on one scanner."),
     "psnr_n4": Metric("PSNR dB N4", "higher", "target", f"PSNR to {_OWN_SCAN} after N4. Blur raises it.", 1),
@@ -106,12 +98,8 @@ METRICS: dict[str, Metric] = {
     "w1_n4": Metric("W1 N4", "lower", "target", "W1 to scans of the target site's other people after N4."),
     "w1_of_raw": Metric("W1 of raw", "lower", "target", "W1 as a share of the raw scans' W1.", 2),
     "w1_n4_of_raw": Metric("W1 N4 of raw", "lower", "target", "W1 N4 as a share of the raw scans' W1 N4.", 2),
-    "style_distance": Metric(
-        "style distance", "lower", "target", "1 - cosine of the style vector and the target site's mean style vector."
-    ),
-    "identity": Metric(
-        "change at target", "lower", "target", "Mean change of the target site's own scans, which need no change."
-    ),
+    "style_distance": Metric("style distance", "lower", "target", "1 - cosine of style vector and the target's mean."),
+    "identity": Metric("change at target", "lower", "target", "Mean change of the target's scans, which need none."),
     "truth_nrmse": Metric(
         "nRMSE to truth", "lower", "truth", "Error to the noise-free truth after one monotone map for all images."
     ),
@@ -129,9 +117,7 @@ METRICS: dict[str, Metric] = {
         "Probability that labelled white matter is brighter than grey matter (darker in sequences with bright grey).",
         yardstick=_AUC_RANGE,
     ),
-    "label_auc_csf": Metric(
-        "AUC GM/CSF", "higher", "labels", "As AUC WM/GM, for grey matter and fluid.", yardstick=_AUC_RANGE
-    ),
+    "label_auc_csf": Metric("AUC GM/CSF", "higher", "labels", "AUC of grey matter and fluid.", yardstick=_AUC_RANGE),
     "label_contrast": Metric(
         "contrast WM/GM",
         "higher",
@@ -162,9 +148,7 @@ METRICS: dict[str, Metric] = {
         "Change of the labelled tissues' medians in a person's scans at one site, in the same unit.",
         4,
     ),
-    "label_inside": Metric(
-        "labels in mask", "neither", "labels", "Share of labelled GM and WM in the brain mask; only this is measured."
-    ),
+    "label_inside": Metric("labels in mask", "neither", "labels", "Share of labelled GM and WM in the brain mask."),
     "gradient_correlation": Metric("gradient corr.", "higher", "kept", "Correlation of edges with the scan's own."),
     "structural_dissimilarity": Metric("struct. diss.", "lower", "kept", "Change of the scan's structure, 0 to 1."),
     "hallucination": Metric(
@@ -181,24 +165,16 @@ METRICS: dict[str, Metric] = {
         "Contrast divided by the scan's, where both segmentations agree. Denoising and bias correction raise it.",
         2,
     ),
-    "dice_raw": Metric(
-        "Dice to raw", "neither", "kept", "Agreement with the raw scan's segmentation, which may itself be wrong."
-    ),
-    "volume_change_raw": Metric(
-        "volume change", "neither", "kept", "Change of GM and WM volume from the raw scan's segmentation."
-    ),
-    "tissue_contrast": Metric(
-        "GM-WM contrast", "higher", "kept", "Contrast of true GM and WM. Denoising raises it.", 2
-    ),
+    "dice_raw": Metric("Dice to raw", "neither", "kept", "Agreement with the raw scan's segmentation, not accuracy."),
+    "volume_change_raw": Metric("volume change", "neither", "kept", "Change of GM and WM volume compared with raw."),
+    "tissue_contrast": Metric("GM-WM contrast", "higher", "kept", "True GM-WM contrast. Denoising raises it.", 2),
     "noise": Metric("noise", "neither", "kept", "Noise as a share of the brain's 1st to 99th percentile."),
     "smoothness_mm": Metric("smoothness mm", "neither", "kept", "Width of the image's autocorrelation in mm: blur.", 2),
     "subject_nearest": Metric(
         "person found", "higher", "people", "How often the nearest image from another site shows the same person."
     ),
     "subject_silhouette": Metric("person silhouette", "higher", "people", "How tightly features cluster by person."),
-    "subject_adjusted_rand": Metric(
-        "person ARI", "higher", "people", "Agreement of k-means clusters with persons who have several images."
-    ),
+    "subject_adjusted_rand": Metric("person ARI", "higher", "people", "Agreement of k-means clusters with persons."),
     "subject_lisi": Metric("person mixing", "lower", "people", "LISI of persons around an image, 0 (one) to 1 (all)."),
     "subject_kbet": Metric(
         "person kBET", "higher", "people", "Unusual mixes of persons around an image; imprecise with few images each."
