@@ -38,7 +38,6 @@ class PairMetrics:
 
     image_ids: tuple[str, str]
     subject: str
-    sequence: str
     method: str
     values: Mapping[str, float]
 
@@ -56,7 +55,7 @@ def measure_pair(a: MethodOutput, b: MethodOutput, runner: MetricRunner) -> Pair
         runner.notes[text].append(f"{first.image_id} and {second.image_id}")
     functions = _retest(a, b, both) if first.site == second.site else _between_sites(a, b, both)
     values = run_all(functions, first.image_id, runner)
-    return PairMetrics((first.image_id, second.image_id), first.subject, first.sequence, a.method, values)
+    return PairMetrics((first.image_id, second.image_id), first.subject, a.method, values)
 
 
 def _common_mask(a: MethodOutput, b: MethodOutput) -> np.ndarray | None:

@@ -150,7 +150,7 @@ def _measure_identity(method: str, target: TargetComparison, settings: ScoringSe
     for _, image in _apply(method, [target.reference], settings, None, scores.log):
         values = target.identity(image, scores.log.runner)
         # a pair of the reference and the method's output of it
-        pair = PairMetrics((record.image_id, record.image_id), record.subject, record.sequence, method, values)
+        pair = PairMetrics((record.image_id, record.image_id), record.subject, method, values)
         scores.metrics.pairs.append(pair)
 
 
