@@ -42,17 +42,17 @@ class MethodCohort:
 
     @property
     def image_ids(self) -> tuple[str, ...]:
-        """Of every row."""
+        """Image id of each row."""
         return tuple(image.record.image_id for image in self.images)
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """Of every row."""
+        """Subject of each row."""
         return tuple(image.record.subject for image in self.images)
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Of every row."""
+        """Site of each row."""
         return tuple(image.record.site for image in self.images)
 
     @property

@@ -83,7 +83,7 @@ def write_evaluation_report(
     by_site: Sequence[SiteMeans],
     pictures: Mapping[str, Mapping[str, Path]],
 ) -> None:
-    """Write the page, whole or not at all.
+    """Write the page; on failure no partial file remains.
 
     Parameters
     ----------
