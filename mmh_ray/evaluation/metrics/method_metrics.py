@@ -75,27 +75,21 @@ def is_pictured(method: str) -> bool:
 
 def gather(cases: Iterable[CaseMetrics], method: str) -> MethodResults:
     """Gather the method's results, sorted by image name; only one case is in memory at a time."""
-    images: list[ImageMetrics] = []
+    rows: list[tuple[ImageMetrics, CohortInputs, CohortInputs]] = []
     pairs: list[PairMetrics] = []
-    inputs: dict[str, CohortInputs] = {}
-    raw_inputs: dict[str, CohortInputs] = {}
     for case in cases:
         pairs += [pair for pair in case.pairs if pair.method == method]
         for image in case.images:
-            if image.method != method:
-                continue
-            image_id = image.record.image_id
-            images.append(image)
-            inputs[image_id] = case.cohort_inputs[method, image_id]
-            raw_inputs[image_id] = case.cohort_inputs[RAW, image_id]
-    images.sort(key=lambda image: image.record.image_id)
+            if image.method == method:
+                image_id = image.record.image_id
+                rows.append((image, case.cohort_inputs[method, image_id], case.cohort_inputs[RAW, image_id]))
+    rows.sort(key=lambda row: row[0].record.image_id)
     pairs.sort(key=lambda pair: pair.image_ids)
-    image_ids = [image.record.image_id for image in images]
     return MethodResults(
-        images=images,
+        images=[image for image, _, _ in rows],
         pairs=pairs,
-        inputs=[inputs[image_id] for image_id in image_ids],
-        raw_inputs=[raw_inputs[image_id] for image_id in image_ids],
+        inputs=[inputs for _, inputs, _ in rows],
+        raw_inputs=[raw_inputs for _, _, raw_inputs in rows],
     )
 
 
