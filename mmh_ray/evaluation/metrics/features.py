@@ -201,10 +201,7 @@ def _cooccurrence(scaled: np.ndarray, mask: np.ndarray, heights: np.ndarray) -> 
     brain_levels = 1 + scaled_levels.astype(np.uint8)
     levels = np.where(mask, brain_levels, 0).astype(np.uint8)  # 0 is the background
     angles = [0, np.pi / 2]
-    matrices = []
-    for height in heights:
-        image_slice = levels[:, :, height]
-        matrices.append(graycomatrix(image_slice, [1], angles, levels=_LEVELS + 1))
+    matrices = [graycomatrix(levels[:, :, height], [1], angles, levels=_LEVELS + 1) for height in heights]
     counts = np.sum(matrices, axis=0)
     counts_in_brain = counts[1:, 1:]
     in_either_direction = counts_in_brain.sum(axis=3, keepdims=True)

@@ -112,13 +112,10 @@ def label_metrics(
 
 def medians(scaled: np.ndarray, label_map: LabelMap) -> Medians:
     """Medians of the labelled tissues in a scaled image."""
-    values = []
-    for tissue in TISSUES:
-        if tissue in label_map.lacking:
-            values.append(float("nan"))
-        else:
-            values.append(float(np.median(scaled[label_map.of(tissue)])))
-    return Medians(label_map.table, *values)
+    values = dict.fromkeys(TISSUES, float("nan"))
+    for tissue in set(TISSUES) - set(label_map.lacking):
+        values[tissue] = float(np.median(scaled[label_map.of(tissue)]))
+    return Medians(label_map.table, *values.values())
 
 
 def median_change(a: Medians, b: Medians) -> float:

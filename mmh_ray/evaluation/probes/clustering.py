@@ -94,10 +94,8 @@ def lisi(features: np.ndarray, labels: Labels, perplexity: int = PERPLEXITY) -> 
     perplexity = min(perplexity, max(2, others // 3))
     squared_distances, neighbours = _nearest(features, min(others, 3 * perplexity))
     weights = _gaussian_weights(squared_distances, perplexity)
-    shares = []
-    for code in range(len(cohort_shares)):
-        has_label = codes[neighbours] == code
-        shares.append((weights * has_label).sum(axis=1))
+    neighbour_codes = codes[neighbours]
+    shares = [(weights * (neighbour_codes == code)).sum(axis=1) for code in range(len(cohort_shares))]
     labels_around = 1 / (np.stack(shares, axis=1) ** 2).sum(axis=1)
     return (labels_around - 1) / (labels_in_cohort - 1)
 

@@ -56,11 +56,7 @@ def tissue_slices(image: np.ndarray, mask: np.ndarray, labels: np.ndarray, affin
         resampled = to_grid(values, affine, grid, SHAPE)
         return np.moveaxis(resampled[:, :, ::EVERY], 2, 0)
 
-    tissue_shares = []
-    for label in range(1, len(TISSUES) + 1):
-        is_tissue = (labels == label).astype(np.float32)
-        tissue_shares.append(sliced(is_tissue))
-    shares = np.stack(tissue_shares)
+    shares = np.stack([sliced((labels == label).astype(np.float32)) for label in range(1, len(TISSUES) + 1)])
     inside = sliced(mask.astype(np.float32)) > 0.5
     has_tissue = inside & (shares.max(axis=0) > 0)
     tissues = np.where(has_tissue, shares.argmax(axis=0) + 1, 0)
