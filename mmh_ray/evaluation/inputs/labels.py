@@ -29,16 +29,16 @@ This is their order in adults. In PDw the brightness of fluid depends on echo an
 """
 
 LEAST_VOXELS = 50
-"""Least labelled voxels of a tissue for metrics of it."""
+"""Minimum number of labelled voxels for a tissue to be measured."""
 LEAST_INSIDE = 0.5
-"""Least share of the labelled tissue in the scan's field of view, and in its brain mask.
+"""Minimum share of the labelled tissue in the scan's field of view, and in its brain mask.
 
 With less, the map belongs to another scan.
 """
 MOST_LISTED = 5
-"""Most label numbers listed in a note."""
+"""Maximum number of label numbers listed in a note."""
 MOST_UNKNOWN = 0.25
-"""Largest share of labelled voxels whose numbers are not in the table; with more, it is the wrong table."""
+"""Maximum share of labelled voxels whose numbers are not in the table; with more, it is the wrong table."""
 
 _BY_NAME: Mapping[str, TableName] = {
     "dlmuse": "dlmuse",

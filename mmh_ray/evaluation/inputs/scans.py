@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mmh_ray.evaluation.metrics.training import TargetCohort
 
 LEAST_COMMON = 500
-"""Least voxels of a common mask; with fewer, features are not meaningful."""
+"""Minimum number of voxels of a common mask; with fewer, features are not meaningful."""
 
 GridKey = tuple[str, tuple[int, ...]]
 """Sequence, and shape of the voxel grid."""

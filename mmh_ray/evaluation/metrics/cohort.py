@@ -14,7 +14,7 @@ from mmh_ray.evaluation.metrics.per_image import ImageMetrics
 from mmh_ray.evaluation.statistics.metric_values import MetricValues
 
 LEAST_SUBJECTS = 3
-"""Least subjects per site for the probes, which hold some of them out."""
+"""Minimum number of subjects per site for the probes, which hold some of them out."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from mmh_ray.evaluation.probes.site import cnn_site_probe, pattern_site_probe, s
 from mmh_ray.evaluation.statistics.metric_values import ValuesByMetric
 
 LEAST_AGES = 12
-"""Least subjects of known age for the brain age probes."""
+"""Minimum number of subjects of known age for the brain age probes."""
 
 
 def site_probes(cohort: MethodCohort, seed: int, runner: MetricRunner) -> ValuesByMetric:

@@ -26,11 +26,11 @@ from mmh_ray.evaluation.probes import clustering
 from mmh_ray.evaluation.statistics.metric_values import MetricValues, ValuesByMetric
 
 LEAST_MAPPED = 8
-"""Least images for a map of their features."""
+"""Minimum number of images for a map of their features."""
 MOST_MAPPED = 1000
-"""Most images on a map; from more, this many are chosen evenly."""
+"""Maximum number of images on a map; from more, this many are chosen evenly."""
 LEAST_UMAP = 30
-"""Least images for a UMAP, which uses 15 neighbours."""
+"""Minimum number of images for a UMAP, which uses 15 neighbours."""
 HISTOGRAM_POINTS = 4096
 """Points of a site's mean quantile function in the picture of histograms."""
 

@@ -44,12 +44,11 @@ def standardise(features: np.ndarray) -> np.ndarray:
 def silhouettes(features: np.ndarray, labels: Labels) -> np.ndarray:
     """``(n,)`` silhouettes ``(b − a) / max(a, b)``.
 
-    a is the mean distance to images with the same label, b to those with the nearest other label.
-
-    Rousseeuw 1987. Range −1 to 1; by site, lower is better (about 0: sites overlap); by subject, higher. Tables show
-    the mean; the values per image are used in :func:`mmh_ray.evaluation.statistics.bootstrap.bootstrap`. NaN with
-    fewer than two labels, or if every label has one image. Cannot see: sites that are separate within a ring or a
-    line; a difference in a few of many features.
+    a is the mean distance to images with the same label, b to those with the nearest other label. Rousseeuw 1987. Range
+    −1 to 1; by site, lower is better (about 0: sites overlap); by subject, higher. Tables show the mean; the values per
+    image are used in :func:`mmh_ray.evaluation.statistics.bootstrap.bootstrap`. NaN with fewer than two labels, or if
+    every label has one image. Cannot see: sites that are separate within a ring or a line; a difference in a few of
+    many features.
     """
     label_count = len(np.unique(labels))
     if not 2 <= label_count < len(features):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from mmh_ray.evaluation.probes.result import ProbeTraining
 
 EPOCHS = 150
-"""Most passes over the training slices."""
+"""Maximum number of passes over the training slices."""
 _BATCH = 32
 _RATE = 3e-3
 

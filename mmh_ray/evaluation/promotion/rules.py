@@ -20,7 +20,7 @@ from mmh_ray.evaluation.statistics.bootstrap import Difference, bootstrap, paire
 SIGNIFICANT = 0.05
 """Largest p of the sign-flip test for an improvement."""
 MOST_LISTED = 5
-"""Most images listed in a reason."""
+"""Maximum number of images listed in a reason."""
 
 _BALANCED = tuple(metric for metric in METRICS if metric.startswith("site_probe"))
 

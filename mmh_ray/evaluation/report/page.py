@@ -14,7 +14,7 @@ from mmh_ray.evaluation.statistics.summary import NO_METHODS, by_sequence
 from mmh_ray.html_page import data_uri, write_page
 
 PROBLEMS = 200
-"""Most problems listed; `evaluation.json` holds all."""
+"""Maximum number of problems listed; `evaluation.json` holds all."""
 
 CAPTIONS = {
     "before_after": "Axial slices, each scaled by its own percentiles; the same display window for all.",

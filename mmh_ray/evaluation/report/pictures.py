@@ -15,7 +15,7 @@ from mmh_ray.evaluation.metrics.scoring import CasePictures
 from mmh_ray.evaluation.report import figures
 
 PEOPLE_SHOWN = 8
-"""Most persons on a map that is coloured by person; there are as many colours."""
+"""Maximum number of persons on a map that is coloured by person, which is the number of colours."""
 
 
 class Pictures(NamedTuple):

@@ -19,7 +19,7 @@ from mmh_ray.evaluation.statistics.bootstrap import (
 from mmh_ray.evaluation.statistics.metric_values import MetricValues
 
 STATISTIC_DRAWS = 200
-"""Most draws for a metric that is not a mean, because every draw computes it again."""
+"""Maximum number of draws for a metric that is not a mean, because every draw computes it again."""
 
 NO_METHODS = ("about", "differences")
 """Keys of an evaluation that are not methods."""
