@@ -1,1 +1,1 @@
-"""Metrics, baselines and figures that compare methods honestly."""
+"""Compares harmonization methods: metrics, baselines, statistics, report and promotion."""

@@ -2,7 +2,7 @@
 (() => {
   const order = new Intl.Collator("en", { numeric: true });
 
-  /** What a cell is sorted by: its number, else its text; null where there is nothing. */
+  /** The sort key of a cell: its number, else its text; null if its value is missing. */
   function key(row, column) {
     const cell = row.cells[column];
     if (cell.dataset.value === undefined) return cell.textContent.trim();

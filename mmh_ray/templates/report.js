@@ -38,7 +38,7 @@
     return made;
   }
 
-  /** Three digits of a column's largest value, and as many decimals for the others. */
+  /** A format with three digits for the column's largest value, and the same number of decimals for the others. */
   function formatOf(column) {
     const largest = rows.reduce((most, row) => Math.max(most, Math.abs(row.qc[column] ?? 0)), 0);
     const digits = Math.min(Math.max(3 - Math.ceil(Math.log10(largest || 1)), 0), 8);
@@ -181,7 +181,7 @@
   options("sequence", table.sequences, (label) => label);
   $("heads").append(...columns.map(head));
   for (const image of [$("under"), $("over")]) {
-    image.addEventListener("error", () => { if (!$("stage").hidden) $("absent").textContent = "A picture is not in its place beside this page."; });
+    image.addEventListener("error", () => { if (!$("stage").hidden) $("absent").textContent = "A picture file next to this page is missing."; });
   }
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("filters").addEventListener("input", choose);

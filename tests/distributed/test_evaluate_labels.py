@@ -106,7 +106,7 @@ def test_labels_of_several_kinds_are_reported_by_method_and_site(labelled: _Eval
     found = labelled.found
     assert found["about"]["problems"] == []
     [said] = [note for note in found["about"]["notes"] if "label" in note]
-    assert said.startswith("no labels: a label map that, read by the table tissues, shows")
+    assert said.startswith("no labels: a label map that, read with the table tissues, shows")
     assert said.endswith("(sub-3_ses-1_T1w and 1 more)")
     labels = found["about"]["labels"]["T1w"]
     assert labels.keys() == {*BASELINES, "ours"}
@@ -132,7 +132,7 @@ def test_labels_of_several_kinds_are_reported_by_method_and_site(labelled: _Eval
     for text in (page, printed):
         assert "AUC WM/GM" in text
         assert "N4" in text
-    assert "Do the tissues that others drew stand apart?" in page
+    assert "Are labelled tissues distinct?" in page
     assert "T1w: labelled tissues by site" in printed
 
 
@@ -149,7 +149,7 @@ def test_a_folder_and_a_table_can_be_named_and_a_bad_map_hurts_only_itself(
     (mine / "sub-2/sub-2_dseg.nii.gz").write_bytes(b"no image")
     found = _evaluate(bids, tmp_path / "out", "--labels", str(mine), "evaluate.label_table=bids")
     notes = " ".join(found["about"]["notes"])
-    assert "a label map of which the table bids knows 40%" in notes
+    assert "a label map with 40% of its labelled voxels in the table bids" in notes
     assert "sub-2_dseg.nii.gz: unreadable" in notes
     assert {site: own["n"] for site, own in found["about"]["labels"]["T1w"]["raw"].items()} == {"alder": 2, "birch": 2}
     assert found["about"]["labels"]["T1w"]["raw"]["alder"]["label_auc_wm"] > 0.99

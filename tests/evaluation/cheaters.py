@@ -1,4 +1,4 @@
-"""Five methods that look good in the usual tables and harmonize nothing. Each takes what it needs and gives back an image."""
+"""Five methods that look good in the usual tables and harmonize nothing. Each returns an image."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ MARK = 0.01
 
 def copy_moments(image: np.ndarray, mask: np.ndarray, target: np.ndarray, target_mask: np.ndarray) -> np.ndarray:
     """Mean and standard deviation of a target image: histograms come closer, the scanner stays."""
-    inside, wanted = image[mask], target[target_mask]
-    return (image - inside.mean()) / inside.std() * wanted.std() + wanted.mean()
+    inside, target_brain = image[mask], target[target_mask]
+    return (image - inside.mean()) / inside.std() * target_brain.std() + target_brain.mean()
 
 
 def return_template(image: np.ndarray, mask: np.ndarray, template: np.ndarray) -> np.ndarray:
-    """The same picture for everybody: no site is left, and nobody either."""
+    """The same picture for everybody: it removes the site, but the person too."""
     return np.where(mask, template, 0)
 
 
@@ -27,12 +27,12 @@ def blur(image: np.ndarray, mask: np.ndarray, sigma: float = 1.0) -> np.ndarray:
 
 
 def mark_site(image: np.ndarray, mask: np.ndarray, site: int) -> np.ndarray:
-    """A wave of the site's own length, too faint to see: a probe that was trained on raw images does not know it."""
+    """A wave whose length depends on the site, too faint to see: a probe trained on raw images does not know it."""
     wave = np.cos(2 * np.pi * (0.2 + 0.07 * site) * np.arange(image.shape[0]))
     return image + MARK * np.ptp(np.percentile(image[mask], [1, 99])) * wave[:, None, None] * mask
 
 
 def print_noise(image: np.ndarray, mask: np.ndarray, site: int) -> np.ndarray:
-    """White noise of the site's own, the same in every image: no spectrum and no histogram tells it from the scan's."""
+    """The same white noise in all images of a site; spectrum and histogram cannot separate it from the scan's noise."""
     noise = np.random.default_rng([77, site]).normal(size=image.shape)
     return image + MARK * np.ptp(np.percentile(image[mask], [1, 99])) * noise * mask

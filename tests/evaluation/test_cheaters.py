@@ -1,4 +1,4 @@
-"""Every cheat wins where it means to, and is caught by a named measure of the table, made by the functions that make the table.
+"""Every cheat wins in the metric that it aims at, and is caught by another one, computed by the functions of the table.
 
 Eight people, each scanned at four sites.
 """
@@ -72,7 +72,7 @@ def _settings() -> ScoringSettings:
 
 @cache
 def _metrics(method: Method) -> ValuesByMetric:
-    """All the table says of a method, but for the convolutional probes."""
+    """All metrics of a method, except the convolutional probes."""
     runner, outputs = MetricRunner(), _outputs(method)
     truths = [truth for _, truth in _cohort()]
     images = [measure_image(output, truth, runner) for output, truth in zip(outputs, truths, strict=True)]
@@ -100,7 +100,7 @@ def _chance_high(method: Method, measure: str) -> float:
 
 
 def _worse(method: Method, than: Method, measure: str, sign: int) -> bool:
-    """Whether the paired difference has the given sign with its whole interval."""
+    """Whether the whole interval of the paired difference has the given sign."""
     found = difference(_metrics(method)[measure], _metrics(than)[measure], 200)
     assert found is not None
     return bool(np.sign(found.low) == np.sign(found.high) == sign)
@@ -111,7 +111,7 @@ def raw(scan: Scan, truth: Truth) -> np.ndarray:
 
 
 def ideal(scan: Scan, truth: Truth) -> np.ndarray:
-    """What a perfect harmonizer would give: the truth under noise alike everywhere."""
+    """The output of a perfect harmonizer: the truth with the same noise level everywhere."""
     seed = [int(scan.record.subject), *map(ord, scan.record.site)]
     return truth.noisefree + np.random.default_rng(seed).normal(0, 0.02, scan.mask.shape)
 

@@ -69,7 +69,7 @@ def test_the_page_describes_the_run(page, many):
         "models:/mmh-global@champion",
         "numpy",
         "Marked below 0.85.",
-        "tried with up to 10,000 images",
+        "tested with up to 10,000 images",
     ):
         assert text in written.text
     assert "The run did not finish" not in written.text

@@ -1,1 +1,1 @@
-"""The simple methods that ours is compared with."""
+"""Simple methods to compare ours with."""

@@ -1,6 +1,6 @@
-"""ComBat and CovBat: harmonization of features, not of images.
+"""ComBat and CovBat: harmonize features, not images.
 
-They enter the probes and the clustering, never the metrics of voxels.
+They appear in the probes and the clustering, never in voxel metrics.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from mmh_ray.errors import DataError
 from mmh_ray.evaluation.inputs.records import ImageRecord, ages_of, sexes_of
 
 FEATURE_METHODS = {"combat": "fortin", "covbat": "chen"}
-"""Our names, and those of combatlearn's methods."""
+"""Our name of each method, and its name in combatlearn."""
 
 LEAST_IMAGES = 2
 """Training images that every site must have."""
 
 
 def traits(records: Sequence[ImageRecord], is_training: np.ndarray) -> np.ndarray | None:
-    """``(n, C)`` age in years and sex as 0 and 1; None without any.
+    """``(n, C)`` age in years and sex as 0 and 1; None if no trait can be used.
 
-    A trait counts if every image has it and if it varies in training. Without them ComBat takes for the scanner's
-    what is the population's.
+    A trait is used if every image has it and it varies in training. Without traits, ComBat treats differences between
+    populations as differences between scanners.
     """
     columns = []
     for trait in (ages_of(records), sexes_of(records)):
@@ -41,29 +41,29 @@ def harmonize_features(
     is_training: np.ndarray,
     covariates: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Features less their sites' offsets and scales, estimated by empirical Bayes on training images alone.
+    """Remove each site's offset and scale from the features, estimated by empirical Bayes on training images only.
 
-    ``combat``: Johnson et al. 2007, Fortin et al. 2018; ``covbat`` also removes sites' covariances (Chen et al.
-    2022). They know the site of every image they are applied to, which no method on images does. They know no site
-    that was not in training.
+    ``combat``: Johnson et al. 2007, Fortin et al. 2018; ``covbat`` also removes the sites' covariances (Chen et al.
+    2022). Both need the site of every image they are applied to, which no image method does. A site must be in
+    training.
 
     Parameters
     ----------
     method:
         One of :data:`FEATURE_METHODS`.
     features:
-        ``(n, F)``, finite; a column that does not vary in training stays as it is.
+        ``(n, F)``, finite; a column that does not vary in training is left unchanged.
     site, is_training:
         ``(n,)`` names; ``(n,)`` bool, True for the images to fit on.
     covariates:
-        ``(n, C)`` finite traits whose effect must stay (age, sex as 0 and 1).
+        ``(n, C)`` finite traits whose effect is preserved (age, sex as 0 and 1).
 
     Raises
     ------
     DataError
         If a site has fewer than :data:`LEAST_IMAGES` training images.
     """
-    from combatlearn import ComBat  # brings plotting libraries: seconds
+    from combatlearn import ComBat  # slow to import: it loads plotting libraries
 
     sites = np.asarray(site, str)
     for name in np.unique(sites):

@@ -1,10 +1,10 @@
-"""The classical methods that ours is compared with.
+"""Classical image methods: raw, z-score, WhiteStripe, Nyúl, N4 and histogram matching.
 
-Raw, z-score, WhiteStripe, Nyúl, N4, histogram matching without and after it, and the same denoised.
+Histogram matching also comes with N4 before it, and with denoising after it. :data:`BASELINES` lists all methods.
 
-Each is fitted on training images of all sites and applied to one image. :data:`BASELINES` names them. A cohort is
-fitted from its images' :func:`quantile_function` alone, which a cluster can gather cheaply. Where ``bias_corrected`` is
-True, both sides work on images after N4 (:func:`mmh_ray.imaging.intensity.correct_bias`).
+Each is fitted on training images of all sites and applied to one image. Fitting needs only the
+:func:`quantile_function` of each image, which a cluster can gather cheaply. If ``bias_corrected`` is True, a method is
+fitted on and applied to images after N4 (:func:`mmh_ray.imaging.intensity.correct_bias`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from mmh_ray.imaging.grid import box_of
 from mmh_ray.imaging.intensity import MonotoneMap, noise_level
 
 LEVELS = 1001
-"""Points of a quantile function, evenly between the brain's minimum and maximum: one per 0.1 %."""
+"""Points of a quantile function: one per 0.1 %, from the brain's minimum to its maximum."""
 
 _STRIPE = 0.05
-_MARGIN = 16  # empty bins around the histogram, so that a peak at its end is one
+_MARGIN = 16  # empty bins around the histogram, so that a maximum in its first or last bin counts as a peak
 _NYUL_PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
 
 
@@ -38,7 +38,7 @@ def quantile_function(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 class Baseline(ABC):
-    """What every opponent can do."""
+    """A method that is fitted on a cohort and applied to one image at a time."""
 
     bias_corrected: ClassVar[bool] = False
     """Whether it works on images after N4."""
@@ -54,7 +54,7 @@ class Baseline(ABC):
 
 
 class Unfitted(Baseline):
-    """What learns nothing from a cohort."""
+    """A method that learns nothing from a cohort."""
 
     @classmethod
     def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
@@ -62,23 +62,20 @@ class Unfitted(Baseline):
         return cls()
 
 
-@dataclass(frozen=True)
 class Raw(Unfitted):
-    """The scan as it is."""
+    """The unchanged scan."""
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The image itself."""
         return image.astype(np.float32)
 
 
-@dataclass(frozen=True)
 class Corrected(Raw):
-    """The scan after N4 (Tustison et al. 2010) and nothing else: what a method must not fall behind."""
+    """The scan after N4 (Tustison et al. 2010) and nothing else: the least that a method must reach."""
 
     bias_corrected: ClassVar[bool] = True
 
 
-@dataclass(frozen=True)
 class ZScore(Unfitted):
     """``(x − mean) / sd`` with the brain's own mean and standard deviation (Reinhold et al. 2019)."""
 
@@ -93,20 +90,20 @@ class ZScore(Unfitted):
 class WhiteStripe(Baseline):
     """``(x − μ) / σ`` with the mean and standard deviation of normal-appearing white matter (Shinohara et al. 2014).
 
-    White matter is the peak of the brain's histogram farthest from the fluid: the brightest where fluid is dark
-    (T1w), the darkest where it is bright (T2w, where the paper takes the largest, which in coarse scans is grey
-    matter). The stripe is what lies within 5 % of the brain's voxels to either side of it. Nothing of other images
-    enters but the side on which fluid lies.
+    White matter is the histogram peak farthest from the fluid: the brightest peak where fluid is dark (T1w), the
+    darkest where it is bright (T2w). For T2w the paper takes the largest peak, which in coarse scans is grey matter.
+    The stripe holds 5 % of the brain's voxels on each side of the peak. Only the side of the fluid is learned from
+    other images.
     """
 
     fluid_is_bright: bool
-    """Whether the long tail of the cohort's histograms, the fluid, is its bright one."""
+    """Whether the long tail of the cohort's histograms, the fluid, is at the bright end."""
 
     bias_corrected: ClassVar[bool] = True
 
     @classmethod
     def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
-        """Whether the histograms' tails, to the 1st and the 99th percentile, are longer above the median than below."""
+        """Compare the lengths of the histograms' tails, from the median to the 1st and to the 99th percentile."""
         skews = []
         for quantile in quantiles:
             low = quantile[round(0.01 * (LEVELS - 1))]
@@ -117,7 +114,7 @@ class WhiteStripe(Baseline):
         return cls(fluid_is_bright=bool(np.mean(skews) > 0))
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """White matter at 0 and its spread at 1; a flat brain becomes 0."""
+        """White matter has mean 0 and standard deviation 1; a flat brain becomes 0."""
         values = image[mask].astype(np.float64)
         values.sort()
         below_peak = np.searchsorted(values, self._peak(values))
@@ -166,7 +163,7 @@ class Nyul(Baseline):
         return cls(np.mean(scaled, axis=0))
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Piecewise linear from the image's landmarks to the standard ones; the outer pieces continue beyond them."""
+        """Piecewise linear from the image's landmarks to the standard ones, extrapolated beyond the outer ones."""
         landmarks_of_image = _landmarks(quantile_function(image, mask))
         knots = MonotoneMap.between(landmarks_of_image, self.landmarks)
         source = knots.source
@@ -181,14 +178,14 @@ class Nyul(Baseline):
 
 @dataclass(frozen=True)
 class HistogramMatching(Baseline):
-    """Full quantile mapping of the brain onto the cohort's mean quantile function, as it is scanned."""
+    """Full quantile mapping of the brain to the cohort's mean quantile function."""
 
     quantiles: np.ndarray
-    """``(LEVELS,)`` mean quantile function of the cohort; every image enters it with its 99th percentile at 1."""
+    """``(LEVELS,)`` mean quantile function of the cohort, each image scaled to a 99th percentile of 1."""
 
     @classmethod
     def from_quantiles(cls, quantiles: Iterable[np.ndarray]) -> Self:
-        """Mean over images; zero stays zero."""
+        """Mean over images, each divided by its 99th percentile, so that zero stays zero."""
         scaled = []
         for quantile in quantiles:
             percentile_99 = quantile[round(0.99 * (LEVELS - 1))]
@@ -197,25 +194,23 @@ class HistogramMatching(Baseline):
         return cls(np.mean(scaled, axis=0))
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Rank for rank onto the cohort's intensities inside the mask, 0 outside."""
+        """Map intensities by rank to those of the cohort inside the mask; 0 outside."""
         to_cohort = MonotoneMap.between(quantile_function(image, mask), self.quantiles)
         mapped = to_cohort.apply(image)
         return np.where(mask, mapped, 0).astype(np.float32)
 
 
-@dataclass(frozen=True)
 class CorrectedHistogramMatching(HistogramMatching):
-    """The same of images after N4 on both sides."""
+    """Histogram matching, fitted on and applied to images after N4."""
 
     bias_corrected: ClassVar[bool] = True
 
 
-@dataclass(frozen=True)
 class DenoisedHistogramMatching(CorrectedHistogramMatching):
-    """The same, then 3-D non-local means (Buades et al. 2005): smooth pictures that drift from the truth."""
+    """N4, histogram matching, then 3-D non-local means (Buades et al. 2005): smooth, but less true to the anatomy."""
 
     def apply(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Patches of 3³ voxels, searched 2 voxels around, with the noise level estimated from the matched image."""
+        """Denoise with 3³ patches, a search radius of 2 voxels, and the noise level of the matched image."""
         matched = super().apply(image, mask)
         box = box_of(mask)
         brain = matched[box]

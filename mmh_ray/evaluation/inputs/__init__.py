@@ -1,1 +1,1 @@
-"""Who is scored and on which files: scans, masks, labels, outputs of methods."""
+"""Reads what is scored: scans, masks, label maps, truth and the outputs of methods."""

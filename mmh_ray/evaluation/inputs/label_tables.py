@@ -1,10 +1,10 @@
-"""Numberings of label maps, each told apart into plain tissues: fluid, grey matter, white matter.
+"""Maps the numbers of each labelling to tissues: fluid, grey matter, white matter.
 
-Grey matter is cortex: that of the cerebrum and that of the cerebellum. Deep grey nuclei (thalamus, pallidum, putamen,
-caudate and the like) hold iron and fibres, so that their T1 and T2 lie between cortex and white matter; hippocampus and
-amygdala are drawn with the white matter and the fluid that they border on. Neither counts as grey, nor does the brain
-stem as white: what is measured is whether the tissues stand apart that an image must show apart. The plain tables
-`tissues` and `bids` cannot tell these, so their figures do not compare with those of the others.
+Grey matter is the cortex of cerebrum and cerebellum. Deep grey nuclei (thalamus, pallidum, putamen, caudate and others)
+are left out: they contain iron and fibres, so their T1 and T2 lie between those of cortex and white matter.
+Hippocampus and amygdala are left out because their labels include adjacent white matter and fluid. The brain stem does
+not count as white matter. So only tissues that an image must show as different are compared. The tables `tissues` and
+`bids` do not separate these structures, so their results cannot be compared with those of the other tables.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mmh_ray.evaluation.metrics.segmentation import TISSUES
 TableName = Literal["freesurfer", "dlmuse", "tissues", "bids"]
 
 UNKNOWN = 255
-"""Code of a number that a table does not know."""
+"""Code of a number that is not in the table."""
 _CODES = {tissue: code for code, tissue in enumerate(TISSUES, start=1)}
 
 
 class LabelTable(NamedTuple):
-    """Numbers of a labelling by tissue.
+    """The numbers of each tissue.
 
-    ``others`` are known and no tissue of ours: deep grey, brain stem, vessels, what is no brain.
+    ``others`` are known but not used: deep grey, brain stem, vessels, and everything outside the brain.
     """
 
     csf: frozenset[int]
@@ -36,7 +36,7 @@ class LabelTable(NamedTuple):
     others: frozenset[int]
 
     def codes(self) -> np.ndarray:
-        """uint8 code by number from 0 on, as :data:`TISSUES` has them: 1 CSF, 2 GM, 3 WM, 0 others, :data:`UNKNOWN`."""
+        """uint8 code, indexed by number: 1 CSF, 2 GM, 3 WM (as in :data:`TISSUES`), 0 others, or :data:`UNKNOWN`."""
         largest = max(frozenset.union(*self))
         codes = np.full(largest + 1, UNKNOWN, np.uint8)
         codes[0] = 0
@@ -56,14 +56,14 @@ def _numbers(*parts: int | Iterable[int]) -> frozenset[int]:
 
 @cache
 def label_table(name: TableName) -> LabelTable:
-    """A table by its name.
+    """Return a table by its name.
 
     ``freesurfer``: `FreeSurferColorLUT.txt` (Fischl et al. 2002; Desikan et al. 2006), as FreeSurfer, FastSurfer and
     SynthSeg write it: aseg, the cortical parcels of aparc (1000-2999) and of aparc.a2009s (11100-12199), the white
-    matter parcels of wmparc. ``dlmuse``: the ROIs of MUSE (Doshi et al. 2016) and DLMUSE, numbered after
-    Neuromorphometrics, with fluid around the brain as 1. ``tissues``: 1 CSF, 2 GM, 3 WM, as FSL FAST, ANTs Atropos and
-    IBSR number them. ``bids``: 1 GM, 2 WM, 3 CSF, as the BIDS derivatives specification and fMRIPrep do, with 4-7 for
-    what is no brain or a lesion, 8 cortex, 9 deep grey, 10 brain stem, 11 cerebellum.
+    matter parcels of wmparc. ``dlmuse``: the ROIs of MUSE (Doshi et al. 2016) and DLMUSE, with the numbers of
+    Neuromorphometrics, and 1 for fluid around the brain. ``tissues``: 1 CSF, 2 GM, 3 WM, as in FSL FAST, ANTs Atropos
+    and IBSR. ``bids``: 1 GM, 2 WM, 3 CSF, as in the BIDS derivatives specification and fMRIPrep, 4-7 for lesions and
+    non-brain tissue, 8 cortex, 9 deep grey, 10 brain stem, 11 cerebellum.
     """
     makers = {"freesurfer": _freesurfer, "dlmuse": _dlmuse, "tissues": _tissues, "bids": _bids}
     return makers[name]()

@@ -1,4 +1,4 @@
-"""Label maps that others drew, read onto a scan's grid as plain tissues: fluid, grey matter, white matter."""
+"""Reads a label map onto the grid of its scan, as tissues: fluid, grey matter, white matter."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ BRIGHTER = {
     "FLAIR": (("GM", "WM"), ("GM", "CSF")),
     "PDw": (("GM", "WM"), None),
 }
-"""By sequence, of white and grey and of grey and fluid, first the one that an adult's scan must show brighter.
+"""By sequence, two pairs of tissues, the brighter first: grey and white matter, grey matter and fluid.
 
-Where fluid lies in a PDw depends on its echo and repetition times, so nothing is asked of it there.
+This is their order in adults. In PDw the brightness of fluid depends on echo and repetition time, so it is not checked.
 """
 
 LEAST_VOXELS = 50
-"""Voxels of a tissue below which its figures say little."""
+"""Minimum number of labelled voxels for a tissue to be measured."""
 LEAST_INSIDE = 0.5
-"""Part of the labelled tissue that must lie in the scan's field of view, and in its brain mask; else it is of another
-scan."""
-NAMED = 5
-"""Label numbers named in a note."""
+"""Minimum share of the labelled tissue in the scan's field of view, and in its brain mask.
+
+With less, the map belongs to another scan.
+"""
+MOST_LISTED = 5
+"""Maximum number of label numbers listed in a note."""
 MOST_UNKNOWN = 0.25
-"""Part of the labelled voxels whose numbers a table may not know; beyond, it is the wrong table."""
+"""Maximum share of labelled voxels whose numbers are not in the table; with more, it is the wrong table."""
 
 _BY_NAME: Mapping[str, TableName] = {
     "dlmuse": "dlmuse",
@@ -50,18 +52,18 @@ _LEAST_FRACTION = 0.01
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """The tissues that others drew in a scan.
+    """The labelled tissues of a scan.
 
     Attributes
     ----------
     tissues:
-        ``(I, J, K)`` uint8 on the scan's grid, inside its brain mask: 1 + the index in ``TISSUES``, 0 for all else.
+        ``(I, J, K)`` uint8 on the scan's grid, inside its brain mask: 1 + the index in ``TISSUES``, 0 elsewhere.
     table:
-        Name of the table that told them.
+        Name of the table that the map was read with.
     inside:
-        Part of the labelled grey and white matter that lies inside the brain mask, 0 to 1.
+        Share of the labelled grey and white matter inside the brain mask, 0 to 1.
     unknown:
-        Voxels by number that the table does not know.
+        Number of voxels of each label number that is not in the table.
     """
 
     tissues: np.ndarray
@@ -75,20 +77,19 @@ class LabelMap:
 
     @cached_property
     def lacking(self) -> tuple[str, ...]:
-        """Tissues of fewer than :data:`LEAST_VOXELS` voxels, of which there are no figures."""
-        lacking = [tissue for tissue in TISSUES if np.count_nonzero(self.of(tissue)) < LEAST_VOXELS]
-        return tuple(lacking)
+        """Tissues with fewer than :data:`LEAST_VOXELS` voxels, which are not measured."""
+        return tuple(tissue for tissue in TISSUES if np.count_nonzero(self.of(tissue)) < LEAST_VOXELS)
 
     def remarks(self) -> list[str]:
-        """What to know of the map, in words that maps of one kind share."""
+        """Notes for the reader of the evaluation, worded alike for maps with the same remark."""
         remarks = []
         if self.unknown:
-            numbers = ", ".join(str(number) for number in sorted(self.unknown)[:NAMED])
-            more = f" and {len(self.unknown) - NAMED} more" if len(self.unknown) > NAMED else ""
-            remarks.append(f"labels that the table {self.table} does not know count as none: {numbers}{more}")
+            numbers = ", ".join(str(number) for number in sorted(self.unknown)[:MOST_LISTED])
+            more = f" and {len(self.unknown) - MOST_LISTED} more" if len(self.unknown) > MOST_LISTED else ""
+            remarks.append(f"label numbers that are not in the table {self.table} are ignored: {numbers}{more}")
         if self.lacking:
             tissues = ", ".join(self.lacking)
-            remarks.append(f"fewer than {LEAST_VOXELS} labelled voxels of {tissues}: no figures of it")
+            remarks.append(f"fewer than {LEAST_VOXELS} labelled voxels of {tissues}: not measured")
         return remarks
 
 
@@ -101,24 +102,24 @@ def read_label_map(
     names: Sequence[str] = (),
     space: str | None = None,
 ) -> LabelMap:
-    """Read a label map and lay it on a scan: the nearest label through the affines, where its grid is another one.
+    """Read a label map onto the grid of a scan; on another grid, the nearest label is taken through the affines.
 
     Parameters
     ----------
     scan, mask:
-        The scan, best after a bias field correction, and ``(I, J, K)`` bool its brain.
+        The scan, preferably after bias field correction, and ``(I, J, K)`` bool its brain.
     table:
-        ``auto`` goes by the map's ``names``, then takes a map of no other numbers than 1, 2 and 3 for ``tissues``.
+        ``auto`` chooses by the map's ``names``; a map with only 1, 2 and 3 and no known name is read as ``tissues``.
     names:
-        Values of the map's `desc` and the like.
+        Values of the map's `desc` and similar entities.
     space:
-        Template's space that the map's name gives and the scan's does not: its grid must then be the scan's.
+        Template space in the map's name that the scan's name lacks; the map must then have the scan's grid.
 
     Raises
     ------
     DataError
-        If it cannot be read, holds fractions, does not lie on the scan or in its brain, if nobody can tell its table,
-        or the tissues' median intensities are not in the order of the sequence by that table.
+        If the map cannot be read, holds fractions, does not overlap the scan or its brain, or has no known table; or
+        if the tissues' median intensities are not in the order of the sequence.
     """
     volume = read_volume(path)
     numbers = _whole_numbers(volume.data)
@@ -133,8 +134,8 @@ def read_label_map(
     grey_and_white = tissues >= 2
     inside = float((grey_and_white & mask).sum()) / max(int(grey_and_white.sum()), 1)
     if inside < LEAST_INSIDE:
-        received = f"a label map of which {inside:.0%} of grey and white matter lie in the scan's brain mask"
-        raise DataError(received, f"{LEAST_INSIDE:.0%} or more", "Check that it is of this scan, and its affine.")
+        received = f"a label map with {inside:.0%} of its grey and white matter in the scan's brain mask"
+        raise DataError(received, f"{LEAST_INSIDE:.0%} or more", "Check that it belongs to this scan, and its affine.")
     return LabelMap(tissues * mask, table_name, inside, unknown)
 
 
@@ -147,7 +148,7 @@ def _whole_numbers(data: np.ndarray) -> np.ndarray:
 
 
 def _table_by_name(names: Sequence[str]) -> TableName | None:
-    """The table that the map's name gives."""
+    """The table that the map's name gives; None if it gives none."""
     for name in names:
         if name.lower() in _BY_NAME:
             return _BY_NAME[name.lower()]
@@ -155,16 +156,16 @@ def _table_by_name(names: Sequence[str]) -> TableName | None:
 
 
 def _table_by_numbers(numbers: np.ndarray) -> TableName:
-    """``tissues`` for a map of 1, 2 and 3, all of them and nothing else."""
+    """``tissues`` if the map's numbers are exactly 1, 2 and 3."""
     if set(np.unique(numbers)) - {0} == {1, 2, 3}:
         return "tissues"
-    received = f"a label map of numbers from {numbers.min()} to {numbers.max()} whose name says no table"
+    received = f"a label map with numbers from {numbers.min()} to {numbers.max()} and no known table in its name"
     expected = f"1, 2 and 3, or desc- one of {', '.join(_BY_NAME)}"
     raise DataError(received, expected, _SETTING)
 
 
 def _tissue_codes(numbers: np.ndarray, name: TableName) -> tuple[np.ndarray, dict[int, int]]:
-    """uint8 tissues, and how many voxels have each number that the table does not know."""
+    """uint8 tissues, and the number of voxels of each label number that is not in the table."""
     by_number = label_table(name).codes()
     is_listed = (numbers >= 0) & (numbers < by_number.size)
     codes = by_number[np.where(is_listed, numbers, 0)]
@@ -174,7 +175,7 @@ def _tissue_codes(numbers: np.ndarray, name: TableName) -> tuple[np.ndarray, dic
     labelled = int(np.count_nonzero(numbers))
     unknown_share = float(counts.sum()) / max(labelled, 1)
     if unknown_share > MOST_UNKNOWN:
-        received = f"a label map of which the table {name} knows {1 - unknown_share:.0%}"
+        received = f"a label map with {1 - unknown_share:.0%} of its labelled voxels in the table {name}"
         raise DataError(received, f"{1 - MOST_UNKNOWN:.0%} or more", _SETTING)
     codes[is_unknown] = 0
     return codes, dict(zip(unknown_numbers.tolist(), counts.tolist(), strict=True))
@@ -186,20 +187,21 @@ def _on_grid(codes: np.ndarray, volume: Volume, scan: Volume, space: str | None)
         return codes
     if space is not None:
         received = f"a label map in the space {space}, on another grid than the scan's"
-        raise DataError(received, "a label map in the scan's own space", "Bring it there, and leave `space` out.")
+        remedy = "Transform it to the scan's space, and remove `space` from its name."
+        raise DataError(received, "a label map in the scan's own space", remedy)
     share_in_view = share_held(codes > 0, volume.affine, scan.affine, shape)
     if share_in_view < LEAST_INSIDE:
-        received = f"a label map of which {share_in_view:.0%} lies in the scan's field of view"
+        received = f"a label map with {share_in_view:.0%} of its labelled voxels in the scan's field of view"
         raise DataError(received, f"{LEAST_INSIDE:.0%} or more", "Check the affines of map and scan.")
     scan_to_map = np.linalg.inv(volume.affine) @ scan.affine
     return ndimage.affine_transform(codes, scan_to_map, output_shape=shape, order=0, mode="grid-constant")
 
 
 def _check_order(tissues: np.ndarray, image: np.ndarray, sequence: str, table: TableName, is_table_named: bool) -> None:
-    """Raise DataError where the median intensities of the tissues are not in the order of the sequence.
+    """Raise DataError if the median intensities of the tissues are not in the order of the sequence.
 
-    Then the map was numbered by another table (1 GM, 2 WM, 3 CSF is as usual as 1 CSF, 2 GM, 3 WM), or is of another
-    scan. ``is_table_named``: the map's name or the setting gives the table.
+    Then the map uses another table (1 GM, 2 WM, 3 CSF is as common as 1 CSF, 2 GM, 3 WM) or belongs to another scan.
+    ``is_table_named``: the map's name or the setting gives the table.
     """
     for brighter, darker in _orders(sequence, is_table_named):
         bright = image[tissues == TISSUES.index(brighter) + 1]
@@ -208,21 +210,22 @@ def _check_order(tissues: np.ndarray, image: np.ndarray, sequence: str, table: T
         if is_table_named and is_small:
             continue
         if is_small or np.median(bright) <= np.median(dark):
-            received = f"a label map that, read by the table {table}, shows {brighter} no brighter than {darker}"
-            remedy = f"{_SETTING} Check that the map is of this scan."
-            raise DataError(received, f"the tissues in the order of a {sequence}", remedy)
+            received = f"a label map that, read with the table {table}, shows {brighter} no brighter than {darker}"
+            remedy = f"{_SETTING} Check that the map belongs to this scan."
+            raise DataError(received, f"the brightness order of tissues in {sequence}", remedy)
 
 
 def _orders(sequence: str, is_table_named: bool) -> list[tuple[str, str]]:
-    """Pairs of tissues, the brighter first, that a scan must show if its map was read by the right table.
+    """Pairs of tissues, the brighter first, that a scan must show if its map was read with the right table.
 
-    Grey and white are all but equal in some adults' scans of other sequences than T1w: there they tell a table that
-    nobody gave, and refute none.
+    Outside T1w, grey and white matter are almost equal in some adults. So there this pair is only checked for a guessed
+    table, and a named table is not refused because of it.
     """
     grey_white, fluid = BRIGHTER.get(sequence, (None, None))
     if not is_table_named and (grey_white is None or fluid is None):
-        received = "a label map of the numbers 1 to 3 whose name says no table"
-        raise DataError(received, f"a name, as the order of tissues in {sequence} tells none", _SETTING)
+        received = "a label map with the numbers 1 to 3 and no known table in its name"
+        expected = f"a table in its name, because the brightness of tissues in {sequence} does not reveal it"
+        raise DataError(received, expected, _SETTING)
     orders = []
     if fluid is not None:
         orders.append(("CSF", "WM") if fluid[0] == "CSF" else ("WM", "CSF"))

@@ -1,4 +1,4 @@
-"""What an evaluation knows of an image before it reads a voxel: its row of the manifest, and paths of other files."""
+"""Holds what is known about an image before it is read: its manifest row and the paths of related files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 IMAGE_COLUMNS = ("image_id", "subject", "site", "sequence", "age", "sex")
-"""What the tables of metrics repeat of an image."""
+"""Facts of an image that the tables of metrics repeat."""
 
 _SEX_CODES = {"M": 0.0, "F": 1.0}
 
@@ -23,13 +23,13 @@ class ImageRecord:
     uri, mask_uri:
         Paths of the scan and of its brain mask; without a mask the brain is estimated.
     age, sex:
-        In years; ``M`` or ``F``. None where the archive does not say.
+        In years; ``M`` or ``F``. None if unknown.
     outputs:
-        Path of the output by the name of the archive that holds it.
+        Path of each method's output, by the name of its archive.
     lesion_uri:
-        Path of a lesion mask that somebody drew.
+        Path of a lesion mask.
     labels_uri, labels_names, labels_space:
-        Path of a label map, the values of its `desc` and the like, and the template's space that its name gives.
+        Path of a label map, the values of its `desc` and similar entities, and the template space in its name.
     """
 
     image_id: str
@@ -51,7 +51,7 @@ class ImageRecord:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> ImageRecord:
-        """From a row of the manifest; columns that an evaluation does not need are ignored."""
+        """From a row of the manifest; other columns are ignored."""
         columns = [column.name for column in fields(cls)]
         known = {name: row[name] for name in columns if name in row}
         return cls(**known)

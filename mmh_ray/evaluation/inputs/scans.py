@@ -1,4 +1,4 @@
-"""A subject's scans of one sequence as the evaluation reads them: scan, brain mask, truth, every method's output."""
+"""Reads a subject's scans of one sequence: scan, brain mask, truth, and the outputs of methods."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from mmh_ray.evaluation.metrics.training import TargetCohort
 
 LEAST_COMMON = 500
-"""A common part of fewer voxels is left out: its features say little."""
+"""Minimum number of voxels of a common mask; with fewer, features are not meaningful."""
 
 GridKey = tuple[str, tuple[int, ...]]
 """Sequence, and shape of the voxel grid."""
 
 StyleFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""Style vector ``(D,)`` of an image, a mask ``(I, J, K)`` and their affine."""
+"""Takes an image and a mask ``(I, J, K)`` and their affine; returns the style vector ``(D,)``."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Case:
     Attributes
     ----------
     records:
-        What is scored.
+        The scored images.
     is_pictured:
         Whether the report shows middle slices of this subject.
     reference:
-        The same person's own scan at a target site, with which the others are compared; never an input.
+        The subject's scan at the target site, which outputs are compared with; never an input.
     """
 
     subject: str
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def all_records(self) -> tuple[ImageRecord, ...]:
-        """What is scored, and the reference."""
+        """The scored images and the reference."""
         if self.reference is None:
             return self.records
         return (*self.records, self.reference)
@@ -62,7 +62,7 @@ class Case:
 
 @dataclass(frozen=True)
 class ScoringSettings:
-    """What scoring any case needs.
+    """What is needed to score any case.
 
     Attributes
     ----------
@@ -75,17 +75,15 @@ class ScoringSettings:
     iterations:
         N4's iterations per level.
     sliced_methods:
-        Methods whose slices the convolutional probes look at.
+        Methods whose slices the convolutional probes use.
     common_masks:
-        By sequence and shape of the grid, the voxels that are brain in everybody (:func:`common_masks`).
-    style:
-        Style vector ``(D,)`` of an image ``(I, J, K)``, its brain and affine.
+        By sequence and grid shape, the voxels that are brain in every scan (:func:`common_masks`).
     styled_methods:
         Methods whose style vectors are computed.
     target_cohorts:
-        What is known of a target site, by sequence; empty where no target is asked for.
+        Facts about the target site, by sequence; empty without a target.
     label_table:
-        By which table label maps are read, as ``evaluate.label_table`` says.
+        Table that label maps are read with (setting ``evaluate.label_table``).
     """
 
     methods: tuple[str, ...]
@@ -102,14 +100,14 @@ class ScoringSettings:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What a simulated archive knows of a subject; None where it does not say.
+    """The truth that a simulated archive holds about a subject; None where it holds none.
 
     Attributes
     ----------
     noisefree:
         ``(I, J, K)`` noise-free image of the sequence.
     tissues:
-        ``(I, J, K)`` share of each tissue, 0 to 1, by its name.
+        ``(I, J, K)`` fraction of each tissue, 0 to 1, by its name.
     labels:
         ``(I, J, K)`` uint8 as of :func:`~mmh_ray.evaluation.metrics.segmentation.tissue_labels`.
     lesion:
@@ -133,7 +131,7 @@ class Scan:
     corrected:
         ``(I, J, K)`` the scan after N4.
     label_map:
-        The tissues that somebody drew in the scan, if there is a usable label map.
+        The labelled tissues, if there is a usable label map.
     """
 
     record: ImageRecord
@@ -144,12 +142,12 @@ class Scan:
 
 
 def read_scan(record: ImageRecord, iterations: tuple[int, ...], truth: Truth | None = None) -> Scan:
-    """Read a scan and its mask, estimated where the archive has none, and correct its bias field.
+    """Read a scan and its mask (estimated if the archive has none), and correct its bias field.
 
     Raises
     ------
     DataError
-        If scan or mask cannot be used, or the truth lies on another grid.
+        If scan or mask cannot be used, or the truth has another grid.
     """
     volume = _read(record.uri)
     mask = _read_mask(record, volume)
@@ -160,7 +158,7 @@ def read_scan(record: ImageRecord, iterations: tuple[int, ...], truth: Truth | N
 
 
 def read_output(path: str, scan: Scan) -> np.ndarray:
-    """A method's output on the scan's grid.
+    """Read a method's output, which must be on the scan's grid.
 
     Raises
     ------
@@ -177,13 +175,8 @@ def read_output(path: str, scan: Scan) -> np.ndarray:
     return output.data
 
 
-def read_lesion(path: str, scan: Scan) -> np.ndarray:
-    """A lesion mask on the scan's grid; DataError where it lies on another or cannot be read."""
-    return read_output(path, scan) > 0.5
-
-
 def read_labels(scan: Scan, table: Literal["auto"] | TableName) -> LabelMap:
-    """The tissues that somebody drew in a scan, from the label map that its record names.
+    """Read the label map of a scan.
 
     Raises
     ------
@@ -201,17 +194,17 @@ def read_labels(scan: Scan, table: Literal["auto"] | TableName) -> LabelMap:
 
 
 def read_truth(folder: str, subject: str, sequence: str, session: str | None = None) -> Truth:
-    """The truth of a subject.
+    """Read the truth of a subject.
 
     Parameters
     ----------
     session:
-        Of a scan: the noise-free image is the one that its scanner would show, not the one of the unified domain.
+        If given, the noise-free image is what this session's scanner would show, not that of the unified domain.
 
     Raises
     ------
     DataError
-        If there is no noise-free image of the sequence, or a map that is there cannot be read.
+        If there is no noise-free image of the sequence, or an existing map cannot be read.
     """
     stem = f"{folder.rstrip('/')}/sub-{subject}/anat/sub-{subject}"
     noisefree_stem = stem
@@ -232,7 +225,7 @@ def read_truth(folder: str, subject: str, sequence: str, session: str | None = N
 
 
 def scan_mask(record: ImageRecord) -> np.ndarray:
-    """The brain of a scan as :func:`read_scan` gives it.
+    """The brain mask of a scan, as in :func:`read_scan`.
 
     Raises
     ------
@@ -243,10 +236,10 @@ def scan_mask(record: ImageRecord) -> np.ndarray:
 
 
 def common_masks(masks: Iterable[tuple[ImageRecord, np.ndarray]]) -> dict[GridKey, np.ndarray]:
-    """By sequence and shape, the voxels that are brain in every scan of that shape: a part that names no person.
+    """By sequence and shape, the voxels that are brain in every scan of that shape.
 
-    A method that gives everybody one picture must not be told apart by the outline of the brain. So people are looked
-    for in the common part alone. A shape has no common part if it is of a single subject, or if fewer than
+    Persons are identified from these voxels only: the outline of the brain would reveal them even if a method returned
+    one template for everybody. A shape has no common mask if it occurs in a single subject, or if fewer than
     :data:`LEAST_COMMON` voxels are left.
     """
     common: dict[GridKey, np.ndarray] = {}
@@ -270,7 +263,7 @@ def on_one_grid(a: Scan, b: Scan) -> bool:
 
 
 def _read(place: str) -> Volume:
-    """A volume from a path, or from an object store."""
+    """Read a volume from a path or an object store."""
     with staged(place) as (path,):
         return read_volume(path)
 
@@ -283,10 +276,11 @@ def _read_mask(record: ImageRecord, volume: Volume) -> np.ndarray:
     with naming_mask(record.mask_uri):
         mask, _ = on_grid_of(volume, archive_mask)
     if not mask.any():
-        raise DataError(f"{record.mask_uri}: empty mask", "voxels of 1 in the brain", "Make the mask again.")
+        raise DataError(f"{record.mask_uri}: empty mask", "voxels of 1 in the brain", "Create the mask again.")
     return mask
 
 
 def _check_shape(data: np.ndarray, volume: Volume, name: str) -> None:
     if data.shape != volume.data.shape:
-        raise DataError(f"{name}: shape {data.shape}", f"the scan's {volume.data.shape}", "Put it on the scan's grid.")
+        expected = f"the scan's {volume.data.shape}"
+        raise DataError(f"{name}: shape {data.shape}", expected, "Resample it to the scan's grid.")

@@ -1,8 +1,8 @@
-"""How alike two images are, and how near an image comes to the truth: one function per metric.
+"""Measures the similarity of two images, and the error of an image to the truth: one function per metric.
 
 Each function gives formula, citation, range and the better direction. Images are 3-D arrays ``(I, J, K)`` on one grid,
-masks are boolean arrays of the same shape. Similarity between sites alone rewards blur. :func:`truth_error` cannot be
-flattered that way, so read them together.
+masks are boolean arrays of the same shape. Similarity between sites alone rewards blur. Blur does not improve
+:func:`truth_error`, so read them together.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _SSIM_WINDOW = 7
 
 
 def scale_by_percentiles(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Affine map that takes the brain's 1st and 99th percentiles to 0 and 1, as float32; nothing is clipped.
+    """Map the brain's 1st and 99th percentiles linearly to 0 and 1, without clipping; float32.
 
-    Applied before W1, PSNR and SSIM, so that every image is scaled by nothing but itself. An image whose two
-    percentiles agree has no scale and becomes 0 everywhere.
+    Applied before W1, PSNR and SSIM, so that the scaling of an image depends on no other image. If both percentiles
+    are equal, the image becomes 0 everywhere.
     """
     bottom, top = np.percentile(image[mask], (1, 99))
     if not top > bottom:
@@ -35,14 +35,14 @@ def scale_by_percentiles(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def w1(a: np.ndarray, b: np.ndarray) -> float:
-    """Wasserstein-1 distance between two sets of intensities, ``∫₀¹ |Qa(p) − Qb(p)| dp`` of their quantile functions Q.
+    """Wasserstein-1 distance of two sets of intensities: ``∫₀¹ |Qa(p) − Qb(p)| dp``, Q the quantile functions.
 
     Vallender 1974. Range 0 to ∞ in units of intensity; lower is better. The sets may differ in size.
 
     >>> w1(np.array([0.0, 1.0]), np.array([0.0]))
     0.5
     """
-    from scipy.stats import wasserstein_distance  # takes a third of a second; not every scan needs it
+    from scipy.stats import wasserstein_distance  # takes a third of a second, and not every caller needs it
 
     return float(wasserstein_distance(np.ravel(a), np.ravel(b)))
 
@@ -50,9 +50,9 @@ def w1(a: np.ndarray, b: np.ndarray) -> float:
 def psnr(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
     """Peak signal-to-noise ratio in the mask, ``−10 log₁₀ mean((a − b)²)`` dB, for a data range of 1.
 
-    Huynh-Thu & Ghanbari 2008. Range −∞ to :data:`PSNR_LIMIT`, which equal images have; higher is better.
+    Huynh-Thu & Ghanbari 2008. Range −∞ to :data:`PSNR_LIMIT` (equal images); higher is better.
     """
-    from skimage.metrics import peak_signal_noise_ratio  # only evaluation pays for it
+    from skimage.metrics import peak_signal_noise_ratio  # slow to import, and only evaluation needs it
 
     # in float64, as scikit-image keeps the precision of its input
     first = a[mask].astype(np.float64)
@@ -65,8 +65,8 @@ def psnr(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
 def ssim(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
     """Structural similarity for a data range of 1: the 3-D map (7³ window) averaged inside the mask.
 
-    Wang et al. 2004. Range −1 to 1; higher is better. Both images are set to 0 outside the mask first, so that
-    a method that clears the background gains nothing at the border.
+    Wang et al. 2004. Range −1 to 1; higher is better. Both images are first set to 0 outside the mask, so that
+    clearing the background is no advantage at the border.
     """
     from skimage.metrics import structural_similarity  # as above
 
@@ -82,14 +82,14 @@ def ssim(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
 
 
 def gradient_correlation(output: np.ndarray, source: np.ndarray, mask: np.ndarray) -> float:
-    """Pearson correlation of the two images' gradient magnitudes: is every edge where the scan has it?
+    """Pearson correlation of the two images' gradient magnitudes: are the edges in the same places?
 
     The gradient is the central difference along each axis, ``(x[i+1] − x[i−1]) / 2`` per voxel; the mask is eroded by
-    one voxel so that no difference reaches outside the brain. Range −1 to 1; higher is better; 0 where either is flat.
+    one voxel so that no difference reaches outside the brain. Range −1 to 1; higher is better; 0 if either is flat.
     """
     if not mask.any():
         return 0.0
-    box = box_of(mask, margin=1)  # the neighbours that differences reach; a scan's air is most of it
+    box = box_of(mask, margin=1)  # skip the air around the brain; differences need one voxel of margin
     inner = binary_erosion(mask[box])
     if not inner.any():
         return 0.0
@@ -104,8 +104,8 @@ def gradient_correlation(output: np.ndarray, source: np.ndarray, mask: np.ndarra
 def tissue_contrast(image: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> float:
     """Contrast of grey and white matter, ``|mean WM − mean GM| / s`` with the pooled standard deviation s.
 
-    Cohen 1988 (d). Range 0 to ∞; higher is better, though denoising raises it too. A voxel belongs to the tissue that
-    fills more than half of it; 0 where a tissue has fewer than two voxels or nothing varies.
+    Cohen 1988 (d). Range 0 to ∞; higher is better, although denoising raises it too. A voxel belongs to the tissue that
+    fills more than half of it. 0 if a tissue has fewer than two voxels or does not vary.
     """
     grey = image[gm > 0.5].astype(np.float64)
     white = image[wm > 0.5].astype(np.float64)
@@ -121,9 +121,9 @@ def tissue_contrast(image: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> float:
 
 
 class JointBins(NamedTuple):
-    """An image's voxels in bins of equally many, by rank of output intensity: all that the error to the truth needs.
+    """An image's voxels in bins of equal size, by rank of output intensity: the input of :func:`truth_error`.
 
-    Attributes are ``(bins,)``: the bin's median output intensity, its voxels, the truth's sum and sum of squares.
+    Attributes are ``(bins,)``: the bin's median output intensity and voxel count, the truth's sum and sum of squares.
     """
 
     output: np.ndarray
@@ -133,14 +133,14 @@ class JointBins(NamedTuple):
 
 
 class TruthError(NamedTuple):
-    """nRMSE to the truth, of the cohort and of each image."""
+    """nRMSE to the truth, for the cohort and for each image."""
 
     cohort: float
     per_image: np.ndarray
 
 
 def joint_bins(output: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> JointBins:
-    """Bin the brain voxels of an output and its truth; a monotone change of the output leaves the bins as they are."""
+    """Bin the brain voxels of an output and its truth; a monotone change of the output does not change the bins."""
     intensities = output[mask].astype(np.float64)
     truths = truth[mask].astype(np.float64)
     order = np.argsort(intensities, kind="stable")
@@ -158,33 +158,33 @@ def joint_bins(output: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> Joint
 
 
 def truth_bins(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> JointBins:
-    """:func:`joint_bins` of an image that is scaled by its percentiles and of the truth, scaled by its own.
+    """:func:`joint_bins` of a scaled image and of the truth, which is scaled by its own percentiles.
 
-    One rule for every method and evaluation: the unit of an MR image is no one's merit.
+    Every method is treated alike, because the unit of an MR image is arbitrary.
     """
     return joint_bins(scaled, scale_by_percentiles(truth, mask), mask)
 
 
 def truth_error(joints: Sequence[JointBins]) -> TruthError:
-    """nRMSE to the noise-free rendering of the same anatomy after ONE monotone map for all images of a sequence.
+    """nRMSE to the noise-free rendering of the same anatomy, after ONE monotone map for all images of a sequence.
 
     ``√mean((f(output) − truth)²) / sd(truth)`` over the brain voxels of all images, with f the isotonic regression
     (Barlow et al. 1972) of truth on output intensity over all of them. Range 0 to 1 (1: nothing of the truth is left);
-    lower is better. Blur cannot flatter it, nor can any monotone change common to the cohort alter it. Images come
-    binned (:func:`joint_bins`), so that memory does not grow with the cohort's voxels.
+    lower is better. Blur does not lower it, and a monotone change of the whole cohort does not change it. Images are
+    binned (:func:`joint_bins`), so that memory does not grow with the number of voxels.
     """
-    # one regression for all images: a map of each image's own would forgive differences between them
-    from sklearn.isotonic import IsotonicRegression  # takes a second; no scan is harmonized by it
+    # one regression for all images: a separate map per image would hide differences between images
+    from sklearn.isotonic import IsotonicRegression  # takes a second, and harmonizing does not need it
 
     output = np.concatenate([joint.output for joint in joints])
     voxels = np.concatenate([joint.voxels for joint in joints])
     truth = np.concatenate([joint.truth for joint in joints])
     truth_squared = np.concatenate([joint.truth_squared for joint in joints])
-    with warnings.catch_warnings():  # the direction is in doubt only where the output hardly follows the truth
+    with warnings.catch_warnings():  # the direction is uncertain only if output and truth hardly correlate
         warnings.filterwarnings("ignore", "Confidence interval of the Spearman", UserWarning)
         isotonic = IsotonicRegression(increasing="auto", out_of_bounds="clip")
         fitted = isotonic.fit_transform(output, truth / voxels, sample_weight=voxels)
-    # Σ (truth − fitted)² of each bin; rounding can take it below 0
+    # Σ (truth − fitted)² of each bin; rounding can make it negative
     squared_errors = np.maximum(truth_squared - 2 * fitted * truth + voxels * fitted**2, 0)
     all_voxels = voxels.sum()
     truth_sd = float(np.sqrt(truth_squared.sum() / all_voxels - (truth.sum() / all_voxels) ** 2))

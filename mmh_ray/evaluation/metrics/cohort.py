@@ -1,4 +1,4 @@
-"""One method's images of a sequence, row for row: what the metrics of a cohort are computed from."""
+"""Holds one method's images of a sequence, row by row: the input of the cohort metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmh_ray.evaluation.metrics.per_image import ImageMetrics
 from mmh_ray.evaluation.statistics.metric_values import MetricValues
 
 LEAST_SUBJECTS = 3
-"""Subjects a site must have for the probes, which hold some of them out."""
+"""Minimum number of subjects per site for the probes, which hold some of them out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +24,11 @@ class MethodCohort:
     Attributes
     ----------
     images:
-        Records and metrics. Of a method that works on features alone they are those of the raw scans.
+        Records and metrics; for a feature method, those of the raw scans.
     features, raw_features:
         ``(n, F)`` of the method's images and of the raw scans.
     inputs:
-        What else the metrics need of each image; empty for a method that works on features alone.
+        Further inputs of the metrics, per image; empty for a feature method.
     raw_slices:
         ``(n, S, P, P)`` of the raw scans, for the frozen CNN; None: no CNN probes.
     """
@@ -42,17 +42,17 @@ class MethodCohort:
 
     @property
     def image_ids(self) -> tuple[str, ...]:
-        """Of every row."""
+        """Image id of each row."""
         return tuple(image.record.image_id for image in self.images)
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """Of every row."""
+        """Subject of each row."""
         return tuple(image.record.subject for image in self.images)
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Of every row."""
+        """Site of each row."""
         return tuple(image.record.site for image in self.images)
 
     @property
@@ -67,7 +67,7 @@ class MethodCohort:
 
     @property
     def grey_matter_shares(self) -> np.ndarray:
-        """``(n,)`` part of the brain that is grey matter; NaN where unknown."""
+        """``(n,)`` share of grey matter in the brain; NaN where unknown."""
         shares = [image.values.get("gm_share", np.nan) for image in self.images]
         return np.array(shares, dtype=np.float64)
 
@@ -86,12 +86,12 @@ class MethodCohort:
         return np.stack(styles)
 
     def only(self, rows: Sequence[int], features: np.ndarray) -> MethodCohort:
-        """Some images with other features, and without what else the metrics need."""
+        """The cohort with some of its images, the given features and no inputs."""
         images = [self.images[row] for row in rows]
         return replace(self, images=images, features=features, inputs=())
 
     def metric(self, values: np.ndarray, **facts: Any) -> MetricValues:
-        """A metric with a unit per row whose value is finite; ``facts`` as of :class:`MetricValues`."""
+        """A metric with one unit per row, without rows that are not finite; ``facts`` go to :class:`MetricValues`."""
         if values.dtype != np.float32:
             values = np.asarray(values, dtype=np.float64)
         is_known = np.isfinite(values if values.ndim == 1 else values.sum(axis=1))
@@ -102,7 +102,7 @@ class MethodCohort:
 
 
 def probes_make_sense(records: Iterable[ImageRecord]) -> bool:
-    """At least two sites, each with :data:`LEAST_SUBJECTS` subjects."""
+    """Whether there are at least two sites, each with :data:`LEAST_SUBJECTS` subjects."""
     subjects_by_site: dict[str, set[str]] = {}
     for record in records:
         subjects_by_site.setdefault(record.site, set()).add(record.subject)

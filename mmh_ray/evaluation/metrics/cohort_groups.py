@@ -1,4 +1,4 @@
-"""How one method's images gather: by site, where they should not, and by person, where they must."""
+"""Measures how one method's images cluster: by site, which is bad, and by person, which is good."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmh_ray.evaluation.statistics.metric_values import ValuesByMetric
 
 
 def site_groups(cohort: MethodCohort, seed: int, runner: MetricRunner) -> ValuesByMetric:
-    """How images gather by site: by their features, and by their style vectors."""
+    """How images cluster by site, in their features and in their style vectors."""
     sites = cohort.sites
     site_count = len(set(sites))
     if site_count < 2 or len(sites) < 2 * site_count:
@@ -31,7 +31,7 @@ def site_groups(cohort: MethodCohort, seed: int, runner: MetricRunner) -> Values
 
 
 def person_groups(cohort: MethodCohort, seed: int, runner: MetricRunner) -> ValuesByMetric:
-    """How images gather by person, by what lies in the part of the grid that is brain in everybody."""
+    """How images cluster by person, in features of the voxels that are brain in every scan."""
     everybody = _in_common_part(cohort)
     images_of = Counter(everybody.subjects)
     several = [count for count in images_of.values() if count > 1]
@@ -50,7 +50,7 @@ def person_groups(cohort: MethodCohort, seed: int, runner: MetricRunner) -> Valu
 
 
 def _in_common_part(cohort: MethodCohort) -> MethodCohort:
-    """Images that have features of the common part, with those, standardised; none of a method on features alone."""
+    """The images that have features of the common mask, with these, standardised; empty for a feature method."""
     rows = []
     features = []
     for row, inputs in enumerate(cohort.inputs):
@@ -65,10 +65,7 @@ def _in_common_part(cohort: MethodCohort) -> MethodCohort:
 def _gathering(
     prefix: str, cohort: MethodCohort, labels: tuple[str, ...], perplexity: int, seed: int, runner: MetricRunner
 ) -> ValuesByMetric:
-    """How images gather by their labels, features being standardised.
-
-    Metrics are named ``PREFIX_silhouette`` and so on.
-    """
+    """How images with standardised features cluster by label; metrics are named ``PREFIX_silhouette`` and so on."""
     features = cohort.features
     label_array = np.asarray(labels)
     label_count = len(np.unique(label_array))
@@ -85,7 +82,7 @@ def _gathering(
         if values is None:
             continue
         if ending == "adjusted_rand":
-            # clusters are found once in the whole cohort, so that only the subjects vary from draw to draw
+            # k-means runs once on the whole cohort; only the subjects vary between bootstrap draws
             metrics[name] = cohort.metric(values, reduce=clustering.agreement, labels=labels)
         else:
             metrics[name] = cohort.metric(values)

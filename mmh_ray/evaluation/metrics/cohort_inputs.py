@@ -1,4 +1,4 @@
-"""What the metrics of a whole cohort need of one image: small, whatever the size of the scan."""
+"""Computes what the cohort metrics need from one image; its size does not depend on the scan's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HISTOGRAM_POINTS = 256
 
 
 class FineDetail(NamedTuple):
-    """The shape of an image's grid, and :func:`mmh_ray.evaluation.metrics.features.fine_detail` of its middle."""
+    """Shape of an image's grid, and :func:`mmh_ray.evaluation.metrics.features.fine_detail` of its centre."""
 
     grid: tuple[int, ...]
     values: np.ndarray
@@ -31,30 +31,28 @@ class FineDetail(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CohortInputs:
-    """Of one image; it stays in the object store, away from the driver.
+    """Inputs of the cohort metrics from one image; they stay in Ray's object store, not in the driver.
 
     Attributes
     ----------
     quantiles:
         256 quantiles of the scaled brain.
     tissue_quantiles:
-        The same of every tissue.
+        256 quantiles of each tissue.
     joint:
         The binned truth; None without a truth.
     features:
         Named features of the brain.
     common_features:
-        Features of the part of the grid that is brain in everybody; None where there is no such part.
-    detail:
-        Fine detail of the grid's middle.
+        Features of the voxels that are brain in every scan; None without a common mask.
     slices:
         ``(S, P, P)`` for the convolutional probe.
     style:
         ``(D,)`` style vector.
     tissue_slices:
-        Slices with tissues for the U-Net.
+        Slices and tissues for the U-Net.
     medians:
-        In the tissues that others drew.
+        Median intensities of the labelled tissues.
     """
 
     quantiles: np.ndarray
@@ -76,10 +74,10 @@ def cohort_inputs(
     runner: MetricRunner,
     raw_labels: np.ndarray | None = None,
 ) -> CohortInputs:
-    """What the cohort's metrics need of this image; ``raw_labels`` are the tissues found in the raw scan.
+    """Compute the inputs from one image; ``raw_labels`` are the tissues segmented in the raw scan.
 
-    The truth error compares image and truth each scaled by its own percentiles, whatever the method: the unit of an MR
-    image is no one's merit, and a method that hands on the scanner's gain is not charged for it.
+    For the truth error, image and truth are each scaled by their own percentiles, for every method: the unit of an MR
+    image is arbitrary, so keeping the scanner's gain is not penalised.
     """
     scan = output.scan
     image = output.image
@@ -126,7 +124,7 @@ def cohort_inputs(
 def _tissue_slices(
     output: MethodOutput, truth: Truth | None, raw_labels: np.ndarray | None, runner: MetricRunner
 ) -> TissueSlices | None:
-    """With the true tissues, else those that are found in the raw scan: the same for every method."""
+    """Slices with the true tissues, else those segmented in the raw scan; the same tissues for every method."""
     labels = raw_labels
     if truth is not None and truth.labels is not None:
         labels = truth.labels

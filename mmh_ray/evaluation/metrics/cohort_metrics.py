@@ -1,4 +1,4 @@
-"""Metrics that only a cohort has: of one method's images of a sequence, all together."""
+"""Computes the metrics of a cohort: all images of one method and sequence together."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from mmh_ray.evaluation.metrics.agreement import truth_error
 from mmh_ray.evaluation.metrics.cohort import MethodCohort
 from mmh_ray.evaluation.metrics.cohort_groups import person_groups, site_groups
 from mmh_ray.evaluation.metrics.cohort_probes import LEAST_AGES, age_probes, site_probes, unet_probe
-from mmh_ray.evaluation.metrics.label_metrics import site_label, spread_between_sites
+from mmh_ray.evaluation.metrics.label_metrics import Medians, site_label, spread_between_sites
 from mmh_ray.evaluation.metrics.runner import MetricRunner
 from mmh_ray.evaluation.metrics.segmentation import TISSUES
 from mmh_ray.evaluation.probes.downstream import association
 from mmh_ray.evaluation.statistics.metric_values import ValuesByMetric
 
 _GRID = np.arange(-0.5, 2.06, 0.01)
-"""Intensities at which distributions are compared where sites have no person in common.
+"""Intensities at which the distributions of sites are compared if no person was scanned at two sites.
 
-The brain's 1st percentile is 0, its 99th 1.
+The brain's 1st percentile is 0, its 99th is 1.
 """
+
+_UNLABELLED = Medians(table="", csf=np.nan, gm=np.nan, wm=np.nan)
 
 
 def cohort_metrics(cohort: MethodCohort, seed: int, runner: MetricRunner) -> ValuesByMetric:
-    """Every metric of the cohort that can be had of these images, by name."""
+    """All available metrics of the cohort, by name."""
     metrics: ValuesByMetric = {}
     metrics |= _error_to_truth(cohort)
     metrics |= _w1_of_pooled_sites(cohort)
@@ -39,7 +41,10 @@ def cohort_metrics(cohort: MethodCohort, seed: int, runner: MetricRunner) -> Val
 
 
 def w1_between_sites(distributions: np.ndarray, sites: np.ndarray) -> float:
-    """Mean over pairs of sites of ``∫ |Fa(x) − Fb(x)| dx``, F a site's mean distribution function; NaN for one site."""
+    """Mean over pairs of sites of ``∫ |Fa(x) − Fb(x)| dx``, F the site's mean distribution function.
+
+    NaN for a single site.
+    """
     site_means = []
     for site in np.unique(sites):
         of_site = distributions[sites == site]
@@ -71,14 +76,14 @@ def _error_to_truth(cohort: MethodCohort) -> ValuesByMetric:
 
 
 def _root_mean_square(values: np.ndarray, _labels: np.ndarray) -> float:
-    """Of errors, weighted by voxels; ``values`` are ``(n, 2)``."""
+    """Of errors, weighted by voxel counts; ``values`` ``(n, 2)`` holds both."""
     errors = values[:, 0]
     voxels = values[:, 1]
     return float(np.sqrt(np.average(errors**2, weights=voxels)))
 
 
 def _w1_of_pooled_sites(cohort: MethodCohort) -> ValuesByMetric:
-    """W1 between the pooled distributions of sites, for cohorts without travelers and without a target."""
+    """W1 between the mean distributions of sites, for cohorts without travelers and without a target."""
     has_target = any("w1" in image.values for image in cohort.images)
     if cohort.has_travelers or has_target or not cohort.inputs:
         return {}
@@ -97,7 +102,7 @@ def _w1_of_pooled_sites(cohort: MethodCohort) -> ValuesByMetric:
 
 
 def _distribution(quantiles: np.ndarray) -> np.ndarray:
-    """Distribution function at the grid's points, float32 to keep a large cohort small; NaN without any quantile."""
+    """Distribution function at the points of ``_GRID``; float32 to save memory; NaN without quantiles."""
     if not quantiles.size:
         return np.full(_GRID.size, np.nan, np.float32)
     counts_below = np.searchsorted(np.sort(quantiles), _GRID, side="right")
@@ -105,33 +110,24 @@ def _distribution(quantiles: np.ndarray) -> np.ndarray:
 
 
 def _label_spread(cohort: MethodCohort) -> ValuesByMetric:
-    """How far the tissues that others drew lie apart between sites; of labelled images alone."""
-    if all(inputs.medians is None for inputs in cohort.inputs):
+    """How much the labelled tissues differ between sites; images without label maps are left out."""
+    if not cohort.inputs:
         return {}
-    labels = []
-    grey = []
-    white = []
-    for inputs, site in zip(cohort.inputs, cohort.sites, strict=True):
-        medians = inputs.medians
-        if medians is None:
-            labels.append("")
-            grey.append((np.nan, np.nan))
-            white.append((np.nan, np.nan))
-        else:
-            labels.append(site_label(medians.table, site))
-            grey.append((medians.gm, medians.fluid_to_white))
-            white.append((medians.wm, medians.fluid_to_white))
+    medians = [inputs.medians or _UNLABELLED for inputs in cohort.inputs]
+    labels = tuple(site_label(image.table, site) for image, site in zip(medians, cohort.sites, strict=True))
+    ranges = [image.fluid_to_white for image in medians]
+    grey = np.column_stack([[image.gm for image in medians], ranges])
+    white = np.column_stack([[image.wm for image in medians], ranges])
     metrics = {}
     for name, values in {"label_spread_gm": grey, "label_spread_wm": white}.items():
-        array = np.array(values, dtype=np.float64)
-        metric = cohort.metric(array, reduce=spread_between_sites, labels=tuple(labels))
+        metric = cohort.metric(values, reduce=spread_between_sites, labels=labels)
         if metric.units:
             metrics[name] = metric
     return metrics
 
 
 def _associations(cohort: MethodCohort) -> ValuesByMetric:
-    """Grey matter's share of the brain with age and sex: what harmonizing must not take away."""
+    """Association of the grey matter share with age and sex, which harmonization must preserve."""
     if not cohort.inputs:
         return {}
     metrics = {}

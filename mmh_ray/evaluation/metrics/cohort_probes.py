@@ -1,4 +1,4 @@
-"""What probes, trained anew on one method's images, still tell: the site, the tissues, the age."""
+"""Trains probes on one method's images: how well do they predict site, tissues and age?"""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mmh_ray.evaluation.probes.site import cnn_site_probe, pattern_site_probe, s
 from mmh_ray.evaluation.statistics.metric_values import ValuesByMetric
 
 LEAST_AGES = 12
-"""Subjects of known age below which no brain age is learned."""
+"""Minimum number of subjects of known age for the brain age probes."""
 
 
 def site_probes(cohort: MethodCohort, seed: int, runner: MetricRunner) -> ValuesByMetric:
-    """Balanced accuracy of every probe of the site."""
+    """Balanced accuracy of every site probe."""
     if not probes_make_sense(image.record for image in cohort.images):
         return {}
     results: dict[str, ProbeResult | None] = {}
@@ -48,7 +48,7 @@ def site_probes(cohort: MethodCohort, seed: int, runner: MetricRunner) -> Values
 
 
 def unet_probe(cohort: MethodCohort, seed: int, runner: MetricRunner) -> ValuesByMetric:
-    """How a network that learned tissues at one site does at the others."""
+    """Scores at the other sites of a network that learned tissues at one site."""
     images = [inputs.tissue_slices for inputs in cohort.inputs if inputs.tissue_slices is not None]
     if not images or len(images) < len(cohort.images):
         return {}
@@ -63,7 +63,7 @@ def unet_probe(cohort: MethodCohort, seed: int, runner: MetricRunner) -> ValuesB
 
 
 def age_probes(cohort: MethodCohort, seed: int, runner: MetricRunner) -> ValuesByMetric:
-    """Error of brain age in years, cross-validated by subject, and with the tested site left out."""
+    """Error of brain age in years: cross-validated by subject, and also with the tested site left out."""
     ages = cohort.ages
     subjects_with_age = {subject for subject, age in zip(cohort.subjects, ages, strict=True) if np.isfinite(age)}
     if len(subjects_with_age) < LEAST_AGES:
@@ -88,24 +88,24 @@ def _retrained_and_frozen(
     seed: int,
     runner: MetricRunner,
 ) -> dict[str, ProbeResult | None]:
-    """A probe trained on the method's images, and the same probe trained on the raw ones."""
+    """Results of a probe trained on the method's images, and trained on the raw images."""
     sites = cohort.sites
     subjects = cohort.subjects
     frozen_name = f"{name}_frozen"
     retrained = runner.run(name, cohort.method, probe, images, sites, subjects, seed)
-    if cohort.method == RAW:  # trained on raw images is what it is
+    if cohort.method == RAW:  # its own images are the raw ones
         return {name: retrained, frozen_name: retrained}
     frozen = runner.run(frozen_name, cohort.method, probe, images, sites, subjects, seed, raw_images)
     return {name: retrained, frozen_name: frozen}
 
 
 def _pattern_probe(cohort: MethodCohort, runner: MetricRunner) -> dict[str, ProbeResult | None]:
-    """The matched filter; it needs grids of one shape."""
+    """The matched filter, which needs grids of one shape."""
     details = [inputs.detail for inputs in cohort.inputs]
     if not details:
         return {}
     if len({detail.grid for detail in details}) > 1:
-        runner.notes["grids of several shapes: no site_probe_pattern"].append(cohort.method)
+        runner.notes["no site_probe_pattern: the images' grids have different shapes"].append(cohort.method)
         return {}
     images = np.stack([detail.values for detail in details])
     name = "site_probe_pattern"
@@ -113,7 +113,7 @@ def _pattern_probe(cohort: MethodCohort, runner: MetricRunner) -> dict[str, Prob
 
 
 def _note_training(name: str, result: ProbeResult, cohort: MethodCohort, runner: MetricRunner) -> None:
-    """How a probe's training ended goes into the evaluation, and a sentence where it did not end by itself."""
+    """Record how a probe's training ended, with a note if it did not converge."""
     if not result.trainings:
         return
     owner = f"{cohort.images[0].record.sequence} {cohort.method}"
@@ -125,4 +125,4 @@ def _note_training(name: str, result: ProbeResult, cohort: MethodCohort, runner:
         "converged": all_converged,
     }
     if not all_converged:
-        runner.notes[f"{name} had not learnt its training images when it ended: it may miss a mark"].append(owner)
+        runner.notes[f"{name} did not converge on its training images: it may miss a site effect"].append(owner)

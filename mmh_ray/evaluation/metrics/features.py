@@ -1,7 +1,7 @@
-"""An image in numbers: histogram, noise, sharpness, spectrum and texture; and the slices a network may look at.
+"""Computes features of an image (histogram, noise, sharpness, spectrum, texture), and slices for network probes.
 
-Everything is computed inside the mask, from the image scaled by its own 1st and 99th percentile, so that a scanner's
-gain is no feature. Noise, spectrum and texture find marks that are too faint to see.
+Everything is computed inside the mask, from the image scaled by its own 1st and 99th percentile, so that features do
+not depend on the scanner's gain. Noise, spectrum and texture detect marks that are too faint to see.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _TEXTURE_SLICES = 5
 _TINY = 1e-9
 
 DETAIL = 32
-"""Voxels a side of the block that :func:`fine_detail` looks at."""
+"""Side of the block of :func:`fine_detail`, in voxels."""
 
 
 def image_features(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> dict[str, float]:
-    """Named features of a brain, the same names in the same order for every image, all finite.
+    """Named features of a brain: the same names in the same order for every image, all finite.
 
-    ================  =================================================================================================
+    ================  ==============================================================================================
     ``quantile_*``    and ``sd``, ``skewness``, ``kurtosis``, ``entropy``: first-order radiomics (Aerts et al. 2014)
     ``noise``         log MAD of the finest Haar details (Donoho & Johnstone 1994)
     ``distinct``      log of the number of distinct intensities: the file's grey levels
     ``gradient_*``    log of gradients per mm
     ``band_*``        log standard deviation of differences of Gaussians
     ``fwhm_*``        in mm, see :func:`fwhm_mm`
-    ``spectrum_*``    and ``profile_*``: log power of fine detail along an axis in 8 bands up to Nyquist, line by line
-                      and of the mean of the lines
+    ``spectrum_*``    log power of fine detail along an axis in 8 bands up to Nyquist: mean over single lines
+    ``profile_*``     the same power, but of the mean of all lines
     ``glcm_*``        co-occurrence of grey levels (Haralick et al. 1973)
     ``lbp_*``         local binary patterns (Ojala et al. 2002)
-    ================  =================================================================================================
+    ================  ==============================================================================================
 
     Cannot see: where in the brain something is.
 
@@ -69,9 +69,9 @@ def image_features(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, fl
 def probe_slices(image: np.ndarray, mask: np.ndarray, affine: np.ndarray, size: int = 64, count: int = 6) -> np.ndarray:
     """``(count, size, size)`` float16 axial slices at native voxels, evenly spaced over the brain's middle.
 
-    The axes are turned, not resampled, to the closest of right, anterior, superior. The square is centred on the brain
-    and padded with zeros. Intensities are scaled by the brain's own percentiles, clipped to −1 … 2, and zero outside
-    the mask.
+    Axes are flipped and permuted, not resampled, to approximate right, anterior, superior. Each square is centred on
+    the brain and padded with zeros. Intensities are scaled by the brain's own percentiles, clipped to −1 … 2, and zero
+    outside the mask.
     """
     box = box_of(mask)
     scaled = np.clip(scale_by_percentiles(image[box], mask[box]), -1, 2)
@@ -87,10 +87,10 @@ def probe_slices(image: np.ndarray, mask: np.ndarray, affine: np.ndarray, size: 
 
 
 def fine_detail(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """``(≤ DETAIL,) * 3`` float16: the scaled image less the mean of its 3³ neighbourhood, in the middle of the grid.
+    """``(≤ DETAIL,) * 3`` float16: the scaled image minus its mean over 3³ voxels, in a block at the grid's centre.
 
-    What a scanner or a method prints on every image at the same voxels stays in it when images are averaged. The mask's
-    outermost voxels and what lies outside are 0; places are those of the voxel grid, whatever the affine.
+    A pattern that a scanner or a method leaves at the same voxels of every image remains when images are averaged. The
+    mask's outermost voxels and all voxels outside it are 0. Positions are voxel indices, whatever the affine.
     """
     block = []
     block_and_neighbours = []
@@ -100,7 +100,7 @@ def fine_detail(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         start_with_neighbour = max(0, start - 1)
         offset = start - start_with_neighbour
         block.append(slice(start, start + DETAIL))
-        # one voxel more on each side, so that the block's border has neighbours, too
+        # one voxel more on each side, so that voxels at the block's border have all neighbours
         block_and_neighbours.append(slice(start_with_neighbour, start + DETAIL + 1))
         block_in_neighbours.append(slice(offset, offset + DETAIL))
     scaled = scale_by_percentiles(image, mask)
@@ -141,7 +141,7 @@ def _gradients(scaled: np.ndarray, mask: np.ndarray, spacing: tuple[float, float
 
 
 def _bands(scaled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Log sd of what each smoothing takes away from the one before; nothing from outside the mask is smoothed in."""
+    """Log sd of the difference between each smoothing and the one before, computed only from voxels in the mask."""
     features = {}
     before = scaled
     for sigma in _BANDS:
@@ -154,14 +154,14 @@ def _bands(scaled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
 def _spectrum(scaled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """Log power of fine detail along each axis in bands up to Nyquist, over the middle of the brain.
 
-    ``spectrum_*``: mean power of the single lines (noise and blur); ``profile_*``: power of their mean (stripes,
-    ghosts, waves across the brain, which the mean keeps while noise and anatomy cancel).
+    ``spectrum_*``: mean power of single lines (noise and blur). ``profile_*``: power of the mean line (stripes, ghosts
+    and waves across the brain, which averaging keeps, while noise and anatomy cancel).
     """
     middle = []
     for extent in scaled.shape:
         start = extent // 5
         middle.append(slice(start, max(extent - start, start + 4)))
-    filled = np.where(mask, scaled, scaled[mask].mean())  # an edge at the mask would be detail
+    filled = np.where(mask, scaled, scaled[mask].mean())  # avoids an edge at the mask, which would count as detail
     detail = (filled - ndimage.gaussian_filter(filled, 1.0))[tuple(middle)]
     features: dict[str, float] = {}
     for axis, name in enumerate("ijk"):
@@ -175,7 +175,7 @@ def _spectrum(scaled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
 
 
 def _band_powers(lines: np.ndarray) -> list[float]:
-    """Log of the lines' mean power in bands of equal width, read off between frequencies where there are few."""
+    """Log of the lines' mean power in bands of equal width, interpolated if there are few frequencies."""
     windowed = lines * np.hanning(lines.shape[-1])
     amplitudes = np.abs(np.fft.rfft(windowed))
     power = (amplitudes**2).mean(axis=0)
@@ -187,7 +187,7 @@ def _band_powers(lines: np.ndarray) -> list[float]:
 
 
 def _texture(scaled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Mean over slices of co-occurrence statistics of neighbours and of the histogram of local binary patterns."""
+    """Co-occurrence statistics of neighbouring voxels, and local binary patterns, over a few slices."""
     top = mask.shape[2] - 1
     places = np.linspace(0.3, 0.7, _TEXTURE_SLICES) * top
     heights = np.round(places).astype(int)
@@ -201,10 +201,7 @@ def _cooccurrence(scaled: np.ndarray, mask: np.ndarray, heights: np.ndarray) -> 
     brain_levels = 1 + scaled_levels.astype(np.uint8)
     levels = np.where(mask, brain_levels, 0).astype(np.uint8)  # 0 is the background
     angles = [0, np.pi / 2]
-    matrices = []
-    for height in heights:
-        image_slice = levels[:, :, height]
-        matrices.append(graycomatrix(image_slice, [1], angles, levels=_LEVELS + 1))
+    matrices = [graycomatrix(levels[:, :, height], [1], angles, levels=_LEVELS + 1) for height in heights]
     counts = np.sum(matrices, axis=0)
     counts_in_brain = counts[1:, 1:]
     in_either_direction = counts_in_brain.sum(axis=3, keepdims=True)
@@ -228,7 +225,7 @@ def _binary_patterns(scaled: np.ndarray, inner: np.ndarray, heights: np.ndarray)
 
 
 def _eroded(mask: np.ndarray) -> np.ndarray:
-    """The mask less its border, or itself where nothing would be left."""
+    """The mask without its border, or the mask itself if nothing would be left."""
     inner = ndimage.binary_erosion(mask)
     return inner if inner.any() else mask
 
@@ -238,7 +235,7 @@ def _log(value: float) -> float:
 
 
 def _centred(slices: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Crop or zero-pad an axis about its middle."""
+    """Crop or zero-pad an axis around its centre."""
     first = (slices.shape[axis] - size) // 2
     if first >= 0:
         return np.take(slices, range(first, first + size), axis=axis)

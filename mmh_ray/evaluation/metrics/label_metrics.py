@@ -1,8 +1,8 @@
-"""Do the tissues that others drew stand apart? One function per metric.
+"""Measures how well intensities separate the labelled tissues: one function per metric.
 
-Each gives formula, citation, range and the better direction. All look at labelled voxels inside the brain mask alone
-(:class:`~mmh_ray.evaluation.inputs.labels.LabelMap`). None of them can see whether the labels are right: they are as
-good as whoever drew them. Partial volume at their borders counts against every method alike.
+Each gives formula, citation, range and the better direction. Only labelled voxels inside the brain mask are used
+(:class:`~mmh_ray.evaluation.inputs.labels.LabelMap`). No metric can detect wrong labels. Partial volume at their
+borders affects every method alike.
 """
 
 from __future__ import annotations
@@ -19,14 +19,11 @@ from mmh_ray.evaluation.metrics.agreement import tissue_contrast
 from mmh_ray.evaluation.metrics.segmentation import TISSUES, mean_dice
 
 LABEL_METRICS = ("label_auc_wm", "label_auc_csf", "label_contrast", "label_cnr", "label_dice", "label_inside")
-"""What an image has of the tissues that others drew in it."""
+"""Metrics of one image with a label map."""
 
 
 class Medians(NamedTuple):
-    """Median scaled intensity of each tissue that was drawn, and the table that told them.
-
-    NaN for a tissue of too few voxels.
-    """
+    """Median scaled intensity of each labelled tissue (NaN with too few voxels), and the name of the label table."""
 
     table: str
     csf: float
@@ -35,16 +32,16 @@ class Medians(NamedTuple):
 
     @property
     def fluid_to_white(self) -> float:
-        """``|WM − CSF|``, the range that differences are given in."""
+        """``|WM − CSF|``, the range that differences are divided by."""
         return abs(self.wm - self.csf)
 
 
 def auc(bright: np.ndarray, dark: np.ndarray) -> float:
-    """Chance that a voxel of one set is brighter than one of another, ties counting half: the area under the ROC curve.
+    """Area under the ROC curve: probability that a voxel of ``bright`` is brighter than one of ``dark``.
 
-    ``U / (n m)`` with Mann and Whitney's U (1947; Hanley & McNeil 1982), exact. Range 0 to 1, .5 for equal
-    distributions; higher is better. No increasing intensity curve can change it, so it judges what was done to places.
-    Cannot see: how far apart; which voxels are wrong.
+    Ties count half. ``U / (n m)`` with Mann and Whitney's U (1947; Hanley & McNeil 1982), exact. Range 0 to 1, .5 for
+    equal distributions; higher is better. No increasing intensity curve changes it, so only spatial changes count.
+    Cannot see: how far apart the tissues are; which voxels are wrong.
 
     >>> auc(np.array([1.0, 2.0]), np.array([0.0, 1.0]))
     0.875
@@ -57,11 +54,11 @@ def auc(bright: np.ndarray, dark: np.ndarray) -> float:
 
 
 def median_contrast(bright: np.ndarray, dark: np.ndarray) -> float:
-    """``(median bright − median dark) / median bright``, as (WM − GM) / WM in T1w.
+    """``(median bright − median dark) / median bright``, for example (WM − GM) / WM in T1w.
 
-    Michelson's idea with the brighter tissue as the unit. Range −∞ to 1; higher is better, negative where the tissues
-    have changed places. NaN where a median is below 0: such images (z-scores) have no zero to count from. Cannot see:
-    noise; an offset, which changes it although nothing was gained.
+    A variant of Michelson's contrast with the brighter tissue as the unit. Range −∞ to 1; higher is better; negative if
+    the order of the tissues is reversed. NaN if a median is below 0, because such images (z-scores) have no meaningful
+    zero. Cannot see: noise; an offset, which changes it without any gain.
     """
     bright_median = float(np.median(bright))
     dark_median = float(np.median(dark))
@@ -71,14 +68,14 @@ def median_contrast(bright: np.ndarray, dark: np.ndarray) -> float:
 
 
 def mixture_dice(segmented: np.ndarray, drawn: np.ndarray) -> float:
-    """Mean Dice of GM and WM between a segmentation and the labels, at the voxels where a tissue was drawn.
+    """Mean Dice of GM and WM between a segmentation and the labels, in labelled voxels.
 
     :func:`~mmh_ray.evaluation.metrics.segmentation.mean_dice` without fluid. Range 0 to 1; higher is better. Cannot
-    see: tissue found where none was drawn. It jumps with where the classes of the mixture fall: read it beside the
-    AUC.
+    see: tissue segmented where nothing is labelled. It is sensitive to where the mixture's class borders fall, so read
+    it with the AUC.
     """
     inside = np.where(drawn > 0, segmented, 0)
-    # a tissue that neither has, here fluid, is left out of the mean
+    # a tissue that is in neither image, here fluid, is left out of the mean
     segmented_without_fluid = inside * (inside >= 2)
     drawn_without_fluid = drawn * (drawn >= 2)
     return mean_dice(segmented_without_fluid, drawn_without_fluid)
@@ -87,9 +84,10 @@ def mixture_dice(segmented: np.ndarray, drawn: np.ndarray) -> float:
 def label_metrics(
     image: np.ndarray, segmented: np.ndarray | None, label_map: LabelMap, sequence: str
 ) -> dict[str, Callable[[], float]]:
-    """Functions by the metric's name: of an image, and of the tissues that a mixture ``segmented`` in it.
+    """Functions that compute :data:`LABEL_METRICS`, by name; ``segmented`` holds the tissues found by a mixture model.
 
-    Metrics of tissues that were not drawn are left out. The direction is that of the sequence: 1 is best of every AUC.
+    Metrics of tissues without labels are left out. Tissues are compared in the order of the sequence, so that 1 is
+    always the best AUC.
     """
     functions: dict[str, Callable[[], float]] = {"label_inside": lambda: label_map.inside}
     if segmented is not None:
@@ -113,22 +111,19 @@ def label_metrics(
 
 
 def medians(scaled: np.ndarray, label_map: LabelMap) -> Medians:
-    """Medians of an image that is scaled by its own percentiles."""
-    values = []
-    for tissue in TISSUES:
-        if tissue in label_map.lacking:
-            values.append(float("nan"))
-        else:
-            values.append(float(np.median(scaled[label_map.of(tissue)])))
-    return Medians(label_map.table, *values)
+    """Medians of the labelled tissues in a scaled image."""
+    values = dict.fromkeys(TISSUES, float("nan"))
+    for tissue in set(TISSUES) - set(label_map.lacking):
+        values[tissue] = float(np.median(scaled[label_map.of(tissue)]))
+    return Medians(label_map.table, *values.values())
 
 
 def median_change(a: Medians, b: Medians) -> float:
     """Mean over GM and WM of ``|median a − median b|`` as a share of the fluid-to-white range.
 
-    Meant for two scans of one person at one site. Range 0 to ∞; lower is better; NaN where the tables differ or a
-    tissue is lacking. Images are scaled by themselves. Cannot see: places; an image without any contrast; a person who
-    changed in between.
+    For two scans of one person at one site, each scaled by its own percentiles. Range 0 to ∞; lower is better; NaN if
+    the tables differ or a tissue is missing. Cannot see: where in the brain; an image without any contrast; a person
+    who changed in between.
     """
     fluid_to_white = (a.fluid_to_white + b.fluid_to_white) / 2
     if a.table != b.table or not fluid_to_white > 0:
@@ -138,18 +133,18 @@ def median_change(a: Medians, b: Medians) -> float:
 
 
 def spread_between_sites(values: np.ndarray, labels: np.ndarray) -> float:
-    """How far a tissue's median lies apart between sites: mean over their pairs of ``|m_a − m_b| / range``.
+    """Difference of a tissue's median between sites: mean over pairs of sites of ``|m_a − m_b| / range``.
 
-    m is a site's mean over its images, the range the mean over sites of ``|WM − CSF|``; pairs are of sites with labels
-    of one table. Range 0 to ∞; lower is better; NaN without a pair. Cannot see: places; people who differ between
-    sites; labellings that differ under one table.
+    m is a site's mean over its images; the range is the mean over sites of ``|WM − CSF|``. Only sites with the same
+    label table are paired. Range 0 to ∞; lower is better; NaN without a pair. Cannot see: where in the brain; people
+    who differ between sites; labelling protocols that differ within one table.
 
     Parameters
     ----------
     values:
-        ``(n, 2)`` the image's median of the tissue, and its fluid-to-white range; both of the image scaled by itself.
+        ``(n, 2)`` median of the tissue and fluid-to-white range of each image, scaled by its own percentiles.
     labels:
-        ``(n,)`` as :func:`site_label` makes them.
+        ``(n,)`` table and site of each image, from :func:`site_label`.
     """
     means_by_table: dict[str, dict[str, np.ndarray]] = {}
     for label in np.unique(labels):
@@ -169,5 +164,5 @@ def spread_between_sites(values: np.ndarray, labels: np.ndarray) -> float:
 
 
 def site_label(table: str, site: str) -> str:
-    """A table and a site as one label of :func:`spread_between_sites`."""
+    """A table and a site as one label for :func:`spread_between_sites`."""
     return f"{table}:{site}"

@@ -1,4 +1,4 @@
-"""One method's images of a sequence: every metric that can be had of them, and what pictures need."""
+"""Gathers one method's images of a sequence, and computes their metrics and the data of pictures."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from mmh_ray.evaluation.probes import clustering
 from mmh_ray.evaluation.statistics.metric_values import MetricValues, ValuesByMetric
 
 LEAST_MAPPED = 8
-"""Images below which no map of the features is drawn."""
+"""Minimum number of images for a map of their features."""
 MOST_MAPPED = 1000
-"""Images on a map; of more, as many evenly chosen ones."""
+"""Maximum number of images on a map; from more, this many are chosen evenly."""
 LEAST_UMAP = 30
-"""Images below which UMAP, which looks at 15 neighbours, shows nothing."""
+"""Minimum number of images for a UMAP, which uses 15 neighbours."""
 HISTOGRAM_POINTS = 4096
 """Points of a site's mean quantile function in the picture of histograms."""
 
 
 @dataclass(frozen=True, eq=False)
 class MethodResults:
-    """One method's part of all cases.
+    """One method's results from all cases.
 
     Attributes
     ----------
     images, pairs:
-        In the order of the images' names.
+        Sorted by image name.
     inputs, raw_inputs:
-        Image for image what the cohort's metrics need, of the method's image and of the raw scan.
+        Inputs of the cohort metrics, for each of ``images`` and for its raw scan.
     """
 
     images: list[ImageMetrics]
@@ -54,7 +54,7 @@ class MethodResults:
 
 
 class FeatureMap(NamedTuple):
-    """Images on a map: ``(n, 2)`` coordinates, sites and subjects."""
+    """Coordinates ``(n, 2)`` of images on a map, with their sites and subjects."""
 
     points: np.ndarray
     sites: tuple[str, ...]
@@ -62,45 +62,39 @@ class FeatureMap(NamedTuple):
 
 
 class PictureData(NamedTuple):
-    """What pictures need of a method: maps by kind (``map``, ``umap``), and a site's mean quantile function by site."""
+    """Data of a method's pictures: maps by kind (``map``, ``umap``), and the mean quantile function of each site."""
 
     maps: Mapping[str, FeatureMap]
     quantiles: Mapping[str, np.ndarray]
 
 
 def is_pictured(method: str) -> bool:
-    """Raw, the best known simple method, and every archive."""
+    """True for raw, the best known simple method, and every archive."""
     return method in (RAW, BEST_KNOWN) or method not in (*BASELINES, *FEATURE_METHODS)
 
 
 def gather(cases: Iterable[CaseMetrics], method: str) -> MethodResults:
-    """The method's part of the cases, in the order of the images' names; one case is looked at at a time."""
-    images: list[ImageMetrics] = []
+    """Gather the method's results, sorted by image name; only one case is in memory at a time."""
+    rows: list[tuple[ImageMetrics, CohortInputs, CohortInputs]] = []
     pairs: list[PairMetrics] = []
-    inputs: dict[str, CohortInputs] = {}
-    raw_inputs: dict[str, CohortInputs] = {}
     for case in cases:
         pairs += [pair for pair in case.pairs if pair.method == method]
         for image in case.images:
-            if image.method != method:
-                continue
-            image_id = image.record.image_id
-            images.append(image)
-            inputs[image_id] = case.cohort_inputs[method, image_id]
-            raw_inputs[image_id] = case.cohort_inputs[RAW, image_id]
-    images.sort(key=lambda image: image.record.image_id)
+            if image.method == method:
+                image_id = image.record.image_id
+                rows.append((image, case.cohort_inputs[method, image_id], case.cohort_inputs[RAW, image_id]))
+    rows.sort(key=lambda row: row[0].record.image_id)
     pairs.sort(key=lambda pair: pair.image_ids)
-    image_ids = [image.record.image_id for image in images]
     return MethodResults(
-        images=images,
+        images=[image for image, _, _ in rows],
         pairs=pairs,
-        inputs=[inputs[image_id] for image_id in image_ids],
-        raw_inputs=[raw_inputs[image_id] for image_id in image_ids],
+        inputs=[inputs for _, inputs, _ in rows],
+        raw_inputs=[raw_inputs for _, _, raw_inputs in rows],
     )
 
 
 def mean_metrics(results: MethodResults) -> ValuesByMetric:
-    """Metrics that are means over images or over pairs of images."""
+    """The metrics that are means over images or over pairs of images."""
     metrics: ValuesByMetric = {}
     for name in (*IMAGE_METRICS, *TARGET_METRICS):
         measured = [image for image in results.images if name in image.values]
@@ -122,7 +116,7 @@ def mean_metrics(results: MethodResults) -> ValuesByMetric:
 
 
 def shares_of_raw(metrics: ValuesByMetric, raw_metrics: ValuesByMetric) -> ValuesByMetric:
-    """W1 to a target as a share of the raw scans' W1: the ratio of two means; nothing where there is no target."""
+    """W1 to a target as a share of the raw scans' W1 (the ratio of two means); empty without a target."""
     if "w1_n4" not in metrics or "w1_n4" not in raw_metrics:
         return {}
     shares = {}
@@ -130,9 +124,9 @@ def shares_of_raw(metrics: ValuesByMetric, raw_metrics: ValuesByMetric) -> Value
         metric = metrics[name]
         raw_values = raw_metrics[name].only(metric.units).values  # raw has every image that a method has
         values = np.stack([metric.values, raw_values], axis=1)
-        own_shares = metric.values / raw_values
+        share_per_unit = metric.values / raw_values
         shares[f"{name}_of_raw"] = replace(
-            metric, values=values, reduce=_ratio_of_means, labels=metric.units, shown=own_shares
+            metric, values=values, reduce=_ratio_of_means, labels=metric.units, shown=share_per_unit
         )
     return shares
 
@@ -146,14 +140,14 @@ def _ratio_of_means(values: np.ndarray, _labels: np.ndarray) -> float:
 def metrics_and_pictures(
     method: str, results: MethodResults, training: Sequence[TrainingImage], seed: int, runner: MetricRunner
 ) -> tuple[ValuesByMetric, PictureData]:
-    """Metrics that only the whole cohort has, and what pictures need.
+    """Compute the cohort metrics, and the data of pictures.
 
     Parameters
     ----------
-    method:
-        The method that was gathered, or one of ``FEATURE_METHODS`` with what was gathered of raw.
+    method, results:
+        A method and its results; a method of ``FEATURE_METHODS`` takes the results of raw.
     training:
-        Training images, on which methods on features are fitted.
+        Training images, which feature methods are fitted on.
 
     Raises
     ------
@@ -167,7 +161,7 @@ def metrics_and_pictures(
         features = runner.run(method, method, _adjusted_features, *arguments)
         if features is None:
             raise DataError("; ".join(runner.sentences()), "features that can be adjusted", "Add training subjects.")
-        inputs = []  # there are no images, so no metrics of images
+        inputs = []  # a feature method makes no images
     else:
         features = _matrix([inputs.features for inputs in results.inputs], feature_names)
         inputs = results.inputs
@@ -204,7 +198,7 @@ def _feature_maps(cohort: MethodCohort, seed: int, runner: MetricRunner) -> dict
 
 
 def _mean_quantiles(cohort: MethodCohort) -> dict[str, np.ndarray]:
-    """By site, the mean over images of the quantile function of scaled brain intensities."""
+    """By site, the mean quantile function of scaled brain intensities."""
     if not cohort.inputs:
         return {}
     quantiles_by_site: dict[str, list[np.ndarray]] = defaultdict(list)
@@ -226,7 +220,7 @@ def _adjusted_features(
     training: Sequence[TrainingImage],
     feature_names: Sequence[str],
 ) -> np.ndarray:
-    """Features of the scored images after a harmonization of features that was fitted on training images alone."""
+    """Features of the scored images, harmonized by a feature method that is fitted on training images only."""
     training_features = _matrix([image.features for image in training], feature_names)
     records = [image.record for image in training] + [image.record for image in images]
     is_training = np.arange(len(records)) < len(training)
@@ -237,7 +231,7 @@ def _adjusted_features(
 
 
 def _matrix(features: Sequence[Mapping[str, float]], names: Sequence[str]) -> np.ndarray:
-    """``(n, F)``; 0 where an image has no such feature."""
+    """``(n, F)``; 0 where an image lacks the feature."""
     rows = []
     for of_image in features:
         rows.append([of_image.get(name, 0.0) for name in names])

@@ -1,4 +1,4 @@
-"""What a method made of a scan, scaled and segmented once for all metrics."""
+"""Scales and segments a method's output of a scan, once for all metrics."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mmh_ray.evaluation.metrics.segmentation import TISSUES, segment_tissues, ti
 
 @dataclass(frozen=True, eq=False)
 class MethodOutput:
-    """What a method made of a scan.
+    """A method's output of a scan.
 
     Attributes
     ----------
     image, scaled:
-        ``(I, J, K)`` the image, and the same scaled by its own percentiles.
+        ``(I, J, K)`` the image, unscaled and scaled by its own percentiles.
     labels:
-        ``(I, J, K)`` uint8 tissues that a mixture finds in it; None where the sequence's order of tissues is not known.
+        ``(I, J, K)`` uint8 tissues, segmented by a mixture model; None if the sequence's order of tissues is unknown.
     medians:
-        Of the scaled image in the tissues that others drew; None where they drew none.
+        Medians of the scaled image in the labelled tissues; None without a label map.
     """
 
     method: str
@@ -35,14 +35,14 @@ class MethodOutput:
     medians: Medians | None = None
 
     def tissue_share(self, tissue: str) -> float | None:
-        """Part of the brain that is this tissue, 0 to 1."""
+        """Share of this tissue in the brain, 0 to 1."""
         if self.labels is None:
             return None
         return float(np.mean(self.labels[self.scan.mask] == TISSUES.index(tissue) + 1))
 
 
 def make_output(method: str, scan: Scan, image: np.ndarray, runner: MetricRunner) -> MethodOutput:
-    """Scale an image by nothing but itself and segment it."""
+    """Scale an image by its own percentiles, and segment it."""
     image_id = scan.record.image_id
     scaled = scale_by_percentiles(image, scan.mask)
     labels = runner.run("segmentation", image_id, _segmented, scaled, scan)

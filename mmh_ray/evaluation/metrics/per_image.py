@@ -1,4 +1,4 @@
-"""The metrics of one image under one method: to its source, to the truth, to the labels that others drew."""
+"""Measures one output of a method against its source scan, the truth and the label map."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from mmh_ray.evaluation.inputs.records import ImageRecord
-from mmh_ray.evaluation.inputs.scans import Truth, read_lesion, read_output
+from mmh_ray.evaluation.inputs.scans import Truth, read_output
 from mmh_ray.evaluation.metrics import preservation
 from mmh_ray.evaluation.metrics.agreement import gradient_correlation, psnr, scale_by_percentiles, ssim, tissue_contrast
 from mmh_ray.evaluation.metrics.label_metrics import LABEL_METRICS, label_metrics
@@ -37,21 +37,15 @@ IMAGE_METRICS = (
     "volume_change_raw",
     *LABEL_METRICS,
 )
-"""What an image has of itself, its source, its truth and the tissues that others drew: means are taken of these alone."""
+"""Metrics of one image that are averaged over images."""
 
 MetricFunctions = dict[str, Callable[[], float | None]]
-"""By the metric's name, what computes it; None: it cannot be had."""
+"""By metric, the function that computes it; it returns None if the metric is not available."""
 
 
 @dataclass(frozen=True)
 class ImageMetrics:
-    """The metrics of one image under one method.
-
-    Attributes
-    ----------
-    values:
-        By the metric's name; a metric that cannot be had is left out.
-    """
+    """One image's metrics by name, for one method; metrics that are not available are left out."""
 
     record: ImageRecord
     method: str
@@ -61,13 +55,13 @@ class ImageMetrics:
 def measure_image(
     output: MethodOutput, truth: Truth | None, runner: MetricRunner, raw_labels: np.ndarray | None = None
 ) -> ImageMetrics:
-    """Every one of :data:`IMAGE_METRICS` that can be had; ``raw_labels`` are the tissues found in the raw scan."""
-    functions = _to_source(output)
+    """All available :data:`IMAGE_METRICS`; ``raw_labels`` are the tissues segmented in the raw scan."""
+    functions = _source_metrics(output)
     if truth is not None:
-        functions |= _to_truth(output, truth)
-    functions |= _of_lesion(output, truth)
+        functions |= _truth_metrics(output, truth)
+    functions |= _lesion_metrics(output, truth)
     if raw_labels is not None and output.labels is not None:
-        functions |= _to_raw_labels(output, output.labels, raw_labels)
+        functions |= _raw_label_metrics(output, output.labels, raw_labels)
     if output.scan.label_map is not None:
         sequence = output.scan.record.sequence
         functions |= label_metrics(output.image, output.labels, output.scan.label_map, sequence)
@@ -76,7 +70,7 @@ def measure_image(
 
 
 def run_all(functions: Mapping[str, Callable[[], float | None]], owner: str, runner: MetricRunner) -> dict[str, float]:
-    """Run each function under its name; what cannot be had is left out."""
+    """Run each function under its name; metrics that are not available are left out."""
     values = {}
     for name, function in functions.items():
         value = runner.run(name, owner, function)
@@ -85,8 +79,8 @@ def run_all(functions: Mapping[str, Callable[[], float | None]], owner: str, run
     return values
 
 
-def _to_source(output: MethodOutput) -> MetricFunctions:
-    """What the method did to the scan."""
+def _source_metrics(output: MethodOutput) -> MetricFunctions:
+    """How the output differs from its source scan."""
     image = output.image
     source = output.scan.volume.data
     mask = output.scan.mask
@@ -106,7 +100,7 @@ def _to_source(output: MethodOutput) -> MetricFunctions:
     return functions
 
 
-def _to_truth(output: MethodOutput, truth: Truth) -> MetricFunctions:
+def _truth_metrics(output: MethodOutput, truth: Truth) -> MetricFunctions:
     mask = output.scan.mask
     scaled_truth = scale_by_percentiles(truth.noisefree, mask)
     functions: MetricFunctions = {
@@ -124,8 +118,8 @@ def _to_truth(output: MethodOutput, truth: Truth) -> MetricFunctions:
     return functions
 
 
-def _of_lesion(output: MethodOutput, truth: Truth | None) -> MetricFunctions:
-    """Of the lesion that the truth knows, else of the one that lies in the archive's derivatives."""
+def _lesion_metrics(output: MethodOutput, truth: Truth | None) -> MetricFunctions:
+    """Contrast of the lesion in the truth, else of the lesion mask in the archive's derivatives."""
     true_lesion = None if truth is None else truth.lesion
     lesion_uri = output.scan.record.lesion_uri
     if true_lesion is None and not lesion_uri:
@@ -135,7 +129,7 @@ def _of_lesion(output: MethodOutput, truth: Truth | None) -> MetricFunctions:
         lesion = true_lesion
         if lesion is None:
             assert lesion_uri is not None
-            lesion = read_lesion(lesion_uri, output.scan)
+            lesion = read_output(lesion_uri, output.scan) > 0.5
         lesion = lesion & output.scan.mask
         if not lesion.any():
             return None
@@ -144,8 +138,8 @@ def _of_lesion(output: MethodOutput, truth: Truth | None) -> MetricFunctions:
     return {"lesion_preservation": lesion_preservation}
 
 
-def _to_raw_labels(output: MethodOutput, labels: np.ndarray, raw_labels: np.ndarray) -> MetricFunctions:
-    """Agreement with the tissues that the same segmenter finds in the raw scan: no accuracy, but any scan has it."""
+def _raw_label_metrics(output: MethodOutput, labels: np.ndarray, raw_labels: np.ndarray) -> MetricFunctions:
+    """Agreement with the same segmentation of the raw scan: it is not accuracy, but available for every scan."""
     agreed = labels * (labels == raw_labels)
     functions: MetricFunctions = {
         "contrast_kept": partial(_contrast_kept, output.image, output.scan.volume.data, agreed)
@@ -157,7 +151,7 @@ def _to_raw_labels(output: MethodOutput, labels: np.ndarray, raw_labels: np.ndar
 
 
 def _contrast_kept(image: np.ndarray, source: np.ndarray, agreed: np.ndarray) -> float | None:
-    """Grey-white contrast over the scan's, where both segmentations agree.
+    """Grey-white contrast divided by that of the scan, in voxels where both segmentations agree.
 
     Either segmentation alone would favour the image that it was made from.
     """

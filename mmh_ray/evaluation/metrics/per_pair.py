@@ -1,4 +1,4 @@
-"""The metrics of two images of one person under one method: from two sites, or a test and a retest at one."""
+"""Compares two outputs of one person and method: from two sites, or test and retest at one site."""
 
 from __future__ import annotations
 
@@ -18,55 +18,48 @@ from mmh_ray.evaluation.metrics.runner import MetricRunner
 from mmh_ray.evaluation.metrics.segmentation import TISSUES, mean_dice, mean_volume_error
 
 BETWEEN_SITES = ("psnr", "ssim", "w1", "mae", "w1_csf", "w1_gm", "w1_wm", "tissue_dice", "tissue_volume_error")
-"""What two images of one person from two sites have."""
+"""Metrics of two images of one person from two sites."""
 
 RETEST = "retest_distance"
-"""What two images of one person from one site have."""
+"""Metric of two images of one person from one site."""
 
 LABEL_RETEST = "label_retest"
-"""The same by tissues that others drew."""
+"""Metric of two images of one person from one site, in labelled tissues."""
 
 IDENTITY = "identity"
-"""What a scan at a target site and a method's output of it have."""
+"""Metric of a scan at the target site and a method's output of it."""
 
 PAIR_METRICS = (*BETWEEN_SITES, RETEST, LABEL_RETEST, IDENTITY)
 
 
 @dataclass(frozen=True)
 class PairMetrics:
-    """The metrics of two images of one person under one method.
-
-    Attributes
-    ----------
-    values:
-        By the metric's name; a metric that cannot be had is left out.
-    """
+    """The metrics by name of two images of one person, for one method; unavailable metrics are left out."""
 
     image_ids: tuple[str, str]
     subject: str
-    sequence: str
     method: str
     values: Mapping[str, float]
 
 
 def measure_pair(a: MethodOutput, b: MethodOutput, runner: MetricRunner) -> PairMetrics:
-    """:data:`BETWEEN_SITES` of two sites, or :data:`RETEST` and :data:`LABEL_RETEST` of one.
+    """:data:`BETWEEN_SITES` for two sites, or :data:`RETEST` and :data:`LABEL_RETEST` for one site.
 
-    Metrics that compare voxel by voxel are left out where the two grids differ.
+    Voxelwise metrics are left out if the two grids differ.
     """
     first = a.scan.record
     second = b.scan.record
     both = _common_mask(a, b)
     if both is None:
-        text = "different grids: no PSNR, SSIM, MAE or Dice between two images of one person"
+        text = "no PSNR, SSIM, MAE or Dice between two images of one person: their grids differ"
         runner.notes[text].append(f"{first.image_id} and {second.image_id}")
     functions = _retest(a, b, both) if first.site == second.site else _between_sites(a, b, both)
     values = run_all(functions, first.image_id, runner)
-    return PairMetrics((first.image_id, second.image_id), first.subject, first.sequence, a.method, values)
+    return PairMetrics((first.image_id, second.image_id), first.subject, a.method, values)
 
 
 def _common_mask(a: MethodOutput, b: MethodOutput) -> np.ndarray | None:
-    """Voxels that are brain in both images; None without any, or if the grids differ."""
+    """Voxels that are brain in both images; None if there are none or the grids differ."""
     if not on_one_grid(a.scan, b.scan):
         return None
     both = a.scan.mask & b.scan.mask

@@ -1,4 +1,4 @@
-"""What harmonizing cost: invented structure, lost structure, change where none was called for, noise and blur.
+"""Measures what harmonization costs: invented or lost structure, unnecessary change, noise and blur.
 
 Images are ``(I, J, K)`` on one grid, masks boolean of the same shape. ``output`` is a method's image, ``source`` the
 scan it was made from.
@@ -21,8 +21,8 @@ RADIUS = 2
 """Windows of the local metrics are cubes of 2 · radius + 1 voxels."""
 
 _QUANTILES = (np.arange(256) + 0.5) / 256
-_LEAST_VARIANCE = 1e-4  # mean over windows, of the image's own range squared: below it an image is flat
-_FLAT_WINDOW = 1e-8  # variance of a window of the source: below it there is nothing to explain by
+_LEAST_VARIANCE = 1e-4  # mean over windows, in units of the image's squared range; with less, an image is flat
+_FLAT_WINDOW = 1e-8  # variance of a window of the source; with less, the source explains nothing
 _SSIM_CONSTANT = 0.03**2 / 2
 _RING_VOXELS = 3
 
@@ -36,17 +36,16 @@ class _LocalMoments(NamedTuple):
 
 
 def hallucination(output: np.ndarray, source: np.ndarray, mask: np.ndarray) -> float:
-    """Share of the output's local variance that no local affine map of the source explains, noise aside.
+    """Share of the output's local variance that no local affine map of the source explains, except noise.
 
-    In every cubic window w inside the mask the least-squares map ``output ≈ a source + b`` leaves the residual
+    In every cubic window w inside the mask, the least-squares map ``output ≈ a source + b`` leaves the residual
     variance ``r_w = var(output) (1 − ρ²)``. The score is ``Σ max(0, r_w − n) / Σ var_w(output)``, with n the variance
-    of noise in the residual: what a method keeps of the scan's noise is explained, what it takes away is no
-    structure, and what it adds is noise as far as it is white (:func:`mmh_ray.imaging.intensity.noise_level` of
-    output less smooth map). The maps are those of the guided filter (He et al. 2013). Range 0 to 1; lower is better.
+    of noise in the residual (:func:`mmh_ray.imaging.intensity.noise_level` of output minus smoothed map). So noise kept
+    from the scan is explained, removed noise is not structure, and added noise does not count if it is white. The maps
+    are those of the guided filter (He et al. 2013). Range 0 to 1; lower is better.
 
-    Cannot see: invented structure that happens to follow the source's edges, or is finer than noise. Where three
-    tissues meet in one window, a local change of contrast counts as structure, a little. So compare with honest
-    methods, not with 0.
+    Cannot see: invented structure that follows the source's edges, or is finer than noise. Where three tissues meet in
+    one window, a local change of contrast counts slightly as structure. So compare with honest methods, not with 0.
     """
     box = box_of(mask, RADIUS)
     inside = mask[box]
@@ -68,8 +67,8 @@ def dissimilarity_map(output: np.ndarray, source: np.ndarray, mask: np.ndarray) 
     """``(I, J, K)`` float32 ``(1 − s) / 2``, s the structure term of SSIM; 0 outside the mask.
 
     0 is the same structure, ½ unrelated, 1 inverted. ``s = (cov + c) / (σ σ' + c)`` in cubic windows inside the mask
-    (Wang et al. 2004, equation 10), ``c = 0.03² / 2`` for images scaled by their percentiles. Brightness and contrast,
-    which harmonization is to change, do not count. Cannot see: the size of a change.
+    (Wang et al. 2004, equation 10), ``c = 0.03² / 2`` for images scaled by their percentiles. Changes of brightness and
+    contrast, the purpose of harmonization, do not count. Cannot see: the size of a change.
     """
     scaled_output = scale_by_percentiles(output, mask)
     scaled_source = scale_by_percentiles(source, mask)
@@ -81,17 +80,14 @@ def dissimilarity_map(output: np.ndarray, source: np.ndarray, mask: np.ndarray) 
 
 
 def structural_dissimilarity(output: np.ndarray, source: np.ndarray, mask: np.ndarray) -> float:
-    """Mean of :func:`dissimilarity_map` inside the mask. Range 0 to 1; lower is better; denoising costs a little."""
+    """Mean of :func:`dissimilarity_map` in the mask. Range 0 to 1; lower is better; denoising raises it slightly."""
     box = box_of(mask)
     dissimilarity = dissimilarity_map(output[box], source[box], mask[box])
     return float(dissimilarity[mask[box]].mean(dtype=np.float64))
 
 
 def mae(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
-    """``mean |a − b|`` inside the mask, in the images' units.
-
-    Range 0 to ∞; lower is better; rewards blur, as PSNR does.
-    """
+    """``mean |a − b|`` in the mask, in the images' units. Range 0 to ∞; lower is better; rewards blur, like PSNR."""
     inside_a = a[mask].astype(np.float64)
     differences = np.abs(inside_a - b[mask])
     return float(differences.mean())
@@ -100,9 +96,9 @@ def mae(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
 def distance(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
     """:func:`mae` after each image is scaled by its own 1st and 99th percentile.
 
-    Between test and retest of one scanner: harmonization must not raise it. Between the target's own images before and
-    after being harmonized to the target (identity): 0 is best. Cannot see: a change of gain or offset; two images
-    blurred alike come closer.
+    Between test and retest on one scanner, harmonization must not raise it. Between the target's own images before and
+    after harmonization to the target (identity), 0 is best. Cannot see: a change of gain or offset. Blurring both
+    images lowers it.
     """
     scaled_a = scale_by_percentiles(a, mask)
     scaled_b = scale_by_percentiles(b, mask)
@@ -110,10 +106,10 @@ def distance(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
 
 
 def idempotence(once: np.ndarray, twice: np.ndarray, mask: np.ndarray) -> float:
-    """``mean |twice − once| / (p99 − p1 of once)``: how far a second pass moves what was harmonized already.
+    """``mean |twice − once| / (p99 − p1 of once)``: how much a second pass changes an already harmonized image.
 
-    Range 0 to ∞; lower is better: what is in the unified style needs no change. NaN where ``once`` is flat. Cannot see:
-    whether the first pass did any good; doing nothing scores 0.
+    Range 0 to ∞; lower is better. NaN if ``once`` is flat. Cannot see: whether the first pass helped; doing nothing
+    scores 0.
     """
     low, high = np.percentile(once[mask], (1, 99))
     if not high > low:
@@ -122,20 +118,20 @@ def idempotence(once: np.ndarray, twice: np.ndarray, mask: np.ndarray) -> float:
 
 
 def noise_estimate(image: np.ndarray, mask: np.ndarray) -> float:
-    """Noise (MAD of the finest Haar details; Donoho & Johnstone 1994) as a share of the image's 1st to 99th percentile.
+    """Noise (MAD of the finest Haar details; Donoho & Johnstone 1994) as a share of the 1st to 99th percentile range.
 
-    Range 0 to 1. Alike between sites is the aim, not small: 0 is a denoised picture. Cannot see: noise that is
-    correlated between neighbours; at coarse voxels fine anatomy counts as noise.
+    Range 0 to 1. It should be similar between sites, not small: a denoised image has 0. Cannot see: noise that is
+    correlated between neighbours; with coarse voxels, fine anatomy counts as noise.
     """
     return noise_level(scale_by_percentiles(image, mask), mask)
 
 
 def smoothness_mm(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> float:
-    """Geometric mean over axes of :func:`mmh_ray.imaging.resolution.fwhm_mm` in mm: blur.
+    """Blur: geometric mean over axes of :func:`mmh_ray.imaging.resolution.fwhm_mm`, in mm.
 
-    Forman et al. 1995; the ``fwhm`` of MRIQC (Esteban et al. 2017). Lower is sharper, but noise lowers it, too: read it
-    with :func:`noise_estimate`, and compare methods on the same scan, as anatomy itself is smooth. Alike between sites
-    is the aim.
+    Forman et al. 1995; the ``fwhm`` of MRIQC (Esteban et al. 2017). Lower is sharper, but noise lowers it too: read it
+    with :func:`noise_estimate`. Anatomy itself is smooth, so compare methods on the same scan. It should be similar
+    between sites.
     """
     widths = fwhm_mm(image, mask, spacing)
     volume = np.prod(widths)
@@ -143,11 +139,11 @@ def smoothness_mm(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, flo
 
 
 def tissue_quantiles(scaled: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Quantiles ``(256,)`` float32, evenly spaced, of every tissue's intensities; a tissue without voxels is left out.
+    """Evenly spaced quantiles ``(256,)`` float32 of each tissue's intensities; a tissue without voxels is left out.
 
-    :func:`mmh_ray.evaluation.metrics.agreement.w1` of two such arrays is the W1 of the tissue, in units of ``scaled``.
-    Quantiles of several images put one after the other are their pool, every image weighing the same. Lower between
-    sites is better. Cannot see: where in the brain; people whose tissues differ.
+    :func:`mmh_ray.evaluation.metrics.agreement.w1` of two such arrays is the W1 of the tissue, in units of ``scaled``;
+    lower between sites is better. Concatenated quantiles of several images are their pooled distribution, with equal
+    weight for every image. Cannot see: where in the brain; people whose tissues differ.
     """
     quantiles = {}
     for label, tissue in enumerate(TISSUES, start=1):
@@ -158,9 +154,9 @@ def tissue_quantiles(scaled: np.ndarray, labels: np.ndarray) -> dict[str, np.nda
 
 
 def lesion_contrast(image: np.ndarray, lesion: np.ndarray, mask: np.ndarray) -> float:
-    """``(mean in the lesion − mean around) / sd around``, around being the brain within 3 voxels of it.
+    """``(mean in the lesion − mean around) / sd around``, where "around" is the brain within 3 voxels of the lesion.
 
-    Signed; NaN without either. Cannot see: texture inside the lesion. Denoising raises it, as it lowers the spread
+    Signed; NaN if either region is empty. Cannot see: texture inside the lesion. Denoising raises it by lowering the sd
     around.
     """
     inside = lesion & mask
@@ -176,10 +172,10 @@ def lesion_contrast(image: np.ndarray, lesion: np.ndarray, mask: np.ndarray) -> 
 
 
 def lesion_preservation(output: np.ndarray, source: np.ndarray, lesion: np.ndarray, mask: np.ndarray) -> float:
-    """:func:`lesion_contrast` of the output over that of the source.
+    """:func:`lesion_contrast` of the output divided by that of the source.
 
-    1 is kept, 0 erased, negative inverted, above 1 stronger. NaN where the source shows no lesion. Aim for 1: a
-    site's contrast may honestly change a little.
+    1 is best: kept; 0 erased, negative inverted, above 1 stronger. NaN if the source shows no lesion contrast. A small
+    deviation from 1 can be right, because harmonization changes contrast.
     """
     before = lesion_contrast(source, lesion, mask)
     if not before:
@@ -191,7 +187,7 @@ def lesion_preservation(output: np.ndarray, source: np.ndarray, lesion: np.ndarr
 def _local_moments(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> _LocalMoments:
     weight = mask.astype(np.float32)
     share_inside = np.maximum(_window_mean(weight), 1e-6)
-    # less one half, the middle of the range: small numbers lose fewer digits in the difference of squares
+    # centred at 0, because small numbers lose fewer digits in the difference of squares
     x = np.where(mask, first - 0.5, 0).astype(np.float64)
     y = np.where(mask, second - 0.5, 0).astype(np.float64)
 

@@ -1,4 +1,4 @@
-"""Calls metrics, keeps the time that each takes, and remembers what could not be measured."""
+"""Runs metrics, measures the time that each takes, and records what could not be measured."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mmh_ray.errors import DataError
 
 @dataclass
 class MetricRunner:
-    """Runs metrics and keeps account of them.
+    """Runs metrics, and records times, notes and trainings.
 
     Attributes
     ----------
     seconds, calls:
         Processor seconds and number of calls by metric.
     notes:
-        What to know, and the images or methods that it concerns.
+        Images or methods by the text of the note that concerns them.
     trainings:
         How the training of each probe ended.
     """
@@ -33,9 +33,9 @@ class MetricRunner:
     trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self, metric: str, owner: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The function's result; None where it raises DataError or gives a number that is not finite.
+        """Call the function; return None if it raises a DataError, which is noted, or its number is not finite.
 
-        A DataError leaves a note. ``owner`` is the image or the method that the metric is of.
+        ``owner`` is the measured image or method.
         """
         start = time.process_time()
         try:
@@ -51,7 +51,7 @@ class MetricRunner:
         return result
 
     def merge(self, other: MetricRunner) -> None:
-        """Take in another runner's account."""
+        """Add another runner's records."""
         for metric, seconds in other.seconds.items():
             self.seconds[metric] += seconds
         self.calls.update(other.calls)
@@ -70,19 +70,19 @@ class MetricRunner:
 
 @dataclass
 class EvaluationLog:
-    """What went wrong in an evaluation, what else to know, and how long it took."""
+    """The problems, notes and metric times of an evaluation."""
 
     problems: list[Unmatched] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     runner: MetricRunner = field(default_factory=MetricRunner)
 
     def add_unusable(self, method: str, image_id: str, reason: object) -> None:
-        """Keep an image that could not be read or scored, with its reason."""
+        """Record an image that could not be read or scored, with its reason."""
         problem = Unmatched(method, image_id, "unusable", str(reason))
         self.problems.append(problem)
 
     def merge(self, other: EvaluationLog) -> None:
-        """Take in another log."""
+        """Add another log."""
         self.problems += other.problems
         self.notes += other.notes
         self.runner.merge(other.runner)

@@ -1,4 +1,4 @@
-"""One subject's scans of one sequence (a case) under every method: small numbers out, however large the scans."""
+"""Scores one case, a subject's scans of one sequence, with every method; the results are small numbers."""
 
 from __future__ import annotations
 
@@ -35,13 +35,7 @@ from mmh_ray.imaging.slices import middle_slice
 
 @dataclass
 class CaseMetrics:
-    """Metrics of single images and of pairs, and what the cohort's metrics need; all methods together.
-
-    Attributes
-    ----------
-    cohort_inputs:
-        By method and image.
-    """
+    """Metrics of single images and pairs for all methods, and the inputs of cohort metrics by method and image."""
 
     images: list[ImageMetrics] = field(default_factory=list)
     pairs: list[PairMetrics] = field(default_factory=list)
@@ -55,11 +49,11 @@ class CasePictures:
     Attributes
     ----------
     sites:
-        Of the case's scans.
+        Sites of the case's scans.
     slices:
         By method, ``truth`` and ``reference``, one per site; methods that lack a site are left out.
     maps:
-        The same of :func:`~mmh_ray.evaluation.metrics.preservation.dissimilarity_map`.
+        Slices of :func:`~mmh_ray.evaluation.metrics.preservation.dissimilarity_map` by method, one per site.
     """
 
     sites: list[str] = field(default_factory=list)
@@ -69,7 +63,7 @@ class CasePictures:
 
 @dataclass
 class CaseScores:
-    """All that comes of one case."""
+    """All results of one case."""
 
     metrics: CaseMetrics = field(default_factory=CaseMetrics)
     pictures: CasePictures = field(default_factory=CasePictures)
@@ -77,14 +71,14 @@ class CaseScores:
 
 
 def score_case(case: Case, settings: ScoringSettings) -> CaseScores:
-    """Apply every method to a subject's scans and measure; one method's images are held at a time."""
+    """Apply every method to a subject's scans and measure; only one method's images are in memory at a time."""
     scores = CaseScores()
     truth = _read_truth(case, settings, scores.log)
     target = None
     if case.reference is not None:
         reference = _read_scan(case.reference, settings, truth, scores.log)
         if reference is None:
-            return scores  # nothing to compare with, as the log tells
+            return scores  # nothing to compare with; the log holds the reason
         target = TargetComparison(reference, settings.target_cohorts.get(case.sequence))
     scans = []
     for record in case.records:
@@ -92,7 +86,7 @@ def score_case(case: Case, settings: ScoringSettings) -> CaseScores:
         if scan is not None and _is_comparable(scan, target, scores.log):
             scans.append(scan)
     raw_labels: dict[str, np.ndarray | None] = {}
-    for method in settings.methods:  # raw comes first: the others are compared with its tissues
+    for method in settings.methods:  # raw comes first, because the others are compared with its tissues
         outputs = []
         for scan, image in _apply(method, scans, settings, truth, scores.log):
             outputs.append(make_output(method, scan, image, scores.log.runner))
@@ -114,11 +108,11 @@ def score_case(case: Case, settings: ScoringSettings) -> CaseScores:
 
 
 def _is_comparable(scan: Scan, target: TargetComparison | None, log: EvaluationLog) -> bool:
-    """Whether a scan lies on the grid of the reference, if there is one; else it goes into the log."""
+    """Whether a scan has the grid of the reference, if there is one; a scan on another grid is logged."""
     if target is None or on_one_grid(scan, target.reference):
         return True
     received = f"{scan.record.uri}: another grid than {target.reference.record.uri}"
-    log.add_unusable(RAW, scan.record.image_id, DataError(received, "scans of one grid", "Resample one of them."))
+    log.add_unusable(RAW, scan.record.image_id, DataError(received, "scans on one grid", "Resample one of them."))
     return False
 
 
@@ -130,9 +124,9 @@ def _measure(
     settings: ScoringSettings,
     scores: CaseScores,
 ) -> None:
-    """Add the metrics of one method's images, and what the cohort needs of them.
+    """Add the metrics of one method's images, and the inputs of the cohort metrics.
 
-    Without a target pairs of images are compared with each other, else every image with the target.
+    With a target, every image is compared with the target; without one, images are compared in pairs.
     """
     runner = scores.log.runner
     for output in outputs:
@@ -151,19 +145,19 @@ def _measure(
 
 
 def _measure_identity(method: str, target: TargetComparison, settings: ScoringSettings, scores: CaseScores) -> None:
-    """What the method does to the reference; nobody need harmonize the target's own scans."""
+    """Measure how the method changes the reference; outputs of the target's own scans may be missing."""
     record = target.reference.record
     for _, image in _apply(method, [target.reference], settings, None, scores.log):
         values = target.identity(image, scores.log.runner)
-        # the pair of the scan and what was made of it
-        pair = PairMetrics((record.image_id, record.image_id), record.subject, record.sequence, method, values)
+        # a pair of the reference and the method's output of it
+        pair = PairMetrics((record.image_id, record.image_id), record.subject, method, values)
         scores.metrics.pairs.append(pair)
 
 
 def _apply(
     method: str, scans: list[Scan], settings: ScoringSettings, truth: Truth | None, log: EvaluationLog
 ) -> Iterator[tuple[Scan, np.ndarray]]:
-    """Every scan with what the method makes of it; an output that cannot be used goes into the log."""
+    """Yield every scan with the method's output of it; an unusable output is logged."""
     for scan in scans:
         record = scan.record
         baseline = settings.baselines.get(record.sequence, {}).get(method)
@@ -189,7 +183,7 @@ def _read_scan(record: ImageRecord, settings: ScoringSettings, truth: Truth | No
 
 
 def _with_label_map(scan: Scan, settings: ScoringSettings, runner: MetricRunner) -> Scan:
-    """A label map that cannot be used leaves a note, and the scan is scored without it."""
+    """Add the label map, if there is one; if it cannot be used, leave a note and score the scan without it."""
     if scan.record.labels_uri is None:
         return scan
     image_id = scan.record.image_id

@@ -1,4 +1,4 @@
-"""Tissue segmentation without training data, and how well two segmentations agree."""
+"""Segments tissues without training data, and measures how well two segmentations agree."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMOOTHNESS = 0.6
 """Weight of a neighbour of the same tissue in the log-probability: the β of the Potts field."""
 
 _ITERATIONS = 8
-_TAILS = (3.0, 97.0)  # percentiles to clip at: the bright fluid of a T2w would else draw a class to itself
+_TAILS = (3.0, 97.0)  # percentiles to clip at; without it, bright fluid in a T2w would get a class of its own
 _LEAST_DEVIATION = 0.02
 _NEIGHBOURS = ndimage.generate_binary_structure(3, 1).astype(np.float32)  # the 6 neighbours, without the voxel itself
 _NEIGHBOURS[1, 1, 1] = 0
@@ -29,27 +29,27 @@ _NEIGHBOURS[1, 1, 1] = 0
 def segment_tissues(image: np.ndarray, mask: np.ndarray, sequence: str) -> np.ndarray:
     """Three Gaussians of one variance with a Potts field of the 6 neighbours, by mean-field expectation maximisation.
 
-    Zhang, Brady & Smith 2001 (FAST), less its bias field. It starts from Otsu's thresholds (Otsu 1979, multi-level
-    after Liao et al. 2001), so that there is no chance in it. Nothing but the image is used: neither gain nor offset
-    matters. Cannot see: a bias field is taken for tissue (correct it first); partial volume at the brain's edge is
-    taken for fluid in T1w and FLAIR.
+    Zhang, Brady & Smith 2001 (FAST), without its bias field. It starts from Otsu's thresholds (Otsu 1979, multi-level
+    after Liao et al. 2001), so the result is deterministic. It does not depend on gain or offset. Limits: a bias field
+    is mistaken for tissue (correct it first); partial volume at the brain's edge is mistaken for fluid in T1w and
+    FLAIR.
 
     Parameters
     ----------
     image, mask:
         ``(I, J, K)`` and ``(I, J, K)`` bool, the brain.
     sequence:
-        One of :data:`BY_BRIGHTNESS`, which tells tissue by brightness.
+        One of :data:`BY_BRIGHTNESS`, which gives the order of tissues by brightness.
 
     Returns
     -------
-    ``(3, I, J, K)`` float32 probabilities of :data:`TISSUES`, zero outside the mask; a third each in a brain without
-    three intensities.
+    ``(3, I, J, K)`` float32 probabilities of :data:`TISSUES`, zero outside the mask; 1/3 each in a brain with fewer
+    than three intensities.
 
     Raises
     ------
     DataError
-        If the order of tissues is not known for the sequence.
+        If the sequence is not in :data:`BY_BRIGHTNESS`.
     """
     if sequence not in BY_BRIGHTNESS:
         known = ", ".join(BY_BRIGHTNESS)
@@ -73,8 +73,8 @@ def tissue_labels(probabilities: np.ndarray) -> np.ndarray:
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     """``2 |a ∩ b| / (|a| + |b|)`` of two boolean arrays.
 
-    Dice 1945. Range 0 to 1; higher is better; NaN where both are empty. Cannot see: how far off the rest is; a rim of
-    one voxel costs thin structures more than thick ones.
+    Dice 1945. Range 0 to 1; higher is better; NaN if both are empty. Cannot see: how far away the mismatched voxels
+    are. A rim of one voxel lowers it more for thin structures.
     """
     total = int(a.sum()) + int(b.sum())
     shared = int((a & b).sum())
@@ -87,7 +87,7 @@ def tissue_dice(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 
 
 def mean_dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean of :func:`tissue_dice` over the tissues that either image has."""
+    """Mean of :func:`tissue_dice` over the tissues in either image."""
     overlaps = list(tissue_dice(a, b).values())
     return float(np.nanmean(overlaps))
 
@@ -95,8 +95,7 @@ def mean_dice(a: np.ndarray, b: np.ndarray) -> float:
 def volume_error(a: np.ndarray, b: np.ndarray) -> float:
     """``|Σa − Σb| / Σb`` of two boolean arrays or probability maps on one grid, ``b`` the reference.
 
-    Range 0 to ∞; lower is better; NaN where the reference is empty. Cannot see: where the volume lies; that is what
-    Dice is for.
+    Range 0 to ∞; lower is better; NaN if the reference is empty. Cannot see: where the volume is; use Dice for that.
     """
     reference = float(b.sum(dtype=np.float64))
     if not reference > 0:
@@ -140,7 +139,7 @@ def _sum_of_neighbours(volume: np.ndarray) -> np.ndarray:
 
 
 def _log_likelihood(values: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """``(3, n)`` up to a constant: Gaussians of the classes' means and their common variance."""
+    """``(3, n)`` up to a constant, for Gaussians with the classes' means and a common variance."""
     class_sizes = probabilities.sum(axis=1, dtype=np.float64)  # in voxels
     class_sums = probabilities @ values
     means = class_sums / np.maximum(class_sizes, 1)

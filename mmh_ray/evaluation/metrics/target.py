@@ -1,9 +1,9 @@
-"""How near scans of other sites come to a target site.
+"""Measures how similar outputs become to scans of a target site.
 
-A traveling subject's own scan at the target is the reference: what outputs are compared with, and never an input. The
-target's other people are the cohort: the baselines are fitted on them, and intensities and styles are compared with
-theirs. Every image is scaled by nothing but itself before it is compared. A bias field is drawn anew with every scan,
-so it is no part of a site's look: metrics that end in ``_n4`` compare with scans without their bias fields.
+A traveling subject's own scan at the target is the reference: outputs are compared with it, and it is never an input.
+The target's other people are the cohort: baselines are fitted on them, and intensities and styles are compared with
+theirs. Every image is scaled by its own percentiles before it is compared. The bias field differs in every scan, so it
+is not a property of a site: metrics that end in ``_n4`` compare with scans after bias field correction.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mmh_ray.evaluation.metrics.runner import MetricRunner
 from mmh_ray.evaluation.metrics.training import TargetCohort
 
 TARGET_METRICS = ("psnr", "ssim", "psnr_n4", "ssim_n4", "w1", "w1_n4", "style_distance", "truth_nrmse_direct")
-"""What an image has of itself where there is a target; `psnr`, `ssim` and `w1` are to the target, not to other sites."""
+"""Metrics of one image with a target; here `psnr`, `ssim` and `w1` compare with the target, not between sites."""
 
 
 class TargetComparison:
@@ -31,7 +31,7 @@ class TargetComparison:
     Parameters
     ----------
     cohort:
-        None without any usable scan of another person at the target.
+        None if no other person has a usable scan at the target.
     """
 
     def __init__(self, reference: Scan, cohort: TargetCohort | None) -> None:
@@ -43,7 +43,7 @@ class TargetComparison:
     def measure(
         self, output: MethodOutput, style: np.ndarray | None, truth: Truth | None, runner: MetricRunner
     ) -> dict[str, float]:
-        """Every one of :data:`TARGET_METRICS` that can be had.
+        """All available :data:`TARGET_METRICS`.
 
         Parameters
         ----------
@@ -73,7 +73,7 @@ class TargetComparison:
         return run_all(functions, output.scan.record.image_id, runner)
 
     def identity(self, image: np.ndarray, runner: MetricRunner) -> dict[str, float]:
-        """How far a method moves the reference, which is as it should be already; ``image`` is what it made of it."""
+        """How much a method changes the reference, which needs no change; ``image`` is its output of the reference."""
         reference = self.reference
         function = partial(distance, image, reference.volume.data, reference.mask)
         return run_all({IDENTITY: function}, reference.record.image_id, runner)
@@ -88,8 +88,8 @@ def style_distance(style: np.ndarray, cohort_style: np.ndarray) -> float:
 def direct_error(scaled: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
     """``√mean((output − truth)²) / sd(truth)`` over the brain, both scaled by their own percentiles.
 
-    No map is fitted, so that wrong contrast counts, which :func:`mmh_ray.evaluation.metrics.agreement.truth_error`
-    forgives. Range 0 to ∞; lower is better; 0 for the truth itself under any gain and offset.
+    No map is fitted, so wrong contrast counts, unlike in :func:`mmh_ray.evaluation.metrics.agreement.truth_error`.
+    Range 0 to ∞; lower is better; 0 for the truth itself with any gain and offset.
     """
     scaled_truth = scale_by_percentiles(truth, mask)[mask]
     errors = scaled[mask] - scaled_truth

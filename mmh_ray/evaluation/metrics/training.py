@@ -1,4 +1,4 @@
-"""Images that nobody scores: what baselines are fitted on, and what is known of a target site from its other people."""
+"""Reads images that are not scored: baselines are fitted on them, and they describe a target site."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mmh_ray.evaluation.metrics.features import image_features
 
 @dataclass(frozen=True, eq=False)
 class TrainingImage:
-    """All that is kept of one image.
+    """What is kept from one training image.
 
     Attributes
     ----------
     before, after:
         ``(1001,)`` quantile functions of the brain before and after N4.
     scaled_before, scaled_after:
-        The same of the image scaled by its percentiles.
+        ``(1001,)`` the same quantile functions for the image scaled by its percentiles.
     features:
         Named features of the scan.
     style:
-        ``(D,)`` style vector; None where nobody asked for it.
+        ``(D,)`` style vector; None if not requested.
     """
 
     record: ImageRecord
@@ -42,7 +42,7 @@ class TrainingImage:
 def training_image(
     record: ImageRecord, iterations: tuple[int, ...], style: StyleFunction | None = None
 ) -> TrainingImage:
-    """Read a scan and keep what is needed of it; ``iterations`` are N4's, per level.
+    """Read a scan and compute what is kept; ``iterations`` are N4's, per level.
 
     Raises
     ------
@@ -65,17 +65,16 @@ def training_image(
 
 @dataclass(frozen=True, eq=False)
 class TargetCohort:
-    """What is known of a target site from its other people, for one sequence.
+    """Intensities and style of a target site, from the scans of its other people; for one sequence.
 
     Attributes
     ----------
     intensities:
-        ``(1001 n,)`` quantile functions of their ``n`` brains' scaled intensities, pooled: every image has the same
-        weight.
+        ``(1001 n,)`` concatenated quantile functions of ``n`` scaled brains, so that every image has the same weight.
     corrected:
         ``(1001 n,)`` the same after N4.
     style:
-        ``(D,)`` their mean style vector; None without a style encoder.
+        ``(D,)`` mean style vector; None without a style encoder.
     """
 
     intensities: np.ndarray

@@ -1,1 +1,1 @@
-"""Networks and regressions trained anew to ask what an image still tells: site, age, tissue."""
+"""Networks and regressions that predict site, age or tissue from images, trained separately for each method."""

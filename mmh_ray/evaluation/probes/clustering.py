@@ -1,8 +1,7 @@
-"""Do images gather by site or by person? Every function takes features ``(n, F)`` and labels ``(n,)``.
+"""Measures whether images cluster by site or by person, from features ``(n, F)`` and labels ``(n,)``.
 
-Standardise features first (:func:`standardise`), so that no unit outweighs the others. By *site*, gathering should
-fall. By *subject* it must not: a method that returns one picture for everybody mixes sites perfectly, and people,
-too.
+Standardise features first (:func:`standardise`), so that no unit dominates. Harmonization should reduce clustering by
+*site* but not by *subject*: a method that returns one template for everybody mixes sites perfectly, but persons too.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import NearestNeighbors
 
 PERPLEXITY = 30
-"""Neighbours that count in :func:`lisi`, as its authors chose; fewer in a cohort of fewer than 91 images."""
+"""Effective number of neighbours in :func:`lisi`, as its authors chose; fewer in cohorts of fewer than 91 images."""
 SIGNIFICANCE = 0.05
 """Level of the tests of :func:`kbet`."""
 
@@ -31,8 +30,8 @@ Labels = Sequence[str] | np.ndarray
 def standardise(features: np.ndarray) -> np.ndarray:
     """Columns of mean 0 and standard deviation 1, float64; columns that do not vary become 0.
 
-    Not scikit-learn's ``StandardScaler``: it takes a column for constant only within the rounding of its own sum. A
-    column that varies by the rounding of the features' arithmetic would be blown up to a standard deviation of 1.
+    scikit-learn's ``StandardScaler`` is not used, because its test for constant columns is too strict: a column that
+    varies only by rounding errors of the features would be scaled to a standard deviation of 1.
     """
     centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
     deviation = centred.std(axis=0)
@@ -45,12 +44,11 @@ def standardise(features: np.ndarray) -> np.ndarray:
 def silhouettes(features: np.ndarray, labels: Labels) -> np.ndarray:
     """``(n,)`` silhouettes ``(b − a) / max(a, b)``.
 
-    a is the mean distance to the images of the own label, b to those of the nearest other one.
-
-    Rousseeuw 1987. Range −1 to 1; by site, lower is better (about 0: sites overlap); by subject, higher. Their mean
-    is what tables show; being per image they can go into :func:`mmh_ray.evaluation.statistics.bootstrap.bootstrap`.
-    NaN with fewer than two labels, or with one image a label. Cannot see: sites that are apart within a ring or a
-    line. A difference in a few of many features drowns in the distance.
+    a is the mean distance to images with the same label, b to those with the nearest other label. Rousseeuw 1987. Range
+    −1 to 1; by site, lower is better (about 0: sites overlap); by subject, higher. Tables show the mean; the values per
+    image are used in :func:`mmh_ray.evaluation.statistics.bootstrap.bootstrap`. NaN with fewer than two labels, or if
+    every label has one image. Cannot see: sites that are separate within a ring or a line; a difference in a few of
+    many features.
     """
     label_count = len(np.unique(labels))
     if not 2 <= label_count < len(features):
@@ -59,7 +57,7 @@ def silhouettes(features: np.ndarray, labels: Labels) -> np.ndarray:
 
 
 def agreement(clusters: np.ndarray, labels: Labels) -> float:
-    """Adjusted Rand index of labels and k-means clusters, as many as labels: agreement of pairs beyond chance.
+    """Adjusted Rand index of labels and k-means clusters: agreement of pairs beyond chance.
 
     Hubert & Arabie 1985. Range −0.5 to 1, 0 by chance; by site, lower is better; by subject, higher. Cannot see: sites
     that k-means does not split because people differ more than sites do.
@@ -69,22 +67,23 @@ def agreement(clusters: np.ndarray, labels: Labels) -> float:
 
 def clusters_of(features: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """``(n,)`` cluster of each image by k-means, numbered from 0."""
-    with warnings.catch_warnings():  # a method that gives everybody one picture leaves fewer places than clusters
+    with warnings.catch_warnings():  # with one template for everybody there are fewer distinct points than clusters
         warnings.simplefilter("ignore", ConvergenceWarning)
         return KMeans(count, n_init=10, random_state=seed).fit_predict(features)
 
 
 def lisi(features: np.ndarray, labels: Labels, perplexity: int = PERPLEXITY) -> np.ndarray:
-    """``(n,)`` local inverse Simpson index: how many labels are effectively around an image, scaled to 0 … 1.
+    """``(n,)`` local inverse Simpson index: effective number of labels around an image, scaled to 0 … 1.
 
-    ``(1 / Σ p² − 1) / (1 / Σ q² − 1)``: p the labels' shares among the neighbours (the image itself excluded),
-    weighted by a Gaussian of the distance whose perplexity is ``perplexity``, at most a third of the other images; q
-    their shares in the cohort. Korsunsky et al. 2019, there unscaled. 0: one label around; 1: labels as mixed as in
-    the cohort; labels dealt at random come somewhat below it, as neighbours are few. By site, higher is better; by
-    subject, lower. Cannot see: differences between sites that are smaller than those between neighbouring people. NaN
-    with a single label.
+    ``(1 / Σ p² − 1) / (1 / Σ q² − 1)``, with p the labels' shares among the neighbours (without the image itself) and q
+    their shares in the cohort. Neighbours have Gaussian weights of the given perplexity, which is at most a third of
+    the other images. Korsunsky et al. 2019, there unscaled. 0: one label around; 1: labels as mixed as in the cohort;
+    random labels are slightly below 1, because neighbours are few. By site, higher is better; by subject, lower.
+    Cannot see: differences between sites that are smaller than those between neighbouring people. NaN with a single
+    label.
 
-    As many neighbours as a label has images see the most: the default suits sites, persons want fewer.
+    It is most sensitive if the perplexity equals the number of images per label: the default suits sites, and persons
+    need less.
     """
     codes, cohort_shares = _codes(labels)
     labels_in_cohort = 1 / float((cohort_shares**2).sum())  # inverse Simpson index
@@ -94,21 +93,19 @@ def lisi(features: np.ndarray, labels: Labels, perplexity: int = PERPLEXITY) -> 
     perplexity = min(perplexity, max(2, others // 3))
     squared_distances, neighbours = _nearest(features, min(others, 3 * perplexity))
     weights = _gaussian_weights(squared_distances, perplexity)
-    shares = []
-    for code in range(len(cohort_shares)):
-        has_label = codes[neighbours] == code
-        shares.append((weights * has_label).sum(axis=1))
+    neighbour_codes = codes[neighbours]
+    shares = [(weights * (neighbour_codes == code)).sum(axis=1) for code in range(len(cohort_shares))]
     labels_around = 1 / (np.stack(shares, axis=1) ** 2).sum(axis=1)
     return (labels_around - 1) / (labels_in_cohort - 1)
 
 
 def kbet(features: np.ndarray, labels: Labels) -> np.ndarray:
-    """``(n,)`` 1 where the image's neighbours have other labels than the cohort would let expect (rejected), else 0.
+    """``(n,)`` 1 where the labels of an image's neighbours differ from those of the cohort (rejected), else 0.
 
-    Pearson's χ² of the labels of the k nearest images against their shares in the cohort, k a quarter of a label's
-    mean number of images (at least 5), at the 5 % level; Büttner et al. 2019. The mean, the rejection rate, is the
-    figure: by site, lower is better, about .05 for labels dealt at random. Cannot see: what lies below the
-    neighbours' distance; with few images it rejects little.
+    Pearson's χ² at the 5 % level, of the labels of the k nearest images against their shares in the cohort; k is a
+    quarter of a label's mean number of images, at least 5. Büttner et al. 2019. The reported value is the mean, the
+    rejection rate: by site, lower is better, about .05 for random labels. Cannot see: differences smaller than the
+    distance of neighbours. With few images it rejects little.
     """
     codes, cohort_shares = _codes(labels)
     label_count = len(cohort_shares)
@@ -127,11 +124,9 @@ def kbet(features: np.ndarray, labels: Labels) -> np.ndarray:
 def same_subject_nearest(features: np.ndarray, subject: Labels, site: Labels) -> np.ndarray:
     """``(n,)`` 1 where the nearest image *of another site* shows the same subject, else 0.
 
-    NaN for subjects seen at one site only.
-
-    The mean is the share of traveling subjects that are found again; higher is better: harmonization must bring a
-    person's scans together, not everybody's. Range 0 to 1. A method that returns one picture for all falls to chance.
-    Cannot see: anything without traveling subjects.
+    NaN for subjects scanned at one site only. The mean is the share of images whose person is found at another site.
+    Range 0 to 1; higher is better: harmonization must bring together the scans of a person, not those of everybody.
+    A method that returns one template for everybody scores at chance. Cannot see: anything without traveling subjects.
     """
     subjects = np.asarray(subject)
     sites = np.asarray(site)
@@ -139,7 +134,7 @@ def same_subject_nearest(features: np.ndarray, subject: Labels, site: Labels) ->
     same_site = sites[:, None] == sites
     squared_distances = euclidean_distances(features.astype(np.float64), squared=True)
     squared_distances[same_site] = np.inf
-    # Ties must not be won by order of rows: an image of the same subject has to be strictly nearer than everybody else.
+    # The result must not depend on the order of rows in a tie: the same subject must be strictly nearer than others.
     to_same_subject = np.where(same_subject, squared_distances, np.inf).min(axis=1)
     to_others = np.where(same_subject, np.inf, squared_distances).min(axis=1)
     was_elsewhere = (same_subject & ~same_site).any(axis=1)
@@ -149,7 +144,7 @@ def same_subject_nearest(features: np.ndarray, subject: Labels, site: Labels) ->
 def tsne(features: np.ndarray, seed: int = 0) -> np.ndarray:
     """``(n, 2)`` t-SNE coordinates (van der Maaten & Hinton 2008) for a picture.
 
-    Distances between far groups mean nothing in it.
+    Distances between groups that are far apart have no meaning.
     """
     others = len(features) - 1
     perplexity = min(30.0, max(2.0, others / 3))
@@ -158,8 +153,8 @@ def tsne(features: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def umap(features: np.ndarray, seed: int = 0) -> np.ndarray:
-    """``(n, 2)`` UMAP coordinates (McInnes et al. 2018) for a picture; what holds for :func:`tsne` holds for it."""
-    from umap import UMAP  # compiles at import: seconds
+    """``(n, 2)`` UMAP coordinates (McInnes et al. 2018) for a picture, with the same limit as :func:`tsne`."""
+    from umap import UMAP  # slow to import: it compiles code
 
     others = len(features) - 1
     model = UMAP(n_neighbors=min(15, others), random_state=seed, n_jobs=1)
@@ -182,7 +177,7 @@ def _nearest(features: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _gaussian_weights(squared_distances: np.ndarray, perplexity: float) -> np.ndarray:
     """``(n, k)`` weights of sum 1 whose entropy is ``log(perplexity)``: the precision of each row by bisection."""
-    squared = squared_distances - squared_distances[:, :1]  # so that the nearest has a weight that does not vanish
+    squared = squared_distances - squared_distances[:, :1]  # so that the nearest image's weight does not underflow
     low = np.zeros(len(squared))
     high = np.full(len(squared), np.inf)
     precision = 1 / np.maximum(squared.mean(axis=1), 1e-300)

@@ -1,4 +1,4 @@
-"""The convolutional site probe: a small network that looks at slices and at their finest detail.
+"""Trains the convolutional site probe: a small network on slices and their finest detail.
 
 Shapes: ``N`` images, ``S`` slices of each, ``P`` pixels a side.
 """
@@ -15,18 +15,18 @@ from torch.nn import functional as F
 from mmh_ray.evaluation.probes.result import ProbeTraining
 
 EPOCHS = 150
-"""Passes over the training slices at which training ends though the sites are not known yet."""
+"""Maximum number of passes over the training slices."""
 _BATCH = 32
 _RATE = 3e-3
 
 KNOWN = 0.02
-"""Mean training loss below which a network knows its training images."""
+"""Mean training loss below which training has converged."""
 
 
 class SliceClassifier(nn.Module):
     """Logits ``(N, classes)`` of slices ``(N, P, P)``.
 
-    Two channels (slice, high-pass), three convolutions, pooling by mean and by standard deviation.
+    Two channels (slice, high-pass), three convolutions, pooling by mean and standard deviation.
     """
 
     def __init__(self, classes: int) -> None:
@@ -56,10 +56,10 @@ def train_classifier(
 ) -> tuple[Callable[[np.ndarray], np.ndarray], ProbeTraining]:
     """Train on ``(N, S, P, P)`` slices and ``(N,)`` class numbers.
 
-    Gives back a function that tells the classes of other such slices, and how training ended. Adam (Kingma & Ba
-    2015), classes weighted inversely to their size, until the mean loss is below :data:`KNOWN` or for :data:`EPOCHS`
-    epochs. A loss that stands still for a while ends nothing, as a faint mark is learnt late. An image is what its
-    slices together say. The global random state is left as it was.
+    Returns a function that predicts the classes of other such slices, and how training ended. Adam (Kingma & Ba 2015),
+    classes weighted inversely to their size, until the mean loss is below :data:`KNOWN` or for :data:`EPOCHS` epochs. A
+    plateau of the loss does not end training, because faint marks are learned late. The prediction of an image is the
+    mean over its slices. The global random state is not changed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -80,7 +80,7 @@ def train_classifier(
 
 
 def _fit(network: SliceClassifier, slices: np.ndarray, classes: np.ndarray) -> tuple[int, float]:
-    """Epochs until the end, and the last mean loss."""
+    """Train the network; return the number of epochs and the last mean loss."""
     x = _tensor(slices).flatten(0, 1)
     y = torch.from_numpy(np.repeat(classes, slices.shape[1]))
     counts = torch.bincount(y)
@@ -95,7 +95,7 @@ def _fit(network: SliceClassifier, slices: np.ndarray, classes: np.ndarray) -> t
 
 
 def _settle_norms(network: SliceClassifier, x: Tensor) -> None:
-    """Set the norms' means and variances from all training slices: the running ones lag behind after few batches."""
+    """Compute the norms' means and variances from all training slices; the running ones lag behind the weights."""
     for norm in network.norms:
         assert isinstance(norm, nn.BatchNorm2d)
         norm.reset_running_stats()
@@ -113,7 +113,7 @@ def _epoch(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: T
     total = 0.0
     for rows in torch.randperm(len(x)).split(_BATCH):
         if len(rows) < 2:
-            continue  # a batch of one has no spread to normalise by
+            continue  # batch normalisation needs at least two slices
         loss = F.cross_entropy(network(x[rows]), y[rows], weight=class_weights)
         optimizer.zero_grad()
         loss.backward()

@@ -1,4 +1,4 @@
-"""What users do with images: predict age, relate tissue to age and sex."""
+"""Tests typical uses of images: predicting age, and relating tissue to age and sex."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class AgeResult:
     mae:
         Mean absolute error in years; lower is better.
     baseline:
-        Mean absolute error in years of always saying the mean age of the training images: what knows nothing reaches.
+        Mean absolute error in years if the mean age of the training images is always predicted.
     predicted, errors:
-        ``(n,)`` predicted age and absolute error in years, by a model that saw neither this subject nor, if asked so,
-        this site.
+        ``(n,)`` predicted age and absolute error in years, by a model that was trained without this subject and, with
+        sites, without this site.
     """
 
     mae: float
@@ -45,14 +45,14 @@ def brain_age(
     site: Sequence[str] | np.ndarray | None = None,
     seed: int = 0,
 ) -> AgeResult:
-    """Age by ridge regression (Hoerl & Kennard 1970) on standardised features; training people choose the penalty.
+    """Predict age by ridge regression (Hoerl & Kennard 1970) on standardised features.
 
-    Cross-validated by subject in 5 folds; with ``site``, the training images are those of other subjects *and* other
-    sites (leave one site out). Scaling, penalty and regression are fitted on training images alone. No answer lies
-    beyond the youngest or the oldest of them: a line drawn on to images unlike any of them may end at any age.
+    Cross-validated by subject in 5 folds; with ``site``, training images are from other subjects *and* other sites
+    (leave one site out). Scaling, penalty and regression are fitted on training images only. Predictions are clipped to
+    the ages in training, because extrapolation to very different images could give any age.
 
-    Cannot see: whether a method learnt the cohort's ages by site (age and site confounded): compare both ways. A low
-    error on few people of one age says little: compare with ``baseline``.
+    Cannot see: whether a method learned age from the site, where both are confounded: compare with and without
+    ``site``. A low error on few people of similar age means little: compare with ``baseline``.
 
     Raises
     ------
@@ -77,21 +77,24 @@ def brain_age(
         predicted[tested_images] = model.predict(tested_features).clip(training_years.min(), training_years.max())
         mean_age[tested_images] = training_years.mean()
     errors = np.abs(predicted - years)
-    baseline = _finite_mean(np.abs(mean_age - years))
-    return AgeResult(_finite_mean(errors), baseline, predicted, errors)
+    errors_of_mean = np.abs(mean_age - years)
+    return AgeResult(
+        mae=float(errors[with_age].mean()),
+        baseline=float(errors_of_mean[with_age].mean()),
+        predicted=predicted,
+        errors=errors,
+    )
 
 
 def association(
     values: Sequence[float] | np.ndarray, trait: Sequence[float] | np.ndarray, site: Sequence[str] | np.ndarray
 ) -> float:
-    """Spearman's rank correlation of a metric with a trait, after each site's mean rank is taken from both.
+    """Spearman's rank correlation of a metric and a trait (age, or sex as 0 and 1), corrected for site.
 
-    The trait is age, or sex as 0 and 1.
-
-    Spearman 1904. Range −1 to 1. Harmonization must keep raw's association, or bring sites' curves together and
-    strengthen it; one that turns or fades was erased. Ranks are of the whole cohort; means are taken away within
-    sites, so that sites of older people cannot feign an association. NaN where nothing varies. Cannot see: what is
-    not monotone; associations that differ between sites.
+    Spearman 1904. Range −1 to 1. Harmonization must keep the association in raw scans, or strengthen it by bringing
+    sites together; if it fades or changes sign, biology was removed. Ranks are over the whole cohort. Each site's mean
+    rank is subtracted, so that a site with older people does not create an association. NaN if nothing varies. Cannot
+    see: associations that are not monotone, or differ between sites.
     """
     x = np.asarray(values, float)
     y = np.asarray(trait, float)
@@ -107,11 +110,11 @@ def association(
 
 
 def choose_penalty(features: np.ndarray, target: np.ndarray, subjects: np.ndarray) -> float:
-    """The ridge penalty of least squared error on images of other people, in 5 folds of whole people.
+    """Choose the ridge penalty with the least squared error on other people, in 5 folds of whole people.
 
-    With one person, the largest. Every fold's singular value decomposition serves all penalties. Not scikit-learn's
-    ``RidgeCV``: by folds, it takes the mean of the folds' errors, so that an image of a small fold counts more and
-    another penalty may win.
+    With one person, the largest penalty. The singular value decomposition of a fold is reused for all penalties.
+    scikit-learn's ``RidgeCV`` is not used, because it averages the errors of folds: images in small folds would count
+    more.
     """
     folds = min(FOLDS, len(np.unique(subjects)))
     if folds < 2:
@@ -134,7 +137,7 @@ def choose_penalty(features: np.ndarray, target: np.ndarray, subjects: np.ndarra
 
 
 def _splits(subjects: np.ndarray, sites: np.ndarray | None, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows to train on and to test; no subject, and where sites are given no site, is in both."""
+    """Yield rows to train on and to test; they share no subject and, if sites are given, no site."""
     _check_count(subjects, "subjects")
     if sites is not None:
         _check_count(sites, "sites")
@@ -156,8 +159,3 @@ def _check_count(groups: np.ndarray, plural: str) -> None:
 def _centred_in_sites(ranks: np.ndarray, site_codes: np.ndarray) -> np.ndarray:
     site_means = np.bincount(site_codes, ranks) / np.bincount(site_codes)
     return ranks - site_means[site_codes]
-
-
-def _finite_mean(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else float("nan")

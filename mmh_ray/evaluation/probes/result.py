@@ -1,4 +1,4 @@
-"""What a site probe found, and how its training ended."""
+"""Holds the result of a site probe, and how its training ended."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class ProbeTraining(NamedTuple):
     epochs:
         Epochs of a network, or steps of a regression.
     loss, accuracy:
-        Mean loss over the training images, and the share of them that the probe tells right.
+        Mean loss over the training images, and the share of them that the probe classifies correctly.
     converged:
-        Whether it ended by itself.
+        Whether training ended before its limit.
     """
 
     epochs: int
@@ -29,25 +29,25 @@ class ProbeTraining(NamedTuple):
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe found.
+    """Result of a site probe.
 
     Attributes
     ----------
     balanced_accuracy:
-        Mean over sites of the share of their images that are told right, 0 to 1; after harmonization, lower is better
-        down to ``chance``.
+        Mean over sites of the share of their images that are classified correctly, 0 to 1; after harmonization, lower
+        is better down to ``chance``.
     chance:
-        ``1 / sites``: what guessing reaches on average.
+        ``1 / sites``: the mean balanced accuracy of guessing.
     chance_high:
-        What 95 of 100 guessers stay below: the 95th percentile when the predictions are dealt to the images anew. Above
-        it sites can be told. It takes images for independent, so with several images a person it is a little low.
+        95th percentile of the balanced accuracy when the predictions are randomly permuted; above it, sites can be
+        recognised. It treats images as independent, so with several images per person it is slightly too low.
     correct:
-        ``(n,)`` bool, image by image, each judged by a probe that never saw its subject; for
+        ``(n,)`` bool, by a probe that was trained without the image's subject; for
         :func:`mmh_ray.evaluation.statistics.bootstrap.bootstrap` with the sites as strata.
     predicted:
         ``(n,)`` site names.
     trainings:
-        How training ended, fold by fold; empty for a probe that has nothing to train.
+        How training ended in each fold; empty for a probe without iterative training.
     """
 
     balanced_accuracy: float

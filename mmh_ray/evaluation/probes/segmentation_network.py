@@ -1,6 +1,6 @@
-"""A small U-Net that learns tissues at one site and is tried at the others, as a user's own network would be.
+"""Trains a small U-Net on tissues of one site and tests it at the others, like a user's own segmentation network.
 
-Works on 16 axial slices of 4 mm pixels, 64 a side. Needs torch and diffusers.
+It uses 16 axial slices of 64 × 64 pixels of 4 mm. Needs torch and diffusers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from mmh_ray.imaging.grid import to_grid, working_affine
 
 SPACING_MM = 4.0
 SHAPE = (64, 64, 48)
-"""Grid of the network, right, anterior and superior: 256 by 256 by 192 mm."""
+"""Grid of the network along right, anterior and superior: 256 by 256 by 192 mm."""
 EVERY = 3
-"""Of the grid's axial slices every third is looked at."""
+"""Every third axial slice of the grid is used."""
 STEPS = 100
 
 _BATCH = 4
@@ -49,43 +49,40 @@ class TissueSlices(NamedTuple):
 
 
 def tissue_slices(image: np.ndarray, mask: np.ndarray, labels: np.ndarray, affine: np.ndarray) -> TissueSlices:
-    """What the U-Net sees of an image ``(I, J, K)``, scaled by its own percentiles, and what it should answer."""
+    """The U-Net's input from an image ``(I, J, K)``, scaled by its own percentiles, and the tissues to predict."""
     grid = working_affine(affine, mask, GridConfig(spacing_mm=SPACING_MM, shape=SHAPE))
 
     def sliced(values: np.ndarray) -> np.ndarray:
         resampled = to_grid(values, affine, grid, SHAPE)
         return np.moveaxis(resampled[:, :, ::EVERY], 2, 0)
 
-    tissue_shares = []
-    for label in range(1, len(TISSUES) + 1):
-        is_tissue = (labels == label).astype(np.float32)
-        tissue_shares.append(sliced(is_tissue))
-    shares = np.stack(tissue_shares)
+    shares = np.stack([sliced((labels == label).astype(np.float32)) for label in range(1, len(TISSUES) + 1)])
     inside = sliced(mask.astype(np.float32)) > 0.5
     has_tissue = inside & (shares.max(axis=0) > 0)
-    answer = np.where(has_tissue, shares.argmax(axis=0) + 1, 0)
+    tissues = np.where(has_tissue, shares.argmax(axis=0) + 1, 0)
     brain = np.where(mask, scale_by_percentiles(image, mask), 0)
-    shown = np.where(inside, sliced(brain), 0)
-    return TissueSlices(shown.astype(np.float16), answer.astype(np.int8))
+    slices = np.where(inside, sliced(brain), 0)
+    return TissueSlices(slices.astype(np.float16), tissues.astype(np.int8))
 
 
 def unet_transfer(
     images: Sequence[TissueSlices], site: Sequence[str], subject: Sequence[str], seed: int = 0, steps: int = STEPS
 ) -> np.ndarray:
-    """``(n, 2)`` mean Dice, and mean relative volume error of grey and white matter, of images of all sites but one.
+    """``(n, 2)`` mean Dice, and mean relative volume error of grey and white matter, tested at all sites but one.
 
-    At that one, the site of most images, a U-Net (Ronneberger et al. 2015; ``diffusers.UNet2DModel`` of 8, 16 and 32
-    channels) learns tissues from a method's output: cross-entropy inside the brain, Adam with the rate falling to
-    zero, nothing augmented. Half of the subjects teach it, the other half's images of the other sites are its test;
-    then the other way round. Dice: higher is better; volume error: lower. Rows of images that are no test are NaN.
-    The same images and seed give the same figures; the global random state is left as it was.
+    At the training site, the one with the most images, a U-Net (Ronneberger et al. 2015; ``diffusers.UNet2DModel`` of
+    8, 16 and 32 channels) learns tissues from a method's outputs: cross-entropy inside the brain, Adam with a cosine
+    schedule to zero, no augmentation. It is trained on half of the subjects and tested on the other half's images from
+    other sites; then the halves are swapped. Dice: higher is better; volume error: lower. Images that are not tested
+    are NaN. Results depend only on images and seed; the global random state is not changed.
 
-    Cannot see: what a segmenter made robust by augmentation would not mind; structures below 4 mm.
+    Cannot see: structures below 4 mm. A segmenter trained with augmentation may tolerate differences that lower these
+    scores.
 
     Raises
     ------
     DataError
-        If a half of the subjects has no image at that site, or the other half none at another.
+        If one half of the subjects has no image at the training site, or the other half none at another site.
     """
     sites = np.asarray(site, str)
     subjects = np.asarray(subject, str)
@@ -93,12 +90,12 @@ def unet_transfer(
     half_of_subject = _halves(subjects, subjects[sites == home])
     half = np.array([half_of_subject[name] for name in subjects])
     scores = np.full((len(images), 2), np.nan)
-    for teaching in (0, 1):
-        training = np.flatnonzero((sites == home) & (half == teaching)).tolist()
-        tested = np.flatnonzero((sites != home) & (half != teaching)).tolist()
+    for training_half in (0, 1):
+        training = np.flatnonzero((sites == home) & (half == training_half)).tolist()
+        tested = np.flatnonzero((sites != home) & (half != training_half)).tolist()
         if not (training and tested):
-            received = f"{len(training)} images to learn from at {home}, {len(tested)} of others elsewhere"
-            raise DataError(received, "one or more of both", "Evaluate more subjects.")
+            received = f"{len(training)} images to train on at {home}, {len(tested)} of other subjects elsewhere"
+            raise DataError(received, "at least one of each", "Evaluate more subjects.")
         network = _train([images[i] for i in training], seed, steps)
         for i in tested:
             scores[i] = _score(network, images[i])
@@ -106,13 +103,13 @@ def unet_transfer(
 
 
 def _most_frequent(sites: np.ndarray) -> str:
-    """The site of most images; of several, the first by name."""
+    """The site with the most images; in a tie, the first by name."""
     counts = Counter(sites)
     return min(counts, key=lambda name: (-counts[name], name))
 
 
 def _halves(subjects: np.ndarray, at_home: np.ndarray) -> dict[str, int]:
-    """0 or 1 by subject; those seen at home are dealt first, so that both halves have somebody to learn from."""
+    """0 or 1 by subject; subjects seen at home are assigned first, so that both halves can train the network."""
     first = np.unique(at_home)
     others = np.setdiff1d(subjects, at_home)
     return {name: number % 2 for number, name in enumerate([*first, *others])}
@@ -144,7 +141,7 @@ def _train(images: Sequence[TissueSlices], seed: int, steps: int) -> nn.Module:
 def _network() -> nn.Module:
     from diffusers import UNet2DModel  # takes seconds
 
-    network: Any = UNet2DModel(  # whose types the checker cannot see
+    network: Any = UNet2DModel(  # the type checker does not know its types
         in_channels=1,
         out_channels=len(TISSUES),
         block_out_channels=_CHANNELS,

@@ -1,8 +1,8 @@
-"""Can the site still be told? Frozen and retrained probes, on features and on slices.
+"""Predicts the site of images with frozen and retrained probes, on features and on slices.
 
-A *frozen* probe was trained on raw images: it finds only the marks that raw images carry, and a method can learn to
-fool it. A *retrained* probe is trained on the method's own output: it finds whatever mark is left or was added. Judge
-by the retrained one. Both are cross-validated by subject, so that no probe knows a person.
+A *frozen* probe is trained on raw images: it finds only site effects that are in raw images, and a method can learn to
+fool it. A *retrained* probe is trained on the method's own output: it finds any site effect that is left or was added.
+Judge by the retrained probe. Both are cross-validated by subject, so that no probe is tested on a person it knows.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ CNN_FOLDS = 3
 _SHUFFLES = 1000
 _STEPS = 5000
 _TINY = 1e-9
-_OUTLIER = 10.0  # standard deviations: a frozen probe meets features far from those it knows
+_OUTLIER = 10.0  # in standard deviations; features of a method can be far from those a frozen probe was trained on
 
 Labels = Sequence[str] | np.ndarray
 
 Predict = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, ProbeTraining | None]]
-"""Of training images, their sites and tested images: the sites of the tested ones, and how training ended."""
+"""Takes training images, their sites and tested images; returns the predicted sites, and how training ended."""
 
 
 def site_probe(
@@ -38,24 +38,24 @@ def site_probe(
 ) -> ProbeResult:
     """Linear probe: multinomial logistic regression (Cox 1958), ridge penalty 1, on standardised features.
 
-    Features are standardised in the training folds. The penalty is the same for every method, or their accuracies would
-    differ by it, too; and folds within folds of so few people would choose it by chance.
+    Features are standardised in the training folds. The penalty is fixed, so that accuracies of methods do not differ
+    because of it; nested cross-validation with so few people would choose it almost at random.
 
-    Cannot see: marks that no feature carries, and combinations of features that no plane separates. It cannot tell a
-    scanner from its population either: where sites differ in age, an honest method stays above chance.
+    Cannot see: site effects that are in no feature, or cannot be separated linearly. It cannot distinguish a scanner
+    from its population: where sites differ in age, even a perfect method stays above chance.
 
     Parameters
     ----------
     features:
-        ``(n, F)`` of the method's output; NaN takes the training folds' mean.
+        ``(n, F)`` of the method's output; NaN is replaced by the training folds' mean.
     trained_on:
         None: *retrained* on the method's own output. The raw images' features ``(n, F)``, row for row: *frozen*,
-        trained on raw images of the training folds and applied to the method's output of the held-out subjects.
+        trained on raw images of the training folds and applied to the method's output for the held-out subjects.
 
     Raises
     ------
     DataError
-        If there are fewer than two sites, or a site of fewer than two subjects.
+        If there are fewer than two sites, or a site has fewer than two subjects.
     """
     output = np.asarray(features, float)
     return _cross_validate(_predict_linear, output, site, subject, folds=FOLDS, seed=seed, trained_on=trained_on)
@@ -64,11 +64,11 @@ def site_probe(
 def cnn_site_probe(
     slices: np.ndarray, site: Labels, subject: Labels, seed: int = 0, trained_on: np.ndarray | None = None
 ) -> ProbeResult:
-    """The same with a small convolutional network on ``(n, S, P, P)`` slices of ``features.probe_slices``, 3 folds.
+    """Convolutional probe: a small network on ``(n, S, P, P)`` slices of ``features.probe_slices``, in 3 folds.
 
-    It sees each slice and its high-pass, and is trained until it knows the training images or for 150 epochs
-    (``trainings`` tells which); an epoch takes about .01 CPU s an image. The same seed gives the same answer. Needs
-    torch. Cannot see: what is outside the slices; marks for which so few images and so small a network do not suffice.
+    It sees each slice and its high-pass, and is trained until it has converged or for 150 epochs (``trainings`` says
+    which); an epoch takes about .01 CPU s per image. The result depends only on images and seed. Needs torch. Cannot
+    see: anything outside the slices; site effects that need more images or a larger network.
 
     Raises
     ------
@@ -86,18 +86,18 @@ def cnn_site_probe(
 
 
 def pattern_site_probe(detail: np.ndarray, site: Labels, subject: Labels, seed: int = 0) -> ProbeResult:
-    """Matched filter: is an image's fine detail that of a site's images? Trained on the method's own output.
+    """Matched filter: predicts the site from a fixed pattern in the fine detail, trained on the method's own output.
 
-    In every training fold a site's pattern is the mean of its images' details less the mean of all sites' (the
-    fingerprint of a sensor: Lukáš, Fridrich & Goljan 2006). Voxels count inversely to their spread within sites. A
-    held-out image is of the site whose pattern it correlates with best. It finds a fixed pattern that is white and
-    far below the noise, of which no feature and few slices tell. Cannot see: what lies outside the block; marks that
-    are not at the same voxels in every image.
+    In every training fold, a site's pattern is the mean detail of its images minus the mean over sites (the fingerprint
+    of a sensor: Lukáš, Fridrich & Goljan 2006). Voxels are weighted inversely to their spread within sites. A held-out
+    image is assigned to the site whose pattern it correlates with best. It finds fixed white patterns far below the
+    noise, which features and single slices miss. Cannot see: anything outside the block; patterns that are not at the
+    same voxels in every image.
 
     Parameters
     ----------
     detail:
-        ``(n, …)`` of :func:`mmh_ray.evaluation.metrics.features.fine_detail`, of images whose grids have one shape.
+        ``(n, …)`` from :func:`mmh_ray.evaluation.metrics.features.fine_detail`, for images with the same grid shape.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def _predict_by_pattern(known: np.ndarray, sites: np.ndarray, tested: np.ndarray
     squares_within_sites = (known - site_means[codes]) ** 2
     spread = np.sqrt(squares_within_sites.mean(axis=0))
     varies = spread > _TINY
-    # no voxel counts more than one of median spread: a nearly constant one would outweigh all
+    # limits the weight to that of the median spread, so that a nearly constant voxel does not dominate
     least_spread = np.median(spread[varies]) if varies.any() else 1
     weight = varies / np.maximum(spread, least_spread)
     overall_mean = site_means.mean(axis=0)
@@ -175,7 +175,7 @@ def _cross_validate(
 
 
 def _splits(sites: np.ndarray, subjects: np.ndarray, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Folds by subject in which every site has its share of images."""
+    """Folds by subject, stratified by site."""
     subjects_by_site = {}
     for site in np.unique(sites):
         of_site = np.unique(subjects[sites == site])
@@ -183,7 +183,7 @@ def _splits(sites: np.ndarray, subjects: np.ndarray, folds: int, seed: int) -> I
     fewest = min(subjects_by_site.values(), default=0)
     if len(subjects_by_site) < 2 or fewest < 2:
         counts = ", ".join(f"{site}: {count}" for site, count in subjects_by_site.items())
-        expected = "two sites of two subjects or more"
+        expected = "two or more sites with two or more subjects each"
         raise DataError(f"subjects by site {counts}", expected, "Leave small sites out.")
     count = min(folds, fewest)
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
@@ -191,7 +191,7 @@ def _splits(sites: np.ndarray, subjects: np.ndarray, folds: int, seed: int) -> I
 
 
 def _chance_high(sites: np.ndarray, predicted: np.ndarray, seed: int) -> float:
-    """95th percentile of the balanced accuracy of the same predictions, dealt to the images at random."""
+    """95th percentile of the balanced accuracy when the predictions are randomly permuted."""
     _, codes, counts = np.unique(sites, return_inverse=True, return_counts=True)
     weights = 1 / (len(counts) * counts[codes])
     rng = np.random.default_rng(seed)

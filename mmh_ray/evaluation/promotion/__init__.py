@@ -1,1 +1,1 @@
-"""Whether one model's evaluation is better than another's, and whether the two can be compared."""
+"""Decides whether one model is better than another, and whether their evaluations can be compared."""

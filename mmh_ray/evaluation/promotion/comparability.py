@@ -1,4 +1,4 @@
-"""What decides an evaluation's metrics besides the images: two can be compared only where all of it is the same."""
+"""Records the conditions of an evaluation; two evaluations can be compared only if all of them are equal."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def conditions(
 ) -> dict[str, Any]:
     """Facts, masks, labels and truth of the scored images, target site, settings, and the version of the metrics.
 
-    What is long is given as its hash. Masks, labels and truth count by names and sizes of their files: reading them
-    would take as long as scoring.
+    Long values are hashed. Masks, labels and truth are compared by the names and sizes of their files, because reading
+    them would take as long as scoring.
     """
     records = sorted(records, key=lambda record: record.image_id)
     facts = [[getattr(record, column) for column in IMAGE_COLUMNS] for record in records]
@@ -48,7 +48,7 @@ def conditions(
 
 
 def differing_conditions(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Names of the conditions that differ, or that one of the two does not tell."""
+    """Names of the conditions that differ, or that only one of the two has."""
     differing = []
     for name in sorted({*one, *other}):
         is_in_both = name in one and name in other

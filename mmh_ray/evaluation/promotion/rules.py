@@ -1,4 +1,4 @@
-"""Whether a model may take over an alias: its evaluation against that of the present holder.
+"""Decides whether a model takes over an alias, by comparing its evaluation with that of the present holder.
 
 They are compared on the images that both were scored on.
 """
@@ -18,16 +18,16 @@ from mmh_ray.evaluation.promotion.comparability import differing_conditions
 from mmh_ray.evaluation.statistics.bootstrap import Difference, bootstrap, paired_difference
 
 SIGNIFICANT = 0.05
-"""Most p of the sign-flip test at which a better interval counts as an improvement."""
-NAMED = 5
-"""Most images named in a reason."""
+"""Largest p of the sign-flip test for an improvement."""
+MOST_LISTED = 5
+"""Maximum number of images listed in a reason."""
 
 _BALANCED = tuple(metric for metric in METRICS if metric.startswith("site_probe"))
 
 Verdict = Literal["better", "kept", "worse", "unsure", "lacking", "silent"]
-"""``unsure``: neither a loss beyond what is allowed nor its absence is shown.
+"""``unsure``: a loss beyond the allowed one is neither shown nor excluded.
 
-``lacking``: measured of the holder, but not, or not everywhere, of the model. ``silent``: nothing to compare.
+``lacking``: measured for the holder, but not, or not on all images, for the model. ``silent``: nothing to compare.
 """
 
 
@@ -37,13 +37,13 @@ class Evaluated(NamedTuple):
     Attributes
     ----------
     name:
-        Of the model.
+        Name of the model.
     about:
-        The same of `evaluation.json`.
+        ``about`` in `evaluation.json`.
     images:
-        The table of its images' metrics.
+        The table of metrics per image.
     entries:
-        Of ours in `evaluation.json`, by sequence and metric.
+        Entries of ``ours`` in `evaluation.json`, by sequence and metric.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Evaluated(NamedTuple):
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the model passed, a line per comparison, and what follows in one sentence."""
+    """Whether the model passed, a line per comparison, and the outcome in one sentence."""
 
     passed: bool
     lines: tuple[str, ...]
@@ -63,7 +63,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """One metric of one sequence."""
+    """Comparison in one metric of one sequence."""
 
     sequence: str
     metric: str
@@ -81,19 +81,18 @@ def decide(model: Evaluated, holder: Evaluated, rules: PromoteConfig, seed: int 
     The model must have been scored on every image that the holder was scored on, and in every metric of ``rules.keep``
     and ``rules.watch`` that the holder has. Values below chance count as chance. The rules:
 
-    - ``rules.keep``: a loss must be excluded. The 95 % interval's worse end stays within the margin, which is never
-    less
-      than the last digit that tables show.
-    - ``rules.watch``: no loss may be shown. The interval does not lie wholly on the worse side.
-    - ``rules.improve``: one must be better. The interval lies beyond 0 and the sign-flip test has p of at most
-      :data:`SIGNIFICANT`.
+    - ``rules.keep``: a loss must be excluded. The worse end of the 95 % interval must be within the margin, which is
+      at least the last digit that tables show.
+    - ``rules.watch``: no loss may be shown. The interval must not be entirely on the worse side.
+    - ``rules.improve``: at least one metric must be better. The interval must be entirely on the better side, and p of
+      the sign-flip test at most :data:`SIGNIFICANT`.
 
-    Cannot see: how often it was tried; of many tries, some pass by luck.
+    Cannot see: the number of attempts; with many attempts, some pass by chance.
 
     Raises
     ------
     ConfigError
-        If the rules name a metric that there is not, or one of which neither direction is better.
+        If the rules name an unknown metric, or one without a better direction.
     DataError
         If the two were not evaluated on the same images under the same conditions.
     """
@@ -103,15 +102,15 @@ def decide(model: Evaluated, holder: Evaluated, rules: PromoteConfig, seed: int 
     holder_images = _images_of_ours(holder)
     lacking = sorted(holder_images.index.difference(model_images.index))
     if lacking:
-        named = ", ".join(lacking[:NAMED])
-        if len(lacking) > NAMED:
-            named += f" and {len(lacking) - NAMED} more"
-        scored = f"{len(lacking)} of the {len(holder_images)} images that {holder.name} was scored on"
-        return Decision(False, (), f"not promoted: {model.name} was not scored on {scored}: {named}")
+        listed = ", ".join(lacking[:MOST_LISTED])
+        if len(lacking) > MOST_LISTED:
+            listed += f" and {len(lacking) - MOST_LISTED} more"
+        count = f"{len(lacking)} of the {len(holder_images)} images that {holder.name} was scored on"
+        return Decision(False, (), f"not promoted: {model.name} was not scored on {count}: {listed}")
     pairs = _paired(model_images, holder_images)
     subjects = min((images["subject"].nunique() for images in pairs.values()), default=0)
     if subjects < rules.least_subjects:
-        return Decision(False, (), f"not promoted: {subjects} subjects, {rules.least_subjects} are needed to tell")
+        return Decision(False, (), f"not promoted: {subjects} subjects, at least {rules.least_subjects} are needed")
     comparisons = []
     for sequence, images in pairs.items():
         for metric in dict.fromkeys((*rules.keep, *rules.watch, *rules.improve)):
@@ -134,12 +133,12 @@ def _outcome(comparisons: Sequence[_Comparison], rules: PromoteConfig, model: st
         objections.append(f"none of {', '.join(rules.improve)} is shown to be better")
     if objections:
         return Decision(False, lines, f"not promoted: {'; '.join(objections)}")
-    outcome = f"{model} is better than {holder} in {', '.join(improved)} and not worse where it must not be"
+    outcome = f"{model} is better than {holder} in {', '.join(improved)} and not worse in any guarded metric"
     return Decision(True, lines, outcome)
 
 
 def _objections(comparisons: Sequence[_Comparison], rules: PromoteConfig, model: str) -> list[str]:
-    """What speaks against the model in the metrics that must not become worse."""
+    """Reasons against the model from the metrics that must not become worse."""
     guards = {*rules.keep, *rules.watch}
     lacking = []
     not_excluded = []
@@ -158,9 +157,9 @@ def _objections(comparisons: Sequence[_Comparison], rules: PromoteConfig, model:
             lost.append(comparison.heading)
     objections = {
         f"{model} lacks": lacking,
-        f"no loss beyond {100 * rules.margin:g} % is excluded for": not_excluded,
+        f"a loss beyond {100 * rules.margin:g} % cannot be excluded for": not_excluded,
         "a loss is shown for": lost,
-        "nothing that must not be worse was measured in": list(unguarded),
+        "no metric that must not become worse was measured for": list(unguarded),
     }
     return [f"{objection} {', '.join(names)}" for objection, names in objections.items() if names]
 
@@ -174,12 +173,12 @@ def _compare(
     rules: PromoteConfig,
     seed: int,
 ) -> _Comparison:
-    """Verdict and line of one metric; a value of the whole cohort, which no image has, is shown and decides nothing."""
+    """Verdict and line of one metric; a metric without values per image is shown, but not used in the decision."""
     metric = METRICS[name]
     holder_has = images[f"{name}_holder"].notna()
     model_lacks = holder_has & images[f"{name}_model"].isna()
     if model_lacks.any():
-        lacking = f"{model_lacks.sum()} of the {holder_has.sum()} images on which the holder's was"
+        lacking = f"{model_lacks.sum()} of the {holder_has.sum()} images with a value for the holder"
         return _Comparison(sequence, name, "lacking", f"{metric.heading}: not measured on {lacking}")
     if holder_has.any():
         verdict, text = _judge(name, images[holder_has], rules, seed)
@@ -187,11 +186,12 @@ def _compare(
     model_entry = model.entries.get(sequence, {}).get(name)
     holder_entry = holder.entries.get(sequence, {}).get(name)
     if not holder_entry:
-        return _Comparison(sequence, name, "silent", f"{metric.heading}: not measured of the holder: decides nothing")
+        remark = "not measured for the holder, so not used in the decision"
+        return _Comparison(sequence, name, "silent", f"{metric.heading}: {remark}")
     if not model_entry:
-        return _Comparison(sequence, name, "lacking", f"{metric.heading}: not measured, and the holder's was")
+        return _Comparison(sequence, name, "lacking", f"{metric.heading}: measured for the holder only")
     values = f"{text_of(name, model_entry['value'])} against {text_of(name, holder_entry['value'])}"
-    remark = "one figure for the cohort and none for an image: decides nothing"
+    remark = "a value for the cohort without values per image, so not used in the decision"
     return _Comparison(sequence, name, "silent", f"{metric.heading} {metric.arrow}: {values}, {remark}")
 
 
@@ -211,21 +211,21 @@ def _judge(name: str, images: pd.DataFrame, rules: PromoteConfig, seed: int) -> 
 
     values = f"{text_of(name, before + difference.value)} against {text_of(name, before)}"
     if metric.better == "one":
-        values = f"off 1 by {values}"
+        values = f"distance to 1: {values}"
     interval = f"{text_of(name, difference.low)} to {text_of(name, difference.high)}"
-    said = "no loss shown" if is_only_watched and verdict == "unsure" else verdict
+    verdict_text = "no loss shown" if is_only_watched and verdict == "unsure" else verdict
     text = (
         f"{metric.heading} {metric.arrow}: {values}, difference {interval}, p {difference.p:.2g}, "
-        f"{difference.n} subjects: {said}"
+        f"{difference.n} subjects: {verdict_text}"
     )
     return verdict, text
 
 
 def _allowed_loss(name: str, before: float, margin: float) -> float:
-    """The margin's share of what there was, or of the metric's yardstick; at least the last digit that is shown."""
+    """The margin's share of the previous value or the metric's yardstick, but at least the last digit shown."""
     metric = METRICS[name]
-    whole = abs(before) if metric.yardstick is None else metric.yardstick
-    return max(margin * whole, 10.0**-metric.digits)
+    scale = abs(before) if metric.yardstick is None else metric.yardstick
+    return max(margin * scale, 10.0**-metric.digits)
 
 
 def _verdict(difference: Difference, sign: int, allowed_loss: float) -> Verdict:
@@ -243,7 +243,7 @@ def _images_of_ours(evaluated: Evaluated) -> pd.DataFrame:
 
 
 def _paired(model_images: pd.DataFrame, holder_images: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Values of both on the images that the holder was scored on, side by side, by sequence."""
+    """Metrics of both models side by side, on the images that the holder was scored on, by sequence."""
     columns = [*METRICS]
     paired = holder_images[["sequence", "subject", "site"]]
     paired = paired.join(model_images[columns].add_suffix("_model"))
@@ -257,7 +257,7 @@ def _check_comparable(model: Evaluated, holder: Evaluated) -> None:
         raise DataError(f"evaluations of {model.name} and {holder.name} on different images", "the same images", remedy)
     of_model = model.about.get("conditions")
     of_holder = holder.about.get("conditions")
-    differing = ["what they say of their conditions"]
+    differing = ["their recorded conditions"]
     if of_model and of_holder:
         differing = differing_conditions(of_model, of_holder)
     if differing:

@@ -1,1 +1,1 @@
-"""What an evaluation leaves for people: page, tables, sentences, pictures."""
+"""Writes the results of an evaluation: report page, tables, sentences and pictures."""

@@ -1,7 +1,7 @@
-"""Pictures for people: before and after at every site, what changed, and the histograms.
+"""Draws the pictures of the report: images before and after, their differences, histograms and feature maps.
 
-Slices are 2-D arrays as :func:`~mmh_ray.imaging.slices.middle_slice` cuts them, scaled to 0-1 by
-:func:`~mmh_ray.evaluation.metrics.agreement.scale_by_percentiles`. Nothing here needs a display.
+Slices are 2-D arrays from :func:`~mmh_ray.imaging.slices.middle_slice`, scaled to 0-1 by
+:func:`~mmh_ray.evaluation.metrics.agreement.scale_by_percentiles`. Drawing needs no display.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from mmh_ray.imaging.grid import box_of
 from mmh_ray.provenance import whole_file
 
 DIVERGING = LinearSegmentedColormap.from_list("ice_fire", ["#a6e3ff", "#2b7bd6", "#000000", "#d1491b", "#ffd98a"])
-"""Diverging colours whose middle is black, for differences on a black ground."""
+"""Diverging colours with black in the middle, for differences on a black background."""
 
 LIMIT = 0.5
-"""Difference that is shown in full colour, as a share of the brain's intensity range."""
+"""Difference shown in full colour, as a share of the brain's intensity range."""
 
 _BINS = 80
 """Bins of a histogram."""
@@ -37,7 +37,7 @@ _FAINT = "#9a9a9a"
 
 
 def before_after(path: str | Path, rows: Mapping[str, Sequence[np.ndarray]], sites: Sequence[str], title: str) -> None:
-    """One traveler: a row per method (label → a slice per site), a column per site, one display window from 0 to 1."""
+    """One row per method (label → one slice per site) and one column per site, all displayed from 0 to 1."""
     rows = _cropped(rows)
     figure, axes = _canvas(rows, sites, title)
     _show(axes, rows, cmap="gray", vmin=0, vmax=1)
@@ -47,9 +47,9 @@ def before_after(path: str | Path, rows: Mapping[str, Sequence[np.ndarray]], sit
 def differences(
     path: str | Path, source: Sequence[np.ndarray], harmonized: Sequence[np.ndarray], sites: Sequence[str], title: str
 ) -> None:
-    """What the harmonization changed, and what is left between each site and the first, before and after.
+    """Changes by harmonization, and differences of each site to the first site, before and after.
 
-    Colours run from ``-LIMIT`` to ``LIMIT`` of the brain's intensity range, 0 is black.
+    Colours range from ``-LIMIT`` to ``LIMIT`` of the brain's intensity range; 0 is black.
     """
     cropped = _cropped({"source": source, "harmonized": harmonized})
     source = cropped["source"]
@@ -69,7 +69,7 @@ def differences(
 
 
 def histograms(path: str | Path, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], title: str) -> None:
-    """Density of brain intensities per site (site → intensities), before and after, on common axes."""
+    """Density of brain intensities per site (site → intensities), before and after, on shared axes."""
     figure = _figure((10, 4), title)
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     edges = np.linspace(-0.1, 1.2, _BINS + 1)
@@ -89,9 +89,10 @@ def histograms(path: str | Path, before: Mapping[str, np.ndarray], after: Mappin
 
 
 def feature_map(path: str | Path, panels: Mapping[str, tuple[np.ndarray, Sequence[str]]], title: str) -> None:
-    """Images on a map of their features, a panel per method: label → ``(n, 2)`` points, and the site or person of each.
+    """Maps of images by their features, one panel per method: label → ``(n, 2)`` points and the group of each.
 
-    Distances on such a map say who is near whom, not how far; the panels have no common axes.
+    A group is a site or a person. A map shows which images are near each other; its distances have no unit, and the
+    panels do not share axes.
     """
     colours = _colours({group for _, groups in panels.values() for group in groups})
     figure = _figure((3.4 * len(panels), 4), title)
@@ -109,7 +110,7 @@ def feature_map(path: str | Path, panels: Mapping[str, tuple[np.ndarray, Sequenc
 
 
 def _colours(groups: Iterable[str]) -> dict[str, str]:
-    """A colour by group, in the order of their names; after eight they come again."""
+    """A colour for each group, in the order of their names; colours repeat after eight groups."""
     endless_colours = itertools.cycle(_SITE_COLOURS)
     return dict(zip(sorted(groups), endless_colours, strict=False))
 
@@ -121,14 +122,14 @@ def _site_legend(figure: Figure, colours: Mapping[str, str]) -> None:
 
 
 def _figure(size_inches: tuple[float, float], title: str, layout: Any = "constrained") -> Figure:
-    """A black figure with its title."""
+    """A black figure with a title."""
     figure = Figure(figsize=size_inches, facecolor="black", layout=layout)
     figure.suptitle(title, color=_INK, fontsize=13)
     return figure
 
 
 def _blank(ax: Axes) -> None:
-    """Black, without a scale."""
+    """Make the axes black, without ticks."""
     ax.set_facecolor("black")
     ax.set(xticks=[], yticks=[])
 
@@ -136,7 +137,7 @@ def _blank(ax: Axes) -> None:
 def _canvas(
     rows: Mapping[str, Sequence[np.ndarray]], sites: Sequence[str], title: str, bar_inches: float = 0
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with empty axes for the slices of every row, a column per site, and room for a colour bar."""
+    """A figure with empty axes, one row per method and one column per site, with room for a colour bar."""
     shapes = [image.shape for slices in rows.values() for image in slices]
     tallest, widest = np.max(shapes, axis=0).tolist()
     slice_inches = 2.1
@@ -154,7 +155,7 @@ def _canvas(
 
 
 def _show(axes: np.ndarray, rows: Mapping[str, Sequence[np.ndarray]], **colours: Any) -> AxesImage:
-    """Draw every row's slices behind its label; the last image is what a colour bar needs."""
+    """Draw every row's slices and its label; return the last image, which a colour bar needs."""
     for axes_row, (label, slices) in zip(axes, rows.items(), strict=True):
         for ax, image in zip(axes_row, slices, strict=True):
             shown = ax.imshow(image, interpolation="nearest", **colours)
@@ -163,7 +164,7 @@ def _show(axes: np.ndarray, rows: Mapping[str, Sequence[np.ndarray]], **colours:
 
 
 def _cropped(rows: Mapping[str, Sequence[np.ndarray]]) -> dict[str, list[np.ndarray]]:
-    """Slices without the empty border that all of one site (column) share; they stay comparable voxel by voxel."""
+    """Remove the empty border that all slices of a site (column) share, so that they stay aligned."""
     columns = zip(*rows.values(), strict=True)
     boxes = [_filled_box(column) for column in columns]
     cropped = {}
@@ -173,7 +174,7 @@ def _cropped(rows: Mapping[str, Sequence[np.ndarray]]) -> dict[str, list[np.ndar
 
 
 def _filled_box(images: Sequence[np.ndarray]) -> tuple[slice, ...]:
-    """Rows and columns in which any of the images is not 0, and two more on each side; all of them where every image is empty."""
+    """Rows and columns in which any image is not 0, with a margin of two; the whole image if all are empty."""
     is_filled = np.any([image != 0 for image in images], axis=0)
     if not is_filled.any():
         is_filled = np.ones_like(is_filled)

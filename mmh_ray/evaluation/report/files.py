@@ -1,13 +1,11 @@
-"""What an evaluation leaves on disk: metrics of every image, pictures, JSON and the report."""
+"""Writes an evaluation to disk: metrics per image, pictures, JSON and the report."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,7 +13,7 @@ from mmh_ray.evaluation.inputs.records import IMAGE_COLUMNS, ImageRecord
 from mmh_ray.evaluation.metrics.registry import METRICS
 from mmh_ray.evaluation.report.page import SiteMeans, write_evaluation_report
 from mmh_ray.evaluation.report.pictures import Pictures, write_pictures
-from mmh_ray.evaluation.statistics.metric_values import MetricValues, ValuesByMetric
+from mmh_ray.evaluation.statistics.metric_values import ValuesByMetric
 from mmh_ray.provenance import whole_file, write_json
 
 EVALUATION = "evaluation.json"
@@ -24,15 +22,14 @@ REPORT = "report.html"
 FIGURES = "figures"
 
 TABLE_COLUMNS = (*IMAGE_COLUMNS, "method", *METRICS)
-"""Columns of the table of images' metrics."""
-
+"""Columns of the table of metrics per image."""
 
 _NUMBERS = {"age", *METRICS}
 SCHEMA = pa.schema([(name, pa.float64() if name in _NUMBERS else pa.string()) for name in TABLE_COLUMNS])
 
 
 def write_all(out: Path, evaluation: Mapping[str, Any], tables: Iterable[pa.Table], pictures: Pictures) -> None:
-    """Write the Parquet table, one method's part at a time, the pictures, the report and, last of all, the JSON."""
+    """Write the Parquet table (one method at a time), the pictures, the report and finally the JSON."""
     by_site: list[SiteMeans] = []
     with whole_file(out / PER_IMAGE) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
         for table in tables:
@@ -44,26 +41,15 @@ def write_all(out: Path, evaluation: Mapping[str, Any], tables: Iterable[pa.Tabl
 
 
 def images_table(method: str, records: Sequence[ImageRecord], metrics: ValuesByMetric) -> pa.Table:
-    """A row per image of one method; a metric of pairs is the mean over the pairs that the image is part of."""
+    """One row per image of a method; the value of a pair metric is the mean over the image's pairs."""
     columns: dict[str, list[Any]] = {}
     for name in IMAGE_COLUMNS:
         columns[name] = [getattr(record, name) for record in records]
     columns["method"] = [method] * len(records)
     for name in METRICS:
-        values = _by_image(metrics[name]) if name in metrics else {}
+        values = metrics[name].means(lambda unit: unit.split(" ")) if name in metrics else {}
         columns[name] = [values.get(record.image_id) for record in records]
     return pa.table(columns, schema=SCHEMA)
-
-
-def _by_image(metric: MetricValues) -> dict[str, float]:
-    """The mean of the units that name an image; empty where a unit has no value of its own."""
-    if metric.per_unit is None:
-        return {}
-    values: dict[str, list[float]] = defaultdict(list)
-    for unit, value in zip(metric.units, metric.per_unit, strict=True):
-        for image_id in unit.split(" "):
-            values[image_id].append(float(value))
-    return {image_id: float(np.mean(of_image)) for image_id, of_image in values.items()}
 
 
 def _site_means(table: pa.Table) -> list[SiteMeans]:

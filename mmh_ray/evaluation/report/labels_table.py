@@ -1,4 +1,4 @@
-"""The table of labelled tissues: methods side by side at every site."""
+"""Prints metrics of labelled tissues as a table, with all methods for each site."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmh_ray.evaluation.metrics.label_metrics import LABEL_METRICS
 from mmh_ray.evaluation.metrics.registry import METRICS, OURS, ordered, shown_name, text_of
 
 Means = Mapping[str, float]
-"""Mean by metric over a site's images, and their number as ``n``."""
+"""Mean of each metric over a site's images, and the number of images as ``n``."""
 
 
 def labels_table(labels: Mapping[str, Mapping[str, Mapping[str, Means]]]) -> Group:
@@ -27,7 +27,7 @@ def labels_table(labels: Mapping[str, Mapping[str, Mapping[str, Means]]]) -> Gro
 
 
 def site_lines(methods: Mapping[str, Mapping[str, Means]]) -> list[tuple[str, str, Means]]:
-    """Site, method and means, methods of one site one after the other, in the order of all tables."""
+    """Site, method and means, sorted by site and then by method."""
     sites = {site for means_by_site in methods.values() for site in means_by_site}
     lines = []
     for site in sorted(sites):

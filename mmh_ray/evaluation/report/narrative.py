@@ -1,4 +1,4 @@
-"""An evaluation in sentences: what a reader who is no statistician takes home."""
+"""Turns an evaluation into sentences for readers who are not statisticians."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import Any
 from mmh_ray.evaluation.metrics.registry import METRICS, OURS, RAW, SIMPLE, TRUTH, ordered, shown_name
 
 PROBES = ("site_probe", "site_probe_cnn", "site_probe_pattern", "site_probe_style")
-"""The probes trained anew; the one that tells most counts."""
+"""The retrained probes; the most accurate one is reported."""
 JUDGED = ("truth_nrmse", *PROBES, "psnr", "w1", "gradient_correlation")
-"""Metrics by which the best simple method is chosen: mean rank over those that there are."""
+"""Metrics that choose the best simple method, by its mean rank over those that are available."""
 AGAINST_SOURCE = ("gradient_correlation", "structural_dissimilarity", "hallucination", "identity")
-"""Metrics of change, in which whoever changes nothing cannot be beaten."""
+"""Metrics of change, in which a method that changes nothing always scores best."""
 
 Entry = Mapping[str, Any]
 Entries = Mapping[str, Entry]
-"""By metric, as `evaluation.json` holds them: value, low, high, n, and of a probe what guessing reaches."""
+"""By metric, as in `evaluation.json`: value, low, high, n, and chance levels for a probe."""
 
 
 def sentences(evaluation: Mapping[str, Any], sequence: str) -> list[str]:
-    """What can be said of ours for one sequence; without an archive `ours`, that there is none."""
+    """Sentences about ours for one sequence; without an archive `ours`, one sentence that says so."""
     ours = evaluation.get(OURS, {}).get(sequence)
     if ours is None:
-        return ["There is no archive named ours, so methods stand side by side and no differences are taken."]
+        return ["There is no archive named ours, so methods are listed without differences to it."]
     raw = evaluation[RAW].get(sequence, {})
     texts = [
-        _on_target(evaluation["about"].get("target"), ours, raw),
-        _on_site(ours, raw),
-        _on_anatomy(ours),
-        _on_truth(ours, raw),
-        _on_labels(ours, raw),
-        _on_people(evaluation, sequence),
-        _on_best_simple(evaluation, sequence),
-        _on_losses(evaluation, sequence),
-        *_on_better_methods(evaluation, sequence),
+        _target_sentence(evaluation["about"].get("target"), ours, raw),
+        _site_sentence(ours, raw),
+        _anatomy_sentence(ours),
+        _truth_sentence(ours, raw),
+        _labels_sentence(ours, raw),
+        _people_sentence(ours, raw),
+        _best_simple_sentence(evaluation, sequence),
+        _losses_sentence(evaluation, sequence),
+        *_better_methods_sentences(evaluation, sequence),
     ]
     return [text for text in texts if text]
 
 
 def best_simple(evaluation: Mapping[str, Any], sequence: str) -> str | None:
-    """The simple method of the best mean rank over :data:`JUDGED`; None without any."""
+    """The simple method with the best mean rank over :data:`JUDGED`; None if there is none."""
     candidates = {method: evaluation[method][sequence] for method in SIMPLE if sequence in evaluation.get(method, {})}
     if not candidates:
         return None
@@ -53,7 +53,7 @@ def best_simple(evaluation: Mapping[str, Any], sequence: str) -> str | None:
 
 
 def verdicts(evaluation: Mapping[str, Any], sequence: str, method: str) -> dict[str, str]:
-    """``better``, ``worse`` or ``even`` of ours against a method by metric; ``even``: the interval holds 0."""
+    """Whether ours is ``better``, ``worse`` or ``even`` (the interval includes 0) compared with a method, by metric."""
     differences = evaluation["differences"].get(method, {}).get(sequence, {})
     verdict_of = {}
     for name, metric in METRICS.items():
@@ -70,15 +70,14 @@ def verdicts(evaluation: Mapping[str, Any], sequence: str, method: str) -> dict[
     return verdict_of
 
 
-def where_it_beats_ours(evaluation: Mapping[str, Any], sequence: str, method: str, metrics: Iterable[str]) -> str:
-    """Headings of those of the metrics in which a method is shown to be better than ours."""
+def headings_beating_ours(evaluation: Mapping[str, Any], sequence: str, method: str, metrics: Iterable[str]) -> str:
+    """Headings of the metrics in which a method is shown to be better than ours."""
     verdict_of = verdicts(evaluation, sequence, method)
-    beaten = [metric for metric in metrics if verdict_of.get(metric) == "worse"]
-    return _headings(beaten)
+    return _headings(metric for metric in metrics if verdict_of.get(metric) == "worse")
 
 
 def strongest_probe(entries: Entries) -> str | None:
-    """The probe that tells the site best."""
+    """The probe with the highest accuracy; None without any."""
     values = {probe: entries[probe]["value"] for probe in PROBES if probe in entries}
     if not values:
         return None
@@ -86,43 +85,41 @@ def strongest_probe(entries: Entries) -> str | None:
 
 
 def _worth(metric: str, entry: Entry) -> float:
-    """A value whose more is better; a probe below chance is worth no more than one at it."""
+    """The value, signed so that higher is better; a probe below chance counts as at chance."""
     value = entry["value"]
     if metric in PROBES:
         value = max(value, entry["chance"])
     return METRICS[metric].worth(value)
 
 
-def _on_target(target: str | None, ours: Entries, raw: Entries) -> str:
+def _target_sentence(target: str | None, ours: Entries, raw: Entries) -> str:
     after = ours.get("psnr")
     before = raw.get("psnr")
     if target is None or after is None or before is None:
         return ""
-    return (
-        f"The same person's own scan at {target} is reached with a PSNR of "
-        f"{after['value']:.1f} dB{_range(after, 1)}, {before['value']:.1f} before."
-    )
+    psnr = f"{after['value']:.1f} dB{_range(after, 1)}"
+    return f"PSNR to the same person's scan at {target}: {psnr}, {before['value']:.1f} dB before."
 
 
-def _on_site(ours: Entries, raw: Entries) -> str:
+def _site_sentence(ours: Entries, raw: Entries) -> str:
     probe = strongest_probe(ours)
     if probe is None:
-        return "Too few subjects at each site to ask whether the site can still be told."
+        return "Too few subjects per site to test whether the site can be recognised."
     entry = ours[probe]
     chance = _percent(entry["chance"])
     luck = _percent(entry["chance_high"])
-    share = f"{_percent(entry['value'])}{_range(entry)} of ours"
+    share = f"{_percent(entry['value'])}{_range(entry)} of our images"
     raw_probe = strongest_probe(raw)
     before = f" and of {_percent(raw[raw_probe]['value'])} of the raw images" if raw_probe else ""
-    is_told = entry["value"] > entry["chance_high"]
-    verdict = "the site can still be told" if is_told else "that is not told apart from guessing"
+    is_recognised = entry["value"] > entry["chance_high"]
+    verdict = "the site can still be recognised" if is_recognised else "this is no better than guessing"
     return (
-        f"A probe trained anew ({METRICS[probe].heading}) tells the site of {share}{before}; "
+        f"The strongest probe ({METRICS[probe].heading}) recognises the site of {share}{before}; "
         f"guessing reaches {chance}, {luck} with luck: {verdict}."
     )
 
 
-def _on_anatomy(ours: Entries) -> str:
+def _anatomy_sentence(ours: Entries) -> str:
     parts = []
     if edges := ours.get("gradient_correlation"):
         parts.append(f"edges follow the scan's with a correlation of {edges['value']:.3f}{_range(edges, 3)}")
@@ -136,24 +133,22 @@ def _on_anatomy(ours: Entries) -> str:
     return f"Anatomy kept: {', '.join(parts)}." if parts else ""
 
 
-def _on_truth(ours: Entries, raw: Entries) -> str:
+def _truth_sentence(ours: Entries, raw: Entries) -> str:
     after = ours.get("truth_nrmse")
     before = raw.get("truth_nrmse")
     if after is None or before is None:
         return ""
     error = f"{after['value']:.3f}{_range(after, 3)}"
-    return f"Error to the noise-free truth: {error} of its spread, {before['value']:.3f} before."
+    return f"Error to the noise-free truth: {error} of its standard deviation, {before['value']:.3f} before."
 
 
-def _on_labels(ours: Entries, raw: Entries) -> str:
+def _labels_sentence(ours: Entries, raw: Entries) -> str:
     after = ours.get("label_auc_wm")
     before = raw.get("label_auc_wm")
     if after is None or before is None:
         return ""
-    text = (
-        "Of the tissues that others drew, white and grey are told apart by brightness with an AUC of "
-        f"{after['value']:.3f}{_range(after, 3)}, {before['value']:.3f} before"
-    )
+    auc = f"{after['value']:.3f}{_range(after, 3)}"
+    text = f"Brightness separates labelled white and grey matter with an AUC of {auc}, {before['value']:.3f} before"
     contrast = ours.get("label_contrast")
     contrast_before = raw.get("label_contrast")
     if contrast is not None and contrast_before is not None:
@@ -161,16 +156,16 @@ def _on_labels(ours: Entries, raw: Entries) -> str:
     return f"{text}."
 
 
-def _on_people(evaluation: Mapping[str, Any], sequence: str) -> str:
-    after = evaluation[OURS].get(sequence, {}).get("subject_nearest")
-    before = evaluation[RAW].get(sequence, {}).get("subject_nearest")
-    if not after or not before:
+def _people_sentence(ours: Entries, raw: Entries) -> str:
+    after = ours.get("subject_nearest")
+    before = raw.get("subject_nearest")
+    if after is None or before is None:
         return ""
     share = _percent(after["value"])
     return f"The same person is found across sites for {share} of images, {_percent(before['value'])} before."
 
 
-def _on_best_simple(evaluation: Mapping[str, Any], sequence: str) -> str:
+def _best_simple_sentence(evaluation: Mapping[str, Any], sequence: str) -> str:
     method = best_simple(evaluation, sequence)
     if method is None:
         return ""
@@ -183,32 +178,28 @@ def _on_best_simple(evaluation: Mapping[str, Any], sequence: str) -> str:
             parts.append(f"{verdict} in {_headings(metrics_by_verdict[verdict])}")
     text = f"Best simple alternative: {shown_name(method)}"
     if not parts:
-        return f"{text}, not told apart from ours."
+        return f"{text}, without a clear difference to ours."
     even = len(metrics_by_verdict["even"])
-    rest = f"; {even} further metrics do not tell them apart" if even else ""
-    return f"{text}. Against it ours is {' and '.join(parts)}{rest}."
+    rest = f"; no clear difference in {even} more" if even else ""
+    return f"{text}. Compared with it, ours is {' and '.join(parts)}{rest}."
 
 
-def _on_losses(evaluation: Mapping[str, Any], sequence: str) -> str:
-    lost = []
-    for metric, verdict in verdicts(evaluation, sequence, RAW).items():
-        if verdict == "worse" and metric not in AGAINST_SOURCE:
-            lost.append(metric)
-    if not lost:
-        return ""
-    return f"Against the raw scans ours loses in {_headings(lost)}."
+def _losses_sentence(evaluation: Mapping[str, Any], sequence: str) -> str:
+    metrics = [metric for metric in METRICS if metric not in AGAINST_SOURCE]
+    headings = headings_beating_ours(evaluation, sequence, RAW, metrics)
+    return f"Ours is worse than the raw scans in {headings}." if headings else ""
 
 
-def _on_better_methods(evaluation: Mapping[str, Any], sequence: str) -> list[str]:
-    """A sentence for each method that beats ours somewhere."""
+def _better_methods_sentences(evaluation: Mapping[str, Any], sequence: str) -> list[str]:
+    """A sentence for each method that is better than ours in any metric."""
     others = [method for method in ordered(evaluation["differences"]) if method not in (RAW, TRUTH)]
     texts = []
     for method in others:
-        headings = where_it_beats_ours(evaluation, sequence, method, METRICS)
+        headings = headings_beating_ours(evaluation, sequence, method, METRICS)
         if headings:
-            texts.append(f"Ours is beaten by {shown_name(method)} in {headings}.")
+            texts.append(f"Ours is worse than {shown_name(method)} in {headings}.")
     if others and not texts:
-        texts.append("No other method is shown to beat ours in any metric.")
+        texts.append("No other method is shown to be better than ours in any metric.")
     return texts
 
 
@@ -221,7 +212,7 @@ def _percent(share: float, digits: int = 0) -> str:
 
 
 def _range(entry: Entry, digits: int | None = None) -> str:
-    """The interval in brackets, in percent without ``digits``; nothing where an end is not known."""
+    """The interval in brackets, in percent without ``digits``; empty if an end is unknown."""
     low = entry["low"]
     high = entry["high"]
     if low is None or high is None:

@@ -1,4 +1,4 @@
-"""The evaluation as one HTML page: sentences first, then tables that sort, pictures, and what was not measured."""
+"""Writes the evaluation as one HTML page: sentences, sortable tables, pictures, and what was not measured."""
 
 from __future__ import annotations
 
@@ -9,39 +9,37 @@ from typing import Any, NamedTuple
 from mmh_ray.evaluation.metrics.label_metrics import LABEL_METRICS
 from mmh_ray.evaluation.metrics.registry import GROUPS, METRICS, OURS, Metric, ordered, shown_name, text_of
 from mmh_ray.evaluation.report.labels_table import site_lines
-from mmh_ray.evaluation.report.narrative import sentences, verdicts, where_it_beats_ours
+from mmh_ray.evaluation.report.narrative import headings_beating_ours, sentences, verdicts
 from mmh_ray.evaluation.statistics.summary import NO_METHODS, by_sequence
 from mmh_ray.html_page import data_uri, write_page
 
 PROBLEMS = 200
-"""Most problems listed; `evaluation.json` holds them all."""
+"""Maximum number of problems listed; `evaluation.json` holds all."""
 
 CAPTIONS = {
-    "before_after": "Axial slices, each scaled by its own percentiles; one window for all.",
-    "differences": "What harmonizing changed, and what is left between sites.",
-    "dissimilarity": "Where the structure differs from the scan's: "
-    "black 0 (the same), grey one half (unrelated), white 1 (inverted).",
+    "before_after": "Axial slices, each scaled by its own percentiles; the same display window for all.",
+    "differences": "What harmonization changed, and the remaining differences between sites.",
+    "dissimilarity": "Structure that differs from the scan's: black 0 (same), grey ½ (unrelated), white 1 (inverted).",
     "histograms": "Brain intensities by site, each image scaled by its own percentiles.",
     "umap": "The same images, placed by UMAP.",
-    "map_people": "Persons who were scanned several times, each in a colour: their images should lie together.",
-    "map": "Every dot is an image. Sites that lie apart can be told apart; "
-    "a good method mixes them and keeps persons together.",
+    "map_people": "Persons with several scans, one colour each: their images should be close together.",
+    "map": "Each dot is an image. A good method mixes the sites and keeps the images of a person together.",
 }
 
 
 class Cell(NamedTuple):
-    """A value of the table.
+    """A cell of a table.
 
     Attributes
     ----------
     text, interval:
-        The value, and below it its interval.
+        The value, and the interval shown below it.
     value:
-        What the table is sorted by.
+        The number that the table is sorted by.
     verdict:
-        How ours compares: better, worse, even or nothing.
+        How ours compares: better, worse, even or empty.
     title:
-        What shows where somebody points at the cell.
+        Text shown when the mouse points at the cell.
     """
 
     text: str
@@ -52,7 +50,7 @@ class Cell(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One method: its name, whether it is ours, its cells, and the headings in which it is shown to beat ours."""
+    """One method: its name, whether it is ours, its cells, and the headings in which it is better than ours."""
 
     method: str
     is_ours: bool
@@ -70,7 +68,7 @@ class Block(NamedTuple):
 
 
 class SiteMeans(NamedTuple):
-    """Mean noise and smoothness over a site's images under one method; None where unknown."""
+    """Mean noise and smoothness over a site's images for one method; None if unknown."""
 
     sequence: str
     site: str
@@ -85,16 +83,16 @@ def write_evaluation_report(
     by_site: Sequence[SiteMeans],
     pictures: Mapping[str, Mapping[str, Path]],
 ) -> None:
-    """Write the page, whole or not at all.
+    """Write the page; on failure no partial file remains.
 
     Parameters
     ----------
     evaluation:
-        As `evaluation.json` holds it.
+        The content of `evaluation.json`.
     by_site:
-        Of every sequence, site and method.
+        Means for every sequence, site and method.
     pictures:
-        PNG files by sequence and kind; they become part of the page.
+        PNG files by sequence and kind; they are embedded in the page.
     """
     sequences = list(by_sequence(evaluation))
     about = evaluation["about"]
@@ -121,16 +119,13 @@ def write_evaluation_report(
 
 
 def blocks(evaluation: Mapping[str, Any], sequence: str) -> list[Block]:
-    """The tables of a sequence, without metrics that no method has."""
+    """The tables of a sequence; metrics that no method has are left out."""
     methods = ordered(evaluation.keys() - NO_METHODS)
     methods = [method for method in methods if sequence in evaluation[method]]
+    measured = {name for method in methods for name in evaluation[method][sequence]}
     tables = []
     for group, question in GROUPS.items():
-        names = []
-        for name, metric in METRICS.items():
-            is_measured = any(name in evaluation[method][sequence] for method in methods)
-            if metric.group == group and is_measured:
-                names.append(name)
+        names = [name for name, metric in METRICS.items() if metric.group == group and name in measured]
         if not names:
             continue
         lines = _lines(evaluation, sequence, methods, names)
@@ -145,7 +140,7 @@ def _lines(evaluation: Mapping[str, Any], sequence: str, methods: Sequence[str],
     for method in methods:
         cells = [_cell(evaluation, method, sequence, metric) for metric in metrics]
         if any(cell.value is not None for cell in cells):
-            beats_ours_in = where_it_beats_ours(evaluation, sequence, method, metrics)
+            beats_ours_in = headings_beating_ours(evaluation, sequence, method, metrics)
             lines.append(Line(shown_name(method), method == OURS, cells, beats_ours_in))
     return lines
 
@@ -153,7 +148,7 @@ def _lines(evaluation: Mapping[str, Any], sequence: str, methods: Sequence[str],
 def _chance(
     evaluation: Mapping[str, Any], sequence: str, methods: Sequence[str], metrics: Sequence[str]
 ) -> float | None:
-    """What guessing the site reaches; None where no probe says so."""
+    """The accuracy of guessing the site; None without a probe."""
     chances = []
     for method in methods:
         for metric in metrics:
@@ -193,7 +188,7 @@ def _difference_to_ours(metric: str, difference: Mapping[str, Any]) -> str:
 
 
 def _site_rows(by_site: Sequence[SiteMeans]) -> list[dict[str, Any]]:
-    """Sequence, method, site and two cells; methods in the order of all tables."""
+    """Sequence, method, site and two cells, sorted in this order."""
     methods = ordered({means.method for means in by_site})
     in_order = sorted(by_site, key=lambda means: (means.sequence, methods.index(means.method), str(means.site)))
     rows = []
@@ -207,7 +202,7 @@ def _site_rows(by_site: Sequence[SiteMeans]) -> list[dict[str, Any]]:
 
 
 def _label_rows(labels: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Sequence, site, method, images and a cell per metric of the tissues that others drew."""
+    """Sequence, site, method, number of images and one cell per metric of labelled tissues."""
     rows = []
     for sequence, methods in labels.items():
         for site, method, means in site_lines(methods):
@@ -224,14 +219,14 @@ def _label_rows(labels: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _sortable(metric: str, value: float | None) -> tuple[str, float] | None:
-    """Text of a cell, and what it is sorted by; None where there is no value."""
+    """Text of a cell, and the value it is sorted by; None without a value."""
     if value is None:
         return None
     return text_of(metric, value), value
 
 
 def _times(processor_seconds: Mapping[str, Mapping[str, float]]) -> list[tuple[str, float, int, float]]:
-    """Metric, processor seconds a call, calls, seconds in all; the most expensive first."""
+    """Metric, processor seconds per call, calls, total seconds; the most expensive first."""
     rows = []
     for metric, spent in processor_seconds.items():
         seconds = spent["seconds"]

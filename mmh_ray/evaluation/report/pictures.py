@@ -1,9 +1,9 @@
-"""Which pictures an evaluation draws of a sequence, and of which methods."""
+"""Chooses and draws the pictures of an evaluation, for each sequence."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,18 +15,18 @@ from mmh_ray.evaluation.metrics.scoring import CasePictures
 from mmh_ray.evaluation.report import figures
 
 PEOPLE_SHOWN = 8
-"""Most persons on a map that is coloured by person: as many as there are colours."""
+"""Maximum number of persons on a map that is coloured by person, which is the number of colours."""
 
 
 class Pictures(NamedTuple):
-    """What pictures are made of: pictured cases by sequence, and data by sequence and method."""
+    """Data of all pictures: pictured cases by sequence, and method data by sequence and method."""
 
     cases: Mapping[str, Sequence[CasePictures]]
     methods: Mapping[tuple[str, str], PictureData]
 
 
 def write_pictures(folder: Path, pictures: Pictures) -> dict[str, dict[str, Path]]:
-    """PNG files by sequence and kind; a picture for which there is no data is left out."""
+    """Draw PNG files; return their paths by sequence and kind. Pictures without data are left out."""
     paths: dict[str, dict[str, Path]] = {}
     by_sequence: defaultdict[str, dict[str, PictureData]] = defaultdict(dict)
     for (sequence, method), data in pictures.methods.items():
@@ -40,23 +40,22 @@ def write_pictures(folder: Path, pictures: Pictures) -> dict[str, dict[str, Path
 def _write_sequence(
     folder: Path, sequence: str, cases: Sequence[CasePictures], methods: Mapping[str, PictureData]
 ) -> dict[str, Path]:
-    kinds = ("before_after", "differences", "dissimilarity", "histograms", "map", "umap", "map_people")
-    paths = {kind: folder / f"{sequence}_{kind}.png" for kind in kinds}
     title = f"{sequence}: images by their features"
-    is_drawn = {
-        "before_after": _before_after(paths["before_after"], sequence, cases),
-        "differences": _differences(paths["differences"], sequence, cases),
-        "dissimilarity": _dissimilarity(paths["dissimilarity"], sequence, cases),
-        "histograms": _histograms(paths["histograms"], sequence, methods),
-        "map": _map_of_sites(paths["map"], f"{title} (t-SNE)", methods, "map"),
-        "umap": _map_of_sites(paths["umap"], f"{title} (UMAP)", methods, "umap"),
-        "map_people": _map_of_people(paths["map_people"], f"{title} (t-SNE)", methods),
+    drawings: dict[str, Callable[[Path], bool]] = {
+        "before_after": lambda path: _before_after(path, sequence, cases),
+        "differences": lambda path: _differences(path, sequence, cases),
+        "dissimilarity": lambda path: _dissimilarity(path, sequence, cases),
+        "histograms": lambda path: _histograms(path, sequence, methods),
+        "map": lambda path: _map_of_sites(path, f"{title} (t-SNE)", methods, "map"),
+        "umap": lambda path: _map_of_sites(path, f"{title} (UMAP)", methods, "umap"),
+        "map_people": lambda path: _map_of_people(path, f"{title} (t-SNE)", methods),
     }
-    return {kind: path for kind, path in paths.items() if is_drawn[kind]}
+    paths = {kind: folder / f"{sequence}_{kind}.png" for kind in drawings}
+    return {kind: path for kind, path in paths.items() if drawings[kind](path)}
 
 
 def _before_after(path: Path, sequence: str, cases: Sequence[CasePictures]) -> bool:
-    """Whether there was something to draw; the same of each function below."""
+    """Like each function below, returns whether there was something to draw."""
     if not cases:
         return False
     slices_of_cases = [case.slices for case in cases]
@@ -64,7 +63,7 @@ def _before_after(path: Path, sequence: str, cases: Sequence[CasePictures]) -> b
     named = (RAW, BEST_KNOWN, REFERENCE, TRUTH)
     others = [method for method in ordered(complete) if method not in named and is_pictured(method)]
     chosen = [method for method in (RAW, BEST_KNOWN, *others, REFERENCE, TRUTH) if method in complete]
-    who = "one person at every site" if len(cases) == 1 else "a person of every site"
+    who = "one person at every site" if len(cases) == 1 else "one person from each site"
     figures.before_after(path, _rows(slices_of_cases, chosen), _sites(cases), f"{sequence}: {who}")
     return True
 
@@ -80,14 +79,15 @@ def _differences(path: Path, sequence: str, cases: Sequence[CasePictures]) -> bo
 
 
 def _dissimilarity(path: Path, sequence: str, cases: Sequence[CasePictures]) -> bool:
-    """Where the structure of a method's image is not the scan's."""
+    """Draw where the structure of a method's image differs from the scan's."""
     if not cases:
         return False
     maps_of_cases = [case.maps for case in cases]
     complete = _in_every_case(maps_of_cases)
     chosen = [method for method in ordered(complete) if method != RAW and is_pictured(method)]
     if chosen:
-        figures.before_after(path, _rows(maps_of_cases, chosen), _sites(cases), f"{sequence}: unlike the scan")
+        title = f"{sequence}: structural differences to the scan"
+        figures.before_after(path, _rows(maps_of_cases, chosen), _sites(cases), title)
     return bool(chosen)
 
 
@@ -111,7 +111,7 @@ def _map_of_sites(path: Path, title: str, methods: Mapping[str, PictureData], ki
 
 
 def _map_of_people(path: Path, title: str, methods: Mapping[str, PictureData]) -> bool:
-    """The map of those who were scanned several times, each in a colour."""
+    """Draw the map of persons with several scans, one colour each."""
     panels = {}
     for method in ordered(methods):
         feature_map = methods[method].maps.get("map")
@@ -130,12 +130,11 @@ def _map_of_people(path: Path, title: str, methods: Mapping[str, PictureData]) -
 
 def _in_every_case(slices: Sequence[Mapping[str, list[np.ndarray]]]) -> set[str]:
     """Methods that every pictured case has slices of."""
-    methods_of_cases = [set(of_case) for of_case in slices]
-    return set.intersection(*methods_of_cases)
+    return set.intersection(*(set(of_case) for of_case in slices))
 
 
 def _rows(slices: Sequence[Mapping[str, list[np.ndarray]]], methods: Iterable[str]) -> dict[str, list[np.ndarray]]:
-    """The slices of all cases one after the other, by the name of the method."""
+    """The slices of all cases, concatenated, by the method's display name."""
     rows = {}
     for method in methods:
         rows[shown_name(method)] = [image for of_case in slices for image in of_case[method]]

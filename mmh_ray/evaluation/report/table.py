@@ -1,4 +1,4 @@
-"""The table people read: methods side by side, one table per sequence."""
+"""Prints the main metrics of all methods, with one table per sequence."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rich.text import Text
 from mmh_ray.evaluation.metrics.registry import METRICS, OURS, SIMPLE, ordered, shown_name, text_of
 
 MethodValues = Mapping[str, Mapping[str, float | None]]
-"""``{method: {metric: value}}``; None, or no key, where a metric cannot be had."""
+"""``{method: {metric: value}}``; None, or no key, if a metric is not available."""
 
 Results = Mapping[str, MethodValues]
-"""The same by sequence."""
+"""Values by sequence."""
 
 MAIN_METRICS = (
     "site_probe",
@@ -26,11 +26,11 @@ MAIN_METRICS = (
     "gradient_correlation",
     "tissue_contrast",
 )
-"""Metrics that fit into a terminal, of which a table shows those that there are; the report has all."""
+"""Metrics that fit into a terminal; a table shows those that are available. The report has all metrics."""
 
 
 def best_baseline(methods: MethodValues, metric: str) -> str | None:
-    """The simple method with the best value of a metric; None when none has one."""
+    """The simple method with the best value of a metric; None if no simple method has a value."""
     worth: dict[str, float] = {}
     for method in methods:
         value = methods[method].get(metric)
@@ -42,9 +42,10 @@ def best_baseline(methods: MethodValues, metric: str) -> str | None:
 
 
 def as_table(results: Results) -> Group:
-    """One rich table per sequence with a column per metric of :data:`MAIN_METRICS` that any method has; arrows show the better direction.
+    """One rich table per sequence, with a column for each of :data:`MAIN_METRICS` that any method has.
 
-    An asterisk stands at the best simple baseline. Print with ``rich.console.Console().print(as_table(results))``.
+    Arrows show the better direction; an asterisk marks the best simple method. Print with
+    ``rich.console.Console().print(as_table(results))``.
     """
     tables = [_sequence_table(sequence, methods) for sequence, methods in results.items()]
     return Group(*tables)

@@ -1,1 +1,1 @@
-"""Intervals over subjects, and what a table shows of them."""
+"""Computes intervals and differences over subjects, and summarises them for tables."""

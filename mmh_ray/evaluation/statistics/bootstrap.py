@@ -1,9 +1,9 @@
-"""Intervals and paired differences by bootstrap over subjects.
+"""Computes intervals and paired differences by bootstrap over subjects.
 
-Images of one person are not independent. So what is drawn with replacement is the person, with all images (the
-cluster bootstrap; Davison & Hinkley 1997, section 3.8). Values that are not finite are left out. Intervals are the
-2.5th to 97.5th percentile of the draws (Efron 1979). Statistics that compare images with each other take half of the
-people instead, so that no image meets its own copy.
+Images of one person are not independent, so persons are drawn with replacement, each with all images (the cluster
+bootstrap; Davison & Hinkley 1997, section 3.8). Values that are not finite are left out. Intervals are the 2.5th to
+97.5th percentile of the draws (Efron 1979). For statistics that compare images with each other, half of the people are
+drawn instead, so that no image is compared with its own copy.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A paired difference ``mean(a − b)`` with its 95 % interval, the number of subjects and the p of a sign-flip test.
-
-    The test has two sides.
-    """
+    """A paired difference ``mean(a − b)``: 95 % interval, number of subjects, p of a two-sided sign-flip test."""
 
     value: float
     low: float
@@ -47,16 +44,16 @@ def bootstrap(
 ) -> Interval:
     """Mean of per-image values with its interval over subjects.
 
-    Cannot see: sites drawn anew (the interval is for more people of these sites), nor the chance in a model's own
-    training. With one subject low and high are the value itself: judge by ``n``.
+    The interval covers the choice of people at these sites. Cannot see: the choice of sites; randomness in a model's
+    training. With one subject, low and high equal the value, so look at ``n``.
 
     Parameters
     ----------
     values, subjects:
         ``(n,)`` value and subject of each image.
     strata:
-        ``(n,)``: the result is then the mean of the strata's means. With per-image correctness and sites, this is
-        balanced accuracy.
+        ``(n,)``; if given, the result is the mean of the strata's means. For per-image correctness with sites as
+        strata, this is balanced accuracy.
 
     >>> bootstrap([1.0, 3.0], ["a", "b"]).value
     2.0
@@ -64,8 +61,9 @@ def bootstrap(
     sums, counts = _per_subject(values, subjects, strata)
     subject_count = len(sums)
     everybody = np.ones((1, subject_count))
-    value = float(_weighted_means(sums, counts, everybody)[0])
-    low, high = _limits(_weighted_means(sums, counts, _draw_subjects(subject_count, seed, draws)))
+    value = float(_strata_mean(everybody @ sums, everybody @ counts)[0])
+    drawn = _draw_subjects(subject_count, seed, draws)
+    low, high = _limits(_strata_mean(drawn @ sums, drawn @ counts))
     return Interval(value, low, high, subject_count)
 
 
@@ -75,11 +73,11 @@ def bootstrap_statistic(
     """Any statistic of a cohort with its interval over subjects, by half-sampling.
 
     ``statistic(rows)`` gets the indices of the images of half the people, drawn without replacement; draws in which
-    it is not finite are left out. Of a mean, half samples have the variance of the bootstrap (McCarthy 1969; Politis
-    & Romano 1994), and nobody is drawn twice: a copy always agrees with itself, which would raise every statistic of
-    agreement between images. Meant for what is no mean over images (adjusted Rand index, correlation with age);
-    :func:`bootstrap` is the fast one. Cannot see: bias of statistics that depend on how many images there are (W1 of
-    pooled sites): their interval lies somewhat on the side of few.
+    it is not finite are left out. For a mean, half samples have the variance of the bootstrap (McCarthy 1969; Politis
+    & Romano 1994). Nobody is drawn twice, because a copy always agrees with itself, which would raise every statistic
+    of agreement between images. Use it for statistics that are not means (adjusted Rand index, correlation with age);
+    :func:`bootstrap` is faster for means. Cannot see: bias of statistics that depend on the number of images (W1 of
+    pooled sites); their interval is shifted towards the value for fewer images.
     """
     names, codes = np.unique(np.asarray(subjects, str), return_inverse=True)
     rows_by_subject = [np.flatnonzero(codes == code) for code in range(len(names))]
@@ -106,12 +104,13 @@ def paired_difference(
 ) -> Difference:
     """Mean of ``a − b`` image by image with its interval over subjects, and p of the sign-flip test.
 
-    A mean below ``floor`` counts as ``floor``, in the value, in every draw and in the test: less than chance is no less
-    than chance. Row i of both is the same image under two methods; images without a finite value in both are left out.
+    Row i of both is the same image with two methods; images without a finite value in both are left out. A mean below
+    ``floor`` counts as ``floor``, in the value, in every draw and in the test, because below chance is no better than
+    chance.
 
-    The test flips the sign of every subject's differences at random,
-    ``p = (1 + #{|flipped| ≥ |seen|}) / (1 + draws)`` (Pitman 1937; Phipson & Smyth 2010), so that p cannot fall below
-    ``2 / 2^n`` by luck: few subjects can prove little. Cannot see: whether the difference matters.
+    The test flips the sign of each subject's differences at random,
+    ``p = (1 + #{|flipped| ≥ |observed|}) / (1 + draws)`` (Pitman 1937; Phipson & Smyth 2010). So p cannot be much below
+    ``2 / 2^n``: few subjects prove little. Cannot see: whether the difference matters.
     """
     first = np.asarray(a, float)
     second = np.asarray(b, float)
@@ -121,7 +120,7 @@ def paired_difference(
     middle_sums, _ = _per_subject(middle, subjects, strata)
 
     def floored_difference(weights: np.ndarray, flips: np.ndarray) -> np.ndarray:
-        """Difference of the floored means of weighted people, those of flip −1 with a and b exchanged."""
+        """Difference of the floored means over weighted people; a and b are swapped for people with flip −1."""
         weighted_counts = weights @ counts
         weighted_gap = flips @ gap_sums
         if np.isneginf(floor):
@@ -136,10 +135,10 @@ def paired_difference(
     value = float(floored_difference(everybody, everybody)[0])
     drawn = _draw_subjects(subject_count, seed, draws)
     low, high = _limits(floored_difference(drawn, drawn))
-    # a stream of its own, so that the p value does not depend on the draws of the interval
+    # a separate random stream, so that p does not depend on the draws of the interval
     signs = np.random.default_rng([seed, 1]).choice([-1.0, 1.0], size=(draws, subject_count))
     flipped = floored_difference(np.ones((draws, subject_count)), signs)
-    # rounding must not make the seen difference look larger than itself with every sign flipped
+    # the tolerance makes flipping all signs count as equal to the observed difference, despite rounding
     is_as_far = np.abs(flipped) >= abs(value) * (1 - 1e-9)
     p = float((1 + is_as_far.sum()) / (1 + draws))
     return Difference(value, low, high, subject_count, p)
@@ -148,7 +147,7 @@ def paired_difference(
 def _per_subject(
     values: Sequence[float] | np.ndarray, subjects: Sequence[str], strata: Sequence[str] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sums and numbers of the finite values, each ``(subjects, strata)``."""
+    """Sums and counts of the finite values, each ``(subjects, strata)``."""
     numbers = np.asarray(values, float)
     known = np.isfinite(numbers)
     subject_names, row = np.unique(np.asarray(subjects, str)[known], return_inverse=True)
@@ -163,34 +162,30 @@ def _per_subject(
 
 
 def _half(count: int, rng: np.random.Generator) -> int:
-    """Half of the people, at least one; of an odd number one more or one less by chance."""
+    """Half of the people, at least one; an odd number is rounded up or down at random."""
     one_more = int(rng.integers(2))
     half = (count + one_more) // 2
     return max(1, half)
 
 
 def _draw_subjects(subjects: int, seed: int, draws: int) -> np.ndarray:
-    """How often each subject is drawn, ``(draws, subjects)``."""
+    """Number of times that each subject is drawn, ``(draws, subjects)``."""
     if not subjects:
         return np.zeros((draws, 0))
     rng = np.random.default_rng(seed)
     return rng.multinomial(subjects, np.full(subjects, 1 / subjects), size=draws).astype(float)
 
 
-def _weighted_means(sums: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean over strata of the strata's means, ``(draws,)``; a stratum that nobody drawn belongs to is left out."""
-    totals = weights @ sums
-    numbers = weights @ counts
-    return _strata_mean(totals, numbers)
+def _strata_mean(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """``(draws,)`` mean of the strata's means, from their ``(draws, strata)`` sums and counts.
 
-
-def _strata_mean(totals: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """``(draws,)`` mean of the strata's means from their ``(draws, strata)`` sums and numbers."""
-    is_present = numbers > 0
-    means = np.divide(totals, numbers, out=np.zeros_like(totals), where=is_present)
+    Strata without drawn people are left out.
+    """
+    is_present = counts > 0
+    means = np.divide(sums, counts, out=np.zeros_like(sums), where=is_present)
     strata_present = is_present.sum(axis=1)
-    nothing = np.full(len(totals), np.nan)
-    return np.divide(means.sum(axis=1), strata_present, out=nothing, where=strata_present > 0)
+    unknown = np.full(len(sums), np.nan)
+    return np.divide(means.sum(axis=1), strata_present, out=unknown, where=strata_present > 0)
 
 
 def _limits(drawn: np.ndarray) -> tuple[float, float]:

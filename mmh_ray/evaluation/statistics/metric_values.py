@@ -1,7 +1,8 @@
-"""The values of one metric, image by image, so that subjects can be drawn again and methods compared."""
+"""Holds the values of one metric per image, as needed for resampling subjects and comparing methods."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -10,25 +11,24 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class MetricValues:
-    """One metric of one method and sequence, unit by unit. A unit is an image, or a pair of images.
+    """One metric of one method and sequence, unit by unit. A unit is an image or a pair of images.
 
     Attributes
     ----------
     values:
-        ``(n,)`` a number per unit, or ``(n, k)`` what ``reduce`` needs of it.
+        ``(n,)`` one number per unit, or ``(n, k)`` inputs of ``reduce``.
     units, subjects:
-        Name of the unit (an image's id, or two with a space between them) and whose it is.
+        Name (an image's id, or two ids separated by a space) and subject of each unit.
     strata:
-        Sites, where the value is the mean of the sites' means (balanced accuracy).
+        Sites, if the value is the mean of the sites' means (balanced accuracy).
     reduce:
-        The value of some units from their ``values`` and ``labels``; None: their mean.
+        Computes the value of some units from their ``values`` and ``labels``; None: their mean.
     labels:
         A label per unit for ``reduce``.
     guessed:
-        ``chance``, what a guess reaches, and ``chance_high``, what 95 of 100 guessers stay below; empty where neither
-        says something.
+        ``chance``, the mean result of guessing, and ``chance_high``, its 95th percentile; may be empty.
     shown:
-        The unit's own value, where ``values`` holds something else.
+        The value of each unit, if ``values`` holds something else.
     """
 
     values: np.ndarray
@@ -42,11 +42,11 @@ class MetricValues:
 
     @property
     def per_unit(self) -> np.ndarray | None:
-        """``(n,)`` the unit's own value; None where a unit has none."""
+        """``(n,)`` the value of each unit; None if units have no values."""
         return self.values if self.reduce is None else self.shown
 
     def only(self, units: Iterable[str]) -> MetricValues:
-        """The same of these units, in their order."""
+        """The metric with these units only, in this order."""
         row_of_unit = {unit: row for row, unit in enumerate(self.units)}
         rows = [row_of_unit[unit] for unit in units]
 
@@ -63,12 +63,25 @@ class MetricValues:
             shown=None if self.shown is None else self.shown[rows],
         )
 
+    def means(self, groups_of: Callable[[str], Iterable[str]]) -> dict[str, float]:
+        """Mean value of the units in each group, where ``groups_of`` names the groups of a unit.
+
+        Empty if units have no values.
+        """
+        if self.per_unit is None:
+            return {}
+        values: dict[str, list[float]] = defaultdict(list)
+        for unit, value in zip(self.units, self.per_unit.tolist(), strict=True):
+            for group in groups_of(unit):
+                values[group].append(value)
+        return {group: float(np.mean(of_group)) for group, of_group in values.items()}
+
     def of(self, rows: np.ndarray) -> float:
-        """The value of some rows, by ``reduce``."""
+        """The value of some rows, computed by ``reduce``."""
         assert self.reduce is not None
         assert self.labels is not None
         return self.reduce(self.values[rows], np.asarray(self.labels)[rows])
 
 
 ValuesByMetric = dict[str, MetricValues]
-"""One method's values by the metric's name."""
+"""One method's values by metric."""

@@ -1,9 +1,9 @@
-"""From the values of single images to what a table shows: value, interval over subjects, paired difference to ours."""
+"""Summarises metric values per image: value, interval over subjects, and paired difference to ours."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,16 +19,13 @@ from mmh_ray.evaluation.statistics.bootstrap import (
 from mmh_ray.evaluation.statistics.metric_values import MetricValues
 
 STATISTIC_DRAWS = 200
-"""Most draws for what is not a mean: every draw computes the value anew."""
+"""Maximum number of draws for a metric that is not a mean, because every draw computes it again."""
 
 NO_METHODS = ("about", "differences")
-"""Keys of an evaluation that are no methods."""
+"""Keys of an evaluation that are not methods."""
 
 Entry = dict[str, float | int | None]
-"""Of a metric in `evaluation.json`: value, low, high, n.
-
-A difference also has p, and a probe what guessing reaches.
-"""
+"""A metric in `evaluation.json`: value, low, high, n; also p for a difference, and chance levels for a probe."""
 
 
 def interval(metric: MetricValues, draws: int, seed: int = 0) -> Interval:
@@ -41,10 +38,9 @@ def interval(metric: MetricValues, draws: int, seed: int = 0) -> Interval:
 def difference(
     ours: MetricValues, other: MetricValues, draws: int, seed: int = 0, floor: float = -math.inf
 ) -> Difference | None:
-    """Ours minus the other over the units that both have; None where they share none.
+    """Ours minus the other method, over the units that both have; None if they share none.
 
-    Values below ``floor`` count as ``floor``. The p value is that of the sign-flip test where the value is a mean,
-    NaN elsewhere.
+    Values below ``floor`` count as ``floor``. p is from the sign-flip test if the value is a mean, else NaN.
     """
     units_of_other = set(other.units)
     units = [unit for unit in ours.units if unit in units_of_other]
@@ -65,20 +61,15 @@ def difference(
 
 
 def entry(estimate: Interval | Difference, guessed: Mapping[str, float] | None = None) -> Entry | None:
-    """What JSON holds of a metric; None where it has no value, null for an end that is not known."""
+    """The JSON entry of a metric; None if it has no value. Numbers that are not finite become null."""
     if not math.isfinite(estimate.value):
         return None
-    numbers: Entry = {}
-    for name, number in estimate._asdict().items():
-        if isinstance(number, int):
-            numbers[name] = number
-        else:
-            numbers[name] = float(number) if math.isfinite(number) else None
+    numbers: Entry = {name: number if math.isfinite(number) else None for name, number in estimate._asdict().items()}
     return numbers | dict(guessed or {})
 
 
 def by_sequence(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """Values alone, ``{sequence: {method: {metric: value}}}``."""
+    """Only the values, ``{sequence: {method: {metric: value}}}``."""
     values: dict[str, dict[str, dict[str, float]]] = {}
     for method, sequences in evaluation.items():
         if method in NO_METHODS:
@@ -90,30 +81,23 @@ def by_sequence(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, 
 
 
 def site_means(metrics: Mapping[str, MetricValues], sites: Mapping[str, str]) -> dict[str, dict[str, float | int]]:
-    """``{site: {metric: mean over its images, "n": images}}`` of metrics whose units are images.
+    """``{site: {metric: mean over its images, "n": number of images}}``, for metrics with images as units.
 
     Parameters
     ----------
     sites:
-        Site by image.
+        Site of each image.
     """
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    images: dict[str, set[str]] = defaultdict(set)
+    means: dict[str, dict[str, float | int]] = defaultdict(dict)
+    images: set[str] = set()
     for name, metric in metrics.items():
-        assert metric.per_unit is not None
-        for image_id, value in zip(metric.units, metric.per_unit, strict=True):
-            site = sites[image_id]
-            values[site][name].append(float(value))
-            images[site].add(image_id)
-    means: dict[str, dict[str, float | int]] = {}
-    for site, values_of_site in sorted(values.items()):
-        of_site: dict[str, float | int] = {}
-        for name, numbers in values_of_site.items():
-            of_site[name] = float(np.mean(numbers))
-        means[site] = of_site | {"n": len(images[site])}
-    return means
+        images.update(metric.units)
+        for site, mean in metric.means(lambda image_id: [sites[image_id]]).items():
+            means[site][name] = mean
+    counts = Counter(sites[image_id] for image_id in images)
+    return {site: means[site] | {"n": counts[site]} for site in sorted(means)}
 
 
 def _floored(value: float, floor: float) -> float:
-    """The value or the floor; NaN stays NaN."""
+    """The value, but at least the floor; NaN stays NaN."""
     return floor if value < floor else value

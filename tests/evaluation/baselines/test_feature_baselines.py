@@ -1,4 +1,4 @@
-"""ComBat and CovBat remove what they say they remove, from what they were fitted on."""
+"""ComBat and CovBat remove site effects, and learn from training images only."""
 
 from __future__ import annotations
 

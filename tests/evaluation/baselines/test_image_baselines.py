@@ -1,4 +1,4 @@
-"""Baselines: monotone, blind to a scanner's gain and curve, and fitted on the cohort alone."""
+"""Baselines are monotone, undo a scanner's gain and curve, and are fitted on the cohort only."""
 
 from __future__ import annotations
 

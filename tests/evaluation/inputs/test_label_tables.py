@@ -1,4 +1,4 @@
-"""The tables tell numbers apart as their labellings do; a number belongs to one class at most."""
+"""The tables assign numbers as their labellings define them; a number belongs to at most one class."""
 
 from __future__ import annotations
 

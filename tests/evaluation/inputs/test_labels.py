@@ -1,4 +1,4 @@
-"""Label maps come onto the scan's grid as plain tissues, or say why they cannot."""
+"""Label maps are read onto the scan's grid as tissues, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -82,14 +82,15 @@ def test_unnamed_maps_that_number_1_to_3_otherwise_are_refused(tmp_path: Path, t
 
 
 def test_where_the_order_tells_nothing_an_unnamed_map_is_refused(tmp_path: Path, tissues) -> None:
-    with pytest.raises(DataError, match="order of tissues in PDw tells none"):
+    with pytest.raises(DataError, match="because the brightness of tissues in PDw does not reveal it"):
         _read(tmp_path, tissues, _scan(tissues, "PDw"), sequence="PDw")
     assert _read(tmp_path, tissues, _scan(tissues, "PDw"), sequence="PDw", table="tissues").table == "tissues"
 
 
 @pytest.mark.parametrize("numbers", [DLMUSE, (1, 2, 4), (0, 1, 2), (1, 2, -3)])
 def test_an_unnamed_map_of_other_numbers_is_refused(tmp_path: Path, tissues, numbers) -> None:
-    with pytest.raises(DataError, match=r"whose name says no table; expected 1, 2 and 3, or desc- one of dlmuse"):
+    expected = r"no known table in its name; expected 1, 2 and 3, or desc- one of dlmuse"
+    with pytest.raises(DataError, match=expected):
         _read(tmp_path, _numbered(tissues, numbers), _scan(tissues))
 
 
@@ -97,15 +98,15 @@ def test_an_unnamed_map_of_other_numbers_is_refused(tmp_path: Path, tissues, num
     ("numbers", "table"), [(DLMUSE, "freesurfer"), (FREESURFER, "dlmuse"), (FREESURFER, "tissues"), (DLMUSE, "bids")]
 )
 def test_the_wrong_table_is_refused(tmp_path: Path, tissues, numbers, table) -> None:
-    with pytest.raises(DataError, match=f"a label map of which the table {table} knows"):
+    with pytest.raises(DataError, match=rf"a label map with \d+% of its labelled voxels in the table {table}"):
         _read(tmp_path, _numbered(tissues, numbers), _scan(tissues), table=table)
 
 
 @pytest.mark.parametrize("table", ["freesurfer", "bids"])
 def test_a_wrong_table_that_knows_the_numbers_is_seen_by_the_order_of_tissues(tmp_path: Path, tissues, table) -> None:
-    with pytest.raises(DataError, match=rf"read by the table {table}, shows .* in the order of a T1w"):
+    with pytest.raises(DataError, match=rf"read with the table {table}, shows .* the brightness order of .* in T1w"):
         _read(tmp_path, tissues, _scan(tissues), table=table)
-    with pytest.raises(DataError, match=r"read by the table tissues, shows .* no brighter than"):
+    with pytest.raises(DataError, match=r"read with the table tissues, shows .* no brighter than"):
         _read(tmp_path, _numbered(tissues, BIDS), _scan(tissues), names=("tissues",))
 
 
@@ -125,7 +126,7 @@ def test_unknown_numbers_count_as_none_and_are_counted(tmp_path: Path, tissues) 
     found = _read(tmp_path, labels, _scan(tissues), names=("dlmuse",))
     assert found.unknown == {999: 3, -7: 1}
     assert not found.tissues[2, 2:6, 2].any()
-    assert found.remarks() == ["labels that the table dlmuse does not know count as none: -7, 999"]
+    assert found.remarks() == ["label numbers that are not in the table dlmuse are ignored: -7, 999"]
 
 
 def test_deep_grey_and_brain_stem_are_known_and_no_tissue(tmp_path: Path, tissues) -> None:
@@ -141,7 +142,7 @@ def test_a_tissue_of_few_voxels_is_said_to_be_lacking(tmp_path: Path, tissues) -
     labels[2, 2, 2] = 1
     found = _read(tmp_path, labels, _scan(tissues), names=("tissues",))
     assert found.lacking == ("CSF",)
-    assert found.remarks() == ["fewer than 50 labelled voxels of CSF: no figures of it"]
+    assert found.remarks() == ["fewer than 50 labelled voxels of CSF: not measured"]
 
 
 def test_labels_outside_the_brain_mask_do_not_count_and_their_share_is_known(tmp_path: Path, tissues) -> None:
@@ -151,7 +152,7 @@ def test_labels_outside_the_brain_mask_do_not_count_and_their_share_is_known(tmp
     assert found.inside == pytest.approx(2 / 3)
     assert not found.tissues[~mask].any()
     mask[8:] = False
-    with pytest.raises(DataError, match="0% of grey and white matter lie in the scan's brain mask"):
+    with pytest.raises(DataError, match="with 0% of its grey and white matter in the scan's brain mask"):
         _read(tmp_path, tissues, _scan(tissues), mask=mask, names=("tissues",))
 
 
@@ -176,7 +177,7 @@ def test_a_cropped_and_flipped_grid_is_resampled_too(tmp_path: Path, tissues) ->
 def test_a_map_that_lies_elsewhere_is_refused(tmp_path: Path, tissues) -> None:
     affine = AFFINE.copy()
     affine[0, 3] = 200
-    with pytest.raises(DataError, match="of which 0% lies in the scan's field of view"):
+    with pytest.raises(DataError, match="with 0% of its labelled voxels in the scan's field of view"):
         _read(tmp_path, tissues, _scan(tissues), affine, names=("tissues",))
 
 

@@ -1,4 +1,4 @@
-"""Measures of labelled tissues on images whose figures are known."""
+"""Metrics of labelled tissues on images with known results."""
 
 from __future__ import annotations
 

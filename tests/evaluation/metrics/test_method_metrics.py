@@ -1,4 +1,4 @@
-"""One method's figures without a cluster: groupings by site and by person, traits for ComBat, what pictures need."""
+"""One method's metrics without a cluster: clustering by site and by person, traits for ComBat, data of pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BY_PERSON = ("subject_silhouette", "subject_adjusted_rand", "subject_lisi", "sub
 
 
 def _cases(person: float, site: float, people: int = 10, visits: int = 3) -> list[CaseMetrics]:
-    """People with a scan at every one of as many sites; features of person, site and chance."""
+    """People, each with one scan at every site; features are the sum of person, site and noise."""
     cases, rng = [], np.random.default_rng(0)
     places = site * rng.normal(size=(visits, 6))
     for i in range(people):
@@ -44,7 +44,7 @@ def _cases(person: float, site: float, people: int = 10, visits: int = 3) -> lis
 
 @pytest.fixture
 def no_umap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """UMAP compiles for seconds; any other map will do."""
+    """UMAP takes seconds to compile; a simple projection replaces it."""
 
     def umap(features: np.ndarray, seed: int = 0) -> np.ndarray:
         return features[:, :2]
@@ -109,7 +109,7 @@ def _as(method: str, cases: list[CaseMetrics]) -> list[CaseMetrics]:
 
 @pytest.mark.usefixtures("no_umap")
 def test_labelled_medians_are_compared_between_sites_of_one_table() -> None:
-    """Sites a and b differ by a fifth of the range in grey, not in white; c is labelled otherwise, and an image not at all."""
+    """Sites a and b differ by a fifth of the range in grey, not in white; c has another table, one image no labels."""
     cases = _cases(1, 1)
     for case in cases:
         for key, inputs in list(case.cohort_inputs.items()):

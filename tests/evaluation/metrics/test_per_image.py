@@ -1,4 +1,4 @@
-"""What a method is charged for must not depend on its name, and people are looked for where no outline names them."""
+"""Metrics do not depend on a method's name, and the outline of the brain does not identify a person."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_contrast_is_not_lost_to_the_voxels_that_one_of_two_images_sorts_otherwi
 
 
 def _labelled(seed: int, **changes: Any) -> Scan:
-    """A scan in which others drew the tissues right."""
+    """A scan with a correct label map."""
     truth, scan = _truth(seed), _scan(seed)
     tissues = (1 + (truth > 0.4) + (truth > 0.6)).astype(np.uint8) * MASK
     return replace(scan, record=replace(scan.record, **changes), label_map=LabelMap(tissues, "tissues", 1.0, {}))

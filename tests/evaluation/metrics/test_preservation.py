@@ -1,4 +1,4 @@
-"""Harm against hand-computed values, and the order in which methods must come out."""
+"""Metrics of preservation against hand-computed values, and the order in which they must rank methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scoring against a target: every method is what it says, what fails stands alone, and the truth decides about contrast."""
+"""Scoring with a target: each method gets its own output, a failure affects one image, wrong contrast counts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def by_mean(image: np.ndarray, mask: np.ndarray, _affine: np.ndarray) -> np.ndar
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A person at two sites: the target's look is a power of the source's; global output and target output are told apart."""
+    """A person at two sites: the target's intensities are a power of the source's; methods differ in the exponent."""
     folder, anatomy = tmp_path_factory.mktemp("scans"), simulate_anatomy(Person(2), SPACING)
     plain = canonical(anatomy, "T1w", SPACING)
     looks = {"mask": anatomy.brain.astype(np.float32), "source": 500 * plain, "answer": 90 * plain**2}

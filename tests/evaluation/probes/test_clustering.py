@@ -1,4 +1,4 @@
-"""Mixing of labels against scikit-learn, by hand, and on cohorts whose answer is known."""
+"""Clustering metrics against scikit-learn, hand-computed values, and cohorts with known results."""
 
 from __future__ import annotations
 

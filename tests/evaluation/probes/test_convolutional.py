@@ -1,4 +1,4 @@
-"""The convolutional probe: finds what cannot be seen, and says the same twice."""
+"""The convolutional probe finds an invisible pattern, and its result is reproducible."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ PEOPLE = 60
 
 
 def _cohort(rng, error: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Features, age, subject, site of 60 people at one of three sites; the first feature follows age, site or chance the rest."""
+    """Features, age, subject and site of 60 people; the first feature is age, the last is the site, the rest noise."""
     age, site = rng.uniform(20, 80, PEOPLE), np.arange(PEOPLE) % 3
     features = np.column_stack([age + rng.normal(0, error, PEOPLE), rng.normal(size=(PEOPLE, 4)), site])
     return features, age, np.arange(PEOPLE).astype(str), np.array(["a", "b", "c"])[site]
@@ -34,7 +34,7 @@ def test_age_in_the_features_is_found_and_chance_is_not(rng):
 
 
 def test_a_person_is_never_in_training_and_test(rng):
-    """Two scans each, features that name the person and nothing else: a leak would be right to the year."""
+    """Two scans per person, and features that only identify the person: a leak would predict the age exactly."""
     age, who = rng.uniform(20, 80, 30), np.repeat(np.arange(30), 2)
     features = np.eye(30)[who]
     for site in (None, np.tile(["a", "b"], 30)):

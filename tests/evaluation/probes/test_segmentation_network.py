@@ -1,4 +1,4 @@
-"""The U-Net learns tissues at one site; how it does at the others depends on how alike they look."""
+"""The U-Net learns tissues at one site; its scores at other sites depend on how similar they look."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _cohort(*scanners: Scanner) -> tuple[list[TissueSlices], list[str], list[str
     return images, ["abc"[site] for _, site in places], [str(person) for person, _ in places]
 
 
-def test_slices_show_the_brain_and_its_tissues_and_do_not_hang_on_intensity_units():
+def test_slices_show_the_brain_and_its_tissues_and_do_not_depend_on_intensity_units():
     anatomy, image = _person(0), _slices(0, SITES[0])
     assert image.image.shape == image.labels.shape == (16, 64, 64)
     assert not image.image[image.labels == 0].any()
@@ -50,7 +50,7 @@ def test_slices_show_the_brain_and_its_tissues_and_do_not_hang_on_intensity_unit
     assert np.allclose(image.image, other.image, atol=2e-3)
 
 
-def test_it_carries_to_a_site_that_looks_alike_further_than_to_another_and_the_seed_decides():
+def test_it_scores_higher_at_a_similar_site_than_at_a_different_one_and_depends_on_the_seed():
     scores = unet_transfer(*_cohort(SITES[0], SITES[0], SITES[3]))
     at_home, alike, unlike = np.split(scores, 3)
     assert np.isnan(at_home).all()
@@ -65,5 +65,5 @@ def test_it_carries_to_a_site_that_looks_alike_further_than_to_another_and_the_s
 
 def test_one_subject_cannot_both_teach_and_be_tested():
     image = _slices(0, SITES[0])
-    with pytest.raises(DataError, match="to learn from at a"):
+    with pytest.raises(DataError, match="to train on at a"):
         unet_transfer([image, image], ["a", "b"], ["1", "1"])

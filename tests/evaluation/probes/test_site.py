@@ -1,4 +1,4 @@
-"""Probes: right where the site shows, at chance where it does not, and what freezing hides."""
+"""Probes are right where there is a site effect and at chance where there is none; frozen probes miss new effects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_accuracy_is_scikit_learns_and_the_bootstraps(rng):
 
 
 def test_frozen_probe_is_fooled_where_the_retrained_one_is_not(rng):
-    """The mark moves from the first feature, which the frozen probe learnt, to the second."""
+    """The site effect moves from the first feature, which the frozen probe learned, to the second."""
     raw, moved = _features(rng, 10), _features(rng, 10, column=1)
     assert site_probe(moved, SITE, SUBJECT, trained_on=raw).balanced_accuracy < 0.55
     assert site_probe(moved, SITE, SUBJECT).balanced_accuracy > 0.95
@@ -50,7 +50,7 @@ def test_frozen_probe_is_fooled_where_the_retrained_one_is_not(rng):
 
 
 def test_a_person_is_never_in_training_and_test(rng):
-    """Four scans a person that name the person, at one site each: a leak would be right every time."""
+    """Four scans per person, all at one site, with features that identify the person: a leak would always be right."""
     who = np.repeat(np.arange(20), 4)
     site = np.array(["a", "b"])[who % 2]
     found = site_probe(10 * np.eye(20)[who], site, who.astype(str))
@@ -63,12 +63,12 @@ def test_a_gap_in_the_features_is_filled_and_a_small_site_refused(rng):
     assert site_probe(features, SITE, SUBJECT).balanced_accuracy > 0.95
     with pytest.raises(DataError, match="lonely: 1"):
         site_probe(features, np.where(np.arange(PEOPLE) == 0, "lonely", SITE), SUBJECT)
-    with pytest.raises(DataError, match="two sites"):
+    with pytest.raises(DataError, match="two or more sites"):
         site_probe(features, ["a"] * PEOPLE, SUBJECT)
 
 
 def test_white_noise_printed_on_a_sites_images_is_found_and_its_absence_is_not():
-    """A fifth of the images' own noise, alike in height and spectrum at every site."""
+    """The printed noise is a fifth of the images' own, with the same level and spectrum at every site."""
     shape, mask = (24, 24, 24), np.pad(np.ones((20, 20, 20), bool), 2)
     rng, site = np.random.default_rng(3), SITE[:24]
     prints = {name: rng.normal(0, 0.02, shape) for name in "abc"}

@@ -1,4 +1,4 @@
-"""Evaluations are comparable only where everything that decides their figures is the same."""
+"""Evaluations are comparable only if all their conditions are equal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def truth(tmp_path: Path) -> Path:
     return tmp_path / "truth"
 
 
-def test_the_same_again_is_alike_and_each_change_is_named(truth: Path, tmp_path: Path) -> None:
+def test_equal_conditions_do_not_differ_and_each_change_is_named(truth: Path, tmp_path: Path) -> None:
     config, mask = Config(), tmp_path / "mask.nii.gz"
     mask.write_bytes(b"1")
     found = conditions([RECORD], str(truth), config)
@@ -49,7 +49,7 @@ def test_the_same_again_is_alike_and_each_change_is_named(truth: Path, tmp_path:
     assert differing_conditions(found, {name: own for name, own in found.items() if name != "measures"}) == ["measures"]
 
 
-def test_figures_of_other_measures_are_not_comparable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluations_with_other_metric_versions_are_not_comparable(monkeypatch: pytest.MonkeyPatch) -> None:
     found = conditions([RECORD], None, Config())
     monkeypatch.setattr("mmh_ray.evaluation.promotion.comparability.METRICS_VERSION", METRICS_VERSION + 1)
     assert differing_conditions(found, conditions([RECORD], None, Config())) == ["measures"]

@@ -1,4 +1,4 @@
-"""A model passes when it is shown to be better and shown not to be worse; everything else is said."""
+"""A model passes only if it is shown to be better and shown not to be worse; otherwise the reason is given."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONDITIONS = {"truth": "t", "seed": 0, "cnn": True, "measures": "m"}
 def _evaluated(
     name: str = "models:/m/1", subjects: int = 10, data: str = "same", conditions=CONDITIONS, entries=None, **values
 ) -> Evaluated:
-    """Two images a subject; a measure is a number for all or one for every subject."""
+    """Two images per subject; a metric is one number for all subjects or one per subject."""
     rows = []
     for i in range(subjects):
         for site in ("a", "b"):
@@ -60,7 +60,7 @@ def test_a_gain_bought_with_a_loss_does_not_pass():
     model = _evaluated("models:/m/2", truth_nrmse=np.linspace(0.2, 0.4, 10), gradient_correlation=0.90)
     decision = decide(model, HOLDER, RULES)
     assert not decision.passed
-    assert "no loss beyond 5 % is excluded for T1w gradient corr." in decision.outcome
+    assert "a loss beyond 5 % cannot be excluded for T1w gradient corr." in decision.outcome
     assert any(line.endswith("worse") for line in decision.lines)
 
 
@@ -80,7 +80,7 @@ def test_luck_is_no_improvement(rng):
 def test_too_few_subjects_prove_nothing():
     few = _evaluated(subjects=5, truth_nrmse=0.1, gradient_correlation=0.98)
     decision = decide(few, _evaluated(subjects=5, truth_nrmse=0.4, gradient_correlation=0.98), RULES)
-    assert (decision.passed, decision.outcome) == (False, "not promoted: 5 subjects, 6 are needed to tell")
+    assert (decision.passed, decision.outcome) == (False, "not promoted: 5 subjects, at least 6 are needed")
 
 
 def test_a_probe_below_chance_is_no_better_than_one_at_chance():
@@ -116,21 +116,22 @@ def test_a_guard_that_the_model_lacks_or_lacks_in_part_refuses_it():
     assert "lacks T1w PSNR dB" in decision.outcome
 
 
-def test_what_the_holder_was_not_measured_in_decides_nothing_and_one_guard_must_be_left():
+def test_a_metric_that_the_holder_lacks_is_not_used_and_one_guard_must_be_left():
     rules = PromoteConfig(improve=("truth_nrmse",), keep=("gradient_correlation", "psnr"), watch=())
     decision = decide(_evaluated("models:/m/2", truth_nrmse=0.1, gradient_correlation=0.98), HOLDER, rules)
     assert decision.passed
-    assert "T1w PSNR dB: not measured of the holder: decides nothing" in decision.lines
+    assert "T1w PSNR dB: not measured for the holder, so not used in the decision" in decision.lines
     decision = decide(_evaluated(truth_nrmse=0.1), _evaluated(truth_nrmse=0.4), rules)
-    assert decision.outcome == "not promoted: nothing that must not be worse was measured in T1w"
+    assert decision.outcome == "not promoted: no metric that must not become worse was measured for T1w"
 
 
-def test_a_figure_of_the_pooled_cohort_is_said_to_decide_nothing():
+def test_a_metric_without_values_per_image_is_shown_but_not_used():
     rules = PromoteConfig(improve=("w1",), keep=("gradient_correlation",), watch=())
     model, holder = (_evaluated(gradient_correlation=0.98, entries={"w1": {"value": value}}) for value in (0.001, 0.05))
     decision = decide(model, holder, rules)
     assert not decision.passed
-    assert "0.001 against 0.050, one figure for the cohort and none for an image: decides nothing" in decision.lines[1]
+    remark = "a value for the cohort without values per image, so not used in the decision"
+    assert f"0.001 against 0.050, {remark}" in decision.lines[1]
 
 
 def test_a_watched_measure_may_be_unsure_but_not_shown_to_be_worse(rng):
@@ -170,11 +171,11 @@ def test_labels_guard_where_the_holder_was_measured_by_them():
     model = _evaluated("models:/m/2", truth_nrmse=0.1, gradient_correlation=0.98)
     decision = decide(model, HOLDER, rules)
     assert decision.passed
-    assert "T1w contrast WM/GM: not measured of the holder: decides nothing" in decision.lines
+    assert "T1w contrast WM/GM: not measured for the holder, so not used in the decision" in decision.lines
     holder = _evaluated(truth_nrmse=0.4, gradient_correlation=0.98, label_contrast=0.3)
     assert "lacks T1w contrast WM/GM" in decide(model, holder, rules).outcome
     half = _evaluated("models:/m/2", truth_nrmse=0.1, gradient_correlation=0.98, label_contrast=0.15)
-    assert "no loss beyond 5 % is excluded for T1w contrast WM/GM" in decide(half, holder, rules).outcome
+    assert "a loss beyond 5 % cannot be excluded for T1w contrast WM/GM" in decide(half, holder, rules).outcome
 
 
 def test_matching_histograms_is_no_improvement():

@@ -1,4 +1,4 @@
-"""Figures exist, show what they were given, and are cut the right way round."""
+"""Pictures are written, show their data, and have the right orientation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of labelled tissues shows methods beside each other at every site, and does not invent what is missing."""
+"""The table of labelled tissues lists all methods for each site, and a dash for missing values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluation in words and as a page: true to the figures, honest about what is lacking, harmless whatever it is called."""
+"""Sentences and page of an evaluation agree with its numbers, report what is missing, and escape hostile names."""
 
 from __future__ import annotations
 
@@ -82,35 +82,34 @@ def evaluation() -> dict[str, Any]:
 
 def test_sentences_say_what_was_found(evaluation):
     text = " ".join(sentences(evaluation, "T1w"))
-    assert (
-        "tells the site of 40 % (35 to 45) of ours and of 90 % of the raw images; guessing reaches 25 %, 35 % with luck"
-        in text
-    )
-    assert "the site can still be told" in text
+    shares = "of 40 % (35 to 45) of our images and of 90 % of the raw images"
+    assert f"(site probe) recognises the site {shares}; guessing reaches 25 %, 35 % with luck" in text
+    assert "the site can still be recognised" in text
     assert "correlation of 0.970 (0.920 to 1.020), 1.2 % of the output's structure is not explained by the scan" in text
     assert "grey and white matter keep 90 % (85 to 95) of their contrast" in text
-    assert "0.360 (0.310 to 0.410) of its spread, 0.480 before" in text
+    assert "0.360 (0.310 to 0.410) of its standard deviation, 0.480 before" in text
     assert "found across sites for 75 % of images, 50 % before" in text
-    assert "Best simple alternative: Nyúl. Against it ours is better in site probe; 1 further metrics" in text
-    assert "Against the raw scans ours loses in PSNR dB." in text  # edges cannot but change
+    compared = "Compared with it, ours is better in site probe; no clear difference in 1 more."
+    assert f"Best simple alternative: Nyúl. {compared}" in text
+    assert "Ours is worse than the raw scans in PSNR dB." in text  # raw always has the best edges, so they do not count
 
 
-def test_labelled_tissues_are_told_of_where_there_are_some(evaluation):
-    assert "others drew" not in " ".join(sentences(evaluation, "T1w"))
+def test_labelled_tissues_have_a_sentence_if_there_are_any(evaluation):
+    assert "labelled" not in " ".join(sentences(evaluation, "T1w"))
     evaluation["raw"]["T1w"] |= {"label_auc_wm": _entry(0.86, 0.01), "label_contrast": _entry(0.28, 0.01)}
     evaluation["ours"]["T1w"] |= {"label_auc_wm": _entry(0.948, 0.01), "label_contrast": _entry(0.34, 0.01)}
     text = " ".join(sentences(evaluation, "T1w"))
     assert "with an AUC of 0.948 (0.938 to 0.958), 0.860 before; their contrast is 0.340, 0.280 before." in text
 
 
-def test_a_probe_that_guesses_is_called_so(evaluation):
+def test_a_probe_no_better_than_guessing_is_reported_as_such(evaluation):
     evaluation["ours"]["T1w"]["site_probe"] = _entry(0.28, chance=0.25, chance_high=0.35)
-    assert "luck: that is not told apart from guessing" in " ".join(sentences(evaluation, "T1w"))
+    assert "luck: this is no better than guessing" in " ".join(sentences(evaluation, "T1w"))
 
 
 def test_the_stronger_probe_counts(evaluation):
     evaluation["ours"]["T1w"]["site_probe_cnn"] = _entry(0.95, chance=0.25, chance_high=0.35)
-    assert "(site CNN) tells the site of 95 %" in " ".join(sentences(evaluation, "T1w"))
+    assert "(site CNN) recognises the site of 95 %" in " ".join(sentences(evaluation, "T1w"))
 
 
 def test_without_probes_or_ours_that_is_said(evaluation):
@@ -118,15 +117,15 @@ def test_without_probes_or_ours_that_is_said(evaluation):
     assert sentences(evaluation, "T1w")[0].startswith("Too few subjects")
     del evaluation["ours"]
     assert sentences(evaluation, "T1w") == [
-        "There is no archive named ours, so methods stand side by side and no differences are taken."
+        "There is no archive named ours, so methods are listed without differences to it."
     ]
 
 
 def test_where_another_method_beats_ours_is_said_in_its_row_and_in_words(evaluation):
     against = evaluation["differences"]
-    assert "No other method is shown to beat ours" in sentences(evaluation, "T1w")[-1]
+    assert "No other method is shown to be better than ours" in sentences(evaluation, "T1w")[-1]
     against["zscore"] = {"T1w": {"truth_nrmse": _difference(0.02), "site_probe": _difference(-0.4)}}
-    assert sentences(evaluation, "T1w")[-1] == "Ours is beaten by z-score in nRMSE to truth."
+    assert sentences(evaluation, "T1w")[-1] == "Ours is worse than z-score in nRMSE to truth."
     won = {line.method: line.beats_ours_in for block in blocks(evaluation, "T1w")[1:2] for line in block.lines}
     assert won == {"raw": "", "z-score": "nRMSE to truth", "Nyúl": "", "harmonized (ours)": ""}
 
@@ -197,7 +196,7 @@ def test_the_page_is_one_file_with_everything_in_it(evaluation, tmp_path):
     page = _written(tmp_path, evaluation)
     text = " ".join(page.text)
     for words in (
-        "the site can still be told",
+        "the site can still be recognised",
         "no subject at two sites",
         "no volume of sub-1_T1w",
         "0.020",
@@ -210,12 +209,12 @@ def test_the_page_is_one_file_with_everything_in_it(evaluation, tmp_path):
 
 
 def test_labelled_tissues_have_a_table_by_site(evaluation, tmp_path):
-    assert "Tissues that others drew, by site" not in " ".join(_written(tmp_path, evaluation).text)
+    assert "Labelled tissues by site" not in " ".join(_written(tmp_path, evaluation).text)
     means = {"label_auc_wm": 0.8765, "label_contrast": 0.25, "n": 4}
     evaluation["about"]["labels"] = {"T1w": {"raw": {"<b>alder": means}, "ours": {"<b>alder": means | {"n": 3}}}}
     page = _written(tmp_path, evaluation)
     text = " ".join(page.text)
-    assert "Tissues that others drew, by site" in text
+    assert "Labelled tissues by site" in text
     assert text.count("0.876") + text.count("0.877") == 2
     assert text.count("<b>alder") == 2
     assert not any(tag == "b" for tag, _ in page.tags)

@@ -1,4 +1,4 @@
-"""The evaluation's page in a real browser: it opens in silence, sorts by figure and shows its pictures."""
+"""The evaluation's page in a real browser: it opens without complaints, sorts by number and shows its pictures."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _evaluation(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def page(quiet_page, tmp_path: Path) -> Any:
-    """The page, whose names are hostile; nothing may be complained of and nothing asked for."""
+    """The page with hostile names; the browser must not complain or request anything else."""
     page, complaints = quiet_page
     own = (tmp_path / "report.html").as_uri()
     page.on("request", lambda request: request.url.startswith((own, "data:")) or complaints.append(request.url))

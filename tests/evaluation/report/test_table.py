@@ -1,4 +1,4 @@
-"""The printed table says which way is better, who is best, and does not invent what is missing."""
+"""The printed table shows the better direction and the best simple method, and a dash for missing values."""
 
 from __future__ import annotations
 

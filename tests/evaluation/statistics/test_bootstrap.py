@@ -1,4 +1,4 @@
-"""Intervals against scipy, and what resampling people instead of images is for."""
+"""Intervals agree with scipy, and resampling people instead of images makes a difference."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_any_statistic_resamples_people_with_all_their_images(rng):
 
 @pytest.mark.slow
 def test_interval_of_agreement_between_images_covers_0_where_labels_are_dealt_at_random(rng):
-    """Copies of an image always agree: drawn with replacement, interval and chance would part."""
+    """Copies of an image always agree: with replacement, the interval would lie above chance."""
     held, above = 0, 0
     for seed in range(30):
         sites, clusters = rng.integers(3, size=(2, 24))

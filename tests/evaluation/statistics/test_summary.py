@@ -1,4 +1,4 @@
-"""Figures become values with intervals, and differences are taken image by image."""
+"""Metrics become values with intervals, and differences are computed image by image."""
 
 from __future__ import annotations
 
