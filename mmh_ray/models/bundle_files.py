@@ -1,4 +1,4 @@
-"""Parts of a bundle, read as anybody may have made them: regular files of one folder and of bounded size, plain facts,
+"""Reads and checks the files of an untrusted bundle: regular files in one folder, of bounded size, with plain facts and
 finite weights."""
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from mmh_ray.files import is_inside, read_bytes
 from mmh_ray.provenance import code_version
 
 MOST_FACTS = 4 * 2**20
-"""Most bytes of a bundle's facts: they go into every sidecar."""
+"""Largest size of a bundle's facts in bytes: they are copied into every sidecar."""
 MOST_HEADER = 2 * 2**20
-"""Most bytes of the list of tensors at the head of a safetensors file."""
+"""Largest size of the list of tensors at the head of a safetensors file, in bytes."""
 
 _DEEPEST = 12
 _LARGEST = 2**63
 
 
 def read_part(folder: Path, name: str, most: int, remedy: str) -> bytes:
-    """Bytes of a file of a bundle.
+    """Content of a file of a bundle.
 
     Raises
     ------
     ModelError
-        If it is missing, no regular file, larger than ``most`` bytes, or a link to somewhere outside the folder.
+        If it is missing, not a regular file, larger than ``most`` bytes, or a link out of the folder.
     """
     path = folder / name
     expected = f"a model bundle (a folder with {name})"
@@ -43,7 +43,7 @@ def read_part(folder: Path, name: str, most: int, remedy: str) -> bytes:
         raise ModelError(f"{folder}: no such folder", expected, made)
     if not is_inside(path, folder):
         received = f"{path}: a link to a file outside the bundle"
-        raise ModelError(received, "a bundle whose files lie in its own folder", "Copy the file itself there.")
+        raise ModelError(received, "a bundle with all files in its own folder", "Copy the file itself there.")
     try:
         return read_bytes(path, most)
     except OSError as error:
@@ -82,8 +82,10 @@ def read_facts(
 
 
 def check_kinds(facts: Any, kinds: Mapping[str, Any], place: str, remedy: str) -> None:
-    """Raise ModelError unless something is a dict with exactly these keys, each with a value of its type; float takes
-    an int."""
+    """Raise ModelError unless ``facts`` is a dict with exactly these keys, each with a value of its type.
+
+    An int is accepted as a float; a bool is accepted only as an object.
+    """
     if not isinstance(facts, dict):
         kind_found = type(facts).__name__
         raise ModelError(f"{place}: a {kind_found}", f"an object with {', '.join(kinds)}", remedy)
@@ -104,7 +106,7 @@ def check_kinds(facts: Any, kinds: Mapping[str, Any], place: str, remedy: str) -
 def _is_of_kind(value: Any, kind: type) -> bool:
     if kind is object:
         return True
-    if isinstance(value, bool):  # Python takes it for an int
+    if isinstance(value, bool):  # a subclass of int
         return False
     if kind is float:
         return isinstance(value, int | float)
@@ -112,13 +114,7 @@ def _is_of_kind(value: Any, kind: type) -> bool:
 
 
 def parse_weights(content: bytes, place: str, remedy: str) -> dict[str, Tensor]:
-    """Tensors of a safetensors file: float32, finite.
-
-    Raises
-    ------
-    ModelError
-        If it is no such file.
-    """
+    """Tensors of a safetensors file; ModelError unless all are float32 and finite."""
     expected = "a safetensors file with finite weights in float32"
     if int.from_bytes(content[:8], "little") > MOST_HEADER:
         raise ModelError(
@@ -146,7 +142,7 @@ def check_weights(state: Mapping[str, Tensor], place: str, remedy: str) -> None:
 
 
 def _check_plain(value: Any, depth: int) -> None:
-    """ValueError where a number is not finite or huge, or something is nested deeply."""
+    """ValueError if a number is huge or not finite, or if values are nested too deeply."""
     if depth > _DEEPEST:
         raise ValueError(f"nested in more than {_DEEPEST} levels")
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""What both kinds of bundle share: a folder of facts in JSON and weights in safetensors, written whole or not at all.
+"""Reads and writes bundles of both kinds: folders with facts in JSON and weights in safetensors.
 
-A kind of bundle is one :class:`BundleFormat`. What its facts mean, and which models they make, is said in
-:mod:`mmh_ray.models.bundle` (global model) and :mod:`mmh_ray.models.target.bundle` (adapters of one site).
+Each kind of bundle is one :class:`BundleFormat`. For the meaning of the facts see :mod:`mmh_ray.models.bundle` (global
+model) and :mod:`mmh_ray.models.target.bundle` (adapters of one site).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from mmh_ray.models.bundle_files import parse_weights, read_facts, read_part
 from mmh_ray.provenance import write_json
 
 CARD = "MODEL_CARD.md"
-"""File with the facts of a bundle in words. It is not part of its hash."""
+"""File that describes the bundle for people. It is not part of the bundle's hash."""
 OTHER_RELEASE = "Use the release of mmh-ray that wrote it (code_version tells which)."
-"""Remedy for a bundle with settings that this release does not know."""
+"""Remedy for a bundle with settings that are unknown to this release."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class BundleFormat:
     version:
         Version of the layout that this code writes and reads.
     noun:
-        What errors call such a bundle.
+        How errors refer to a bundle of this kind.
     facts_file:
         Name of the JSON file.
     facts:
         Keys of the facts besides `format` and `kind`, each with its type.
     rebuild:
-        What to do about a damaged bundle.
+        Remedy for a damaged bundle.
     """
 
     kind: str
@@ -62,7 +62,7 @@ class BundleFormat:
         return read_facts(folder, self.facts_file, known, self.facts, self.rebuild)
 
     def read_weights(self, folder: Path, name: str, most_bytes: int, sha256: str) -> bytes:
-        """A weights' file of at most ``most_bytes`` with the checksum that the facts give; else ModelError."""
+        """Content of a weights file; ModelError if it is too large or its checksum differs from that in the facts."""
         content = read_part(folder, name, most_bytes, self.rebuild)
         if hashlib.sha256(content).hexdigest() != sha256:
             received = f"{folder / name}: damaged (other checksum)"
@@ -75,13 +75,12 @@ class BundleFormat:
 
     @contextlib.contextmanager
     def new_folder(self, path: Path) -> Iterator[Path]:
-        """A folder to write a bundle into. It takes the place of ``path`` when the block ends, and is gone if the block
-        raises.
+        """Yield a folder to write a bundle into. It replaces ``path`` when the block ends, unless the block raises.
 
         Raises
         ------
         ModelError
-            If ``path`` holds something that is not a bundle of this kind.
+            If ``path`` exists and is not a bundle of this kind.
         """
         is_bundle = (path / self.facts_file).is_file()
         is_empty = path.is_dir() and not any(path.iterdir())
@@ -98,7 +97,7 @@ class BundleFormat:
             shutil.rmtree(partial, ignore_errors=True)
 
     def write_description(self, folder: Path, facts: Mapping[str, Any], card: str) -> None:
-        """Write the facts, with format and kind before them, and the model card."""
+        """Write the facts, preceded by format and kind, and the model card."""
         described: dict[str, Any] = {"format": self.version, "kind": self.kind}
         described |= facts
         write_json(folder / self.facts_file, described)
@@ -114,7 +113,7 @@ def write_weights(path: Path, state: Mapping[str, Tensor]) -> str:
 
 
 def _put_folder(new: Path, path: Path) -> None:
-    """Rename the folder into place; an earlier one steps aside first, as a folder cannot replace a full one."""
+    """Rename the folder into place; an earlier one is renamed first, as a rename cannot replace a full folder."""
     if not path.exists():
         os.replace(new, path)
         return

@@ -266,7 +266,7 @@ def test_weights_with_other_names_do_not_fit(bundle: Path) -> None:
     state = safetensors.torch.load_file(bundle / WEIGHTS)
     state["surprise"] = state.pop("domain_moments")
     replace_weights(bundle, safetensors.torch.save(state))
-    with pytest.raises(ModelError, match=r"domain_moments.*surprise.*expected the parameters that the model section"):
+    with pytest.raises(ModelError, match=r"domain_moments.*surprise.*expected the parameters of the model section"):
         load_bundle(bundle)
 
 

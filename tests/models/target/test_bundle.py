@@ -100,7 +100,7 @@ def test_a_target_goes_on_only_with_its_own_style_encoder(tuned: TunedAdapter, t
     save_target(*given, encoder.aggregator.state_dict())
     found = load_target(tmp_path / "alder").encoder(StyleConfig(), 3.0)
     assert torch.equal(found.aggregator.query, encoder.aggregator.query)
-    with pytest.raises(ModelError, match=r"slices 5 for 12.*train the adapter anew"):
+    with pytest.raises(ModelError, match=r"slices 5 for 12.*train the adapter again"):
         load_target(tmp_path / "alder").encoder(StyleConfig(slices=5), 3.0)
     save_target(*given)  # whose aggregator was lost
     with pytest.raises(ModelError, match="aggregator_sha256"):
