@@ -108,9 +108,9 @@ def test_file_and_notebook_agree(model: Model, scan: Path, image: nib.Nifti1Imag
 def test_nothing_is_written_over_and_nothing_is_left_behind(model: Model, scan: Path, tmp_path: Path) -> None:
     before = scan.read_bytes()
     for out, told in (
-        (scan, "there already"),
+        (scan, "exists already"),
         (tmp_path / "out.txt", r"ends in \.nii\.gz"),
-        (tmp_path / "missing" / "out.nii.gz", "folder that is there"),
+        (tmp_path / "missing" / "out.nii.gz", "an existing folder"),
     ):
         with pytest.raises(ConfigError, match=told):
             harmonize_file(scan, out, model)

@@ -71,7 +71,7 @@ def test_a_name_that_leaves_no_label_is_refused(name: str) -> None:
 
 def test_what_an_earlier_release_wrote_over_the_unified_image_is_not_written_over_again() -> None:
     earlier = made(None) | {"image_id": "sub-01_T1w@東京", "target": "東京"}
-    with pytest.raises(ConfigError, match=r"the unified domain, whose images .* those of target '東京'"):
+    with pytest.raises(ConfigError, match=r"the unified domain, whose images .* images of target '東京'"):
         check_names([image()], [UNIFIED], [earlier], NATIVE)
     check_names([image()], [domain_of("alder")], [earlier], NATIVE)
 

@@ -227,7 +227,7 @@ def test_all_domains_of_an_image_share_one_global_pass(
     assert passes == ["pass"]
     assert {name: row["status"] for name, row in rows.items()} == {None: "done", "dim": "done", "blind": "refused"}
     assert problem_of(rows["blind"]).text.startswith(
-        "sequence T1w; expected one that target blind knows: T2w. Leave it out"
+        "sequence T1w; expected a sequence of target blind: T2w. Leave it out"
     )
     assert rows["dim"]["image_id"] == "sub-01_T1w@dim"
     assert rows["dim"]["output"] == "sub-01/anat/sub-01_desc-harmonizedDim_T1w.nii.gz"
