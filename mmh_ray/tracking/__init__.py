@@ -1,7 +1,7 @@
-"""The only importer of MLflow: runs and their metrics, the registry, and the way from a model's name to its bundle.
+"""Runs, metrics and the model registry; the only room that imports MLflow.
 
-Call :func:`configure` first: the others work on the store that it chose last. MLflow takes seconds to import, so that
-happens in the functions.
+Call :func:`configure` first: it chooses the store that the other functions use. MLflow takes seconds to import, so it
+is imported inside functions.
 """
 
 from mmh_ray.tracking.evaluations import cite, evaluation_of, move_alias, record_evaluation

@@ -112,7 +112,7 @@ def test_a_folder_that_cannot_be_written_keeps_the_rows_and_raises_nothing(
     in_the_way = tmp_path / "metrics"
     in_the_way.write_text("a file where the folder should be")
     put(box, 1, 2)
-    assert "metrics of 2 steps wait" in caplog.text
+    assert "metrics of 2 steps are kept" in caplog.text
     in_the_way.unlink()
     put(box, 3)
     (name,) = box.names()
@@ -143,13 +143,13 @@ class TestWithMlflow:
             wait_until(lambda: losses(run_id) == expected(0))
             server.kill()
             put(box, 1)
-            wait_until(lambda: "metrics wait in" in caplog.text)
+            wait_until(lambda: "metrics are kept in" in caplog.text)
             put(box, 2, 3)
             server.start()
             put(box, 4)
         assert losses(run_id) == expected(0, 1, 2, 3, 4)
         assert box.names() == []
-        assert caplog.text.count("metrics wait in") == 1
+        assert caplog.text.count("metrics are kept in") == 1
 
     @pytest.mark.parametrize("fails", [False, True])
     def test_what_could_not_be_sent_is_said_and_sent_at_the_next_start(

@@ -240,7 +240,7 @@ def test_the_ledger_must_name_the_model(store: tuple[Config, str], tmp_path: Pat
     with pytest.raises(ConfigError, match="made by another model"):
         check_model(CANDIDATE, archives, config)
     write_ledger(tmp_path / LEDGER, [])
-    with pytest.raises(ConfigError, match="made by a model that no ledger names"):
+    with pytest.raises(ConfigError, match="made by an unknown model"):
         check_model(CANDIDATE, archives, config)
     with pytest.raises(ConfigError, match="without --archive ours=OUT"):
         check_model(CANDIDATE, {"raw": "bids"}, config)

@@ -61,7 +61,7 @@ def test_a_path_that_leads_out_of_the_artifacts_is_refused(artifacts: Path, path
 @pytest.mark.parametrize("path", ["nowhere", "", 5, None, ["artifacts/bundle"], {"a": "b"}])
 def test_a_path_that_is_none_is_refused(artifacts: Path, path: object) -> None:
     describe(artifacts, path)
-    with pytest.raises(ModelError, match="holds no such bundle"):
+    with pytest.raises(ModelError, match="has no such bundle"):
         bundle_inside(artifacts, "models:/m/1", GLOBAL)
 
 
@@ -149,7 +149,7 @@ def test_a_target_is_that_of_the_site_that_was_asked_for(tmp_path: Path, site: s
         save_target(place, site, base, {"T1w": STYLE}, {"T1w": curve_alone}, Config(), {"T1w": {"images": []}})
     found, _ = resolve_target(site, tmp_path, TrackingConfig())
     assert found.parent == tmp_path / "adapters"
-    with pytest.raises(ModelError, match=rf"the target of site '{site}'; expected one of site '{asked}'"):
+    with pytest.raises(ModelError, match=rf"the target of site '{site}'; expected a target of site '{asked}'"):
         resolve_target(asked, tmp_path, TrackingConfig())
 
 

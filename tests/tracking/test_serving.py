@@ -1,4 +1,4 @@
-"""`mlflow models serve` from an environment that has no mmh_ray but the wheel that lies with the model: bytes in, bytes out."""
+"""`mlflow models serve` in an environment where mmh_ray is only the wheel stored with the model: bytes in, bytes out."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_served_model_reads_and_writes_no_files(server: str, tmp_path: Path) -
     output = tmp_path / "written.nii.gz"
     (row,) = invoke(server, [{"sequence": "T1w", "path": str(secret), "output": str(output)}])
     assert row["status"] == "failed"
-    assert "rows name no files" in row["reason"]
+    assert "this model does not read files" in row["reason"]
     assert not output.exists()
 
 

@@ -271,7 +271,7 @@ def test_a_missing_model_or_run_says_what_to_check(trained: Trained) -> None:
 
 
 def test_artifacts_that_are_no_bundle_are_refused(trained: Trained) -> None:
-    with pytest.raises(ModelError, match="holds no such bundle"):
+    with pytest.raises(ModelError, match="has no such bundle"):
         tracking.resolve_model(f"runs:/{trained.run_id}/figures", trained.config.tracking)
 
 
@@ -335,7 +335,7 @@ def test_pyfunc_takes_and_gives_bytes_and_no_files(trained: Trained, tmp_path: P
         "scan.nii.gz: ",
         "scan.nii: ",
         "scan_mask.nii.gz: ",
-        "rows name no files",
+        "this model does not read files",
         "together with output",
         "no sc",
     ]
@@ -399,13 +399,13 @@ def test_a_name_that_is_another_sites_is_not_registered_over(trained: Trained, t
         save_target(tmp_path / "bundles" / site, site, {"hash": "b" * 64, "uri": ""}, *given)
     first = tracking.register(run_id, tmp_path / "bundles/site-1", "mmh-target-site-1", trained.config.tracking)
     with pytest.raises(
-        ModelError, match=r"site 'site 1' to register as mmh-target-site-1, which holds that of 'site-1'"
+        ModelError, match=r"site 'site 1' to register as mmh-target-site-1, which is the target of site 'site-1'"
     ):
         tracking.register(run_id, tmp_path / "bundles/site 1", "mmh-target-site-1", trained.config.tracking)
     tracking.finish(run_id)
     _, uri = tracking.resolve_target("site-1", "", trained.config.tracking)
     assert uri == first
-    with pytest.raises(ModelError, match=r"the target of site 'site-1'; expected one of site 'site 1'"):
+    with pytest.raises(ModelError, match=r"the target of site 'site-1'; expected a target of site 'site 1'"):
         tracking.resolve_target("site 1", "", trained.config.tracking)
 
 
