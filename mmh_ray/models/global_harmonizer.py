@@ -19,10 +19,10 @@ from mmh_ray.config import ModelConfig, TrainConfig
 from mmh_ray.imaging.intensity import MonotoneMap
 from mmh_ray.models.denoiser import Context, Denoiser, make_scheduler, to_diffusion, to_unit
 from mmh_ray.models.losses import (
-    cumulative_from_quantiles,
     gradient_mse,
     group_statistics,
     masked_mse,
+    soft_cumulative,
     style_distance,
     twin_mse,
 )
@@ -109,7 +109,7 @@ class GlobalHarmonizer(nn.Module):
         self.scheduler = make_scheduler(model)
         self.register_buffer("domain_quantiles", quantiles.clone())
         start = quantiles[:, 0]
-        cumulative = [cumulative_from_quantiles(of_sequence) for of_sequence in start]
+        cumulative = [soft_cumulative(of_sequence) for of_sequence in start]
         self.register_buffer("domain_cumulative", torch.stack(cumulative))
         self.register_buffer("domain_moments", torch.stack([start.mean(1), start.std(1)], dim=1))
 

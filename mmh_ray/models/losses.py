@@ -97,15 +97,18 @@ def group_statistics(image: Tensor, mask: Tensor, group: Tensor, groups: int) ->
         values = values[::step]
         if not len(values):  # a group without brain
             values = image.new_zeros(1)
-        cumulative.append(_soft_cumulative(values))
+        cumulative.append(soft_cumulative(values))
         variance = values.var(unbiased=False)
         deviation = variance.add(1e-8).sqrt()
         moments.append(torch.stack([values.mean(), deviation]))
     return torch.stack(cumulative), torch.stack(moments)
 
 
-def _soft_cumulative(values: Tensor) -> Tensor:
-    """Share of the values ``(n,)`` below each edge, ``(BINS,)``, differentiable."""
+def soft_cumulative(values: Tensor) -> Tensor:
+    """Soft cumulative histogram: the share of the values ``(n,)`` below each edge, ``(BINS,)``; differentiable.
+
+    A quantile function gives the histogram of its distribution, as its values are evenly spaced quantiles.
+    """
     edges = _EDGES.to(values.device)[:, None]
     below_edge = torch.sigmoid((edges - values) / _SOFTNESS)
     return below_edge.mean(1)
@@ -122,11 +125,6 @@ def style_distance(cumulative: Tensor, moments: Tensor, domain_cumulative: Tenso
     wasserstein = area_between * width
     squared_differences = (moments - domain_moments).square()
     return wasserstein + squared_differences.sum(1)
-
-
-def cumulative_from_quantiles(quantiles: Tensor) -> Tensor:
-    """Soft cumulative histogram ``(BINS,)`` of the distribution with quantile function ``(Q,)``."""
-    return _soft_cumulative(quantiles)
 
 
 def multiscale_gradient_l1(

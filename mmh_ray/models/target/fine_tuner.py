@@ -21,9 +21,9 @@ from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.models.denoiser import to_unit
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.losses import (
-    cumulative_from_quantiles,
     group_statistics,
     multiscale_gradient_l1,
+    soft_cumulative,
     style_displacement,
     style_distance,
 )
@@ -163,7 +163,7 @@ class TargetFineTuner(nn.Module):
         self.config = config
         self.settings = settings
         quantiles = torch.tensor(style.quantiles, dtype=torch.float32)
-        self.register_buffer("domain_cumulative", cumulative_from_quantiles(quantiles))
+        self.register_buffer("domain_cumulative", soft_cumulative(quantiles))
         self.register_buffer("domain_moments", torch.stack([quantiles.mean(), quantiles.std()]))
 
     def forward(self, site: TargetBatch, source: TargetBatch, ramp: float = 1.0) -> dict[str, Tensor]:
