@@ -23,7 +23,7 @@ from torch import Tensor
 from mmh_ray.config import Config, from_dict, to_dict
 from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.imaging.intensity import QUANTILES, MonotoneMap
-from mmh_ray.models.bundle_files import MOST_FACTS, MOST_HEADER, check_kinds, check_weights, read_part
+from mmh_ray.models.bundle_files import MOST_FACTS, MOST_HEADER, check_kinds, check_weights, parse_weights, read_part
 from mmh_ray.models.bundle_format import OTHER_RELEASE, BundleFormat, write_weights
 from mmh_ray.models.denoiser import make_scheduler
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
@@ -218,7 +218,7 @@ def _load_model(path: Path, description: _Description, device: str | torch.devic
     model = _empty_model(config, description.quantiles)
     model.levels = description.levels
     content = _read_weights(path, model, description.facts)
-    state = _FORMAT.parse_weights(content, path / WEIGHTS)
+    state = parse_weights(content, path / WEIGHTS, _REBUILD)
     # Tensors from safetensors may be unaligned in memory, which is slow; copies are aligned.
     copies = {name: tensor.clone() for name, tensor in state.items()}
     try:

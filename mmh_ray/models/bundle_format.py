@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -20,8 +21,8 @@ import safetensors.torch
 from torch import Tensor
 
 from mmh_ray.errors import ModelError
-from mmh_ray.models.bundle_files import parse_weights, read_facts, read_part
-from mmh_ray.provenance import write_json
+from mmh_ray.models.bundle_files import MOST_FACTS, check_kinds, check_plain, read_part
+from mmh_ray.provenance import code_version, write_json
 
 CARD = "MODEL_CARD.md"
 """File that describes the bundle for people. It is not part of the bundle's hash."""
@@ -57,9 +58,32 @@ class BundleFormat:
     rebuild: str
 
     def read_facts(self, folder: Path) -> dict[str, Any]:
-        """Facts of a bundle of this kind and version, each of its type; raises as :func:`.bundle_files.read_facts`."""
-        known = {"format": self.version, "kind": self.kind}
-        return read_facts(folder, self.facts_file, known, self.facts, self.rebuild)
+        """Facts of a bundle of this kind and version: a JSON object with exactly the keys of ``facts``.
+
+        Raises
+        ------
+        ModelError
+            If the file cannot be read (:func:`.bundle_files.read_part`), has another format, kind, key or type, a
+            number that is not finite, or values that are nested too deeply.
+        """
+        place = folder / self.facts_file
+        content = read_part(folder, self.facts_file, MOST_FACTS, self.rebuild)
+        try:
+            facts = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{place}: not JSON ({error})", "a JSON object", self.rebuild) from error
+        identity = {"format": self.version, "kind": self.kind}
+        recorded = {key: facts.get(key) for key in identity} if isinstance(facts, dict) else facts
+        if recorded != identity or any(isinstance(value, bool) for value in recorded.values()):
+            received = f"{place}: {str(recorded)[:200]}"
+            remedy = f"Use the release of mmh-ray that wrote it, or a bundle made by {code_version()}."
+            raise ModelError(received, f"a model bundle with {identity}", remedy)
+        check_kinds(facts, dict.fromkeys(identity, object) | dict(self.facts), str(place), self.rebuild)
+        try:
+            check_plain(facts)
+        except ValueError as error:
+            raise ModelError(f"{place}: {error}", "plain facts", self.rebuild) from error
+        return facts
 
     def read_weights(self, folder: Path, name: str, most_bytes: int, sha256: str) -> bytes:
         """Content of a weights file; ModelError if it is too large or its checksum differs from that in the facts."""
@@ -68,10 +92,6 @@ class BundleFormat:
             received = f"{folder / name}: damaged (other checksum)"
             raise ModelError(received, f"the weights that {self.facts_file} describes", self.rebuild)
         return content
-
-    def parse_weights(self, content: bytes, place: Path) -> dict[str, Tensor]:
-        """Tensors of a weights' file; raises as :func:`.bundle_files.parse_weights`."""
-        return parse_weights(content, str(place), self.rebuild)
 
     @contextlib.contextmanager
     def new_folder(self, path: Path) -> Iterator[Path]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from mmh_ray.config import Config, HarmonizeConfig, RestyleConfig, StyleConfig, TargetConfig, from_dict, to_dict
 from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.models.bundle import Bundle
-from mmh_ray.models.bundle_files import check_kinds, check_weights, read_part
+from mmh_ray.models.bundle_files import check_kinds, check_weights, parse_weights, read_part
 from mmh_ray.models.bundle_format import OTHER_RELEASE, BundleFormat, write_weights
 from mmh_ray.models.style.embedded import EMBEDDED
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder, check_same_encoder, load_aggregator, make_style_encoder
@@ -230,7 +230,7 @@ def load_target(path: str | Path, uri: str | None = None, style: StyleConfig | N
     for sequence, sequence_facts in facts["sequences"].items():
         name = _weights_file(sequence)
         content = _FORMAT.read_weights(path, name, MOST_ADAPTER, sequence_facts["weights_sha256"])
-        state = _FORMAT.parse_weights(content, path / name)
+        state = parse_weights(content, path / name, _REBUILD)
         if sequence_facts["steps"] > 0:  # at 0 steps the adapter changes nothing, and would cost two passes
             weights[sequence] = state
         styles[sequence] = _style(sequence_facts["style"], f"{path / FACTS}: {sequence}")
@@ -251,7 +251,7 @@ def _read_aggregator(path: Path) -> dict[str, Tensor]:
     if not os.path.lexists(path / AGGREGATOR):
         return {}
     content = read_part(path, AGGREGATOR, MOST_ADAPTER, _REBUILD)
-    return _FORMAT.parse_weights(content, path / AGGREGATOR)
+    return parse_weights(content, path / AGGREGATOR, _REBUILD)
 
 
 def _style(facts: Mapping[str, Any], place: str) -> SiteStyle:
