@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TypedDict, Unpack
 
 from mmh_ray.bids.derivatives import bids_uri, derivative_files, read_sidecar
 from mmh_ray.bids.entities import parse
@@ -190,20 +189,15 @@ def remove_stale(
     return row
 
 
-class Outcome(TypedDict, total=False):
-    """Optional fields of a ledger row."""
-
-    output: str
-    input_sha256: str | None
-    flags: list[str] | None
-
-
 def ledger_row(
     image: ManifestRow,
     domain: TargetDomain,
     status: Status,
     problem: Problem | None = None,
-    **outcome: Unpack[Outcome],
+    *,
+    output: str | None = None,
+    input_sha256: str | None = None,
+    flags: list[str] | None = None,
 ) -> LedgerRow:
     """Ledger row of one image and domain; worker and driver add the fields that are the same for all domains."""
     return {
@@ -212,15 +206,15 @@ def ledger_row(
         "site": image["site"],
         "sequence": image["sequence"],
         "source": image["uri"],
-        "output": outcome.get("output"),
+        "output": output,
         "status": status,
         "reason": problem and problem.reason,
         "expected": problem and problem.expected,
         "remedy": problem and problem.remedy,
-        "flags": outcome.get("flags"),
+        "flags": flags,
         "seconds": 0.0,
         "finished": utc_now().isoformat(),
-        "input_sha256": outcome.get("input_sha256"),
+        "input_sha256": input_sha256,
         "input_state": None,
         "model_hash": None,
         "settings_hash": domain.settings_hash,

@@ -34,11 +34,6 @@ class TargetDomain:
         """The target's name; None for the unified domain."""
         return self.target.site if self.target else None
 
-    @property
-    def description(self) -> str:
-        """Description of an image that was mapped to this domain."""
-        return describe(self.name)
-
     def ledger_id(self, image_id: str) -> str:
         """Key of the image's row in the ledger: `IMAGE@TARGET`, or the image's id for the unified domain."""
         return f"{image_id}@{self.name}" if self.target else image_id

@@ -32,7 +32,7 @@ from mmh_ray.harmonization.outputs import (
     provenance,
 )
 from mmh_ray.harmonization.sidecar import account_of
-from mmh_ray.harmonization.target_domain import TargetDomain
+from mmh_ray.harmonization.target_domain import TargetDomain, describe
 from mmh_ray.imaging.template import SPACE_URI
 from mmh_ray.imaging.volume import SharedMemory, read_mask, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
@@ -268,7 +268,7 @@ class HarmonizeWorker:
         mask = bids_uri(task["mask_uri"], task["uri"]) if task["mask_uri"] else None
         in_template_space = self.harmonizer.settings.space == "template"
         return {
-            "Description": domain.description,
+            "Description": describe(domain.name),
             "Sources": [source] if mask is None else [source, mask],
             "SourceSHA256": task["sha256"],
             "BrainMask": mask,
