@@ -15,7 +15,7 @@ import torch
 
 from mmh_ray.bids.contrast import contrast_flags
 from mmh_ray.bids.derivatives import bids_uri, derivative_files, figure_paths, write_sidecar
-from mmh_ray.bids.output_folder import StoredDerivatives
+from mmh_ray.bids.output_folder import OutputFolder, StoredOutputFolder
 from mmh_ray.bids.rows import LedgerRow, Problem, Status, problem_of
 from mmh_ray.config import Config
 from mmh_ray.errors import DataError, RefusedError, data_error, naming_mask
@@ -52,26 +52,17 @@ class _Pending(NamedTuple):
     """Relative to the root of the derivatives."""
 
 
-class _Outputs(NamedTuple):
-    """Where derivatives are written."""
-
-    folder: Path
-    """Their folder, or a temporary folder on the way to an object store."""
-    stored: StoredDerivatives | None
-    """The derivatives in an object store; None on a disk."""
-
-
 @contextlib.contextmanager
-def _outputs_in(out: str) -> Iterator[_Outputs]:
-    """Open the outputs at ``out``, a path or URI, while the block runs."""
+def _outputs_in(out: str) -> Iterator[OutputFolder]:
+    """Open the folder of derivatives ``out``; one in an object store gets a temporary local folder."""
     if not is_remote(out):
-        yield _Outputs(Path(out), None)
+        yield OutputFolder(out, out)
         return
     store = Store(out)
     with tempfile.TemporaryDirectory(prefix="mmh-derivatives-") as scratch:
         folder = Path(scratch).resolve()
         with naming({str(folder): store.uri}):
-            yield _Outputs(folder, StoredDerivatives(store, folder))
+            yield StoredOutputFolder(folder, store)
 
 
 class _Files(NamedTuple):
@@ -79,7 +70,7 @@ class _Files(NamedTuple):
 
     scan: str
     mask: str | None
-    outputs: _Outputs
+    outputs: OutputFolder
 
 
 class HarmonizeWorker:
@@ -175,7 +166,7 @@ class HarmonizeWorker:
             row["input_state"] = state
         return rows
 
-    def _skip_unread(self, task: Task, outputs: _Outputs, state: str | None, rows: list[LedgerRow]) -> bool:
+    def _skip_unread(self, task: Task, outputs: OutputFolder, state: str | None, rows: list[LedgerRow]) -> bool:
         """Skip an image that has not changed since an earlier run harmonized it, without reading it.
 
         Returns whether it was skipped; if so, all its rows are appended.
@@ -204,16 +195,16 @@ class HarmonizeWorker:
                 self._idle_since = time.perf_counter()
             for (domain, output), image in zip(pending, images, strict=True):
                 scan = self.harmonizer.finish(ready, image)
-                folder, stored = files.outputs
-                image_path = folder / output
+                image_path = files.outputs.folder / output
+                stored = files.outputs.stored
                 with contextlib.nullcontext() if stored is None else stored.replacing(image_path):
                     self._write(image_path, scan, self._sidecar(task, scan, digest, domain))
                 flags = _flags(task, scan)
                 rows.append(ledger_row(task, domain, Status.DONE, output=output, input_sha256=digest, flags=flags))
 
-    def _pending(self, task: Task, outputs: _Outputs, digest: str | None, rows: list[LedgerRow]) -> list[_Pending]:
+    def _pending(self, task: Task, outputs: OutputFolder, digest: str | None, rows: list[LedgerRow]) -> list[_Pending]:
         """The domains that the image must be harmonized to; a row is appended for each of the others."""
-        folder, stored = outputs
+        folder = outputs.folder
         model_sequences = self.harmonizer.bundle.config.model.sequences
         pending = []
         for domain in self.domains:
@@ -223,7 +214,7 @@ class HarmonizeWorker:
             earlier = task["earlier"].get(domain.name)
             if refusal is not None:
                 rows.append(ledger_row(task, domain, Status.REFUSED, Problem.of(refusal), input_sha256=digest))
-            elif earlier is not None and is_current(earlier, folder, digest, self.model.hash, domain, stored):
+            elif earlier is not None and is_current(earlier, folder, digest, self.model.hash, domain, outputs.stored):
                 flags = earlier["flags"]
                 rows.append(ledger_row(task, domain, Status.SKIPPED, output=output, input_sha256=digest, flags=flags))
             else:

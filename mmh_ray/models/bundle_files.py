@@ -112,11 +112,8 @@ def check_plain(value: Any, depth: int = 0) -> None:
     """ValueError if a number is huge or not finite, or if values are nested too deeply."""
     if depth > _DEEPEST:
         raise ValueError(f"nested in more than {_DEEPEST} levels")
-    if isinstance(value, dict):
-        for item in value.values():
-            check_plain(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
             check_plain(item, depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"a number that is not finite ({value})")

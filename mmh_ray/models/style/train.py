@@ -232,12 +232,8 @@ def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed:
 
 def save(folder: Path, encoder: TriPlanarStyleEncoder, figures: dict[str, float], command: str) -> None:
     """Write the weights and their card."""
-    state = {}
-    for name, weight in encoder.state_dict().items():
-        state[name] = weight.contiguous()
-    named_figures = []
-    for name, figure in figures.items():
-        named_figures.append(f"{name} {figure:.3f}")
+    state = {name: weight.contiguous() for name, weight in encoder.state_dict().items()}
+    named_figures = [f"{name} {figure:.3f}" for name, figure in figures.items()]
     facts = {"command": command, "figures": ", ".join(named_figures)}
     write_weights(folder / "style.safetensors", state, CARD, facts)
 
