@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -127,7 +128,7 @@ class Harmonizer:
     settings:
         Settings of sampling; by default the bundle's.
     prepare:
-        Its crop_neck, register and skull replace the bundle's; all other settings of the preparation are the bundle's.
+        Its :func:`job_preparation` replaces that of the bundle.
     quality:
         Bounds for flagging and refusing; by default the bundle's.
 
@@ -149,9 +150,7 @@ class Harmonizer:
         self.quality = quality or bundle.config.quality
         self.prepare = bundle.config.prepare
         if prepare is not None:
-            self.prepare = replace(
-                self.prepare, crop_neck=prepare.crop_neck, register=prepare.register, skull=prepare.skull
-            )
+            self.prepare = replace(self.prepare, **job_preparation(prepare))
         if self.settings.space == "template" and not self.prepare.register:
             received = "harmonize.space=template with prepare.register=false"
             raise ConfigError(received, "a registration", "Set prepare.register=true.")
@@ -359,6 +358,11 @@ class Harmonizer:
             blend = share * detailed + (1 - share) * projected[box]
             harmonized[box] = np.clip(blend, 0, None)
         return harmonized
+
+
+def job_preparation(prepare: PrepareConfig) -> dict[str, Any]:
+    """The settings of the preparation that a job may choose; all others are the model's."""
+    return {"crop_neck": prepare.crop_neck, "register": prepare.register, "skull": prepare.skull}
 
 
 def with_smaller_batches(settings: HarmonizeConfig) -> HarmonizeConfig:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any
 
 from mmh_ray import tracking
 from mmh_ray.bids.derivatives import check_dataset
@@ -17,9 +16,9 @@ from mmh_ray.bids.filters import Filters
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.rows import NO_RESULT, LedgerRow, ManifestRow
 from mmh_ray.bids.status import RECORD, RunRecord, utc_now
-from mmh_ray.config import Config, HarmonizeConfig, PrepareConfig, flatten, to_dict
+from mmh_ray.config import Config, HarmonizeConfig, flatten, to_dict
 from mmh_ray.errors import ConfigError, DataError, naming_mask
-from mmh_ray.harmonization.harmonizer import Harmonizer
+from mmh_ray.harmonization.harmonizer import Harmonizer, job_preparation
 from mmh_ray.harmonization.job import Job, ModelIdentity, Task
 from mmh_ray.harmonization.memory import check_memory_setting, mark_too_large
 from mmh_ray.harmonization.outputs import mark_shared_outputs
@@ -36,15 +35,7 @@ log = logging.getLogger(__name__)
 VERSIONS = ("ray", "torch", "diffusers", "SimpleITK", "nibabel", "numpy")
 """Packages with their versions in the record of a run."""
 
-_INERT = {
-    "slots": 0,
-    "gpus_per_actor": 0,
-    "images_per_actor": 0,
-    "memory_gb": 0,
-    "wait_s": 0,
-    "timeout_s": 0,
-    "batch_slabs": 0,
-}
+_INERT = ("slots", "gpus_per_actor", "images_per_actor", "memory_gb", "wait_s", "timeout_s", "batch_slabs")
 """Settings that change no outcome, and no voxel except by rounding; they are left out of the settings hash.
 
 Only `batch_slabs` below 8 changes voxels, by up to 3e-6, as the network's sums are then computed in another order.
@@ -116,7 +107,7 @@ class RunInputs:
             started=utc_now().isoformat(),
             settings={
                 "harmonize": settings["harmonize"],
-                "prepare": _geometry(job.config.prepare),
+                "prepare": job_preparation(job.config.prepare),
                 "quality": settings["quality"],
             },
             versions={name: version(name) for name in VERSIONS},
@@ -147,21 +138,20 @@ def gather_inputs(job: Job, folder: str | Path | None = None) -> RunInputs:
     bundle = load_bundle(model_folder)  # raises errors of the model here, once, not for each image
     _check_preparation(job.config, bundle.config)
     images = _select(archive, job)
-    domains = target_domains(job, model_folder)
+    domains = target_domains(job, model_folder, bundle)
     mark_shared_outputs(images, domains, job.config.harmonize)
     mark_too_large(images, job.config.harmonize.memory_gb)
     return RunInputs(images, model_folder, ModelIdentity(uri, bundle.hash), domains)
 
 
-def target_domains(job: Job, model_folder: Path) -> list[TargetDomain]:
-    """The unified domain, or the domains of the job's targets."""
+def target_domains(job: Job, model_folder: Path, bundle: Bundle) -> list[TargetDomain]:
+    """The unified domain, or the domains of the job's targets, whose adapters are added to the bundle's model."""
     config = job.config
-    settings = to_dict(config.harmonize) | _INERT
-    settings["prepare"] = _geometry(config.prepare)
+    settings = to_dict(config.harmonize) | dict.fromkeys(_INERT, 0)
+    settings["prepare"] = job_preparation(config.prepare)
     settings["quality"] = to_dict(config.quality)  # decides which images are refused and flagged
     if not job.targets and job.target_image is None:
         return [TargetDomain(None, hash_of(settings))]
-    bundle = load_bundle(model_folder)
     targets = []
     for name in job.targets:
         folder, uri = tracking.resolve_target(name, model_folder, config.tracking)
@@ -224,20 +214,15 @@ def brain_mask_of(scan: Path, folders: tuple[str, ...]) -> str | None:
     return None
 
 
-def _geometry(prepare: PrepareConfig) -> dict[str, Any]:
-    """The settings of the preparation that a job may choose; all others are the model's."""
-    return {"crop_neck": prepare.crop_neck, "register": prepare.register, "skull": prepare.skull}
-
-
 def _check_preparation(config: Config, model_config: Config) -> None:
-    """Refuse settings without effect: except for :func:`_geometry`, the model decides the preparation.
+    """Refuse settings without effect: except for :func:`.job_preparation`, the model decides the preparation.
 
     A setting with its default value is treated as not given.
     """
     given = flatten(config)
     defaults = flatten(Config())
     used = flatten(model_config)
-    free = {f"prepare.{name}" for name in _geometry(config.prepare)}
+    free = {f"prepare.{name}" for name in job_preparation(config.prepare)}
     free.add("prepare.shard_volumes")
     for key, value in given.items():
         is_models = key.startswith(("grid.", "prepare.")) and key not in free
