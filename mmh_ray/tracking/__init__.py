@@ -17,7 +17,7 @@ from mmh_ray.tracking.registry import (
     resolve_target,
     target_model_name,
 )
-from mmh_ray.tracking.runs import MetricRow, finish, log_figure, log_metrics, mark_failed, start_run
+from mmh_ray.tracking.runs import MetricRow, finish, log_file, log_metrics, mark_failed, start_run
 from mmh_ray.tracking.store import configure
 from mmh_ray.tracking.system_metrics import SystemMetrics
 
@@ -31,7 +31,7 @@ __all__ = [
     "configure",
     "evaluation_of",
     "finish",
-    "log_figure",
+    "log_file",
     "log_input",
     "log_metrics",
     "mark_failed",

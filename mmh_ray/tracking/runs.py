@@ -95,11 +95,6 @@ def send_metrics(run_id: str, metrics: list[Metric]) -> None:
         mlflow_client().log_batch(run_id, metrics=some)
 
 
-def log_figure(run_id: str, path: str | Path) -> None:
-    """Add a picture to the run's artifacts, under ``figures/``."""
-    log_file(run_id, path, "figures")
-
-
 def log_file(run_id: str, path: str | Path, folder: str | None = None) -> None:
     """Add a file to the run's artifacts."""
     mlflow_client().log_artifact(run_id, str(path), artifact_path=folder)

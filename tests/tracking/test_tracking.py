@@ -119,7 +119,7 @@ def trained(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     tracking.log_input(run_id, data)
     for step in range(3):
         tracking.log_metrics(run_id, [tracking.MetricRow.of_now(step, {"loss": 1 / (step + 1), "mse": 0.5})])
-    tracking.log_figure(run_id, folder / "sample.png")
+    tracking.log_file(run_id, folder / "sample.png", "figures")
     model_uri = tracking.register(run_id, folder / "global", config.tracking.model_name, config.tracking)
     status = mlflow.MlflowClient(uri).get_run(run_id).info.status
     tracking.finish(run_id)
