@@ -17,6 +17,10 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+from mmh_ray.config import TrackingConfig
+from mmh_ray.errors import DataError, naming_mask
+from mmh_ray.imaging.volume import read_mask, read_volume, write_volume
+
 MOST_BYTES = 256 * 2**20
 """Largest scan or mask in a request, in bytes. Its voxels must also fit into memory."""
 MOST_SCANS = 16
@@ -34,7 +38,6 @@ class HarmonizerModel(PythonModel):
         The global model is the registered one that is recorded in the target, from the caller's store, or the one from
         ``model_config={"base": FOLDER}``. With ``model_config={"files": True}`` rows may name files.
         """
-        from mmh_ray.config import TrackingConfig
         from mmh_ray.harmonization.harmonizer import Harmonizer
         from mmh_ray.models.bundle import load_bundle
         from mmh_ray.models.target.bundle import FACTS, load_target
@@ -85,8 +88,6 @@ class HarmonizerModel(PythonModel):
         return result
 
     def _harmonize_bytes(self, row: dict[str, Any], number: int) -> bytes:
-        from mmh_ray.errors import DataError
-
         files = [name for name in FILES if _is_given(row.get(name))]
         if files:
             raise DataError(f"scan together with {', '.join(files)}", "bytes or files", "Leave one of them out.")
@@ -105,8 +106,6 @@ class HarmonizerModel(PythonModel):
                 raise ValueError(text) from error
 
     def _harmonize_file(self, row: dict[str, Any], number: int) -> str:
-        from mmh_ray.errors import DataError
-
         path, mask, output = (str(row[name]) if _is_given(row.get(name)) else None for name in FILES)
         if path is None:
             raise DataError("no scan", "the bytes of a NIfTI file in the column scan", "Add them.")
@@ -121,9 +120,6 @@ class HarmonizerModel(PythonModel):
         return output
 
     def _harmonize(self, path: Path, sequence: Any, mask: Path | None, output: Path) -> None:
-        from mmh_ray.errors import naming_mask
-        from mmh_ray.imaging.volume import read_mask, read_volume, write_volume
-
         scan = read_volume(path)
         inside = None if mask is None else read_mask(mask)
         with self.is_free, naming_mask(None if mask is None else str(mask)):  # a server calls from several threads
@@ -137,8 +133,6 @@ def _is_given(value: Any) -> bool:
 
 
 def _as_file(content: Any, name: str, folder: str) -> Path:
-    from mmh_ray.errors import DataError
-
     if not isinstance(content, bytes):
         received = f"{name} of type {type(content).__name__}"
         raise DataError(received, "the bytes of a NIfTI file", "In JSON send them as base64.")
