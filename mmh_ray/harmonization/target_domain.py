@@ -153,10 +153,12 @@ def _label(target: str | None) -> str:
 
 
 def _same_names(target: str | None, other: str | None, which: str) -> ConfigError:
-    received = f"{_called(target)}, whose images would have the same names as images of {_called(other)}, {which}"
+    received = (
+        f"{_display_name(target)}, whose images would have the same names as images of {_display_name(other)}, {which}"
+    )
     remedy = "Harmonize into another folder, or train one of them under another name."
     return ConfigError(received, "targets whose letters and digits differ", remedy)
 
 
-def _called(target: str | None) -> str:
+def _display_name(target: str | None) -> str:
     return "the unified domain" if target is None else f"target {target!r}"

@@ -38,7 +38,7 @@ SECTIONS = ("model", "grid", "prepare", "harmonize", "train")
 
 MOST_PARAMETERS = 500_000_000
 """Largest number of parameters: ten times that of a model at 1 mm."""
-DECIDING = (
+SCHEDULE_FACTS = (
     "num_train_timesteps",
     "beta_start",
     "beta_end",
@@ -50,11 +50,11 @@ DECIDING = (
     "set_alpha_to_one",
 )
 """Facts of the schedule that every bundle has."""
-MOST_OF_SCHEDULE = 100
+MOST_SCHEDULE_FACTS = 100
 """Largest number of facts of the schedule."""
 
-_REBUILD = "Copy the bundle again, or train the model again."
-_AGAIN = "Train again, with lower learning rates."
+_COPY_OR_TRAIN = "Copy the bundle again, or train the model again."
+_TRAIN_AGAIN = "Train again, with lower learning rates."
 _FORMAT = BundleFormat(
     kind="global",
     version=7,
@@ -71,7 +71,7 @@ _FORMAT = BundleFormat(
         "levels": dict,
         "weights_sha256": str,
     },
-    rebuild=_REBUILD,
+    rebuild=_COPY_OR_TRAIN,
 )
 
 
@@ -146,8 +146,8 @@ def save_bundle(
     path = Path(path)
     with _FORMAT.new_folder(path) as folder:
         state = _plain_weights(model)
-        check_weights(state, f"the model for {path}", _AGAIN)
-        check_statistics(model, f"the model for {path}", _AGAIN)
+        check_weights(state, f"the model for {path}", _TRAIN_AGAIN)
+        check_statistics(model, f"the model for {path}", _TRAIN_AGAIN)
         settings = to_dict(config)
         sequences = list(config.model.sequences)
         facts: dict[str, Any] = {
@@ -218,17 +218,17 @@ def _load_model(path: Path, description: _Description, device: str | torch.devic
     model = _empty_model(config, description.quantiles)
     model.levels = description.levels
     content = _read_weights(path, model, description.facts)
-    state = parse_weights(content, path / WEIGHTS, _REBUILD)
+    state = parse_weights(content, path / WEIGHTS, _COPY_OR_TRAIN)
     # Tensors from safetensors may be unaligned in memory, which is slow; copies are aligned.
     copies = {name: tensor.clone() for name, tensor in state.items()}
     try:
         model.load_state_dict(copies, assign=True)
     except (RuntimeError, ValueError) as error:
         received = f"{path / WEIGHTS}: {' '.join(str(error).split())[:400]}"
-        raise ModelError(received, f"the parameters of the model section of {FACTS}", _REBUILD) from error
+        raise ModelError(received, f"the parameters of the model section of {FACTS}", _COPY_OR_TRAIN) from error
     model.denoiser.to(memory_format=torch.channels_last)
     model.scheduler = _checked_scheduler(path, config, description.facts["schedule"])
-    check_statistics(model, str(path / WEIGHTS), _REBUILD)
+    check_statistics(model, str(path / WEIGHTS), _COPY_OR_TRAIN)
     return model.eval().to(device)
 
 
@@ -246,7 +246,7 @@ def bundle_files(path: str | Path) -> dict[str, bytes]:
     description = _read_description(path)
     model = _empty_model(description.config, description.quantiles)
     weights = _read_weights(path, model, description.facts)
-    return {FACTS: read_part(path, FACTS, MOST_FACTS, _REBUILD), WEIGHTS: weights}
+    return {FACTS: read_part(path, FACTS, MOST_FACTS, _COPY_OR_TRAIN), WEIGHTS: weights}
 
 
 @dataclass(frozen=True)
@@ -272,16 +272,16 @@ def _read_description(path: Path) -> _Description:
         expected = f"settings and a unified domain that mmh-ray {code_version()} knows"
         raise ModelError(received, expected, OTHER_RELEASE) from error
     sequences = list(config.model.sequences)
-    check_kinds(facts["config"], dict.fromkeys(SECTIONS, dict), f"{place}: config", _REBUILD)
-    check_kinds(facts["unified_domain"], dict.fromkeys(sequences, list), f"{place}: unified_domain", _REBUILD)
+    check_kinds(facts["config"], dict.fromkeys(SECTIONS, dict), f"{place}: config", _COPY_OR_TRAIN)
+    check_kinds(facts["unified_domain"], dict.fromkeys(sequences, list), f"{place}: unified_domain", _COPY_OR_TRAIN)
     if facts["sequences"] != sequences:
         received = f"{place}: sequences={str(facts['sequences'])[:100]}"
-        raise ModelError(received, f"the sequences of its settings, {sequences}", _REBUILD)
+        raise ModelError(received, f"the sequences of its settings, {sequences}", _COPY_OR_TRAIN)
     _check_counts(facts["training"].get("counts", {}), place)
     if quantiles.shape != (len(sequences), 2, len(QUANTILES)):
         received = f"{place}: a unified domain of shape {tuple(quantiles.shape)}"
-        raise ModelError(received, f"two functions of {len(QUANTILES)} quantiles a sequence", _REBUILD)
-    check_quantiles(quantiles, f"{place}: unified_domain", _REBUILD)
+        raise ModelError(received, f"two functions of {len(QUANTILES)} quantiles a sequence", _COPY_OR_TRAIN)
+    check_quantiles(quantiles, f"{place}: unified_domain", _COPY_OR_TRAIN)
     return _Description(facts, config, quantiles, _read_levels(facts["levels"], sequences, place))
 
 
@@ -289,19 +289,19 @@ def _read_levels(recorded: dict[str, Any], sequences: list[str], place: str) -> 
     """Parse the curve of each sequence that has one; ModelError unless the curves increase."""
     expected = f"sequence to two lists of at most {len(QUANTILES)} intensities, increasing and not falling"
     if not set(recorded) <= set(sequences):
-        raise ModelError(f"{place}: levels={str(recorded)[:100]}", expected, _REBUILD)
+        raise ModelError(f"{place}: levels={str(recorded)[:100]}", expected, _COPY_OR_TRAIN)
     levels = {}
     for sequence, knots in recorded.items():
         try:
             curve = torch.tensor(knots, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise ModelError(f"{place}: levels of {sequence}: {str(error)[:200]}", expected, _REBUILD) from error
+            raise ModelError(f"{place}: levels of {sequence}: {str(error)[:200]}", expected, _COPY_OR_TRAIN) from error
         if curve.ndim != 2 or len(curve) != 2 or not 2 <= curve.shape[1] <= len(QUANTILES):
-            raise ModelError(f"{place}: levels of {sequence} of shape {tuple(curve.shape)}", expected, _REBUILD)
-        check_quantiles(curve, f"{place}: levels of {sequence}", _REBUILD)
+            raise ModelError(f"{place}: levels of {sequence} of shape {tuple(curve.shape)}", expected, _COPY_OR_TRAIN)
+        check_quantiles(curve, f"{place}: levels of {sequence}", _COPY_OR_TRAIN)
         source, target = curve.numpy()
         if not (np.diff(source) > 0).all():
-            raise ModelError(f"{place}: levels of {sequence} from intensities that repeat", expected, _REBUILD)
+            raise ModelError(f"{place}: levels of {sequence} from intensities that repeat", expected, _COPY_OR_TRAIN)
         levels[sequences.index(sequence)] = MonotoneMap(source, target)
     return levels
 
@@ -311,7 +311,7 @@ def _check_counts(counts: Any, place: str) -> None:
     if isinstance(counts, dict) and all(isinstance(site_counts, dict) for site_counts in counts.values()):
         return
     received = f"{place}: training.counts={str(counts)[:100]}"
-    raise ModelError(received, "site to sequence to number of volumes", _REBUILD)
+    raise ModelError(received, "site to sequence to number of volumes", _COPY_OR_TRAIN)
 
 
 def _empty_model(config: Config, quantiles: Tensor) -> GlobalHarmonizer:
@@ -340,18 +340,18 @@ def _checked_scheduler(path: Path, config: Config, recorded: Mapping[str, Any]) 
     """Make the scheduler from the settings, and check that the recorded schedule is the same.
 
     The scheduler is not built from the record: diffusers' ``from_config`` treats a string as a folder or as a name on a
-    hub. Other releases of diffusers record more than :data:`DECIDING`; those values are ignored.
+    hub. Other releases of diffusers record more than :data:`SCHEDULE_FACTS`; those values are ignored.
     """
     scheduler: Any = make_scheduler(config.model)
     place = f"{path / FACTS}: schedule"
-    of_settings = {key: scheduler.config[key] for key in DECIDING}
-    of_bundle = {key: recorded.get(key) for key in DECIDING}
+    of_settings = {key: scheduler.config[key] for key in SCHEDULE_FACTS}
+    of_bundle = {key: recorded.get(key) for key in SCHEDULE_FACTS}
     if of_bundle != of_settings:
         received = f"{place}={str(of_bundle)[:400]}"
-        raise ModelError(received, f"the schedule of its settings, {of_settings}", _REBUILD)
+        raise ModelError(received, f"the schedule of its settings, {of_settings}", _COPY_OR_TRAIN)
     nested = [key for key, value in recorded.items() if isinstance(value, list | dict)]
-    if nested or len(recorded) > MOST_OF_SCHEDULE:
+    if nested or len(recorded) > MOST_SCHEDULE_FACTS:
         names = ", ".join(sorted(nested))
         what = names[:200] or f"{len(recorded)} keys"
-        raise ModelError(f"{place} with {what}", f"at most {MOST_OF_SCHEDULE} plain values", _REBUILD)
+        raise ModelError(f"{place} with {what}", f"at most {MOST_SCHEDULE_FACTS} plain values", _COPY_OR_TRAIN)
     return scheduler

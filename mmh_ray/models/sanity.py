@@ -10,7 +10,7 @@ from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 INTENSITIES = (-10.0, 100.0)
 """Bounds of every quantile of a brain in unit intensity, including its brightest voxel."""
 
-_FALLING = 1e-5  # rounding: a float32 quantile function may fall by this much from one value to the next
+_ROUNDING = 1e-5  # rounding: a float32 quantile function may fall by this much from one value to the next
 _STATISTICS = {"domain_quantiles": INTENSITIES, "domain_cumulative": (-0.01, 1.01), "domain_moments": INTENSITIES}
 """Least and greatest value of the buffers of a :class:`GlobalHarmonizer`."""
 
@@ -31,7 +31,7 @@ def check_quantiles(quantiles: Tensor, place: str, remedy: str) -> None:
     """Raise ModelError unless the last axis of ``(..., Q)`` holds plausible quantile functions of brains."""
     low, high = INTENSITIES
     steps = quantiles.diff(dim=-1)
-    falls = bool((steps < -_FALLING).any())
+    falls = bool((steps < -_ROUNDING).any())
     if falls or not _all_within(quantiles, low, high):
         received = f"{place} that are no quantile functions"
         expected = f"values from {low:g} to {high:g} that never fall"

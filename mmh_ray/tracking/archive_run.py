@@ -112,7 +112,7 @@ class ArchiveRun:
     def _work(self) -> None:
         try:
             configure(self._config.tracking)
-            run_id = self._start_patiently()
+            run_id = self._start_when_reachable()
             self._on_start(run_id)
             self._is_over.wait()
             assert self._outcome is not None
@@ -121,7 +121,7 @@ class ArchiveRun:
             log.debug("raised here:", exc_info=True)
             self._failure = error
 
-    def _start_patiently(self) -> str:
+    def _start_when_reachable(self) -> str:
         """Start the MLflow run; if the server does not answer, retry until the run over the archive has ended."""
         from mlflow.exceptions import MlflowException
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from mmh_ray.config import Config, TrackingConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.tracking.inputs import RunInput, log_input
-from mmh_ray.tracking.outage import patiently
+from mmh_ray.tracking.outage import retry_while_unreachable
 from mmh_ray.tracking.registry import BUNDLE_HASH, find_version, open_store, version_uri
 from mmh_ray.tracking.runs import finish, log_file, send_metrics, start_run
 from mmh_ray.tracking.store import mlflow_client
@@ -52,7 +52,7 @@ def record_evaluation(
 
     open_store(model, config.tracking)
     client = mlflow_client()
-    patiently(lambda: client.search_experiments(max_results=1))
+    retry_while_unreachable(lambda: client.search_experiments(max_results=1))
     version = find_version(model)
     uri = version_uri(version)
     now = int(time.time() * 1000)

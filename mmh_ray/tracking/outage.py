@@ -19,7 +19,7 @@ PAUSE_S = 5.0
 T = TypeVar("T")
 
 
-def patiently(call: Callable[[], T]) -> T:
+def retry_while_unreachable(call: Callable[[], T]) -> T:
     """Call MLflow and return the result; if the server cannot be reached, retry for :data:`PATIENCE_S` seconds.
 
     Repeating the call must do no harm. Any error that the server returns is raised at once.

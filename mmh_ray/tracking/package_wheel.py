@@ -15,7 +15,7 @@ import mmh_ray
 log = logging.getLogger(__name__)
 
 DISTRIBUTION = "mmh-ray"
-_WRITTEN = (1980, 1, 1, 0, 0, 0)
+_FILE_TIME = (1980, 1, 1, 0, 0, 0)
 """Time of every file in the wheel, so that equal code gives equal bytes."""
 _INCOMPRESSIBLE = (".safetensors", ".gz", ".png")
 """Endings of files that do not become smaller."""
@@ -45,7 +45,7 @@ def build_wheel(folder: str | Path) -> Path:
     files[record] = "".join([*lines, f"{record},,\n"]).encode()
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, content in files.items():
-            entry = zipfile.ZipInfo(name, _WRITTEN)
+            entry = zipfile.ZipInfo(name, _FILE_TIME)
             entry.external_attr = 0o100644 << 16  # a regular file, readable for all
             compression = zipfile.ZIP_STORED if name.endswith(_INCOMPRESSIBLE) else zipfile.ZIP_DEFLATED
             archive.writestr(entry, content, compression)

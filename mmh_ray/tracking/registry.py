@@ -21,7 +21,7 @@ from mmh_ray.files import is_inside, read_bytes
 from mmh_ray.models.shipped import BASE_MODEL, shipped_bundle
 from mmh_ray.object_store import fetch_bundle, is_remote
 from mmh_ray.tracking.descriptions import describe
-from mmh_ray.tracking.outage import patiently
+from mmh_ray.tracking.outage import retry_while_unreachable
 from mmh_ray.tracking.package_wheel import build_wheel
 from mmh_ray.tracking.runs import finish, mark_failed, start_run
 from mmh_ray.tracking.store import choose_uri, configure, mlflow_client, sqlite_file, without_credentials
@@ -44,8 +44,8 @@ BASE = "base"
 """Key in the ``model_config`` of a registered target: a global model to use instead of the recorded one."""
 MAY_NAME_FILES = "files"
 """Key in the ``model_config`` of a registered model: whether rows may name files on the machine that runs it."""
-_MAKERS = {GLOBAL: "mmh train-global", TARGET: "mmh train-target"}
-_FORMS = "a bundle folder, s3://BUCKET/BUNDLE, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH"
+_COMMANDS = {GLOBAL: "mmh train-global", TARGET: "mmh train-target"}
+_URI_FORMS = "a bundle folder, s3://BUCKET/BUNDLE, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH"
 _NO_ANSWER = "INTERNAL_ERROR"
 """MLflow's error code for a server that cannot be reached, or fails."""
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/]+)|/(?P<version>\d+))")
@@ -78,7 +78,7 @@ def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingCon
 
     client = mlflow_client()
     is_target = Path(bundle_dir, TARGET).is_file()
-    run = patiently(lambda: client.get_run(run_id))
+    run = retry_while_unreachable(lambda: client.get_run(run_id))
     tags = {key: value for key, value in run.data.tags.items() if key.startswith("mmh.")}
     if is_target:
         tags |= {BUNDLE_HASH: target_hash(bundle_dir), SITE: target_site(bundle_dir)}
@@ -238,8 +238,8 @@ def _resolve(model: str, tracking: TrackingConfig, facts: str) -> tuple[Path, st
         folder = Path(model).absolute()
         if not os.path.isfile(folder / facts):
             received = f"{model}: no such folder" if not os.path.isdir(folder) else f"{model}: a folder without {facts}"
-            remedy = f"Check the path; `{_MAKERS[facts]}` makes bundles and registers them."
-            raise ModelError(received, _FORMS, remedy)
+            remedy = f"Check the path; `{_COMMANDS[facts]}` makes bundles and registers them."
+            raise ModelError(received, _URI_FORMS, remedy)
         return folder, folder.as_uri()
     if is_remote(model):
         return fetch_bundle(model, facts)
@@ -323,7 +323,9 @@ def _download(model: str, uri: str) -> Path:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except (MlflowException, OSError) as error:
         received = f"{model} at {mlflow.get_tracking_uri()}: {' '.join(str(error).split())[:300]}"
-        raise ModelError(received, _FORMS, "Check the URI, and that the artifacts can be reached from here.") from error
+        raise ModelError(
+            received, _URI_FORMS, "Check the URI, and that the artifacts can be reached from here."
+        ) from error
 
 
 def bundle_inside(folder: Path, model: str, facts: str) -> Path:
@@ -354,7 +356,7 @@ def bundle_inside(folder: Path, model: str, facts: str) -> Path:
         if (bundle / facts).is_file():
             return bundle
     expected = f"a model with a bundle ({facts} and weights) among its artifacts"
-    raise ModelError(f"{model}: has no such bundle", expected, f"Use a model that `{_MAKERS[facts]}` registered.")
+    raise ModelError(f"{model}: has no such bundle", expected, f"Use a model that `{_COMMANDS[facts]}` registered.")
 
 
 def _recorded_bundle_path(description: Path) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmh_ray.config import Config, flatten
 from mmh_ray.provenance import code_version
-from mmh_ray.tracking.outage import patiently
+from mmh_ray.tracking.outage import retry_while_unreachable
 from mmh_ray.tracking.store import experiment_id, mlflow_client, without_credentials
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def log_metrics(run_id: str, rows: Iterable[MetricRow]) -> None:
 
 def send_metrics(run_id: str, metrics: list[Metric]) -> None:
     """Send metrics, in as few requests as MLflow's limits allow."""
-    for some in _chunks(metrics, METRICS_PER_REQUEST):
-        mlflow_client().log_batch(run_id, metrics=some)
+    for chunk in _chunks(metrics, METRICS_PER_REQUEST):
+        mlflow_client().log_batch(run_id, metrics=chunk)
 
 
 def log_file(run_id: str, path: str | Path, folder: str | None = None) -> None:
@@ -102,7 +102,7 @@ def log_file(run_id: str, path: str | Path, folder: str | None = None) -> None:
 
 def finish(run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
     """End the run; waits for a server that does not answer."""
-    patiently(lambda: mlflow_client().set_terminated(run_id, status))
+    retry_while_unreachable(lambda: mlflow_client().set_terminated(run_id, status))
 
 
 def mark_failed(run_id: str) -> None:
@@ -144,11 +144,11 @@ def _log_settings(run_id: str, params: Mapping[str, str], tags: Mapping[str, str
 
     client = mlflow_client()
     settings = [Param(key, value) for key, value in sorted(params.items())]
-    for some in _chunks(settings, PER_REQUEST):
-        client.log_batch(run_id, params=some)
+    for chunk in _chunks(settings, PER_REQUEST):
+        client.log_batch(run_id, params=chunk)
     facts = [RunTag(key, shorten(value, TAG_LENGTH)) for key, value in tags.items()]
-    for some in _chunks(facts, PER_REQUEST):
-        client.log_batch(run_id, tags=some)
+    for chunk in _chunks(facts, PER_REQUEST):
+        client.log_batch(run_id, tags=chunk)
 
 
 def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:

@@ -45,7 +45,7 @@ MOST_WIDTH = 8192
 
 _MOST_OF = {"layers": MOST_LAYERS, "image_size": MOST_SIDE}
 _SEED = 0
-_COPY = "Copy the weights again, or name the model that they belong to."
+_COPY_WEIGHTS = "Copy the weights again, or name the model that they belong to."
 
 
 class OpenClipBackbone(SliceBackbone):
@@ -101,7 +101,7 @@ def open_clip_backbone(config: StyleConfig) -> OpenClipBackbone:
     tower = _build(source, config.backbone)
     if source.file is not None:
         _check_hash(source.file, config.sha256)
-        _fill(tower, source.file)
+        _load_weights(tower, source.file)
     return OpenClipBackbone(config.backbone, tower, source.settings["embed_dim"], source.preprocess)
 
 
@@ -247,7 +247,7 @@ def _check_hash(file: Path, expected: str | None) -> None:
         raise ModelError(f"{file}: SHA-256 {sha256}", f"style.sha256={expected}", remedy)
 
 
-def _fill(tower: nn.Module, file: Path) -> None:
+def _load_weights(tower: nn.Module, file: Path) -> None:
     """Load the ``visual.`` part of a checkpoint, or a checkpoint of the tower alone; unpickles only tensors."""
     try:
         state = load_state_dict(str(file), weights_only=True)
@@ -255,8 +255,8 @@ def _fill(tower: nn.Module, file: Path) -> None:
         tower.load_state_dict(visual or state)
     except Exception as error:  # an untrusted file can raise anything
         received = f"{file}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ModelError(received, "weights of the configured image tower", _COPY) from error
-    spoilt = [name for name, value in tower.state_dict().items() if not bool(torch.isfinite(value).all())]
-    if spoilt:
-        received = f"{file}: {spoilt[0]} with NaN or infinite weights"
-        raise ModelError(received, "finite weights of the configured image tower", _COPY)
+        raise ModelError(received, "weights of the configured image tower", _COPY_WEIGHTS) from error
+    not_finite = [name for name, value in tower.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if not_finite:
+        received = f"{file}: {not_finite[0]} with NaN or infinite weights"
+        raise ModelError(received, "finite weights of the configured image tower", _COPY_WEIGHTS)

@@ -196,7 +196,7 @@ def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed:
     optimizer = torch.optim.AdamW(parameters, REFINE_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, REFINE_RATE, total_steps=max(1, steps), pct_start=0.1)
     scanners = torch.arange(REFINE_SCANNERS).repeat_interleave(REFINE_PEOPLE)
-    aside = max(2, len(statistics) // 10 * 2)
+    held_out_blocks = max(2, len(statistics) // 10 * 2)
 
     def contrast(numbers: list[int]) -> tuple[Tensor, Tensor]:
         """Contrast and style vectors of some blocks, which share no scanners."""
@@ -205,28 +205,28 @@ def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed:
         all_styles = torch.cat(styles)
         return style_contrast(all_styles, torch.cat(labels), REFINE_TEMPERATURE), all_styles
 
-    def held_out() -> tuple[float, float]:
+    def held_out_figures() -> tuple[float, float]:
         """Mean contrast and spread of the held-out blocks."""
         losses = []
         spreads = []
         with torch.no_grad():
-            for number in range(aside):
+            for number in range(held_out_blocks):
                 loss, styles = contrast([number])
                 losses.append(loss)
                 spreads.append(spread(styles))
         return float(np.mean(losses)), float(np.mean(spreads))
 
     rng = np.random.default_rng([seed, 3])
-    contrast_before, _ = held_out()
+    contrast_before, _ = held_out_figures()
     for _ in range(steps):
-        first = aside + rng.integers(2)
+        first = held_out_blocks + rng.integers(2)
         of_one_sequence = np.arange(first, len(statistics), 2)
         count = min(2, len(of_one_sequence))
         chosen = rng.choice(of_one_sequence, count, replace=False)
         loss, _ = contrast(chosen.tolist())
         descend(loss, optimizer)
         schedule.step()
-    contrast_after, spread_after = held_out()
+    contrast_after, spread_after = held_out_figures()
     return {"contrast": contrast_after, "spread": spread_after, "contrast_before": contrast_before}
 
 

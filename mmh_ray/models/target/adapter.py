@@ -222,7 +222,7 @@ def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tenso
         _check_shapes(state, get_peft_model_state_dict(unet, adapter_name=name))
         set_peft_model_state_dict(unet, state, adapter_name=name)
     unet.to(next(model.parameters()).device)
-    wear(model, None)
+    switch_adapter(model, None)
 
 
 def _check_size(unet: nn.Module, rank: int, state: Mapping[str, Tensor]) -> None:
@@ -236,7 +236,7 @@ def _check_size(unet: nn.Module, rank: int, state: Mapping[str, Tensor]) -> None
     expected = rank * inputs_and_outputs
     count = sum(tensor.numel() for tensor in state.values())
     if count != expected:
-        raise _foreign(f"{count} for rank {rank}, which is {expected}")
+        raise _misfit(f"{count} for rank {rank}, which is {expected}")
 
 
 def _check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -248,10 +248,10 @@ def _check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
                 wrong.add(name)
     if wrong:
         first_three = sorted(wrong)[:3]
-        raise _foreign(", ".join(first_three))
+        raise _misfit(", ".join(first_three))
 
 
-def _foreign(what: str) -> ModelError:
+def _misfit(what: str) -> ModelError:
     return ModelError(f"an adapter with other weights ({what} ...)", "one of this model", "Train it on this model.")
 
 
@@ -266,14 +266,14 @@ def state_of(model: GlobalHarmonizer, name: str) -> dict[str, Tensor]:
 @contextmanager
 def with_adapter(model: GlobalHarmonizer, name: str) -> Iterator[None]:
     """Switch on one adapter of the model while the block runs."""
-    wear(model, name)
+    switch_adapter(model, name)
     try:
         yield
     finally:
-        wear(model, None)
+        switch_adapter(model, None)
 
 
-def wear(model: GlobalHarmonizer, name: str | None) -> None:
+def switch_adapter(model: GlobalHarmonizer, name: str | None) -> None:
     """Switch on one adapter of the model, whose weights are then trainable; None switches all off."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -43,8 +43,8 @@ MOST_ADAPTER = 256 * 2**20
 
 _NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,200}")
 _SUFFIX = re.compile(r"[A-Za-z0-9]{1,64}")
-_REBUILD = "Copy the adapter again, or train it again with `mmh train-target`."
-_AGAIN = "Train it again, with a lower target.learning_rate."
+_COPY_OR_TRAIN = "Copy the adapter again, or train it again with `mmh train-target`."
+_TRAIN_AGAIN = "Train it again, with a lower target.learning_rate."
 _FORMAT = BundleFormat(
     kind="target",
     version=1,
@@ -60,7 +60,7 @@ _FORMAT = BundleFormat(
         "training": dict,
         "sequences": dict,
     },
-    rebuild=_REBUILD,
+    rebuild=_COPY_OR_TRAIN,
 )
 _FACTS_OF_SEQUENCE = {"weights_sha256": str, "style": dict, "validation": dict, "untuned": dict, "steps": int}
 _FACTS_OF_STYLE = {"unified": list, "site": list, "quantiles": list, "noise": float, "blur": float}
@@ -170,7 +170,7 @@ def save_target(
     with _FORMAT.new_folder(path) as folder:
         sequences = {}
         for sequence, adapter in tuned.items():
-            check_weights(adapter.state, f"the adapter of {sequence} for {site}", _AGAIN)
+            check_weights(adapter.state, f"the adapter of {sequence} for {site}", _TRAIN_AGAIN)
             sequences[sequence] = {
                 "weights_sha256": write_weights(folder / _weights_file(sequence), adapter.state),
                 "style": _style_facts(styles[sequence], f"the style of {sequence} for {site}"),
@@ -230,7 +230,7 @@ def load_target(path: str | Path, uri: str | None = None, style: StyleConfig | N
     for sequence, sequence_facts in facts["sequences"].items():
         name = _weights_file(sequence)
         content = _FORMAT.read_weights(path, name, MOST_ADAPTER, sequence_facts["weights_sha256"])
-        state = parse_weights(content, path / name, _REBUILD)
+        state = parse_weights(content, path / name, _COPY_OR_TRAIN)
         if sequence_facts["steps"] > 0:  # at 0 steps the adapter changes nothing, and would cost two passes
             weights[sequence] = state
         styles[sequence] = _style(sequence_facts["style"], f"{path / FACTS}: {sequence}")
@@ -250,8 +250,8 @@ def _read_aggregator(path: Path) -> dict[str, Tensor]:
     """Weights of the style encoder's aggregator; empty if the bundle has none."""
     if not os.path.lexists(path / AGGREGATOR):
         return {}
-    content = read_part(path, AGGREGATOR, MOST_ADAPTER, _REBUILD)
-    return parse_weights(content, path / AGGREGATOR, _REBUILD)
+    content = read_part(path, AGGREGATOR, MOST_ADAPTER, _COPY_OR_TRAIN)
+    return parse_weights(content, path / AGGREGATOR, _COPY_OR_TRAIN)
 
 
 def _style(facts: Mapping[str, Any], place: str) -> SiteStyle:
@@ -260,7 +260,7 @@ def _style(facts: Mapping[str, Any], place: str) -> SiteStyle:
         return SiteStyle.read(facts)
     except (KeyError, TypeError, ValueError) as error:
         received = f"{place}: {type(error).__name__}: {str(error)[:300]}"
-        raise ModelError(received, "the style of a site's scans", _REBUILD) from error
+        raise ModelError(received, "the style of a site's scans", _COPY_OR_TRAIN) from error
 
 
 def _check_backbone(path: Path, facts: Mapping[str, Any], style: StyleConfig) -> None:
@@ -319,24 +319,24 @@ def _check_facts(facts: Mapping[str, Any], place: str) -> None:
     """ModelError if a fact below the first level is missing or has the wrong type."""
     base = facts["base"]
     site = facts["site"]
-    check_kinds(base, {"hash": str, "uri": str}, f"{place}: base", _REBUILD)
-    check_kinds(facts["harmonize"], dict.fromkeys(SAMPLING, object), f"{place}: harmonize", _REBUILD)
+    check_kinds(base, {"hash": str, "uri": str}, f"{place}: base", _COPY_OR_TRAIN)
+    check_kinds(facts["harmonize"], dict.fromkeys(SAMPLING, object), f"{place}: harmonize", _COPY_OR_TRAIN)
     if not base["hash"] or not _NAME.fullmatch(site):
         received = f"{place}: site={site[:200]!r} on base {base['hash'][:64]!r}"
-        raise ModelError(received, "a name of at most 200 characters in one line, and a hash", _REBUILD)
+        raise ModelError(received, "a name of at most 200 characters in one line, and a hash", _COPY_OR_TRAIN)
     if "rank" not in facts["target"]:
-        raise ModelError(f"{place}: target without rank", "the rank of the adapters", _REBUILD)
+        raise ModelError(f"{place}: target without rank", "the rank of the adapters", _COPY_OR_TRAIN)
     encoder = facts["training"].get("style_encoder", {})
     if not isinstance(encoder, dict):
         received = f"{place}: style_encoder={str(encoder)[:100]}"
-        raise ModelError(received, "an object", _REBUILD)
+        raise ModelError(received, "an object", _COPY_OR_TRAIN)
     for sequence, sequence_facts in facts["sequences"].items():
         if not _SUFFIX.fullmatch(sequence):
             received = f"{place}: sequence {sequence[:100]!r}"
-            raise ModelError(received, "a BIDS suffix such as T1w", _REBUILD)
+            raise ModelError(received, "a BIDS suffix such as T1w", _COPY_OR_TRAIN)
         place_of_sequence = f"{place}: {sequence}"
-        check_kinds(sequence_facts, _FACTS_OF_SEQUENCE, place_of_sequence, _REBUILD)
-        check_kinds(sequence_facts["style"], _FACTS_OF_STYLE, f"{place_of_sequence} style", _REBUILD)
+        check_kinds(sequence_facts, _FACTS_OF_SEQUENCE, place_of_sequence, _COPY_OR_TRAIN)
+        check_kinds(sequence_facts["style"], _FACTS_OF_STYLE, f"{place_of_sequence} style", _COPY_OR_TRAIN)
 
 
 def _model_card(facts: Mapping[str, Any]) -> str:

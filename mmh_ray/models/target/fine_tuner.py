@@ -30,7 +30,7 @@ from mmh_ray.models.losses import (
 from mmh_ray.models.sampling import harmonize_volume, sample
 from mmh_ray.models.slab_groups import Conditioner, slab_group
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
-from mmh_ray.models.target.adapter import SiteStyle, attach, state_of, wear
+from mmh_ray.models.target.adapter import SiteStyle, attach, state_of, switch_adapter
 from mmh_ray.training import descend
 
 NAME = "target"
@@ -104,8 +104,8 @@ class UnifiedVolume:
         two is then independent (Recorrupted-to-Recorrupted: Pang et al., CVPR 2021, with alpha = 1).
         """
         noise = rng.normal(0, noise_level(scan, mask), scan.shape).astype(np.float32) * mask
-        seen = cls.of_source(model, styled(scan + noise), mask, sequence, settings)
-        return replace(seen, image=scan - noise, scan=scan)
+        unified_volume = cls.of_source(model, styled(scan + noise), mask, sequence, settings)
+        return replace(unified_volume, image=scan - noise, scan=scan)
 
     def group(self, sequence: int, config: TargetConfig, model: GlobalHarmonizer, seed: int) -> dict[str, np.ndarray]:
         """Arrays of one slice group of a :class:`TargetBatch`."""
@@ -158,7 +158,7 @@ class TargetFineTuner(nn.Module):
         self.model = copy.deepcopy(model)
         self.encoder = encoder.requires_grad_(False)
         attach(self.model, NAME, config.rank)
-        wear(self.model, NAME)
+        switch_adapter(self.model, NAME)
         self.style = style
         self.config = config
         self.settings = settings
@@ -214,9 +214,9 @@ class TargetFineTuner(nn.Module):
             return self.model.denoiser(x, timesteps, batch.condition, context)
 
         with torch.no_grad():
-            wear(self.model, None)
+            switch_adapter(self.model, None)
             without_adapter = sample(self.model, denoise, noise, self.settings.steps)
-        wear(self.model, NAME)
+        switch_adapter(self.model, NAME)
         with_adapter = sample(self.model, denoise, noise, self.settings.steps, self.config.last_steps)
         corrected = batch.unified + to_unit(with_adapter) - to_unit(without_adapter)
         made = self.style.apply(corrected) * batch.mask

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmh_ray.config import ModelConfig, TargetConfig, TrainConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
-from mmh_ray.models.target.adapter import SiteStyle, attach, point_spread, state_of, wear, with_adapter
+from mmh_ray.models.target.adapter import SiteStyle, attach, point_spread, state_of, switch_adapter, with_adapter
 
 pytestmark = pytest.mark.fast
 
@@ -68,7 +68,7 @@ def test_the_state_travels(model: GlobalHarmonizer, batch: SlabBatch) -> None:
 def test_only_the_worn_adapter_is_trainable(model: GlobalHarmonizer) -> None:
     attach(model, "one", 2)
     assert not [name for name, value in model.named_parameters() if value.requires_grad]
-    wear(model, "one")
+    switch_adapter(model, "one")
     trainable = [name for name, value in model.named_parameters() if value.requires_grad]
     assert trainable
     assert all("lora_" in name for name in trainable)
