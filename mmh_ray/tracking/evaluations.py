@@ -10,7 +10,7 @@ from mmh_ray.config import Config, TrackingConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.tracking.inputs import RunInput, log_input
 from mmh_ray.tracking.outage import retry_while_unreachable
-from mmh_ray.tracking.registry import BUNDLE_HASH, find_version, open_store, version_uri
+from mmh_ray.tracking.registry import BUNDLE_HASH, download, find_version, open_store, version_uri
 from mmh_ray.tracking.runs import finish, log_file, send_metrics, start_run
 from mmh_ray.tracking.store import mlflow_client
 
@@ -78,9 +78,6 @@ def evaluation_of(model: str, tracking: TrackingConfig) -> tuple[str, Path]:
     ModelError
         If the model is not registered or was not evaluated, or the files cannot be downloaded.
     """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
     open_store(model, tracking)
     version = find_version(model)
     uri = version_uri(version)
@@ -88,12 +85,8 @@ def evaluation_of(model: str, tracking: TrackingConfig) -> tuple[str, Path]:
     if run_id is None:
         remedy = f"Run mmh evaluate with --archive ours=OUT, where OUT was made by this model, and --model {uri}."
         raise ModelError(f"{uri}, which was not evaluated", "a model with an evaluation", remedy)
-    try:
-        return uri, Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="evaluation"))
-    except (MlflowException, OSError) as error:
-        received = f"evaluation of {uri} in run {run_id}: {' '.join(str(error).split())[:300]}"
-        remedy = "Check that the artifacts can be downloaded, or evaluate again."
-        raise ModelError(received, "its files", remedy) from error
+    name = f"the evaluation of {uri} in run {run_id}"
+    return uri, download(name, "its files", run_id=run_id, artifact_path="evaluation")
 
 
 def move_alias(model: str, alias: str) -> None:

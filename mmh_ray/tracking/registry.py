@@ -248,7 +248,7 @@ def _resolve(model: str, tracking: TrackingConfig, facts: str) -> tuple[Path, st
     if _REGISTERED.fullmatch(model):
         version = find_version(model)
         cited = version_uri(version)
-    artifacts = _download(model, cited)
+    artifacts = download(model, _URI_FORMS, artifact_uri=cited)
     return bundle_inside(artifacts, model, facts), cited
 
 
@@ -315,17 +315,18 @@ def _unknown(model: str, error: MlflowException) -> ModelError:
     return ModelError(received, expected, "Use one of these, or set the alias in MLflow.")
 
 
-def _download(model: str, uri: str) -> Path:
+def download(name: str, expected: str, **source: str) -> Path:
+    """Download artifacts from ``source``, the arguments of MLflow's function; ModelError if they cannot be reached."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        return Path(mlflow.artifacts.download_artifacts(**source))
     except (MlflowException, OSError) as error:
-        received = f"{model} at {mlflow.get_tracking_uri()}: {' '.join(str(error).split())[:300]}"
-        raise ModelError(
-            received, _URI_FORMS, "Check the URI, and that the artifacts can be reached from here."
-        ) from error
+        store = without_credentials(mlflow.get_tracking_uri())
+        received = f"{name} at {store}: {' '.join(without_credentials(error).split())[:300]}"
+        remedy = "Check the URI, and that the artifacts can be reached from here."
+        raise ModelError(received, expected, remedy) from error
 
 
 def bundle_inside(folder: Path, model: str, facts: str) -> Path:

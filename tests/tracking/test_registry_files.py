@@ -21,7 +21,7 @@ from mmh_ray.tracking import (
     resolve_target,
     target_model_name,
 )
-from mmh_ray.tracking.registry import GLOBAL, bundle_inside
+from mmh_ray.tracking.registry import GLOBAL, bundle_inside, download
 
 pytestmark = pytest.mark.fast
 
@@ -166,3 +166,16 @@ def test_a_store_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPa
         resolve_model("models:/mmh-global@champion", TrackingConfig(uri=nobody_listens))
     assert caught.value.expected == "an MLflow store that answers"
     assert nobody_listens in caught.value.received
+
+
+def test_an_error_of_a_download_shows_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    def fail(**_: str) -> str:
+        raise OSError("no answer\nfrom https://me:secret@store/artifacts")
+
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://me:secret@store")
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fail)
+    with pytest.raises(ModelError) as caught:
+        download("models:/m/1", "a bundle", artifact_uri="models:/m/1")
+    assert caught.value.received == "models:/m/1 at https://store: no answer from https://store/artifacts"
