@@ -103,7 +103,7 @@ def test_images_that_differ_in_space_alone_share_the_templates() -> None:
     rows = [image("sub-01_space-a_T1w"), image("sub-01_space-b_T1w")]
     mark_shared_outputs(rows, [UNIFIED], TEMPLATE)
     assert [row["status"] for row in rows] == ["ok", "unusable"]
-    assert "that of sub-01_space-a_T1w" in rows[1]["reason"]
+    assert "the output of sub-01_space-a_T1w" in rows[1]["reason"]
 
 
 def test_an_output_in_a_damaged_row_whose_name_no_disk_takes_is_not_there(tmp_path: Path) -> None:
