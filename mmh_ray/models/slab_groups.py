@@ -65,38 +65,12 @@ def brain_slices(mask: np.ndarray, plane: str) -> np.ndarray:
     return np.flatnonzero(has_brain)
 
 
-def training_group(
-    target: np.ndarray,
-    styled: np.ndarray,
-    mask: np.ndarray,
-    domain: np.ndarray,
-    sequence: int,
-    slabs_per_plane: int,
-    model: ModelConfig,
-    seed: int,
-    twin: int,
-) -> dict[str, np.ndarray]:
-    """One group of a volume, with the condition of its ``styled`` copy; see :func:`slab_group`."""
-    conditioner = Conditioner(styled, mask, domain, model)
-    return slab_group(
-        images={"image": target},
-        conditioner=conditioner,
-        mask=mask,
-        sequence=sequence,
-        slabs_per_plane=slabs_per_plane,
-        model=model,
-        seed=seed,
-        twin=twin,
-    )
-
-
 def slab_group(
     images: Mapping[str, np.ndarray],
     conditioner: Conditioner,
     mask: np.ndarray,
     sequence: int,
     slabs_per_plane: int,
-    model: ModelConfig,
     seed: int,
     twin: int,
 ) -> dict[str, np.ndarray]:
@@ -121,9 +95,9 @@ def slab_group(
         ranks = np.minimum((places * len(slices)).astype(int), len(slices) - 1)
         indices = slices[ranks]
         for name, image in images.items():
-            parts[name].append(take_slabs(image, plane, indices, model.slab, size).astype(np.float16))
+            parts[name].append(take_slabs(image, plane, indices, conditioner.slab, size).astype(np.float16))
         parts["condition"].append(conditioner.slabs(plane, indices.tolist()).astype(np.float16))
-        parts["mask"].append(take_slabs(mask, plane, indices, model.slab, size).astype(np.uint8))
+        parts["mask"].append(take_slabs(mask, plane, indices, conditioner.slab, size).astype(np.uint8))
         parts["plane"].append(np.full(slabs_per_plane, number, np.int64))
         parts["position"].append((indices / max(1, last_index)).astype(np.float32))
     group = {name: np.concatenate(arrays) for name, arrays in parts.items()}

@@ -107,7 +107,7 @@ class UnifiedVolume:
         unified_volume = cls.of_source(model, styled(scan + noise), mask, sequence, settings)
         return replace(unified_volume, image=scan - noise, scan=scan)
 
-    def group(self, sequence: int, config: TargetConfig, model: GlobalHarmonizer, seed: int) -> dict[str, np.ndarray]:
+    def group(self, sequence: int, config: TargetConfig, seed: int) -> dict[str, np.ndarray]:
         """Arrays of one slice group of a :class:`TargetBatch`."""
         return slab_group(
             images={"image": self.image, "unified": self.unified, "scan": self.scan},
@@ -115,7 +115,6 @@ class UnifiedVolume:
             mask=self.mask,
             sequence=sequence,
             slabs_per_plane=config.slabs_per_plane,
-            model=model.model_config,
             seed=seed,
             twin=seed,
         )
