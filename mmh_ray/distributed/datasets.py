@@ -23,7 +23,7 @@ from mmh_ray.errors import DataError
 from mmh_ray.imaging.intensity import MonotoneMap
 from mmh_ray.models.augmentation import restyle
 from mmh_ray.models.global_harmonizer import SlabBatch
-from mmh_ray.models.slab_groups import Conditioner, slab_group
+from mmh_ray.models.slab_groups import Conditioner, slab_group, stack_groups
 from mmh_ray.shards import PreparedStore
 
 GROUPS_PER_BLOCK = 8
@@ -55,7 +55,7 @@ class GroupMaker:
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Groups of the numbers in ``block["id"]``, stacked: each array gains a leading axis."""
         groups = [self.group(int(number)) for number in block["id"]]
-        return {name: np.stack([group[name] for group in groups]) for name in groups[0]}
+        return stack_groups(groups)
 
     def group(self, number: int) -> dict[str, np.ndarray]:
         """Arrays of :func:`mmh_ray.models.slab_groups.slab_group` for one number."""

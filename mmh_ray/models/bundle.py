@@ -109,11 +109,8 @@ class Bundle:
         """Index of a BIDS suffix among the model's sequences; ModelError for any other suffix."""
         sequences = self.config.model.sequences
         if suffix not in sequences:
-            raise ModelError(
-                f"sequence {suffix!r}",
-                f"one of {', '.join(sequences)}",
-                "Use a model that was trained on this sequence.",
-            )
+            expected = f"one of {', '.join(sequences)}"
+            raise ModelError(f"sequence {suffix!r}", expected, "Use a model that was trained on this sequence.")
         return sequences.index(suffix)
 
 

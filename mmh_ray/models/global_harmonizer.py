@@ -171,10 +171,9 @@ class GlobalHarmonizer(nn.Module):
         In training it also moves the domains a little towards the groups.
         """
         centre = predicted.shape[1] // 2
-        groups = int(batch.group.max()) + 1
         image = to_unit(predicted[:, centre])
-        cumulative, moments = group_statistics(image, batch.mask[:, centre], batch.group, groups)
-        first_slabs = [int((batch.group == index).nonzero()[0]) for index in range(groups)]
+        cumulative, moments = group_statistics(image, batch.mask[:, centre], batch.group)
+        first_slabs = [int((batch.group == index).nonzero()[0]) for index in range(len(moments))]
         sequence = batch.sequence[first_slabs]
         domain_cumulative = self.domain_cumulative[sequence].clone()  # the buffers change before the backward pass
         domain_moments = self.domain_moments[sequence].clone()

@@ -82,14 +82,14 @@ def _mean_over_groups(values: Tensor, weights: Tensor, group: Tensor) -> Tensor:
     return means.mean()
 
 
-def group_statistics(image: Tensor, mask: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+def group_statistics(image: Tensor, mask: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """Soft cumulative histogram ``(G, BINS)`` and mean and standard deviation ``(G, 2)`` of each group's brain voxels.
 
     ``image`` ``(B, H, W)`` unit intensity, ``mask`` ``(B, H, W)``, ``group`` ``(B,)`` long.
     """
     cumulative = []
     moments = []
-    for index in range(groups):
+    for index in range(int(group.max()) + 1):
         in_group = group == index
         inside = mask[in_group] > 0
         values = image[in_group][inside]

@@ -65,6 +65,11 @@ def brain_slices(mask: np.ndarray, plane: str) -> np.ndarray:
     return np.flatnonzero(has_brain)
 
 
+def stack_groups(groups: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Stack the arrays of groups of equal size; each array gains a leading axis."""
+    return {name: np.stack([group[name] for group in groups]) for name in groups[0]}
+
+
 def slab_group(
     images: Mapping[str, np.ndarray],
     conditioner: Conditioner,

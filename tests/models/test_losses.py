@@ -108,7 +108,7 @@ def test_cumulative_is_a_smoothed_step() -> None:
 
 def test_group_statistics_equal_those_of_the_groups_voxels() -> None:
     image, mask, group = torch.rand(4, 9, 9), (torch.rand(4, 9, 9) > 0.4).float(), torch.tensor([1, 0, 1, 0])
-    cumulative, moments = group_statistics(image, mask, group, 2)
+    cumulative, moments = group_statistics(image, mask, group)
     assert cumulative.shape == (2, BINS)
     for index in range(2):
         values = image[group == index][mask[group == index] > 0]
@@ -120,7 +120,7 @@ def test_group_statistics_equal_those_of_the_groups_voxels() -> None:
 
 def test_group_of_the_domains_own_distribution_is_at_distance_zero() -> None:
     values = uniform(0.1, 0.9)
-    cumulative, moments = group_statistics(values.view(1, 1, -1), torch.ones(1, 1, 257), torch.zeros(1).long(), 1)
+    cumulative, moments = group_statistics(values.view(1, 1, -1), torch.ones(1, 1, 257), torch.zeros(1).long())
     domain = torch.stack([values.mean(), values.std(unbiased=False)])[None]
     assert float(style_distance(cumulative, moments, soft_cumulative(values)[None], domain)) < 1e-6
 
@@ -129,7 +129,7 @@ def test_statistics_lead_a_group_towards_its_domain() -> None:
     """Descending the distance moves the mean to that of the domain."""
     image = torch.full((1, 8, 8), 0.3).add(0.1 * torch.rand(1, 8, 8)).requires_grad_()
     domain_cumulative = soft_cumulative(uniform(0.6, 0.8))[None]
-    cumulative, moments = group_statistics(image, torch.ones(1, 8, 8), torch.zeros(1).long(), 1)
+    cumulative, moments = group_statistics(image, torch.ones(1, 8, 8), torch.zeros(1).long())
     style_distance(cumulative, moments, domain_cumulative, torch.tensor([[0.7, 0.06]])).sum().backward()
     assert torch.isfinite(image.grad).all()
     assert (image.grad < 0).all()
@@ -138,7 +138,7 @@ def test_statistics_lead_a_group_towards_its_domain() -> None:
 def test_group_without_brain_is_finite() -> None:
     image = torch.rand(2, 4, 4).requires_grad_()
     mask = torch.tensor([1.0, 0])[:, None, None].expand(2, 4, 4)
-    cumulative, moments = group_statistics(image, mask, torch.tensor([0, 1]), 2)
+    cumulative, moments = group_statistics(image, mask, torch.tensor([0, 1]))
     (cumulative.sum() + moments.sum()).backward()
     assert torch.isfinite(cumulative).all()
     assert torch.isfinite(moments).all()

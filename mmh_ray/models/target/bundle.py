@@ -110,11 +110,9 @@ class Target:
         """
         base = self.facts.get("base", {}).get("hash", bundle.hash)
         if base != bundle.hash:
-            raise ModelError(
-                f"target {self.site} ({self.uri}), trained on global model {base[:12]}",
-                f"adapters of the model in use, {bundle.hash[:12]}",
-                f"Harmonize with {self.facts['base'].get('uri', 'that model')}, or train the target on this one.",
-            )
+            received = f"target {self.site} ({self.uri}), trained on global model {base[:12]}"
+            remedy = f"Harmonize with {self.facts['base']['uri']}, or train the target on this one."
+            raise ModelError(received, f"adapters of the model in use, {bundle.hash[:12]}", remedy)
         for sequence, state in self.weights.items():
             attach(bundle.model, self.adapter(sequence), self.rank, dict(state))
 

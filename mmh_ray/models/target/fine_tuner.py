@@ -28,7 +28,7 @@ from mmh_ray.models.losses import (
     style_distance,
 )
 from mmh_ray.models.sampling import harmonize_volume, sample
-from mmh_ray.models.slab_groups import Conditioner, slab_group
+from mmh_ray.models.slab_groups import Conditioner, slab_group, stack_groups
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
 from mmh_ray.models.target.adapter import SiteStyle, attach, state_of, switch_adapter
 from mmh_ray.training import descend
@@ -122,11 +122,7 @@ class UnifiedVolume:
 
 def batch_of(groups: Sequence[dict[str, np.ndarray]]) -> TargetBatch:
     """Groups of equal size as one batch."""
-    stacked = {}
-    for name in groups[0]:
-        arrays = [group[name] for group in groups]
-        stacked[name] = np.stack(arrays)
-    return TargetBatch.of_groups(stacked)
+    return TargetBatch.of_groups(stack_groups(groups))
 
 
 class TargetFineTuner(nn.Module):
@@ -222,17 +218,10 @@ class TargetFineTuner(nn.Module):
         other_noise = noise.roll(1, 0) * batch.mask  # of another slab, so independent of the generated image
         return made, other_noise
 
-    def state(self) -> dict[str, Tensor]:
-        """Weights of the adapter, float32 on the CPU."""
-        return state_of(self.model, NAME)
-
     def _statistics(self, image: Tensor, batch: TargetBatch) -> Tensor:
         """Mean distance of the groups from the site, by histograms and moments."""
         centre = image.shape[1] // 2
-        groups = int(batch.group.max()) + 1
-        centre_slices = image[:, centre]
-        inside = batch.mask[:, centre]
-        cumulative, moments = group_statistics(centre_slices, inside, batch.group, groups)
+        cumulative, moments = group_statistics(image[:, centre], batch.mask[:, centre], batch.group)
         distance = style_distance(cumulative, moments, self.domain_cumulative, self.domain_moments)
         return distance.mean()
 
@@ -291,7 +280,7 @@ def tune(
     weights = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, config.learning_rate, weight_decay=0.0)
     untuned = _validate(tuner, validation)
-    best = TunedAdapter(tuner.state(), untuned, untuned, 0)
+    best = TunedAdapter(state_of(tuner.model, NAME), untuned, untuned, 0)
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(step, config)
@@ -305,7 +294,7 @@ def tune(
             score = _validate(tuner, validation)
             figures |= {f"val_{name}": loss for name, loss in score.items()}
             if score["loss"] < best.validation["loss"]:
-                best = TunedAdapter(tuner.state(), score, untuned, steps_done)
+                best = TunedAdapter(state_of(tuner.model, NAME), score, untuned, steps_done)
         advance(steps_done, figures)
         if steps_done - best.steps >= config.patience * config.validate_every:
             break
