@@ -1,4 +1,4 @@
-"""Targets that a batch job is to move its images to, without Ray."""
+"""The targets of a batch job, without Ray."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mmh_ray.models.target.fine_tuner import TunedAdapter
 pytestmark = pytest.mark.fast
 
 
-def test_sampling_that_a_target_was_not_trained_for_is_named(
+def test_other_sampling_than_in_the_training_of_a_target_is_logged(
     tiny_bundle: Path, tiny_config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     style = SiteStyle(np.linspace(0, 1, 64), np.linspace(0, 1, 64), np.linspace(0, 1, 257), 0.0)
@@ -60,7 +60,7 @@ def test_the_mask_of_a_reference_scan_comes_with_its_grid(
 
 
 @pytest.mark.parametrize("spoilt", ["model", "target"])
-def test_what_a_stranger_spoilt_ends_a_run_before_it_writes_anything(
+def test_a_run_with_a_damaged_model_or_target_ends_before_it_writes_anything(
     tiny_bundle: Path, tiny_config: Config, tmp_path: Path, spoilt: str
 ) -> None:
     scan = tmp_path / "bids/sub-01/anat/sub-01_T1w.nii.gz"

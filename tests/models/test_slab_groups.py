@@ -1,4 +1,4 @@
-"""Slice groups: what the loader promises to the model."""
+"""Slice groups: the contract between loader and model."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def test_condition_is_the_same_under_any_increasing_curve(
     brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig, curve: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    """What is left is the bend of a curve between two of the 257 quantiles."""
+    """The remaining difference is the curve's bend between two of the 257 quantiles."""
     styled = (curve(brain) * mask).astype(np.float32)
     assert np.abs(quantile_function(styled[mask]) - quantile_function(brain[mask])).max() > 0.02
     for plane, slices in (("axial", [4, 8]), ("coronal", [12]), ("sagittal", [7])):

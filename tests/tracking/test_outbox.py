@@ -1,4 +1,4 @@
-"""Metrics on their way to MLflow: nothing is lost while a real server is down, a worker dies or the disk is full."""
+"""Buffered metrics: nothing is lost while a real server is down, a worker dies or the disk is full."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
 
 @pytest.fixture
 def run_id(server: MlflowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """A new run on the running server; MLflow gives up soon on one that is down."""
+    """A new run on the running server; MLflow gives up quickly if it is down."""
     if server.process is None:
         server.start()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -61,17 +61,17 @@ def put(box: MetricsOutbox, *steps: int) -> None:
 
 
 def losses(run_id: str) -> list[tuple[int, float]]:
-    """Steps and losses that MLflow has."""
+    """Steps and losses in MLflow."""
     return sorted((entry.step, entry.value) for entry in mlflow.MlflowClient().get_metric_history(run_id, "loss"))
 
 
 def expected(*steps: int) -> list[tuple[int, float]]:
-    """What :func:`losses` is to be."""
+    """The expected result of :func:`losses`."""
     return [(step, 1 / (step + 1)) for step in steps]
 
 
 def wait_until(condition) -> None:
-    """Wait for a condition, but not for ever."""
+    """Wait for a condition, with a time limit."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""Evaluations and aliases in a real MLflow store on SQLite: figures stay with their model, and only a better one moves the alias."""
+"""Evaluations and aliases in a real MLflow store on SQLite: only a better model moves the alias."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_better_model_takes_the_alias(evaluated: Config) -> None:
     assert (again.passed, again.outcome) == (False, f"not promoted: {CANDIDATE} is mmh-global@champion already")
 
 
-def test_one_that_is_not_better_does_not(evaluated: Config, tmp_path: Path) -> None:
+def test_a_model_that_is_not_better_does_not_take_the_alias(evaluated: Config, tmp_path: Path) -> None:
     keep_with_model(SAME, _evaluation(tmp_path / "same", 0.40), evaluated)
     decision = promote(SAME, "champion", evaluated)
     assert not decision.passed

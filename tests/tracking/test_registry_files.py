@@ -1,4 +1,4 @@
-"""What a registered model's folder, a target's facts or a sidecar names: never more than the model's own folder and the caller's store."""
+"""Recorded places of untrusted models: only the model's own folder and the caller's store are ever used."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STYLE = SiteStyle(np.linspace(0, 1, 64), np.linspace(0, 1, 64) ** 2, np.linspace
 
 @pytest.fixture
 def artifacts(tmp_path: Path) -> Path:
-    """Artifacts of a model whose bundle lies beside its description, and another bundle outside of them."""
+    """Artifacts of a model with its bundle, and another bundle outside of them."""
     for place in ("model/artifacts/bundle", "secret", "model/own"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / GLOBAL).touch()
@@ -119,7 +119,7 @@ def test_a_description_that_is_no_file_is_refused_at_once(artifacts: Path, kind:
         "hf-hub:some/body",
     ],
 )
-def test_a_base_that_a_target_names_is_looked_for_in_the_callers_store_alone(uri: str, tmp_path: Path) -> None:
+def test_the_recorded_base_of_a_target_is_searched_only_in_the_callers_store(uri: str, tmp_path: Path) -> None:
     store = TrackingConfig(uri=f"sqlite:///{tmp_path}/none.db")
     with pytest.raises(ModelError, match=r"recorded in a target; expected a registered model.*model_config"):
         resolve_recorded(uri, store)
@@ -127,14 +127,14 @@ def test_a_base_that_a_target_names_is_looked_for_in_the_callers_store_alone(uri
         resolve_recorded("models:/mmh-global/3", store)
 
 
-def test_a_base_that_the_caller_names_is_taken(tmp_path: Path) -> None:
+def test_a_base_given_by_the_caller_is_used(tmp_path: Path) -> None:
     (tmp_path / GLOBAL).touch()
     folder, uri = resolve_recorded("http://127.0.0.1:1/model", TrackingConfig(), str(tmp_path))
     assert (folder, uri) == (tmp_path, tmp_path.as_uri())
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:1/model", "s3://bucket/x", "runs:/0123/model", "../target", "None"])
-def test_a_target_that_a_sidecar_names_is_not_fetched(uri: str) -> None:
+def test_a_target_recorded_in_a_sidecar_is_not_downloaded(uri: str) -> None:
     with pytest.raises(ModelError, match="recorded in a sidecar; expected a registered model or a folder"):
         resolve_recorded_target(uri, TrackingConfig())
 
@@ -142,7 +142,7 @@ def test_a_target_that_a_sidecar_names_is_not_fetched(uri: str) -> None:
 @pytest.mark.parametrize(
     ("site", "asked"), [("site 1", "site-1"), ("site_1", "site 1"), ("大阪", "東京"), ("alder", "Alder")]
 )
-def test_a_target_is_that_of_the_site_that_was_asked_for(tmp_path: Path, site: str, asked: str) -> None:
+def test_a_target_must_be_of_the_requested_site(tmp_path: Path, site: str, asked: str) -> None:
     curve_alone, base = TunedAdapter({}, {"loss": 1.0}, {"loss": 1.0}, 0), {"hash": "b" * 64, "uri": ""}
     for name in (site, asked):
         place = tmp_path / "adapters" / target_model_name(name).removeprefix("mmh-target-")
@@ -154,7 +154,7 @@ def test_a_target_is_that_of_the_site_that_was_asked_for(tmp_path: Path, site: s
 
 
 @pytest.mark.parametrize("site", ["x" * 300, "x" * 5000])
-def test_a_site_whose_name_no_disk_takes_is_looked_for_in_the_store(tmp_path: Path, site: str) -> None:
+def test_a_site_name_that_is_too_long_for_a_path_is_searched_in_the_store(tmp_path: Path, site: str) -> None:
     with pytest.raises(ModelError):
         resolve_target(site, tmp_path, TrackingConfig(uri=f"sqlite:///{tmp_path}/none.db"))
 

@@ -109,7 +109,7 @@ def _without_checkout() -> dict[str, str]:
 
 
 def invoke(server: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the server answers."""
+    """The server's answer."""
     request = urllib.request.Request(
         server, json.dumps({"dataframe_records": rows}).encode(), {"Content-Type": "application/json"}
     )
@@ -157,7 +157,7 @@ def test_a_served_model_reads_and_writes_no_files(server: str, tmp_path: Path) -
     assert not output.exists()
 
 
-def test_what_is_no_base64_is_refused_in_words(server: str) -> None:
+def test_invalid_base64_is_refused_with_a_reason(server: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         invoke(server, [{"sequence": "T1w", "scan": "abc"}])
     assert caught.value.code == 400

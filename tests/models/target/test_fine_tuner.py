@@ -1,4 +1,4 @@
-"""The target fine-tuner: what it trains, what it keeps, and that it brings a look back from three images."""
+"""The target fine-tuner: what it trains, what it keeps, and that it learns a style from three images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = TargetConfig(steps=40, slabs_per_plane=1, validate_every=10, learning_r
 
 @pytest.fixture
 def encoder() -> TriPlanarStyleEncoder:
-    """Untrained: enough to carry gradients."""
+    """An untrained encoder, which is enough to carry gradients."""
     torch.manual_seed(3)
     return TriPlanarStyleEncoder(EmbeddedBackbone(), StyleConfig(slices=2), 3.0)
 
@@ -32,7 +32,7 @@ def encoder() -> TriPlanarStyleEncoder:
 def volume(
     unified: np.ndarray, mask: np.ndarray, domain: np.ndarray, model: ModelConfig, power: float
 ) -> UnifiedVolume:
-    """A volume whose look at the site is a power of the unified one."""
+    """A volume whose image at the site is a power of the unified one."""
     image = (unified**power).astype(np.float32)
     return UnifiedVolume(image, unified, image, mask, Conditioner(unified, mask, domain, model))
 
@@ -53,7 +53,7 @@ def batches(volumes: list[UnifiedVolume], key: int, own: tuple[int, int] = (0, 1
 
 @pytest.fixture
 def tuner(model: GlobalHarmonizer, volumes: list[UnifiedVolume], encoder: TriPlanarStyleEncoder) -> TargetFineTuner:
-    """With a curve that knows nothing yet, on a model that gives the matched slab back."""
+    """A tuner with the identity curve, on a model that returns the matched slab."""
     for value in model.denoiser.unet.conv_out.parameters():
         torch.nn.init.zeros_(value)
     knots = np.linspace(0, 1, 65)
@@ -108,7 +108,7 @@ def test_every_loss_counts_and_equal_keys_give_equal_losses(
 
 
 @pytest.mark.slow
-def test_a_look_is_learned_and_the_base_is_not_touched(
+def test_a_style_is_learned_and_the_base_is_unchanged(
     model: GlobalHarmonizer, tuner: TargetFineTuner, volumes: list[UnifiedVolume]
 ) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
