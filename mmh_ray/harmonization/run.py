@@ -114,13 +114,13 @@ class RunInputs:
         )
 
 
-def gather_inputs(job: Job, folder: str | Path | None = None) -> RunInputs:
+def gather_inputs(job: Job, folder: Path) -> RunInputs:
     """Find the images, load and check the model, and set up the target domains.
 
     Parameters
     ----------
     folder:
-        Local folder for the job's ``out`` if that is in an object store.
+        The job's ``out``, or its local folder if that is in an object store.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def gather_inputs(job: Job, folder: str | Path | None = None) -> RunInputs:
     """
     check_memory_setting(job.config.harmonize.memory_gb)
     _check_output(job.bids, job.out)
-    check_dataset(folder or job.out, job.bids)
+    check_dataset(folder, job.bids)
     model_folder, uri = tracking.resolve_model(job.model, job.config.tracking)
     archive = find_images(job.bids, job.config.manifest.site_pattern, require_site=False)
     bundle = load_bundle(model_folder)  # raises errors of the model here, once, not for each image
