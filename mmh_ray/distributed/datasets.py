@@ -23,7 +23,7 @@ from mmh_ray.errors import DataError
 from mmh_ray.imaging.intensity import MonotoneMap
 from mmh_ray.models.augmentation import restyle
 from mmh_ray.models.global_harmonizer import SlabBatch
-from mmh_ray.models.slab_groups import training_group
+from mmh_ray.models.slab_groups import Conditioner, slab_group, stack_groups
 from mmh_ray.shards import PreparedStore
 
 GROUPS_PER_BLOCK = 8
@@ -55,23 +55,22 @@ class GroupMaker:
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Groups of the numbers in ``block["id"]``, stacked: each array gains a leading axis."""
         groups = [self.group(int(number)) for number in block["id"]]
-        return {name: np.stack([group[name] for group in groups]) for name in groups[0]}
+        return stack_groups(groups)
 
     def group(self, number: int) -> dict[str, np.ndarray]:
-        """Arrays of :func:`mmh_ray.models.slab_groups.training_group` for one number."""
+        """Arrays of :func:`mmh_ray.models.slab_groups.slab_group` for one number."""
         train = self.config.train
         sequence, target, styled, mask = self.pair(number)
         simulated, ordinal = self.source(number)
         seed = mixed_seed(train.seed, number)
         twin = mixed_seed(train.seed, ordinal // 2) if simulated else seed
-        return training_group(
-            target=target,
-            styled=styled,
+        conditioner = Conditioner(styled, mask, self.domain.of_sequence(sequence), self.config.model)
+        return slab_group(
+            images={"image": target},
+            conditioner=conditioner,
             mask=mask,
-            domain=self.domain.of_sequence(sequence),
             sequence=self.config.model.sequences.index(sequence),
             slabs_per_plane=train.slabs_per_plane,
-            model=self.config.model,
             seed=seed,
             twin=twin,
         )

@@ -86,4 +86,4 @@ class TargetVolumes:
         return batch_of([first_group, second_group]), batch_of([other_group])
 
     def _group(self, volume: UnifiedVolume, seed: int) -> dict[str, np.ndarray]:
-        return volume.group(self.label, self.config.target, self.model, seed)
+        return volume.group(self.label, self.config.target, seed)

@@ -337,7 +337,7 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
         model_uri = tracking.register(run.run_id, local, config.tracking.model_name, config.tracking)
         if store is not None:
             for picture in _sample_figures(model.eval(), store, config, Path(scratch)):
-                tracking.log_figure(run.run_id, picture)
+                tracking.log_file(run.run_id, picture, "figures")
     cited = cited_place(config.train.storage, run.folder, place)
     return TrainedModel(cited, model_uri, run.run_id, validation)
 

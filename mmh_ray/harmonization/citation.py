@@ -1,4 +1,4 @@
-"""OUT/logs/CITATION.md: a text for the methods section of a paper, with the versions and settings of the run."""
+"""Writes OUT/logs/CITATION.md: text for the methods section of a paper, with the run's versions and settings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CITATION = "logs/CITATION.md"
 _SAMPLING = "DDIM sampling from noise in {steps} step(s)"
 _INVERSION = "DDIM inversion of the scan in {depth} steps and sampling in {steps} step(s)"
 _DETAIL = {
-    "project": "What the model changes was reduced to one monotone intensity curve and one smooth field per scan, which were applied to "
-    "the scan's own voxels.",
+    "project": "The changes by the model were reduced to one monotone intensity curve and one smooth field per scan, "
+    "which were applied to the scan's own voxels.",
     "model": "The model's own image was resampled to the grid of the output; the scan's own voxels were not kept.",
 }
 _SPACE = {
@@ -28,8 +28,8 @@ _INTENSITY = {
 }
 _SKULL = {"keep": "", "strip": " Voxels outside the brain mask were set to zero."}
 _REFERENCES = """\
-- Wu, Sun, Wang, Yap, Liu: Unified multi-site multi-sequence brain MRI harmonization enriched by biomedical semantic style.
-  arXiv:2601.08193.
+- Wu, Sun, Wang, Yap, Liu: Unified multi-site multi-sequence brain MRI harmonization enriched by biomedical semantic
+  style. arXiv:2601.08193.
 - Tustison et al.: N4ITK: Improved N3 bias correction. IEEE Transactions on Medical Imaging 29 (2010), 1310-1320.
 - Gorgolewski et al.: The brain imaging data structure. Scientific Data 3 (2016), 160044.
 - Moritz et al.: Ray: A distributed framework for emerging AI applications. OSDI (2018), 561-577."""
@@ -41,9 +41,9 @@ def citation_text(record: RunRecord, targets: Iterable[str] = ()) -> str:
     Parameters
     ----------
     record:
-        Of a run that :func:`mmh_ray.distributed.harmonize.harmonize` wrote.
+        Record of a run by :func:`mmh_ray.distributed.harmonize.harmonize`.
     targets:
-        Names of the target domains; none for the unified domain.
+        Names of the target domains; empty for the unified domain.
     """
     harmonize = record.settings["harmonize"]
     prepare = record.settings["prepare"]
@@ -59,13 +59,15 @@ def citation_text(record: RunRecord, targets: Iterable[str] = ()) -> str:
 
 *This text may be copied into a paper. Change it where your own pipeline differs.*
 
-Brain MRI scans were harmonized with mmh_ray {record.version}, an implementation of MMH (Wu et al., arXiv:2601.08193) on Ray (Moritz et al.,
-2018). The model was {record.model} (hash {record.model_hash}). Each scan was {alignment}, corrected for its bias field by N4 (Tustison et
-al., 2010) if the model was trained so, and brought to {domain}, by {sampled}
+Brain MRI scans were harmonized with mmh_ray {record.version}, an implementation of MMH (Wu et al., arXiv:2601.08193) on
+Ray (Moritz et al., 2018). The model was {record.model} (hash {record.model_hash}). Each scan was {alignment},
+corrected for its bias field by N4 (Tustison et al., 2010) if the model was trained with this correction, and mapped to
+{domain}, by {sampled}
 along these planes: {planes}. Their estimates were fused by the {harmonize["fusion"]}. The seed was {harmonize["seed"]}.
-{_DETAIL[harmonize["detail"]]} {_SPACE[harmonize["space"]]} {_INTENSITY[harmonize["intensity"]]}{_SKULL[prepare["skull"]]}
-Results are BIDS derivatives (Gorgolewski et al., 2016). What was done to each image stands in the sidecar beside it; what was refused or
-failed, and why, stands in `ledger.parquet`.
+{_DETAIL[harmonize["detail"]]} {_SPACE[harmonize["space"]]} \
+{_INTENSITY[harmonize["intensity"]]}{_SKULL[prepare["skull"]]}
+Results are BIDS derivatives (Gorgolewski et al., 2016). The sidecar beside each image records how it was processed;
+`ledger.parquet` lists images that were refused or failed, with the reasons.
 
 Software: {versions}.
 
@@ -76,7 +78,7 @@ Software: {versions}.
 
 
 def write_citation(record: RunRecord, out: str | Path, targets: Iterable[str] = ()) -> Path:
-    """Write OUT/logs/CITATION.md, whole or not at all, and return its path; DataError if a link leads it out of OUT."""
+    """Write OUT/logs/CITATION.md, whole or not at all, and return its path; DataError if a link leads out of OUT."""
     path = Path(out) / CITATION
     check_place(path, out)
     text = citation_text(record, targets)

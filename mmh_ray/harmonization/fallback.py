@@ -1,4 +1,4 @@
-"""Inference that goes on where memory runs out: in smaller batches, then on the CPU."""
+"""Inference that continues if memory runs out: in smaller batches, then on the CPU."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class FallbackInference:
     Parameters
     ----------
     harmonizer:
-        Its settings keep the batches that fit, for later images.
+        Its settings are changed to batches that fit, also for later images.
     device:
-        Where the model belongs: by default where it is.
+        The model's device; by default the one that it is on.
     """
 
     def __init__(self, harmonizer: Harmonizer, device: torch.device | None = None) -> None:
@@ -30,9 +30,9 @@ class FallbackInference:
         self.device = device or device_of(self.model)
 
     def infer(self, ready: ReadyScan, image_id: str, targets: Sequence[Target | None]) -> list[InferredImage]:
-        """As :meth:`.Harmonizer.infer`; where memory runs out, with half the batch again and again, then on the CPU.
+        """As :meth:`.Harmonizer.infer`; if memory runs out, halve the batch until it fits, then use the CPU.
 
-        The next image goes back to the device where that has room for the model again.
+        For the next image the model returns to its device if there is room again.
 
         Raises
         ------
@@ -59,7 +59,7 @@ class FallbackInference:
             log.warning("%s: out of memory; from now on %d slabs a batch, this image on %s", image_id, slabs, device)
 
     def _move_back(self) -> None:
-        """The model to its own device, if an image before sent it to the CPU; where there is no room yet it stays whole on the CPU."""
+        """Move the model back to its device, if an earlier image moved it to the CPU; without room it stays there."""
         if device_of(self.model) == self.device:
             return
         try:
@@ -70,12 +70,12 @@ class FallbackInference:
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
-    """Where a model's weights are."""
+    """Device of a model's weights."""
     return next(model.parameters()).device
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the host had no room; torch has no class of its own for the latter."""
+    """Whether device or host memory ran out; torch has no exception class for host memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     message = str(error)

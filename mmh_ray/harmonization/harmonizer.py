@@ -1,10 +1,11 @@
-"""One scan through the whole of stage 1: prepare, harmonize, bring back to its own grid. No Ray, no BIDS: files or arrays in memory."""
+"""Harmonizes one scan: prepares it, runs the model, and maps the result back to the scan's grid. No Ray, no BIDS."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -33,26 +34,26 @@ _FILTER_MARGIN = 2
 
 @dataclass(frozen=True)
 class HarmonizedScan:
-    """What the harmonizer made of a scan.
+    """A harmonized scan, with its quality.
 
     Attributes
     ----------
     volume:
-        The harmonized image on the scan's own grid or the template's; finite; not negative in unit intensity (unified domain).
+        The harmonized image on the scan's own grid or the template's; finite, and not negative in unit intensity.
     space:
-        BIDS name of the template space it lies in; None for the scan's own.
+        BIDS name of the image's template space; None for the scan's own space.
     stripped:
-        Whether it shows the brain only.
+        Whether the image shows only the brain.
     prepared:
         The scan on the working grid.
     model_image:
         ``(X, Y, Z)`` the model's own image on the working grid, before any detail projection.
     source, harmonized:
-        The scan and the harmonized image, both on the scan's own grid and in unit intensity, whatever was asked for.
+        The scan and the harmonized image, always on the scan's own grid and in unit intensity.
     quality:
-        Figure by :attr:`mmh_ray.quality.cohort.Measure.name`: see :func:`mmh_ray.quality.checks.measures`.
+        Figures by :attr:`mmh_ray.quality.cohort.Measure.name`: see :func:`mmh_ray.quality.measures.measures`.
     flags:
-        Why a person should look at it, in words; empty if nothing is out of bounds.
+        Reasons to look at the image, in words; empty if nothing is out of bounds.
     """
 
     volume: Volume
@@ -68,12 +69,12 @@ class HarmonizedScan:
 
 @dataclass(frozen=True)
 class PreparedScan:
-    """A scan as the model can take it.
+    """A scan that is prepared for the model.
 
     Attributes
     ----------
     volume:
-        The scan at its native grid.
+        The scan on its native grid.
     sequence:
         BIDS suffix.
     prepared:
@@ -87,12 +88,12 @@ class PreparedScan:
 
 @dataclass(frozen=True)
 class ReadyScan(PreparedScan):
-    """A scan that waits for the model.
+    """A prepared scan that has passed the checks.
 
     Attributes
     ----------
     figures:
-        What :func:`mmh_ray.quality.checks.describe_scan` says of it, and how much of its brain the working grid holds.
+        From :func:`mmh_ray.quality.describe.describe_scan`, and ``held``, the share of its brain on the working grid.
     """
 
     figures: dict[str, float]
@@ -100,16 +101,16 @@ class ReadyScan(PreparedScan):
 
 @dataclass(frozen=True)
 class InferredImage:
-    """What the model made of a scan.
+    """Output of the model for a scan and a target.
 
     Attributes
     ----------
     values:
         ``(X, Y, Z)`` on the working grid, unit intensity.
     noise:
-        Standard deviation of the noise that belongs to the image's target.
+        Standard deviation of the noise to leave in an image of this target.
     disagreement:
-        Mean standard deviation of the planes' estimates in the unified domain; None of a single plane, which agrees with itself.
+        Mean standard deviation of the planes' estimates in the unified domain; None for a single plane.
     """
 
     values: np.ndarray
@@ -118,23 +119,23 @@ class InferredImage:
 
 
 class Harmonizer:
-    """A loaded model, ready for any number of scans.
+    """Harmonizes scans with a loaded model.
 
     Parameters
     ----------
     bundle:
-        The model and the preparation it was trained with.
+        The model and the preparation that it was trained with.
     settings:
-        How to sample; the bundle's own settings by default.
+        Settings of sampling; by default the bundle's.
     prepare:
-        Where its crop_neck, register and skull come from; what decides intensities is always the bundle's.
+        Its :func:`job_preparation` replaces that of the bundle.
     quality:
-        What is flagged and refused; the bundle's own by default.
+        Bounds for flagging and refusing; by default the bundle's.
 
     Raises
     ------
     ConfigError
-        If the template's space is asked for without registration.
+        If the template's space is requested without registration.
     """
 
     def __init__(
@@ -149,9 +150,7 @@ class Harmonizer:
         self.quality = quality or bundle.config.quality
         self.prepare = bundle.config.prepare
         if prepare is not None:
-            self.prepare = replace(
-                self.prepare, crop_neck=prepare.crop_neck, register=prepare.register, skull=prepare.skull
-            )
+            self.prepare = replace(self.prepare, **job_preparation(prepare))
         if self.settings.space == "template" and not self.prepare.register:
             received = "harmonize.space=template with prepare.register=false"
             raise ConfigError(received, "a registration", "Set prepare.register=true.")
@@ -171,11 +170,11 @@ class Harmonizer:
         Raises
         ------
         ModelError
-            If the model does not know the sequence.
+            If the model was not trained on the sequence.
         DataError
             If the scan cannot be used; a MaskError if its mask does not fit.
         RefusedError
-            If the template does not fit, or the tissues are not ordered as those of the sequence.
+            If the template does not fit, or the tissues are not ordered as in the sequence.
         """
         return self.run_targets(volume, sequence, mask, [None])[0]
 
@@ -191,7 +190,7 @@ class Harmonizer:
         Raises
         ------
         RefusedError
-            Also if a target does not know the sequence.
+            Also if a target was not trained on the sequence.
         """
         scan = self._prepared(volume, sequence, mask)
         with ThreadPoolExecutor(max_workers=1) as background:  # the network works while the scan is checked
@@ -201,19 +200,19 @@ class Harmonizer:
         return [self.finish(ready, image) for image in images]
 
     def ready(self, volume: Volume, sequence: str, mask: np.ndarray | Volume | None = None) -> ReadyScan:
-        """First step of :meth:`run`, which takes no model: prepare the scan and refuse what must not be harmonized."""
+        """First step of :meth:`run`, without the model: prepare the scan; RefusedError if it must not be harmonized."""
         return self._checked(self._prepared(volume, sequence, mask))
 
     def _prepared(self, volume: Volume, sequence: str, mask: np.ndarray | Volume | None) -> PreparedScan:
-        """The scan on the working grid; raises as :meth:`run`, but for what :meth:`_checked` refuses."""
-        self.bundle.sequence_index(sequence)  # refuses a sequence that the model does not know
-        # A file's first axis is contiguous, in what is computed the last: sums of such unlike arrays take many times as long.
+        """Prepare a scan on the working grid, without the checks of :meth:`_checked`."""
+        self.bundle.sequence_index(sequence)  # refuses an unknown sequence
+        # The first axis is contiguous in arrays from files, the last in computed arrays; mixing both is much slower.
         volume = volume.like(np.ascontiguousarray(volume.data))
         prepared = prepare_volume(volume, mask, self.bundle.config.grid, self.prepare)
         return PreparedScan(volume, sequence, prepared)
 
     def _checked(self, scan: PreparedScan) -> ReadyScan:
-        """The scan with its figures; a RefusedError if it must not be harmonized."""
+        """Compute the scan's figures; RefusedError if it must not be harmonized."""
         prepared = scan.prepared
         figures = describe_scan(scan.volume, prepared.brain, prepared.registration, prepared)
         figures["held"] = prepared.held
@@ -230,7 +229,7 @@ class Harmonizer:
 
     @one_thread()
     def infer(self, scan: PreparedScan, targets: Sequence[Target | None] = (None,)) -> list[InferredImage]:
-        """Second step, the model's: the image of every target on the working grid; the global pass runs once."""
+        """Second step: run the model for one image per target, on the working grid; the global pass runs once."""
         sequence = scan.sequence
         mask = scan.prepared.mask
         planes = self.sample_planes(scan.prepared, self.bundle.sequence_index(sequence))
@@ -238,7 +237,7 @@ class Harmonizer:
         if len(planes) > 1:
             disagreement = float(planes[:, mask].std(axis=0).mean())
         unified = fuse(planes, mask, self.settings)
-        without_adapter: np.ndarray | None = None  # estimated once, by the first target that has an adapter
+        without_adapter: np.ndarray | None = None  # computed once, for the first target with an adapter
         images = []
         for target in targets:
             if target is None:
@@ -257,7 +256,7 @@ class Harmonizer:
 
     @one_thread()
     def finish(self, ready: ReadyScan, image: InferredImage) -> HarmonizedScan:
-        """Last step: an image back on the scan's own grid, with quality and flags."""
+        """Last step: map an image back to the scan's own grid, and compute quality and flags."""
         prepared = ready.prepared
         source = prepared.ground.applied_to(ready.volume)
         harmonized = source.like(self._to_native(source, prepared, image))
@@ -279,7 +278,7 @@ class Harmonizer:
         )
 
     def _estimate_again(self, unified: np.ndarray, scan: PreparedScan) -> np.ndarray:
-        """What the network makes of an image that is unified already, ``(planes, X, Y, Z)``, with and without an adapter."""
+        """Run the network on an image that is already unified; returns its estimates ``(planes, X, Y, Z)``."""
         label = self.bundle.sequence_index(scan.sequence)
         return estimate_planes(self.bundle.model, unified, scan.prepared.mask, label, self.settings)
 
@@ -291,11 +290,11 @@ class Harmonizer:
         return target.styles[sequence]
 
     def _finished(self, native: Volume, ready: ReadyScan) -> tuple[Volume, str | None]:
-        """The image in the space and the intensities that were asked for, with or without what surrounds the brain.
+        """Convert an image to the requested space and intensities, and strip the skull if requested.
 
         Returns
         -------
-        The image, and the name of the template space that it lies in; None for the scan's own.
+        The image, and the name of its template space; None for the scan's own space.
         """
         prepared = ready.prepared
         space: str | None = None
@@ -317,15 +316,14 @@ class Harmonizer:
         return image.like(data), space
 
     def sample_planes(self, prepared: Prepared, label: int) -> np.ndarray:
-        """The model's image of a prepared scan in the unified domain, ``(P, I, J, K)`` float32: one a plane."""
+        """Unified images ``(P, I, J, K)`` float32 of a prepared scan, one per plane."""
         return unify_planes(self.bundle.model, prepared.image, prepared.mask, label, self.settings)
 
     def _to_native(self, volume: Volume, prepared: Prepared, inferred: InferredImage) -> np.ndarray:
-        """The harmonized image on the scan's grid, ``(I, J, K)`` float32, not negative.
+        """Map an image to the scan's grid, ``(I, J, K)`` float32, not negative.
 
-        With detail projection it is the scan's own voxels under the curve and the field of
-        :func:`mmh_ray.imaging.detail.fit_mapping`, inside the brain with less noise. Air stays dark, as the curve leads
-        0 to 0.
+        With detail projection, the curve and the field of :func:`mmh_ray.imaging.detail.fit_mapping` are applied to the
+        scan's own voxels, and noise in the brain is reduced. Air stays dark, as the curve maps 0 to 0.
         """
         shape = volume.data.shape
         image = inferred.values
@@ -336,7 +334,7 @@ class Harmonizer:
 
         if self.settings.detail == "model":
             return np.clip(to_native(image), 0, None)
-        with ThreadPoolExecutor(max_workers=1) as background:  # what takes longest is shared out among two cores
+        with ThreadPoolExecutor(max_workers=1) as background:  # the slowest steps run on two cores
             resampling_mask = background.submit(to_native, mask.astype(np.float32))
             resampling_image = background.submit(to_native, continued(image, mask))
             curve, field = fit_mapping(prepared.image, image, mask, self.bundle.config.grid.spacing_mm)
@@ -350,11 +348,11 @@ class Harmonizer:
         noise_of_model = noise_level(image, mask)
         noise_of_scan = noise_level(curve.apply(prepared.image * field), mask)
         share_kept = noise_of_model / max(noise_of_scan, 1e-6)
-        # No more is taken away than the model has taken away.
+        # Remove at most the share of the noise that the model has removed.
         noise_left = max(inferred.noise, noise * min(1.0, share_kept))
         harmonized = np.clip(projected, 0, None)
         if brain_share.any():
-            box = box_of(brain_share, margin=_FILTER_MARGIN)  # air, of which a scan has most, stays as projected
+            box = box_of(brain_share, margin=_FILTER_MARGIN)  # the rest, mostly air, is not filtered
             detailed = without_noise(styled[box], projected[box], noise, brain[box], noise_left)
             share = brain_share[box]
             blend = share * detailed + (1 - share) * projected[box]
@@ -362,6 +360,11 @@ class Harmonizer:
         return harmonized
 
 
+def job_preparation(prepare: PrepareConfig) -> dict[str, Any]:
+    """The settings of the preparation that a job may choose; all others are the model's."""
+    return {"crop_neck": prepare.crop_neck, "register": prepare.register, "skull": prepare.skull}
+
+
 def with_smaller_batches(settings: HarmonizeConfig) -> HarmonizeConfig:
-    """The same settings with half the slabs per pass, for a device that ran out of memory."""
+    """The settings with half the slabs per pass, after a device ran out of memory."""
     return replace(settings, batch_slabs=max(1, settings.batch_slabs // 2))

@@ -1,4 +1,4 @@
-"""What a user asks of the batch job, the model it uses, and the images it hands out."""
+"""Data types of the batch job: the user's request, the identity of the model, and the task of one image."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Job:
     participants, sequences:
         Labels without ``sub-`` and BIDS suffixes to keep; empty keeps all.
     retry_failed:
-        Look only at images that an earlier run into ``out`` failed at or refused.
+        Process only images that failed or were refused in an earlier run into ``out``.
     targets:
-        Sites, target bundles or ``models:/NAME@ALIAS`` to move the images to.
+        Sites, target bundles or ``models:/NAME@ALIAS`` to map the images to.
     target_image:
-        A scan whose contrast, sharpness and noise the images are to take on, instead of or besides ``targets``. Without
-        either, the images are brought into the unified domain.
+        A scan whose contrast, sharpness and noise the images get, instead of or besides ``targets``. Without either,
+        the images are mapped to the unified domain.
     sessions:
         Labels without ``ses-`` to keep; empty keeps all.
     filters:
-        Which images of each sequence to keep, by their entities.
+        Entities of the images to keep, by sequence.
     """
 
     bids: str
@@ -49,14 +49,14 @@ class Job:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model a run uses.
+    """The model that a run uses.
 
     Attributes
     ----------
     uri:
         ``mmh-base``, ``models:/NAME/VERSION`` or the URI of a folder.
     hash:
-        Of the bundle.
+        Hash of the bundle.
     """
 
     uri: str
@@ -64,7 +64,7 @@ class ModelIdentity:
 
 
 class Task(ManifestRow):
-    """One image to harmonize: its row of the manifest, and what earlier runs made of it."""
+    """One image to harmonize: its row of the manifest, and its ledger rows from earlier runs."""
 
     earlier: dict[str | None, LedgerRow]
-    """Rows of the ledger by the name of the target, None for the unified domain."""
+    """Ledger rows by name of the target; None is the unified domain."""

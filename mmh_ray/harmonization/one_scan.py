@@ -1,4 +1,4 @@
-"""One scan at a time, without Ray: for a notebook, and for `mmh harmonize SCAN OUT`.
+"""Harmonizes one scan at a time, without Ray: for notebooks, and for `mmh harmonize SCAN OUT`.
 
 import mmh_ray as mmh
 
@@ -41,9 +41,9 @@ class Model:
     Attributes
     ----------
     harmonizer:
-        What does the work on arrays.
+        Harmonizes arrays.
     uri:
-        Which model it is: ``mmh-base``, ``models:/NAME/VERSION`` or the URI of a folder.
+        Name of the model: ``mmh-base``, ``models:/NAME/VERSION`` or the URI of a folder.
     """
 
     harmonizer: Harmonizer
@@ -51,13 +51,13 @@ class Model:
 
     @property
     def sequences(self) -> tuple[str, ...]:
-        """BIDS suffixes of the sequences that the model knows."""
+        """BIDS suffixes of the sequences that the model was trained on."""
         return self.harmonizer.bundle.config.model.sequences
 
     def harmonize(
         self, image: nib.spatialimages.SpatialImage, sequence: str, mask: nib.spatialimages.SpatialImage | None = None
     ) -> nib.Nifti1Image:
-        """A scan in the model's unified domain, on its own grid.
+        """Harmonize a scan into the model's unified domain, on the scan's own grid.
 
         Parameters
         ----------
@@ -76,7 +76,7 @@ class Model:
         Raises
         ------
         ModelError
-            If the model does not know the sequence.
+            If the model was not trained on the sequence.
         DataError
             If the scan cannot be used, or its mask does not fit; a RefusedError if it must not be harmonized.
         """
@@ -90,16 +90,18 @@ class Model:
 
 
 def load(model: str = BASE_MODEL, config: Config | None = None, background: Executor | None = None) -> Model:
-    """A model by name.
+    """Load a model by name.
 
     Parameters
     ----------
     model:
-        ``mmh-base``, which comes with the package; a bundle folder; ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        ``mmh-base``, which is shipped with the package; a bundle folder; ``models:/NAME@ALIAS`` or
+        ``models:/NAME/VERSION``.
     config:
-        How to sample and what is flagged (sections ``harmonize``, ``prepare``, ``quality``), and where the registry is (``tracking``).
+        Settings of sampling and flags (sections ``harmonize``, ``prepare``, ``quality``) and of the registry
+        (``tracking``).
     background:
-        As of :func:`mmh_ray.models.bundle.load_bundle`: a damaged model is then found only when it is needed.
+        As for :func:`mmh_ray.models.bundle.load_bundle`: errors of a damaged model are raised when it is first used.
 
     Raises
     ------
@@ -125,19 +127,19 @@ def harmonize_file(
     scan, mask:
         NIfTI files; without a mask one is estimated.
     out:
-        ``.nii`` or ``.nii.gz``, not there yet; written whole or not at all.
+        New file, ``.nii`` or ``.nii.gz``; written whole or not at all.
     sequence:
         BIDS suffix; None takes it from the scan's name.
 
     Returns
     -------
     tuple of str
-        Flags: why a person should look at the result; empty if nothing is out of bounds.
+        Flags: reasons to look at the result; empty if nothing is out of bounds.
 
     Raises
     ------
     ConfigError
-        If the sequence is not told, or ``out`` is there already or no name of a NIfTI file.
+        If the sequence is missing, or ``out`` exists already or is not the name of a NIfTI file.
     DataError, ModelError
         As :meth:`Model.harmonize`.
     """
@@ -165,46 +167,46 @@ def harmonize_file(
     try:
         write_sidecar(target, fields)
     except BaseException:
-        target.unlink(missing_ok=True)  # an image without its sidecar is no result
+        target.unlink(missing_ok=True)  # an image without a sidecar is incomplete
         raise
     return flags
 
 
 def is_file_name(path: str) -> bool:
-    """Whether a path names a NIfTI file, and no archive."""
+    """Whether a path is the name of a NIfTI file, not of an archive."""
     return path.lower().endswith(EXTENSIONS)
 
 
 def _check_target(target: Path) -> None:
     if not is_file_name(target.name):
-        raise ConfigError(f"output {target}", "a file name that ends in .nii.gz or .nii", "Name it so.")
+        raise ConfigError(f"output {target}", "a file name that ends in .nii.gz or .nii", "Change the name.")
     for path in (target, sidecar_path(target)):
         if os.path.lexists(path):
-            raise ConfigError(f"output {path}, which is there already", "a new file", "Name another, or remove it.")
+            raise ConfigError(f"output {path}, which exists already", "a new file", "Choose another, or remove it.")
     if not target.absolute().parent.is_dir():
-        raise ConfigError(f"output {target}", "a folder that is there", "Make the folder first.")
+        raise ConfigError(f"output {target}", "an existing folder", "Make the folder first.")
 
 
 def _sequence_of(scan: Path, known: Sequence[str]) -> str:
-    """The suffix of a file's name, as BIDS has it: ``sub-01_T1w.nii.gz``, but ``T1w.nii.gz`` tells it, too."""
+    """The BIDS suffix of a file name: of ``sub-01_T1w.nii.gz``, or of ``T1w.nii.gz``."""
     stem = scan.name.removesuffix(".gz").removesuffix(".nii")
     suffix = stem.rpartition("_")[2]
     if suffix in known:
         return suffix
-    received = f"{scan.name}, a name that tells no sequence"
+    received = f"{scan.name}, a name without a sequence"
     raise ConfigError(received, f"one of {', '.join(known)}", "Add --sequence, such as T1w.")
 
 
 def _name_flags(scan: str | Path) -> tuple[str, ...]:
     try:
         parse(scan)
-    except DataError:  # any name will do for one file
+    except DataError:  # a single file need not have a BIDS name
         return ()
     return contrast_flags(scan)
 
 
 def _volume(image: nib.spatialimages.SpatialImage, name: str) -> Volume:
-    """A nibabel image as a volume; DataError where it is none of one 3-D scan."""
+    """Convert a nibabel image to a volume; DataError unless it is one 3-D scan."""
     data = np.asarray(image.dataobj)
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]

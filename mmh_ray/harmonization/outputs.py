@@ -1,4 +1,4 @@
-"""The outputs of an image: where they lie, its row of the ledger, and whether what lies there is what was asked for."""
+"""The outputs of an image: whether they are up to date, the removal of stale ones, and the rows of the ledger."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TypedDict, Unpack
 
 from mmh_ray.bids.derivatives import bids_uri, derivative_files, read_sidecar
 from mmh_ray.bids.entities import parse
@@ -23,12 +22,12 @@ from mmh_ray.staging import staged, state_of
 
 log = logging.getLogger(__name__)
 
-LEFT = "(what an earlier run made of it was left in its place)"
-"""Stands after the reason of an image that was not looked at."""
+LEFT = "(the output of an earlier run was kept)"
+"""Added to the reason of an image that was not read in this run."""
 
 
 def input_hash(image: ManifestRow) -> str | None:
-    """Hash of the scan (the row's ``sha256``); where the image has a brain mask, of both. None where the scan was not hashed.
+    """Hash of the scan (the row's ``sha256``) and of its brain mask, if it has one; None if the scan was not hashed.
 
     Raises
     ------
@@ -42,12 +41,12 @@ def input_hash(image: ManifestRow) -> str | None:
 
 
 def input_state(image: ManifestRow) -> str | None:
-    """Hash of names, sizes and times of scan and brain mask, without a look into them; None where they may have been written to.
+    """Hash of names, sizes and times of scan and brain mask, without reading them; None if changes might go unnoticed.
 
     Raises
     ------
     DataError
-        If an object store does not say.
+        If an object store does not answer.
     """
     places = [image["uri"]]
     if image["mask_uri"]:
@@ -58,12 +57,12 @@ def input_state(image: ManifestRow) -> str | None:
 
 
 def known_hash(state: str | None, earlier_rows: Iterable[LedgerRow]) -> str | None:
-    """:func:`input_hash` as an earlier run found it, if scan and mask are in the same state now; None where they are to be read.
+    """:func:`input_hash` from an earlier run, if scan and mask are unchanged since; None if they must be read.
 
     Parameters
     ----------
     state:
-        Of now, by :func:`input_state`.
+        Current :func:`input_state`.
     """
     for row in earlier_rows:
         if state is not None and row["input_state"] == state:
@@ -72,12 +71,12 @@ def known_hash(state: str | None, earlier_rows: Iterable[LedgerRow]) -> str | No
 
 
 def provenance(digest: str | None, model_hash: str, domain: TargetDomain) -> dict[str, str | None]:
-    """All that decides a derivative, under the names it has in ledger and sidecar."""
+    """Everything that decides a derivative, under its names in ledger and sidecar."""
     return {"input_sha256": digest, "model_hash": model_hash, "settings_hash": domain.settings_hash}
 
 
 def seen(image: Path, stored: StoredDerivatives | None) -> contextlib.AbstractContextManager[None]:
-    """While the block runs, what tells whether a derivative is there lies in its local folder, also of one in an object store."""
+    """While the block runs, an image's sidecar is in its local folder, also if the derivative is in an object store."""
     return contextlib.nullcontext() if stored is None else stored.seen(image)
 
 
@@ -89,28 +88,27 @@ def is_current(
     domain: TargetDomain,
     stored: StoredDerivatives | None = None,
 ) -> bool:
-    """Whether an image was done before from the same bytes by the same model and settings, and is still there whole.
+    """Whether an image was harmonized before from the same bytes, by the same model and settings, and still exists.
 
-    The row tells what was done, the sidecar what lies there. A run that was killed may have replaced the one and not
-    the other.
+    Ledger row and sidecar must agree: a run that was killed may have replaced only one of them.
 
     Parameters
     ----------
     stored:
-        The derivatives in an object store, for which ``out`` stands.
+        The derivatives in an object store, if ``out`` is their local folder.
     """
     if earlier is None or earlier["status"] not in MADE or earlier["output"] is None:
         return False
     output = out / earlier["output"]
-    asked_for = provenance(digest, model_hash, domain)
-    if not asked_for.items() <= earlier.items():
+    expected = provenance(digest, model_hash, domain)
+    if not expected.items() <= earlier.items():
         return False
     with seen(output, stored):
-        return os.path.isfile(output) and read_sidecar(output).get("Provenance") == asked_for
+        return os.path.isfile(output) and read_sidecar(output).get("Provenance") == expected
 
 
 def check_places(image: Path, out: Path) -> None:
-    """Raise DataError if an image's derivative, or what belongs to it, would lie outside the folder of derivatives, behind a link."""
+    """Raise DataError if a link would lead a derivative, or a file that belongs to it, out of the folder ``out``."""
     for path in derivative_files(image):
         check_place(path, out)
 
@@ -118,9 +116,9 @@ def check_places(image: Path, out: Path) -> None:
 def mark_shared_outputs(
     images: Sequence[ManifestRow], domains: Sequence[TargetDomain], settings: HarmonizeConfig
 ) -> None:
-    """Mark, in place, every usable image whose derivative would have the path of an earlier image's, or one that is too long.
+    """Mark, in place, usable images whose derivative would have another image's path, or a path that is too long.
 
-    On the template's grid that is one that differs from another in `space` alone.
+    Paths can be equal on the template's grid, if two images differ only in `space`.
     """
     owner_of_path: dict[PurePosixPath, str] = {}
     for image in images:
@@ -138,8 +136,8 @@ def mark_shared_outputs(
 
 def _check_free(path: PurePosixPath, owner_of_path: dict[PurePosixPath, str]) -> None:
     if path in owner_of_path:
-        received = f"its output would have the name of that of {owner_of_path[path]}"
-        raise DataError(received, "a name of its own", "Rename one of them, or leave both on their own grid.")
+        received = f"its output would have the same name as the output of {owner_of_path[path]}"
+        raise DataError(received, "different names", "Rename one of them, or keep both on their own grid.")
 
 
 def remove_stale(
@@ -149,37 +147,37 @@ def remove_stale(
     settings: HarmonizeConfig,
     stored: StoredDerivatives | None = None,
 ) -> LedgerRow:
-    """Remove what an earlier run made of an image that failed or was refused now, so that nobody takes it for the answer.
+    """Remove the outputs of an earlier run for an image that failed or was refused now, as they are out of date.
 
-    Where the scan itself was not looked at now (no ``input_sha256``) that stays: nothing says that it is wrong.
+    If the scan was not read now (no ``input_sha256``) they are kept: nothing shows that they are wrong.
 
     Parameters
     ----------
     stored:
-        The derivatives in an object store, for which ``out`` stands.
+        The derivatives in an object store, if ``out`` is their local folder.
 
     Returns
     -------
-    The row; where something of the scan's own stays, ``output`` and ``reason`` say so.
+    The row; if an output was kept, ``output`` and ``reason`` say so.
     """
     source = row["source"] or ""
     try:
         entities = parse(source)
         output = out / domain.output(source, settings)
     except DataError:
-        return row  # of such a name nothing was ever made
+        return row  # a scan with such a name never has outputs
     if row["image_id"] != domain.ledger_id(entities.image_id):
-        return row  # a second file of an image: the derivative is that of the first
+        return row  # a second file of an image: the derivative is of the first
     if row["input_sha256"] is None:
         with seen(output, stored):
             sources = read_sidecar(output).get("Sources")
         is_of_this_scan = isinstance(sources, list) and bids_uri(source, source) in sources
         if not is_of_this_scan:
             return row
-        left = row.copy()
-        left["output"] = output.relative_to(out).as_posix()
-        left["reason"] = f"{row['reason']} {LEFT}"
-        return left
+        kept = row.copy()
+        kept["output"] = output.relative_to(out).as_posix()
+        kept["reason"] = f"{row['reason']} {LEFT}"
+        return kept
     try:
         check_places(output, out)
         for path in derivative_files(output):
@@ -187,16 +185,8 @@ def remove_stale(
         if stored is not None:
             stored.remove(output)
     except (DataError, OSError) as error:
-        log.warning("%s: what an earlier run made of it is out of date, and cannot be removed (%s)", output, error)
+        log.warning("%s: the output of an earlier run is out of date, but cannot be removed (%s)", output, error)
     return row
-
-
-class Outcome(TypedDict, total=False):
-    """What a row of the ledger may hold beyond the image, the domain and the status."""
-
-    output: str
-    input_sha256: str | None
-    flags: list[str] | None
 
 
 def ledger_row(
@@ -204,24 +194,27 @@ def ledger_row(
     domain: TargetDomain,
     status: Status,
     problem: Problem | None = None,
-    **outcome: Unpack[Outcome],
+    *,
+    output: str | None = None,
+    input_sha256: str | None = None,
+    flags: list[str] | None = None,
 ) -> LedgerRow:
-    """Row of the ledger for one domain of an image of the archive; worker and driver add what is the same for all domains."""
+    """Ledger row of one image and domain; worker and driver add the fields that are the same for all domains."""
     return {
         "image_id": domain.ledger_id(image["image_id"]),
         "target": domain.name,
         "site": image["site"],
         "sequence": image["sequence"],
         "source": image["uri"],
-        "output": outcome.get("output"),
+        "output": output,
         "status": status,
         "reason": problem and problem.reason,
         "expected": problem and problem.expected,
         "remedy": problem and problem.remedy,
-        "flags": outcome.get("flags"),
+        "flags": flags,
         "seconds": 0.0,
         "finished": utc_now().isoformat(),
-        "input_sha256": outcome.get("input_sha256"),
+        "input_sha256": input_sha256,
         "input_state": None,
         "model_hash": None,
         "settings_hash": domain.settings_hash,

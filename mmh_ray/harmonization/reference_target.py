@@ -1,4 +1,4 @@
-"""A target from one reference scan, without training: from its statistics and its style vector."""
+"""Makes a target from one reference scan without training, by its statistics and its style vector."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mmh_ray.provenance import hash_of
 from mmh_ray.threads import one_thread
 
 SHARPNESS = (0.0, 0.4, 0.6, 0.8, 1.0, 1.3)
-"""Standard deviations, in working voxels, of the point spreads that are tried."""
+"""Standard deviations of the candidate point spreads, in voxels of the working grid."""
 
 TIE = 0.02
-"""Share by which a point spread may leave more of the scan unexplained than the best and still be chosen for its style."""
+"""Point spreads whose error is at most this share above the smallest error are compared by style vector."""
 
 
 @one_thread()
@@ -35,32 +35,33 @@ def target_of_scan(
     mask: np.ndarray | Volume | None = None,
     style_config: StyleConfig | None = None,
 ) -> Target:
-    """The style of one scan: contrast, sharpness and noise.
+    """Measure the style of one scan (contrast, sharpness and noise), and return it as a target.
 
-    The scan and its unified image are pairs of the same voxels. They give the curve for every point spread that is
-    tried. Of those that leave the least of the scan unexplained, the one is chosen whose image has the style vector
-    nearest to the scan's. (The style vector alone was tried for that choice: it took a point spread of 1 voxel for one
-    of 0.4.)
+    The scan and its unified image are pairs of the same voxels. A curve is fitted to them for each candidate point
+    spread. Among the point spreads with the smallest errors, the one is chosen whose image has the style vector nearest
+    to the scan's. (The style vector alone was tried: it mistook a point spread of 1 voxel for one of 0.4.)
 
-    Noise of the scan's own level is added to what the global model sees and taken from what is to be explained, as in
-    training. Otherwise what the model leaves of the scan's noise would speak for the sharpest point spread.
+    As in training, noise of the scan's own level is added to the model's input and subtracted from the image to
+    explain. Otherwise the noise that the model leaves would favour the sharpest point spread.
 
     Parameters
     ----------
     reference:
-        The scan; ``mask`` its brain, ``(I, J, K)`` bool or a volume on any grid, else estimated.
+        The scan.
     sequence:
         BIDS suffix.
     name:
-        What to call the target.
+        Name of the target.
     digest:
         SHA-256 of the scan's file, for the target's hash.
+    mask:
+        Brain mask, ``(I, J, K)`` bool or a volume on any grid; None estimates one.
     style_config:
-        The style encoder; by default the one that ships inside the package.
+        The style encoder; by default the one that is shipped with the package.
 
     Returns
     -------
-    Its facts tell the ``style_distance`` (1 - cosine) of the reference's own image, moved to its style, from the reference.
+    The target; its facts include ``style_distance``, 1 - cosine between the scan and its own image moved to its style.
 
     Raises
     ------
@@ -98,7 +99,7 @@ def target_of_scan(
         "reference_sha256": digest,
         "reference_mask_sha256": None if mask is None else hashlib.sha256(mask_bytes).hexdigest(),
         "point_spread_sigma_voxels": styles[best].blur,
-        "style_distance": round(distances[best], 4),  # the target's hash must not depend on the last digits
+        "style_distance": round(distances[best], 4),  # keeps the last digits out of the target's hash
         "style_encoder": encoder.describe(),
     }
     target_hash = hash_of([facts, harmonizer.bundle.hash])
@@ -114,7 +115,7 @@ def target_of_scan(
 
 
 def _style(unified: np.ndarray, image: np.ndarray, mask: np.ndarray, sigma: float) -> SiteStyle:
-    """The curve to an image from the unified one with a point spread."""
+    """Fit the curve from a unified image with a point spread to an image."""
     soft = point_spread(unified, mask, sigma)
     return replace(SiteStyle.fit([soft], [image], [mask]), blur=sigma)
 
@@ -123,7 +124,7 @@ def _style(unified: np.ndarray, image: np.ndarray, mask: np.ndarray, sigma: floa
 def _distance(
     encoder: TriPlanarStyleEncoder, image: np.ndarray, reference: np.ndarray, mask: np.ndarray, planes: torch.Tensor
 ) -> float:
-    """1 - cosine of the style vectors of two volumes ``(X, Y, Z)`` of one mask, by the planes ``(1, 3)`` that count."""
+    """1 - cosine of the style vectors of two volumes ``(X, Y, Z)`` with one mask; ``planes`` ``(1, 3)`` are used."""
     volumes = torch.from_numpy(np.stack([image, reference]).astype(np.float32))
     masks = torch.from_numpy(np.stack([mask, mask]))
     image_vector, reference_vector = encoder(volumes, masks, planes.expand(2, -1))

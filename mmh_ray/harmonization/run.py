@@ -1,4 +1,5 @@
-"""What a run over an archive is made of: images, model, target domains. All is checked before anything is written; no Ray."""
+"""Gathers the inputs of a run over an archive (images, model, target domains), and checks them before anything is
+written. No Ray."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any
 
 from mmh_ray import tracking
 from mmh_ray.bids.derivatives import check_dataset
@@ -16,9 +16,9 @@ from mmh_ray.bids.filters import Filters
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.bids.rows import NO_RESULT, LedgerRow, ManifestRow
 from mmh_ray.bids.status import RECORD, RunRecord, utc_now
-from mmh_ray.config import Config, HarmonizeConfig, PrepareConfig, flatten, to_dict
+from mmh_ray.config import Config, HarmonizeConfig, flatten, to_dict
 from mmh_ray.errors import ConfigError, DataError, naming_mask
-from mmh_ray.harmonization.harmonizer import Harmonizer
+from mmh_ray.harmonization.harmonizer import Harmonizer, job_preparation
 from mmh_ray.harmonization.job import Job, ModelIdentity, Task
 from mmh_ray.harmonization.memory import check_memory_setting, mark_too_large
 from mmh_ray.harmonization.outputs import mark_shared_outputs
@@ -33,35 +33,27 @@ from mmh_ray.provenance import check_place, code_version, hash_of, sha256_file
 log = logging.getLogger(__name__)
 
 VERSIONS = ("ray", "torch", "diffusers", "SimpleITK", "nibabel", "numpy")
-"""Packages whose version the record of a run holds."""
+"""Packages with their versions in the record of a run."""
 
-_INERT = {
-    "slots": 0,
-    "gpus_per_actor": 0,
-    "images_per_actor": 0,
-    "memory_gb": 0,
-    "wait_s": 0,
-    "timeout_s": 0,
-    "batch_slabs": 0,
-}
-"""Settings that change no outcome, and no voxel but for rounding, left out of the settings hash.
+_INERT = ("slots", "gpus_per_actor", "images_per_actor", "memory_gb", "wait_s", "timeout_s", "batch_slabs")
+"""Settings that change no outcome, and no voxel except by rounding; they are left out of the settings hash.
 
-Fewer than eight slabs a batch move a voxel by up to 3e-6: the network's sums are then split otherwise. All else moves none.
+Only `batch_slabs` below 8 changes voxels, by up to 3e-6, as the network's sums are then computed in another order.
 """
 
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run is made of.
+    """The inputs of a run.
 
     Attributes
     ----------
     images:
-        The chosen images of the archive; those that cannot be used say why.
+        The selected images of the archive; rows of unusable images have a reason.
     model_folder:
         Folder of the model bundle on this machine.
     model:
-        Which model it is.
+        Identity of the model.
     domains:
         Domains that every image is mapped to.
     """
@@ -72,7 +64,7 @@ class RunInputs:
     domains: list[TargetDomain]
 
     def tasks(self, job: Job, ledger: Mapping[str, LedgerRow]) -> list[Task]:
-        """The images to look at, each with what earlier runs made of it.
+        """The images to process, each with its ledger rows from earlier runs.
 
         Parameters
         ----------
@@ -98,12 +90,12 @@ class RunInputs:
         return tasks
 
     def record(self, job: Job, images: int) -> RunRecord:
-        """The record of a run that starts now.
+        """Record of a run that starts now.
 
         Parameters
         ----------
         images:
-            Rows of the ledger that it will write: one an image and domain.
+            Number of ledger rows to write: one per image and domain.
         """
         settings = to_dict(job.config)
         return RunRecord(
@@ -115,52 +107,51 @@ class RunInputs:
             started=utc_now().isoformat(),
             settings={
                 "harmonize": settings["harmonize"],
-                "prepare": _geometry(job.config.prepare),
+                "prepare": job_preparation(job.config.prepare),
                 "quality": settings["quality"],
             },
             versions={name: version(name) for name in VERSIONS},
         )
 
 
-def gather_inputs(job: Job, folder: str | Path | None = None) -> RunInputs:
+def gather_inputs(job: Job, folder: Path) -> RunInputs:
     """Find the images, load and check the model, and set up the target domains.
 
     Parameters
     ----------
     folder:
-        Stands for the job's ``out`` where that is in an object store.
+        The job's ``out``, or its local folder if that is in an object store.
 
     Raises
     ------
     ConfigError
-        If ``out`` holds the archive or lies in it elsewhere than below ``derivatives/``, or holds what was made of another
+        If ``out`` contains the archive, is inside it but not below ``derivatives/``, or has derivatives of another
         archive; if a setting would have no effect, or no image remains.
     ModelError
         If the model or a target cannot be loaded.
     """
     check_memory_setting(job.config.harmonize.memory_gb)
     _check_output(job.bids, job.out)
-    check_dataset(folder or job.out, job.bids)
+    check_dataset(folder, job.bids)
     model_folder, uri = tracking.resolve_model(job.model, job.config.tracking)
     archive = find_images(job.bids, job.config.manifest.site_pattern, require_site=False)
-    bundle = load_bundle(model_folder)  # what is wrong with it is said here, and not image by image
+    bundle = load_bundle(model_folder)  # raises errors of the model here, once, not for each image
     _check_preparation(job.config, bundle.config)
     images = _select(archive, job)
-    domains = target_domains(job, model_folder)
+    domains = target_domains(job, model_folder, bundle)
     mark_shared_outputs(images, domains, job.config.harmonize)
     mark_too_large(images, job.config.harmonize.memory_gb)
     return RunInputs(images, model_folder, ModelIdentity(uri, bundle.hash), domains)
 
 
-def target_domains(job: Job, model_folder: Path) -> list[TargetDomain]:
-    """The unified domain, or the targets that the job names."""
+def target_domains(job: Job, model_folder: Path, bundle: Bundle) -> list[TargetDomain]:
+    """The unified domain, or the domains of the job's targets, whose adapters are added to the bundle's model."""
     config = job.config
-    settings = to_dict(config.harmonize) | _INERT
-    settings["prepare"] = _geometry(config.prepare)
-    settings["quality"] = to_dict(config.quality)  # decides what is refused and flagged
+    settings = to_dict(config.harmonize) | dict.fromkeys(_INERT, 0)
+    settings["prepare"] = job_preparation(config.prepare)
+    settings["quality"] = to_dict(config.quality)  # decides which images are refused and flagged
     if not job.targets and job.target_image is None:
         return [TargetDomain(None, hash_of(settings))]
-    bundle = load_bundle(model_folder)
     targets = []
     for name in job.targets:
         folder, uri = tracking.resolve_target(name, model_folder, config.tracking)
@@ -177,7 +168,7 @@ def target_domains(job: Job, model_folder: Path) -> list[TargetDomain]:
 
 
 def _warn_of_other_sampling(target: Target, settings: HarmonizeConfig) -> None:
-    """A target that was trained under other sampling goes on; it is only no longer what was validated."""
+    """Warn if a target was trained with other sampling settings: its validation does not apply then."""
     trained = target.sampling(settings)
     for name in SAMPLING:
         trained_with = getattr(trained, name)
@@ -189,7 +180,7 @@ def _warn_of_other_sampling(target: Target, settings: HarmonizeConfig) -> None:
 
 
 def _target_of_image(path: str, bundle: Bundle, config: Config) -> Target:
-    """A target from a scan in BIDS naming."""
+    """Make a target from a scan with a BIDS name."""
     entities = parse(path)
     harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
     mask_path = brain_mask_of(Path(path).resolve(), (*entities.folders, "anat"))
@@ -207,12 +198,12 @@ def _target_of_image(path: str, bundle: Bundle, config: Config) -> Target:
 
 
 def brain_mask_of(scan: Path, folders: tuple[str, ...]) -> str | None:
-    """The brain mask that the scan's own archive has of it; None too where the scan lies in no archive.
+    """The brain mask of a scan in the scan's archive; None if there is no mask, or the scan is not in an archive.
 
     Parameters
     ----------
     folders:
-        Where a scan of its name lies in an archive, such as ``("sub-01", "anat")``.
+        Folders of the scan in an archive, by its name, such as ``("sub-01", "anat")``.
     """
     if scan.parts[-len(folders) - 1 : -1] != folders:
         return None
@@ -223,27 +214,25 @@ def brain_mask_of(scan: Path, folders: tuple[str, ...]) -> str | None:
     return None
 
 
-def _geometry(prepare: PrepareConfig) -> dict[str, Any]:
-    """The part of the preparation that is the job's to choose; the rest is the model's."""
-    return {"crop_neck": prepare.crop_neck, "register": prepare.register, "skull": prepare.skull}
-
-
 def _check_preparation(config: Config, model_config: Config) -> None:
-    """Refuse what would have no effect: but for :func:`_geometry` the preparation is the model's. A default counts as not given."""
+    """Refuse settings without effect: except for :func:`.job_preparation`, the model decides the preparation.
+
+    A setting with its default value is treated as not given.
+    """
     given = flatten(config)
     defaults = flatten(Config())
     used = flatten(model_config)
-    free = {f"prepare.{name}" for name in _geometry(config.prepare)}
+    free = {f"prepare.{name}" for name in job_preparation(config.prepare)}
     free.add("prepare.shard_volumes")
     for key, value in given.items():
         is_models = key.startswith(("grid.", "prepare.")) and key not in free
         if is_models and value not in (defaults[key], used[key]):
-            remedy = "Leave it out, or train a model on scans prepared so."
-            raise ConfigError(f"{key}={value}", f"{used[key]}, with which the model was trained", remedy)
+            remedy = "Leave it out, or train a model with this setting."
+            raise ConfigError(f"{key}={value}", f"{used[key]}, as in the model's training", remedy)
 
 
 def _check_output(bids: str, out: str) -> None:
-    """Refuse an output that would mix with the archive."""
+    """Refuse an output folder that would mix with the archive."""
     archive = _resolved(bids)
     output = _resolved(out)
     mixes = archive.is_relative_to(output)
@@ -252,20 +241,20 @@ def _check_output(bids: str, out: str) -> None:
         is_derivative = len(inside) >= 2 and inside[0] == "derivatives"
         mixes = mixes or not is_derivative
     if mixes:
-        received = f"output {out} and archive {bids}, one in the other"
-        expected = "a folder of its own outside the archive or below its derivatives/"
-        raise ConfigError(received, expected, "Name another one.")
+        received = f"output {out} and archive {bids}, one inside the other"
+        expected = "a folder outside the archive or below its derivatives/"
+        raise ConfigError(received, expected, "Choose another folder.")
     if not is_remote(out):
         check_place(Path(out, RECORD), out, ConfigError)
 
 
 def _resolved(place: str) -> PurePath:
-    """A folder without links; of one in an object store its URI, which holds none."""
+    """A folder's path with links resolved, or its URI in an object store, where there are no links."""
     return PurePosixPath(place) if is_remote(place) else Path(place).resolve()
 
 
 def _select(images: list[ManifestRow], job: Job) -> list[ManifestRow]:
-    """The images of the participants, sessions and sequences that the job names; ConfigError where one is not there."""
+    """The images of the job's participants, sessions, sequences and filters; ConfigError if a label is unknown."""
     _check_labels("participants", job.participants, {image["subject"] for image in images}, "--participant-label")
     _check_labels("sessions", job.sessions, {image["session"] for image in images}, "--session-label")
     selected = []
@@ -285,7 +274,7 @@ def _select(images: list[ManifestRow], job: Job) -> list[ManifestRow]:
 
 
 def _is_kept(image: ManifestRow, filters: Filters) -> bool:
-    """Whether filters keep an image; one whose name tells nothing keeps its row."""
+    """Whether filters keep an image; an image with an invalid name is kept, for its row."""
     try:
         return filters.keeps(parse(image["uri"]))
     except DataError:

@@ -1,4 +1,4 @@
-"""The account of a harmonized scan: what was done to it, for the sidecar beside it."""
+"""Fields of a sidecar that describe how a scan was harmonized."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _UNITS = {
         "the scan's own range, in the target's contrast: unit intensity of the target site * (High - Low) + Low"
     ),
 }
-"""By ``harmonize.intensity``, and whether there is a target. What a target's scans measure in their own units is not recorded."""
+"""By ``harmonize.intensity``, and whether there is a target. The original units of the target's scans are not known."""
 
 
 def account_of(scan: HarmonizedScan, harmonizer: Harmonizer, has_target: bool) -> dict[str, Any]:
-    """Fields of the sidecar that scan and model tell; JSON-able."""
+    """Fields of the sidecar from a scan and its harmonizer; JSON-able."""
     prepared = scan.prepared
     settings = harmonizer.settings
     return {
@@ -47,10 +47,10 @@ def account_of(scan: HarmonizedScan, harmonizer: Harmonizer, has_target: bool) -
 
 
 def _registration(scan: HarmonizedScan) -> dict[str, Any] | None:
-    """How the template lies in the scan: by it an image in template space goes back to the scan.
+    """The registration, which maps an image in template space back to the scan.
 
-    Intensities go back by `IntensityMapping`. Nothing else can be undone from the sidecar: N4's field and what the
-    model changed are not kept.
+    `IntensityMapping` maps intensities back. Nothing else can be undone from the sidecar: N4's field and the model's
+    changes are not recorded.
     """
     registration = scan.prepared.registration
     if registration is None:

@@ -1,4 +1,4 @@
-"""The domain that an image is mapped to: the unified one, or a target's; and how images of each are called."""
+"""The domain that an image is mapped to (unified, or of a target site), and the names of its derivatives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TargetDomain:
     target:
         None for the unified domain.
     settings_hash:
-        Over every setting that decides a voxel or the outcome, and the target.
+        Hash over the target and every setting that decides a voxel or the outcome.
     """
 
     target: Target | None
@@ -34,17 +34,12 @@ class TargetDomain:
         """The target's name; None for the unified domain."""
         return self.target.site if self.target else None
 
-    @property
-    def description(self) -> str:
-        """What was done to an image that was mapped to it."""
-        return describe(self.name)
-
     def ledger_id(self, image_id: str) -> str:
-        """Key of the image's row in the ledger: `IMAGE@TARGET`, of the unified domain the image's own id."""
+        """Key of the image's row in the ledger: `IMAGE@TARGET`, or the image's id for the unified domain."""
         return f"{image_id}@{self.name}" if self.target else image_id
 
     def output(self, uri: str, settings: HarmonizeConfig) -> PurePosixPath:
-        """Path of the derivative of the scan at ``uri``, relative to the derivatives' root.
+        """Path of the derivative of the scan at ``uri``, relative to the root of the derivatives.
 
         Raises
         ------
@@ -54,11 +49,11 @@ class TargetDomain:
         return output_path(parse(uri), template_space(settings), desc_of(self.name))
 
     def unknown_sequence(self, sequence: str | None, model_sequences: Sequence[str]) -> RefusedError | None:
-        """Why the model, or the target, cannot take an image of this BIDS suffix; None where both can."""
+        """Error for an image with a BIDS suffix that the model or the target does not support; None if both do."""
         if sequence not in model_sequences:
             return _unknown(sequence, f"one that this model harmonizes: {', '.join(model_sequences)}")
         if self.target is not None and sequence not in self.target.styles:
-            return _unknown(sequence, f"one that target {self.name} knows: {', '.join(self.target.styles)}")
+            return _unknown(sequence, f"a sequence of target {self.name}: {', '.join(self.target.styles)}")
         return None
 
 
@@ -67,14 +62,14 @@ def _unknown(sequence: str | None, expected: str) -> RefusedError:
 
 
 def describe(target: str | None) -> str:
-    """What was done to an image that was mapped to a target; None is the unified domain."""
+    """Description of an image that was mapped to a target; None is the unified domain."""
     if target is None:
         return "Harmonized by mmh_ray into the model's unified domain, one look per sequence."
     return f"Harmonized by mmh_ray to the look of target {target}."
 
 
 def describe_labels(outputs: Iterable[tuple[str, str | None]]) -> dict[str, str]:
-    """What each label after `desc-` means.
+    """Description of each label after `desc-`.
 
     Parameters
     ----------
@@ -91,15 +86,15 @@ def describe_labels(outputs: Iterable[tuple[str, str | None]]) -> dict[str, str]
         text = describe(target)
         if not label.lower().endswith(of_target.lower()):
             continue
-        if label != of_target:  # the scan had a `desc` of its own, which stands in front
-            own_label = label[: -len(of_target)]
-            text = f"desc-{own_label} of the source archive. {text}"
+        if label != of_target:  # starts with the `desc` label of the scan itself
+            scan_label = label[: -len(of_target)]
+            text = f"desc-{scan_label} of the source archive. {text}"
         descriptions[label] = text
     return descriptions
 
 
 def template_space(settings: HarmonizeConfig) -> str | None:
-    """Label of the template's space where the images are to lie in it."""
+    """Label of the template's space if images are written in it, else None."""
     return SPACE if settings.space == "template" else None
 
 
@@ -109,27 +104,27 @@ def check_names(
     ledger_rows: Iterable[LedgerRow],
     settings: HarmonizeConfig,
 ) -> None:
-    """Refuse targets whose derivatives would have the names of another target's, of this run or of an earlier one.
+    """Refuse targets whose derivatives would have the same names as another target's, of this run or an earlier one.
 
-    Names that differ in capitals alone are one to many a file system.
+    Case is ignored, as on many file systems.
 
     Parameters
     ----------
     images:
         The images to harmonize.
     ledger_rows:
-        What earlier runs made in the folder.
+        Rows of earlier runs into the folder.
 
     Raises
     ------
     ConfigError
-        Names both targets; or the one whose name leaves no label.
+        If two targets share names, or a target's name leaves no label.
     """
     name_of_label: dict[str, str | None] = {}
     for domain in domains:
         label = desc_of(domain.name).lower()
         if label in name_of_label:
-            raise _one_name(domain.name, name_of_label[label], "asked for beside it")
+            raise _same_names(domain.name, name_of_label[label], "requested in the same run")
         name_of_label[label] = domain.name
     owner_of_output: dict[str, str | None] = {}
     for row in ledger_rows:
@@ -137,7 +132,7 @@ def check_names(
             continue
         label = _label(row["target"])
         if name_of_label.get(label, row["target"]) != row["target"]:
-            raise _one_name(name_of_label[label], row["target"], f"which made {row['output']} in this folder")
+            raise _same_names(name_of_label[label], row["target"], f"which made {row['output']} in this folder")
         owner_of_output[row["output"]] = row["target"]
     for image in images:
         if image["status"] != Status.OK:
@@ -146,22 +141,24 @@ def check_names(
             output = str(domain.output(image["uri"], settings))
             owner = owner_of_output.get(output, domain.name)
             if owner != domain.name:
-                raise _one_name(domain.name, owner, f"which made {output} in this folder")
+                raise _same_names(domain.name, owner, f"which made {output} in this folder")
 
 
 def _label(target: str | None) -> str:
-    """What tells a target's images from others, in small letters; of a name that no longer is one, that of the unified domain."""
+    """Label of a target's images in lower case; that of the unified domain if the name is no longer valid."""
     try:
         return desc_of(target).lower()
     except ConfigError:
         return UNIFIED
 
 
-def _one_name(target: str | None, other: str | None, which: str) -> ConfigError:
-    received = f"{_called(target)}, whose images would have the names of those of {_called(other)}, {which}"
+def _same_names(target: str | None, other: str | None, which: str) -> ConfigError:
+    received = (
+        f"{_display_name(target)}, whose images would have the same names as images of {_display_name(other)}, {which}"
+    )
     remedy = "Harmonize into another folder, or train one of them under another name."
     return ConfigError(received, "targets whose letters and digits differ", remedy)
 
 
-def _called(target: str | None) -> str:
+def _display_name(target: str | None) -> str:
     return "the unified domain" if target is None else f"target {target!r}"

@@ -1,4 +1,4 @@
-"""The actor of the batch job: loads the model once, then takes image after image; an exception belongs to its row."""
+"""The worker of the batch job: loads the model once, then harmonizes image after image; errors become ledger rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from mmh_ray.bids.contrast import contrast_flags
 from mmh_ray.bids.derivatives import bids_uri, derivative_files, figure_paths, write_sidecar
-from mmh_ray.bids.output_folder import StoredDerivatives
+from mmh_ray.bids.output_folder import OutputFolder, StoredOutputFolder
 from mmh_ray.bids.rows import LedgerRow, Problem, Status, problem_of
 from mmh_ray.config import Config
 from mmh_ray.errors import DataError, RefusedError, data_error, naming_mask
@@ -32,7 +32,7 @@ from mmh_ray.harmonization.outputs import (
     provenance,
 )
 from mmh_ray.harmonization.sidecar import account_of
-from mmh_ray.harmonization.target_domain import TargetDomain
+from mmh_ray.harmonization.target_domain import TargetDomain, describe
 from mmh_ray.imaging.template import SPACE_URI
 from mmh_ray.imaging.volume import SharedMemory, read_mask, read_volume, write_volume
 from mmh_ray.models.bundle import load_bundle
@@ -45,68 +45,59 @@ log = logging.getLogger(__name__)
 
 
 class _Pending(NamedTuple):
-    """A domain for which an image is still to be harmonized, and where its derivative goes."""
+    """A domain that an image must be harmonized to, and the path of its derivative."""
 
     domain: TargetDomain
     output: str
-    """Relative to the derivatives' root."""
-
-
-class _Outputs(NamedTuple):
-    """Where derivatives go."""
-
-    folder: Path
-    """Their folder, or what stands for it while they pass through this node."""
-    stored: StoredDerivatives | None
-    """The derivatives in an object store; None on a disk."""
+    """Relative to the root of the derivatives."""
 
 
 @contextlib.contextmanager
-def _outputs_in(out: str) -> Iterator[_Outputs]:
-    """Where derivatives go, for as long as the block runs."""
+def _outputs_in(out: str) -> Iterator[OutputFolder]:
+    """Open the folder of derivatives ``out``; one in an object store gets a temporary local folder."""
     if not is_remote(out):
-        yield _Outputs(Path(out), None)
+        yield OutputFolder(out, out)
         return
     store = Store(out)
     with tempfile.TemporaryDirectory(prefix="mmh-derivatives-") as scratch:
         folder = Path(scratch).resolve()
         with naming({str(folder): store.uri}):
-            yield _Outputs(folder, StoredDerivatives(store, folder))
+            yield StoredOutputFolder(folder, store)
 
 
 class _Files(NamedTuple):
-    """Where a scan and its brain mask lie on this node, and where its derivatives go."""
+    """Local paths of a scan and its brain mask, and where its derivatives are written."""
 
     scan: str
     mask: str | None
-    outputs: _Outputs
+    outputs: OutputFolder
 
 
 class HarmonizeWorker:
     """Harmonizes images of an archive.
 
-    Several threads may call it: while one has the model, others read, prepare and write. Each image is one thread's
-    from end to end.
+    Several threads may call it: while one uses the model, others read, prepare and write. One thread does all the work
+    on an image.
 
     Parameters
     ----------
     files:
         The model bundle's files, name to content.
     config:
-        Its sections `harmonize` and `quality`, and of `prepare` what is the job's to choose.
+        The sections `harmonize` and `quality` are used, and the part of `prepare` that a job may choose.
     out:
-        Folder of the derivatives, or its URI in an object store. Of the latter each passes through a temporary folder.
+        Folder of the derivatives, or its URI in an object store.
     model:
-        Which model the files are.
+        Identity of the model in ``files``.
     domains:
         Domains that every image is mapped to; all of them share the global pass.
     neighbours:
-        Workers on this machine, with this one: they share its memory.
+        Number of workers on this machine, including this one: they share its memory.
 
     Attributes
     ----------
     model_idle_s:
-        Seconds that the model had nothing to do between two images.
+        Seconds that the model was idle between images.
     """
 
     def __init__(
@@ -132,15 +123,15 @@ class HarmonizeWorker:
         self.model = model
         self.domains = domains
         self.model_idle_s = 0.0
-        self._idle_since: float | None = None  # its start is no wait
+        self._idle_since: float | None = None  # None until the first image, as the start does not count
         self._model_lock = threading.Lock()
         self._inference = FallbackInference(self.harmonizer)
         self._room = SharedMemory(neighbours)
 
     def harmonize(self, task: Task) -> list[LedgerRow]:
-        """The ledger rows of one image, one a domain, whose derivatives and sidecars are then on disk.
+        """Harmonize one image to all domains, write derivatives and sidecars, and return a ledger row per domain.
 
-        An exception belongs to the image: it is the problem of those rows that are not finished.
+        Exceptions are not raised: they become the reason of the rows that are not finished.
         """
         start = time.perf_counter()
         rows: list[LedgerRow] = []
@@ -175,19 +166,22 @@ class HarmonizeWorker:
             row["input_state"] = state
         return rows
 
-    def _skip_unread(self, task: Task, outputs: _Outputs, state: str | None, rows: list[LedgerRow]) -> bool:
-        """Append all rows of an image that is as an earlier run found and harmonized it; False, and no row, of any other."""
+    def _skip_unread(self, task: Task, outputs: OutputFolder, state: str | None, rows: list[LedgerRow]) -> bool:
+        """Skip an image that has not changed since an earlier run harmonized it, without reading it.
+
+        Returns whether it was skipped; if so, all its rows are appended.
+        """
         digest = known_hash(state, task["earlier"].values())
         if digest is None:
             return False
-        found: list[LedgerRow] = []
-        if self._pending(task, outputs, digest, found):
+        skipped_rows: list[LedgerRow] = []
+        if self._pending(task, outputs, digest, skipped_rows):
             return False
-        rows += found
+        rows += skipped_rows
         return True
 
     def _harmonize(self, task: Task, files: _Files, digest: str | None, rows: list[LedgerRow]) -> None:
-        """Append a row for every domain as it is finished."""
+        """Harmonize an image to all domains, and append a row as each is finished."""
         pending = self._pending(task, files.outputs, digest, rows)
         if not pending:
             return
@@ -201,16 +195,16 @@ class HarmonizeWorker:
                 self._idle_since = time.perf_counter()
             for (domain, output), image in zip(pending, images, strict=True):
                 scan = self.harmonizer.finish(ready, image)
-                folder, stored = files.outputs
-                image_path = folder / output
+                image_path = files.outputs.folder / output
+                stored = files.outputs.stored
                 with contextlib.nullcontext() if stored is None else stored.replacing(image_path):
                     self._write(image_path, scan, self._sidecar(task, scan, digest, domain))
                 flags = _flags(task, scan)
                 rows.append(ledger_row(task, domain, Status.DONE, output=output, input_sha256=digest, flags=flags))
 
-    def _pending(self, task: Task, outputs: _Outputs, digest: str | None, rows: list[LedgerRow]) -> list[_Pending]:
-        """The domains for which the image is to be harmonized; a row is appended for every other."""
-        folder, stored = outputs
+    def _pending(self, task: Task, outputs: OutputFolder, digest: str | None, rows: list[LedgerRow]) -> list[_Pending]:
+        """The domains that the image must be harmonized to; a row is appended for each of the others."""
+        folder = outputs.folder
         model_sequences = self.harmonizer.bundle.config.model.sequences
         pending = []
         for domain in self.domains:
@@ -220,7 +214,7 @@ class HarmonizeWorker:
             earlier = task["earlier"].get(domain.name)
             if refusal is not None:
                 rows.append(ledger_row(task, domain, Status.REFUSED, Problem.of(refusal), input_sha256=digest))
-            elif earlier is not None and is_current(earlier, folder, digest, self.model.hash, domain, stored):
+            elif earlier is not None and is_current(earlier, folder, digest, self.model.hash, domain, outputs.stored):
                 flags = earlier["flags"]
                 rows.append(ledger_row(task, domain, Status.SKIPPED, output=output, input_sha256=digest, flags=flags))
             else:
@@ -228,7 +222,7 @@ class HarmonizeWorker:
         return pending
 
     def _write(self, image_path: Path, scan: HarmonizedScan, sidecar: dict[str, Any]) -> None:
-        """Write a derivative with its pictures and its sidecar, all or none."""
+        """Write a derivative, its pictures and its sidecar, all or none."""
         before_path, after_path = figure_paths(image_path)
         brain = scan.prepared.brain
         with all_or_none(*derivative_files(image_path)) as written:
@@ -241,21 +235,21 @@ class HarmonizeWorker:
             write_sidecar(image_path, sidecar)
 
     def _ready(self, task: Task, files: _Files, digest: str | None) -> ReadyScan:
-        """Read and prepare, on the CPU. A file that was replaced after it was hashed fails: its row would name other bytes."""
+        """Read and prepare a scan on the CPU; DataError if its files changed since they were hashed."""
         volume = read_volume(files.scan)
         mask = read_mask(files.mask) if files.mask else None
         task_now = task.copy()
         task_now["sha256"] = sha256_file(files.scan)
         if _input_hash(task_now, files) != digest:
             received = f"{task['uri']}: a scan or brain mask that was written to while it was read"
-            raise DataError(received, "files that stay as they are", "Run again with --retry-failed.")
+            raise DataError(received, "files that do not change", "Run again with --retry-failed.")
         sequence = task["sequence"]
-        assert sequence is not None, "an image of an unknown sequence is refused before"
+        assert sequence is not None, "an image of an unknown sequence was refused before"
         with naming_mask(files.mask):
             return self.harmonizer.ready(volume, sequence, mask)
 
     def _sidecar(self, task: Task, scan: HarmonizedScan, digest: str | None, domain: TargetDomain) -> dict[str, Any]:
-        """What was done to the image, for whoever finds it."""
+        """Content of the derivative's sidecar."""
         bundle = self.harmonizer.bundle
         target = domain.target
         target_model = None if target is None else {"URI": target.uri, "Hash": target.hash, **target.facts}
@@ -265,7 +259,7 @@ class HarmonizeWorker:
         mask = bids_uri(task["mask_uri"], task["uri"]) if task["mask_uri"] else None
         in_template_space = self.harmonizer.settings.space == "template"
         return {
-            "Description": domain.description,
+            "Description": describe(domain.name),
             "Sources": [source] if mask is None else [source, mask],
             "SourceSHA256": task["sha256"],
             "BrainMask": mask,
@@ -282,7 +276,7 @@ class HarmonizeWorker:
 
 
 def _input_hash(task: Task, files: _Files) -> str | None:
-    """:func:`~mmh_ray.harmonization.outputs.input_hash` by the mask's file on this node."""
+    """:func:`~mmh_ray.harmonization.outputs.input_hash`, reading the local copy of the mask."""
     here = task.copy()
     here["mask_uri"] = files.mask
     return input_hash(here)
@@ -290,9 +284,9 @@ def _input_hash(task: Task, files: _Files) -> str | None:
 
 @contextlib.contextmanager
 def all_or_none(*paths: Path) -> Iterator[list[Path]]:
-    """Delete old outputs first; on error delete what the block wrote. An image without its sidecar is no result.
+    """Delete old outputs first; on error delete what the block wrote, as an image without a sidecar is incomplete.
 
-    The block lists what it has written: whatever else lies there by then is another run's.
+    The block lists the files that it has written: any other files may be from another run.
     """
     for path in paths:
         path.unlink(missing_ok=True)
@@ -306,5 +300,5 @@ def all_or_none(*paths: Path) -> Iterator[list[Path]]:
 
 
 def _flags(task: Task, scan: HarmonizedScan) -> list[str]:
-    """What a person should look at: what the image's name tells, then what its figures do."""
+    """Flags from the image's name, then flags from its figures."""
     return [*contrast_flags(task["uri"]), *scan.flags]

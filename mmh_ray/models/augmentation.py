@@ -1,4 +1,4 @@
-"""Random styles: what another scanner might have made of the same anatomy."""
+"""Random styles: changes a volume as if another scanner had scanned the same anatomy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def restyle(
 
 
 def random_curve(image: Tensor, config: RestyleConfig, generator: torch.Generator, knots: int = 6) -> Tensor:
-    """A random increasing intensity curve through (0, 0) and (1, 1) in ``knots`` pieces, after a random gamma."""
+    """Apply a random gamma, then a random increasing curve of ``knots`` pieces through (0, 0) and (1, 1)."""
     log_gamma = config.gamma * float(torch.randn((), generator=generator))
     gamma = math.exp(log_gamma)
     log_steps = 2 * config.curve * torch.randn(knots, generator=generator)
@@ -54,7 +54,7 @@ def random_curve(image: Tensor, config: RestyleConfig, generator: torch.Generato
 
 
 def gaussian_blur(volume: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian blur of ``(X, Y, Z)``, ``sigma`` in voxels, borders replicated."""
+    """Separable Gaussian blur of ``(X, Y, Z)`` with ``sigma`` in voxels; borders are replicated."""
     radius = max(1, math.ceil(3 * sigma))
     offsets = torch.arange(-radius, radius + 1, dtype=volume.dtype)
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -70,7 +70,7 @@ def gaussian_blur(volume: Tensor, sigma: float) -> Tensor:
 
 
 def _coarsen(volume: Tensor, axis: int, factor: float) -> Tensor:
-    """Lower the resolution along one axis and come back to the same grid."""
+    """Lower the resolution along one axis, then interpolate back to the same grid."""
     rows = volume.movedim(axis, -1)
     length = rows.shape[-1]
     coarse_length = max(2, round(length / factor))

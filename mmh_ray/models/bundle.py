@@ -1,4 +1,4 @@
-"""The model bundle: a folder with all it takes to harmonize, in JSON and safetensors; nothing pickled is ever loaded.
+"""The model bundle: a folder with everything needed to harmonize, in JSON and safetensors; nothing is unpickled.
 
 ::
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from mmh_ray.config import Config, from_dict, to_dict
 from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.imaging.intensity import QUANTILES, MonotoneMap
-from mmh_ray.models.bundle_files import MOST_FACTS, MOST_HEADER, check_kinds, check_weights, read_part
+from mmh_ray.models.bundle_files import MOST_FACTS, MOST_HEADER, check_kinds, check_weights, parse_weights, read_part
 from mmh_ray.models.bundle_format import OTHER_RELEASE, BundleFormat, write_weights
 from mmh_ray.models.denoiser import make_scheduler
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
@@ -34,11 +34,11 @@ from mmh_ray.provenance import code_version, hash_of
 FACTS = "config.json"
 WEIGHTS = "denoiser.safetensors"
 SECTIONS = ("model", "grid", "prepare", "harmonize", "train")
-"""Sections of the configuration that travel with the model."""
+"""Sections of the configuration that are stored with the model."""
 
 MOST_PARAMETERS = 500_000_000
-"""Most parameters of a model: ten times those of one at 1 mm."""
-DECIDING = (
+"""Largest number of parameters: ten times that of a model at 1 mm."""
+SCHEDULE_FACTS = (
     "num_train_timesteps",
     "beta_start",
     "beta_end",
@@ -50,11 +50,11 @@ DECIDING = (
     "set_alpha_to_one",
 )
 """Facts of the schedule that every bundle has."""
-MOST_OF_SCHEDULE = 100
-"""Most facts of it in all."""
+MOST_SCHEDULE_FACTS = 100
+"""Largest number of facts of the schedule."""
 
-_REBUILD = "Copy the bundle again or train anew."
-_AGAIN = "Train again, with lower learning rates."
+_COPY_OR_TRAIN = "Copy the bundle again, or train the model again."
+_TRAIN_AGAIN = "Train again, with lower learning rates."
 _FORMAT = BundleFormat(
     kind="global",
     version=7,
@@ -71,27 +71,27 @@ _FORMAT = BundleFormat(
         "levels": dict,
         "weights_sha256": str,
     },
-    rebuild=_REBUILD,
+    rebuild=_COPY_OR_TRAIN,
 )
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model and what is known of it.
+    """A model with its settings and facts.
 
     Attributes
     ----------
     loading:
-        The model, when it is loaded: see :attr:`model`.
+        The model, once it is loaded: see :attr:`model`.
     config:
-        With the bundle's ``model``, ``grid``, ``prepare``, ``harmonize`` and ``train`` sections; defaults elsewhere.
+        The bundle's sections (:data:`SECTIONS`); the other sections have their defaults.
     quantiles:
-        ``(S, 2, Q)`` quantile function of each sequence's unified domain at its start and its tissue quantiles, unit
-        intensity.
+        ``(S, 2, Q)``: for each sequence the quantile function of the initial unified domain, and the tissue quantiles,
+        in unit intensity.
     hash:
-        SHA-256 over settings, facts and weights (not over the model card).
+        SHA-256 over settings, facts and weights, without the model card.
     facts:
-        ``config.json`` as it was read.
+        Content of ``config.json``.
     """
 
     loading: Future[GlobalHarmonizer]
@@ -102,18 +102,15 @@ class Bundle:
 
     @property
     def model(self) -> GlobalHarmonizer:
-        """In evaluation mode, float32; waits until it is loaded, and raises the ModelError if it could not be."""
+        """The model in evaluation mode, float32; waits until it is loaded. Raises ModelError if loading failed."""
         return self.loading.result()
 
     def sequence_index(self, suffix: str) -> int:
-        """Index of a BIDS suffix among the model's sequences; ModelError names the valid ones."""
+        """Index of a BIDS suffix among the model's sequences; ModelError for any other suffix."""
         sequences = self.config.model.sequences
         if suffix not in sequences:
-            raise ModelError(
-                f"sequence {suffix!r}",
-                f"one of {', '.join(sequences)}",
-                "Use a model that was trained on this sequence.",
-            )
+            expected = f"one of {', '.join(sequences)}"
+            raise ModelError(f"sequence {suffix!r}", expected, "Use a model that was trained on this sequence.")
         return sequences.index(suffix)
 
 
@@ -126,7 +123,7 @@ def save_bundle(
     data_hash: str,
     training: Mapping[str, Any],
 ) -> None:
-    """Write a bundle, whole or not at all; an earlier bundle of the same path is replaced.
+    """Write a bundle, whole or not at all; an earlier bundle at the same path is replaced.
 
     Parameters
     ----------
@@ -135,19 +132,19 @@ def save_bundle(
     data_hash:
         Hash of the prepared training data.
     training:
-        JSON-able account of the training; the model card shows ``steps`` (int), ``validation`` (name to value) and
+        JSON-able facts about the training; the model card shows ``steps`` (int), ``validation`` (name to value) and
         ``counts`` (site to sequence to number of volumes). No dates: the same training should give the same hash.
 
     Raises
     ------
     ModelError
-        If ``path`` holds something that is not a bundle, or the model has weights that are not finite.
+        If ``path`` exists and is not a bundle, or the model has weights that are not finite.
     """
     path = Path(path)
     with _FORMAT.new_folder(path) as folder:
         state = _plain_weights(model)
-        check_weights(state, f"the model for {path}", _AGAIN)
-        check_statistics(model, f"the model for {path}", _AGAIN)
+        check_weights(state, f"the model for {path}", _TRAIN_AGAIN)
+        check_statistics(model, f"the model for {path}", _TRAIN_AGAIN)
         settings = to_dict(config)
         sequences = list(config.model.sequences)
         facts: dict[str, Any] = {
@@ -165,12 +162,12 @@ def save_bundle(
 
 
 def _knots(curve: MonotoneMap) -> list[list[float]]:
-    """The knots of a curve as JSON has them: intensities, and what becomes of them."""
+    """The knots of a curve as JSON: source intensities and target intensities."""
     return [curve.source.tolist(), curve.target.tolist()]
 
 
 def _plain_weights(model: GlobalHarmonizer) -> dict[str, Tensor]:
-    """Parameters and buffers as safetensors takes them: float32 (integers stay), contiguous, on the CPU."""
+    """Parameters and buffers for safetensors: float32 (integers stay integers), contiguous, on the CPU."""
     state = {}
     for name, tensor in model.state_dict().items():
         plain = tensor.detach().cpu()
@@ -181,27 +178,25 @@ def _plain_weights(model: GlobalHarmonizer) -> dict[str, Tensor]:
 
 
 def _schedule_facts(model: GlobalHarmonizer) -> dict[str, Any]:
-    """What diffusers records of the model's schedule, without its private entries."""
+    """The settings of the model's diffusers scheduler, without private entries."""
     scheduler: Any = model.scheduler  # diffusers hides its attributes from type checkers
     return {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
 
 
 def load_bundle(path: str | Path, device: str | torch.device = "cpu", background: Executor | None = None) -> Bundle:
-    """Read a bundle, whoever made it: nothing outside its folder is opened, no more is built than the weights' file
-    holds.
+    """Read an untrusted bundle: opens no file outside its folder, and builds no model larger than the weights file.
 
     Parameters
     ----------
     background:
-        Loads the model, which takes seconds, while the caller goes on with what the bundle's settings tell. What is
-        wrong with the model is then raised by :attr:`Bundle.model`. None: it is loaded when this returns.
+        Loads the model, which takes seconds, while the caller continues with the settings. Errors of the model are then
+        raised by :attr:`Bundle.model`. None: load the model before returning.
 
     Raises
     ------
     ModelError
-        Missing folder or file; anything but a regular file in it; unknown format or facts; settings of another version
-        or out of bounds; a schedule that is not that of the settings; damaged weights, weights that do not fit or are
-        not finite.
+        If the folder or a file is missing or is not a regular file; if format, facts or settings are unknown or out of
+        bounds; if the schedule does not match the settings; if weights are damaged, do not fit or are not finite.
     """
     path = Path(path)
     description = _read_description(path)
@@ -220,39 +215,40 @@ def _load_model(path: Path, description: _Description, device: str | torch.devic
     model = _empty_model(config, description.quantiles)
     model.levels = description.levels
     content = _read_weights(path, model, description.facts)
-    state = _FORMAT.parse_weights(content, path / WEIGHTS)
-    # A tensor that safetensors gives lies anywhere in the file's bytes: a copy lies where the processor likes it.
+    state = parse_weights(content, path / WEIGHTS, _COPY_OR_TRAIN)
+    # Tensors from safetensors may be unaligned in memory, which is slow; copies are aligned.
     copies = {name: tensor.clone() for name, tensor in state.items()}
     try:
         model.load_state_dict(copies, assign=True)
     except (RuntimeError, ValueError) as error:
         received = f"{path / WEIGHTS}: {' '.join(str(error).split())[:400]}"
-        raise ModelError(received, f"the parameters that the model section of {FACTS} asks for", _REBUILD) from error
+        raise ModelError(received, f"the parameters of the model section of {FACTS}", _COPY_OR_TRAIN) from error
     model.denoiser.to(memory_format=torch.channels_last)
     model.scheduler = _checked_scheduler(path, config, description.facts["schedule"])
-    check_statistics(model, str(path / WEIGHTS), _REBUILD)
+    check_statistics(model, str(path / WEIGHTS), _COPY_OR_TRAIN)
     return model.eval().to(device)
 
 
 def bundle_hash(path: str | Path) -> str:
-    """The hash of a bundle without loading its weights, whose checksum is among the hashed facts."""
+    """Hash of a bundle without loading its weights: their checksum is among the hashed facts."""
     return hash_of(_read_description(Path(path)).facts)
 
 
 def bundle_files(path: str | Path) -> dict[str, bytes]:
-    """Name and content of the files that :func:`load_bundle` needs, for another machine; raises as it does for what it
-    reads."""
+    """Names and contents of the files that :func:`load_bundle` needs, to be sent to another machine.
+
+    Checks facts and weights as :func:`load_bundle` does, except the values of the weights.
+    """
     path = Path(path)
     description = _read_description(path)
     model = _empty_model(description.config, description.quantiles)
     weights = _read_weights(path, model, description.facts)
-    return {FACTS: read_part(path, FACTS, MOST_FACTS, _REBUILD), WEIGHTS: weights}
+    return {FACTS: read_part(path, FACTS, MOST_FACTS, _COPY_OR_TRAIN), WEIGHTS: weights}
 
 
 @dataclass(frozen=True)
 class _Description:
-    """What the facts of a bundle say: the facts, the settings among them, quantile functions ``(S, 2, Q)``, and the
-    curve of levels of each sequence that has one."""
+    """The checked facts of a bundle, parsed: see :class:`Bundle`, and :class:`GlobalHarmonizer` for ``levels``."""
 
     facts: dict[str, Any]
     config: Config
@@ -261,7 +257,7 @@ class _Description:
 
 
 def _read_description(path: Path) -> _Description:
-    """The checked facts of a bundle whose format and kind this code knows."""
+    """Read, check and parse the facts of a bundle."""
     facts = _FORMAT.read_facts(path)
     place = str(path / FACTS)
     try:
@@ -273,51 +269,50 @@ def _read_description(path: Path) -> _Description:
         expected = f"settings and a unified domain that mmh-ray {code_version()} knows"
         raise ModelError(received, expected, OTHER_RELEASE) from error
     sequences = list(config.model.sequences)
-    check_kinds(facts["config"], dict.fromkeys(SECTIONS, dict), f"{place}: config", _REBUILD)
-    check_kinds(facts["unified_domain"], dict.fromkeys(sequences, list), f"{place}: unified_domain", _REBUILD)
+    check_kinds(facts["config"], dict.fromkeys(SECTIONS, dict), f"{place}: config", _COPY_OR_TRAIN)
+    check_kinds(facts["unified_domain"], dict.fromkeys(sequences, list), f"{place}: unified_domain", _COPY_OR_TRAIN)
     if facts["sequences"] != sequences:
         received = f"{place}: sequences={str(facts['sequences'])[:100]}"
-        raise ModelError(received, f"those of its settings, {sequences}", _REBUILD)
+        raise ModelError(received, f"the sequences of its settings, {sequences}", _COPY_OR_TRAIN)
     _check_counts(facts["training"].get("counts", {}), place)
     if quantiles.shape != (len(sequences), 2, len(QUANTILES)):
         received = f"{place}: a unified domain of shape {tuple(quantiles.shape)}"
-        raise ModelError(received, f"two functions of {len(QUANTILES)} quantiles a sequence", _REBUILD)
-    check_quantiles(quantiles, f"{place}: unified_domain", _REBUILD)
+        raise ModelError(received, f"two functions of {len(QUANTILES)} quantiles a sequence", _COPY_OR_TRAIN)
+    check_quantiles(quantiles, f"{place}: unified_domain", _COPY_OR_TRAIN)
     return _Description(facts, config, quantiles, _read_levels(facts["levels"], sequences, place))
 
 
 def _read_levels(recorded: dict[str, Any], sequences: list[str], place: str) -> dict[int, MonotoneMap]:
-    """Index of a sequence to its curve of levels; ModelError for anything but knots of increasing curves."""
+    """Parse the curve of each sequence that has one; ModelError unless the curves increase."""
     expected = f"sequence to two lists of at most {len(QUANTILES)} intensities, increasing and not falling"
     if not set(recorded) <= set(sequences):
-        raise ModelError(f"{place}: levels={str(recorded)[:100]}", expected, _REBUILD)
+        raise ModelError(f"{place}: levels={str(recorded)[:100]}", expected, _COPY_OR_TRAIN)
     levels = {}
     for sequence, knots in recorded.items():
         try:
             curve = torch.tensor(knots, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise ModelError(f"{place}: levels of {sequence}: {str(error)[:200]}", expected, _REBUILD) from error
+            raise ModelError(f"{place}: levels of {sequence}: {str(error)[:200]}", expected, _COPY_OR_TRAIN) from error
         if curve.ndim != 2 or len(curve) != 2 or not 2 <= curve.shape[1] <= len(QUANTILES):
-            raise ModelError(f"{place}: levels of {sequence} of shape {tuple(curve.shape)}", expected, _REBUILD)
-        check_quantiles(curve, f"{place}: levels of {sequence}", _REBUILD)
+            raise ModelError(f"{place}: levels of {sequence} of shape {tuple(curve.shape)}", expected, _COPY_OR_TRAIN)
+        check_quantiles(curve, f"{place}: levels of {sequence}", _COPY_OR_TRAIN)
         source, target = curve.numpy()
         if not (np.diff(source) > 0).all():
-            raise ModelError(f"{place}: levels of {sequence} from intensities that repeat", expected, _REBUILD)
+            raise ModelError(f"{place}: levels of {sequence} from intensities that repeat", expected, _COPY_OR_TRAIN)
         levels[sequences.index(sequence)] = MonotoneMap(source, target)
     return levels
 
 
 def _check_counts(counts: Any, place: str) -> None:
-    """ModelError unless the counts of training volumes are site to sequence to number."""
+    """ModelError unless the counts of training volumes map site to sequence to number."""
     if isinstance(counts, dict) and all(isinstance(site_counts, dict) for site_counts in counts.values()):
         return
     received = f"{place}: training.counts={str(counts)[:100]}"
-    raise ModelError(received, "site to sequence to number of volumes", _REBUILD)
+    raise ModelError(received, "site to sequence to number of volumes", _COPY_OR_TRAIN)
 
 
 def _empty_model(config: Config, quantiles: Tensor) -> GlobalHarmonizer:
-    """The model without any weights, on PyTorch's meta device, which takes no memory: so its size is known before it is
-    built."""
+    """Build the model without weights on PyTorch's meta device, to know its size before memory is allocated."""
     with torch.device("meta"):
         model = GlobalHarmonizer(config.model, config.train, quantiles.to("meta"))
     parameters = _numbers_in(model)
@@ -328,33 +323,32 @@ def _empty_model(config: Config, quantiles: Tensor) -> GlobalHarmonizer:
 
 
 def _numbers_in(model: GlobalHarmonizer) -> int:
-    """How many numbers the parameters and buffers of a model have."""
+    """Number of values in the parameters and buffers of a model."""
     return sum(tensor.numel() for tensor in model.state_dict().values())
 
 
 def _read_weights(path: Path, model: GlobalHarmonizer, facts: Mapping[str, Any]) -> bytes:
-    """The weights' file, no larger than float32 weights of the model can be, with the checksum that the facts give."""
+    """Read the weights file; ModelError if it is larger than float32 weights of this model, or its checksum differs."""
     most_bytes = 4 * _numbers_in(model) + MOST_HEADER
     return _FORMAT.read_weights(path, WEIGHTS, most_bytes, facts["weights_sha256"])
 
 
 def _checked_scheduler(path: Path, config: Config, recorded: Mapping[str, Any]) -> Any:
-    """The schedule of the settings, which must be the recorded one; what is recorded is compared, and nothing is made
-    of it.
+    """Make the scheduler from the settings, and check that the recorded schedule is the same.
 
-    diffusers' own ``from_config`` would take a text for a folder, or for a name to look up on a hub. Other releases of
-    diffusers record more than :data:`DECIDING`: plain values that nothing here looks at.
+    The scheduler is not built from the record: diffusers' ``from_config`` treats a string as a folder or as a name on a
+    hub. Other releases of diffusers record more than :data:`SCHEDULE_FACTS`; those values are ignored.
     """
     scheduler: Any = make_scheduler(config.model)
     place = f"{path / FACTS}: schedule"
-    of_settings = {key: scheduler.config[key] for key in DECIDING}
-    of_bundle = {key: recorded.get(key) for key in DECIDING}
+    of_settings = {key: scheduler.config[key] for key in SCHEDULE_FACTS}
+    of_bundle = {key: recorded.get(key) for key in SCHEDULE_FACTS}
     if of_bundle != of_settings:
         received = f"{place}={str(of_bundle)[:400]}"
-        raise ModelError(received, f"that of its settings, {of_settings}", _REBUILD)
+        raise ModelError(received, f"the schedule of its settings, {of_settings}", _COPY_OR_TRAIN)
     nested = [key for key, value in recorded.items() if isinstance(value, list | dict)]
-    if nested or len(recorded) > MOST_OF_SCHEDULE:
+    if nested or len(recorded) > MOST_SCHEDULE_FACTS:
         names = ", ".join(sorted(nested))
         what = names[:200] or f"{len(recorded)} keys"
-        raise ModelError(f"{place} with {what}", f"at most {MOST_OF_SCHEDULE} plain values", _REBUILD)
+        raise ModelError(f"{place} with {what}", f"at most {MOST_SCHEDULE_FACTS} plain values", _COPY_OR_TRAIN)
     return scheduler

@@ -1,9 +1,8 @@
-"""Parts of a bundle, read as anybody may have made them: regular files of one folder and of bounded size, plain facts,
+"""Reads and checks the files of an untrusted bundle: regular files in one folder, of bounded size, with plain facts and
 finite weights."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -17,24 +16,23 @@ from torch import Tensor
 
 from mmh_ray.errors import ModelError
 from mmh_ray.files import is_inside, read_bytes
-from mmh_ray.provenance import code_version
 
 MOST_FACTS = 4 * 2**20
-"""Most bytes of a bundle's facts: they go into every sidecar."""
+"""Largest size of a bundle's facts in bytes: they are copied into every sidecar."""
 MOST_HEADER = 2 * 2**20
-"""Most bytes of the list of tensors at the head of a safetensors file."""
+"""Largest size of the list of tensors at the head of a safetensors file, in bytes."""
 
 _DEEPEST = 12
 _LARGEST = 2**63
 
 
 def read_part(folder: Path, name: str, most: int, remedy: str) -> bytes:
-    """Bytes of a file of a bundle.
+    """Content of a file of a bundle.
 
     Raises
     ------
     ModelError
-        If it is missing, no regular file, larger than ``most`` bytes, or a link to somewhere outside the folder.
+        If it is missing, not a regular file, larger than ``most`` bytes, or a link out of the folder.
     """
     path = folder / name
     expected = f"a model bundle (a folder with {name})"
@@ -43,47 +41,18 @@ def read_part(folder: Path, name: str, most: int, remedy: str) -> bytes:
         raise ModelError(f"{folder}: no such folder", expected, made)
     if not is_inside(path, folder):
         received = f"{path}: a link to a file outside the bundle"
-        raise ModelError(received, "a bundle whose files lie in its own folder", "Copy the file itself there.")
+        raise ModelError(received, "a bundle with all files in its own folder", "Copy the file itself there.")
     try:
         return read_bytes(path, most)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}", expected, remedy) from error
 
 
-def read_facts(
-    folder: Path, name: str, known: Mapping[str, Any], kinds: Mapping[str, type], remedy: str
-) -> dict[str, Any]:
-    """Facts of a bundle: a JSON object with the values ``known`` and, besides, exactly the keys ``kinds``, each of its
-    type.
-
-    Raises
-    ------
-    ModelError
-        If the file cannot be read (:func:`read_part`) or is something else; if a number is not finite, or the facts are
-        nested deeply.
-    """
-    place = folder / name
-    content = read_part(folder, name, MOST_FACTS, remedy)
-    try:
-        facts = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{place}: not JSON ({error})", "a JSON object", remedy) from error
-    recorded = {key: facts.get(key) for key in known} if isinstance(facts, dict) else facts
-    if recorded != known or any(isinstance(value, bool) for value in recorded.values()):
-        received = f"{place}: {str(recorded)[:200]}"
-        release = f"Use the release of mmh-ray that wrote it, or a bundle made by {code_version()}."
-        raise ModelError(received, f"a model bundle with {dict(known)}", release)
-    check_kinds(facts, dict.fromkeys(known, object) | dict(kinds), str(place), remedy)
-    try:
-        _check_plain(facts, 0)
-    except ValueError as error:
-        raise ModelError(f"{place}: {error}", "plain facts", remedy) from error
-    return facts
-
-
 def check_kinds(facts: Any, kinds: Mapping[str, Any], place: str, remedy: str) -> None:
-    """Raise ModelError unless something is a dict with exactly these keys, each with a value of its type; float takes
-    an int."""
+    """Raise ModelError unless ``facts`` is a dict with exactly these keys, each with a value of its type.
+
+    An int is accepted as a float; a bool is accepted only as an object.
+    """
     if not isinstance(facts, dict):
         kind_found = type(facts).__name__
         raise ModelError(f"{place}: a {kind_found}", f"an object with {', '.join(kinds)}", remedy)
@@ -104,21 +73,15 @@ def check_kinds(facts: Any, kinds: Mapping[str, Any], place: str, remedy: str) -
 def _is_of_kind(value: Any, kind: type) -> bool:
     if kind is object:
         return True
-    if isinstance(value, bool):  # Python takes it for an int
+    if isinstance(value, bool):  # a subclass of int
         return False
     if kind is float:
         return isinstance(value, int | float)
     return isinstance(value, kind)
 
 
-def parse_weights(content: bytes, place: str, remedy: str) -> dict[str, Tensor]:
-    """Tensors of a safetensors file: float32, finite.
-
-    Raises
-    ------
-    ModelError
-        If it is no such file.
-    """
+def parse_weights(content: bytes, place: Path, remedy: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; ModelError unless all are float32 and finite."""
     expected = "a safetensors file with finite weights in float32"
     if int.from_bytes(content[:8], "little") > MOST_HEADER:
         raise ModelError(
@@ -128,7 +91,7 @@ def parse_weights(content: bytes, place: str, remedy: str) -> dict[str, Tensor]:
         state = safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"{place}: unreadable ({error})", expected, remedy) from error
-    check_weights(state, place, remedy)
+    check_weights(state, str(place), remedy)
     return state
 
 
@@ -145,16 +108,13 @@ def check_weights(state: Mapping[str, Tensor], place: str, remedy: str) -> None:
             raise ModelError(received, "finite weights", remedy)
 
 
-def _check_plain(value: Any, depth: int) -> None:
-    """ValueError where a number is not finite or huge, or something is nested deeply."""
+def check_plain(value: Any, depth: int = 0) -> None:
+    """ValueError if a number is huge or not finite, or if values are nested too deeply."""
     if depth > _DEEPEST:
         raise ValueError(f"nested in more than {_DEEPEST} levels")
-    if isinstance(value, dict):
-        for item in value.values():
-            _check_plain(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check_plain(item, depth + 1)
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            check_plain(item, depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"a number that is not finite ({value})")
     elif isinstance(value, int) and abs(value) >= _LARGEST:

@@ -1,9 +1,9 @@
 """The style-agnostic condition: differences in three directions at several distances, robustly scaled and squashed.
 
-arXiv 2601.08193 conditions on the mean of three forward differences, ``0.5 tanh(clip(g / q99(|g|), -5, 5))``. The mean
-of signed differences is blind to edges normal to (1, 1, 1) and a one-voxel difference is blind inside wide flat
-regions, so here the three components stay apart and are taken at several distances, each scaled by its own quantile
-over the brain.
+arXiv 2601.08193 conditions on the mean of three forward differences, ``0.5 tanh(clip(g / q99(|g|), -5, 5))``. That
+mean of signed differences does not see edges along which the three differences cancel out, and a one-voxel difference
+sees nothing inside wide flat regions. So here the three components stay separate. They are computed at several
+distances, and the components of each distance are scaled by their quantile over the brain.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 QUANTILE = 0.8
-"""Quantile of the absolute differences over the brain that is scaled to 1 before squashing."""
+"""Quantile of the absolute differences over the brain; it is scaled to 1 before squashing."""
 
 _SAMPLES = 16384
 
 
 def channels(distances: Sequence[int]) -> int:
-    """Channels of the condition: three components per distance."""
+    """Number of difference channels: three components per distance."""
     return 3 * len(distances)
 
 
 def difference_scales(volume: Tensor, mask: Tensor, distances: Sequence[int]) -> Tensor:
-    """Scale of the differences per distance, ``(D,)``: their 80 % quantile over (a regular sample of) the brain.
+    """Scale of the differences per distance, ``(D,)``: their 80 % quantile over a regular sample of the brain.
 
-    ``volume`` ``(X, Y, Z)`` float, ``mask`` ``(X, Y, Z)`` bool. Scales with the volume's contrast, so that the
+    ``volume`` ``(X, Y, Z)`` float, ``mask`` ``(X, Y, Z)`` bool. The scales grow with the volume's contrast, so that the
     condition does not.
     """
     voxels = mask.nonzero()
@@ -48,7 +48,7 @@ def difference_scales(volume: Tensor, mask: Tensor, distances: Sequence[int]) ->
 
 
 def condition_slices(slices: Tensor, indices: Sequence[int], scales: Tensor, distances: Sequence[int]) -> Tensor:
-    """Condition at some slices of a plane, ``(n, 3 D, height, width)`` in (-0.5, 0.5).
+    """Differences at some slices of a plane, ``(n, 3 D, height, width)`` in (-0.5, 0.5).
 
     Parameters
     ----------
@@ -59,8 +59,8 @@ def condition_slices(slices: Tensor, indices: Sequence[int], scales: Tensor, dis
     scales:
         ``(D,)`` from :func:`difference_scales`.
     distances:
-        ``D`` distances in voxels. Component order per distance: along the normal, down, right. The volume is
-        continued by its last voxel.
+        ``D`` distances in voxels. Component order per distance: along the normal, down, right. Beyond the end the last
+        voxel is repeated.
     """
     here = slices[list(indices)]
     last = len(slices) - 1
@@ -76,7 +76,7 @@ def condition_slices(slices: Tensor, indices: Sequence[int], scales: Tensor, dis
 
 
 def _shift(tensor: Tensor, axis: int, distance: int) -> Tensor:
-    """``tensor[i + distance]`` along an axis, continued by the last element."""
+    """``tensor[i + distance]`` along an axis; beyond the end the last element is repeated."""
     size = tensor.shape[axis]
     here = torch.arange(size, device=tensor.device)
     there = (here + distance).clamp(max=size - 1)

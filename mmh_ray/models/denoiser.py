@@ -1,8 +1,8 @@
-"""The denoiser: a diffusers U-Net that is told the anatomy (condition) and the context of each slab.
+"""The denoiser: a diffusers U-Net that gets the anatomy (condition) and the context of each slab.
 
 Shapes: ``B`` slabs, ``K`` slices of a slab, ``C`` condition channels, ``H W`` a padded slice.
 
-diffusers takes seconds to import: only a process that makes a model pays for it.
+diffusers takes seconds to import, so it is imported only where a model is built.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from mmh_ray.models import conditioning
 
 @dataclass
 class Context:
-    """What a slab is, besides its voxels; each field has length ``B``."""
+    """Facts about each slab besides its voxels; each field has length ``B``."""
 
     sequence: Tensor
     """``(B,)`` long, index into ``ModelConfig.sequences``."""
     plane: Tensor
     """``(B,)`` long, index into ``imaging.slices.PLANES``."""
     position: Tensor
-    """``(B,)`` float, 0 first slice to 1 last."""
+    """``(B,)`` float, from 0 (first slice) to 1 (last slice)."""
     domain: Tensor
     """``(B, 2)`` float, mean and standard deviation of the sequence's unified domain in unit intensity."""
 
 
 NOISE_GAIN = 0.2
 CONDITION_GAIN = 4.0
-"""Scale of the network's inputs: a scan's own noise and faint contrasts, small in the condition, must not drown in the
-diffusion noise."""
+"""Scale of the network's inputs. The scan's own noise and faint contrasts are small in the condition, and must not be
+lost in the diffusion noise."""
 
 
 class Denoiser(nn.Module):
-    """Predicts the clean slab x0 from a noisy one; context enters every residual block by scale and shift (FiLM)."""
+    """Predicts the clean slab x0 from a noisy one; the context scales and shifts every residual block (FiLM)."""
 
     def __init__(self, config: ModelConfig) -> None:
         from diffusers import UNet2DModel
@@ -74,11 +74,11 @@ class Denoiser(nn.Module):
         )
 
     def forward(self, noisy: Tensor, timestep: Tensor, condition: Tensor, context: Context) -> Tensor:
-        """x0 ``(B, K, H, W)`` in diffusion intensity (-1 is background) from ``noisy`` ``(B, K, H, W)``, ``timestep``
-        ``(B,)`` and ``condition`` ``(B, C, H, W)``; ``H`` and ``W`` must be multiples of ``patch * 2**(levels - 1)``.
+        """Predict x0 ``(B, K, H, W)`` in diffusion intensity (-1 is background).
 
-        The U-Net predicts what to add to the smoothed histogram-matched slab (3 x 3 pixels, all slices); the matched
-        slab is the condition's last ``K`` channels.
+        Inputs are ``noisy`` ``(B, K, H, W)``, ``timestep`` ``(B,)`` and ``condition`` ``(B, C, H, W)``; ``H`` and ``W``
+        must be multiples of ``patch * 2**(levels - 1)``. The U-Net predicts what to add to the histogram-matched slab,
+        averaged over all slices and 3 x 3 pixels. The matched slab is the last ``K`` channels of the condition.
         """
         scaled_noisy = NOISE_GAIN * noisy
         scaled_condition = CONDITION_GAIN * condition
@@ -93,7 +93,7 @@ class Denoiser(nn.Module):
         return to_diffusion(smooth) + addition
 
     def embed(self, context: Context) -> Tensor:
-        """Sum of the context's embeddings, ``(B, width)``."""
+        """Sum of the embeddings of the context, ``(B, width)``."""
         position = [context.position]
         for frequency in (1, 2):
             angle = context.position * torch.pi * frequency
@@ -107,9 +107,11 @@ class Denoiser(nn.Module):
 
 
 def make_scheduler(config: ModelConfig) -> Any:
-    """A ``diffusers.DDIMScheduler``: scaled-linear betas rescaled to zero terminal SNR (Lin et al., WACV 2024), so that
-    training ends where sampling starts, at pure noise. The network predicts x0; the same schedule trains and
-    samples."""
+    """Make a ``diffusers.DDIMScheduler`` for training and sampling; the network predicts x0.
+
+    Its scaled-linear betas are rescaled to zero terminal SNR (Lin et al., WACV 2024), so that the last training
+    timestep is pure noise, where sampling starts.
+    """
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -126,7 +128,7 @@ def make_scheduler(config: ModelConfig) -> Any:
 
 
 def to_diffusion(unit: Tensor) -> Tensor:
-    """Unit intensity (background 0, brain up to about 1) to diffusion intensity (-1 to about 1)."""
+    """Convert unit intensity (background 0, brain up to about 1) to diffusion intensity (-1 to about 1)."""
     return 2 * unit - 1
 
 

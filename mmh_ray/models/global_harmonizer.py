@@ -1,8 +1,7 @@
-"""Stage 1, the global harmonizer: every image of a sequence into one unified domain.
+"""Stage 1, the global harmonizer: brings every image of a sequence into one unified domain.
 
-The condition of a training slab comes from a randomly re-styled copy of its volume while the target shows the unified
-style; what the network makes of noise, given the condition, can therefore only be the unified domain (see
-docs/method.md).
+In training, the condition of a slab comes from a randomly re-styled copy of its volume, while the target shows the
+unified style. From noise and condition the network can therefore only generate the unified domain (docs/method.md).
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from mmh_ray.config import ModelConfig, TrainConfig
 from mmh_ray.imaging.intensity import MonotoneMap
 from mmh_ray.models.denoiser import Context, Denoiser, make_scheduler, to_diffusion, to_unit
 from mmh_ray.models.losses import (
-    cumulative_from_quantiles,
     gradient_mse,
     group_statistics,
     masked_mse,
+    soft_cumulative,
     style_distance,
     twin_mse,
 )
@@ -36,9 +35,9 @@ class SlabBatch:
     Attributes
     ----------
     image:
-        ``(B, K, H, W)`` the target slab in unit intensity, unified style.
+        ``(B, K, H, W)`` the target slab in unit intensity, in the unified style.
     condition:
-        ``(B, C, H, W)`` differences of the re-styled copy.
+        ``(B, C, H, W)`` the condition, from the re-styled copy.
     mask:
         ``(B, K, H, W)`` 1 inside the brain.
     sequence, plane, group:
@@ -46,9 +45,9 @@ class SlabBatch:
     position:
         ``(B,)`` float, 0 to 1 along the plane's normal.
     twin:
-        ``(B,)`` long; groups with the same number show the same slices of one person, seen by different scanners.
+        ``(B,)`` long; groups with the same number show the same slices of one person, from different scanners.
     key:
-        ``(B,)`` long, seed of the slab's own noise and timestep: the same slab gets the same draw on any worker.
+        ``(B,)`` long, seed of the slab's noise and timestep: a slab gets the same draw on any worker.
     """
 
     image: Tensor
@@ -63,17 +62,17 @@ class SlabBatch:
 
     @classmethod
     def of_groups(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """Stacked groups ``(G, n, ...)`` (see :mod:`mmh_ray.models.slab_groups`) as one batch of ``G n`` slabs."""
+        """Join stacked groups ``(G, n, ...)`` (see :mod:`mmh_ray.models.slab_groups`) into a batch of ``G n`` slabs."""
         groups, slabs = arrays["plane"].shape
         integers = ("sequence", "plane", "twin", "key")
         fields: dict[str, Tensor] = {}
         for name, array in arrays.items():
-            values = torch.from_numpy(np.array(array)).flatten(0, 1)  # a copy: arrays from elsewhere may be read-only
+            values = torch.from_numpy(np.array(array)).flatten(0, 1)  # a copy: arrays may be read-only
             fields[name] = values if name in integers else values.float()
         return cls(**fields, group=torch.arange(groups).repeat_interleave(slabs))
 
     def to(self, device: torch.device) -> Self:
-        """The batch on a device."""
+        """Copy the batch to a device."""
         fields = {name: value.to(device) for name, value in vars(self).items()}
         return type(self)(**fields)
 
@@ -84,15 +83,15 @@ class GlobalHarmonizer(nn.Module):
     Parameters
     ----------
     quantiles:
-        ``(S, 2, Q)`` mean quantile function of each sequence's cohort, where the unified domain starts, and its tissue
-        quantiles, to which the condition's volumes are matched.
+        ``(S, 2, Q)``: for each sequence the mean quantile function of its cohort, where the unified domain starts, and
+        the tissue quantiles that volumes are matched to for the condition.
 
     Attributes
     ----------
     levels:
         Index of a sequence to the curve from the denoiser's intensities to those of the unified domain; empty for a
-        model of a cohort. Squared error is least for the mean of what could be, so that a denoiser draws levels
-        together. See :mod:`mmh_ray.distributed.levels`.
+        model of a cohort. Squared error favours the mean of all plausible images, so a denoiser reduces the contrast
+        between tissues; the curve restores it. See :mod:`mmh_ray.distributed.levels`.
     """
 
     levels: dict[int, MonotoneMap]
@@ -110,14 +109,14 @@ class GlobalHarmonizer(nn.Module):
         self.scheduler = make_scheduler(model)
         self.register_buffer("domain_quantiles", quantiles.clone())
         start = quantiles[:, 0]
-        cumulative = [cumulative_from_quantiles(of_sequence) for of_sequence in start]
+        cumulative = [soft_cumulative(of_sequence) for of_sequence in start]
         self.register_buffer("domain_cumulative", torch.stack(cumulative))
         self.register_buffer("domain_moments", torch.stack([start.mean(1), start.std(1)], dim=1))
 
     def forward(self, batch: SlabBatch, style_ramp: float = 1.0) -> dict[str, Tensor]:
-        """Losses of a batch; ``loss`` is the weighted sum to differentiate, the others are its parts.
+        """Losses of a batch: ``loss`` is the weighted sum to differentiate, the others are its parts.
 
-        ``style_ramp`` (0 to 1) brings the style losses in slowly.
+        ``style_ramp`` (0 to 1) is a further weight of the style loss, which grows during training.
         """
         noise, timestep = self.draw(batch)
         predicted = self.predict(batch, noise, timestep)
@@ -134,14 +133,14 @@ class GlobalHarmonizer(nn.Module):
         return {"loss": loss + style_ramp * weights.style_weight * parts["style"], **parts}
 
     def predict(self, batch: SlabBatch, noise: Tensor, timestep: Tensor) -> Tensor:
-        """x0 predicted from the batch noised to ``timestep``."""
+        """Predict x0 from the batch with noise added up to ``timestep``."""
         clean = to_diffusion(batch.image)
         noisy = self.scheduler.add_noise(clean, noise, timestep)
         context = self.context(batch)
         return self.denoiser(noisy, timestep, batch.condition, context)
 
     def context(self, batch: SlabBatch) -> Context:
-        """What the denoiser is told of each slab."""
+        """Context of each slab for the denoiser."""
         return Context(
             sequence=batch.sequence,
             plane=batch.plane,
@@ -150,8 +149,10 @@ class GlobalHarmonizer(nn.Module):
         )
 
     def draw(self, batch: SlabBatch) -> tuple[Tensor, Tensor]:
-        """Noise like the image and timesteps ``(B,)``, from each slab's own key; a share of them at the last
-        timestep."""
+        """Draw noise like the image and timesteps ``(B,)`` from each slab's key.
+
+        A share of the slabs (``terminal_share``) gets the last timestep.
+        """
         length = self.scheduler.config["num_train_timesteps"]
         noises = []
         timesteps = []
@@ -165,15 +166,16 @@ class GlobalHarmonizer(nn.Module):
         return torch.stack(noises).to(device), torch.tensor(timesteps, device=device)
 
     def style_loss(self, predicted: Tensor, batch: SlabBatch) -> Tensor:
-        """Mean distance of the groups from their unified domains; in training, moves the domains a little towards the
-        groups."""
+        """Mean distance of the groups from their unified domains.
+
+        In training it also moves the domains a little towards the groups.
+        """
         centre = predicted.shape[1] // 2
-        groups = int(batch.group.max()) + 1
         image = to_unit(predicted[:, centre])
-        cumulative, moments = group_statistics(image, batch.mask[:, centre], batch.group, groups)
-        first_slabs = [int((batch.group == index).nonzero()[0]) for index in range(groups)]
+        cumulative, moments = group_statistics(image, batch.mask[:, centre], batch.group)
+        first_slabs = [int((batch.group == index).nonzero()[0]) for index in range(len(moments))]
         sequence = batch.sequence[first_slabs]
-        domain_cumulative = self.domain_cumulative[sequence].clone()  # the domains move before the backward pass
+        domain_cumulative = self.domain_cumulative[sequence].clone()  # the buffers change before the backward pass
         domain_moments = self.domain_moments[sequence].clone()
         distance = style_distance(cumulative, moments, domain_cumulative, domain_moments)
         if self.training:
@@ -182,9 +184,9 @@ class GlobalHarmonizer(nn.Module):
 
     @torch.no_grad()
     def _drift(self, cumulative: Tensor, moments: Tensor, sequence: Tensor) -> None:
-        """Exponential moving average of the domains over the groups of all workers."""
+        """Update the domains as exponential moving averages over the groups of all workers."""
         ones = torch.ones_like(moments[:, :1])
-        statistics = torch.cat([cumulative, moments, ones], dim=1)  # the ones are summed to the number of groups
+        statistics = torch.cat([cumulative, moments, ones], dim=1)  # the sum of the ones is the number of groups
         sequences = len(self.domain_moments)
         total = statistics.new_zeros(sequences, statistics.shape[1])
         total.index_add_(0, sequence, statistics)

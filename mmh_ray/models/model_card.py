@@ -1,4 +1,4 @@
-"""The model card of a global bundle: what the model is for, what it saw and what it cannot do."""
+"""Writes the model card of a global bundle: intended use, training data and limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
-    """MODEL_CARD.md from the facts of a global bundle."""
+    """Text of MODEL_CARD.md, from the facts of a global bundle."""
     training = facts["training"]
     grid = facts["config"]["grid"]
     sequences = ", ".join(facts["sequences"])

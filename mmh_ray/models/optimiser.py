@@ -1,7 +1,7 @@
-"""Muon: momentum whose every step is made orthogonal, for the weights inside a network (Jordan et al., 2024).
+"""Muon: an optimiser that orthogonalises every momentum step, for a network's hidden weights (Jordan et al., 2024).
 
-``torch.optim.Muon`` takes matrices alone, no convolutions, and reckons in bfloat16, which took longer than the rest of
-a training step on a CPU that has no such instructions; this one reshapes and keeps to the weights' own precision.
+``torch.optim.Muon`` accepts no convolutions, and computes in bfloat16. On a CPU without bfloat16 instructions that took
+longer than the rest of a training step. This version reshapes convolutions and computes in the weights' precision.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 _MOMENTUM = 0.95
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)
-"""Coefficients of x, x**3 and x**5 that bring singular values towards 1 (Jordan et al., 2024)."""
+"""Coefficients of x, x**3 and x**5 that move singular values towards 1 (Jordan et al., 2024)."""
 _ROUNDS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum of the gradients, orthogonalised; decoupled weight decay.
+    """Orthogonalised Nesterov momentum with decoupled weight decay.
 
     Parameters
     ----------
     weights:
-        Of two dimensions or more; ``(out, ...)`` counts as a matrix of ``out`` rows.
+        Parameters of two dimensions or more; ``(out, ...)`` is treated as a matrix of ``out`` rows.
     rate:
-        Learning rate: the spectral norm of a step of a matrix that is not taller than wide.
+        Learning rate: the spectral norm of a step, for a matrix that is not taller than wide.
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], rate: float, weight_decay: float = 0.0) -> None:
@@ -34,7 +34,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step on the gradients that are there."""
+        """Update all weights that have a gradient."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -53,11 +53,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """``(n, m)`` with the same singular vectors and all singular values near 1 (about 0.7 to 1.2), by Newton-Schulz
-    iteration."""
+    """Move all singular values of ``(n, m)`` near 1 (about 0.7 to 1.2) by Newton-Schulz iteration.
+
+    The singular vectors stay the same.
+    """
     a, b, c = _POLYNOMIAL
     is_tall = matrix.shape[0] > matrix.shape[1]
-    wide = matrix.T if is_tall else matrix  # the product with its own transpose is then the smaller one
+    wide = matrix.T if is_tall else matrix  # makes the product with its transpose as small as possible
     wide = wide / wide.norm().clamp_min(1e-7)
     for _ in range(_ROUNDS):
         gram = wide @ wide.T

@@ -1,4 +1,4 @@
-"""Sampling: a prepared volume through the denoiser, plane by plane, and fused."""
+"""Sampling: runs a prepared volume through the denoiser, plane by plane, and fuses the planes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from mmh_ray.models.slab_groups import Conditioner, brain_slices
 from mmh_ray.threads import one_thread
 
 Denoise = Callable[[Tensor, int], Tensor]
-"""x0 from (x_t, t) with condition and context already bound."""
+"""Predicts x0 from (x_t, t); condition and context are already bound."""
 
 INVERSION_TOP = 0.95
-"""Share of the schedule that inversion climbs: at its very end the noise level hides the source."""
+"""Share of the schedule that inversion covers: at the very end the noise hides the source."""
 
 
 @one_thread()
@@ -31,7 +31,7 @@ INVERSION_TOP = 0.95
 def estimate_planes(
     model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
 ) -> np.ndarray:
-    """The volume in the unified domain as each plane's slices show it.
+    """Estimate the volume in the unified domain, once from the slices of each plane.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def estimate_planes(
     Raises
     ------
     ModelError
-        If the model gives values that are not finite.
+        If the model's output is not finite.
     """
     domain = model.domain_quantiles[sequence].cpu().numpy()
     conditioner = Conditioner(image, mask, domain, model.model_config)
@@ -62,8 +62,9 @@ def estimate_planes(
 
 
 def fuse(estimates: np.ndarray, mask: np.ndarray, settings: HarmonizeConfig) -> np.ndarray:
-    """One volume ``(X, Y, Z)`` float32 of the planes' estimates ``(planes, X, Y, Z)``; not negative, zero outside the
-    mask.
+    """Fuse the planes' estimates ``(planes, X, Y, Z)`` into one volume ``(X, Y, Z)`` float32.
+
+    The result is not negative, and zero outside the mask.
 
     Raises
     ------
@@ -78,16 +79,16 @@ def fuse(estimates: np.ndarray, mask: np.ndarray, settings: HarmonizeConfig) -> 
 
 
 def _finite(image: np.ndarray, source: str) -> np.ndarray:
-    """The image, if it is one: what the model or a target spoils is said where it happened."""
+    """Return the image if it is finite; otherwise the error names what spoiled it."""
     if not np.isfinite(image).all():
-        raise ModelError(f"values that are not finite from {source}", "finite intensities", "Train it anew.")
+        raise ModelError(f"values that are not finite from {source}", "finite intensities", "Train it again.")
     return image
 
 
 def unify_planes(
     model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
 ) -> np.ndarray:
-    """:func:`estimate_planes` at the levels of the unified domain."""
+    """As :func:`estimate_planes`, with intensities corrected to the levels of the unified domain."""
     planes = estimate_planes(model, image, mask, sequence, settings)
     levels = model.levels.get(sequence)
     return planes if levels is None else levels.apply(planes)
@@ -96,23 +97,25 @@ def unify_planes(
 def harmonize_volume(
     model: GlobalHarmonizer, image: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
 ) -> np.ndarray:
-    """A prepared volume in the unified domain, ``(X, Y, Z)`` float32 unit intensity; arguments as of
-    :func:`estimate_planes`."""
+    """Bring a prepared volume into the unified domain, ``(X, Y, Z)`` float32 unit intensity.
+
+    Arguments as for :func:`estimate_planes`.
+    """
     return fuse(unify_planes(model, image, mask, sequence, settings), mask, settings)
 
 
 @dataclass(frozen=True)
 class _PreparedScan:
-    """What every plane of a scan needs.
+    """The inputs that all planes of a scan share.
 
     Attributes
     ----------
     image, mask, sequence:
-        As of :func:`estimate_planes`.
+        As for :func:`estimate_planes`.
     conditioner:
-        Makes the condition of its slabs.
+        Computes the condition of the slabs.
     noise:
-        Cube of noise from which all slabs take theirs; see :func:`noise_slabs`.
+        Cube of noise that the slabs are cut from; see :func:`noise_slabs`.
     """
 
     image: np.ndarray
@@ -123,7 +126,7 @@ class _PreparedScan:
 
 
 def _run_plane(model: GlobalHarmonizer, scan: _PreparedScan, plane: str, settings: HarmonizeConfig) -> np.ndarray:
-    """The estimate ``(X, Y, Z)`` of one plane's slices, a batch of slabs after the other."""
+    """Estimate the volume ``(X, Y, Z)`` from the slices of one plane, batch by batch."""
     indices = brain_slices(scan.mask, plane)
     count = math.ceil(len(indices) / settings.batch_slabs)
     batches = np.array_split(indices, count)
@@ -134,7 +137,7 @@ def _run_plane(model: GlobalHarmonizer, scan: _PreparedScan, plane: str, setting
 def _run_slabs(
     model: GlobalHarmonizer, scan: _PreparedScan, plane: str, indices: np.ndarray, settings: HarmonizeConfig
 ) -> np.ndarray:
-    """Slabs ``(n, K, H, W)`` around some slices of a plane in the unified domain, unit intensity."""
+    """Slabs ``(n, K, H, W)`` around some slices of a plane, in the unified domain and unit intensity."""
     device = next(model.parameters()).device
     shape = scan.image.shape
     slab = model.model_config.slab
@@ -163,13 +166,15 @@ def _run_slabs(
 def noise_slabs(
     cube: np.ndarray, plane: str, indices: np.ndarray, slab: int, shape: tuple[int, ...], size: tuple[int, int]
 ) -> np.ndarray:
-    """Noise ``(n, K, H, W)`` of the slabs from a cube of side ``max(H, W) + K - 1``: a voxel has the same noise in
-    every plane and slab."""
+    """Cut the noise ``(n, K, H, W)`` of the slabs from a cube of side ``max(H, W) + K - 1``.
+
+    A voxel gets the same noise in every plane and slab.
+    """
     side = cube.shape[0] - slab + 1
     half = slab // 2
     normal, down, right = AXES[plane]
     padded_height, padded_width = size
-    # Where the volume begins in the cube, but for half a slab; then where the padded slice around it begins.
+    # Where the volume begins in the cube, less half a slab; then where the padded slice around it begins.
     first_slice = (side - shape[normal]) // 2
     top_of_slice = (side - shape[down]) // 2 + half
     left_of_slice = (side - shape[right]) // 2 + half
@@ -186,7 +191,7 @@ def noise_slabs(
 def make_context(
     model: GlobalHarmonizer, plane: str, indices: np.ndarray, depth: int, sequence: int, device: torch.device
 ) -> Context:
-    """Context of ``n`` slices of one plane of a volume with ``depth`` slices along its normal."""
+    """Context of ``n`` slices of one plane; the volume has ``depth`` slices along the plane's normal."""
     last_slice = max(1, depth - 1)
     position = np.asarray(indices) / last_slice
     sequences = torch.full((len(indices),), sequence, device=device)
@@ -199,10 +204,9 @@ def make_context(
 
 
 def sample(model: GlobalHarmonizer, denoise: Denoise, noise: Tensor, steps: int, last: int | None = None) -> Tensor:
-    """DDIM from pure noise at the last timestep to the clean image; one step is the x0 prediction at T.
+    """DDIM sampling from pure noise at the last timestep; with one step, the result is the x0 prediction at T.
 
-    Gradients flow through the ``last`` steps only, so that memory does not grow with ``steps``; None lets them through
-    all.
+    Gradients flow only through the ``last`` steps (None: all), so that memory does not grow with ``steps``.
     """
     last_timestep = len(model.scheduler.alphas_cumprod) - 1
     labels = np.linspace(last_timestep, -1, steps + 1)
@@ -219,7 +223,7 @@ def sample(model: GlobalHarmonizer, denoise: Denoise, noise: Tensor, steps: int,
 def invert_and_sample(model: GlobalHarmonizer, denoise: Denoise, origin: Tensor, depth: int, steps: int) -> Tensor:
     """The published procedure: DDIM inversion of the source in ``depth`` steps, then DDIM sampling in ``steps`` steps.
 
-    Both run on the training schedule, and sampling starts at the label where inversion ended.
+    Both use the training schedule; sampling starts at the timestep where inversion ended.
     """
     timesteps = len(model.scheduler.alphas_cumprod)
     top = round(INVERSION_TOP * timesteps)
@@ -230,10 +234,9 @@ def invert_and_sample(model: GlobalHarmonizer, denoise: Denoise, origin: Tensor,
 
 
 def walk(model: GlobalHarmonizer, denoise: Denoise, x: Tensor, labels: np.ndarray) -> Tensor:
-    """Deterministic DDIM through timesteps in either direction (Song et al., ICLR 2021, eq. 12 with sigma = 0); -1 is
-    the clean image.
+    """Deterministic DDIM through timesteps in either direction (Song et al., ICLR 2021, eq. 12 with sigma = 0).
 
-    diffusers has this too, but its inversion and its sampling place their timesteps differently.
+    Timestep -1 is the clean image. diffusers has both directions too, but places their timesteps differently.
     """
     alphas = [*model.scheduler.alphas_cumprod.tolist(), 1.0]  # [-1] is the clean image
     timesteps = labels.round().astype(int).tolist()

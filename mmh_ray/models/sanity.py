@@ -1,5 +1,4 @@
-"""Numbers of a model that only make sense within bounds: statistics of the unified domain, curves, quantile
-functions."""
+"""Checks that a model's statistics, curves and quantile functions are within plausible bounds."""
 
 from __future__ import annotations
 
@@ -9,15 +8,15 @@ from mmh_ray.errors import ModelError
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 
 INTENSITIES = (-10.0, 100.0)
-"""Between which every quantile of a brain lies in unit intensity, that of its brightest voxel, too."""
+"""Bounds of every quantile of a brain in unit intensity, including its brightest voxel."""
 
-_FALLING = 1e-5  # by which a quantile function in float32 may fall from one place to the next
+_ROUNDING = 1e-5  # rounding: a float32 quantile function may fall by this much from one value to the next
 _STATISTICS = {"domain_quantiles": INTENSITIES, "domain_cumulative": (-0.01, 1.01), "domain_moments": INTENSITIES}
 """Least and greatest value of the buffers of a :class:`GlobalHarmonizer`."""
 
 
 def check_statistics(model: GlobalHarmonizer, place: str, remedy: str) -> None:
-    """Raise ModelError unless what the model knows of the unified domain can be that of images."""
+    """Raise ModelError unless the model's statistics of the unified domain are plausible for images."""
     for name, (low, high) in _STATISTICS.items():
         values = model.get_buffer(name)
         if not _all_within(values, low, high):
@@ -29,11 +28,10 @@ def check_statistics(model: GlobalHarmonizer, place: str, remedy: str) -> None:
 
 
 def check_quantiles(quantiles: Tensor, place: str, remedy: str) -> None:
-    """Raise ModelError unless the last axis of a tensor ``(..., Q)`` holds quantile functions of brains in unit
-    intensity."""
+    """Raise ModelError unless the last axis of ``(..., Q)`` holds plausible quantile functions of brains."""
     low, high = INTENSITIES
     steps = quantiles.diff(dim=-1)
-    falls = bool((steps < -_FALLING).any())
+    falls = bool((steps < -_ROUNDING).any())
     if falls or not _all_within(quantiles, low, high):
         received = f"{place} that are no quantile functions"
         expected = f"values from {low:g} to {high:g} that never fall"
@@ -41,6 +39,6 @@ def check_quantiles(quantiles: Tensor, place: str, remedy: str) -> None:
 
 
 def _all_within(values: Tensor, low: float, high: float) -> bool:
-    """Whether all values lie between two bounds; NaN does not."""
+    """Whether all values are between two bounds; NaN is not."""
     is_inside = (values >= low) & (values <= high)
     return bool(is_inside.all())

@@ -1,15 +1,15 @@
-"""The model that comes with the package."""
+"""Finds the model that is shipped with the package."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 BASE_MODEL = "mmh-base"
-"""Its name, which every command takes for a model and uses where none is named."""
+"""Name of the shipped model, the default of every command."""
 
 _FOLDER = Path(__file__).with_name("weights") / BASE_MODEL
 
 
 def shipped_bundle(name: str) -> Path | None:
-    """Bundle folder of a model that the package brings; None of any other."""
+    """Bundle folder of the shipped model; None for any other name."""
     return _FOLDER if name == BASE_MODEL else None

@@ -1,4 +1,4 @@
-"""Slice groups: from a volume's target and styled copy to the slabs that train or harmonize it."""
+"""Slice groups: cuts slabs and their condition from a volume, for training and for harmonizing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmh_ray.models.conditioning import condition_slices, difference_scales
 
 
 class Conditioner:
-    """Computes the condition of any slices of one volume; the robust scales are found once.
+    """Computes the condition of any slices of one volume; the robust scales are computed once.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class Conditioner:
         ``(X, Y, Z)`` bool.
     domain:
         ``(2, 257)`` quantile function and tissue quantiles of the sequence's unified domain. The volume is matched to
-        them first, so that the condition is the same under any increasing intensity curve.
+        them first, so that no increasing intensity curve changes the condition.
     """
 
     def __init__(self, volume: np.ndarray, mask: np.ndarray, domain: np.ndarray, model: ModelConfig) -> None:
@@ -39,8 +39,7 @@ class Conditioner:
         self.scales = difference_scales(self.volume, brain, self.distances)
 
     def slabs(self, plane: str, indices: Sequence[int]) -> np.ndarray:
-        """Condition ``(n, C, H, W)`` float32 of the slices at ``indices``: the differences, then the slab's own matched
-        intensities."""
+        """Condition ``(n, C, H, W)`` float32 of the slices at ``indices``: differences, then the matched slab."""
         volume = self.volume.numpy()
         slices = torch.from_numpy(along(volume, plane))
         differences = condition_slices(slices, indices, self.scales, self.distances)
@@ -50,7 +49,7 @@ class Conditioner:
 
 
 def padded_size(shape: Sequence[int], model: ModelConfig) -> tuple[int, int]:
-    """Height and width of the slabs: hold every plane, and the U-Net can fold and halve them at every level."""
+    """Height and width of slabs that hold every plane and that the U-Net can fold and halve at every level."""
     levels = len(model.channels)
     multiple = model.patch * 2 ** (levels - 1)
     height, width = slice_shape(shape)
@@ -60,35 +59,15 @@ def padded_size(shape: Sequence[int], model: ModelConfig) -> tuple[int, int]:
 
 
 def brain_slices(mask: np.ndarray, plane: str) -> np.ndarray:
-    """Indices of the slices that hold brain."""
+    """Indices of the slices that contain brain."""
     slices = along(mask, plane)
     has_brain = slices.any(axis=(1, 2))
     return np.flatnonzero(has_brain)
 
 
-def training_group(
-    target: np.ndarray,
-    styled: np.ndarray,
-    mask: np.ndarray,
-    domain: np.ndarray,
-    sequence: int,
-    slabs_per_plane: int,
-    model: ModelConfig,
-    seed: int,
-    twin: int,
-) -> dict[str, np.ndarray]:
-    """One group of a volume, its condition computed from a ``styled`` copy; see :func:`slab_group`."""
-    conditioner = Conditioner(styled, mask, domain, model)
-    return slab_group(
-        images={"image": target},
-        conditioner=conditioner,
-        mask=mask,
-        sequence=sequence,
-        slabs_per_plane=slabs_per_plane,
-        model=model,
-        seed=seed,
-        twin=twin,
-    )
+def stack_groups(groups: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Stack the arrays of groups of equal size; each array gains a leading axis."""
+    return {name: np.stack([group[name] for group in groups]) for name in groups[0]}
 
 
 def slab_group(
@@ -97,18 +76,16 @@ def slab_group(
     mask: np.ndarray,
     sequence: int,
     slabs_per_plane: int,
-    model: ModelConfig,
     seed: int,
     twin: int,
 ) -> dict[str, np.ndarray]:
-    """One group: ``slabs_per_plane`` slabs of each plane, stratified along the brain so that together they stand for
-    the volume.
+    """One group: ``slabs_per_plane`` slabs of each plane, stratified along the brain to represent the whole volume.
 
-    Seeds are given by the caller, who numbers groups, so that any worker makes the same group; no library's sampler
-    does. ``seed`` draws its noise and ``twin`` its slices: groups of one person with the same twin number show the same
-    slices.
+    The caller numbers the groups and derives the seeds from the numbers, so that any worker makes the same group; no
+    library sampler does that. ``seed`` decides the noise and ``twin`` the slices: groups of one person with the same
+    twin number show the same slices.
 
-    Returns arrays named as in ``SlabBatch`` (``group`` left out) and as in ``images``, with ``3 * slabs_per_plane``
+    Returns arrays named as in ``SlabBatch`` (without ``group``) and as in ``images``, with ``3 * slabs_per_plane``
     slabs; images in float16.
     """
     rng = np.random.default_rng([seed, 3])
@@ -123,9 +100,9 @@ def slab_group(
         ranks = np.minimum((places * len(slices)).astype(int), len(slices) - 1)
         indices = slices[ranks]
         for name, image in images.items():
-            parts[name].append(take_slabs(image, plane, indices, model.slab, size).astype(np.float16))
+            parts[name].append(take_slabs(image, plane, indices, conditioner.slab, size).astype(np.float16))
         parts["condition"].append(conditioner.slabs(plane, indices.tolist()).astype(np.float16))
-        parts["mask"].append(take_slabs(mask, plane, indices, model.slab, size).astype(np.uint8))
+        parts["mask"].append(take_slabs(mask, plane, indices, conditioner.slab, size).astype(np.uint8))
         parts["plane"].append(np.full(slabs_per_plane, number, np.int64))
         parts["position"].append((indices / max(1, last_index)).astype(np.float32))
     group = {name: np.concatenate(arrays) for name, arrays in parts.items()}

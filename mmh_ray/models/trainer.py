@@ -1,4 +1,4 @@
-"""One training worker's share of stage 1: step, moving average of the weights, validation, state. Knows no Ray."""
+"""Trains stage 1 in one worker: steps, moving average of the weights, validation, state. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mmh_ray.training import learning_rate_share, update_average
 class Trainer:
     """Trains a model; ``wrapped`` is the model itself or its data-parallel wrapper.
 
-    The whole state is a flat dict of tensors, so that checkpoints need no pickle and a resumed run equals an
-    uninterrupted one.
+    The complete state is a flat dict of tensors: checkpoints need no pickle, and a resumed run equals an uninterrupted
+    one.
     """
 
     def __init__(self, model: GlobalHarmonizer, config: TrainConfig, wrapped: nn.Module | None = None) -> None:
@@ -42,7 +42,7 @@ class Trainer:
         )
 
     def step(self, batch: SlabBatch) -> dict[str, float]:
-        """One optimiser step on this worker's groups; returns the losses, the learning rate and the gradient norm."""
+        """One optimiser step on this worker's groups; returns losses, learning rate and gradient norm."""
         share = learning_rate_share(self.steps_done, self.config.steps, self.config.warmup_steps)
         muon, adam = self.optimizers
         muon.param_groups[0]["lr"] = share * self.config.matrix_learning_rate
@@ -67,7 +67,10 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, batches: Sequence[SlabBatch]) -> dict[str, float]:
-        """Mean losses of the averaged weights; the slabs' keys fix noise and timesteps. Remembers the best weights."""
+        """Mean losses of the averaged weights; keeps the weights with the lowest loss.
+
+        Noise and timesteps are the same at every validation, as the slabs' keys decide them.
+        """
         means: dict[str, float] = {}
         for batch in batches:
             losses = self.average(batch.to(self.device))
@@ -79,7 +82,7 @@ class Trainer:
         return {f"val_{name}": mean for name, mean in means.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs."""
+        """All tensors that a resumed run needs."""
         tensors = {
             "steps_done": torch.tensor(self.steps_done),
             "best_loss": torch.tensor(self.best_loss, dtype=torch.float64),
@@ -110,12 +113,12 @@ class Trainer:
             optimizer.load_state_dict({"state": moments, "param_groups": param_groups})
 
     def _models(self) -> dict[str, GlobalHarmonizer]:
-        """The three models of the state, by the first part of their tensors' names."""
+        """The three models of the state, by the prefix of their tensors' names."""
         return {"model": self.model, "average": self.average, "best": self.best}
 
 
 def _over_workers(losses: dict[str, Tensor]) -> dict[str, float]:
-    """Losses of the whole step: the mean over all workers, as plain numbers."""
+    """Mean losses over all workers."""
     values = torch.stack([loss.detach().float() for loss in losses.values()])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(values)
@@ -125,8 +128,7 @@ def _over_workers(losses: dict[str, Tensor]) -> dict[str, float]:
 
 
 def _is_hidden(name: str, weight: nn.Parameter) -> bool:
-    """Whether a weight of the model is a matrix or a convolution inside the U-Net, and neither its first nor its
-    last."""
+    """Whether a weight is a matrix or convolution of the U-Net, except its first and last convolution."""
     is_in_unet = "unet." in name
     is_matrix = weight.ndim > 1
     is_outermost = "conv_in." in name or "conv_out." in name
@@ -134,10 +136,10 @@ def _is_hidden(name: str, weight: nn.Parameter) -> bool:
 
 
 def best_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of the model that validated best, from a trainer's state."""
+    """State dict of the model with the lowest validation loss, from a trainer's state."""
     return _below(tensors, "best/")
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
+    """The tensors with a prefix in their names; the prefix is removed."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,7 +1,7 @@
-"""The only importer of MLflow: runs and their metrics, the registry, and the way from a model's name to its bundle.
+"""Runs, metrics and the model registry; the only room that imports MLflow.
 
-Call :func:`configure` first: the others work on the store that it chose last. MLflow takes seconds to import, so that
-happens in the functions.
+Call :func:`configure` first: it chooses the store that the other functions use. MLflow takes seconds to import, so it
+is imported inside functions.
 """
 
 from mmh_ray.tracking.evaluations import cite, evaluation_of, move_alias, record_evaluation
@@ -17,7 +17,7 @@ from mmh_ray.tracking.registry import (
     resolve_target,
     target_model_name,
 )
-from mmh_ray.tracking.runs import MetricRow, finish, log_figure, log_metrics, mark_failed, start_run
+from mmh_ray.tracking.runs import MetricRow, finish, log_file, log_metrics, mark_failed, start_run
 from mmh_ray.tracking.store import configure
 from mmh_ray.tracking.system_metrics import SystemMetrics
 
@@ -31,7 +31,7 @@ __all__ = [
     "configure",
     "evaluation_of",
     "finish",
-    "log_figure",
+    "log_file",
     "log_input",
     "log_metrics",
     "mark_failed",

@@ -1,4 +1,4 @@
-"""A run of MLflow for each archive that is harmonized: what was done, how its figures are distributed, and the files to look at."""
+"""Logs each run over an archive as an MLflow run: status counts, distributions of figures, ledger and report."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from mmh_ray.tracking.store import choose_uri, configure, is_configured, mlflow_
 log = logging.getLogger(__name__)
 
 EXPERIMENT_ENDING = "-harmonize"
-"""Behind ``tracking.experiment``: archives have an experiment of their own."""
+"""Added to ``tracking.experiment``: runs over archives have a separate experiment."""
 LAST_SECONDS = 60.0
-"""That the end of a run waits for MLflow at most."""
+"""How long the end of a run waits for MLflow at most."""
 RETRY_SECONDS = 60.0
-"""Between two attempts to start the run at a server that does not answer."""
+"""Seconds between two attempts to start the run at a server that does not answer."""
 QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
 
 
 class Outcome(NamedTuple):
-    """What a run over an archive leaves.
+    """Outcome of a run over an archive.
 
     Attributes
     ----------
     record:
-        With its end.
+        Record of the finished run.
     rows:
         All rows of the folder's ledger.
     out:
@@ -59,14 +59,14 @@ class Outcome(NamedTuple):
 
 
 class ArchiveRun:
-    """Tells MLflow of one run over an archive, in a thread of its own: a server that is slow or down holds up no image.
+    """Logs one run over an archive to MLflow in a separate thread, so that a slow server delays no image.
 
-    Nothing here raises. What MLflow did not get is said in the log; the folder of derivatives has all of it.
+    Nothing here raises. If logging fails there is a warning; the folder of derivatives has all the data.
 
     Parameters
     ----------
     record:
-        Of the run that starts.
+        Record of the run that starts.
     facts:
         Tags ``mmh.KEY`` of the MLflow run.
     on_start:
@@ -89,7 +89,7 @@ class ArchiveRun:
     def start(
         cls, config: Config, record: RunRecord, facts: Mapping[str, str], on_start: Callable[[str], None]
     ) -> ArchiveRun | None:
-        """Start the run; None, and MLflow is not even imported, where no tracking store is configured."""
+        """Start the run; None if no tracking store is configured (then MLflow is not imported)."""
         if not is_configured(config.tracking):
             return None
         run = cls(config, record, facts, on_start)
@@ -107,24 +107,22 @@ class ArchiveRun:
         if problem is not None:
             uri = without_credentials(choose_uri(self._config.tracking))
             reason = without_credentials(problem)
-            log.warning(
-                "this run is not, or not whole, in MLflow at %s: %s. %s has all of it.", uri, reason, outcome.out
-            )
+            log.warning("MLflow at %s lacks this run, or part of it: %s. %s has all of it.", uri, reason, outcome.out)
 
     def _work(self) -> None:
         try:
             configure(self._config.tracking)
-            run_id = self._start_patiently()
+            run_id = self._start_when_reachable()
             self._on_start(run_id)
             self._is_over.wait()
             assert self._outcome is not None
             _log_outcome(run_id, self._outcome, self._config)
-        except Exception as error:  # of MLflow, its store or the network: it must not end the run over the archive
+        except Exception as error:  # from MLflow, its store or the network; it must not end the run over the archive
             log.debug("raised here:", exc_info=True)
             self._failure = error
 
-    def _start_patiently(self) -> str:
-        """Start the MLflow run. A server that does not answer is asked again until the run over the archive has ended."""
+    def _start_when_reachable(self) -> str:
+        """Start the MLflow run; if the server does not answer, retry until the run over the archive has ended."""
         from mlflow.exceptions import MlflowException
 
         tracking = self._config.tracking
@@ -161,7 +159,7 @@ def _log_outcome(run_id: str, outcome: Outcome, config: Config) -> None:
     log_metrics(run_id, [MetricRow.of_now(0, values)])
     mlflow_client().set_tag(run_id, MLFLOW_RUN_NOTE, headline(images, measures(config.quality)))
     with tempfile.TemporaryDirectory() as scratch:
-        write_ledger(Path(scratch, LEDGER), outcome.rows)  # that of the folder is written when the run lets go of it
+        write_ledger(Path(scratch, LEDGER), outcome.rows)  # the folder's ledger file is written after this
         dataclasses.replace(record, source=loggable_uri(record.source)).write(scratch)
         log_file(run_id, Path(scratch, LEDGER))
         log_file(run_id, Path(scratch, RECORD), str(Path(RECORD).parent))
@@ -172,7 +170,7 @@ def _log_outcome(run_id: str, outcome: Outcome, config: Config) -> None:
 
 
 def rows_since(started: str, rows: Iterable[LedgerRow]) -> list[LedgerRow]:
-    """Rows that were written since a moment, given as ISO 8601: those of one run."""
+    """The rows of one run: those finished since its start, which is given as ISO 8601."""
     start = moment_of(started)
     assert start is not None
     recent = []
@@ -184,10 +182,10 @@ def rows_since(started: str, rows: Iterable[LedgerRow]) -> list[LedgerRow]:
 
 
 def archive_metrics(images: Sequence[ImageRecord]) -> dict[str, float]:
-    """Figures of a run over an archive.
+    """Metrics of a run over an archive.
 
-    - ``images.STATUS``, and ``images.flagged``: numbers of images;
-    - ``flags.KIND``: images with a flag of that kind;
+    - ``images.STATUS`` and ``images.flagged``: numbers of images;
+    - ``flags.KIND``: number of images with a flag of that kind;
     - ``qc.SEQUENCE.FIGURE.QUANTILE`` and ``image_seconds.SEQUENCE.QUANTILE``: see :data:`QUANTILES`.
     """
     by_status = Counter(image.status for image in images)
@@ -210,5 +208,5 @@ def archive_metrics(images: Sequence[ImageRecord]) -> dict[str, float]:
 
 
 def _kind(flag: str) -> str:
-    """What a flag is about, in the characters that MLflow takes in a name: `brain, ml: 900 is below 950` is `brain ml`."""
+    """Kind of a flag, in characters that MLflow allows: `brain, ml: 900 is below 950` becomes `brain ml`."""
     return re.sub(r"[^A-Za-z0-9_ -]+", "", flag.partition(":")[0]).strip()

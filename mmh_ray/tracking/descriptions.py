@@ -1,4 +1,4 @@
-"""What the registry says of a model and of each of its versions."""
+"""Describes registered models and their versions in the registry."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from mmh_ray.tracking.runs import shorten
 from mmh_ray.tracking.store import mlflow_client
 
 CARD = "MODEL_CARD.md"
-"""File in a bundle, of a global model or a target, that describes it in words."""
+"""File in a bundle that describes its model or target."""
 DESCRIPTION_LENGTH = 5000
 """MLflow's limit on the length of a description."""
 
-_GLOBAL = """Takes the scanner's look out of brain MRI, so that scans of different sites can be analysed together in research.
-It is not a medical device.
+_GLOBAL = """Removes the scanner's style from brain MRI, so that scans of different sites can be analysed together in
+research. It is not a medical device.
 
 Each version is described by its model card: sequences, training data, validation, limits.
 
     mmh harmonize BIDS OUT --model models:/{name}@champion
 """
-_TARGET = """Gives harmonized brain MRI the look of one site, on top of the global model that each version names.
+_TARGET = """Gives harmonized brain MRI the style of one site, on top of the global model named in each version.
 It is not a medical device.
 
 Each version is described by its model card: images of the site, validation, limits.
@@ -30,7 +30,7 @@ Each version is described by its model card: images of the site, validation, lim
 
 
 def describe(name: str, version: str, bundle: Path, is_target: bool) -> None:
-    """Describe a version by its model card, and the model in a few words where nobody has described it yet."""
+    """Describe a version by its model card, and the model in a few words if it has no description yet."""
     client = mlflow_client()
     card = bundle / CARD
     if card.is_file():

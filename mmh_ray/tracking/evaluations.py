@@ -1,4 +1,4 @@
-"""Evaluations kept with the model version that they are of, and the alias that moves on their account."""
+"""Stores evaluations with their model version, reads them again, and moves an alias to a version."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from mmh_ray.config import Config, TrackingConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.tracking.inputs import RunInput, log_input
-from mmh_ray.tracking.outage import patiently
-from mmh_ray.tracking.registry import BUNDLE_HASH, find_version, open_store, version_uri
+from mmh_ray.tracking.outage import retry_while_unreachable
+from mmh_ray.tracking.registry import BUNDLE_HASH, download, find_version, open_store, version_uri
 from mmh_ray.tracking.runs import finish, log_file, send_metrics, start_run
 from mmh_ray.tracking.store import mlflow_client
 
@@ -24,7 +24,7 @@ def cite(model: str, tracking: TrackingConfig) -> tuple[str, str | None]:
     Raises
     ------
     ModelError
-        If there is no such store, name, alias or version.
+        If the store, name, alias or version does not exist.
     """
     open_store(model, tracking)
     version = find_version(model)
@@ -39,12 +39,12 @@ def record_evaluation(
     config: Config,
     facts: Mapping[str, str],
 ) -> str:
-    """Keep an evaluation in a run of its own: metrics on the model, files as artifacts, a tag on the version. Returns the run's id.
+    """Log an evaluation as a run: metrics of the model, files as artifacts, a tag of the version. Returns the run's id.
 
     Parameters
     ----------
     data:
-        The scans that were scored.
+        The scans that were evaluated.
     facts:
         Further tags ``mmh.KEY`` of the run.
     """
@@ -52,13 +52,13 @@ def record_evaluation(
 
     open_store(model, config.tracking)
     client = mlflow_client()
-    patiently(lambda: client.search_experiments(max_results=1))
+    retry_while_unreachable(lambda: client.search_experiments(max_results=1))
     version = find_version(model)
     uri = version_uri(version)
     now = int(time.time() * 1000)
     run_id = start_run(config, f"evaluate {version.name}/{version.version}", None, {"model": uri, **facts})
     log_input(run_id, data)
-    # a SQLite store keeps the id of the model in the source only
+    # a SQLite store has the id of the model only in the source
     logged = version.model_id or (version.source or "").removeprefix("models:/")
     owner = {"model_id": logged, "dataset_name": data.name, "dataset_digest": data.short_digest, "run_id": run_id}
     entries = [Metric(name, value, now, 0, **owner) for name, value in sorted(metrics.items())]
@@ -71,33 +71,25 @@ def record_evaluation(
 
 
 def evaluation_of(model: str, tracking: TrackingConfig) -> tuple[str, Path]:
-    """URI with the version, and a local folder of the files of its latest evaluation.
+    """URI of a model version, and a local folder with the files of its latest evaluation.
 
     Raises
     ------
     ModelError
-        If the model is not registered or was not evaluated, or the files cannot be reached.
+        If the model is not registered or was not evaluated, or the files cannot be downloaded.
     """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
     open_store(model, tracking)
     version = find_version(model)
     uri = version_uri(version)
     run_id = version.tags.get(EVALUATION)
     if run_id is None:
-        remedy = f"Run mmh evaluate with --archive ours=OUT that it made and --model {uri}."
+        remedy = f"Run mmh evaluate with --archive ours=OUT, where OUT was made by this model, and --model {uri}."
         raise ModelError(f"{uri}, which was not evaluated", "a model with an evaluation", remedy)
-    try:
-        return uri, Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="evaluation"))
-    except (MlflowException, OSError) as error:
-        received = f"evaluation of {uri} in run {run_id}: {' '.join(str(error).split())[:300]}"
-        raise ModelError(
-            received, "its files", "Check that the artifacts can be reached, or evaluate again."
-        ) from error
+    name = f"the evaluation of {uri} in run {run_id}"
+    return uri, download(name, "its files", run_id=run_id, artifact_path="evaluation")
 
 
 def move_alias(model: str, alias: str) -> None:
-    """Give a registered version the alias; the store is open."""
+    """Move an alias to a registered version, in the configured store."""
     version = find_version(model)
     mlflow_client().set_registered_model_alias(version.name, alias, version.version)

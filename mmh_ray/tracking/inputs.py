@@ -1,4 +1,4 @@
-"""What a run worked on, as MLflow shows it under "Datasets": a name, a digest, and where it lies."""
+"""Logs the input data of a run, which MLflow shows under "Datasets": name, digest and place."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from mmh_ray.object_store import loggable_uri
 from mmh_ray.tracking.store import mlflow_client
 
 DIGEST_LENGTH = 36
-"""Characters of a digest that MLflow takes. The profile of the dataset holds all of it."""
+"""MLflow's limit on the length of a digest. The profile of the dataset has the complete digest."""
 SIMULATION = "simulation"
-"""Name of the data of a model that was trained without any scan."""
+"""Name of the data of a model that was trained without scans."""
 
 
 @dataclass(frozen=True)
 class RunInput:
-    """Data that a run worked on.
+    """Input data of a run.
 
     Attributes
     ----------
     context:
-        What the run did with it.
+        Purpose of the data.
     digest:
-        Hash of what was read, 64 hex digits: over the table of the images, not over the bytes of a folder.
+        Hash of the data, 64 hex digits: over the table of the images, not over the bytes of a folder.
     place:
-        Folder or URI; its credentials, if it has any, are not logged. None where the data were made by this package.
+        Folder or URI, logged without credentials. None if this package simulated the data.
     """
 
     context: Literal["training", "evaluation", "harmonization"]
@@ -43,12 +43,12 @@ class RunInput:
 
     @property
     def short_digest(self) -> str:
-        """The digest as MLflow takes it."""
+        """The digest, cut to MLflow's limit."""
         return self.digest[:DIGEST_LENGTH]
 
 
 def log_input(run_id: str, data: RunInput) -> None:
-    """Add data to the inputs of a run. The same data twice are one input."""
+    """Add data to the inputs of a run; data that are added twice become one input."""
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT

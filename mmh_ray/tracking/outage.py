@@ -1,4 +1,4 @@
-"""Waiting for an MLflow server that is down: work of hours must not be lost because the server restarts as it ends."""
+"""Waits for an MLflow server that is down: a restart of the server must not cost the results of hours."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mmh_ray.tracking.store import without_credentials
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 600.0
-"""Seconds for which a server that does not answer is waited for."""
+"""How long to wait for a server that does not answer, in seconds."""
 PAUSE_S = 5.0
-"""Between two attempts. An attempt itself takes minutes by MLflow's own retries."""
+"""Seconds between two attempts. Each attempt takes minutes, by MLflow's own retries."""
 
 T = TypeVar("T")
 
 
-def patiently(call: Callable[[], T]) -> T:
-    """What a call to MLflow returns; while the server cannot be reached, it is called again for :data:`PATIENCE_S` seconds.
+def retry_while_unreachable(call: Callable[[], T]) -> T:
+    """Call MLflow and return the result; if the server cannot be reached, retry for :data:`PATIENCE_S` seconds.
 
-    The call must do no harm if it is made twice. Every answer of the server that is an error is raised at once.
+    Repeating the call must do no harm. Any error that the server returns is raised at once.
     """
     from mlflow.exceptions import MlflowException
 
@@ -36,13 +36,13 @@ def patiently(call: Callable[[], T]) -> T:
                 raise
             if not has_warned:
                 reason = without_credentials(error)
-                log.warning("MLflow does not answer, and is waited for, for %.0f s at most: %s", PATIENCE_S, reason)
+                log.warning("MLflow does not answer; waiting for up to %.0f s: %s", PATIENCE_S, reason)
             has_warned = True
         time.sleep(PAUSE_S)
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether an error of MLflow tells that no answer came, or none but that of a proxy or a server that is starting."""
+    """Whether an MLflow error means that no answer came, or only one from a proxy or a server that is starting."""
     import requests
 
     cause = error.__cause__ or error.__context__

@@ -1,8 +1,8 @@
-"""Metrics of a training on their way to MLflow: files beside its checkpoints, each deleted once MLflow has acknowledged it.
+"""Buffers the metrics of a training in files beside its checkpoints until MLflow has acknowledged them.
 
-Training workers write them and the driver sends them. The folder is the only thing between the two, and it lies where the
-checkpoints lie, which every node can reach. So no process has to outlive another, workers need no way to MLflow, and what an outage or a
-killed driver kept from being sent is there at the next start.
+Training workers write the files and the driver sends them. They share only the folder, which every node can reach like
+the checkpoints. So no process has to outlive another, workers need no connection to MLflow, and metrics that were not
+sent, because of an outage or a killed driver, are sent at the next start.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ log = logging.getLogger(__name__)
 WRITE_SECONDS = 5.0
 """Rows are written when the oldest has waited this long."""
 READ_SECONDS = 2.0
-"""Between two looks of the driver into the folder."""
+"""Seconds between two searches for new files by the driver."""
 SEND_SECONDS = 5.0
-"""Between two attempts to send."""
+"""Seconds between two attempts to send."""
 LAST_SECONDS = 30.0
-"""That the end of a training waits for threads that hang in the storage or in MLflow's retries."""
+"""How long the end of a training waits for each thread that hangs in the storage or in MLflow's retries."""
 
 _ENDING = ".json"
 
 
 class MetricsOutbox:
-    """Rows of metrics in the files of a folder; no two files share a name, whoever writes them.
+    """Rows of metrics in the files of a folder; names are unique, even with several writers.
 
     Parameters
     ----------
     storage:
         File system of the training run.
     folder:
-        Folder in it; made when the first file is written.
+        Folder in it; created with the first file.
     """
 
     def __init__(self, storage: pyarrow.fs.FileSystem, folder: str) -> None:
@@ -52,16 +52,16 @@ class MetricsOutbox:
         self._collected: list[MetricRow] = []
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Collect the metrics of a step, and write all that were collected every few seconds; raises nothing."""
+        """Collect the metrics of a step, and write the collected metrics every few seconds; raises nothing."""
         self._collected.append(MetricRow.of_now(step, values))
         age_ms = self._collected[-1].time_ms - self._collected[0].time_ms
         if age_ms >= WRITE_SECONDS * 1000:
             self.write()
 
     def write(self) -> None:
-        """Write what was collected. Call it before a checkpoint, whose steps no resumed training repeats.
+        """Write the collected metrics. Call it before a checkpoint, as a resumed training does not repeat its steps.
 
-        What cannot be written is kept for the next call; metrics must not end a training.
+        If writing fails, the metrics are kept for the next call; nothing is raised.
         """
         if not self._collected:
             return
@@ -74,12 +74,12 @@ class MetricsOutbox:
                 stream.write(content)
             self.storage.move(unfinished, f"{self.folder}/{name}{_ENDING}")
         except OSError as error:
-            log.warning("metrics of %d steps wait, as %s cannot be written: %s", len(self._collected), name, error)
+            log.warning("metrics of %d steps are kept, as %s cannot be written: %s", len(self._collected), name, error)
             return
         self._collected = []
 
     def names(self) -> list[str]:
-        """Files that were not sent yet, the oldest first."""
+        """Names of the files that are not sent yet, the oldest first."""
         selector = pyarrow.fs.FileSelector(self.folder, allow_not_found=True)
         return sorted(info.base_name for info in self.storage.get_file_info(selector) if info.extension == _ENDING[1:])
 
@@ -89,12 +89,12 @@ class MetricsOutbox:
             return [MetricRow(**row) for row in json.loads(stream.read())]
 
     def remove(self, name: str) -> None:
-        """Delete a file, if it is still there."""
+        """Delete a file, if it still exists."""
         with contextlib.suppress(FileNotFoundError):
             self.storage.delete_file(f"{self.folder}/{name}")
 
     def remove_folder(self) -> None:
-        """Delete the folder if nothing waits in it; it is made again when it is needed."""
+        """Delete the folder if no metrics are left in it; it is created again when needed."""
         with contextlib.suppress(OSError):
             if not self.names():
                 self.storage.delete_dir(self.folder)
@@ -104,15 +104,15 @@ class MetricsOutbox:
 def sending_metrics(
     outbox: MetricsOutbox, run_id: str, on_row: Callable[[MetricRow], None] = lambda row: None
 ) -> Iterator[None]:
-    """Send to MLflow what lies in an outbox and what is added to it while the block runs.
+    """Send the metrics in an outbox to MLflow, including those that are added while the block runs.
 
-    An outage of MLflow delays metrics; it neither raises nor holds up the block. What could not be sent in the end stays in the outbox, and
-    a warning says how much and where. The store must be configured (:func:`mmh_ray.tracking.configure`).
+    An outage of MLflow delays metrics; it neither raises nor delays the block. Metrics that could not be sent by the
+    end stay in the outbox, with a warning. The store must be configured (:func:`mmh_ray.tracking.configure`).
 
     Parameters
     ----------
     on_row:
-        Called in a thread with every row that comes, whether or not it could be sent.
+        Called in a thread with every new row, whether or not it could be sent.
     """
     sender = _Sender(outbox, run_id, on_row)
     sender.start()
@@ -123,27 +123,27 @@ def sending_metrics(
         sender.warn_of_unsent()
         raise
     sender.stop()
-    # The thread may still sleep in MLflow's retries although the store has long been back: this thread sends too.
-    # A row that is sent twice is one row to MLflow.
+    # The sender may still sleep in MLflow's retries although the store is back, so this thread sends too.
+    # A row that is sent twice becomes one row in MLflow.
     sender.send()
     sender.warn_of_unsent()
 
 
 def send_left(storage: pyarrow.fs.FileSystem, folder: str) -> None:
-    """Send what earlier trainings left in the outboxes below a folder, each named by the id of its run.
+    """Send the metrics that earlier trainings left in outboxes below a folder; an outbox is named by its run's id.
 
-    Of a training that goes on at this moment some is sent by either: to MLflow a row that comes twice is one.
+    If such a training is still running, some rows may be sent twice; MLflow stores them once.
     """
-    for found in storage.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True)):
-        outbox = MetricsOutbox(storage, found.path)
-        if found.type == pyarrow.fs.FileType.Directory and outbox.names():
-            with sending_metrics(outbox, found.base_name):
-                log.info("metrics of MLflow run %s, which an earlier training left, are sent", found.base_name)
+    for entry in storage.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True)):
+        outbox = MetricsOutbox(storage, entry.path)
+        if entry.type == pyarrow.fs.FileType.Directory and outbox.names():
+            with sending_metrics(outbox, entry.base_name):
+                log.info("sending metrics of MLflow run %s that an earlier training left", entry.base_name)
             outbox.remove_folder()
 
 
 class _Sender:
-    """One thread reads and the other sends: an attempt to send may hang for minutes, while progress must go on."""
+    """Reads in one thread and sends in another: sending may hang for minutes, while progress must continue."""
 
     def __init__(self, outbox: MetricsOutbox, run_id: str, on_row: Callable[[MetricRow], None]) -> None:
         self._outbox = outbox
@@ -162,34 +162,35 @@ class _Sender:
         self._sender.start()
 
     def stop(self) -> None:
-        """End both after a last look and a last attempt; one that hangs is left behind."""
+        """Stop both threads after a last read and a last attempt to send; a thread that hangs is abandoned."""
         self._stopping.set()
         self._reader.join(LAST_SECONDS)
         self._sender.join(LAST_SECONDS)
 
     def send(self) -> None:
-        """Send all that was read, the oldest first, and delete each file that MLflow has acknowledged."""
+        """Send all rows that were read, the oldest first; delete each file once MLflow has acknowledged it."""
         try:
             for name, rows in list(self._unsent.items()):
                 log_metrics(self._run_id, rows)
                 self._outbox.remove(name)
                 self._unsent.pop(name, None)
-        except Exception as error:  # of MLflow, its store or the network: metrics must not end a training
+        except Exception as error:  # from MLflow, its store or the network; metrics must not end a training
             if self._failure is None:
                 reason = without_credentials(error)
-                log.warning("metrics wait in %s until MLflow takes them: %s", self._outbox.folder, reason)
+                log.warning("metrics are kept in %s until MLflow accepts them: %s", self._outbox.folder, reason)
             self._failure = error
             return
         if self._failure is not None:
-            log.info("MLflow takes metrics again: those that waited are sent")
+            log.info("MLflow accepts metrics again; the delayed metrics are sent")
         self._failure = None
 
     def warn_of_unsent(self) -> None:
-        """Say what MLflow lacks, if anything."""
+        """Log a warning if some metrics were not sent."""
         steps = {row.step for rows in list(self._unsent.values()) for row in rows}
         if steps:
             log.warning(
-                "metrics of %d steps (%d to %d) are not in MLflow (%s). They are kept in %s and sent when this training is started again.",
+                "metrics of %d steps (%d to %d) are not in MLflow (%s). "
+                "They are kept in %s and sent when this training is started again.",
                 len(steps),
                 min(steps),
                 max(steps),
@@ -203,7 +204,7 @@ class _Sender:
             is_last = self._stopping.wait(READ_SECONDS)
             try:
                 self._read_new()
-            except Exception as error:  # of the storage: the files are still there at the next look
+            except Exception as error:  # from the storage; the files are read again next time
                 log.warning("metrics in %s cannot be read: %s", self._outbox.folder, error)
 
     def _read_new(self) -> None:

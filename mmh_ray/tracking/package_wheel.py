@@ -1,4 +1,4 @@
-"""This package as a wheel, to lie with a model: so the model can be installed where no index has this package."""
+"""Builds a wheel of this package to store with a model, so that the model can be installed without a package index."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import mmh_ray
 log = logging.getLogger(__name__)
 
 DISTRIBUTION = "mmh-ray"
-_WRITTEN = (1980, 1, 1, 0, 0, 0)
+_FILE_TIME = (1980, 1, 1, 0, 0, 0)
 """Time of every file in the wheel, so that equal code gives equal bytes."""
-_PACKED_ALREADY = (".safetensors", ".gz", ".png")
-"""Files that do not become smaller."""
+_INCOMPRESSIBLE = (".safetensors", ".gz", ".png")
+"""Endings of files that do not become smaller."""
 
 
 def build_wheel(folder: str | Path) -> Path:
     """Write the wheel of the running code into a folder and return its path.
 
-    It is made from the files of the package, not by a build tool: an installed package has no source tree, and a
-    cluster may reach no index.
+    The wheel is made from the package's files, without a build tool: an installed package has no source tree, and a
+    cluster may have no access to an index.
     """
     package = Path(mmh_ray.__file__).parent
     stem = f"mmh_ray-{mmh_ray.__version__}"
@@ -45,10 +45,10 @@ def build_wheel(folder: str | Path) -> Path:
     files[record] = "".join([*lines, f"{record},,\n"]).encode()
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, content in files.items():
-            entry = zipfile.ZipInfo(name, _WRITTEN)
-            entry.external_attr = 0o100644 << 16  # a regular file that everybody may read
-            packing = zipfile.ZIP_STORED if name.endswith(_PACKED_ALREADY) else zipfile.ZIP_DEFLATED
-            archive.writestr(entry, content, packing)
+            entry = zipfile.ZipInfo(name, _FILE_TIME)
+            entry.external_attr = 0o100644 << 16  # a regular file, readable for all
+            compression = zipfile.ZIP_STORED if name.endswith(_INCOMPRESSIBLE) else zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content, compression)
     return wheel
 
 
@@ -59,7 +59,7 @@ def _metadata(package: Path) -> str:
 
 
 def _requirements(package: Path) -> list[str]:
-    """What the package needs: by its checkout, else as it was installed."""
+    """Requirements of the package, from pyproject.toml in a checkout, else from the installed metadata."""
     project = package.parent / "pyproject.toml"
     if project.is_file():
         description = tomllib.loads(project.read_text(encoding="utf-8")).get("project", {})
@@ -68,12 +68,12 @@ def _requirements(package: Path) -> list[str]:
     try:
         required = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
-        log.warning("%s is not installed: the wheel that lies with the model names no requirements", DISTRIBUTION)
+        log.warning("%s is not installed: the wheel that is stored with the model has no requirements", DISTRIBUTION)
         return []
     return [requirement for requirement in required if "extra ==" not in requirement]
 
 
 def _record_line(name: str, content: bytes) -> str:
-    """Name, hash and size of a file, as pip checks them."""
+    """A line of RECORD: name, hash and size of a file, which pip checks."""
     digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
     return f"{name},sha256={digest},{len(content)}\n"

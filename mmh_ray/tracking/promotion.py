@@ -1,4 +1,4 @@
-"""Evaluations and the registry: metrics are kept with the model that made the images, and decide who is champion."""
+"""Logs evaluations with the model that made the images, and promotes a model if its evaluation is better."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from mmh_ray.tracking import RunInput, cite, evaluation_of, move_alias, record_e
 
 
 def check_model(model: str, archives: Mapping[str, str], config: Config) -> str:
-    """``models:/NAME/VERSION`` of the model, once the ledger of `ours` has shown that it made every image there.
+    """Check by the ledger of `ours` that a model made every image there; returns ``models:/NAME/VERSION``.
 
     Raises
     ------
     ConfigError
-        If there is no archive `ours`, or another model made some of it.
+        If there is no archive `ours`, or another model made some of its images.
     ModelError
         If the model is not registered.
     """
@@ -44,14 +44,14 @@ def check_model(model: str, archives: Mapping[str, str], config: Config) -> str:
         if ledger_row["output"] or ledger_row["status"] in MADE:
             model_hashes.add(_model_hash(out, ledger_row))
     if model_hashes != {bundle}:
-        maker = "another model" if model_hashes else "a model that no ledger names"
-        remedy = "Name the model that made it, or harmonize again with this one."
+        maker = "another model" if model_hashes else "an unknown model"
+        remedy = "Give the model that made it, or harmonize again with this one."
         raise ConfigError(f"ours={out}, made by {maker}", f"the images that mmh harmonize made with {uri}", remedy)
     return uri
 
 
 def _model_hash(out: str, ledger_row: Mapping[str, Any]) -> str | None:
-    """Hash of the model that made an image; of one that failed, that of what an earlier run left there."""
+    """Hash of the model that made an image; if the image failed, of the model that made the output that was kept."""
     if ledger_row["status"] in MADE:
         return ledger_row["model_hash"]
     provenance = read_sidecar(Path(out, ledger_row["output"])).get("Provenance")
@@ -59,7 +59,10 @@ def _model_hash(out: str, ledger_row: Mapping[str, Any]) -> str | None:
 
 
 def keep_with_model(model: str, out: str, config: Config, facts: Mapping[str, str] | None = None) -> str:
-    """Log what ``out`` says of `ours` as metrics on the model version, with the files; the run's id. ``facts`` become its tags."""
+    """Log the figures of `ours` in ``out`` as metrics of the model version, with the files; returns the run's id.
+
+    ``facts`` become tags of the run.
+    """
     evaluation = json.loads(Path(out, EVALUATION).read_text(encoding="utf-8"))
     metrics = {}
     for sequence, entries in evaluation.get(OURS, {}).items():
@@ -73,7 +76,7 @@ def keep_with_model(model: str, out: str, config: Config, facts: Mapping[str, st
 
 
 def promote(model: str, alias: str, config: Config) -> Decision:
-    """Move an alias to a model if its evaluation is better than the present holder's.
+    """Move an alias to a model if its evaluation is better than that of the current holder.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The registered model as MLflow loads it: this file is stored with the model and run at loading (models from code).
+"""The registered model in MLflow: this file is stored with the model and run when it is loaded (models from code).
 
 ::
 
@@ -17,24 +17,27 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+from mmh_ray.config import TrackingConfig
+from mmh_ray.errors import DataError, naming_mask
+from mmh_ray.imaging.volume import read_mask, read_volume, write_volume
+
 MOST_BYTES = 256 * 2**20
-"""Bytes of a scan or mask at most, as they are sent. The voxels must fit into memory besides."""
+"""Largest scan or mask in a request, in bytes. Its voxels must also fit into memory."""
 MOST_SCANS = 16
-"""Scans of one request at most that come as bytes: their results are in memory together."""
+"""Largest number of scans as bytes in one request: their results are in memory together."""
 FILES = ("path", "mask", "output")
-"""Columns that name files of the machine on which the model runs."""
+"""Columns with names of files on the machine that runs the model."""
 
 
 class HarmonizerModel(PythonModel):
     """Harmonizes the scans of a table, by the same function as `mmh harmonize`."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Read the bundle; of a target, also its global model.
+        """Load the bundle; for a target, also its global model.
 
-        That is the registered one that the target names, in the caller's store, or what ``model_config={"base": FOLDER}`` names.
-        With ``model_config={"files": True}`` the table may name files.
+        The global model is the registered one that is recorded in the target, from the caller's store, or the one from
+        ``model_config={"base": FOLDER}``. With ``model_config={"files": True}`` rows may name files.
         """
-        from mmh_ray.config import TrackingConfig
         from mmh_ray.harmonization.harmonizer import Harmonizer
         from mmh_ray.models.bundle import load_bundle
         from mmh_ray.models.target.bundle import FACTS, load_target
@@ -61,13 +64,13 @@ class HarmonizerModel(PythonModel):
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None):
         """Harmonize each row.
 
-        Columns: ``sequence`` (BIDS suffix), ``scan`` (bytes of a NIfTI file, packed by gzip or not, of at most 256 MiB) and
-        optionally ``scan_mask`` (the same of a brain mask; else one is estimated; empty is none). At most 16 rows.
-        Where files may be named, instead of these ``path`` and optionally ``mask`` and ``output`` (file to write; else
-        one in a new temporary folder).
+        Columns: ``sequence`` (BIDS suffix), ``scan`` (bytes of a NIfTI file of at most 256 MiB, gzipped or not) and
+        optionally ``scan_mask`` (bytes of a brain mask; missing or empty: one is estimated). At most 16 rows. If rows
+        may name files, ``path`` and optionally ``mask`` and ``output`` can be given instead; the default output is in a
+        new temporary folder.
 
-        Returns the columns ``status`` (done or failed), ``reason``, ``scan`` (bytes of the harmonized scan as .nii.gz, where
-        bytes were given) and ``output`` (file that was written, where a file was given).
+        Returns the columns ``status`` (done or failed), ``reason``, ``scan`` (the harmonized scan as bytes of a .nii.gz
+        file, if bytes were given) and ``output`` (the written file, if a file was given).
         """
         rows = model_input.to_dict("records")
         results = [self._run(row, number) for number, row in enumerate(rows)]
@@ -80,13 +83,11 @@ class HarmonizerModel(PythonModel):
                 result["scan"] = self._harmonize_bytes(row, number)
             else:
                 result["output"] = self._harmonize_file(row, number)
-        except Exception as error:  # a scan that cannot be used is its own row's affair
+        except Exception as error:  # the other rows must not fail with it
             result |= {"status": "failed", "reason": str(error) or type(error).__name__}
         return result
 
     def _harmonize_bytes(self, row: dict[str, Any], number: int) -> bytes:
-        from mmh_ray.errors import DataError
-
         files = [name for name in FILES if _is_given(row.get(name))]
         if files:
             raise DataError(f"scan together with {', '.join(files)}", "bytes or files", "Leave one of them out.")
@@ -101,18 +102,16 @@ class HarmonizerModel(PythonModel):
                 self._harmonize(scan, row.get("sequence"), mask, output)
                 return output.read_bytes()
             except DataError as error:
-                text = str(error).replace(f"{folder}/", "")  # a name that tells the client nothing
+                text = str(error).replace(f"{folder}/", "")  # the temporary folder means nothing to the client
                 raise ValueError(text) from error
 
     def _harmonize_file(self, row: dict[str, Any], number: int) -> str:
-        from mmh_ray.errors import DataError
-
         path, mask, output = (str(row[name]) if _is_given(row.get(name)) else None for name in FILES)
         if path is None:
             raise DataError("no scan", "the bytes of a NIfTI file in the column scan", "Add them.")
         if not self.may_name_files:
             remedy = 'Send bytes in the column scan, or load the model with model_config={"files": True}.'
-            raise DataError(f"path {path[:300]}", "bytes: this model may be served, so rows name no files", remedy)
+            raise DataError(f"path {path[:300]}", "bytes: this model does not read files, as it may be served", remedy)
         if output is None:
             output = str(Path(tempfile.mkdtemp(prefix="mmh-harmonized-"), f"{number:05d}_{Path(path).name}"))
         if Path(path).resolve() == Path(output).resolve():
@@ -121,9 +120,6 @@ class HarmonizerModel(PythonModel):
         return output
 
     def _harmonize(self, path: Path, sequence: Any, mask: Path | None, output: Path) -> None:
-        from mmh_ray.errors import naming_mask
-        from mmh_ray.imaging.volume import read_mask, read_volume, write_volume
-
         scan = read_volume(path)
         inside = None if mask is None else read_mask(mask)
         with self.is_free, naming_mask(None if mask is None else str(mask)):  # a server calls from several threads
@@ -132,18 +128,16 @@ class HarmonizerModel(PythonModel):
 
 
 def _is_given(value: Any) -> bool:
-    """Whether a cell of a table holds anything: a missing one is None, NaN or empty."""
+    """Whether a table cell has a value: a missing value is None, NaN or empty."""
     return isinstance(value, str | bytes) and len(value) > 0
 
 
 def _as_file(content: Any, name: str, folder: str) -> Path:
-    from mmh_ray.errors import DataError
-
     if not isinstance(content, bytes):
         received = f"{name} of type {type(content).__name__}"
         raise DataError(received, "the bytes of a NIfTI file", "In JSON send them as base64.")
     if len(content) > MOST_BYTES:
-        remedy = "Pack it by gzip, or use `mmh harmonize` for it."
+        remedy = "Compress it with gzip, or use `mmh harmonize`."
         raise DataError(f"{name} of {len(content)} bytes", f"{MOST_BYTES} at most", remedy)
     is_packed = content[:2] == b"\x1f\x8b"
     path = Path(folder, f"{name}.nii.gz" if is_packed else f"{name}.nii")

@@ -1,4 +1,4 @@
-"""The model registry: bundles in under a name and an alias, and out again by either."""
+"""The model registry: registers bundles under a name and an alias, and finds them by name, alias or version."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmh_ray.files import is_inside, read_bytes
 from mmh_ray.models.shipped import BASE_MODEL, shipped_bundle
 from mmh_ray.object_store import fetch_bundle, is_remote
 from mmh_ray.tracking.descriptions import describe
-from mmh_ray.tracking.outage import patiently
+from mmh_ray.tracking.outage import retry_while_unreachable
 from mmh_ray.tracking.package_wheel import build_wheel
 from mmh_ray.tracking.runs import finish, mark_failed, start_run
 from mmh_ray.tracking.store import choose_uri, configure, mlflow_client, sqlite_file, without_credentials
@@ -33,38 +33,42 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 GLOBAL = "config.json"
-"""File by which the bundle of a global model is known."""
+"""File that identifies the bundle of a global model."""
 TARGET = "target.json"
-"""The same of a target."""
+"""File that identifies the bundle of a target."""
 BUNDLE_HASH = "mmh.bundle_hash"
-"""Tag of a version: its bundle's hash."""
+"""Tag of a version: hash of its bundle."""
 SITE = "mmh.site"
-"""Tag of a target's version: its site."""
+"""Tag of a version of a target: its site."""
 BASE = "base"
-"""Key of the ``model_config`` of a registered target: the global model to put it on, where it is not the registered one."""
+"""Key in the ``model_config`` of a registered target: a global model to use instead of the recorded one."""
 MAY_NAME_FILES = "files"
-"""Key of the ``model_config`` of every registered model: whether rows may name files of the machine on which it runs."""
-_MAKERS = {GLOBAL: "mmh train-global", TARGET: "mmh train-target"}
-_FORMS = "a bundle folder, s3://BUCKET/BUNDLE, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH"
+"""Key in the ``model_config`` of a registered model: whether rows may name files on the machine that runs it."""
+_COMMANDS = {GLOBAL: "mmh train-global", TARGET: "mmh train-target"}
+_URI_FORMS = "a bundle folder, s3://BUCKET/BUNDLE, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH"
 _NO_ANSWER = "INTERNAL_ERROR"
-"""What MLflow calls it when a server cannot be reached, or breaks."""
+"""MLflow's error code for a server that cannot be reached, or fails."""
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/]+)|/(?P<version>\d+))")
 
 
 def target_model_name(site: str) -> str:
-    """Name of a site's target in the registry, ``mmh-target-SITE``; what no name or folder may hold becomes a hyphen."""
+    """Name of a site's target in the registry, ``mmh-target-SITE``; unsafe characters become hyphens."""
     return f"mmh-target-{re.sub(r'[^A-Za-z0-9_-]+', '-', site)}"
 
 
 def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingConfig) -> str:
-    """Register a bundle, global or target, as a new version of a model, move the alias there and return ``models:/NAME/VERSION``.
+    """Register a bundle, global or target, as a new version of a model, and move the alias to it.
 
-    What is registered is an MLflow pyfunc model from code (nothing pickled) with the bundle folder as its artifact.
+    The registered model is an MLflow pyfunc model from code (nothing pickled), with the bundle folder as its artifact.
+
+    Returns
+    -------
+    ``models:/NAME/VERSION``.
 
     Raises
     ------
     ModelError
-        If the bundle cannot be read, or the name is that of another site's target.
+        If the bundle cannot be read, or the name belongs to another site's target.
     """
     import mlflow
     from mlflow.models import Model
@@ -74,7 +78,7 @@ def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingCon
 
     client = mlflow_client()
     is_target = Path(bundle_dir, TARGET).is_file()
-    run = patiently(lambda: client.get_run(run_id))
+    run = retry_while_unreachable(lambda: client.get_run(run_id))
     tags = {key: value for key, value in run.data.tags.items() if key.startswith("mmh.")}
     if is_target:
         tags |= {BUNDLE_HASH: target_hash(bundle_dir), SITE: target_site(bundle_dir)}
@@ -86,10 +90,10 @@ def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingCon
         model_config[BASE] = None
     logged = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id, tags=tags)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
-        # An example of input would be a scan of someone's; the signature says what a row holds.
+        # An input example would be a person's scan; the signature describes the rows.
         warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
         wheel = build_wheel(scratch)
-        # mlflow.pyfunc.log_model takes the run from the thread's active run and would end it; this is what it calls.
+        # mlflow.pyfunc.log_model calls this too, but uses the thread's active run, and would end it.
         info = Model.log(
             artifact_path=None,
             flavor=mlflow.pyfunc,
@@ -102,7 +106,7 @@ def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingCon
             signature=_signature(),
             model_config=model_config,
             code_paths=[str(wheel)],
-            # To guess the requirements, MLflow would load the model in a new process. The wheel names them.
+            # The wheel has the requirements; to guess them, MLflow would load the model in a new process.
             pip_requirements=[f"code/{wheel.name}"],
         )
     version = str(info.registered_model_version)
@@ -112,9 +116,9 @@ def register(run_id: str, bundle_dir: str | Path, name: str, config: TrackingCon
 
 
 def register_shipped(config: Config) -> str:
-    """``models:/mmh-base/VERSION`` of the model that the package brings; registered now where the store does not have it yet.
+    """Register the shipped model unless the store already has it, and return its ``models:/mmh-base/VERSION``.
 
-    So its evaluations are kept and compared like those of any other model.
+    This makes it possible to store and compare its evaluations like those of any other model.
     """
     from mmh_ray.models.bundle import bundle_hash
 
@@ -136,12 +140,13 @@ def register_shipped(config: Config) -> str:
 
 
 def _check_owner(client: Any, name: str, site: str) -> None:
-    """ModelError where a registered model holds the target of another site, whose name became the same."""
-    found = client.search_model_versions(f"name='{name}'", max_results=1, order_by=["version_number DESC"])
-    owner = found[0].tags.get(SITE, site) if found else site
+    """ModelError if a registered model with this name is the target of another site."""
+    newest = client.search_model_versions(f"name='{name}'", max_results=1, order_by=["version_number DESC"])
+    owner = newest[0].tags.get(SITE, site) if newest else site
     if owner != site:
-        received = f"target of site {site!r} to register as {name}, which holds that of {owner!r}"
-        raise ModelError(received, "names that stay apart", "Rename the site in the archive and train its target anew.")
+        received = f"target of site {site!r} to register as {name}, which is the target of site {owner!r}"
+        remedy = "Rename the site in the archive, and train its target again."
+        raise ModelError(received, "sites with different names in the registry", remedy)
 
 
 def resolve_model(model: str, tracking: TrackingConfig) -> tuple[Path, str]:
@@ -150,13 +155,13 @@ def resolve_model(model: str, tracking: TrackingConfig) -> tuple[Path, str]:
     Parameters
     ----------
     model:
-        ``mmh-base``, which the package brings; a bundle folder; its URI in an object store, from where it is copied to a temporary
+        ``mmh-base``, the shipped model; a bundle folder; its URI in an object store, which is copied to a temporary
         folder; ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN_ID/PATH``.
 
     Raises
     ------
     ModelError
-        If there is no such folder, name, alias or version, the store cannot be reached, or what is there is no bundle.
+        If the folder, name, alias or version does not exist or is not a bundle, or the store cannot be reached.
     """
     shipped = shipped_bundle(model)
     return _resolve(model, tracking, GLOBAL) if shipped is None else (shipped, model)
@@ -168,8 +173,8 @@ def resolve_target(target: str, base: str | Path, tracking: TrackingConfig) -> t
     Parameters
     ----------
     target:
-        As there, or the name of a site: then ``adapters/SITE`` of the global model's folder ``base``, else the registered
-        ``mmh-target-SITE``. What is found must be that site's.
+        As there, or the name of a site. A site's target is searched in ``adapters/SITE`` of the global model's folder
+        ``base``, then in the registry as ``mmh-target-SITE``. It must be a target of this site.
     """
     model_name = target_model_name(target)
     beside_model = Path(base, "adapters", model_name.removeprefix("mmh-target-"))
@@ -182,25 +187,25 @@ def resolve_target(target: str, base: str | Path, tracking: TrackingConfig) -> t
 
 
 def _of_site(site: str, folder: Path, uri: str) -> tuple[Path, str]:
-    """Folder and URI, if the target there is the site's: names of two sites may have become one."""
+    """Folder and URI of a target; ModelError if it is of another site, as two sites may have the same safe name."""
     from mmh_ray.models.target.bundle import target_site
 
-    found = target_site(folder)
-    if found != unicodedata.normalize("NFC", site):
-        remedy = "Name the target's own bundle folder or models:/NAME/VERSION."
-        raise ModelError(f"{uri}, the target of site {found!r}", f"one of site {site!r}", remedy)
+    site_of_target = target_site(folder)
+    if site_of_target != unicodedata.normalize("NFC", site):
+        remedy = "Give the target's bundle folder or models:/NAME/VERSION."
+        raise ModelError(f"{uri}, the target of site {site_of_target!r}", f"a target of site {site!r}", remedy)
     return folder, uri
 
 
 def resolve_recorded(uri: str, tracking: TrackingConfig, base: str | None = None) -> tuple[Path, str]:
-    """Global model that a target's facts name, as :func:`resolve_model`; a stranger may have written them.
+    """Find the global model that is recorded in a target, as :func:`resolve_model`.
 
     Parameters
     ----------
     uri:
-        What is recorded. Only the shipped model, or a registered one, which is asked of the caller's own store, is looked for.
+        The recorded URI. It is untrusted: only the shipped model, or a registered model in the caller's store, is used.
     base:
-        What the caller names instead: anything that :func:`resolve_model` takes.
+        A model to use instead, in any form that :func:`resolve_model` accepts.
     """
     if base is not None:
         return resolve_model(base, tracking)
@@ -214,7 +219,7 @@ def resolve_recorded(uri: str, tracking: TrackingConfig, base: str | None = None
 
 
 def resolve_recorded_target(uri: str, tracking: TrackingConfig) -> tuple[Path, str]:
-    """Target that a sidecar names: a registered one, or a folder of this machine; never what would have to be fetched from elsewhere."""
+    """Find the target that is recorded in a sidecar: a registered one or a local folder, nothing else."""
     if not (_REGISTERED.fullmatch(uri) or uri.startswith("file:///")):
         received = f"target {uri[:300]!r}, recorded in a sidecar"
         raise ModelError(received, "a registered model or a folder", "Harmonize again with the target.")
@@ -226,15 +231,15 @@ def _is_uri(model: str) -> bool:
 
 
 def _resolve(model: str, tracking: TrackingConfig, facts: str) -> tuple[Path, str]:
-    """Folder with the file ``facts``, and the URI to cite."""
+    """Local folder with the file ``facts``, and the URI to cite."""
     if model.startswith("file:"):
         model = url2pathname(urlsplit(model).path)
     if not _is_uri(model):
         folder = Path(model).absolute()
         if not os.path.isfile(folder / facts):
             received = f"{model}: no such folder" if not os.path.isdir(folder) else f"{model}: a folder without {facts}"
-            remedy = f"Check the path; `{_MAKERS[facts]}` makes bundles and registers them."
-            raise ModelError(received, _FORMS, remedy)
+            remedy = f"Check the path; `{_COMMANDS[facts]}` makes bundles and registers them."
+            raise ModelError(received, _URI_FORMS, remedy)
         return folder, folder.as_uri()
     if is_remote(model):
         return fetch_bundle(model, facts)
@@ -243,27 +248,27 @@ def _resolve(model: str, tracking: TrackingConfig, facts: str) -> tuple[Path, st
     if _REGISTERED.fullmatch(model):
         version = find_version(model)
         cited = version_uri(version)
-    artifacts = _download(model, cited)
+    artifacts = download(model, _URI_FORMS, artifact_uri=cited)
     return bundle_inside(artifacts, model, facts), cited
 
 
 def open_store(model: str, tracking: TrackingConfig) -> None:
-    """Choose the store; ModelError where a SQLite store is not there, which asking MLflow would create."""
+    """Choose the store; ModelError if its SQLite file does not exist, as MLflow would create it."""
     uri = choose_uri(tracking)
     database = sqlite_file(uri)
     if database is not None and not database.exists():
-        remedy = "Name the store in tracking.uri or MLFLOW_TRACKING_URI, or train a model first."
+        remedy = "Set tracking.uri or MLFLOW_TRACKING_URI to the store, or train a model first."
         raise ModelError(f"{model}, but there is no store at {uri}", "an MLflow store that has the model", remedy)
     configure(tracking)
 
 
 def find_version(model: str) -> ModelVersion:
-    """The registered version of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; the store is open.
+    """The registered version of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` in the configured store.
 
     Raises
     ------
     ModelError
-        If it is no such URI or the registry does not know it.
+        If the URI has another form, or the model is not registered.
     """
     from mlflow.exceptions import MlflowException
 
@@ -286,24 +291,22 @@ def version_uri(version: ModelVersion) -> str:
 
 
 def _unknown(model: str, error: MlflowException) -> ModelError:
-    """The error for a name, alias or version that is not there, with those that are; or for a store that does not answer."""
+    """Error for an unknown name, alias or version, with those that exist; or for a store that does not answer."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
     store = without_credentials(mlflow.get_tracking_uri())
     name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
     received = f"{model} at {store}: {' '.join(without_credentials(error).split())[:300]}"
-    if error.error_code == _NO_ANSWER:  # another question would wait for MLflow's retries once more
-        remedy = (
-            "Start the store, or name another in tracking.uri or MLFLOW_TRACKING_URI. A bundle in a folder needs none."
-        )
+    if error.error_code == _NO_ANSWER:  # another request would wait for MLflow's retries again
+        remedy = "Start the store, or set another in tracking.uri or MLFLOW_TRACKING_URI. A bundle folder needs none."
         return ModelError(received, "an MLflow store that answers", remedy)
     try:
         entry = mlflow_client().get_registered_model(name)
     except MlflowException:
         remedy = (
-            "Check the name, and the store in tracking.uri or MLFLOW_TRACKING_URI; `mmh train-global` and `mmh train-target` "
-            "register models."
+            "Check the name, and the store in tracking.uri or MLFLOW_TRACKING_URI; "
+            "`mmh train-global` and `mmh train-target` register models."
         )
         return ModelError(received, "a registered model", remedy)
     aliases = ", ".join(f"models:/{name}@{alias} (version {version})" for alias, version in entry.aliases.items())
@@ -312,28 +315,31 @@ def _unknown(model: str, error: MlflowException) -> ModelError:
     return ModelError(received, expected, "Use one of these, or set the alias in MLflow.")
 
 
-def _download(model: str, uri: str) -> Path:
+def download(name: str, expected: str, **source: str) -> Path:
+    """Download artifacts from ``source``, the arguments of MLflow's function; ModelError if they cannot be reached."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        return Path(mlflow.artifacts.download_artifacts(**source))
     except (MlflowException, OSError) as error:
-        received = f"{model} at {mlflow.get_tracking_uri()}: {' '.join(str(error).split())[:300]}"
-        raise ModelError(received, _FORMS, "Check the URI, and that the artifacts can be reached from here.") from error
+        store = without_credentials(mlflow.get_tracking_uri())
+        received = f"{name} at {store}: {' '.join(without_credentials(error).split())[:300]}"
+        remedy = "Check the URI, and that the artifacts can be reached from here."
+        raise ModelError(received, expected, remedy) from error
 
 
 def bundle_inside(folder: Path, model: str, facts: str) -> Path:
-    """The bundle in the artifacts of a model, or the artifacts themselves when they are one.
+    """The bundle folder inside the artifacts of a model; the artifacts may also be the bundle itself.
 
     Parameters
     ----------
     folder:
-        The artifacts; a stranger may have made them.
+        The artifacts; they are untrusted.
     model:
-        What errors call the model.
+        Name of the model in errors.
     facts:
-        File by which the wanted bundle is known: :data:`GLOBAL` or :data:`TARGET`.
+        File that identifies the bundle: :data:`GLOBAL` or :data:`TARGET`.
 
     Raises
     ------
@@ -342,32 +348,30 @@ def bundle_inside(folder: Path, model: str, facts: str) -> Path:
     """
     if (folder / facts).is_file():
         return folder
-    named = _named_bundle(folder / "MLmodel")
-    if named is not None:
-        bundle = folder / named
+    bundle_path = _recorded_bundle_path(folder / "MLmodel")
+    if bundle_path is not None:
+        bundle = folder / bundle_path
         if not is_inside(bundle, folder):
-            received = f"{model}: its bundle at {named[:300]!r}, outside its artifacts"
+            received = f"{model}: its bundle at {bundle_path[:300]!r}, outside its artifacts"
             raise ModelError(received, "a bundle among its artifacts", "Do not use a model that was changed by hand.")
         if (bundle / facts).is_file():
             return bundle
-    remedy = f"Use a model that `{_MAKERS[facts]}` registered."
-    raise ModelError(
-        f"{model}: holds no such bundle", f"a model with a bundle ({facts} and weights) among its artifacts", remedy
-    )
+    expected = f"a model with a bundle ({facts} and weights) among its artifacts"
+    raise ModelError(f"{model}: has no such bundle", expected, f"Use a model that `{_COMMANDS[facts]}` registered.")
 
 
-def _named_bundle(description: Path) -> str | None:
-    """Path of the bundle by the description of an MLflow model; None where there is no description, or none of a bundle."""
+def _recorded_bundle_path(description: Path) -> str | None:
+    """Path of the bundle in the description of an MLflow model; None if there is no description or no path in it."""
     if not os.path.lexists(description):
         return None
     try:
-        found = load_yaml(read_bytes(description, MOST_BYTES))
+        value = load_yaml(read_bytes(description, MOST_BYTES))
     except (OSError, yaml.YAMLError) as error:
-        remedy = "Download the model again, or train it anew."
+        remedy = "Download the model again, or train it again."
         raise ModelError(f"{description}: {error}", "the description of an MLflow model", remedy) from error
     for key in ("flavors", "python_function", "artifacts", "bundle", "path"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, str) else None
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def _signature() -> ModelSignature:

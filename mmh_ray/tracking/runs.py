@@ -1,4 +1,4 @@
-"""Runs: settings, facts, metrics and figures."""
+"""Starts, continues and ends MLflow runs, and logs their settings, facts, metrics and files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmh_ray.config import Config, flatten
 from mmh_ray.provenance import code_version
-from mmh_ray.tracking.outage import patiently
+from mmh_ray.tracking.outage import retry_while_unreachable
 from mmh_ray.tracking.store import experiment_id, mlflow_client, without_credentials
 
 if TYPE_CHECKING:
@@ -32,30 +32,30 @@ TAG_LENGTH = 8000
 
 @dataclass(frozen=True)
 class MetricRow:
-    """Numbers of one step."""
+    """Metrics of one step."""
 
     step: int
     time_ms: int
-    """When they were measured, since the epoch. A row that is sent twice is one row to MLflow, as it has the same time."""
+    """Time of measurement, since the epoch. It makes a row that is sent twice one row in MLflow."""
     values: dict[str, float]
 
     @classmethod
     def of_now(cls, step: int, values: Mapping[str, float]) -> MetricRow:
-        """Measured at this moment."""
+        """Make a row with the current time."""
         return cls(step, int(time.time() * 1000), {name: float(value) for name, value in values.items()})
 
 
 def start_run(config: Config, run_name: str, run_id: str | None, facts: Mapping[str, Any]) -> str:
-    """Start a run, or continue the one of ``run_id``, and return its id.
+    """Start a run, or continue an earlier one, and return its id.
 
     Parameters
     ----------
     run_id:
-        Of the run to continue; where the store has lost it, a new one starts and the log says so.
+        Id of the run to continue; if the store has lost it, a new run starts, with a warning. None starts a new run.
     facts:
         Logged as tags ``mmh.KEY``, for example ``data_hash``; the code's version is added.
 
-    MLflow's parameters cannot change: a setting that differs when a run is continued becomes a tag ``resumed.KEY``.
+    MLflow's parameters cannot change: if a setting of a continued run differs, it becomes a tag ``resumed.KEY``.
     """
     client = mlflow_client()
     run = _find_run(run_id) if run_id else None
@@ -79,7 +79,7 @@ def start_run(config: Config, run_name: str, run_id: str | None, facts: Mapping[
 
 
 def log_metrics(run_id: str, rows: Iterable[MetricRow]) -> None:
-    """Send numbers; when this returns, the store has acknowledged them."""
+    """Send metrics; when this returns, the store has acknowledged them."""
     from mlflow.entities import Metric
 
     metrics = []
@@ -91,13 +91,8 @@ def log_metrics(run_id: str, rows: Iterable[MetricRow]) -> None:
 
 def send_metrics(run_id: str, metrics: list[Metric]) -> None:
     """Send metrics, in as few requests as MLflow's limits allow."""
-    for some in _chunks(metrics, METRICS_PER_REQUEST):
-        mlflow_client().log_batch(run_id, metrics=some)
-
-
-def log_figure(run_id: str, path: str | Path) -> None:
-    """Add a picture to the run's artifacts, under ``figures/``."""
-    log_file(run_id, path, "figures")
+    for chunk in _chunks(metrics, METRICS_PER_REQUEST):
+        mlflow_client().log_batch(run_id, metrics=chunk)
 
 
 def log_file(run_id: str, path: str | Path, folder: str | None = None) -> None:
@@ -106,12 +101,12 @@ def log_file(run_id: str, path: str | Path, folder: str | None = None) -> None:
 
 
 def finish(run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
-    """End the run; a server that does not answer is waited for."""
-    patiently(lambda: mlflow_client().set_terminated(run_id, status))
+    """End the run; waits for a server that does not answer."""
+    retry_while_unreachable(lambda: mlflow_client().set_terminated(run_id, status))
 
 
 def mark_failed(run_id: str) -> None:
-    """End the run as failed, if the store can be reached: what made it fail is the error to show, not the store's."""
+    """End the run as failed; only logs a warning if that fails, so as not to hide the error of the run."""
     try:
         mlflow_client().set_terminated(run_id, "FAILED")
     except Exception as error:
@@ -119,7 +114,7 @@ def mark_failed(run_id: str) -> None:
 
 
 def shorten(text: str, length: int) -> str:
-    """Text of at most ``length`` characters, the cut marked."""
+    """Text of at most ``length`` characters; an ellipsis marks a cut."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
@@ -139,7 +134,7 @@ def _find_run(run_id: str) -> Run | None:
         run = None
     if run is None or run.info.lifecycle_stage != "active":
         shown_uri = without_credentials(mlflow.get_tracking_uri())
-        log.warning("MLflow run %s is not in %s (any more): a new run starts", run_id, shown_uri)
+        log.warning("MLflow run %s is not in %s: a new run starts", run_id, shown_uri)
         return None
     return run
 
@@ -149,11 +144,11 @@ def _log_settings(run_id: str, params: Mapping[str, str], tags: Mapping[str, str
 
     client = mlflow_client()
     settings = [Param(key, value) for key, value in sorted(params.items())]
-    for some in _chunks(settings, PER_REQUEST):
-        client.log_batch(run_id, params=some)
+    for chunk in _chunks(settings, PER_REQUEST):
+        client.log_batch(run_id, params=chunk)
     facts = [RunTag(key, shorten(value, TAG_LENGTH)) for key, value in tags.items()]
-    for some in _chunks(facts, PER_REQUEST):
-        client.log_batch(run_id, tags=some)
+    for chunk in _chunks(facts, PER_REQUEST):
+        client.log_batch(run_id, tags=chunk)
 
 
 def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:

@@ -1,4 +1,4 @@
-"""Which MLflow store is used, and where its artifacts go."""
+"""Chooses the MLflow store and the place of its artifacts."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/?@\s]*@")
 def configure(tracking: TrackingConfig) -> str:
     """Choose the store for this process and return its URI.
 
-    ``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else ``sqlite:///mlflow.db`` in the current folder. The answer names
-    a SQLite file by its absolute path: tell it to other processes, which may stand elsewhere.
+    It is ``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else ``sqlite:///mlflow.db`` in the current folder. The
+    returned URI of a SQLite file has its absolute path, for other processes with another current folder.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # they would fill a job's log
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # progress bars would fill a job's log
     import mlflow
 
     chosen = os.environ.get(ENVIRONMENT)
     uri = choose_uri(tracking)
     mlflow.set_tracking_uri(uri)
-    # MLflow writes its choice into the environment, where it would pass for the user's the next time.
+    # MLflow writes the URI into the environment, where the next call would take it for the user's choice.
     os.environ.pop(ENVIRONMENT, None)
     if chosen is not None:
         os.environ[ENVIRONMENT] = chosen
@@ -40,26 +40,26 @@ def configure(tracking: TrackingConfig) -> str:
 
 
 def mlflow_client() -> MlflowClient:
-    """MLflow's client of the store that was chosen last; the import takes seconds."""
+    """MLflow's client for the store that was chosen last; the import takes seconds."""
     from mlflow import MlflowClient
 
     return MlflowClient()
 
 
 def is_configured(tracking: TrackingConfig) -> bool:
-    """Whether a store was named: by a setting or in the environment. Else only what needs one makes one, in the current folder."""
+    """Whether a setting or the environment names a store, so that it is not the default in the current folder."""
     return bool(tracking.uri or os.environ.get(ENVIRONMENT))
 
 
 def choose_uri(tracking: TrackingConfig) -> str:
-    """The URI of :func:`configure`, without choosing it."""
+    """The URI that :func:`configure` would choose."""
     uri = tracking.uri or os.environ.get(ENVIRONMENT) or DEFAULT_URI
     database = sqlite_file(uri)
     return f"{_SQLITE}{database}" if database else uri
 
 
 def without_credentials(text: object) -> str:
-    """A text, such as an error of MLflow, without the user and the password of the URIs in it."""
+    """A text, such as an error of MLflow, without user names and passwords in its URIs."""
     return _CREDENTIALS.sub("", str(text))
 
 
@@ -70,17 +70,17 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def experiment_id(name: str) -> str:
-    """Id of an experiment, created if there is none.
+    """Id of an experiment, which is created if it does not exist.
 
-    A SQLite store gets an explicit artifact folder, ``mlruns`` beside its file: MLflow would take one relative to where
-    a process stands. Any other store decides itself.
+    A SQLite store gets an explicit artifact folder, ``mlruns`` beside its file, as MLflow's default is relative to the
+    current folder. Other stores choose their own.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
 
     client = mlflow_client()
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         database = sqlite_file(mlflow.get_tracking_uri())
         location = (database.parent / "mlruns").as_uri() if database else None
         try:
@@ -88,9 +88,9 @@ def experiment_id(name: str) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # another process was faster
-    assert found is not None
-    if found.lifecycle_stage != "active":
-        remedy = f"Restore it (`mlflow experiments restore -x {found.experiment_id}`) or choose another name."
+            experiment = client.get_experiment_by_name(name)  # another process was faster
+    assert experiment is not None
+    if experiment.lifecycle_stage != "active":
+        remedy = f"Restore it (`mlflow experiments restore -x {experiment.experiment_id}`) or choose another name."
         raise ConfigError(f"tracking.experiment={name!r}, which was deleted", "an experiment that is in use", remedy)
-    return found.experiment_id
+    return experiment.experiment_id

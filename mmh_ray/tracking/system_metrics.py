@@ -1,4 +1,4 @@
-"""What a computer does while it trains: processors, memory, disk, network, GPUs, measured by MLflow's own monitors."""
+"""Measures processors, memory, disk, network and GPUs during training, with MLflow's monitors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 10.0
-"""Between two measurements, as MLflow has it."""
+"""Seconds between two measurements; MLflow's default."""
 
 
 class SystemMetrics:
-    """Measures the computer that it is made on, every few seconds; raises nothing.
+    """Measures the current machine every few seconds; raises nothing.
 
-    MLflow's own thread would send to the server, which a training worker may not reach. So whoever computes asks from
-    time to time, and sends what is due on the way of its other metrics.
+    MLflow's own thread would send to the server, which a training worker may not reach. So a worker calls :meth:`due`
+    from time to time, and sends the values with its other metrics.
 
     Parameters
     ----------
     part:
-        Which of several computers or tasks of the run this is; a part of the metrics' names.
+        Name of the machine or task, if the run has several; it becomes part of the metrics' names.
     every_s:
         Seconds between two measurements.
     """
@@ -36,17 +36,17 @@ class SystemMetrics:
         self._every_s = every_s
         self._latest = time.monotonic()
         self._monitors: list[BaseMetricsMonitor] | None = None
-        psutil.cpu_percent()  # the next call tells the share since this one
+        psutil.cpu_percent()  # the next call returns the share since this one
 
     def due(self) -> dict[str, float]:
-        """Values by the names that MLflow shows as system metrics; empty until it is time for the next."""
+        """Values by MLflow's names of system metrics; empty until the next measurement is due."""
         now = time.monotonic()
         if now - self._latest < self._every_s:
             return {}
         self._latest = now
         try:
             return self._measure()
-        except Exception as error:  # of a driver or of the operating system: it must not end a training
+        except Exception as error:  # from a driver or the operating system; it must not end a training
             log.warning("no more system metrics: %s", error)
             self._monitors = []
             return {}
@@ -64,7 +64,7 @@ class SystemMetrics:
 
 
 def _make_monitors() -> list[BaseMetricsMonitor]:
-    """Those of MLflow, which takes seconds to import: so not before the first measurement."""
+    """MLflow's monitors; they take seconds to import, so this is called at the first measurement."""
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor

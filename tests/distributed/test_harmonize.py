@@ -433,7 +433,7 @@ def test_unusable_arguments_leave_nothing_behind(job: FirstRun, tmp_path: Path) 
         harmonize(replace(elsewhere, participants=("02",), sequences=("T1w",)))
     with pytest.raises(ModelError):
         harmonize(replace(elsewhere, model=str(tmp_path / "nowhere")))
-    with pytest.raises(ConfigError, match=r"grid\.spacing_mm=5\.0; expected 6\.0, with which the model was trained"):
+    with pytest.raises(ConfigError, match=r"grid\.spacing_mm=5\.0; expected 6\.0, as in the model's training"):
         harmonize(replace(elsewhere, config=replace(job.config, grid=GridConfig(5.0, (32, 40, 32)))))
     assert main([*arguments(job), "prepare.n4_iterations=[3]"]) == 2
     assert not list(tmp_path.iterdir())

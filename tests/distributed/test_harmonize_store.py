@@ -241,9 +241,9 @@ def test_places_that_cannot_be_used_are_refused_before_anything_is_written(
     s3: Any, job: Job, pool: dict[str, Any], bids: Path
 ) -> None:
     for other, expected in (
-        ({"out": BIDS}, "one in the other"),
-        ({"out": f"{BIDS}/sub-01"}, "one in the other"),
-        ({"out": "s3://bucket"}, "one in the other"),
+        ({"out": BIDS}, "one inside the other"),
+        ({"out": f"{BIDS}/sub-01"}, "one inside the other"),
+        ({"out": "s3://bucket"}, "one inside the other"),
         ({"out": "s3://absent/out"}, "s3://absent/out: no bucket absent"),
         ({"bids": "s3://bucket/absent"}, "s3://bucket/absent: no such folder"),
         ({"out": "s3://key:s3cr3t@bucket/out"}, "s3://bucket/out with keys or options"),

@@ -136,7 +136,7 @@ def test_an_outage_of_mlflow_loses_nothing(
     def go_down_and_come_back() -> None:
         _wait_until(is_started)
         server.kill()
-        _wait_until(lambda: "is waited for" in caplog.text)  # the training has ended by then
+        _wait_until(lambda: "waiting for up to" in caplog.text)  # the training has ended by then
         server.start()
 
     target = replace(config.target, site=("alder",), storage=str(tmp_path))
@@ -217,7 +217,7 @@ def test_a_scan_can_be_the_target(workshop: Path, store: str, tiny_bundle: Path,
     assert harmonize(job) == {"done": 2, "refused": 2}  # a T1w says nothing of T2w
     refused = [row for row in read_ledger(out / "ledger.parquet") if row["status"] == "refused"]
     assert {row["reason"] for row in refused} == {"sequence T2w"}
-    assert {row["expected"] for row in refused} == {"one that target sub-birch01_T1w knows: T1w"}
+    assert {row["expected"] for row in refused} == {"a sequence of target sub-birch01_T1w: T1w"}
     (sidecar, _) = sorted(out.glob("sub-traveler01/*/anat/*.json"))
     facts = json.loads(sidecar.read_text())["TargetModel"]
     assert 0 <= facts["style_distance"] < 2

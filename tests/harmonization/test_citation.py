@@ -1,4 +1,4 @@
-"""The text that a run leaves to be cited by."""
+"""The citation text of a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_it_names_versions_model_and_settings() -> None:
     assert "unified domain, one look per sequence" in text
 
 
-def test_what_a_setting_changes_is_told() -> None:
+def test_settings_change_the_text() -> None:
     usual = citation_text(record_of(Config()))
     for override, told in (
         ("harmonize.space=template", "1 mm grid of the template"),

@@ -1,4 +1,4 @@
-"""Where memory runs out, the last resort is the CPU."""
+"""If memory runs out, the last resort is the CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.fast
 def test_the_last_resort_is_the_cpu_and_the_next_image_tries_the_gpu_again(
     tiny_bundle: Path, tiny_config: Config, plain_scan: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device that is only named: it is full for the first image, and has no room for the model after the first and the second."""
+    """A simulated device: it is full for the first image, and has no room for the model after the first and the second."""
     harmonizer = Harmonizer(load_bundle(tiny_bundle), tiny_config.harmonize)
     inference = FallbackInference(harmonizer, torch.device("cuda"))
     device, moves, infer = ["cuda"], list[str](), Harmonizer.infer

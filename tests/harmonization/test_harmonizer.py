@@ -93,7 +93,7 @@ def test_a_model_that_changes_nothing_gives_the_scan_back_to_rounding(
     noise: float,
     rng: np.random.Generator,
 ) -> None:
-    """On its own oblique, anisotropic grid, whatever its noise, without N4: nothing is interpolated and nothing taken away."""
+    """On its oblique, anisotropic grid, with any noise, without N4: nothing is interpolated or removed."""
     volume, mask = scan
     volume = volume.like(np.abs(volume.data + rng.normal(0, noise * UNIT, mask.shape)).astype(np.float32))
     found = knowing(bundle, monkeypatch).run(volume, "T1w", mask)
@@ -108,7 +108,7 @@ def test_a_model_that_changes_nothing_gives_the_scan_back_to_rounding(
 def test_with_n4_a_model_that_changes_nothing_gives_the_scan_divided_by_its_field(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not to rounding: the field is known on the working grid, and is fitted in windows."""
+    """Not exact to rounding: the field is known on the working grid, and is fitted in windows."""
     volume, mask = scan
     field = np.exp(0.3 * np.linspace(-1, 1, mask.shape[1]))[:, None]
     volume = volume.like((volume.data * field).astype(np.float32))
@@ -304,7 +304,7 @@ def test_a_mask_is_estimated_where_none_is_given(
 
 @pytest.fixture(scope="module")
 def tilted(scan: tuple[Volume, np.ndarray]) -> tuple[Volume, np.ndarray]:
-    """The same head nodding by 25 degrees, with a header, and its mask."""
+    """The same head tilted by 25 degrees, with a header, and its mask."""
     affine = np.eye(4)
     affine[:3, :3] = turn(-25)
     header = nib.Nifti1Header()
@@ -382,7 +382,7 @@ def test_a_scan_below_zero_comes_back_in_its_own_units_and_as_no_negative_image(
 def test_what_surrounds_a_stripped_brain_in_standard_scores_stays_empty(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch, kind: str, ground: float
 ) -> None:
-    """Though it lies in the middle of the brain's intensities."""
+    """Although its value is in the middle of the brain's intensities."""
     volume, mask = scan
     inside = volume.data[mask]
     scored = volume.like(np.where(mask, (volume.data - inside.mean()) / inside.std(), 0.25).astype(np.float32))
@@ -420,7 +420,7 @@ def test_template_space_without_registration_is_refused(bundle: Bundle) -> None:
 
 
 @pytest.mark.slow
-def test_without_registration_a_head_is_checked_by_that_which_found_its_brain(bundle: Bundle) -> None:
+def test_without_registration_a_head_is_checked_by_the_one_that_found_its_brain(bundle: Bundle) -> None:
     head = simulate_anatomy(Person(4, scalp=True), 4.0)
     nod = np.eye(4)
     nod[:3, :3] = turn(10)
@@ -433,7 +433,7 @@ def test_without_registration_a_head_is_checked_by_that_which_found_its_brain(bu
 
 
 @pytest.mark.slow
-def test_a_single_plane_has_no_doubt_and_several_have(bundle: Bundle, scan: tuple[Volume, np.ndarray]) -> None:
+def test_planes_disagree_only_if_there_are_several(bundle: Bundle, scan: tuple[Volume, np.ndarray]) -> None:
     doubt = next(measure for measure in measures(CONFIG.quality) if measure.name == "disagreement")
     for planes in (("axial",), ("axial", "coronal")):
         found = Harmonizer(bundle, HarmonizeConfig(planes=planes)).run(scan[0], "T1w", scan[1])

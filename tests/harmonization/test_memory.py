@@ -1,4 +1,4 @@
-"""The memory that a run was given: what fits into it, and what is said of what does not."""
+"""The memory of a run: what fits into it, and the errors for what does not."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def image(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("memory_gb", "largest_gb"), [(4, 0.3), (4, 0.5), (8, 0.2), (8, 1.7), (20, 1.7), (100, 3.0)])
 @pytest.mark.parametrize("wanted", [Workers(1, 1), Workers(1, 4), Workers(8, 4)])
-def test_what_is_at_work_at_a_time_fits(memory_gb: float, largest_gb: float, wanted: Workers) -> None:
+def test_images_in_work_at_a_time_fit_into_the_memory(memory_gb: float, largest_gb: float, wanted: Workers) -> None:
     largest = int(largest_gb * GB)
 
     def taken(workers: Workers) -> float:

@@ -1,4 +1,4 @@
-"""One scan without Ray: from Python and from the command line, with the model that the package brings."""
+"""One scan without Ray: from Python and from the command line, with the shipped model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def person() -> Anatomy:
 
 @pytest.fixture(scope="module")
 def image(person: Anatomy) -> nib.Nifti1Image:
-    """A T1w of a whole brain, in whole numbers, with something to tell in its header."""
+    """A T1w of a whole brain, in whole numbers, with a description in its header."""
     data = render(person, SITES[0], "T1w", np.random.default_rng(0), SPACING) * person.brain
     data *= 700 / data.max()
     found = nib.Nifti1Image(data.astype(np.int16), person.affine)
@@ -65,7 +65,7 @@ def test_the_shipped_model_is_one_of_four_sequences_and_small() -> None:
     assert (folder / "MODEL_CARD.md").is_file()
 
 
-def test_an_image_goes_in_and_one_on_its_grid_comes_out(model: Model, image: nib.Nifti1Image, person: Anatomy) -> None:
+def test_the_harmonized_image_is_on_the_grid_of_the_scan(model: Model, image: nib.Nifti1Image, person: Anatomy) -> None:
     found = model.harmonize(image, sequence="T1w")
     assert found.shape == image.shape
     assert found.get_data_dtype() == np.float32
@@ -79,7 +79,7 @@ def test_an_image_goes_in_and_one_on_its_grid_comes_out(model: Model, image: nib
     )
 
 
-def test_what_is_no_scan_is_refused(model: Model, image: nib.Nifti1Image) -> None:
+def test_anything_but_a_scan_is_refused(model: Model, image: nib.Nifti1Image) -> None:
     with pytest.raises(ModelError, match="one of T1w, T2w, FLAIR, PDw"):
         model.harmonize(image, "T2starw")
     with pytest.raises(RefusedError):
@@ -105,12 +105,12 @@ def test_file_and_notebook_agree(model: Model, scan: Path, image: nib.Nifti1Imag
     assert told["QC"]["registration"] > 0.2
 
 
-def test_nothing_is_written_over_and_nothing_is_left_behind(model: Model, scan: Path, tmp_path: Path) -> None:
+def test_nothing_is_overwritten_and_nothing_is_left_behind(model: Model, scan: Path, tmp_path: Path) -> None:
     before = scan.read_bytes()
     for out, told in (
-        (scan, "there already"),
+        (scan, "exists already"),
         (tmp_path / "out.txt", r"ends in \.nii\.gz"),
-        (tmp_path / "missing" / "out.nii.gz", "folder that is there"),
+        (tmp_path / "missing" / "out.nii.gz", "an existing folder"),
     ):
         with pytest.raises(ConfigError, match=told):
             harmonize_file(scan, out, model)

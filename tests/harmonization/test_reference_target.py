@@ -37,7 +37,7 @@ def anatomy() -> Anatomy:
 
 @pytest.fixture
 def harmonizer(anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harmonizer:
-    """One whose model knows the answer: the noise-free image."""
+    """A harmonizer whose model returns the answer: the noise-free image."""
     quantiles = torch.linspace(0, 1, 257).repeat(2, 2, 1)
     model = GlobalHarmonizer(CONFIG.model, CONFIG.train, quantiles)
     save_bundle(tmp_path / "bundle", model, CONFIG, quantiles=quantiles, data_hash="d" * 64, training={"steps": 0})
@@ -80,7 +80,7 @@ def test_a_mask_on_another_grid_is_laid_on_the_scan(harmonizer: Harmonizer, anat
 
 
 class Preference:
-    """A style encoder that finds the first, or the last, of the images that it compares with the reference the nearest to it."""
+    """A style encoder for which the first, or the last, of the compared images is nearest to the reference."""
 
     def __init__(self, last: bool) -> None:
         self.last, self.asked, self.affine, self.planes = last, 0, np.eye(4), torch.zeros(0)

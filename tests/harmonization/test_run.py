@@ -1,4 +1,4 @@
-"""Targets that a batch job is to move its images to, without Ray."""
+"""The targets of a batch job, without Ray."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mmh_ray.models.target.fine_tuner import TunedAdapter
 pytestmark = pytest.mark.fast
 
 
-def test_sampling_that_a_target_was_not_trained_for_is_named(
+def test_other_sampling_than_in_the_training_of_a_target_is_logged(
     tiny_bundle: Path, tiny_config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     style = SiteStyle(np.linspace(0, 1, 64), np.linspace(0, 1, 64), np.linspace(0, 1, 257), 0.0)
@@ -35,10 +35,10 @@ def test_sampling_that_a_target_was_not_trained_for_is_named(
     base, training = {"hash": load_bundle(tiny_bundle).hash, "uri": ""}, {"T1w": {"images": []}}
     save_target(tmp_path / "north", "north", base, {"T1w": style}, {"T1w": curve_alone}, tiny_config, training)
     job = Job("bids", "out", str(tiny_bundle), tiny_config, targets=(str(tmp_path / "north"),))
-    target_domains(job, tiny_bundle)
+    target_domains(job, tiny_bundle, load_bundle(tiny_bundle))
     assert not caplog.messages
     other = replace(tiny_config, harmonize=replace(tiny_config.harmonize, steps=25, batch_slabs=1))
-    target_domains(replace(job, config=other), tiny_bundle)
+    target_domains(replace(job, config=other), tiny_bundle, load_bundle(tiny_bundle))
     assert caplog.messages == ["target north: trained with harmonize.steps=1, used with 25"]
 
 
@@ -53,13 +53,14 @@ def test_the_mask_of_a_reference_scan_comes_with_its_grid(
     target = SimpleNamespace(site="ref", hash="h", attach=lambda _: None, sampling=lambda settings: settings)
     monkeypatch.setattr(run, "brain_mask_of", lambda *_: str(mask))
     monkeypatch.setattr(run, "target_of_scan", lambda *_, **found: given.append(found["mask"]) or target)
-    target_domains(Job("bids", "out", str(tiny_bundle), tiny_config, target_image=str(scan)), tiny_bundle)
+    job = Job("bids", "out", str(tiny_bundle), tiny_config, target_image=str(scan))
+    target_domains(job, tiny_bundle, load_bundle(tiny_bundle))
     (laid,) = given
     assert np.allclose(laid.affine, np.diag([2.0, 2, 2, 1]))
 
 
 @pytest.mark.parametrize("spoilt", ["model", "target"])
-def test_what_a_stranger_spoilt_ends_a_run_before_it_writes_anything(
+def test_a_run_with_a_damaged_model_or_target_ends_before_it_writes_anything(
     tiny_bundle: Path, tiny_config: Config, tmp_path: Path, spoilt: str
 ) -> None:
     scan = tmp_path / "bids/sub-01/anat/sub-01_T1w.nii.gz"

@@ -69,14 +69,14 @@ def test_a_name_that_leaves_no_label_is_refused(name: str) -> None:
         check_names([], [domain_of(name)], [], NATIVE)
 
 
-def test_what_an_earlier_release_wrote_over_the_unified_image_is_not_written_over_again() -> None:
+def test_an_image_that_an_earlier_release_wrote_over_the_unified_one_is_not_overwritten() -> None:
     earlier = made(None) | {"image_id": "sub-01_T1w@東京", "target": "東京"}
-    with pytest.raises(ConfigError, match=r"the unified domain, whose images .* those of target '東京'"):
+    with pytest.raises(ConfigError, match=r"the unified domain, whose images .* images of target '東京'"):
         check_names([image()], [UNIFIED], [earlier], NATIVE)
     check_names([image()], [domain_of("alder")], [earlier], NATIVE)
 
 
-def test_one_path_is_one_targets_even_where_the_labels_differ() -> None:
+def test_one_path_belongs_to_one_target_even_if_the_labels_differ() -> None:
     preprocessed = image("sub-01_desc-x_T1w")
     own = domain_of("alder")
     earlier = made("oak", output=str(own.output(preprocessed["uri"], NATIVE)))
@@ -84,7 +84,7 @@ def test_one_path_is_one_targets_even_where_the_labels_differ() -> None:
         check_names([preprocessed], [own], [earlier], NATIVE)
 
 
-def test_targets_that_differ_and_runs_that_go_on_are_left_alone() -> None:
+def test_different_targets_and_continued_runs_are_accepted() -> None:
     names = ("alder", "birch", "site-1", "site-2", None)
     domains = [domain_of(name) for name in names]
     check_names([image()], domains, [made(name) for name in names], NATIVE)
@@ -103,10 +103,10 @@ def test_images_that_differ_in_space_alone_share_the_templates() -> None:
     rows = [image("sub-01_space-a_T1w"), image("sub-01_space-b_T1w")]
     mark_shared_outputs(rows, [UNIFIED], TEMPLATE)
     assert [row["status"] for row in rows] == ["ok", "unusable"]
-    assert "that of sub-01_space-a_T1w" in rows[1]["reason"]
+    assert "the output of sub-01_space-a_T1w" in rows[1]["reason"]
 
 
-def test_an_output_in_a_damaged_row_whose_name_no_disk_takes_is_not_there(tmp_path: Path) -> None:
+def test_an_output_path_in_a_damaged_row_that_is_too_long_does_not_exist(tmp_path: Path) -> None:
     assert not is_current(made(None, output="x" * 5000), tmp_path, "a", "b", UNIFIED)
 
 

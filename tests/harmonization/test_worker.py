@@ -64,13 +64,13 @@ def scan(tmp_path_factory: pytest.TempPathFactory, plain_scan: Volume) -> Path:
 
 
 def row_of(path: Path, **more: Any) -> dict[str, Any]:
-    """A row as the driver sends it."""
+    """A task as the driver sends it."""
     fixed = {"image_id": "sub-01_T1w", "uri": str(path), "site": "north", "sequence": "T1w", "mask_uri": None}
     return fixed | {"status": "ok", "reason": None, "earlier": {}} | more
 
 
 @pytest.mark.slow
-def test_a_row_tells_what_was_done_and_the_next_run_needs_not_do_it(
+def test_a_row_describes_the_result_and_the_next_run_skips_the_image(
     tiny_bundle_files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path
 ) -> None:
     worker = HarmonizeWorker(tiny_bundle_files, config, str(tmp_path), MODEL, [UNIFIED])
@@ -92,7 +92,7 @@ def test_a_row_tells_what_was_done_and_the_next_run_needs_not_do_it(
 
 
 @pytest.mark.slow
-def test_files_that_are_as_an_earlier_run_found_them_are_not_read_again(
+def test_unchanged_files_are_not_read_again(
     tiny_bundle_files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any change to a scan or mask is noticed, also one that keeps its size and sets its time back."""
@@ -168,7 +168,7 @@ def test_a_file_that_is_replaced_between_hash_and_reading_fails_and_leaves_nothi
 
 
 @pytest.mark.parametrize(("digest", "gone"), [("d" * 64, True), (None, False)], ids=["looked at", "not even looked at"])
-def test_what_was_made_of_an_image_that_fails_now_is_removed_where_the_scan_was_looked_at(
+def test_outputs_of_an_image_that_fails_now_are_removed_if_the_scan_was_read(
     tmp_path: Path, config: Config, digest: str | None, gone: bool
 ) -> None:
     image = tmp_path / "sub-01/anat/sub-01_desc-harmonized_T1w.nii.gz"
@@ -190,7 +190,7 @@ def test_what_was_made_of_an_image_that_fails_now_is_removed_where_the_scan_was_
     assert not is_current(told, tmp_path, "f" * 64, "of another", UNIFIED)
 
 
-def test_a_file_that_another_run_put_in_its_place_is_not_removed_after_an_error(tmp_path: Path) -> None:
+def test_after_an_error_files_of_another_run_are_kept(tmp_path: Path) -> None:
     sidecar, image, picture = (tmp_path / name for name in ("image.json", "image.nii.gz", "image.jpg"))
     sidecar.touch()
 
@@ -227,7 +227,7 @@ def test_all_domains_of_an_image_share_one_global_pass(
     assert passes == ["pass"]
     assert {name: row["status"] for name, row in rows.items()} == {None: "done", "dim": "done", "blind": "refused"}
     assert problem_of(rows["blind"]).text.startswith(
-        "sequence T1w; expected one that target blind knows: T2w. Leave it out"
+        "sequence T1w; expected a sequence of target blind: T2w. Leave it out"
     )
     assert rows["dim"]["image_id"] == "sub-01_T1w@dim"
     assert rows["dim"]["output"] == "sub-01/anat/sub-01_desc-harmonizedDim_T1w.nii.gz"
@@ -274,7 +274,7 @@ def test_targets_share_the_pass_without_an_adapter(
 def test_the_sidecars_matrix_brings_an_image_in_template_space_back_to_its_scan(
     tiny_bundle_files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A head that nods by 20 degrees and lies elsewhere; the model changes nothing."""
+    """A head that is tilted by 20 degrees and shifted; the model changes nothing."""
     nod, given = np.eye(4), nib.load(scan)
     nod[:3, :3] = Rotation.from_euler("x", 20, degrees=True).as_matrix()
     nod[:3, 3] = 12, -20, 30
@@ -329,7 +329,7 @@ HEAD = "expected 0.2 or more. Check that it is an MRI of an adult's head"
     ("kind", "expected"),
     [("CT", HEAD), ("an infant's size", HEAD)],  # the registration's own tests tell more kinds
 )
-def test_what_is_no_adults_mri_is_refused(
+def test_anything_but_mri_of_adults_is_refused(
     tiny_bundle_files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, kind: str, expected: str
 ) -> None:
     head = read_volume(scan)
@@ -411,7 +411,7 @@ def test_a_file_that_cannot_be_written_whole_fails_the_image_and_leaves_nothing(
 
 @contextlib.contextmanager
 def as_nobody() -> Iterator[None]:
-    """Without root's right to read and write everything, whoever runs the tests."""
+    """Runs without root's right to read and write everything, also if root runs the tests."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)

@@ -37,7 +37,7 @@ def head(anatomy: Anatomy) -> Volume:
 
 
 class Run:
-    """Harmonizes one scan, perhaps with a mask, in a folder of its own."""
+    """Harmonizes one scan, perhaps with a mask, in a separate folder."""
 
     def __init__(self, bundle_files: dict[str, bytes], config: Config, folder: Path) -> None:
         self.folder = folder
@@ -90,7 +90,7 @@ def test_fill_values_change_no_intensity_and_come_out_as_air(run: Run, head: Vol
 
 
 @pytest.mark.parametrize("height_mm", [70, 90])
-def test_the_upper_part_of_a_head_is_done_with_its_mask_and_flagged(
+def test_the_upper_part_of_a_head_is_harmonized_with_its_mask_and_flagged(
     run: Run, head: Volume, anatomy: Anatomy, height_mm: int
 ) -> None:
     top = int(np.flatnonzero(anatomy.brain.any(axis=(0, 1)))[-1])

@@ -10,7 +10,7 @@ import torch
 
 from mmh_ray.config import ModelConfig, TrainConfig
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
-from mmh_ray.models.slab_groups import training_group
+from mmh_ray.models.slab_groups import Conditioner, slab_group
 
 SHAPE = (16, 24, 16)
 
@@ -60,7 +60,9 @@ def model(tiny: ModelConfig) -> GlobalHarmonizer:
 def batch(brain: np.ndarray, mask: np.ndarray, uniform: np.ndarray, tiny: ModelConfig) -> SlabBatch:
     """Two groups of one slab a plane, T1w then T2w."""
     groups = [
-        training_group(brain**power, brain, mask, uniform, index, 1, tiny, seed=index, twin=index)
+        slab_group(
+            {"image": brain**power}, Conditioner(brain, mask, uniform, tiny), mask, index, 1, seed=index, twin=index
+        )
         for index, power in enumerate((1, 2))
     ]
     fields = {name: torch.from_numpy(np.concatenate([group[name] for group in groups])) for name in groups[0]}

@@ -1,4 +1,4 @@
-"""The model bundle: what is loaded is what was saved, and a damaged one says what is wrong."""
+"""The model bundle: loading returns what was saved, and errors of a damaged bundle say what is wrong."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def save(model: GlobalHarmonizer, path: Path) -> Path:
 
 @torch.inference_mode()
 def predict(model: GlobalHarmonizer) -> Tensor:
-    """What the model makes of fixed noise."""
+    """Output of the model for fixed noise."""
     noise, condition = torch.randn((1, 8, 16, 16), generator=torch.Generator().manual_seed(1)).split([1, 7], dim=1)
     one = torch.ones(1, dtype=torch.long)
     context = Context(one, one, torch.full((1,), 0.5), model.domain_moments[one])
@@ -108,7 +108,7 @@ def test_a_model_can_be_loaded_in_the_background(model: GlobalHarmonizer, bundle
         assert torch.equal(predict(loaded.model), predict(model.eval()))
 
 
-def test_what_is_wrong_with_a_model_loaded_in_the_background_is_said_when_it_is_needed(bundle: Path) -> None:
+def test_a_damaged_model_loaded_in_the_background_fails_at_first_use(bundle: Path) -> None:
     (bundle / WEIGHTS).write_bytes(b"damaged")
     with ThreadPoolExecutor(max_workers=1) as background:
         loaded = load_bundle(bundle, background=background)
@@ -141,7 +141,7 @@ def test_the_hash_changes_with_a_weight_and_only_then(model: GlobalHarmonizer, b
     assert load_bundle(save(model, tmp_path / "changed")).hash != before
 
 
-def test_loading_takes_nothing_from_the_callers_random_numbers(bundle: Path) -> None:
+def test_loading_leaves_the_random_state_alone(bundle: Path) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -149,7 +149,7 @@ def test_loading_takes_nothing_from_the_callers_random_numbers(bundle: Path) -> 
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_an_earlier_bundle_is_replaced_and_nothing_is_left_beside(model: GlobalHarmonizer, bundle: Path) -> None:
+def test_an_earlier_bundle_is_replaced_without_leftovers(model: GlobalHarmonizer, bundle: Path) -> None:
     before = bundle_hash(bundle)
     with torch.no_grad():
         next(model.parameters()).zero_()
@@ -169,7 +169,7 @@ def test_a_failed_save_leaves_the_earlier_bundle_whole(model: GlobalHarmonizer, 
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
-def test_a_folder_of_something_else_is_not_replaced(model: GlobalHarmonizer, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_not_replaced(model: GlobalHarmonizer, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ModelError, match="holds something else; expected a new folder"):
         save(model, tmp_path)
@@ -266,7 +266,7 @@ def test_weights_with_other_names_do_not_fit(bundle: Path) -> None:
     state = safetensors.torch.load_file(bundle / WEIGHTS)
     state["surprise"] = state.pop("domain_moments")
     replace_weights(bundle, safetensors.torch.save(state))
-    with pytest.raises(ModelError, match=r"domain_moments.*surprise.*expected the parameters that the model section"):
+    with pytest.raises(ModelError, match=r"domain_moments.*surprise.*expected the parameters of the model section"):
         load_bundle(bundle)
 
 

@@ -1,4 +1,4 @@
-"""Bundles from strangers: each is refused with the product's own error, at once, without a network, and with little memory."""
+"""Untrusted bundles: each is refused with the product's own error, at once, without a network, and with little memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def bundle(original: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it; whoever tries to reach a network fails."""
+    """A copy of the bundle; any use of a network fails."""
 
     def refuse(*_: Any) -> None:
         raise AssertionError("a bundle asks for a network")
@@ -70,7 +70,7 @@ def put(tree: Any, keys: tuple[Any, ...], value: Any) -> None:
 
 
 def change(*keys: Any, to: Any) -> Callable[[Path], None]:
-    """Another value in the facts; ``...`` takes the key away."""
+    """Change a value in the facts; ``...`` removes the key."""
 
     def act(folder: Path) -> None:
         facts = facts_of(folder)
@@ -248,7 +248,7 @@ HOSTILE = {
 }
 
 
-def test_what_is_not_changed_is_a_bundle(bundle: Path) -> None:
+def test_an_unchanged_bundle_is_loaded(bundle: Path) -> None:
     load_bundle(bundle)
 
 
@@ -264,7 +264,7 @@ def test_a_hostile_bundle_is_refused_in_good_time(bundle: Path, act: Callable[[P
     assert len(str(caught.value)) < 3000
 
 
-def test_a_folder_whose_name_no_disk_takes_is_no_bundle(tmp_path: Path) -> None:
+def test_a_folder_name_that_is_too_long_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such folder"):
         load_bundle(tmp_path / ("x" * 5000))
 
@@ -276,7 +276,7 @@ def test_facts_alone_are_checked_where_weights_are_not_read(bundle: Path) -> Non
             read(bundle)
 
 
-def test_a_file_as_large_as_no_weights_of_the_model_are_is_not_read(bundle: Path) -> None:
+def test_a_weights_file_larger_than_the_model_is_not_read(bundle: Path) -> None:
     with open(bundle / WEIGHTS, "ab") as stream:
         stream.truncate(100 * 2**30)  # which takes no room on the disk
     start = time.process_time()
@@ -299,7 +299,7 @@ def test_a_bundle_behind_a_link_and_links_within_it_are_read(bundle: Path) -> No
     assert load_bundle(bundle.parent / "current").hash == bundle_hash(bundle)
 
 
-def test_facts_of_the_schedule_that_another_diffusers_records_are_let_be(bundle: Path) -> None:
+def test_schedule_facts_of_another_diffusers_release_are_ignored(bundle: Path) -> None:
     change("schedule", "a_setting_of_tomorrow", to=1.5)(bundle)
     change("schedule", "thresholding", to=...)(bundle)
     assert load_bundle(bundle).model.scheduler.config["num_train_timesteps"] == 1000
@@ -315,7 +315,7 @@ def test_a_model_that_diverged_is_not_saved(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_section_that_travels_is_one_of_the_settings() -> None:
+def test_every_stored_section_is_one_of_the_settings() -> None:
     assert set(SECTIONS) <= set(Config.__dataclass_fields__)
 
 

@@ -1,4 +1,4 @@
-"""The denoiser takes its shapes and minds its context; the schedule is that of the paper and ends in pure noise."""
+"""The denoiser keeps shapes and uses its context; the schedule is the paper's and ends in pure noise."""
 
 from __future__ import annotations
 

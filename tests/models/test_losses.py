@@ -7,11 +7,11 @@ import torch
 
 from mmh_ray.models.losses import (
     BINS,
-    cumulative_from_quantiles,
     gradient_mse,
     group_statistics,
     masked_mse,
     multiscale_gradient_l1,
+    soft_cumulative,
     style_displacement,
     style_distance,
     twin_mse,
@@ -84,7 +84,7 @@ def test_gradient_mse_sees_no_background() -> None:
 
 @pytest.mark.parametrize("shift", [0.1, 0.25, -0.2])
 def test_distance_of_two_shifted_distributions_is_the_shift(shift: float) -> None:
-    first, second = (cumulative_from_quantiles(uniform(0.3 + by, 0.7 + by))[None] for by in (0, shift))
+    first, second = (soft_cumulative(uniform(0.3 + by, 0.7 + by))[None] for by in (0, shift))
     same = torch.zeros(1, 2)
     wasserstein = style_distance(first, same, second, same)
     assert wasserstein.shape == (1,)
@@ -92,13 +92,13 @@ def test_distance_of_two_shifted_distributions_is_the_shift(shift: float) -> Non
 
 
 def test_distance_adds_the_squared_differences_of_moments() -> None:
-    cumulative = cumulative_from_quantiles(uniform(0, 1))[None]
+    cumulative = soft_cumulative(uniform(0, 1))[None]
     distance = style_distance(cumulative, torch.tensor([[0.6, 0.3]]), cumulative, torch.tensor([[0.5, 0.1]]))
     assert float(distance) == pytest.approx(0.01 + 0.04)
 
 
 def test_cumulative_is_a_smoothed_step() -> None:
-    cumulative = cumulative_from_quantiles(torch.full((257,), 0.5))
+    cumulative = soft_cumulative(torch.full((257,), 0.5))
     edges = torch.linspace(0, 1.25, BINS)
     assert cumulative.shape == (BINS,)
     assert (cumulative.diff() >= 0).all()
@@ -108,28 +108,28 @@ def test_cumulative_is_a_smoothed_step() -> None:
 
 def test_group_statistics_equal_those_of_the_groups_voxels() -> None:
     image, mask, group = torch.rand(4, 9, 9), (torch.rand(4, 9, 9) > 0.4).float(), torch.tensor([1, 0, 1, 0])
-    cumulative, moments = group_statistics(image, mask, group, 2)
+    cumulative, moments = group_statistics(image, mask, group)
     assert cumulative.shape == (2, BINS)
     for index in range(2):
         values = image[group == index][mask[group == index] > 0]
         torch.testing.assert_close(
             moments[index], torch.stack([values.mean(), values.std(unbiased=False)]), atol=1e-5, rtol=0
         )
-        torch.testing.assert_close(cumulative[index], cumulative_from_quantiles(values), atol=1e-5, rtol=0)
+        torch.testing.assert_close(cumulative[index], soft_cumulative(values), atol=1e-5, rtol=0)
 
 
 def test_group_of_the_domains_own_distribution_is_at_distance_zero() -> None:
     values = uniform(0.1, 0.9)
-    cumulative, moments = group_statistics(values.view(1, 1, -1), torch.ones(1, 1, 257), torch.zeros(1).long(), 1)
+    cumulative, moments = group_statistics(values.view(1, 1, -1), torch.ones(1, 1, 257), torch.zeros(1).long())
     domain = torch.stack([values.mean(), values.std(unbiased=False)])[None]
-    assert float(style_distance(cumulative, moments, cumulative_from_quantiles(values)[None], domain)) < 1e-6
+    assert float(style_distance(cumulative, moments, soft_cumulative(values)[None], domain)) < 1e-6
 
 
 def test_statistics_lead_a_group_towards_its_domain() -> None:
     """Descending the distance moves the mean to that of the domain."""
     image = torch.full((1, 8, 8), 0.3).add(0.1 * torch.rand(1, 8, 8)).requires_grad_()
-    domain_cumulative = cumulative_from_quantiles(uniform(0.6, 0.8))[None]
-    cumulative, moments = group_statistics(image, torch.ones(1, 8, 8), torch.zeros(1).long(), 1)
+    domain_cumulative = soft_cumulative(uniform(0.6, 0.8))[None]
+    cumulative, moments = group_statistics(image, torch.ones(1, 8, 8), torch.zeros(1).long())
     style_distance(cumulative, moments, domain_cumulative, torch.tensor([[0.7, 0.06]])).sum().backward()
     assert torch.isfinite(image.grad).all()
     assert (image.grad < 0).all()
@@ -138,7 +138,7 @@ def test_statistics_lead_a_group_towards_its_domain() -> None:
 def test_group_without_brain_is_finite() -> None:
     image = torch.rand(2, 4, 4).requires_grad_()
     mask = torch.tensor([1.0, 0])[:, None, None].expand(2, 4, 4)
-    cumulative, moments = group_statistics(image, mask, torch.tensor([0, 1]), 2)
+    cumulative, moments = group_statistics(image, mask, torch.tensor([0, 1]))
     (cumulative.sum() + moments.sum()).backward()
     assert torch.isfinite(cumulative).all()
     assert torch.isfinite(moments).all()

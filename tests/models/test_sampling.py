@@ -1,4 +1,4 @@
-"""Sampling: a denoiser that knows the answer gives it back through every plane, step and fusion."""
+"""Sampling: with a denoiser that knows the answer, every plane, step and fusion returns it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def oracle(model: GlobalHarmonizer, brain: np.ndarray, monkeypatch: pytest.Monke
 
 
 def known(x0: Tensor, asked: list[int] | None = None) -> Any:
-    """A denoiser that always gives ``x0`` and notes the timesteps it is asked for."""
+    """A denoiser that always returns ``x0`` and records the timesteps."""
 
     def denoise(_x: Tensor, t: int) -> Tensor:
         if asked is not None:
@@ -96,7 +96,7 @@ def test_one_plane_is_enough(
     )
 
 
-def test_batches_hold_what_was_asked_and_do_not_change_the_result(
+def test_batches_have_the_requested_size_and_do_not_change_the_result(
     model: GlobalHarmonizer, brain: np.ndarray, mask: np.ndarray
 ) -> None:
     model.eval()
@@ -202,7 +202,7 @@ def test_sequence_reaches_the_denoiser(model: GlobalHarmonizer, brain: np.ndarra
 
 
 def test_unit_of_the_source_does_not_matter(model: GlobalHarmonizer, brain: np.ndarray, mask: np.ndarray) -> None:
-    """From noise, the source is seen through its condition alone."""
+    """When sampling starts from noise, only the condition carries the source."""
     plain, bright = (harmonize_volume(model.eval(), gain * brain, mask, 0, HarmonizeConfig()) for gain in (1, 5))
     np.testing.assert_allclose(bright, plain, atol=1e-4)
 
@@ -253,7 +253,7 @@ def test_sampling_starts_where_inversion_ended(
 
 
 def test_inversion_keeps_what_noise_forgets(model: GlobalHarmonizer) -> None:
-    """With a denoiser that only shrinks what it sees, two sources stay two after inversion."""
+    """With a denoiser that only shrinks its input, two sources still differ after inversion."""
     first, second = torch.rand(2, 1, 3, 8, 8)
 
     def shrink(x: Tensor, _t: int) -> Tensor:

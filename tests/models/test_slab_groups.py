@@ -1,4 +1,4 @@
-"""Slice groups: what the loader promises to the model."""
+"""Slice groups: the contract between loader and model."""
 
 from __future__ import annotations
 
@@ -12,18 +12,33 @@ from mmh_ray.config import ModelConfig
 from mmh_ray.imaging.intensity import quantile_function
 from mmh_ray.imaging.slices import NORMAL, PLANES, along, crop_slices
 from mmh_ray.models.denoiser import Context, Denoiser
-from mmh_ray.models.slab_groups import Conditioner, brain_slices, padded_size, training_group
+from mmh_ray.models.slab_groups import Conditioner, brain_slices, padded_size, slab_group
 
 pytestmark = pytest.mark.fast
 
 UNIFORM = np.stack([np.linspace(0, 1, 257), np.linspace(0.1, 0.9, 257)])
 
 
+def training_group(
+    target: np.ndarray,
+    styled: np.ndarray,
+    mask: np.ndarray,
+    sequence: int,
+    slabs: int,
+    model: ModelConfig,
+    seed: int,
+    twin: int,
+) -> dict[str, np.ndarray]:
+    """A group of a volume, with the condition of a styled copy."""
+    conditioner = Conditioner(styled, mask, UNIFORM, model)
+    return slab_group({"image": target}, conditioner, mask, sequence, slabs, seed, twin)
+
+
 def group_of(
     brain: np.ndarray, mask: np.ndarray, model: ModelConfig, slabs: int = 2, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """A group of the shared volume, styled copy = its square root."""
-    return training_group(brain, np.sqrt(brain), mask, UNIFORM, 1, slabs, model, seed, seed)
+    return training_group(brain, np.sqrt(brain), mask, 1, slabs, model, seed, seed)
 
 
 def test_shapes_and_types(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> None:
@@ -44,7 +59,7 @@ def test_twins_show_the_same_slices_with_noise_of_their_own(
     brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig
 ) -> None:
     one, twin, other = (
-        training_group(brain, np.sqrt(brain), mask, UNIFORM, 1, 2, tiny, seed, number)
+        training_group(brain, np.sqrt(brain), mask, 1, 2, tiny, seed, number)
         for seed, number in ((0, 7), (1, 7), (0, 8))
     )
     np.testing.assert_array_equal(one["position"], twin["position"])
@@ -104,7 +119,7 @@ def test_same_seed_same_group_another_seed_another(brain: np.ndarray, mask: np.n
 def test_one_slice_of_brain_is_enough(brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig) -> None:
     thin = np.zeros_like(mask)
     thin[:, :, 8] = mask[:, :, 8]
-    group = training_group(brain * thin, brain * thin, thin, UNIFORM, 0, 3, tiny, 0, 0)
+    group = training_group(brain * thin, brain * thin, thin, 0, 3, tiny, 0, 0)
     np.testing.assert_allclose(group["position"][:3], 8 / 15)
 
 
@@ -170,7 +185,7 @@ CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def test_condition_is_the_same_under_any_increasing_curve(
     brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig, curve: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    """What is left is the bend of a curve between two of the 257 quantiles."""
+    """The remaining difference is the curve's bend between two of the 257 quantiles."""
     styled = (curve(brain) * mask).astype(np.float32)
     assert np.abs(quantile_function(styled[mask]) - quantile_function(brain[mask])).max() > 0.02
     for plane, slices in (("axial", [4, 8]), ("coronal", [12]), ("sagittal", [7])):
@@ -189,7 +204,7 @@ def test_condition_of_a_decreasing_curve_is_another(brain: np.ndarray, mask: np.
 def test_curves_of_a_styled_copy_leave_the_training_group_alone(
     brain: np.ndarray, mask: np.ndarray, tiny: ModelConfig
 ) -> None:
-    groups = [training_group(brain, brain**gamma, mask, UNIFORM, 1, 2, tiny, 0, 0) for gamma in (0.5, 1, 2)]
+    groups = [training_group(brain, brain**gamma, mask, 1, 2, tiny, 0, 0) for gamma in (0.5, 1, 2)]
     for group in groups[1:]:
         assert np.array_equal(group["image"], groups[0]["image"])
         np.testing.assert_allclose(group["condition"], groups[0]["condition"], atol=0.005)  # float16

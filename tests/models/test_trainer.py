@@ -1,4 +1,4 @@
-"""The trainer: learns, keeps its best, and goes on after a restart as if nothing had happened."""
+"""The trainer: learns, keeps its best weights, and continues after a restart as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIG = TrainConfig(steps=40, warmup_steps=2, learning_rate=3e-3, ema_decay=0.9
 
 
 def share(step: int) -> float:
-    """Of the peak learning rates at a step."""
+    """Share of the peak learning rates at a step."""
     return learning_rate_share(step, CONFIG.steps, CONFIG.warmup_steps)
 
 

@@ -1,4 +1,4 @@
-"""A run of MLflow for each archive that is harmonized: whole on a real server, and no hindrance where there is none."""
+"""MLflow runs of harmonized archives: complete on a real server, and harmless without one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
 
 @pytest.fixture
 def record() -> RunRecord:
-    """Of a run over three images in the source s3://bucket/study."""
+    """Record of a run over three images in the source s3://bucket/study."""
     source = "s3://key:secret@bucket/study"
     return RunRecord(source, "models:/mmh-global/3", "a" * 64, "0.1", 3, STARTED)
 
@@ -90,7 +90,7 @@ def test_figures_are_those_of_the_run(rows: list[dict[str, Any]], tmp_path: Path
 
 
 @pytest.mark.fast
-def test_without_a_store_nothing_is_asked_for(record: RunRecord) -> None:
+def test_without_a_store_mlflow_is_not_used(record: RunRecord) -> None:
     assert ArchiveRun.start(Config(), record, {}, lambda run_id: None) is None
 
 

@@ -1,4 +1,4 @@
-"""Metrics on their way to MLflow: nothing is lost while a real server is down, a worker dies or the disk is full."""
+"""Buffered metrics: nothing is lost while a real server is down, a worker dies or the disk is full."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
 
 @pytest.fixture
 def run_id(server: MlflowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """A new run on the running server; MLflow gives up soon on one that is down."""
+    """A new run on the running server; MLflow gives up quickly if it is down."""
     if server.process is None:
         server.start()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -61,17 +61,17 @@ def put(box: MetricsOutbox, *steps: int) -> None:
 
 
 def losses(run_id: str) -> list[tuple[int, float]]:
-    """Steps and losses that MLflow has."""
+    """Steps and losses in MLflow."""
     return sorted((entry.step, entry.value) for entry in mlflow.MlflowClient().get_metric_history(run_id, "loss"))
 
 
 def expected(*steps: int) -> list[tuple[int, float]]:
-    """What :func:`losses` is to be."""
+    """The expected result of :func:`losses`."""
     return [(step, 1 / (step + 1)) for step in steps]
 
 
 def wait_until(condition) -> None:
-    """Wait for a condition, but not for ever."""
+    """Wait for a condition, with a time limit."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
@@ -112,7 +112,7 @@ def test_a_folder_that_cannot_be_written_keeps_the_rows_and_raises_nothing(
     in_the_way = tmp_path / "metrics"
     in_the_way.write_text("a file where the folder should be")
     put(box, 1, 2)
-    assert "metrics of 2 steps wait" in caplog.text
+    assert "metrics of 2 steps are kept" in caplog.text
     in_the_way.unlink()
     put(box, 3)
     (name,) = box.names()
@@ -143,13 +143,13 @@ class TestWithMlflow:
             wait_until(lambda: losses(run_id) == expected(0))
             server.kill()
             put(box, 1)
-            wait_until(lambda: "metrics wait in" in caplog.text)
+            wait_until(lambda: "metrics are kept in" in caplog.text)
             put(box, 2, 3)
             server.start()
             put(box, 4)
         assert losses(run_id) == expected(0, 1, 2, 3, 4)
         assert box.names() == []
-        assert caplog.text.count("metrics wait in") == 1
+        assert caplog.text.count("metrics are kept in") == 1
 
     @pytest.mark.parametrize("fails", [False, True])
     def test_what_could_not_be_sent_is_said_and_sent_at_the_next_start(

@@ -1,4 +1,4 @@
-"""The wheel that lies with a model installs and runs without a checkout."""
+"""The wheel stored with a model installs and runs without a checkout."""
 
 from __future__ import annotations
 

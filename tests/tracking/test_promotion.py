@@ -1,4 +1,4 @@
-"""Evaluations and aliases in a real MLflow store on SQLite: figures stay with their model, and only a better one moves the alias."""
+"""Evaluations and aliases in a real MLflow store on SQLite: only a better model moves the alias."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_better_model_takes_the_alias(evaluated: Config) -> None:
     assert (again.passed, again.outcome) == (False, f"not promoted: {CANDIDATE} is mmh-global@champion already")
 
 
-def test_one_that_is_not_better_does_not(evaluated: Config, tmp_path: Path) -> None:
+def test_a_model_that_is_not_better_does_not_take_the_alias(evaluated: Config, tmp_path: Path) -> None:
     keep_with_model(SAME, _evaluation(tmp_path / "same", 0.40), evaluated)
     decision = promote(SAME, "champion", evaluated)
     assert not decision.passed
@@ -240,7 +240,7 @@ def test_the_ledger_must_name_the_model(store: tuple[Config, str], tmp_path: Pat
     with pytest.raises(ConfigError, match="made by another model"):
         check_model(CANDIDATE, archives, config)
     write_ledger(tmp_path / LEDGER, [])
-    with pytest.raises(ConfigError, match="made by a model that no ledger names"):
+    with pytest.raises(ConfigError, match="made by an unknown model"):
         check_model(CANDIDATE, archives, config)
     with pytest.raises(ConfigError, match="without --archive ours=OUT"):
         check_model(CANDIDATE, {"raw": "bids"}, config)

@@ -1,4 +1,4 @@
-"""What a registered model's folder, a target's facts or a sidecar names: never more than the model's own folder and the caller's store."""
+"""Recorded places of untrusted models: only the model's own folder and the caller's store are ever used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmh_ray.tracking import (
     resolve_target,
     target_model_name,
 )
-from mmh_ray.tracking.registry import GLOBAL, bundle_inside
+from mmh_ray.tracking.registry import GLOBAL, bundle_inside, download
 
 pytestmark = pytest.mark.fast
 
@@ -30,7 +30,7 @@ STYLE = SiteStyle(np.linspace(0, 1, 64), np.linspace(0, 1, 64) ** 2, np.linspace
 
 @pytest.fixture
 def artifacts(tmp_path: Path) -> Path:
-    """Artifacts of a model whose bundle lies beside its description, and another bundle outside of them."""
+    """Artifacts of a model with its bundle, and another bundle outside of them."""
     for place in ("model/artifacts/bundle", "secret", "model/own"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / GLOBAL).touch()
@@ -61,7 +61,7 @@ def test_a_path_that_leads_out_of_the_artifacts_is_refused(artifacts: Path, path
 @pytest.mark.parametrize("path", ["nowhere", "", 5, None, ["artifacts/bundle"], {"a": "b"}])
 def test_a_path_that_is_none_is_refused(artifacts: Path, path: object) -> None:
     describe(artifacts, path)
-    with pytest.raises(ModelError, match="holds no such bundle"):
+    with pytest.raises(ModelError, match="has no such bundle"):
         bundle_inside(artifacts, "models:/m/1", GLOBAL)
 
 
@@ -119,7 +119,7 @@ def test_a_description_that_is_no_file_is_refused_at_once(artifacts: Path, kind:
         "hf-hub:some/body",
     ],
 )
-def test_a_base_that_a_target_names_is_looked_for_in_the_callers_store_alone(uri: str, tmp_path: Path) -> None:
+def test_the_recorded_base_of_a_target_is_searched_only_in_the_callers_store(uri: str, tmp_path: Path) -> None:
     store = TrackingConfig(uri=f"sqlite:///{tmp_path}/none.db")
     with pytest.raises(ModelError, match=r"recorded in a target; expected a registered model.*model_config"):
         resolve_recorded(uri, store)
@@ -127,14 +127,14 @@ def test_a_base_that_a_target_names_is_looked_for_in_the_callers_store_alone(uri
         resolve_recorded("models:/mmh-global/3", store)
 
 
-def test_a_base_that_the_caller_names_is_taken(tmp_path: Path) -> None:
+def test_a_base_given_by_the_caller_is_used(tmp_path: Path) -> None:
     (tmp_path / GLOBAL).touch()
     folder, uri = resolve_recorded("http://127.0.0.1:1/model", TrackingConfig(), str(tmp_path))
     assert (folder, uri) == (tmp_path, tmp_path.as_uri())
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:1/model", "s3://bucket/x", "runs:/0123/model", "../target", "None"])
-def test_a_target_that_a_sidecar_names_is_not_fetched(uri: str) -> None:
+def test_a_target_recorded_in_a_sidecar_is_not_downloaded(uri: str) -> None:
     with pytest.raises(ModelError, match="recorded in a sidecar; expected a registered model or a folder"):
         resolve_recorded_target(uri, TrackingConfig())
 
@@ -142,19 +142,19 @@ def test_a_target_that_a_sidecar_names_is_not_fetched(uri: str) -> None:
 @pytest.mark.parametrize(
     ("site", "asked"), [("site 1", "site-1"), ("site_1", "site 1"), ("大阪", "東京"), ("alder", "Alder")]
 )
-def test_a_target_is_that_of_the_site_that_was_asked_for(tmp_path: Path, site: str, asked: str) -> None:
+def test_a_target_must_be_of_the_requested_site(tmp_path: Path, site: str, asked: str) -> None:
     curve_alone, base = TunedAdapter({}, {"loss": 1.0}, {"loss": 1.0}, 0), {"hash": "b" * 64, "uri": ""}
     for name in (site, asked):
         place = tmp_path / "adapters" / target_model_name(name).removeprefix("mmh-target-")
         save_target(place, site, base, {"T1w": STYLE}, {"T1w": curve_alone}, Config(), {"T1w": {"images": []}})
     found, _ = resolve_target(site, tmp_path, TrackingConfig())
     assert found.parent == tmp_path / "adapters"
-    with pytest.raises(ModelError, match=rf"the target of site '{site}'; expected one of site '{asked}'"):
+    with pytest.raises(ModelError, match=rf"the target of site '{site}'; expected a target of site '{asked}'"):
         resolve_target(asked, tmp_path, TrackingConfig())
 
 
 @pytest.mark.parametrize("site", ["x" * 300, "x" * 5000])
-def test_a_site_whose_name_no_disk_takes_is_looked_for_in_the_store(tmp_path: Path, site: str) -> None:
+def test_a_site_name_that_is_too_long_for_a_path_is_searched_in_the_store(tmp_path: Path, site: str) -> None:
     with pytest.raises(ModelError):
         resolve_target(site, tmp_path, TrackingConfig(uri=f"sqlite:///{tmp_path}/none.db"))
 
@@ -166,3 +166,16 @@ def test_a_store_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPa
         resolve_model("models:/mmh-global@champion", TrackingConfig(uri=nobody_listens))
     assert caught.value.expected == "an MLflow store that answers"
     assert nobody_listens in caught.value.received
+
+
+def test_an_error_of_a_download_shows_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    def fail(**_: str) -> str:
+        raise OSError("no answer\nfrom https://me:secret@store/artifacts")
+
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://me:secret@store")
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fail)
+    with pytest.raises(ModelError) as caught:
+        download("models:/m/1", "a bundle", artifact_uri="models:/m/1")
+    assert caught.value.received == "models:/m/1 at https://store: no answer from https://store/artifacts"

@@ -1,4 +1,4 @@
-"""`mlflow models serve` from an environment that has no mmh_ray but the wheel that lies with the model: bytes in, bytes out."""
+"""`mlflow models serve` in an environment where mmh_ray is only the wheel stored with the model: bytes in, bytes out."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _without_checkout() -> dict[str, str]:
 
 
 def invoke(server: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the server answers."""
+    """The server's answer."""
     request = urllib.request.Request(
         server, json.dumps({"dataframe_records": rows}).encode(), {"Content-Type": "application/json"}
     )
@@ -153,11 +153,11 @@ def test_a_served_model_reads_and_writes_no_files(server: str, tmp_path: Path) -
     output = tmp_path / "written.nii.gz"
     (row,) = invoke(server, [{"sequence": "T1w", "path": str(secret), "output": str(output)}])
     assert row["status"] == "failed"
-    assert "rows name no files" in row["reason"]
+    assert "this model does not read files" in row["reason"]
     assert not output.exists()
 
 
-def test_what_is_no_base64_is_refused_in_words(server: str) -> None:
+def test_invalid_base64_is_refused_with_a_reason(server: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         invoke(server, [{"sequence": "T1w", "scan": "abc"}])
     assert caught.value.code == 400

@@ -1,4 +1,4 @@
-"""System metrics of a computer, under the names that MLflow shows as such, and no oftener than asked for."""
+"""System metrics of a machine, under MLflow's names, no more often than requested."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.fast
 
 @pytest.mark.filterwarnings(r"ignore::DeprecationWarning:(mlflow|pydantic)(\..*)?")
 @pytest.mark.filterwarnings(r"ignore::FutureWarning:mlflow(\..*)?")
-def test_processor_and_memory_are_measured_when_it_is_time() -> None:
+def test_processor_and_memory_are_measured_when_due() -> None:
     values = SystemMetrics(every_s=0.0).due()
     assert 0 <= values["system/cpu_utilization_percentage"] <= 100
     assert 0 < values["system/system_memory_usage_percentage"] < 100

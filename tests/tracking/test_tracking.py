@@ -60,7 +60,7 @@ class Trained:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No store of the user's, and a folder to stand in where nothing may be left."""
+    """No configured store, and a current folder in which nothing may be written."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -119,7 +119,7 @@ def trained(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     tracking.log_input(run_id, data)
     for step in range(3):
         tracking.log_metrics(run_id, [tracking.MetricRow.of_now(step, {"loss": 1 / (step + 1), "mse": 0.5})])
-    tracking.log_figure(run_id, folder / "sample.png")
+    tracking.log_file(run_id, folder / "sample.png", "figures")
     model_uri = tracking.register(run_id, folder / "global", config.tracking.model_name, config.tracking)
     status = mlflow.MlflowClient(uri).get_run(run_id).info.status
     tracking.finish(run_id)
@@ -173,7 +173,7 @@ def test_a_model_and_its_version_are_described(trained: Trained) -> None:
     assert "mmh harmonize BIDS OUT --model models:/mmh-global@champion" in model.description
 
 
-def test_the_requirements_of_a_model_are_the_wheel_that_lies_with_it(trained: Trained) -> None:
+def test_the_requirements_of_a_model_are_the_wheel_stored_with_it(trained: Trained) -> None:
     tracking.configure(trained.config.tracking)
     folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=trained.model_uri))
     (requirement,) = [
@@ -183,7 +183,7 @@ def test_the_requirements_of_a_model_are_the_wheel_that_lies_with_it(trained: Tr
         assert "mmh_ray/tracking/pyfunc_model.py" in wheel.namelist()
 
 
-def test_nothing_lands_where_the_process_stands(trained: Trained, tmp_path: Path) -> None:
+def test_nothing_is_written_to_the_current_folder(trained: Trained, tmp_path: Path) -> None:
     tracking.configure(trained.config.tracking)
     tracking.resolve_model("models:/mmh-global@champion", trained.config.tracking)
     assert list(tmp_path.iterdir()) == []
@@ -204,7 +204,7 @@ def test_a_resumed_run_keeps_its_id_and_tells_what_changed(trained: Trained) -> 
     assert mlflow.MlflowClient().get_run(run_id).info.status == "FAILED"
 
 
-def test_a_run_that_the_store_lost_starts_anew(trained: Trained, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_the_store_lost_is_replaced_by_a_new_one(trained: Trained, caplog: pytest.LogCaptureFixture) -> None:
     tracking.configure(trained.config.tracking)
     lost = "0" * 32
     run_id = tracking.start_run(trained.config, "again", lost, {})
@@ -222,7 +222,7 @@ def test_more_metrics_than_a_request_takes_all_arrive(trained: Trained) -> None:
     tracking.finish(run_id)
 
 
-def test_a_row_that_is_sent_twice_is_there_once(trained: Trained) -> None:
+def test_a_row_that_is_sent_twice_is_stored_once(trained: Trained) -> None:
     tracking.configure(trained.config.tracking)
     run_id = tracking.start_run(trained.config, "twice", None, {})
     rows = [tracking.MetricRow.of_now(step, {"loss": 1.0 / (step + 1)}) for step in range(3)]
@@ -271,7 +271,7 @@ def test_a_missing_model_or_run_says_what_to_check(trained: Trained) -> None:
 
 
 def test_artifacts_that_are_no_bundle_are_refused(trained: Trained) -> None:
-    with pytest.raises(ModelError, match="holds no such bundle"):
+    with pytest.raises(ModelError, match="has no such bundle"):
         tracking.resolve_model(f"runs:/{trained.run_id}/figures", trained.config.tracking)
 
 
@@ -335,7 +335,7 @@ def test_pyfunc_takes_and_gives_bytes_and_no_files(trained: Trained, tmp_path: P
         "scan.nii.gz: ",
         "scan.nii: ",
         "scan_mask.nii.gz: ",
-        "rows name no files",
+        "this model does not read files",
         "together with output",
         "no sc",
     ]
@@ -389,7 +389,7 @@ def test_pyfunc_of_a_target_finds_its_base_in_the_store_or_where_the_caller_says
     np.testing.assert_array_equal(read_volume(found["output"][0]).data, expected.volume.data)
 
 
-def test_a_name_that_is_another_sites_is_not_registered_over(trained: Trained, tmp_path: Path) -> None:
+def test_a_name_of_another_sites_target_is_not_reused(trained: Trained, tmp_path: Path) -> None:
     style = SiteStyle(np.linspace(0, 1, 64), np.linspace(0, 1, 64), np.linspace(0, 1, 257), 0.0)
     curve_alone = TunedAdapter({}, {"loss": 1.0}, {"loss": 1.0}, 0)
     given = {"T1w": style}, {"T1w": curve_alone}, trained.config, {"T1w": {"images": []}}
@@ -399,17 +399,17 @@ def test_a_name_that_is_another_sites_is_not_registered_over(trained: Trained, t
         save_target(tmp_path / "bundles" / site, site, {"hash": "b" * 64, "uri": ""}, *given)
     first = tracking.register(run_id, tmp_path / "bundles/site-1", "mmh-target-site-1", trained.config.tracking)
     with pytest.raises(
-        ModelError, match=r"site 'site 1' to register as mmh-target-site-1, which holds that of 'site-1'"
+        ModelError, match=r"site 'site 1' to register as mmh-target-site-1, which is the target of site 'site-1'"
     ):
         tracking.register(run_id, tmp_path / "bundles/site 1", "mmh-target-site-1", trained.config.tracking)
     tracking.finish(run_id)
     _, uri = tracking.resolve_target("site-1", "", trained.config.tracking)
     assert uri == first
-    with pytest.raises(ModelError, match=r"the target of site 'site-1'; expected one of site 'site 1'"):
+    with pytest.raises(ModelError, match=r"the target of site 'site-1'; expected a target of site 'site 1'"):
         tracking.resolve_target("site 1", "", trained.config.tracking)
 
 
-def test_the_store_is_the_settings_then_the_environments_then_here(
+def test_the_store_is_from_the_settings_then_the_environment_then_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tracking.configure(TrackingConfig()) == f"sqlite:///{tmp_path}/mlflow.db"

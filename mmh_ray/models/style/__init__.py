@@ -1,1 +1,1 @@
-"""How a scan looks, as a vector: backbones, tri-planar attention, training."""
+"""Describes the style of a scan as a vector: backbones, tri-planar attention, training."""

@@ -1,4 +1,4 @@
-"""Which backbone the style encoder has: the embedded one, or the image tower of an open_clip model."""
+"""Loads the backbone of the style encoder: the embedded one, or the image tower of an open_clip model."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from mmh_ray.models.style.slice_backbone import SliceBackbone
 
 
 def load_backbone(config: StyleConfig) -> SliceBackbone:
-    """The backbone that ``config`` names, in evaluation mode and frozen.
+    """Load the configured backbone, in evaluation mode and frozen.
 
     Raises
     ------
     ModelError
-        Unknown name, missing folder or weights, weights of another checksum, damaged weights or such as do not fit.
+        If the name is unknown, the folder or the weights are missing, the checksum differs, or the weights are damaged
+        or do not fit.
     """
     backbone: SliceBackbone
     if config.backbone == EMBEDDED:
         backbone = _embedded(config)
     else:
-        # Importing open_clip takes seconds, which the embedded backbone need not pay.
+        # Importing open_clip takes seconds, and the embedded backbone does not need it.
         from mmh_ray.models.style.open_clip import open_clip_backbone
 
         backbone = open_clip_backbone(config)
@@ -44,7 +45,7 @@ def _embedded(config: StyleConfig) -> SliceBackbone:
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of a module's parameters and buffers: the same wherever they came from."""
+    """SHA-256 over names, types, shapes and values of a module's parameters and buffers, independent of its file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         plain = tensor.detach().cpu().contiguous()

@@ -1,6 +1,6 @@
-"""Contrast between styles: what the style encoder learns from, and the training of its aggregator on given volumes.
+"""The contrastive losses of the style encoder, and the training of its aggregator on given volumes.
 
-Shapes: ``B`` volumes, ``3`` planes, ``K`` slices a plane, ``D`` dimensions.
+Shapes: ``B`` volumes, ``3`` planes, ``K`` slices per plane, ``D`` dimensions.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
 from mmh_ray.training import descend
 
 LEAST_SPREAD = 0.05
-"""Mean cosine distance of style vectors below which an encoder has collapsed to one answer."""
+"""An encoder has collapsed if the mean cosine distance of its style vectors is smaller."""
 
 _VOLUMES_PER_STEP = 32
 
 
 def style_contrast(styles: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Supervised contrastive loss (Khosla et al., 2020, eq. 2): the mean over all pairs of one label of
-    ``-log(exp(s_ij / T) / sum_{k != i} exp(s_ik / T))`` with cosines ``s``.
+    """Supervised contrastive loss (Khosla et al., 2020, eq. 2).
 
-    ``styles`` ``(B, D)``, ``labels`` ``(B,)`` long. Where people are seen by several scanners, one person's other
-    styles are among the ``k``: anatomy that shows in a style vector costs. Zero where no label comes twice.
+    It is the mean, over all pairs with one label, of ``-log(exp(s_ij / T) / sum_{k != i} exp(s_ik / T))`` with cosines
+    ``s``. ``styles`` ``(B, D)``, ``labels`` ``(B,)`` long. If people were scanned by several scanners, a person's other
+    styles are among the ``k``, so anatomy in a style vector raises the loss. Zero if no label occurs twice.
     """
     unit = F.normalize(styles, dim=1)
     itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
@@ -42,10 +42,9 @@ def style_contrast(styles: Tensor, labels: Tensor, temperature: float) -> Tensor
 
 
 def spread_shortfall(styles: Tensor) -> Tensor:
-    """How far the dimensions' standard deviations over the batch fall short of 1, mean ``max(0, 1 - std)`` (Bardes et
-    al., 2022).
+    """Mean over the dimensions of ``max(0, 1 - std)``, with standard deviations over the batch (Bardes et al., 2022).
 
-    Directions count alone: vectors are brought to length ``sqrt(D)`` first.
+    Vectors are scaled to length ``sqrt(D)`` first, so that only directions count.
     """
     length = math.sqrt(styles.shape[1])
     scaled = F.normalize(styles, dim=1) * length
@@ -55,10 +54,11 @@ def spread_shortfall(styles: Tensor) -> Tensor:
 
 
 def spread(styles: Tensor) -> float:
-    """Mean cosine distance between different volumes' style vectors ``(B, D)``: 0 when all are alike."""
+    """Mean cosine distance between the style vectors ``(B, D)`` of different volumes: 0 if all are equal."""
     unit = F.normalize(styles, dim=1)
     count = len(unit)
-    cosines = unit.sum(0).square().sum() - count  # of all ordered pairs: the square of the sum less the count of ones
+    # The square of the sum is the sum of the cosines of all ordered pairs, including each volume with itself.
+    cosines = unit.sum(0).square().sum() - count
     return float(1 - cosines / (count * (count - 1)))
 
 
@@ -70,31 +70,31 @@ def train_aggregator(
     config: StyleConfig,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Train attention and fusion, in place, to tell sites apart within every sequence; the backbone is not touched.
+    """Train attention and fusion, in place, to tell sites apart within each sequence; the backbone does not change.
 
-    A step shows volumes of one sequence, all sequences in turn: any encoder tells T1w from T2w, and nothing would be
-    learned from that.
+    Each step uses volumes of one sequence, all sequences in turn: any encoder can tell T1w from T2w, so mixed batches
+    would teach nothing.
 
     Parameters
     ----------
     features:
         ``(B, 3, K, D)`` of :meth:`TriPlanarStyleEncoder.features`.
     labels:
-        ``(B,)`` long, the site of each volume, or whatever else makes its look. A sequence of fewer than two, or of
-        which none has two volumes, is left out.
+        ``(B,)`` long, the site of each volume, or another label of its style. A sequence with only one label, or
+        without two volumes of one label, is left out.
     sequences:
         ``(B,)`` long, the sequence of each volume.
 
     Returns
     -------
-    ``contrast``, the mean over sequences, and ``spread``, of the sequence with the least, before (``_before``) and
-    after.
+    ``contrast``, the mean over sequences, and ``spread``, the smallest of the sequences; each after training and before
+    it (``_before``).
 
     Raises
     ------
     ModelError
-        No sequence with a contrast, a loss that is not finite, or style vectors of a sequence that collapsed: then the
-        aggregator is as it was before.
+        If all sequences are left out, the loss is not finite, or the style vectors of a sequence collapsed. The
+        aggregator is then unchanged.
     """
     parts = _contrasted(labels, sequences)
     aggregator = encoder.aggregator
@@ -125,7 +125,7 @@ def train_aggregator(
 def _figures(
     aggregator: nn.Module, features: Tensor, labels: Tensor, parts: list[Tensor], config: StyleConfig
 ) -> dict[str, float]:
-    """Mean contrast of the sequences, and the spread of the one with the least."""
+    """Mean contrast and smallest spread of the sequences."""
     styles = aggregator(features)
     contrasts = []
     spreads = []
@@ -138,7 +138,7 @@ def _figures(
 
 
 def _contrasted(labels: Tensor, sequences: Tensor) -> list[Tensor]:
-    """Indices of the volumes of each sequence that shows a contrast."""
+    """Indices of the volumes of each sequence with two labels or more, one of them with two volumes or more."""
     kept = []
     counts = []
     for sequence in sequences.unique():
@@ -155,8 +155,8 @@ def _contrasted(labels: Tensor, sequences: Tensor) -> list[Tensor]:
 
 
 def _check_spread(figures: dict[str, float]) -> None:
-    """ModelError where an encoder has collapsed to one answer."""
+    """ModelError if the encoder has collapsed to nearly equal vectors."""
     if not (math.isfinite(figures["contrast"]) and figures["spread"] >= LEAST_SPREAD):
         received = f"collapsed style vectors (mean cosine distance {figures['spread']:.3g} within a sequence)"
-        remedy = "Lower style.learning_rate or raise style.spread_weight; the aggregator is as it was before."
+        remedy = "Lower style.learning_rate or raise style.spread_weight; the aggregator is unchanged."
         raise ModelError(received, f"{LEAST_SPREAD} or more", remedy)

@@ -19,28 +19,28 @@ from mmh_ray.shipped_weights import read_weights
 EMBEDDED = "embedded"
 """Name of the backbone that ships inside the package."""
 WEIGHTS = Path(__file__).parents[1] / "weights" / "style.safetensors"
-"""Those of the backbone and its aggregator, which come with the package."""
+"""Shipped weights of the backbone and its aggregator."""
 PIXEL_MM = 3.0
 QUANTILES = 24
-"""Quantiles of a slice's brain that the embedded backbone sees."""
+"""Number of quantiles of a slice's brain in the input of the head."""
 _MIDDLE = 0.5
-"""Unit intensity that the network sees as 0."""
+"""Unit intensity that becomes 0 in the network's input."""
 _SPREAD = 0.25
-"""Distance from it that the network sees as 1."""
+"""Difference of unit intensity that becomes 1 in the network's input."""
 
 
 class EmbeddedBackbone(SliceBackbone):
-    """A small convolutional net whose features are means and standard deviations over the brain, never places.
+    """A small convolutional net; its features are means and standard deviations over the brain, without positions.
 
-    The brain's quantiles and the grey levels' own pointwise features, a learned histogram, tell contrast; features of
-    three resolutions tell noise and sharpness.
+    Contrast shows in the quantiles of the brain and in pointwise features of the intensities (a learned histogram).
+    Noise and sharpness show in features at three resolutions.
 
     Parameters
     ----------
     dimensions:
         ``D``.
     width:
-        Channels of the first level; the next two have twice and four times as many, the histogram twice.
+        Channels of the first level; the next two levels have twice and four times as many, the histogram twice.
     """
 
     def __init__(self, dimensions: int = 96, width: int = 12) -> None:
@@ -65,8 +65,7 @@ class EmbeddedBackbone(SliceBackbone):
         return self.head(self.statistics(images, masks))
 
     def statistics(self, images: Tensor, masks: Tensor) -> Tensor:
-        """What the head sees: ``(N, S)`` quantiles over the brain, means and standard deviations of all levels'
-        features."""
+        """Input of the head, ``(N, S)``: quantiles over the brain; means and standard deviations of all features."""
         images = (images - _MIDDLE) / _SPREAD * masks
         statistics = [_quantiles(images, masks), _moments(self.histogram(images), masks)]
         features = images
@@ -90,8 +89,7 @@ def _level(before: int, after: int) -> nn.Module:
 
 
 def _quantiles(images: Tensor, masks: Tensor) -> Tensor:
-    """Quantiles ``(N, Q)``, evenly spaced, of the brain's pixels of ``(N, 1, H, W)`` images; zero where a slice shows
-    no brain."""
+    """Evenly spaced quantiles ``(N, Q)`` of the brain in ``(N, 1, H, W)`` images; zero for a slice without brain."""
     inside = masks.flatten(1) > 0.5
     count = inside.sum(1, keepdim=True)
     values = images.flatten(1).masked_fill(~inside, torch.inf)
@@ -109,7 +107,7 @@ def _moments(features: Tensor, masks: Tensor) -> Tensor:
     inside = masks.flatten(1)
     pixels = inside.sum(1, keepdim=True)
     weights = inside / pixels.clamp_min(1e-3)
-    # Flattened twice, not once: else gradients are summed in another order, which changes their last digits.
+    # Flattened twice, as flattening once sums gradients in another order, which changes their last digits.
     mean = torch.einsum("ncp,np->nc", features.flatten(2), weights)
     squares = features.flatten(2).square()
     mean_square = torch.einsum("ncp,np->nc", squares, weights)
@@ -121,8 +119,7 @@ def _moments(features: Tensor, masks: Tensor) -> Tensor:
 def embedded_weights(part: str = "", weights: Path = WEIGHTS) -> dict[str, Tensor]:
     """Trained weights of the embedded backbone (``backbone.*``) and its aggregator (``aggregator.*``).
 
-    ``part``: those of one of the two alone, without its prefix. Raises as
-    :func:`~mmh_ray.shipped_weights.read_weights`.
+    ``part`` selects one of the two and removes its prefix. Raises as :func:`~mmh_ray.shipped_weights.read_weights`.
     """
     state = safetensors.torch.load(read_weights(weights))
     if not part:

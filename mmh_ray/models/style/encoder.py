@@ -1,11 +1,11 @@
-"""The tri-planar attention style encoder: a volume to one vector that tells how it was scanned and not who was.
+"""The tri-planar attention style encoder: maps a volume to a vector that describes the scanner, not the person.
 
-Shapes: ``B`` volumes ``X Y Z``; 3 planes in the order of :data:`mmh_ray.imaging.slices.PLANES`; ``K`` slices a plane;
+Shapes: ``B`` volumes ``X Y Z``; 3 planes in the order of :data:`mmh_ray.imaging.slices.PLANES`; ``K`` slices per plane;
 ``D`` dimensions.
 
-Source: arXiv 2601.08193. Ours differs in four points: slices are spread over each brain's own extent and not between
-fixed indices; positions and features have known lengths before they are added, so that neither drowns the other; the
-attention starts as a mean over slices; a scan's planes can be left out.
+Source: arXiv 2601.08193, with four differences. Slices are spread over the extent of each brain, not between fixed
+indices. Positions and features have fixed lengths before they are added, so that neither dominates. The attention
+starts as a mean over slices. Planes of a scan can be left out.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ HEADS = 8
 """Heads of the attention pooling."""
 
 _MARGIN = 0.1
-"""Part of a brain's slices at either end that is not looked at."""
+"""Share of a brain's slices at either end that is not used."""
 _POSITION = 0.1
-"""Length of a position's embedding; a slice's features have length 1."""
+"""Length of the embedding of a position; the features of a slice have length 1."""
 _SEED = 0
 
 
 class StyleAggregator(nn.Module):
-    """Slice vectors of three planes to one style vector.
+    """Combines slice vectors of three planes into one style vector.
 
     Position and plane embedding; L2 normalisation; per plane, attention pooling by a learned query and LayerNorm;
     ``mean + alpha MLP(concatenation)``, where the MLP starts as the mean.
@@ -64,8 +64,7 @@ class StyleAggregator(nn.Module):
         self._start_as_mean()
 
     def forward(self, features: Tensor, planes: Tensor | None = None) -> Tensor:
-        """Style ``(B, D)`` of slice vectors ``(B, 3, K, D)``; ``planes`` ``(B, 3)`` bool says which count (default
-        all)."""
+        """Style ``(B, D)`` of slice vectors ``(B, 3, K, D)``; ``planes`` ``(B, 3)`` bool selects planes (None: all)."""
         pooled = self._pool(features)
         counts = features.new_ones(pooled.shape[:2]) if planes is None else planes.to(pooled)
         planes_that_count = counts.sum(1, keepdim=True)
@@ -73,7 +72,7 @@ class StyleAggregator(nn.Module):
         if has_no_plane.any():
             without_plane = has_no_plane.nonzero().flatten().tolist()
             received = f"no plane for volumes {without_plane}"
-            raise DataError(received, "at least one plane per volume", "Let a plane count.")
+            raise DataError(received, "at least one plane per volume", "Select a plane.")
         kept = counts[..., None].bool()
         total = pooled.masked_fill(~kept, 0).sum(1)
         mean = total / planes_that_count
@@ -83,7 +82,7 @@ class StyleAggregator(nn.Module):
         return mean + self.alpha * reduced
 
     def _pool(self, features: Tensor) -> Tensor:
-        """Planes' vectors ``(B, 3, D)``."""
+        """Vectors of the planes, ``(B, 3, D)``."""
         batch, planes, count, size = features.shape
         middles = torch.arange(count, device=features.device) + 0.5
         position = _POSITION * sinusoids(middles / count, size)
@@ -99,7 +98,7 @@ class StyleAggregator(nn.Module):
 
     @torch.no_grad()
     def _start_as_mean(self) -> None:
-        """Attention: values pass as they are. MLP: ``gelu(m) - gelu(-m) = m`` for the mean ``m`` of the planes."""
+        """Make the attention return its values unchanged, and the MLP ``gelu(m) - gelu(-m) = m``, the planes' mean."""
         unit = torch.eye(self.dimensions)
         self.attention.in_proj_weight[2 * self.dimensions :] = unit
         self.attention.out_proj.weight.copy_(unit)
@@ -111,8 +110,10 @@ class StyleAggregator(nn.Module):
 
 
 def sinusoids(places: Tensor, size: int) -> Tensor:
-    """Position embedding of unit length ``(K, size)`` of places 0 to 1 along the brain (Vaswani et al., 2017; 24 places
-    apart)."""
+    """Position embedding of unit length ``(K, size)`` for places 0 to 1 along the brain (Vaswani et al., 2017).
+
+    The brain is 24 positions of that paper long.
+    """
     even = torch.arange(0, size, 2, device=places.device)
     rates = torch.exp(even * (-9.21034 / size))  # 10000 ** (-even / size)
     angles = 24 * places[:, None] * rates
@@ -123,17 +124,17 @@ def sinusoids(places: Tensor, size: int) -> Tensor:
 
 
 class TriPlanarStyleEncoder(nn.Module):
-    """Volume to style vector, differentiable to the volume.
+    """Computes style vectors of volumes; differentiable with respect to the volume.
 
     Parameters
     ----------
     backbone:
-        Turns slices into vectors; stays in evaluation mode where it is frozen.
+        Turns slices into vectors; stays in evaluation mode if it is frozen.
     config:
-        ``slices``, ``alpha`` and ``checkpoint`` count here.
+        ``slices``, ``alpha`` and ``checkpoint`` are used here.
     spacing_mm:
-        Voxel edge of the volumes. Finer volumes than the backbone's pixels are averaged in three dimensions before
-        slices are taken, coarser slices are interpolated: the same head gives about the same style at any grid.
+        Voxel edge of the volumes. Volumes finer than the backbone's pixels are averaged in three dimensions before
+        slices are taken; coarser slices are interpolated. So a head gets about the same style on any grid.
     """
 
     def __init__(self, backbone: SliceBackbone, config: StyleConfig, spacing_mm: float) -> None:
@@ -151,30 +152,30 @@ class TriPlanarStyleEncoder(nn.Module):
         Parameters
         ----------
         volume:
-            ``(B, X, Y, Z)`` unit intensity; what lies outside the mask does not count.
+            ``(B, X, Y, Z)`` unit intensity; voxels outside the mask do not count.
         mask:
             ``(B, X, Y, Z)`` bool, the brain.
         planes:
-            ``(B, 3)`` bool, planes that count: for a scan with thick slices those of :meth:`planes_of`. Default all.
+            ``(B, 3)`` bool, planes to use; for a scan with thick slices see :meth:`planes_of`. None: all.
 
         Raises
         ------
         DataError
-            Shapes that do not fit, an empty mask, a volume without any plane that counts.
+            If shapes do not match, a mask is empty, or a volume has no plane to use.
         """
         features = self.features(volume, mask)
         return self.aggregator(features, planes)
 
     def planes_of(self, affine: np.ndarray) -> Tensor:
-        """Planes ``(1, 3)`` bool that do not cross a scan's thick slices, by its own affine ``(4, 4)``."""
+        """Planes ``(1, 3)`` bool that do not cross thick slices of the scan with this affine ``(4, 4)``."""
         pixel_mm = max(self.spacing_mm, self.backbone.pixel_mm)
         return torch.from_numpy(sharp_planes(affine, pixel_mm))[None]
 
     def of_slices(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Style vectors ``(B, D)`` of slices that were chosen already.
+        """Style vectors ``(B, D)`` of chosen slices.
 
-        ``images`` and ``masks`` ``(B, 3, K, H, W)``, in the volumes' own voxels, lie as
-        :func:`mmh_ray.imaging.slices.along` gives them.
+        ``images`` and ``masks`` are ``(B, 3, K, H, W)`` in the volumes' voxels, oriented as by
+        :func:`mmh_ray.imaging.slices.along`.
         """
         vectors = []
         for index, plane in enumerate(PLANES):
@@ -182,7 +183,7 @@ class TriPlanarStyleEncoder(nn.Module):
             shown = images[:, index] * inside
             stacked = torch.stack([shown, inside], dim=2).flatten(0, 1)
             _, down, across = AXES[plane]
-            if down > across:  # a volume's own slices have their axes in the volume's order
+            if down > across:  # restore the axes' order in the volume, as in `features`
                 stacked = stacked.mT
             size = self._in_pixels(stacked.shape[-2:])
             if size != list(stacked.shape[-2:]):
@@ -193,15 +194,15 @@ class TriPlanarStyleEncoder(nn.Module):
 
     @property
     def _ratio(self) -> float:
-        """The backbone's pixels along one voxel."""
+        """Number of the backbone's pixels per voxel edge."""
         return self.spacing_mm / self.backbone.pixel_mm
 
     def _in_pixels(self, lengths: torch.Size) -> list[int]:
-        """Lengths in voxels as numbers of the backbone's pixels."""
+        """Convert lengths from voxels to the backbone's pixels."""
         return [round(length * self._ratio) for length in lengths]
 
     def features(self, volume: Tensor, mask: Tensor) -> Tensor:
-        """The backbone's vectors ``(B, 3, K, D)`` of the chosen slices, which a frozen backbone need make only once."""
+        """Choose slices and return their vectors ``(B, 3, K, D)`` from the backbone."""
         _check(volume, mask)
         volume, mask = self._to_pixels(volume * mask, mask.to(volume))
         vectors = []
@@ -212,23 +213,23 @@ class TriPlanarStyleEncoder(nn.Module):
         return torch.stack(vectors, dim=1)
 
     def _encode(self, images: Tensor, masks: Tensor) -> Tensor:
-        """The backbone's vectors ``(N, D)`` of one plane's slices; with checkpointing its activations are not kept."""
+        """Vectors ``(N, D)`` of one plane's slices from the backbone; checkpointing drops its activations."""
         if self.config.checkpoint and torch.is_grad_enabled():
             return checkpoint(self.backbone, images, masks, use_reentrant=False)
         return self.backbone(images, masks)
 
     def train(self, mode: bool = True) -> TriPlanarStyleEncoder:
-        """As usual, but a frozen backbone stays in evaluation mode."""
+        """As in ``nn.Module``, but a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
             self.backbone.eval()
         return self
 
     def describe(self) -> dict[str, Any]:
-        """What a model bundle records of its style encoder; :func:`check_same_encoder` compares two of them.
+        """Facts about the encoder for a model bundle; :func:`check_same_encoder` compares them.
 
-        ``slices`` are those of whole volumes. :meth:`of_slices` takes as many as it is given: stage 2 gives
-        ``target.slabs_per_plane``, which the bundle records among the settings of its training.
+        ``slices`` is the number for whole volumes. :meth:`of_slices` accepts any number: stage 2 uses
+        ``target.slabs_per_plane``, which is recorded among the settings of its training.
         """
         return {
             "backbone": self.backbone.name,
@@ -241,7 +242,7 @@ class TriPlanarStyleEncoder(nn.Module):
         }
 
     def _to_pixels(self, volume: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Average a volume of finer voxels than the backbone's pixels over the brain's part of each pixel."""
+        """If voxels are finer than the backbone's pixels, average the volume over the brain in each pixel."""
         if self._ratio > 0.99:
             return volume, mask
         size = [max(1, length) for length in self._in_pixels(volume.shape[1:])]
@@ -254,8 +255,7 @@ class TriPlanarStyleEncoder(nn.Module):
         return averaged * brain, brain
 
     def _slices(self, volume: Tensor, mask: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        """``(B K, 1, H, W)`` slices and masks at the backbone's size of pixel, spread over the middle 80 % of each
-        brain."""
+        """Slices and masks ``(B K, 1, H, W)`` in the backbone's pixels, spread over the middle 80 % of each brain."""
         count = self.config.slices
         places = _MARGIN + (1 - 2 * _MARGIN) * (torch.arange(count) + 0.5) / count
         all_slices = volume.movedim(axis + 1, 1)
@@ -279,16 +279,16 @@ class TriPlanarStyleEncoder(nn.Module):
 def make_style_encoder(
     config: StyleConfig, spacing_mm: float, aggregator: Mapping[str, Tensor] | None = None
 ) -> TriPlanarStyleEncoder:
-    """The configured encoder for volumes of a spacing, its backbone frozen.
+    """Make the configured encoder for volumes of a spacing, with a frozen backbone.
 
-    The embedded backbone comes with its trained aggregator. Another backbone's is ``aggregator``, the weights that
-    :func:`mmh_ray.models.style.contrast.train_aggregator` made; without, it starts as a mean over slices and planes.
+    The embedded backbone has a trained aggregator. For other backbones ``aggregator`` is the weights from
+    :func:`mmh_ray.models.style.contrast.train_aggregator`; None starts as a mean over slices and planes.
 
     Raises
     ------
     ModelError
-        If the backbone cannot be had (see :func:`mmh_ray.models.style.backbones.load_backbone`), or the aggregator is
-        another's.
+        If the backbone cannot be loaded (see :func:`mmh_ray.models.style.backbones.load_backbone`), or the aggregator
+        does not fit.
     """
     encoder = TriPlanarStyleEncoder(load_backbone(config), config, spacing_mm)
     if aggregator:
@@ -299,22 +299,19 @@ def make_style_encoder(
 
 
 def load_aggregator(encoder: TriPlanarStyleEncoder, state: Mapping[str, Tensor]) -> None:
-    """Give an encoder's aggregator its weights; ModelError where they are another's."""
+    """Load the weights of an encoder's aggregator; ModelError if they do not fit."""
     try:
         encoder.aggregator.load_state_dict(dict(state))
     except RuntimeError as error:
         received = f"an aggregator with other weights ({' '.join(str(error).split())[:300]})"
-        raise ModelError(received, "one of this style encoder", "Train the target with it.") from error
+        raise ModelError(received, "the aggregator of this style encoder", "Train the target with it.") from error
 
 
 def check_same_encoder(recorded: dict[str, Any], configured: dict[str, Any]) -> None:
-    """Refuse an encoder other than the one a model was made with; where its weights came from (its name) does not
-    matter.
+    """Raise ModelError if the configured encoder differs from the recorded one, except in the backbone's name.
 
-    Raises
-    ------
-    ModelError
-        Names what differs between the two descriptions.
+    Compares two descriptions from :meth:`TriPlanarStyleEncoder.describe`. The name only tells where the weights came
+    from.
     """
     differences = []
     for key, value in recorded.items():
@@ -325,14 +322,14 @@ def check_same_encoder(recorded: dict[str, Any], configured: dict[str, Any]) -> 
         return
     received = f"style encoder {configured.get('backbone')!r} ({', '.join(differences)})"
     expected = f"the one that the model was made with, {recorded.get('backbone')!r}"
-    remedy = "Style vectors of two encoders cannot be compared: configure style as recorded, or train the adapter anew."
+    remedy = "Style vectors of two encoders are not comparable: set style as recorded, or train the adapter again."
     raise ModelError(received, expected, remedy)
 
 
 def _check(volume: Tensor, mask: Tensor) -> None:
     if volume.ndim != 4 or volume.shape != mask.shape:
         received = f"volumes {tuple(volume.shape)} with masks {tuple(mask.shape)}"
-        raise DataError(received, "two tensors of one shape (B, X, Y, Z)", "Stack volumes and their masks alike.")
+        raise DataError(received, "two tensors of one shape (B, X, Y, Z)", "Stack volumes and masks the same way.")
     has_brain = mask.bool().flatten(1).any(1)
     empty = (~has_brain).nonzero().flatten().tolist()
     if empty:

@@ -1,4 +1,4 @@
-"""Image towers of open_clip as backbones of the style encoder: from the hub, from a folder, by name. Text towers are
+"""Image towers of open_clip as backbones of the style encoder: from the hub, from a folder, or by name. Text towers are
 never built."""
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ log = logging.getLogger(__name__)
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""Names of a folder's weights, in the order in which they are looked for."""
+"""Possible names of the weights in a folder; the first one that exists is used."""
 HUB = "hf-hub:"
 RANDOM = "random"
-"""`style.weights` that asks for an untrained tower by name."""
+"""Value of `style.weights` for an untrained tower."""
 
 MOST_CONFIG = 2**20
-"""Most bytes of a folder's configuration."""
+"""Largest size of a folder's configuration in bytes."""
 MOST_LAYERS = 256
-"""Most layers of a tower."""
+"""Largest number of layers of a tower."""
 MOST_SIDE = 1024
-"""Most pixels along a side of its image."""
+"""Largest side of a tower's image in pixels."""
 MOST_WIDTH = 8192
-"""Most of anything else that a tower has a number of."""
+"""Upper bound of every other number in a tower's configuration."""
 
 _MOST_OF = {"layers": MOST_LAYERS, "image_size": MOST_SIDE}
 _SEED = 0
-_COPY = "Copy the weights again, or name the model that they belong to."
+_COPY_WEIGHTS = "Copy the weights again, or name the model that they belong to."
 
 
 class OpenClipBackbone(SliceBackbone):
     """The image tower of an open_clip model, at 1 mm per pixel as in arXiv 2601.08193.
 
-    Slices are centred in the tower's square (zeros around them; what lies beyond it is cut off), repeated to three
-    channels and normalised as the tower was trained.
+    Slices are padded with zeros, or cropped, to the tower's square image. They are repeated to three channels and
+    normalised as in the tower's training.
     """
 
     mean: Tensor
@@ -70,9 +70,9 @@ class OpenClipBackbone(SliceBackbone):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Vectors ``(N, D)`` of slices; masks do not count here, as everything outside the brain is zero."""
+        """Vectors ``(N, D)`` of slices; masks are not needed, as everything outside the brain is zero."""
         height, width = to_2tuple(self.tower.image_size)
-        more_rows = height - images.shape[-2]  # negative: cut off
+        more_rows = height - images.shape[-2]  # a negative number crops
         more_columns = width - images.shape[-1]
         top = more_rows // 2
         left = more_columns // 2
@@ -83,7 +83,7 @@ class OpenClipBackbone(SliceBackbone):
 
 @dataclass(frozen=True)
 class _Source:
-    """What a tower is built from; without a file it stays untrained."""
+    """Settings and weights of a tower; without a file it stays untrained."""
 
     settings: dict[str, Any]
     file: Path | None
@@ -91,8 +91,7 @@ class _Source:
 
 
 def open_clip_backbone(config: StyleConfig) -> OpenClipBackbone:
-    """The image tower that ``style.backbone`` names; see :func:`mmh_ray.models.style.backbones.load_backbone` for
-    errors."""
+    """Load the image tower ``style.backbone``; raises as :func:`mmh_ray.models.style.backbones.load_backbone`."""
     if config.backbone.startswith(HUB):
         source = _from_folder(_download(config.backbone), config)
     elif os.path.isdir(config.backbone):
@@ -102,17 +101,17 @@ def open_clip_backbone(config: StyleConfig) -> OpenClipBackbone:
     tower = _build(source, config.backbone)
     if source.file is not None:
         _check_hash(source.file, config.sha256)
-        _fill(tower, source.file)
+        _load_weights(tower, source.file)
     return OpenClipBackbone(config.backbone, tower, source.settings["embed_dim"], source.preprocess)
 
 
 def _download(name: str) -> Path:
-    """Folder of a hub model's configuration and weights, in the hub's own cache."""
+    """Download configuration and weights of a hub model; returns their folder in the hub's cache."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=[CONFIG_FILE, *WEIGHT_FILES]))
-    except Exception as error:  # the hub's client raises whatever its transport raises
+    except Exception as error:  # the hub's client passes on any exception of its transport
         remedy = f"Set style.backbone to a folder that holds {CONFIG_FILE} and the weights, or to embedded."
         received = f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ModelError(received, "a model of the hub, or one in its cache", remedy) from error
@@ -121,7 +120,7 @@ def _download(name: str) -> Path:
 def _from_folder(folder: Path, config: StyleConfig) -> _Source:
     if config.weights is not None:
         received = f"style.weights={config.weights!r} with {config.backbone}"
-        raise ModelError(received, "none: the folder brings its own weights", "Leave style.weights out.")
+        raise ModelError(received, "none: the folder has its own weights", "Leave style.weights out.")
     place = folder / CONFIG_FILE
     try:
         described = read_object(place, MOST_CONFIG)
@@ -141,13 +140,13 @@ def _from_folder(folder: Path, config: StyleConfig) -> _Source:
     if not present:
         raise ModelError(f"{folder}: without weights", f"one of {', '.join(WEIGHT_FILES)}", "Copy the weights there.")
     source = _Source(settings, present[0], preprocess)
-    if not source.settings["vision_cfg"].get("timm_model_name"):  # else the name alone says how large it is
+    if not source.settings["vision_cfg"].get("timm_model_name"):  # a timm model's size depends only on its name
         _check_size(source, folder)
     return source
 
 
 def _checked_preprocessing(preprocess: Any) -> dict[str, Any]:
-    """``mean`` and ``std`` of a configuration, where it has them; ValueError unless they are three numbers each."""
+    """``mean`` and ``std`` of a configuration, if present; ValueError unless each is three plausible numbers."""
     checked = {}
     for key, least in (("mean", -100), ("std", 1e-6)):
         values = preprocess.get(key)
@@ -160,10 +159,10 @@ def _checked_preprocessing(preprocess: Any) -> dict[str, Any]:
 
 
 def _check_tower(settings: Mapping[str, Any]) -> None:
-    """ValueError where a tower is described by more than plain values, or by numbers that no tower has.
+    """ValueError if a tower's configuration contains implausible numbers, or anything but plain values.
 
-    A model of timm may only be named by its name: with a prefix timm would fetch it from a hub, or look for it in
-    another folder.
+    A timm model must be given by its plain name: with a prefix, timm would download it from a hub or read another
+    folder.
     """
     values = {"embed_dim": settings["embed_dim"], **settings["vision_cfg"]}
     for key, value in values.items():
@@ -175,7 +174,7 @@ def _check_tower(settings: Mapping[str, Any]) -> None:
 
 
 def _items_of(value: Any) -> list[Any]:
-    """What a list or a dictionary holds; a single value is a list of one."""
+    """Values of a list or dictionary; a single value becomes a list of one."""
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else [value]
@@ -191,15 +190,14 @@ def _is_modest(value: Any, most: int) -> bool:
 
 
 def _check_size(source: _Source, folder: Path) -> None:
-    """ModelError where the described tower is larger than its file of weights can be; laid out on the device that takes
-    no memory."""
+    """ModelError if the weights file is too small for the tower, which is built on the meta device without memory."""
     assert source.file is not None
     with torch.device("meta"):
         tower = _build(source, str(folder))
     weights = sum(tensor.numel() for tensor in tower.state_dict().values())
     size = source.file.stat().st_size
     least_bytes = 2 * weights  # in half precision
-    tolerance = 2**20  # a tiny tower's own tables do not count
+    tolerance = 2**20  # ignores buffers of tiny towers that are not in the file
     if least_bytes > size + tolerance:
         received = f"{folder / CONFIG_FILE}: a tower of {weights / 1e6:.0f} million weights"
         expected = f"one that {source.file.name} of {size} bytes can hold"
@@ -228,20 +226,20 @@ def _by_name(config: StyleConfig) -> _Source:
 
 
 def _build(source: _Source, name: str) -> nn.Module:
-    """The tower with the weights of a fixed seed, so that an untrained one is the same everywhere."""
+    """Build the tower with weights from a fixed seed, so that an untrained tower is the same everywhere."""
     vision = {**source.settings["vision_cfg"], "timm_model_pretrained": False, "output_tokens": False}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             return _build_vision_tower(source.settings["embed_dim"], vision, source.settings.get("quick_gelu", False))
-    except Exception as error:  # open_clip builds what it is told, and fails as that may have it
+    except Exception as error:  # open_clip can raise anything for an unusual configuration
         received = f"{name}: {' '.join(str(error).split())[:300]}"
-        remedy = "Install the release of open_clip_torch that the model asks for."
+        remedy = "Install the release of open_clip_torch that the model needs."
         raise ModelError(received, "an image tower that open_clip can build", remedy) from error
 
 
 def _check_hash(file: Path, expected: str | None) -> None:
-    """Log the file's hash, so that it can be pinned, and refuse another than the expected one."""
+    """Log the file's hash, so that it can be pinned; ModelError if it is not the expected one."""
     sha256 = sha256_file(file)
     log.info("%s: SHA-256 %s", file, sha256)
     if expected not in (None, sha256):
@@ -249,16 +247,16 @@ def _check_hash(file: Path, expected: str | None) -> None:
         raise ModelError(f"{file}: SHA-256 {sha256}", f"style.sha256={expected}", remedy)
 
 
-def _fill(tower: nn.Module, file: Path) -> None:
-    """Read the ``visual.`` part of a checkpoint, or one of the tower alone; nothing is unpickled but tensors."""
+def _load_weights(tower: nn.Module, file: Path) -> None:
+    """Load the ``visual.`` part of a checkpoint, or a checkpoint of the tower alone; unpickles only tensors."""
     try:
         state = load_state_dict(str(file), weights_only=True)
         visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
         tower.load_state_dict(visual or state)
-    except Exception as error:  # a file that is anybody's fails in any way
+    except Exception as error:  # an untrusted file can raise anything
         received = f"{file}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ModelError(received, "weights of the configured image tower", _COPY) from error
-    spoilt = [name for name, value in tower.state_dict().items() if not bool(torch.isfinite(value).all())]
-    if spoilt:
-        received = f"{file}: {spoilt[0]} with NaN or infinite weights"
-        raise ModelError(received, "finite weights of the configured image tower", _COPY)
+        raise ModelError(received, "weights of the configured image tower", _COPY_WEIGHTS) from error
+    not_finite = [name for name, value in tower.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if not_finite:
+        received = f"{file}: {not_finite[0]} with NaN or infinite weights"
+        raise ModelError(received, "finite weights of the configured image tower", _COPY_WEIGHTS)

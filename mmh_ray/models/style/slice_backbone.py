@@ -1,4 +1,4 @@
-"""What every backbone of the style encoder is: a network that turns one slice of a brain into one vector."""
+"""Base class of the style encoder's backbones: networks that turn a slice of a brain into a vector."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from torch import nn
 
 
 class SliceBackbone(nn.Module):
-    """One slice to one vector: ``forward(images (N, 1, H, W) unit intensity, masks (N, 1, H, W) 0 or 1) -> (N, D)``.
+    """Maps ``forward(images (N, 1, H, W) in unit intensity, masks (N, 1, H, W) of 0 and 1) -> (N, D)``.
 
     Attributes
     ----------
     name:
-        As configured.
+        Value of ``style.backbone``.
     dimensions:
         ``D``.
     pixel_mm:
-        Edge, in mm, of the pixels that it wants.
+        Edge of its input pixels in mm.
     """
 
     name: str

@@ -2,11 +2,11 @@
 
     python -m mmh_ray.models.style.train mmh_ray/models/weights
 
-Writes ``style.safetensors`` (backbone and aggregator) and its card ``style.md``. Each step shows a block of people, all
-seen by the same random scanners: the same scanner's scans of other people attract each other, other scanners' scans of
-the same person repel. Then head and aggregator learn the finer distinctions of scanners that are pairwise alike, from
-statistics of slices that are made once. The same seed on the same machine gives the same weights. No person and no
-scanner of a phantom archive takes part.
+Writes ``style.safetensors`` (backbone and aggregator) and its card ``style.md``. Each step uses a block of people, all
+scanned by the same random scanners: scans of one scanner attract each other, scans of one person repel each other. Then
+head and aggregator learn finer distinctions, between scanners that are pairwise alike, from statistics of slices that
+are computed once. The same seed on the same machine gives the same weights. No people or scanners of the phantom
+archives are used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PEOPLE = 48
 PEOPLE_PER_STEP = 3
 SCANNERS_PER_STEP = 8
 SLICES = 3
-"""Slices a plane while training; any number serves afterwards."""
+"""Slices per plane in training; any number works afterwards."""
 PEOPLE_SEED = 97
 LEARNING_RATE = 2e-3
 REFINE_POOL = 20
@@ -50,7 +50,7 @@ REFINE_SLICES = 5
 REFINE_RATE = 1e-3
 REFINE_TEMPERATURE = 0.07
 CURVES = RestyleConfig(bias=0, noise=0, blur_mm=0)
-"""What half of the scanners do besides their physics: a random intensity curve, gamma, a coarser axis."""
+"""Further random changes by half of the scanners: an intensity curve, gamma, a coarser axis."""
 COMMAND = "python -m mmh_ray.models.style.train mmh_ray/models/weights"
 CARD = """# Embedded style encoder
 
@@ -75,10 +75,9 @@ Limits: trained only on simulated T1w and T2w of skull-stripped brains in unit i
 def block(
     people: list[Anatomy], sequence: str, grid: GridConfig, scanners: int, seed: list[int], alike: bool = False
 ) -> Iterator[np.ndarray]:
-    """Scans ``(X, Y, Z)`` in unit intensity of every person by every random scanner: scanners outside, people inside.
+    """Yield scans ``(X, Y, Z)`` in unit intensity of all people by each random scanner in turn.
 
-    ``alike``: every second scanner resembles the one before it, three quarters of the way, so that small differences
-    matter.
+    ``alike``: every second scanner is three quarters the one before it, so that small differences matter.
     """
     scanner = CANONICAL
     curve = None
@@ -87,7 +86,7 @@ def block(
         drawn_scanner = random_scanner(rng)
         drawn_curve = rng.integers(2**31) if rng.random() < 0.5 else None
         if alike and number % 2:
-            scanner = _between(scanner, drawn_scanner)  # with the curve of the one before
+            scanner = _between(scanner, drawn_scanner)  # keeps the previous curve
         else:
             scanner = drawn_scanner
             curve = drawn_curve
@@ -95,7 +94,7 @@ def block(
             mask = anatomy.brain
             scan = render(anatomy, scanner, sequence, rng, grid.spacing_mm)
             scan = np.clip(robust_scaling(scan, mask).apply(scan), 0, 2) * mask
-            if curve is not None:  # the same draws, so the same curve, for everyone
+            if curve is not None:  # the same random draws, and so the same curve, for all people
                 same_draws = torch.Generator().manual_seed(int(curve))
                 image = torch.from_numpy(scan)
                 inside = torch.from_numpy(mask)
@@ -104,7 +103,7 @@ def block(
 
 
 def _between(one: Scanner, other: Scanner) -> Scanner:
-    """A quarter of the way from one scanner to another, field strength left."""
+    """A scanner a quarter of the way from one to another, with the field strength of the first."""
     mixed = {}
     for name in ("tr_t1", "flip", "tr_t2", "te", "gamma", "bias", "blur_mm", "noise"):
         mixed[name] = 0.75 * getattr(one, name) + 0.25 * getattr(other, name)
@@ -112,7 +111,7 @@ def _between(one: Scanner, other: Scanner) -> Scanner:
 
 
 def train(steps: int, seed: int, people: int = PEOPLE) -> TriPlanarStyleEncoder:
-    """The whole encoder, trained on blocks of people and scanners."""
+    """Train the whole encoder on blocks of people and scanners."""
     grid = GridConfig()
     config = StyleConfig(slices=SLICES)
     torch.manual_seed(seed)
@@ -152,8 +151,10 @@ class _Statistics(SliceBackbone):
 
 @torch.no_grad()
 def statistics_of_blocks(encoder: TriPlanarStyleEncoder, blocks: int, seed: int) -> Tensor:
-    """Slices' statistics ``(blocks, B, 3, K, S)`` of scanners that are pairwise alike, T1w and T2w in turn; ``B`` as in
-    :func:`block`."""
+    """Statistics of slices ``(blocks, B, 3, K, S)`` from scanners that are pairwise alike, T1w and T2w in turn.
+
+    The ``B`` scans of a block are in the order of :func:`block`.
+    """
     grid = GridConfig()
     config = StyleConfig(slices=REFINE_SLICES)
     without_head = TriPlanarStyleEncoder(_Statistics(encoder.backbone), config, grid.spacing_mm)
@@ -185,8 +186,8 @@ def _without_bias(scan: np.ndarray, mask: np.ndarray, grid: GridConfig) -> np.nd
 def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed: int) -> dict[str, float]:
     """Train head and aggregator further, in place, on blocks of scanners that are alike.
 
-    ``statistics`` as :func:`statistics_of_blocks` gives them. Returns figures of the blocks kept aside (a fifth):
-    ``contrast`` after and before (``contrast_before``), ``spread`` after.
+    ``statistics`` come from :func:`statistics_of_blocks`. Returns figures of the held-out blocks (a fifth):
+    ``contrast`` before (``contrast_before``) and after, ``spread`` after.
     """
     backbone: Any = encoder.backbone
     head = backbone.head
@@ -195,48 +196,44 @@ def refine(encoder: TriPlanarStyleEncoder, statistics: Tensor, steps: int, seed:
     optimizer = torch.optim.AdamW(parameters, REFINE_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, REFINE_RATE, total_steps=max(1, steps), pct_start=0.1)
     scanners = torch.arange(REFINE_SCANNERS).repeat_interleave(REFINE_PEOPLE)
-    aside = max(2, len(statistics) // 10 * 2)
+    held_out_blocks = max(2, len(statistics) // 10 * 2)
 
     def contrast(numbers: list[int]) -> tuple[Tensor, Tensor]:
-        """Contrast and style vectors of some blocks; no scanner of one is a scanner of another."""
+        """Contrast and style vectors of some blocks, which share no scanners."""
         styles = [aggregator(head(statistics[number])) for number in numbers]
         labels = [scanners + 100 * number for number in numbers]
         all_styles = torch.cat(styles)
         return style_contrast(all_styles, torch.cat(labels), REFINE_TEMPERATURE), all_styles
 
-    def held_out() -> tuple[float, float]:
-        """Mean contrast and spread of the blocks kept aside."""
+    def held_out_figures() -> tuple[float, float]:
+        """Mean contrast and spread of the held-out blocks."""
         losses = []
         spreads = []
         with torch.no_grad():
-            for number in range(aside):
+            for number in range(held_out_blocks):
                 loss, styles = contrast([number])
                 losses.append(loss)
                 spreads.append(spread(styles))
         return float(np.mean(losses)), float(np.mean(spreads))
 
     rng = np.random.default_rng([seed, 3])
-    contrast_before, _ = held_out()
+    contrast_before, _ = held_out_figures()
     for _ in range(steps):
-        first = aside + rng.integers(2)
+        first = held_out_blocks + rng.integers(2)
         of_one_sequence = np.arange(first, len(statistics), 2)
         count = min(2, len(of_one_sequence))
         chosen = rng.choice(of_one_sequence, count, replace=False)
         loss, _ = contrast(chosen.tolist())
         descend(loss, optimizer)
         schedule.step()
-    contrast_after, spread_after = held_out()
+    contrast_after, spread_after = held_out_figures()
     return {"contrast": contrast_after, "spread": spread_after, "contrast_before": contrast_before}
 
 
 def save(folder: Path, encoder: TriPlanarStyleEncoder, figures: dict[str, float], command: str) -> None:
     """Write the weights and their card."""
-    state = {}
-    for name, weight in encoder.state_dict().items():
-        state[name] = weight.contiguous()
-    named_figures = []
-    for name, figure in figures.items():
-        named_figures.append(f"{name} {figure:.3f}")
+    state = {name: weight.contiguous() for name, weight in encoder.state_dict().items()}
+    named_figures = [f"{name} {figure:.3f}" for name, figure in figures.items()]
     facts = {"command": command, "figures": ", ".join(named_figures)}
     write_weights(folder / "style.safetensors", state, CARD, facts)
 

@@ -1,4 +1,4 @@
-"""Style vectors of scans as they are: a function that travels to workers, for the evaluation, which knows no models."""
+"""Style vectors of unprepared scans: a picklable function for the evaluation, which does not import `models`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from mmh_ray.imaging.intensity import robust_scaling
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder, make_style_encoder
 
 CUBES = GridConfig(spacing_mm=3.0, shape=(80, 80, 64))
-"""Grid for scans whose voxels are no cubes; the embedded backbone's pixels are as large."""
+"""Grid for scans with non-cubic voxels; its spacing is the pixel size of the embedded backbone."""
 _SAME_EDGES = 0.01
 
 
 @dataclass
 class StyleVectors:
-    """Style vectors of images on any grid, each scaled by itself.
+    """Computes style vectors of images on any grid; each image is scaled to unit intensity by itself.
 
-    The encoder is made once in each process and for each voxel size.
+    Each process makes one encoder for each voxel size.
 
     Attributes
     ----------
     config, aggregator:
-        As :func:`mmh_ray.models.style.encoder.make_style_encoder` takes them.
+        Arguments of :func:`mmh_ray.models.style.encoder.make_style_encoder`.
     """
 
     config: StyleConfig
@@ -41,9 +41,9 @@ class StyleVectors:
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-        """``(D,)`` float32 of unit length, of an image ``(I, J, K)`` in any units, its brain and its affine.
+        """Style vector ``(D,)`` float32 of unit length, for an image ``(I, J, K)`` in any units.
 
-        A scan of cubic voxels is looked at as it is; any other is put on :data:`CUBES` first.
+        A scan with cubic voxels is used on its own grid; any other is resampled to :data:`CUBES`.
 
         Raises
         ------
@@ -68,9 +68,9 @@ class StyleVectors:
         vectors = encoder(batch, masks, encoder.planes_of(affine))
         return F.normalize(vectors, dim=1)[0].numpy()
 
-    @torch.inference_mode()  # with weights that were made in another mode PyTorch rounds differently
+    @torch.inference_mode()  # PyTorch rounds differently with weights that were made in another mode
     def check(self) -> None:
-        """Raise ModelError if the backbone cannot be had."""
+        """Raise ModelError if the backbone cannot be loaded."""
         self._encoder(CUBES.spacing_mm)
 
     def _encoder(self, spacing_mm: float) -> TriPlanarStyleEncoder:
@@ -78,12 +78,12 @@ class StyleVectors:
             self._encoders[spacing_mm] = make_style_encoder(self.config, spacing_mm, self.aggregator)
         return self._encoders[spacing_mm]
 
-    def __getstate__(self) -> dict[str, Any]:  # weights are read where they are needed
+    def __getstate__(self) -> dict[str, Any]:  # workers load the weights themselves
         return vars(self) | {"_encoders": {}}
 
 
 def style_vectors(config: StyleConfig, notes: list[str]) -> StyleVectors | None:
-    """The function for the configured backbone; None, and a note, where its weights cannot be had."""
+    """The function for the configured backbone; None, with a note, if its weights cannot be loaded."""
     describe = StyleVectors(config)
     try:
         describe.check()

@@ -1,1 +1,1 @@
-"""From the unified domain to one site's look: adapter, fine-tuner, bundle."""
+"""Maps images from the unified domain to the style of one site: adapter, fine-tuner, bundle."""

@@ -1,7 +1,7 @@
-"""What stage 2 adds to the frozen global model for one site and sequence: an intensity curve and low-rank updates of
-the convolutions.
+"""What stage 2 adds to the frozen global model for one site and sequence: an intensity curve, and an adapter of
+low-rank updates of the convolutions.
 
-peft, which brings transformers, takes seconds to import: only who has adapters pays for it.
+peft, which imports transformers, takes seconds to import, so it is imported only where adapters are used.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ LAYERS = r".*\.(conv1|conv2)|conv_in|conv_out"
 """Layers of the U-Net that are updated."""
 
 CURVE_ENDS = 10.0
-"""Greatest intensity that a knot of the curve can have; less than 1 % of a brain is brighter than the last one."""
+"""Largest absolute intensity of a knot of the curve; less than 1 % of a brain is brighter than its last knot."""
 LEAST_STEP = 1e-6
-"""By which knots must be apart: the curve is used in float32, where closer ones may be one."""
+"""Smallest distance between knots: the curve is used in float32, where closer knots may be equal."""
 MOST_NOISE = 1.0
-"""Noise of a site's scans: standard deviation in unit intensity."""
+"""Largest noise of a site's scans: standard deviation in unit intensity."""
 MOST_BLUR = 10.0
-"""Blur of a site's scans: standard deviation in voxels of the working grid."""
+"""Largest blur of a site's scans: standard deviation in voxels of the working grid."""
 _INNER = slice(2, 257, 4)
-"""The 64 of 257 quantiles that are the curve's knots: every fourth, without the very ends, which are noise."""
+"""The 64 of 257 quantiles that become the curve's knots: every fourth, without the extremes, which are noise."""
 
 
 @dataclass(frozen=True)
 class SiteStyle:
-    """The look of a site's scans of one sequence, from the scans alone.
+    """The style of a site's scans of one sequence, measured from the scans.
 
     Attributes
     ----------
@@ -49,9 +49,10 @@ class SiteStyle:
     quantiles:
         ``(257,)`` mean quantile function of the scans' brains.
     noise:
-        Standard deviation of the scans' noise, unit intensity.
+        Standard deviation of the scans' noise in unit intensity.
     blur:
-        Standard deviation, in voxels, of the point spread before the curve, where no adapter learned it.
+        Standard deviation, in voxels, of the point spread that is applied before the curve; 0 where an adapter learned
+        the sharpness.
     """
 
     unified: np.ndarray
@@ -62,19 +63,19 @@ class SiteStyle:
 
     @classmethod
     def fit(cls, unified: Sequence[np.ndarray], scans: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> SiteStyle:
-        """From scans ``(X, Y, Z)`` in unit intensity and the same after the global model.
+        """Fit the style to scans ``(X, Y, Z)`` in unit intensity and their unified images.
 
-        The curve takes the mean quantile function of the slightly smoothed unified images to that of the scans, on
-        which noise has little influence: the people are the same, so their anatomies cancel out. What noise the scans
-        have more is added to the unified images first: it widens the peaks of a histogram, and the curve would else
-        make contrast of it. (A regression of scan on unified intensity was tried: it is flat within a tissue, where
-        what varies in both is unrelated, and loses the tails of the histogram.)
+        The curve maps the mean tissue quantiles of the unified images to those of the scans. Both show the same people,
+        so their anatomies cancel out, and both are slightly smoothed against noise. If the scans have more noise, noise
+        is added to the unified images first: noise widens the peaks of a histogram, and the curve would turn that into
+        contrast. (A regression of scan on unified intensity was tried. Within a tissue the two are unrelated, so it is
+        flat there, and it loses the tails of the histogram.)
         """
         scan_noise = float(_mean_of(noise_level, scans, masks))
         unified_noise = float(_mean_of(noise_level, unified, masks))
         heights = _curve_points(scans, masks, least_step=1e-6)
         plain_knots = _curve_points(unified, masks, least_step=1e-5)
-        # The scans' noise in unified units, by the mean slope of the curve; what the unified images lack of it is added.
+        # The scans' noise in unified units, by the mean slope of the curve; add what the unified images lack of it.
         same_noise = scan_noise * np.ptp(plain_knots) / np.ptp(heights)
         missing = np.sqrt(max(0.0, same_noise**2 - unified_noise**2))
         grain = np.random.default_rng(0).standard_normal(unified[0].shape) * missing
@@ -88,13 +89,12 @@ class SiteStyle:
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> SiteStyle:
-        """From the plain lists and numbers of a bundle, whoever wrote them.
+        """Read the untrusted lists and numbers of a bundle.
 
         Raises
         ------
         KeyError, TypeError, ValueError
-            If one is missing or of another kind, or they are no curve, quantile function, noise or point spread of
-            images.
+            If one is missing, has the wrong type or is not plausible for images.
         """
         unified = _intensities(facts, "unified")
         site = _intensities(facts, "site")
@@ -109,18 +109,19 @@ class SiteStyle:
         return cls(unified, site, quantiles, float(noise), float(blur))
 
     def noise_left(self, unified: float) -> float:
-        """Standard deviation of the noise to leave in an image of the site's look, of the level left in unified ones.
+        """Standard deviation of the noise to leave in an image in the site's style, from that left in unified images.
 
-        The site's own at most, and no more than the curve makes of the unified level: nobody is served by noise put
-        back.
+        At most the site's own noise, and at most the curve's image of the unified noise: adding noise helps nobody.
         """
-        slope = np.ptp(self.site) / np.ptp(self.unified)  # of the whole curve, which rises
+        slope = np.ptp(self.site) / np.ptp(self.unified)  # mean slope of the curve
         noise_by_curve = slope * unified
         return float(min(self.noise, noise_by_curve))
 
     def apply(self, unified: Tensor) -> Tensor:
-        """Site intensity of unified intensity, any shape, differentiable; slope of the end pieces goes on beyond the
-        end knots."""
+        """Apply the curve to unified intensities of any shape; differentiable.
+
+        Beyond the end knots the slopes of the end pieces continue.
+        """
         knots = torch.as_tensor(self.unified, dtype=unified.dtype, device=unified.device)
         heights = torch.as_tensor(self.site, dtype=unified.dtype, device=unified.device)
         slopes = heights.diff() / knots.diff()
@@ -132,7 +133,7 @@ class SiteStyle:
         return first_height + slope * (unified - first_knot)
 
     def moved(self, unified: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """A unified volume ``(..., X, Y, Z)`` with the point spread and the curve, float32, zero outside the mask."""
+        """Apply point spread and curve to unified volumes ``(..., X, Y, Z)``; float32, zero outside the mask."""
         soft = point_spread(unified, mask, self.blur)
         contiguous = np.ascontiguousarray(soft, np.float32)
         moved = self.apply(torch.from_numpy(contiguous))
@@ -152,28 +153,28 @@ def _brain_quantiles(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _intensities(facts: Mapping[str, Any], name: str) -> np.ndarray:
-    """A list of intensities from the facts of a bundle; ValueError where it is none."""
+    """A list of intensities from the facts of a bundle; ValueError for anything else."""
     values = facts[name]
     least, greatest = INTENSITIES
     is_list = isinstance(values, list)
     if not is_list or not all(_is_number_within(value, least, greatest) for value in values):
-        raise ValueError(f"style.{name} is no list of intensities from {least:g} to {greatest:g}")
+        raise ValueError(f"style.{name} is not a list of intensities from {least:g} to {greatest:g}")
     return np.array(values, dtype=np.float64)
 
 
 def _is_number_within(value: Any, least: float, greatest: float) -> bool:
-    is_number = type(value) in (int, float)  # True and False are not
-    return is_number and least <= value <= greatest  # nor is NaN
+    is_number = type(value) in (int, float)  # a bool is not
+    return is_number and least <= value <= greatest  # NaN is not
 
 
 def _check_curve(knots: np.ndarray, heights: np.ndarray) -> None:
-    """ValueError unless these are the knots of an increasing curve between intensities of images."""
+    """ValueError unless these are the knots of an increasing curve between plausible intensities."""
     if not 2 <= len(knots) == len(heights) <= len(QUANTILES):
-        raise ValueError(f"style.unified and style.site are no curve: {len(knots)} and {len(heights)} knots")
+        raise ValueError(f"style.unified and style.site are not a curve: {len(knots)} and {len(heights)} knots")
     largest_knot = np.abs(knots).max()
     largest_height = np.abs(heights).max()
     if max(largest_knot, largest_height) > CURVE_ENDS:
-        raise ValueError(f"style.unified and style.site are no curve from {-CURVE_ENDS:g} to {CURVE_ENDS:g}")
+        raise ValueError(f"style.unified and style.site are not within {-CURVE_ENDS:g} to {CURVE_ENDS:g}")
     as_used = knots.astype(np.float32)
     steps_apart = np.diff(as_used) >= LEAST_STEP
     rises = np.diff(heights) > 0
@@ -182,30 +183,29 @@ def _check_curve(knots: np.ndarray, heights: np.ndarray) -> None:
 
 
 def _rising(quantiles: np.ndarray, least: float) -> np.ndarray:
-    """Quantiles that increase by ``least`` or more from one to the next."""
+    """Quantiles changed to increase by at least ``least`` from one to the next."""
     never_falling = np.maximum.accumulate(quantiles)
     numbers = np.arange(len(quantiles))
     return never_falling + least * numbers
 
 
 def _curve_points(volumes: Sequence[np.ndarray], masks: Sequence[np.ndarray], least_step: float) -> np.ndarray:
-    """The inner ones of the mean tissue quantiles, ``(64,)``, that increase by ``least_step`` or more."""
+    """The inner mean tissue quantiles, ``(64,)``, changed to increase by at least ``least_step``."""
     quantiles = _mean_of(tissue_quantiles, volumes, masks)
     return _rising(quantiles[_INNER], least_step)
 
 
 def point_spread(volume: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:
-    """``(..., X, Y, Z)`` smoothed by a Gaussian of ``sigma`` voxels that does not reach outside the mask; as it is for
-    0."""
+    """Smooth ``(..., X, Y, Z)`` inside the mask by a Gaussian of ``sigma`` voxels; 0 leaves it unchanged."""
     if not sigma:
         return volume
     return smooth_inside(volume, mask, sigma) * mask
 
 
 def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tensor] | None = None) -> None:
-    """Add an adapter to the model's denoiser, switched off; its weights are ``state``, or such as change nothing yet.
+    """Add an adapter to the model's denoiser, switched off, with weights ``state``; None: an adapter without effect.
 
-    Every other parameter is frozen. Raises ModelError where ``state`` does not fit.
+    All other parameters are frozen. Raises ModelError if ``state`` does not fit.
     """
     from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 
@@ -215,19 +215,18 @@ def attach(model: GlobalHarmonizer, name: str, rank: int, state: dict[str, Tenso
     settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=LAYERS)
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what we want
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended
         torch.manual_seed(0)
         inject_adapter_in_model(settings, unet, adapter_name=name)
     if state is not None:
         _check_shapes(state, get_peft_model_state_dict(unet, adapter_name=name))
         set_peft_model_state_dict(unet, state, adapter_name=name)
     unet.to(next(model.parameters()).device)
-    wear(model, None)
+    switch_adapter(model, None)
 
 
 def _check_size(unet: nn.Module, rank: int, state: Mapping[str, Tensor]) -> None:
-    """ModelError where an adapter has another number of weights than its rank gives it on the layers, before any are
-    made."""
+    """ModelError if the number of weights does not match the rank; checked before the layers are built."""
     inputs_and_outputs = 0
     for name, module in unet.named_modules():
         if re.fullmatch(LAYERS, name):
@@ -237,11 +236,11 @@ def _check_size(unet: nn.Module, rank: int, state: Mapping[str, Tensor]) -> None
     expected = rank * inputs_and_outputs
     count = sum(tensor.numel() for tensor in state.values())
     if count != expected:
-        raise _foreign(f"{count} for rank {rank}, which is {expected}")
+        raise _misfit(f"{count} for rank {rank}, which is {expected}")
 
 
 def _check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """ModelError where an adapter has other names or shapes than the layers' own."""
+    """ModelError if names or shapes of the weights do not match the layers."""
     wrong = set(state) ^ set(expected)
     if not wrong:
         for name, tensor in state.items():
@@ -249,10 +248,10 @@ def _check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
                 wrong.add(name)
     if wrong:
         first_three = sorted(wrong)[:3]
-        raise _foreign(", ".join(first_three))
+        raise _misfit(", ".join(first_three))
 
 
-def _foreign(what: str) -> ModelError:
+def _misfit(what: str) -> ModelError:
     return ModelError(f"an adapter with other weights ({what} ...)", "one of this model", "Train it on this model.")
 
 
@@ -266,16 +265,16 @@ def state_of(model: GlobalHarmonizer, name: str) -> dict[str, Tensor]:
 
 @contextmanager
 def with_adapter(model: GlobalHarmonizer, name: str) -> Iterator[None]:
-    """The model with one of its adapters; without any again afterwards."""
-    wear(model, name)
+    """Switch on one adapter of the model while the block runs."""
+    switch_adapter(model, name)
     try:
         yield
     finally:
-        wear(model, None)
+        switch_adapter(model, None)
 
 
-def wear(model: GlobalHarmonizer, name: str | None) -> None:
-    """Switch one adapter of the model on, or all off; the weights of one that is on are trainable."""
+def switch_adapter(model: GlobalHarmonizer, name: str | None) -> None:
+    """Switch on one adapter of the model, whose weights are then trainable; None switches all off."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in model.denoiser.unet.modules():

@@ -1,11 +1,11 @@
-"""The target bundle: adapters of one site on one global model, in JSON and safetensors; nothing pickled is ever loaded.
+"""The target bundle: adapters of one site on one global model, in JSON and safetensors; nothing is unpickled.
 
 ::
 
     alder/
       target.json            site, base model, styles, settings, provenance, checksums
-      T1w.safetensors        low-rank updates, one file a sequence
-      style.safetensors      aggregator of the style encoder, where the backbone did not bring it
+      T1w.safetensors        low-rank updates, one file per sequence
+      style.safetensors      aggregator of the style encoder, unless it belongs to the embedded backbone
       MODEL_CARD.md          the same facts in words
 """
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from mmh_ray.config import Config, HarmonizeConfig, RestyleConfig, StyleConfig, TargetConfig, from_dict, to_dict
 from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.models.bundle import Bundle
-from mmh_ray.models.bundle_files import check_kinds, check_weights, read_part
+from mmh_ray.models.bundle_files import check_kinds, check_weights, parse_weights, read_part
 from mmh_ray.models.bundle_format import OTHER_RELEASE, BundleFormat, write_weights
 from mmh_ray.models.style.embedded import EMBEDDED
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder, check_same_encoder, load_aggregator, make_style_encoder
@@ -36,15 +36,15 @@ from mmh_ray.provenance import code_version, hash_of
 FACTS = "target.json"
 AGGREGATOR = "style.safetensors"
 SAMPLING = ("steps", "inversion_depth", "fusion", "planes")
-"""Settings of `harmonize` under which a target is trained, and which it is made for."""
+"""Settings of `harmonize` that a target is trained with and intended for."""
 
 MOST_ADAPTER = 256 * 2**20
-"""Most bytes of an adapter's weights: ten times those of rank 64 on a model at 1 mm."""
+"""Largest size of an adapter's weights in bytes: ten times that of rank 64 on a model at 1 mm."""
 
 _NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,200}")
 _SUFFIX = re.compile(r"[A-Za-z0-9]{1,64}")
-_REBUILD = "Copy the adapter again or train it anew with `mmh train-target`."
-_AGAIN = "Train it again, with a lower target.learning_rate."
+_COPY_OR_TRAIN = "Copy the adapter again, or train it again with `mmh train-target`."
+_TRAIN_AGAIN = "Train it again, with a lower target.learning_rate."
 _FORMAT = BundleFormat(
     kind="target",
     version=1,
@@ -60,7 +60,7 @@ _FORMAT = BundleFormat(
         "training": dict,
         "sequences": dict,
     },
-    rebuild=_REBUILD,
+    rebuild=_COPY_OR_TRAIN,
 )
 _FACTS_OF_SEQUENCE = {"weights_sha256": str, "style": dict, "validation": dict, "untuned": dict, "steps": int}
 _FACTS_OF_STYLE = {"unified": list, "site": list, "quantiles": list, "noise": float, "blur": float}
@@ -68,27 +68,27 @@ _FACTS_OF_STYLE = {"unified": list, "site": list, "quantiles": list, "noise": fl
 
 @dataclass(frozen=True)
 class Target:
-    """Where a scan is to go from the unified domain.
+    """A site, or a reference scan, whose style images are mapped to.
 
     Attributes
     ----------
     site:
-        Name of the site, or what else is to be called the target.
+        Name of the site, or another name for the target.
     styles:
-        Sequence to the site's look.
+        Sequence to the site's style.
     hash:
-        SHA-256 over all that decides voxels, and the site's name.
+        SHA-256 over everything that decides voxels, and the site's name.
     uri:
-        Where it came from.
+        Where it was loaded from.
     facts:
-        What stands in sidecars.
+        Facts that are copied into sidecars.
     weights:
-        Sequence to the adapter's weights; without an entry (no adapter was better in validation), the style's curve
-        alone is used.
+        Sequence to the adapter's weights. A sequence has no entry if no adapter was better in validation; then only the
+        curve of its style is used.
     rank:
-        Of the adapters.
+        Rank of the adapters.
     aggregator:
-        Weights of the style encoder's aggregator that described style in training; empty where the backbone brought it.
+        Weights of the style encoder's aggregator in training; empty if it belongs to the embedded backbone.
     """
 
     site: str
@@ -101,7 +101,7 @@ class Target:
     aggregator: Mapping[str, Tensor] = field(default_factory=dict)
 
     def attach(self, bundle: Bundle) -> None:
-        """Put the adapters on the bundle's model, switched off, as SITE-HASH/SEQUENCE.
+        """Add the adapters to the bundle's model, switched off, named as by :meth:`adapter`.
 
         Raises
         ------
@@ -110,27 +110,25 @@ class Target:
         """
         base = self.facts.get("base", {}).get("hash", bundle.hash)
         if base != bundle.hash:
-            raise ModelError(
-                f"target {self.site} ({self.uri}), trained on global model {base[:12]}",
-                f"adapters of the model in use, {bundle.hash[:12]}",
-                f"Harmonize with {self.facts['base'].get('uri', 'that model')}, or train the target on this one.",
-            )
+            received = f"target {self.site} ({self.uri}), trained on global model {base[:12]}"
+            remedy = f"Harmonize with {self.facts['base']['uri']}, or train the target on this one."
+            raise ModelError(received, f"adapters of the model in use, {bundle.hash[:12]}", remedy)
         for sequence, state in self.weights.items():
             attach(bundle.model, self.adapter(sequence), self.rank, dict(state))
 
     def sampling(self, settings: HarmonizeConfig) -> HarmonizeConfig:
-        """The settings with :data:`SAMPLING` as the target was trained; as they are where that is not recorded."""
+        """The settings, with the :data:`SAMPLING` that the target was trained with, if that is recorded."""
         recorded = self.facts.get("harmonize", {})
         combined = to_dict(settings) | recorded
         return from_dict(HarmonizeConfig, combined)
 
     def encoder(self, config: StyleConfig, spacing_mm: float) -> TriPlanarStyleEncoder:
-        """The style encoder that the target was trained with, for whoever goes on to describe styles with it.
+        """The style encoder that the target was trained with.
 
         Raises
         ------
         ModelError
-            If the configured one is another, or its backbone cannot be had.
+            If the configured encoder is a different one, or its backbone cannot be loaded.
         """
         recorded = self.facts["training"].get("style_encoder", {})
         encoder = make_style_encoder(config, spacing_mm)
@@ -140,7 +138,7 @@ class Target:
         return encoder
 
     def adapter(self, sequence: str) -> str:
-        """Name of the adapter of a sequence on the model."""
+        """Name of the adapter of a sequence in the model."""
         return f"{self.hash[:12]}_{sequence}"
 
 
@@ -154,23 +152,23 @@ def save_target(
     training: Mapping[str, Any],
     aggregator: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a target bundle, whole or not at all; an earlier one of the same path is replaced.
+    """Write a target bundle, whole or not at all; an earlier one at the same path is replaced.
 
     Parameters
     ----------
     base:
         ``hash`` and ``uri`` of the global model.
     training:
-        JSON-able account per sequence: ``images``, ``validation_images``, ``sources``; and ``style_encoder``, which
-        described style.
+        JSON-able facts: per sequence ``images``, ``validation_images`` and ``sources``; and ``style_encoder``, the
+        description of the encoder.
     aggregator:
-        Weights of that encoder's aggregator, where its backbone did not bring it.
+        Weights of that encoder's aggregator, unless it belongs to the embedded backbone.
     """
     path = Path(path)
     with _FORMAT.new_folder(path) as folder:
         sequences = {}
         for sequence, adapter in tuned.items():
-            check_weights(adapter.state, f"the adapter of {sequence} for {site}", _AGAIN)
+            check_weights(adapter.state, f"the adapter of {sequence} for {site}", _TRAIN_AGAIN)
             sequences[sequence] = {
                 "weights_sha256": write_weights(folder / _weights_file(sequence), adapter.state),
                 "style": _style_facts(styles[sequence], f"the style of {sequence} for {site}"),
@@ -199,26 +197,27 @@ def _weights_file(sequence: str) -> str:
 
 
 def _style_facts(style: SiteStyle, place: str) -> dict[str, Any]:
-    """A style as a bundle has it, if it can be read again."""
+    """A style as JSON; ModelError if it could not be read again."""
     facts = {key: np.asarray(value).tolist() for key, value in vars(style).items()}
     _style(facts, place)
     return facts
 
 
 def load_target(path: str | Path, uri: str | None = None, style: StyleConfig | None = None) -> Target:
-    """Read a target bundle; ``uri`` is how to cite it.
+    """Read a target bundle; ``uri`` is the URI to cite it by.
 
     Parameters
     ----------
     style:
-        Settings of whoever loads it. Its backbone must be the default, which asks for none, or of the name that the
-        bundle records: no weights are loaded to compare them. :meth:`Target.encoder` does that.
+        The caller's settings. The backbone must be the default, or have the name that is recorded in the bundle. Only
+        names are compared here; :meth:`Target.encoder` compares weights.
 
     Raises
     ------
     ModelError
-        Missing folder or file; anything but a regular file in it; unknown format or facts; settings out of bounds;
-        curves that cannot be those of images; damaged weights, or such as are not finite; another style backbone.
+        If the folder or a file is missing or is not a regular file; if format, facts or settings are unknown or out of
+        bounds; if curves are not plausible for images; if weights are damaged or not finite; if the style backbone is a
+        different one.
     """
     path = Path(path)
     facts, settings = _read_description(path)
@@ -229,8 +228,8 @@ def load_target(path: str | Path, uri: str | None = None, style: StyleConfig | N
     for sequence, sequence_facts in facts["sequences"].items():
         name = _weights_file(sequence)
         content = _FORMAT.read_weights(path, name, MOST_ADAPTER, sequence_facts["weights_sha256"])
-        state = _FORMAT.parse_weights(content, path / name)
-        if sequence_facts["steps"] > 0:  # one that was never the better one changes nothing, and would cost two passes
+        state = parse_weights(content, path / name, _COPY_OR_TRAIN)
+        if sequence_facts["steps"] > 0:  # at 0 steps the adapter changes nothing, and would cost two passes
             weights[sequence] = state
         styles[sequence] = _style(sequence_facts["style"], f"{path / FACTS}: {sequence}")
     return Target(
@@ -246,20 +245,20 @@ def load_target(path: str | Path, uri: str | None = None, style: StyleConfig | N
 
 
 def _read_aggregator(path: Path) -> dict[str, Tensor]:
-    """Weights of the style encoder's aggregator; empty where the bundle brings none."""
+    """Weights of the style encoder's aggregator; empty if the bundle has none."""
     if not os.path.lexists(path / AGGREGATOR):
         return {}
-    content = read_part(path, AGGREGATOR, MOST_ADAPTER, _REBUILD)
-    return _FORMAT.parse_weights(content, path / AGGREGATOR)
+    content = read_part(path, AGGREGATOR, MOST_ADAPTER, _COPY_OR_TRAIN)
+    return parse_weights(content, path / AGGREGATOR, _COPY_OR_TRAIN)
 
 
 def _style(facts: Mapping[str, Any], place: str) -> SiteStyle:
-    """A site's look from the facts of a bundle; ModelError where they are none."""
+    """A site's style from the facts of a bundle; ModelError if they are not valid."""
     try:
         return SiteStyle.read(facts)
     except (KeyError, TypeError, ValueError) as error:
         received = f"{place}: {type(error).__name__}: {str(error)[:300]}"
-        raise ModelError(received, "the look of a site's scans", _REBUILD) from error
+        raise ModelError(received, "the style of a site's scans", _COPY_OR_TRAIN) from error
 
 
 def _check_backbone(path: Path, facts: Mapping[str, Any], style: StyleConfig) -> None:
@@ -272,23 +271,23 @@ def _check_backbone(path: Path, facts: Mapping[str, Any], style: StyleConfig) ->
 
 
 def target_hash(path: str | Path) -> str:
-    """The hash of a target bundle without loading its weights."""
+    """Hash of a target bundle without loading its weights."""
     return _hash(_read_description(Path(path))[0])
 
 
 def target_site(path: str | Path) -> str:
-    """The site of a target bundle, in the form in which Unicode composes letters."""
+    """Site of a target bundle, in Unicode's composed form (NFC)."""
     facts, _ = _read_description(Path(path))
     return _composed(facts["site"])
 
 
 def _composed(name: str) -> str:
-    """A name with composed letters (NFC), so that two spellings of one name are equal."""
+    """A name in Unicode's composed form (NFC), so that two encodings of one name are equal."""
     return unicodedata.normalize("NFC", name)
 
 
 def _hash(facts: Mapping[str, Any]) -> str:
-    """Over all that decides voxels, and the site's name; not over where, when and from what it was trained."""
+    """Hash over everything that decides voxels, and the site's name; not over the circumstances of the training."""
     deciding: dict[str, list[Any]] = {}
     for sequence, sequence_facts in facts["sequences"].items():
         is_used = sequence_facts["steps"] > 0
@@ -300,7 +299,7 @@ def _hash(facts: Mapping[str, Any]) -> str:
 
 
 def _read_description(path: Path) -> tuple[dict[str, Any], TargetConfig]:
-    """Facts of a target bundle, each of its kind, and the settings that it was trained with."""
+    """Read and check the facts of a target bundle; returns them and the settings of its training."""
     facts = _FORMAT.read_facts(path)
     place = str(path / FACTS)
     _check_facts(facts, place)
@@ -315,31 +314,31 @@ def _read_description(path: Path) -> tuple[dict[str, Any], TargetConfig]:
 
 
 def _check_facts(facts: Mapping[str, Any], place: str) -> None:
-    """ModelError where a fact below the first level is missing or of another type."""
+    """ModelError if a fact below the first level is missing or has the wrong type."""
     base = facts["base"]
     site = facts["site"]
-    check_kinds(base, {"hash": str, "uri": str}, f"{place}: base", _REBUILD)
-    check_kinds(facts["harmonize"], dict.fromkeys(SAMPLING, object), f"{place}: harmonize", _REBUILD)
+    check_kinds(base, {"hash": str, "uri": str}, f"{place}: base", _COPY_OR_TRAIN)
+    check_kinds(facts["harmonize"], dict.fromkeys(SAMPLING, object), f"{place}: harmonize", _COPY_OR_TRAIN)
     if not base["hash"] or not _NAME.fullmatch(site):
         received = f"{place}: site={site[:200]!r} on base {base['hash'][:64]!r}"
-        raise ModelError(received, "a name of at most 200 characters in one line, and a hash", _REBUILD)
+        raise ModelError(received, "a name of at most 200 characters in one line, and a hash", _COPY_OR_TRAIN)
     if "rank" not in facts["target"]:
-        raise ModelError(f"{place}: target without rank", "the rank of the adapters", _REBUILD)
+        raise ModelError(f"{place}: target without rank", "the rank of the adapters", _COPY_OR_TRAIN)
     encoder = facts["training"].get("style_encoder", {})
     if not isinstance(encoder, dict):
         received = f"{place}: style_encoder={str(encoder)[:100]}"
-        raise ModelError(received, "an object", _REBUILD)
+        raise ModelError(received, "an object", _COPY_OR_TRAIN)
     for sequence, sequence_facts in facts["sequences"].items():
         if not _SUFFIX.fullmatch(sequence):
             received = f"{place}: sequence {sequence[:100]!r}"
-            raise ModelError(received, "a BIDS suffix such as T1w", _REBUILD)
+            raise ModelError(received, "a BIDS suffix such as T1w", _COPY_OR_TRAIN)
         place_of_sequence = f"{place}: {sequence}"
-        check_kinds(sequence_facts, _FACTS_OF_SEQUENCE, place_of_sequence, _REBUILD)
-        check_kinds(sequence_facts["style"], _FACTS_OF_STYLE, f"{place_of_sequence} style", _REBUILD)
+        check_kinds(sequence_facts, _FACTS_OF_SEQUENCE, place_of_sequence, _COPY_OR_TRAIN)
+        check_kinds(sequence_facts["style"], _FACTS_OF_STYLE, f"{place_of_sequence} style", _COPY_OR_TRAIN)
 
 
 def _model_card(facts: Mapping[str, Any]) -> str:
-    """MODEL_CARD.md of a target."""
+    """Text of MODEL_CARD.md."""
     rows = []
     for sequence, sequence_facts in facts["sequences"].items():
         images = len(facts["training"][sequence]["images"])
@@ -351,16 +350,16 @@ def _model_card(facts: Mapping[str, Any]) -> str:
     return f"""# Target {facts["site"]}
 
 ## Intended use
-Moves brain scans, unified by the global model `{facts["base"]["uri"]}` (hash `{facts["base"]["hash"]}`), to the look of site
-{facts["site"]}, for research. It is not a medical device. Any other global model is refused.
+Maps brain scans, unified by the global model `{facts["base"]["uri"]}` (hash `{facts["base"]["hash"]}`), to the style of
+site {facts["site"]}, for research. It is not a medical device. Any other global model is refused.
 
 ## Training
-Low-rank updates of rank {facts["target"]["rank"]} and an intensity curve, from the site's own images and images of other sites; no
-labels, no person scanned twice. Code: mmh-ray {facts["code_version"]}.
+Low-rank updates of rank {facts["target"]["rank"]} and an intensity curve, from the site's own images and images of
+other sites; no labels, no person scanned twice. Code: mmh-ray {facts["code_version"]}.
 
 | sequence | images of the site | steps | validation loss, curve alone | with the adapter |
 |---|---|---|---|---|
 {table}
 ## Limits
-Those of the global model. A look learned from few images may follow what these few happen to show.
+The limits of the global model. A style that was learned from few images may follow their peculiarities.
 """

@@ -1,8 +1,8 @@
-"""Stage 2, the target fine-tuner: from the unified domain to the look of one site.
+"""Stage 2, the target fine-tuner: trains an adapter from the unified domain to the style of one site.
 
-The site's own scans, unified by the frozen global model, are pairs of the same voxels in both looks. An adapter learns
-to bring the one back to the other (style reconstruction), and scans of other sites, unified in the same way, along the
-same displacement of style.
+The frozen global model unifies the site's scans, which gives pairs of the same voxels in both styles. The adapter
+learns to map each unified scan back to the original (style reconstruction), and to move unified scans of other sites by
+the same displacement of style.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from mmh_ray.imaging.intensity import noise_level
 from mmh_ray.models.denoiser import to_unit
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
 from mmh_ray.models.losses import (
-    cumulative_from_quantiles,
     group_statistics,
     multiscale_gradient_l1,
+    soft_cumulative,
     style_displacement,
     style_distance,
 )
 from mmh_ray.models.sampling import harmonize_volume, sample
-from mmh_ray.models.slab_groups import Conditioner, slab_group
+from mmh_ray.models.slab_groups import Conditioner, slab_group, stack_groups
 from mmh_ray.models.style.encoder import TriPlanarStyleEncoder
-from mmh_ray.models.target.adapter import SiteStyle, attach, state_of, wear
+from mmh_ray.models.target.adapter import SiteStyle, attach, state_of, switch_adapter
 from mmh_ray.training import descend
 
 NAME = "target"
-"""Name of the adapter while it is trained."""
+"""Name of the adapter during training."""
 
 
 @dataclass
 class TargetBatch(SlabBatch):
-    """Slice groups whose condition comes from unified volumes.
+    """Slice groups with the condition of unified volumes.
 
-    ``image`` is what to reconstruct: the site's scan with noise independent of that in ``unified``.
+    ``image`` is to be reconstructed: the site's scan, with noise that is independent of the noise in ``unified``. For a
+    volume of another site nobody knows its style at this site, so ``image`` and ``scan`` equal ``unified``.
 
     Attributes
     ----------
     unified:
         ``(B, K, H, W)`` the slab in the unified domain, unit intensity.
     scan:
-        ``(B, K, H, W)`` the scan itself; of a source volume, whose look at the site nobody knows, it and ``image`` are
-        the unified one.
+        ``(B, K, H, W)`` the scan itself.
     """
 
     unified: Tensor
@@ -58,16 +58,16 @@ class TargetBatch(SlabBatch):
 
 @dataclass(frozen=True)
 class UnifiedVolume:
-    """A volume after the global model, ready to give slice groups.
+    """A volume with its unified image, ready to be cut into slice groups.
 
     Attributes
     ----------
     image, unified, scan:
-        ``(X, Y, Z)`` unit intensity, what :class:`TargetBatch` has slabs of.
+        ``(X, Y, Z)`` unit intensity; :class:`TargetBatch` holds slabs of them.
     mask:
         ``(X, Y, Z)`` bool, the brain.
     conditioner:
-        Makes the condition of the unified volume's slabs.
+        Computes the condition of the unified volume's slabs.
     """
 
     image: np.ndarray
@@ -80,7 +80,7 @@ class UnifiedVolume:
     def of_source(
         cls, model: GlobalHarmonizer, scan: np.ndarray, mask: np.ndarray, sequence: int, settings: HarmonizeConfig
     ) -> UnifiedVolume:
-        """From a prepared scan of another site, ``(X, Y, Z)`` unit intensity."""
+        """Unify a prepared scan ``(X, Y, Z)`` of another site, in unit intensity."""
         unified = harmonize_volume(model, scan, mask, sequence, settings)
         domain = model.domain_quantiles[sequence].cpu().numpy()
         conditioner = Conditioner(unified, mask, domain, model.model_config)
@@ -97,18 +97,17 @@ class UnifiedVolume:
         styled: Callable[[np.ndarray], np.ndarray],
         rng: np.random.Generator,
     ) -> UnifiedVolume:
-        """From a prepared scan of the target site, which the global model is shown in the style that ``styled`` gives
-        it.
+        """Unify a prepared scan of the target site, after ``styled`` has changed its style.
 
-        What the global model leaves of the scan's noise must not be what is to be reconstructed: noise of the scan's
-        own level is added to what the model sees and taken from the target, after which the two are independent
-        (Recorrupted-to-Recorrupted: Pang et al., CVPR 2021, with alpha = 1).
+        The adapter must not learn to reconstruct the noise that the global model left in the scan. So noise of the
+        scan's own level is added to the model's input and subtracted from the image to reconstruct. The noise of the
+        two is then independent (Recorrupted-to-Recorrupted: Pang et al., CVPR 2021, with alpha = 1).
         """
         noise = rng.normal(0, noise_level(scan, mask), scan.shape).astype(np.float32) * mask
-        seen = cls.of_source(model, styled(scan + noise), mask, sequence, settings)
-        return replace(seen, image=scan - noise, scan=scan)
+        unified_volume = cls.of_source(model, styled(scan + noise), mask, sequence, settings)
+        return replace(unified_volume, image=scan - noise, scan=scan)
 
-    def group(self, sequence: int, config: TargetConfig, model: GlobalHarmonizer, seed: int) -> dict[str, np.ndarray]:
+    def group(self, sequence: int, config: TargetConfig, seed: int) -> dict[str, np.ndarray]:
         """Arrays of one slice group of a :class:`TargetBatch`."""
         return slab_group(
             images={"image": self.image, "unified": self.unified, "scan": self.scan},
@@ -116,7 +115,6 @@ class UnifiedVolume:
             mask=self.mask,
             sequence=sequence,
             slabs_per_plane=config.slabs_per_plane,
-            model=model.model_config,
             seed=seed,
             twin=seed,
         )
@@ -124,11 +122,7 @@ class UnifiedVolume:
 
 def batch_of(groups: Sequence[dict[str, np.ndarray]]) -> TargetBatch:
     """Groups of equal size as one batch."""
-    stacked = {}
-    for name in groups[0]:
-        arrays = [group[name] for group in groups]
-        stacked[name] = np.stack(arrays)
-    return TargetBatch.of_groups(stacked)
+    return TargetBatch.of_groups(stack_groups(groups))
 
 
 class TargetFineTuner(nn.Module):
@@ -139,9 +133,9 @@ class TargetFineTuner(nn.Module):
     model:
         The global harmonizer; it is copied.
     style:
-        The look of the site.
+        The style of the site.
     encoder:
-        Describes style; it is frozen.
+        Computes style vectors; it is frozen.
     """
 
     domain_cumulative: Tensor
@@ -159,25 +153,24 @@ class TargetFineTuner(nn.Module):
         self.model = copy.deepcopy(model)
         self.encoder = encoder.requires_grad_(False)
         attach(self.model, NAME, config.rank)
-        wear(self.model, NAME)
+        switch_adapter(self.model, NAME)
         self.style = style
         self.config = config
         self.settings = settings
         quantiles = torch.tensor(style.quantiles, dtype=torch.float32)
-        self.register_buffer("domain_cumulative", cumulative_from_quantiles(quantiles))
+        self.register_buffer("domain_cumulative", soft_cumulative(quantiles))
         self.register_buffer("domain_moments", torch.stack([quantiles.mean(), quantiles.std()]))
 
     def forward(self, site: TargetBatch, source: TargetBatch, ramp: float = 1.0) -> dict[str, Tensor]:
-        """Losses; ``loss`` is the weighted sum to differentiate, the others are its parts. ``ramp`` (0-1) brings
-        displacement in.
+        """Losses: ``loss`` is the weighted sum to differentiate, the others are its parts.
 
-        What is generated shows no noise, the site's scans do: before style is compared, noise of the site's level is
-        added.
+        ``ramp`` (0 to 1) is a further weight of the displacement loss. Generated images have no noise, but the site's
+        scans have: so noise of the site's level is added before styles are compared.
         """
         config = self.config
         site_made, site_noise = self._generate(site)
         source_made, source_noise = self._generate(source)
-        # The order of these lines is the order in which gradients are summed: changing it changes last digits.
+        # The order of these lines decides the order in which gradients are summed, and with it the last digits.
         reconstruction = _masked_l1(site_made, site.image, site.mask)
         site_gradient = multiscale_gradient_l1(site_made, site.image, site.mask)
         source_by_curve = self.style.apply(source.unified)
@@ -194,7 +187,7 @@ class TargetFineTuner(nn.Module):
         return {"loss": loss, **parts}
 
     def _displacement(self, site: TargetBatch, source: TargetBatch, source_made: Tensor) -> Tensor:
-        """How far the sources' way through the space of styles is from the site's own, from unified to scan."""
+        """How far the sources' displacement of style is from the site's, from unified image to scan."""
         site_scan = self._describe(site.scan, site)
         site_unified = self._describe(site.unified, site)
         of_site = (site_scan - site_unified).mean(0).detach()
@@ -203,11 +196,10 @@ class TargetFineTuner(nn.Module):
         return style_displacement(source_generated - source_unified, of_site)
 
     def _generate(self, batch: TargetBatch) -> tuple[Tensor, Tensor]:
-        """What the adapter makes of a batch, ``(B, K, H, W)`` site unit intensity, and noise of unit variance to add to
-        it.
+        """Generate a batch in the site's style, ``(B, K, H, W)`` unit intensity, and noise of unit variance to add.
 
-        The adapter corrects the unified image by what it changes in the network's answer, so that one that changes
-        nothing is the curve.
+        The adapter's effect on the network's output is added to the unified image, before the site's curve is applied.
+        So an adapter without effect leaves just the curve.
         """
         noise, _ = self.model.draw(batch)
         context = self.model.context(batch)
@@ -217,31 +209,24 @@ class TargetFineTuner(nn.Module):
             return self.model.denoiser(x, timesteps, batch.condition, context)
 
         with torch.no_grad():
-            wear(self.model, None)
+            switch_adapter(self.model, None)
             without_adapter = sample(self.model, denoise, noise, self.settings.steps)
-        wear(self.model, NAME)
+        switch_adapter(self.model, NAME)
         with_adapter = sample(self.model, denoise, noise, self.settings.steps, self.config.last_steps)
         corrected = batch.unified + to_unit(with_adapter) - to_unit(without_adapter)
         made = self.style.apply(corrected) * batch.mask
-        other_noise = noise.roll(1, 0) * batch.mask  # another slab's, which had no part in what was made
+        other_noise = noise.roll(1, 0) * batch.mask  # of another slab, so independent of the generated image
         return made, other_noise
 
-    def state(self) -> dict[str, Tensor]:
-        """What was trained, float32 on the CPU."""
-        return state_of(self.model, NAME)
-
     def _statistics(self, image: Tensor, batch: TargetBatch) -> Tensor:
-        """Mean distance of the groups' histograms and moments from the site's."""
+        """Mean distance of the groups from the site, by histograms and moments."""
         centre = image.shape[1] // 2
-        groups = int(batch.group.max()) + 1
-        centre_slices = image[:, centre]
-        inside = batch.mask[:, centre]
-        cumulative, moments = group_statistics(centre_slices, inside, batch.group, groups)
+        cumulative, moments = group_statistics(image[:, centre], batch.mask[:, centre], batch.group)
         distance = style_distance(cumulative, moments, self.domain_cumulative, self.domain_moments)
         return distance.mean()
 
     def _describe(self, image: Tensor, batch: TargetBatch) -> Tensor:
-        """Style vectors ``(G, D)`` of the groups' centre slices."""
+        """Style vectors ``(G, D)`` from the centre slices of the slabs."""
         centre = image.shape[1] // 2
         groups = int(batch.group.max()) + 1
 
@@ -253,7 +238,7 @@ class TargetFineTuner(nn.Module):
 
 @dataclass(frozen=True)
 class TunedAdapter:
-    """Outcome of :func:`tune`: the best adapter by validation.
+    """Outcome of :func:`tune`: the adapter with the lowest validation loss.
 
     Attributes
     ----------
@@ -262,9 +247,9 @@ class TunedAdapter:
     validation:
         Name to value of its validation losses; ``loss`` decided.
     untuned:
-        The same before the first step: what the curve alone does.
+        The validation losses before the first step: those of the curve alone.
     steps:
-        Steps after which it was the best.
+        Number of steps after which it was the best.
     """
 
     state: dict[str, Tensor]
@@ -279,14 +264,14 @@ def tune(
     validation: Sequence[tuple[TargetBatch, TargetBatch]],
     advance: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
 ) -> TunedAdapter:
-    """Train the adapter until its validation score no longer falls.
+    """Train the adapter until its validation loss no longer falls.
 
     Parameters
     ----------
     draw:
-        Batches of the site and of sources for a step.
+        Returns the batches of the site and of the sources for a step.
     validation:
-        Batches of images that ``draw`` never gives; the slabs' keys fix their noise.
+        Batches of images that ``draw`` never returns; the slabs' keys decide their noise.
     advance:
         Called after every step with its number, from 1, and losses.
     """
@@ -295,7 +280,7 @@ def tune(
     weights = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, config.learning_rate, weight_decay=0.0)
     untuned = _validate(tuner, validation)
-    best = TunedAdapter(tuner.state(), untuned, untuned, 0)
+    best = TunedAdapter(state_of(tuner.model, NAME), untuned, untuned, 0)
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(step, config)
@@ -309,7 +294,7 @@ def tune(
             score = _validate(tuner, validation)
             figures |= {f"val_{name}": loss for name, loss in score.items()}
             if score["loss"] < best.validation["loss"]:
-                best = TunedAdapter(tuner.state(), score, untuned, steps_done)
+                best = TunedAdapter(state_of(tuner.model, NAME), score, untuned, steps_done)
         advance(steps_done, figures)
         if steps_done - best.steps >= config.patience * config.validate_every:
             break
@@ -335,10 +320,9 @@ def _masked_l1(made: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def _learning_rate(step: int, config: TargetConfig) -> float:
-    """A tenth of the steps linear warm-up, then half a cosine to 0.
+    """Linear warm-up over a tenth of the steps, then half a cosine to 0.
 
-    ``diffusers.optimization`` has the same curve, but begins its warm-up at a rate of 0 and multiplies in another
-    order.
+    ``diffusers.optimization`` has the same curve, but starts its warm-up at 0 and multiplies in another order.
     """
     warm_up = max(1, config.steps // 10)
     if step < warm_up:

@@ -264,7 +264,7 @@ def test_a_tower_of_timm_is_built_by_its_name(folder: Path) -> None:
         ({"backbone": "embedded", "sha256": "00"}, "with the embedded backbone"),
     ],
 )
-def test_what_names_no_weights_is_refused(settings: dict[str, str], message: str) -> None:
+def test_a_configuration_without_weights_is_refused(settings: dict[str, str], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         load_backbone(StyleConfig(**settings))
 

@@ -113,7 +113,7 @@ def test_training_is_reproducible_and_leaves_the_backbone(encoder) -> None:
 
 
 def test_collapse_is_refused_and_undone(encoder) -> None:
-    """Features of everyone and everywhere alike leave nothing but one answer."""
+    """If all features are equal, all style vectors must be equal."""
     start = {name: value.clone() for name, value in encoder.aggregator.state_dict().items()}
     with pytest.raises(ModelError, match=r"collapsed style vectors \(mean cosine distance .* expected 0.05 or more"):
         train_aggregator(encoder, torch.ones(8, 3, 3, SIZE), torch.arange(2).repeat(4), torch.zeros(8).long(), CONFIG)
@@ -121,7 +121,7 @@ def test_collapse_is_refused_and_undone(encoder) -> None:
 
 
 def test_sequences_that_are_told_apart_hide_no_collapse(encoder) -> None:
-    """Two answers, one for each sequence, lie far apart and say nothing of any site."""
+    """One vector per sequence gives a large distance, but tells nothing about sites."""
     sequences, looks = torch.arange(2).repeat_interleave(8), torch.randn(2, 1, 1, SIZE)
     features = looks[sequences].expand(-1, 3, 3, -1)
     with torch.no_grad():

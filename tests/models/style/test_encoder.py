@@ -1,4 +1,4 @@
-"""The style encoder: what may and what may not change a style vector, where its gradients reach, which encoder is refused."""
+"""The style encoder: what may change a style vector, where gradients reach, which encoder is refused."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ WAYS = pytest.mark.parametrize("way", ["forward", "of_slices"])
 
 
 def given(way: str, volumes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Images and masks that a method takes: volumes, or for every plane the same slices of them."""
+    """Images and masks for a method: volumes, or the same slices of them for every plane."""
     if way == "forward":
         return volumes
     images, masks = (part[:, None].expand(-1, 3, -1, -1, -1) for part in volumes)

@@ -24,7 +24,7 @@ GRID = GridConfig(spacing_mm=6.0, shape=(32, 40, 32))
 
 
 @pytest.mark.fast
-def test_block_shows_everyone_by_the_same_scanners_and_alike_ones_are_nearer() -> None:
+def test_a_block_has_all_people_by_the_same_scanners_and_alike_scanners_are_closer() -> None:
     people = [simulated_person(5, number, GRID) for number in range(2)]
     plain, alike = (np.stack(list(block(people, "T1w", GRID, 4, [1, 2], near))) for near in (False, True))
     brains = np.stack([person.brain for person in people] * 4)

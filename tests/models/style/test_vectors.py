@@ -1,4 +1,4 @@
-"""Style vectors of scans as they are: the planes that cross thick slices do not count."""
+"""Style vectors of unprepared scans: planes that cross thick slices do not count."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_planes_that_cross_thick_slices_do_not_count(
     assert np.array_equal(describe(image, image > 0, affine), plain) == (spacing[2] > spacing[0])
 
 
-def test_a_scan_whose_voxels_are_no_cubes_is_looked_at_on_cubes(anatomy, clean: np.ndarray) -> None:
+def test_a_scan_with_non_cubic_voxels_is_resampled_to_cubes(anatomy, clean: np.ndarray) -> None:
     describe = StyleVectors(StyleConfig())
     thin, mask = (np.repeat(data, 2, axis=2) for data in (clean, anatomy.brain))
     fine, fine_mask = (data.repeat(2, axis=0).repeat(2, axis=1) for data in (thin, mask))

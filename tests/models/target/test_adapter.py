@@ -1,4 +1,4 @@
-"""Adapters: they change nothing until trained, leave the base alone, and the site's curve is found again."""
+"""Adapters change nothing until trained and leave the base alone; the site's curve is recovered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from mmh_ray.config import ModelConfig, TargetConfig, TrainConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.models.global_harmonizer import GlobalHarmonizer, SlabBatch
-from mmh_ray.models.target.adapter import SiteStyle, attach, point_spread, state_of, wear, with_adapter
+from mmh_ray.models.target.adapter import SiteStyle, attach, point_spread, state_of, switch_adapter, with_adapter
 
 pytestmark = pytest.mark.fast
 
@@ -24,7 +24,7 @@ def predict(model: GlobalHarmonizer, batch: SlabBatch) -> Tensor:
 
 
 def strong(state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Weights of an adapter that does something."""
+    """Weights of an adapter with an effect."""
     generator = torch.Generator().manual_seed(seed)
     return {key: 0.3 * torch.randn(value.shape, generator=generator) for key, value in state.items()}
 
@@ -65,10 +65,10 @@ def test_the_state_travels(model: GlobalHarmonizer, batch: SlabBatch) -> None:
         assert torch.equal(predict(model, batch), predict(other, batch))
 
 
-def test_only_the_worn_adapter_is_trainable(model: GlobalHarmonizer) -> None:
+def test_only_the_active_adapter_is_trainable(model: GlobalHarmonizer) -> None:
     attach(model, "one", 2)
     assert not [name for name, value in model.named_parameters() if value.requires_grad]
-    wear(model, "one")
+    switch_adapter(model, "one")
     trainable = [name for name, value in model.named_parameters() if value.requires_grad]
     assert trainable
     assert all("lora_" in name for name in trainable)
@@ -104,7 +104,7 @@ def test_the_curve_of_a_site_is_found_through_its_noise(power: float) -> None:
     assert style.noise == pytest.approx(0.03, rel=0.5)
 
 
-def test_what_the_unified_image_tells_apart_stays_apart() -> None:
+def test_tissues_that_differ_in_the_unified_image_stay_different() -> None:
     unified, image, mask = site(1, 0)
     style = SiteStyle.fit([unified], [1 - image], [mask])  # a falling curve cannot be
     assert (style.apply(torch.linspace(-0.2, 1.4, 50)).diff() > 0).all()
@@ -134,7 +134,7 @@ def test_no_more_noise_is_left_than_the_site_has_or_the_curve_makes(noise: float
     assert style.noise_left(0.02) == pytest.approx(expected)
 
 
-def test_noise_of_the_scans_is_not_taken_for_contrast() -> None:
+def test_noise_of_the_scans_does_not_become_contrast() -> None:
     rng = np.random.default_rng(1)
     unified = np.where(np.arange(24**3).reshape(24, 24, 24) // (12 * 24 * 24) == 0, 0.4, 0.8).astype(np.float32)
     mask = np.ones(unified.shape, bool)

@@ -1,4 +1,4 @@
-"""Target bundles: what is loaded is what was saved; damage and a foreign base are refused by name."""
+"""Target bundles: loading returns what was saved; damage and another base model are refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_what_is_loaded_is_what_was_saved(folder: Path, tuned: TunedAdapter) -> 
     assert "| T1w | 2 | 75 | 0.5000 | 0.2500 |" in (folder / "MODEL_CARD.md").read_text()
 
 
-def test_an_adapter_that_never_was_the_better_one_costs_no_passes(tuned: TunedAdapter, folder: Path) -> None:
+def test_an_adapter_that_never_improved_costs_no_passes(tuned: TunedAdapter, folder: Path) -> None:
     save(replace(tuned, steps=0), folder)
     target = load_target(folder)
     assert not target.weights
@@ -91,7 +91,7 @@ def test_an_adapter_on_the_wrong_base_is_refused(folder: Path, model: GlobalHarm
     assert state_of(model, target.adapter("T1w"))
 
 
-def test_a_target_goes_on_only_with_its_own_style_encoder(tuned: TunedAdapter, tmp_path: Path) -> None:
+def test_a_target_accepts_only_its_own_style_encoder(tuned: TunedAdapter, tmp_path: Path) -> None:
     encoder = make_style_encoder(StyleConfig(), 3.0)
     with torch.no_grad():
         encoder.aggregator.query.add_(1)  # as if it had been trained for this target
@@ -100,7 +100,7 @@ def test_a_target_goes_on_only_with_its_own_style_encoder(tuned: TunedAdapter, t
     save_target(*given, encoder.aggregator.state_dict())
     found = load_target(tmp_path / "alder").encoder(StyleConfig(), 3.0)
     assert torch.equal(found.aggregator.query, encoder.aggregator.query)
-    with pytest.raises(ModelError, match=r"slices 5 for 12.*train the adapter anew"):
+    with pytest.raises(ModelError, match=r"slices 5 for 12.*train the adapter again"):
         load_target(tmp_path / "alder").encoder(StyleConfig(slices=5), 3.0)
     save_target(*given)  # whose aggregator was lost
     with pytest.raises(ModelError, match="aggregator_sha256"):
@@ -147,7 +147,7 @@ def test_damage_is_named(folder: Path, damage: str) -> None:
         load_target(folder)
 
 
-def test_a_folder_of_something_else_is_not_replaced(tuned: TunedAdapter, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_not_replaced(tuned: TunedAdapter, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").touch()
     with pytest.raises(ModelError, match="holds something else"):

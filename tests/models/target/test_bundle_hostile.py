@@ -1,4 +1,4 @@
-"""Targets from strangers: refused with the product's own error, before a curve or an adapter of theirs touches an image."""
+"""Untrusted targets: refused with the product's own error, before their curve or adapter is applied to an image."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def folder(tuned: TunedAdapter, tmp_path: Path) -> Path:
 
 
 def change(*keys: Any, to: Any) -> Callable[[Path], None]:
-    """Another value in the facts; ``...`` takes the key away."""
+    """Change a value in the facts; ``...`` removes the key."""
 
     def act(folder: Path) -> None:
         facts = json.loads((folder / FACTS).read_text())
@@ -211,7 +211,7 @@ HOSTILE = {
 }
 
 
-def test_what_is_not_changed_is_a_target(folder: Path) -> None:
+def test_an_unchanged_target_is_loaded(folder: Path) -> None:
     load_target(folder)
 
 
@@ -227,13 +227,13 @@ def test_a_hostile_target_is_refused_in_good_time(folder: Path, act: Callable[[P
     assert len(str(caught.value)) < 3000
 
 
-def test_the_hash_is_not_of_facts_that_are_refused(folder: Path) -> None:
+def test_refused_facts_have_no_hash(folder: Path) -> None:
     change("base", "hash", to=None)(folder)
     with pytest.raises(ModelError, match="base: hash=None"):
         target_hash(folder)
 
 
-def test_a_backbone_that_a_target_names_is_never_fetched(folder: Path) -> None:
+def test_the_backbone_recorded_in_a_target_is_never_downloaded(folder: Path) -> None:
     change("training", "style_encoder", to={"backbone": "hf-hub:some/body", "backbone_sha256": "0" * 64})(folder)
     target = load_target(folder, style=StyleConfig())
     with pytest.raises(ModelError, match="backbone_sha256"):
@@ -260,7 +260,7 @@ def test_an_adapter_of_another_rank_is_refused_before_it_is_made(
     assert sum(1 for _ in model.parameters()) == parameters
 
 
-def test_a_name_is_one_however_unicode_writes_it(folder: Path) -> None:
+def test_unicode_encodings_of_one_name_are_equal(folder: Path) -> None:
     change("site", to="Orle\u0301ans")(folder)
     assert load_target(folder).site == "Orl\u00e9ans"
 

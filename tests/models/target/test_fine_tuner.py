@@ -1,4 +1,4 @@
-"""The target fine-tuner: what it trains, what it keeps, and that it brings a look back from three images."""
+"""The target fine-tuner: what it trains, what it keeps, and that it learns a style from three images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = TargetConfig(steps=40, slabs_per_plane=1, validate_every=10, learning_r
 
 @pytest.fixture
 def encoder() -> TriPlanarStyleEncoder:
-    """Untrained: enough to carry gradients."""
+    """An untrained encoder, which is enough to carry gradients."""
     torch.manual_seed(3)
     return TriPlanarStyleEncoder(EmbeddedBackbone(), StyleConfig(slices=2), 3.0)
 
@@ -32,7 +32,7 @@ def encoder() -> TriPlanarStyleEncoder:
 def volume(
     unified: np.ndarray, mask: np.ndarray, domain: np.ndarray, model: ModelConfig, power: float
 ) -> UnifiedVolume:
-    """A volume whose look at the site is a power of the unified one."""
+    """A volume whose image at the site is a power of the unified one."""
     image = (unified**power).astype(np.float32)
     return UnifiedVolume(image, unified, image, mask, Conditioner(unified, mask, domain, model))
 
@@ -45,17 +45,15 @@ def volumes(brain: np.ndarray, mask: np.ndarray, uniform: np.ndarray, tiny: Mode
     return [volume(one, mask, uniform, tiny, 1.7) for one in turned] + [volume(brain, mask, uniform, tiny, 1)]
 
 
-def batches(
-    volumes: list[UnifiedVolume], model: GlobalHarmonizer, key: int, own: tuple[int, int] = (0, 1)
-) -> tuple[TargetBatch, TargetBatch]:
+def batches(volumes: list[UnifiedVolume], key: int, own: tuple[int, int] = (0, 1)) -> tuple[TargetBatch, TargetBatch]:
     """Two groups of the site, of its volumes ``own``, and one of the source's."""
-    site = [volumes[own[(key + index) % 2]].group(0, CONFIG, model, key + index) for index in range(2)]
-    return batch_of(site), batch_of([volumes[3].group(0, CONFIG, model, key)])
+    site = [volumes[own[(key + index) % 2]].group(0, CONFIG, key + index) for index in range(2)]
+    return batch_of(site), batch_of([volumes[3].group(0, CONFIG, key)])
 
 
 @pytest.fixture
 def tuner(model: GlobalHarmonizer, volumes: list[UnifiedVolume], encoder: TriPlanarStyleEncoder) -> TargetFineTuner:
-    """With a curve that knows nothing yet, on a model that gives the matched slab back."""
+    """A tuner with the identity curve, on a model that returns the matched slab."""
     for value in model.denoiser.unet.conv_out.parameters():
         torch.nn.init.zeros_(value)
     knots = np.linspace(0, 1, 65)
@@ -69,7 +67,7 @@ def test_gradients_reach_the_whole_adapter_and_nothing_else(
     for name, value in tuner.named_parameters():
         if "lora_B" in name:  # which starts at zero and would hide the gradient of A
             torch.nn.init.normal_(value, std=0.1)
-    tuner(*batches(volumes, tuner.model, 0))["loss"].backward()
+    tuner(*batches(volumes, 0))["loss"].backward()
     for name, value in tuner.named_parameters():
         assert (value.grad is not None and bool(value.grad.abs().sum() > 0)) == ("lora_" in name), name
 
@@ -81,14 +79,14 @@ def test_gradients_flow_through_the_last_steps_alone(
     tuner.settings, tuner.config = HarmonizeConfig(steps=4), replace(CONFIG, last_steps=last)
     recorded: list[bool] = []
     tuner.model.denoiser.register_forward_pre_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
-    tuner(*batches(volumes, tuner.model, 0))["loss"].backward()
+    tuner(*batches(volumes, 0))["loss"].backward()
     before, after = [False] * 4, [False] * (4 - last) + [True] * last
     assert recorded == 2 * (before + after)  # of the site's groups, then of the source's
 
 
 @pytest.mark.parametrize("part", ["reconstruction", "gradient", "statistics", "displacement"])
 def test_every_loss_teaches_the_adapter(tuner: TargetFineTuner, volumes: list[UnifiedVolume], part: str) -> None:
-    tuner(*batches(volumes, tuner.model, 0))[part].backward()
+    tuner(*batches(volumes, 0))[part].backward()
     found = [value.grad for name, value in tuner.named_parameters() if "lora_B" in name]
     assert any(grad is not None and bool(grad.abs().sum() > 0) for grad in found)
 
@@ -101,7 +99,7 @@ def test_training_can_stop_early_at_the_default_settings() -> None:
 def test_every_loss_counts_and_equal_keys_give_equal_losses(
     tuner: TargetFineTuner, volumes: list[UnifiedVolume]
 ) -> None:
-    first, again = (tuner(*batches(volumes, tuner.model, 5)) for _ in range(2))
+    first, again = (tuner(*batches(volumes, 5)) for _ in range(2))
     assert {name: value.item() for name, value in first.items()} == {
         name: value.item() for name, value in again.items()
     }
@@ -110,15 +108,13 @@ def test_every_loss_counts_and_equal_keys_give_equal_losses(
 
 
 @pytest.mark.slow
-def test_a_look_is_learned_and_the_base_is_not_touched(
+def test_a_style_is_learned_and_the_base_is_unchanged(
     model: GlobalHarmonizer, tuner: TargetFineTuner, volumes: list[UnifiedVolume]
 ) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     steps: list[int] = []
-    validation = [batches(volumes, tuner.model, 10**6, own=(2, 2))]
-    tuned = tune(
-        tuner, lambda step: batches(volumes, tuner.model, step), validation, lambda step, _: steps.append(step)
-    )
+    validation = [batches(volumes, 10**6, own=(2, 2))]
+    tuned = tune(tuner, lambda step: batches(volumes, step), validation, lambda step, _: steps.append(step))
     assert tuned.validation["reconstruction"] < 0.8 * tuned.untuned["reconstruction"]
     assert tuned.validation["loss"] < tuned.untuned["loss"]
     assert tuned.steps in steps
@@ -133,8 +129,8 @@ def test_training_stops_when_the_score_no_longer_falls(
     steps: list[int] = []
     tuned = tune(
         tuner,
-        lambda step: batches(volumes, tuner.model, step),
-        [batches(volumes, tuner.model, 10**6, own=(2, 2))],
+        lambda step: batches(volumes, step),
+        [batches(volumes, 10**6, own=(2, 2))],
         lambda step, _: steps.append(step),
     )
     assert len(steps) <= 10
