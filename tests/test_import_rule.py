@@ -21,6 +21,7 @@ SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "jobs").glob("*.py")])
 LEAVES = {
     "",
     "config",
+    "diffusers_import",
     "errors",
     "files",
     "html_page",

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmh_ray.config import ModelConfig
+from mmh_ray.diffusers_import import import_diffusers
 from mmh_ray.models import conditioning
 
 
@@ -42,8 +43,7 @@ class Denoiser(nn.Module):
     """Predicts the clean slab x0 from a noisy one; the context scales and shifts every residual block (FiLM)."""
 
     def __init__(self, config: ModelConfig) -> None:
-        from diffusers import UNet2DModel
-
+        diffusers = import_diffusers()
         super().__init__()
         self.patch = config.patch
         self.slab = config.slab
@@ -52,7 +52,7 @@ class Denoiser(nn.Module):
         condition = conditioning.channels(config.distances) + config.slab  # differences, then matched intensities
         outer_levels = len(config.channels) - 1
         deepest = "Attn" if config.attention else ""
-        unet: Any = UNet2DModel(
+        unet: Any = diffusers.UNet2DModel(
             in_channels=(config.slab + condition) * area,
             out_channels=config.slab * area,
             block_out_channels=config.channels,
@@ -112,9 +112,7 @@ def make_scheduler(config: ModelConfig) -> Any:
     Its scaled-linear betas are rescaled to zero terminal SNR (Lin et al., WACV 2024), so that the last training
     timestep is pure noise, where sampling starts.
     """
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(
+    return import_diffusers().DDIMScheduler(
         num_train_timesteps=config.train_timesteps,
         beta_start=config.beta_start,
         beta_end=config.beta_end,

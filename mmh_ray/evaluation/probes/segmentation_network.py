@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmh_ray.config import GridConfig
+from mmh_ray.diffusers_import import import_diffusers
 from mmh_ray.errors import DataError
 from mmh_ray.evaluation.metrics.agreement import scale_by_percentiles
 from mmh_ray.evaluation.metrics.segmentation import TISSUES, mean_dice, mean_volume_error
@@ -139,9 +140,8 @@ def _train(images: Sequence[TissueSlices], seed: int, steps: int) -> nn.Module:
 
 
 def _network() -> nn.Module:
-    from diffusers import UNet2DModel  # takes seconds
-
-    network: Any = UNet2DModel(  # the type checker does not know its types
+    diffusers = import_diffusers()  # takes seconds
+    network: nn.Module = diffusers.UNet2DModel(
         in_channels=1,
         out_channels=len(TISSUES),
         block_out_channels=_CHANNELS,
