@@ -22,7 +22,7 @@ def read_training(
 ) -> dict[str, list[TrainingImage]]:
     """Readable training images by sequence, in the order of the records; the others are added to the log."""
     images: dict[str, TrainingImage] = {}
-    for done in map_unordered(_training_image, records, (iterations, style), "Fitting baselines", "images"):
+    for done in map_unordered(training_image, records, (iterations, style), "Fitting baselines", "images"):
         image_id = done.item.image_id
         if isinstance(done.result, Exception):
             evaluation_log.add_unusable(RAW, image_id, done.result)
@@ -33,11 +33,6 @@ def read_training(
         if record.image_id in images:
             by_sequence[record.sequence].append(images[record.image_id])
     return dict(by_sequence)
-
-
-def _training_image(record: ImageRecord, shared: tuple[tuple[int, ...], StyleFunction | None]) -> TrainingImage:
-    iterations, style = shared
-    return training_image(record, iterations, style)
 
 
 def fit_baselines(methods: Iterable[str], training: Sequence[TrainingImage]) -> dict[str, Baseline]:

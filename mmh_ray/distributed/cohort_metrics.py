@@ -109,7 +109,7 @@ def measure_cohort(cohort: StoredCohort, log: EvaluationLog) -> tuple[dict[Key, 
             keys += [(sequence, method) for method in FEATURE_METHODS]
     metrics: dict[Key, ray.ObjectRef] = {}
     pictures: dict[Key, PictureData] = {}
-    for done in map_unordered(_measure_method, keys, cohort, "Comparing", "methods", keep=True):
+    for done in map_unordered(_measure_method, keys, (cohort,), "Comparing", "methods", keep=True):
         if isinstance(done.result, Exception):
             sequence, method = done.item
             log.notes.append(f"{sequence}: no metrics of {method}: {done.result}")
@@ -194,10 +194,9 @@ def _measure_method(key: Key, cohort: StoredCohort) -> tuple[tuple[PictureData, 
 
 
 def _summarise_method(
-    key: Key, shared: tuple[Mapping[Key, ray.ObjectRef], EvaluateConfig]
+    key: Key, references: Mapping[Key, ray.ObjectRef], config: EvaluateConfig
 ) -> tuple[MethodSummary, Any]:
     """The summary of a method, and the table of its images' metrics."""
-    references, config = shared
     sequence, method = key
     records, metrics = ray.get(references[key])
     if (sequence, RAW) in references:

@@ -270,17 +270,13 @@ def _common_masks(cases: Sequence[Case], evaluation_log: EvaluationLog) -> dict[
     """Voxels that are brain in every image, for sequences in which somebody has several images."""
     sequences = {case.sequence for case in cases if len(case.records) > 1}
     records = [record for case in cases for record in case.records if case.sequence in sequences]
-    tasks = map_unordered(_read_mask, records, None, "Reading masks", "images")
+    tasks = map_unordered(scan_mask, records, (), "Reading masks", "images")
     readable = ((done.item, done.result) for done in tasks if not isinstance(done.result, Exception))
     common = common_masks(readable)
     sequences_with_mask = {sequence for sequence, _ in common}
     if sequences - sequences_with_mask:
         evaluation_log.notes.append("no voxel of the grid is brain in every image: people cannot be recognized")
     return common
-
-
-def _read_mask(record: ImageRecord, _shared: None) -> np.ndarray:
-    return scan_mask(record)
 
 
 @dataclass
@@ -303,7 +299,7 @@ def _score_all(cases: Sequence[Case], settings: ScoringSettings, evaluation_log:
     metrics: dict[str, dict[str, ray.ObjectRef]] = defaultdict(dict)
     pictures: dict[str, dict[str, CasePictures]] = defaultdict(dict)
     methods: dict[str, set[str]] = defaultdict(set)
-    for done in map_unordered(_score_case, cases, settings, "Evaluating", "subjects", keep=True):
+    for done in map_unordered(_score_case, cases, (settings,), "Evaluating", "subjects", keep=True):
         case: Case = done.item
         if isinstance(done.result, Exception):
             for record in case.records:

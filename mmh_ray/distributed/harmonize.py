@@ -195,7 +195,7 @@ def find_problems(tasks: list[Task], bundle: Bundle, config: Config) -> dict[str
     harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
     settings = PrepareSettings(bundle.config.grid, harmonizer.prepare, harmonizer.quality)
     problems: dict[str, FoundProblem] = {}
-    for checked in map_unordered(check_row, tasks, settings, "Checking", "images"):
+    for checked in map_unordered(check_row, tasks, (settings,), "Checking", "images"):
         error = checked.result
         if error is not None:
             action = "refuse" if isinstance(error, RefusedError) else "fail"

@@ -132,7 +132,7 @@ def probe_all(rows: Sequence[ManifestRow], bytes_per_voxel: int = READING_BYTES_
     if not rows:
         return
     connect()
-    for probed in map_unordered(_probe_row, rows, bytes_per_voxel, "Reading", "images"):
+    for probed in map_unordered(_probe_row, rows, (bytes_per_voxel,), "Reading", "images"):
         facts = probed.result
         if isinstance(facts, Exception):  # the file killed its worker
             remedy = "Look at the file; a machine with more memory may be able to read it."

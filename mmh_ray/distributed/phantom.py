@@ -73,14 +73,6 @@ class Subject:
     traveling: bool
 
 
-@dataclass(frozen=True)
-class PhantomArchive:
-    """Where subjects are written to, and how they are scanned."""
-
-    root: str
-    config: PhantomConfig
-
-
 def make_archive(out: str, config: PhantomConfig) -> None:
     """Write the archive; files of an earlier run with the same settings are overwritten with the same bytes.
 
@@ -99,8 +91,7 @@ def make_archive(out: str, config: PhantomConfig) -> None:
     root = _claim(out, config)
     _write_tables(root, subjects)
     connect()
-    archive = PhantomArchive(str(root), config)
-    for written in map_unordered(write_subject, subjects, archive, "Scanning phantoms", "subjects"):
+    for written in map_unordered(write_subject, subjects, (root, config), "Scanning phantoms", "subjects"):
         if isinstance(written.result, Exception):
             raise written.result
 
@@ -179,12 +170,10 @@ def _subjects_of(group: _Group, index: int, numbers: Iterator[int], config: Phan
         )
 
 
-def write_subject(subject: Subject, archive: PhantomArchive) -> None:
+def write_subject(subject: Subject, root: Path, config: PhantomConfig) -> None:
     """Write one subject's scans with sidecars, brain masks and truth; depends only on its arguments."""
-    config = archive.config
-    raw = Path(archive.root)
-    masks = raw / "derivatives/masks"
-    truth = raw / "derivatives/truth"
+    masks = root / "derivatives/masks"
+    truth = root / "derivatives/truth"
     anatomy = simulate_anatomy(subject.person, config.spacing_mm)
     for site in subject.sites:
         scanner = SITES[site]
@@ -196,8 +185,8 @@ def write_subject(subject: Subject, archive: PhantomArchive) -> None:
         for position, sequence in enumerate(SEQUENCES):
             rng = np.random.default_rng([config.seed, subject.number, site, position])
             scan = Volume(render(anatomy, scanner, sequence, rng, config.spacing_mm), anatomy.affine)
-            _write_scan(scan, raw / folder / f"{stem}_{sequence}.nii.gz", scanner.levels)
-            write_json(raw / folder / f"{stem}_{sequence}.json", _sidecar(scanner, sequence))
+            _write_scan(scan, root / folder / f"{stem}_{sequence}.nii.gz", scanner.levels)
+            write_json(root / folder / f"{stem}_{sequence}.json", _sidecar(scanner, sequence))
             if subject.traveling:
                 without_noise = render(anatomy, noise_free(scanner), sequence, rng, config.spacing_mm)
                 path = truth / folder / f"{stem}_desc-noisefree_{sequence}.nii.gz"

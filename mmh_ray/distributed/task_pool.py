@@ -23,23 +23,23 @@ class TaskResult(NamedTuple):
 
 
 def map_unordered(
-    task: Callable, items: Sequence[Any], shared: Any, title: str, unit: str, keep: bool = False
+    task: Callable, items: Sequence[Any], shared: tuple[Any, ...], title: str, unit: str, keep: bool = False
 ) -> Iterator[TaskResult]:
-    """Run ``task(item, shared)`` for every item and yield results in the order in which tasks end.
+    """Run ``task(item, *shared)`` for every item and yield results in the order in which tasks end.
 
     Two tasks per CPU are submitted at a time: one runs, and the next is ready.
 
     Parameters
     ----------
     shared:
-        Argument of all tasks, sent to the cluster once.
+        Further arguments of all tasks, sent to the cluster once.
     title, unit:
         For the progress bar.
     keep:
         The task returns two values; the second one stays in the object store.
     """
     remote_task = ray.remote(num_cpus=1, num_returns=2 if keep else 1)(task)
-    shared_reference = ray.put(shared)
+    shared_references = [ray.put(argument) for argument in shared]
     limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting = iter(items)
     pending: dict[ray.ObjectRef, tuple[Any, ray.ObjectRef | None]] = {}
@@ -47,7 +47,7 @@ def map_unordered(
         while True:
             for item in itertools.islice(waiting, limit - len(pending)):
                 named_task = remote_task.options(name=_name(title, item))
-                references = named_task.remote(item, shared_reference)
+                references = named_task.remote(item, *shared_references)
                 result_reference, kept = references if keep else (references, None)
                 pending[result_reference] = (item, kept)
             if not pending:
