@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,14 +65,6 @@ class _Request:
     truth: str | None
     labels: str | None
     target: str | None
-
-
-@dataclass(frozen=True)
-class _Selection:
-    """Subjects to score, and images to fit baselines on: with a target, those of the target's other people."""
-
-    cases: list[Case]
-    training: list[ImageRecord]
 
 
 @dataclass
@@ -149,11 +141,10 @@ def evaluate(
     evaluation_log = EvaluationLog()
     connect()
     request = _Request(archives=archives, out=out, config=config, truth=truth, labels=labels, target=target)
-    selection = _select(request, evaluation_log)
-    cases = selection.cases
+    cases, training_images = _select(request, evaluation_log)
     style = _style(cases, request, evaluation_log)
     training_style = None if target is None else style
-    training = read_training(selection.training, config.prepare.n4_iterations, training_style, evaluation_log)
+    training = read_training(training_images, config.prepare.n4_iterations, training_style, evaluation_log)
     settings = _settings(cases, training, style, request, evaluation_log)
     scores = _score_all(cases, settings, evaluation_log)
     # methods on features need training images of every site, so they have no place at a target
@@ -188,7 +179,8 @@ def evaluate(
     return evaluation
 
 
-def _select(request: _Request, evaluation_log: EvaluationLog) -> _Selection:
+def _select(request: _Request, evaluation_log: EvaluationLog) -> tuple[list[Case], list[ImageRecord]]:
+    """Subjects to score, and images to fit baselines on: with a target, those of the target's other people."""
     config = request.config
     target = request.target
     notes = evaluation_log.notes
@@ -209,7 +201,7 @@ def _select(request: _Request, evaluation_log: EvaluationLog) -> _Selection:
     evaluation_log.problems = [
         problem for problem in evaluation_log.problems if problem.method == RAW or problem.image_id in scored_ids
     ]
-    return _Selection(cases, training)
+    return cases, training
 
 
 def _style(cases: Sequence[Case], request: _Request, evaluation_log: EvaluationLog) -> StyleVectors | None:
@@ -326,8 +318,8 @@ def _by_subject(groups: Mapping[str, Mapping[str, T]]) -> dict[str, list[T]]:
 
 def _counts(cases: Iterable[Case]) -> dict[str, dict[str, int]]:
     """Numbers of subjects, images and sites by sequence."""
-    subjects: dict[str, int] = defaultdict(int)
-    images: dict[str, int] = defaultdict(int)
+    subjects: Counter[str] = Counter()
+    images: Counter[str] = Counter()
     sites: dict[str, set[str]] = defaultdict(set)
     for case in cases:
         subjects[case.sequence] += 1

@@ -67,6 +67,8 @@ class Image(TypedDict):
 
 
 _COLUMNS = [name for name in Image.__annotations__ if name != "provenance"]
+_FACTS = ("image_id", "subject", "session", "site", "sequence", "split")
+"""Columns of the manifest that may change (a new split, a corrected site) without changing the voxels."""
 
 
 class PrepareSettings(NamedTuple):
@@ -116,7 +118,7 @@ def prepare(manifest: str, out: str, config: Config) -> Outcome:
     for image in images:
         key = (image["image_id"], image["provenance"])
         if key in prepared_before:
-            kept.append(_with_facts_of(image, prepared_before[key]))
+            kept.append(cast(PreparedRow, {**prepared_before[key], **_facts(image)}))
         else:
             pending.append(image)
     made = _prepare_all(pending, out, config) if pending else []
@@ -197,19 +199,8 @@ def _prepared_before(out: str, existing_shards: set[str]) -> dict[tuple[str, str
 
 
 def _facts(image: Image) -> dict[str, Any]:
-    """Columns of the manifest that may change (a new split, a corrected site) without changing the voxels."""
-    return {
-        "image_id": image["image_id"],
-        "subject": image["subject"],
-        "session": image["session"],
-        "site": image["site"],
-        "sequence": image["sequence"],
-        "split": image["split"],
-    }
-
-
-def _with_facts_of(image: Image, row: PreparedRow) -> PreparedRow:
-    return cast(PreparedRow, {**row, **_facts(image)})
+    """The columns of :data:`_FACTS`."""
+    return {name: image[name] for name in _FACTS}  # type: ignore[literal-required]
 
 
 def _prepare_all(images: list[Image], out: str, config: Config) -> list[PreparedRow]:

@@ -33,22 +33,6 @@ PICTURED_SITES = 6
 RESERVED = (*NO_METHODS, *FEATURE_METHODS, TRUTH, REFERENCE, *(name for name in BASELINES if name != RAW))
 """Names that no archive may have."""
 
-_COLUMNS = [
-    "image_id",
-    "uri",
-    "subject",
-    "session",
-    "site",
-    "sequence",
-    "split",
-    "mask_uri",
-    "age",
-    "sex",
-    "sha256",
-    "status",
-    "reason",
-]
-
 
 Subjects = Mapping[str, Sequence[ImageRecord]]
 """Images of one sequence by subject."""
@@ -181,7 +165,7 @@ def _manifest_rows(raw: str, out: str, config: Config) -> list[dict[str, Any]]:
     if os.path.isdir(raw) or (is_remote(raw) and not raw.endswith(".parquet")):
         manifest = str(Path(out, "manifest.parquet"))
         build_manifest(raw, manifest, config)
-    return read_manifest(manifest).select(_COLUMNS).to_pylist()
+    return read_manifest(manifest).to_pylist()
 
 
 def _add_outputs(rows: list[dict[str, Any]], archive: str, folder: str, desc: str, problems: list[Unmatched]) -> None:
