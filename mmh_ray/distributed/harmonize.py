@@ -81,7 +81,9 @@ def harmonize(job: Job) -> dict[str, int]:
             archive_run: ArchiveRun | None = None
             try:
                 connect()
-                archive_run = ArchiveRun.start(job.config, record, ray_facts(), _note_run)
+                archive_run = ArchiveRun.start(
+                    job.config, record, ray_facts(), lambda run_id: note_in_job({"mlflow_run_id": run_id})
+                )
                 remove_partial(folder)
                 return _work_through(job, tasks, inputs, journal, output)
             except BaseException as error:
@@ -94,10 +96,6 @@ def harmonize(job: Job) -> dict[str, int]:
                 remove_partial(folder)  # of actors that were ended or died
                 if archive_run is not None:
                     archive_run.finish(Outcome(record, list(journal.rows().values()), str(folder)))
-
-
-def _note_run(run_id: str) -> None:
-    note_in_job({"mlflow_run_id": run_id})
 
 
 class PlannedImage(TypedDict):
@@ -117,45 +115,32 @@ def plan(job: Job) -> list[PlannedImage]:
     the model's output. Raises as :func:`harmonize` does.
     """
     with output_folder(job.out) as output:
-        return _plan(job, output)
-
-
-def _plan(job: Job, output: OutputFolder) -> list[PlannedImage]:
-    inputs = gather_inputs(job, output.folder)
-    _check_writable(output.folder)
-    ledger = {row["image_id"]: row for row in current_rows(output.folder)}
-    tasks = inputs.tasks(job, ledger)
-    usable = [task for task in tasks if task["status"] == Status.OK]
-    probe_all(usable, BYTES_PER_VOXEL)
-    bundle = load_bundle(inputs.model_folder)
-    planned: list[PlannedImage] = []
-    to_check: list[Task] = []
-    for task in tasks:
-        planned_here = [
-            _planned(task=task, domain=domain, job=job, inputs=inputs, bundle=bundle, output=output)
-            for domain in inputs.domains
-        ]
-        planned += planned_here
-        if any(image["action"] == "harmonize" for image in planned_here):
-            to_check.append(task)
+        inputs = gather_inputs(job, output.folder)
+        _check_writable(output.folder)
+        ledger = {row["image_id"]: row for row in current_rows(output.folder)}
+        tasks = inputs.tasks(job, ledger)
+        usable = [task for task in tasks if task["status"] == Status.OK]
+        probe_all(usable, BYTES_PER_VOXEL)
+        bundle = load_bundle(inputs.model_folder)
+        planned: list[PlannedImage] = []
+        for task in tasks:
+            for domain in inputs.domains:
+                action, problem = _action(task, domain, job, inputs, bundle.config.model.sequences, output)
+                planned.append(
+                    {
+                        "image_id": domain.ledger_id(task["image_id"]),
+                        "source": task["uri"],
+                        "action": action,
+                        "reason": problem and problem.text,
+                    }
+                )
+    to_harmonize = {image["source"] for image in planned if image["action"] == "harmonize"}
+    to_check = [task for task in tasks if task["uri"] in to_harmonize]
     problems = find_problems(to_check, bundle, job.config) if to_check else {}
     for image in planned:
         if image["action"] == "harmonize" and image["source"] in problems:
             image["action"], image["reason"] = problems[image["source"]]
     return planned
-
-
-def _planned(
-    task: Task, domain: TargetDomain, job: Job, inputs: RunInputs, bundle: Bundle, output: OutputFolder
-) -> PlannedImage:
-    """The action for an image, as far as it is known before the image is prepared."""
-    action, problem = _action(task, domain, job, inputs, bundle.config.model.sequences, output)
-    return {
-        "image_id": domain.ledger_id(task["image_id"]),
-        "source": task["uri"],
-        "action": action,
-        "reason": problem and problem.text,
-    }
 
 
 def _action(
@@ -166,6 +151,7 @@ def _action(
     model_sequences: tuple[str, ...],
     output: OutputFolder,
 ) -> tuple[str, Problem | None]:
+    """The action for an image, as far as it is known before the image is prepared."""
     if task["status"] != Status.OK:
         return "fail", problem_of(task)
     refusal = domain.unknown_sequence(task["sequence"], model_sequences)
@@ -183,24 +169,17 @@ def _action(
     return "harmonize", None
 
 
-class FoundProblem(NamedTuple):
-    """Why an image would not be harmonized: ``refuse`` or ``fail``, and the reason."""
-
-    action: str
-    reason: str
-
-
-def find_problems(tasks: list[Task], bundle: Bundle, config: Config) -> dict[str, FoundProblem]:
-    """Prepare and check images; returns what is wrong with those that would fail or be refused, by file."""
+def find_problems(tasks: list[Task], bundle: Bundle, config: Config) -> dict[str, tuple[str, str]]:
+    """Prepare and check images; returns ``refuse`` or ``fail`` and the reason, by file, for those with a problem."""
     harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
     settings = PrepareSettings(bundle.config.grid, harmonizer.prepare, harmonizer.quality)
-    problems: dict[str, FoundProblem] = {}
+    problems: dict[str, tuple[str, str]] = {}
     for checked in map_unordered(check_row, tasks, (settings,), "Checking", "images"):
         error = checked.result
         if error is not None:
             action = "refuse" if isinstance(error, RefusedError) else "fail"
             uri = checked.item["uri"]
-            problems[uri] = FoundProblem(action, str(data_error(error, uri)))
+            problems[uri] = (action, str(data_error(error, uri)))
     return problems
 
 
