@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
@@ -48,6 +49,7 @@ class _Starting(NamedTuple):
     since: float
 
 
+@dataclass
 class ActorPool:
     """Hands images to actors as they become free; a failing image or actor costs other images at most one attempt.
 
@@ -69,24 +71,16 @@ class ActorPool:
         Makes the ledger rows of an image that failed with a problem.
     """
 
-    def __init__(
-        self,
-        start_actor: Callable[[], Any],
-        size: int,
-        images_per_actor: int,
-        timeout_s: float,
-        wait_s: float,
-        place: Callable[[], str],
-        failed: Callable[[Task, Problem], list[LedgerRow]],
-    ) -> None:
-        self._start_actor = start_actor
-        self._size = size
-        self._images_per_actor = images_per_actor
-        self._timeout_s = timeout_s
-        self._wait_s = wait_s
-        self._place = place
+    start_actor: Callable[[], Any]
+    size: int
+    images_per_actor: int
+    timeout_s: float
+    wait_s: float
+    place: Callable[[], str]
+    failed: Callable[[Task, Problem], list[LedgerRow]]
+
+    def __post_init__(self) -> None:
         self._wait_is_logged = False
-        self._failed = failed
         self._waiting: deque[Task] = deque()
         self._starting: dict[ray.ObjectRef, _Starting] = {}
         self._ready: list[Any] = []
@@ -114,7 +108,7 @@ class ActorPool:
         """
         self._waiting.extend(tasks)
         try:
-            for _ in range(self._size):
+            for _ in range(self.size):
                 self._start()
             while self._waiting or self._running:
                 self._hand_out()
@@ -147,7 +141,7 @@ class ActorPool:
         return finished[0] if finished else None
 
     def _start(self) -> None:
-        actor = self._start_actor()
+        actor = self.start_actor()
         self._starting[actor.__ray_ready__.remote()] = _Starting(actor, time.monotonic())
 
     def _forget_actors(self) -> None:
@@ -179,7 +173,7 @@ class ActorPool:
 
     def _hand_out(self) -> None:
         """Give waiting images to actors, one to each in turn."""
-        for actor in self._ready * self._images_per_actor:
+        for actor in self._ready * self.images_per_actor:
             if self._waiting and self._may_have_another(actor):
                 task = self._waiting.popleft()
                 call = actor.harmonize.options(name=f"harmonize {task['image_id']}")
@@ -194,7 +188,7 @@ class ActorPool:
         held = [running.task for running in self._running.values() if running.actor is actor]
         next_task = self._waiting[0]
         has_suspect = any(self._is_suspect(task) for task in (*held, next_task))
-        limit = 1 if has_suspect else self._images_per_actor
+        limit = 1 if has_suspect else self.images_per_actor
         return len(held) < limit
 
     def _is_suspect(self, task: Task) -> bool:
@@ -203,7 +197,7 @@ class ActorPool:
     def _seconds_to_wait(self) -> float:
         """Seconds until an image is overdue; if none is running, until the wait is to be logged or given up."""
         if self._running:
-            until = min(running.since for running in self._running.values()) + self._timeout_s
+            until = min(running.since for running in self._running.values()) + self.timeout_s
             return max(0.0, until - time.monotonic())
         seconds = max(0.0, self._seconds_to_start())
         return seconds if self._wait_is_logged else min(SILENT_S, seconds)
@@ -211,13 +205,13 @@ class ActorPool:
     def _seconds_to_start(self) -> float:
         """Seconds left for an actor to start."""
         last_start = max(starting.since for starting in self._starting.values())
-        return last_start + self._wait_s - time.monotonic()
+        return last_start + self.wait_s - time.monotonic()
 
     def _log_wait(self) -> None:
         """Log once what the run waits for."""
         if not self._wait_is_logged:
             self._wait_is_logged = True
-            log.warning("harmonizing waits up to %g s for a place for an actor: %s", self._wait_s, self._place())
+            log.warning("harmonizing waits up to %g s for a place for an actor: %s", self.wait_s, self.place())
 
     def _finished(self, ref: ray.ObjectRef) -> Iterator[list[LedgerRow]]:
         running = self._running.pop(ref)
@@ -251,9 +245,9 @@ class ActorPool:
         was_alone = all(other.actor is not overdue.actor for other in self._running.values())
         self._replace(overdue.actor)
         remedy = "Raise harmonize.timeout_s if images may take longer."
-        late = DataError(f"not done after {self._timeout_s:g} s", "an image done by then", remedy)
+        late = DataError(f"not done after {self.timeout_s:g} s", "an image done by then", remedy)
         if was_alone:
-            yield self._failed(overdue.task, Problem.of(late))
+            yield self.failed(overdue.task, Problem.of(late))
         else:
             yield from self._try_again(overdue.task, Problem.of(late), self._deaths, ATTEMPTS)
 
@@ -263,7 +257,7 @@ class ActorPool:
         if losses[task["image_id"]] < limit:
             self._waiting.appendleft(task)
         else:
-            yield self._failed(task, problem)
+            yield self.failed(task, problem)
 
     def _replace(self, actor: Any) -> None:
         """Kill an actor and start another in its place; once, however many images it had."""
@@ -277,7 +271,7 @@ class ActorPool:
         if self._bad_starts:
             received = f"no worker could be started ({self._bad_starts[-1]})"
         else:
-            received = f"no worker could be started within {self._wait_s:g} s: {self._place()}"
+            received = f"no worker could be started within {self.wait_s:g} s: {self.place()}"
         remedy = (
             "Add nodes, end other jobs, request less (harmonize.gpus_per_actor) or raise harmonize.wait_s; "
             "then run again."
@@ -285,7 +279,7 @@ class ActorPool:
         problem = Problem.of(DataError(received, "room for a worker", remedy))
         self._end_starting()
         while self._waiting:
-            yield self._failed(self._waiting.popleft(), problem)
+            yield self.failed(self._waiting.popleft(), problem)
 
     def _end_starting(self) -> None:
         """Kill the actors that have not started."""

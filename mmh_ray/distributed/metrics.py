@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -76,14 +76,6 @@ def set_queue(stage: str, images: int) -> None:
     _queue().set(images, {"stage": stage})
 
 
-class _Worker(Protocol):
-    """What :class:`MeasuredHarmonizeWorker` needs of a worker."""
-
-    model_idle_s: float
-
-    def harmonize(self, row: dict[str, Any]) -> Sequence[Row]: ...
-
-
 class MeasuredHarmonizeWorker:
     """The actor of the batch job: adds metrics to a worker that knows neither Ray nor metrics.
 
@@ -93,7 +85,7 @@ class MeasuredHarmonizeWorker:
         Class of the worker, with a method ``harmonize(row)`` and ``model_idle_s``, and its arguments.
     """
 
-    def __init__(self, worker_class: type[_Worker], *arguments: Any) -> None:
+    def __init__(self, worker_class: type[Any], *arguments: Any) -> None:
         self._worker = worker_class(*arguments)
         self._counted_idle_s = 0.0
         self._idle_lock = threading.Lock()
