@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -114,43 +113,26 @@ def plan(config: PhantomConfig) -> list[Subject]:
     seeds = FIRST_TRAINING_SEED // SEED_STRIDE
     if not 0 <= config.seed < seeds:
         raise ConfigError(f"phantom.seed={config.seed}", f"0 to {seeds - 1}", "Higher seeds are used by training.")
-    numbers = itertools.count()
     subjects: list[Subject] = []
-    for index in range(config.sites):
-        group = _Group(SITES[index].name, (index,), config.subjects_per_site)
-        subjects += _subjects_of(group, index, numbers, config)
-    travelers = _Group(_TRAVELER, tuple(range(config.sites)), config.travelers)
-    subjects += _subjects_of(travelers, config.sites, numbers, config)
+    for site in range(config.sites):
+        subjects += _subjects_at((site,), config.subjects_per_site, len(subjects), config)
+    all_sites = tuple(range(config.sites))
+    subjects += _subjects_at(all_sites, config.travelers, len(subjects), config, traveling=True)
     return subjects
 
 
-_TRAVELER = "traveler"
-
-
-class _Group(NamedTuple):
-    """Subjects who are scanned at the same sites."""
-
-    name: str
-    sites: tuple[int, ...]
-    size: int
-
-
-def _subjects_of(group: _Group, index: int, numbers: Iterator[int], config: PhantomConfig) -> Iterator[Subject]:
-    """Subjects of a group; ages are stratified, so that small groups are alike, too.
-
-    Parameters
-    ----------
-    index:
-        Index of the group, part of the random seed.
-    numbers:
-        Yields the position of each subject in the archive.
-    """
-    rng = np.random.default_rng([config.seed, 1, index])
-    strata = rng.permutation(group.size)
+def _subjects_at(
+    sites: tuple[int, ...], size: int, first_number: int, config: PhantomConfig, traveling: bool = False
+) -> Iterator[Subject]:
+    """Subjects who are scanned at the same sites; ages are stratified, so that small groups are alike, too."""
+    group = config.sites if traveling else sites[0]
+    name = "traveler" if traveling else SITES[sites[0]].name
+    rng = np.random.default_rng([config.seed, 1, group])
+    strata = rng.permutation(size)
     youngest, oldest = AGES
-    for position in range(group.size):
-        number = next(numbers)
-        share = (strata[position] + rng.uniform()) / group.size
+    for position in range(size):
+        number = first_number + position
+        share = (strata[position] + rng.uniform()) / size
         age = float(youngest + share * (oldest - youngest))
         has_lesions = rng.uniform() < config.lesions
         lesions = int(rng.integers(2, 6))  # drawn for all, so that phantom.lesions changes no other random number
@@ -161,12 +143,12 @@ def _subjects_of(group: _Group, index: int, numbers: Iterator[int], config: Phan
             lesions=lesions if has_lesions else 0,
         )
         yield Subject(
-            label=f"{group.name}{position + 1:02d}",
+            label=f"{name}{position + 1:02d}",
             number=number,
             person=person,
             sex=sex,
-            sites=group.sites,
-            traveling=group.name == _TRAVELER,
+            sites=sites,
+            traveling=traveling,
         )
 
 
