@@ -93,9 +93,7 @@ def describe_place(needs: Mapping[str, float]) -> str:
     needed = {name: amount for name, amount in needs.items() if amount}
     request = f"an actor needs {_in_words(needed)} on one node"
     if _capacity(nodes, needed) == 0:
-        largest = {}
-        for name in needed:
-            largest[name] = max(node.get(name, 0.0) for node in nodes)
+        largest = {name: max(node.get(name, 0.0) for node in nodes) for name in needed}
         return f"{request}, but no node has that (nodes: {len(nodes)}; the most is {_in_words(largest)})"
 
     available = ray.available_resources()
@@ -125,8 +123,7 @@ class TrainingPlacement:
     """Processes that make the batches of a worker."""
 
     def __str__(self) -> str:
-        needs = ", ".join(f"{amount:g} {name}" for name, amount in self.resources.items())
-        return f"{self.workers} training workers with {needs} and {self.loaders} loaders each"
+        return f"{self.workers} training workers, each with {self.loaders} loaders and {_in_words(self.resources)}"
 
 
 MOST_LOADERS = 8

@@ -107,8 +107,6 @@ def train_global(prepared: str | None, config: Config) -> TrainedModel:
     storage, folder = open_storage(config.train.storage)
     tracking.configure(config.tracking)
     run_id = start_or_continue(storage, f"{folder}/{config.train.run_name}", config, facts | ray_facts())
-    place = None if store is None else store.uri
-    tracking.log_input(run_id, tracking.RunInput("training", facts["data_hash"], place))
     note_in_job({"mlflow_run_id": run_id})
     run = _Run(
         config=config,
@@ -119,6 +117,7 @@ def train_global(prepared: str | None, config: Config) -> TrainedModel:
         run_id=run_id,
         data_hash=facts["data_hash"],
     )
+    tracking.log_input(run_id, tracking.RunInput("training", run.data_hash, run.store_uri))
     try:
         with _shown(config.train.steps) as show, tracking.sending_metrics(run.outbox, run_id, show):
             trained = _publish(run, _fit(run))
