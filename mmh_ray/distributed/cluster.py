@@ -123,7 +123,7 @@ class TrainingPlacement:
     """Processes that make the batches of a worker."""
 
     def __str__(self) -> str:
-        return f"{self.workers} training workers, each with {self.loaders} loaders and {_in_words(self.resources)}"
+        return f"{self.workers} training workers with {_in_words(self.resources)} and {self.loaders} loaders each"
 
 
 MOST_LOADERS = 8

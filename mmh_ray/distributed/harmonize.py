@@ -251,10 +251,10 @@ def _work_through(
     """Harmonize the images and record each when it has finished; returns the number of rows by status."""
     counts: Counter[str] = Counter()
     domain_of = {domain.name: domain for domain in inputs.domains}
-    with contextlib.ExitStack() as stack:
-        advance = stack.enter_context(progress(len(tasks), "Harmonizing", "images"))
-        finished_images = run_pool(tasks, job, inputs, on_actor_ready=lambda: advance(0))
-        stack.enter_context(contextlib.closing(finished_images))
+    with (
+        progress(len(tasks), "Harmonizing", "images") as advance,
+        contextlib.closing(run_pool(tasks, job, inputs, on_actor_ready=lambda: advance(0))) as finished_images,
+    ):
         for rows in finished_images:
             for row in rows:
                 if row["status"] in NO_RESULT:

@@ -83,10 +83,8 @@ def target_style(cases: Sequence[Case], config: Config) -> StyleVectors:
     ModelError
         If the target behind `ours` was trained with another style encoder, or the backbone cannot be loaded.
     """
-    recorded_target = None
-    for case in cases:
-        recorded_target = recorded_target or _recorded_target(case)
-    if not recorded_target:
+    recorded_target = next(filter(None, map(_recorded_target, cases)), None)
+    if recorded_target is None:
         return StyleVectors(config.style)
     if config.style.backbone != EMBEDDED and "training" in recorded_target:
         # the aggregator of such a backbone is stored in the target bundle

@@ -30,11 +30,7 @@ from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
 from mmh_ray.models.style.encoder import make_style_encoder
 from mmh_ray.models.target.adapter import SiteStyle
 from mmh_ray.models.target.bundle import save_target
-from mmh_ray.models.target.fine_tuner import (
-    TargetFineTuner,
-    TunedAdapter,
-    tune,
-)
+from mmh_ray.models.target.fine_tuner import TargetFineTuner, TunedAdapter, tune
 from mmh_ray.progress import progress
 from mmh_ray.shards import PreparedStore
 
@@ -115,9 +111,8 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
         for site in tasks_of_site:
             runs[site] = SiteRun.start(site, store, config, facts | ray_facts())
         note_in_job({f"mlflow_run_id {site}": run.run_id for site, run in runs.items()})
-        outboxes = {site: run.outbox for site, run in runs.items()}
         outcomes: dict[str, dict[str, tuple[TargetTask, TaskOutcome]]] = {}
-        for task, outcome in _run(tasks, store.uri, folder, config, aggregator, outboxes):
+        for task, outcome in _run(tasks, store.uri, folder, config, aggregator, runs):
             if isinstance(outcome, Exception):
                 failed[task.site] = outcome
                 continue
@@ -222,7 +217,7 @@ def _run(
     folder: Path,
     config: Config,
     aggregator: TrainedAggregator,
-    outboxes: Mapping[str, tracking.MetricsOutbox],
+    runs: Mapping[str, SiteRun],
 ) -> Iterator[tuple[TargetTask, TaskOutcome | Exception]]:
     """Yield tasks and their outcomes as they finish.
 
@@ -232,8 +227,7 @@ def _run(
     remote = ray.remote(num_cpus=1, num_gpus=gpus_of_a_task(), max_retries=2)(_task)
     pending: dict[ray.ObjectRef, TargetTask] = {}
     for task in tasks:
-        outbox = outboxes[task.site]
-        reference = remote.remote(task, store_uri, files, config, aggregator, outbox)
+        reference = remote.remote(task, store_uri, files, config, aggregator, runs[task.site].outbox)
         pending[reference] = task
     with progress(len(tasks), "Training targets", "adapters") as advance:
         while pending:
