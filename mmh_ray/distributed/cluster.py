@@ -79,7 +79,7 @@ def _start() -> None:
     except Exception as error:  # Ray raises plain ones, too, for example if a busy machine is slow to start it
         received = f"Ray does not start on this machine ({type(error).__name__}: {error})"
         remedy = "Look for processes that use its memory or ports, or name a short folder in RAY_TMPDIR."
-        raise ConfigError(received, "room, memory and sockets for a cluster of its own", remedy) from error
+        raise ConfigError(received, "room, memory and sockets for a private cluster", remedy) from error
 
 
 def disconnect() -> None:

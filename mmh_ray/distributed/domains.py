@@ -154,8 +154,8 @@ class ChosenDomain(UnifiedDomain):
         person_seed = mixed_seed(config.train.seed, person_number(ordinal))
         head = random_head(label_maps, person_seed, config.grid)
         scan_seed = mixed_seed(config.train.seed, ordinal)
-        made = example(head, sequence, scan_seed, config.grid, config.prepare.n4_iterations)
-        return made.scan, made.truth, made.mask
+        simulated = example(head, sequence, scan_seed, config.grid, config.prepare.n4_iterations)
+        return simulated.scan, simulated.truth, simulated.mask
 
     def _label_maps_for(self, ordinal: int) -> tuple[str, ...]:
         """The label maps of training or of validation."""

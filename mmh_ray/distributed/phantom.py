@@ -61,7 +61,7 @@ class Subject:
     sites:
         Indices into :data:`mmh_ray.simulation.phantom.SITES`.
     traveling:
-        Whether each scan is a session of its own.
+        Whether each site is a separate session.
     """
 
     label: str

@@ -121,12 +121,12 @@ def prepare(manifest: str, out: str, config: Config) -> Outcome:
             kept.append(cast(PreparedRow, {**prepared_before[key], **_facts(image)}))
         else:
             pending.append(image)
-    made = _prepare_all(pending, out, config) if pending else []
-    index = [*kept, *made]
+    prepared = _prepare_all(pending, out, config) if pending else []
+    index = [*kept, *prepared]
     shards.write_index(out, index)
     shards.keep_only(out, {row["shard"] for row in index})
-    failed = sum(row["status"] == Status.FAILED for row in made)
-    outcome = Outcome(done=len(made) - failed, skipped=len(kept), failed=failed)
+    failed = sum(row["status"] == Status.FAILED for row in prepared)
+    outcome = Outcome(done=len(prepared) - failed, skipped=len(kept), failed=failed)
     log.info("prepared %d images, kept %d, failed %d", outcome.done, outcome.skipped, outcome.failed)
     return outcome
 

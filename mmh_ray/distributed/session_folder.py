@@ -54,7 +54,7 @@ def session_options() -> dict[str, Any]:
     if spilled is not None:
         options["object_spilling_directory"] = spilled
     atexit.register(_remove, *options.values())
-    log.info("temporary folder %s %s: Ray's sockets lie in %s", usual, _WRONG, session)
+    log.info("temporary folder %s %s: Ray's sockets are in %s", usual, _WRONG, session)
     return options
 
 
