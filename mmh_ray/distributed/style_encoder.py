@@ -80,7 +80,6 @@ def learn_aggregator(store_uri: str, rows: Sequence[Row], config: Config, spacin
     encoder = make_style_encoder(config.style, spacing_mm).to(device)
     features = []
     labels = []
-    sequences = []
     for row, style in itertools.product(rows, range(STYLES)):
         image_array, mask_array = store.read(row)
         image = torch.from_numpy(image_array)
@@ -91,11 +90,9 @@ def learn_aggregator(store_uri: str, rows: Sequence[Row], config: Config, spacin
         with torch.no_grad():
             features.append(encoder.features(image[None].to(device), mask[None].to(device)))
         labels.append((row["sequence"], row["site"], style))
-        sequences.append(row["sequence"])
-    all_features = torch.cat(features)
     label_numbers = _numbers(labels).to(device)
-    sequence_numbers = _numbers(sequences).to(device)
-    figures = train_aggregator(encoder, all_features, label_numbers, sequence_numbers, config.style)
+    sequence_numbers = _numbers([sequence for sequence, _site, _style in labels]).to(device)
+    figures = train_aggregator(encoder, torch.cat(features), label_numbers, sequence_numbers, config.style)
     state = {name: weight.cpu().contiguous() for name, weight in encoder.aggregator.state_dict().items()}
     return TrainedAggregator(state, figures)
 

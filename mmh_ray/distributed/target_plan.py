@@ -84,15 +84,9 @@ def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -
     tasks: list[TargetTask] = []
     too_few: list[str] = []
     for sequence in bundle.config.model.sequences:
-        of_site: list[Row] = []
-        of_others: list[Row] = []
-        for entry in entries:
-            if entry["sequence"] != sequence:
-                continue
-            if entry["site"] == site:
-                of_site.append(entry)
-            else:
-                of_others.append(entry)
+        of_sequence = [entry for entry in entries if entry["sequence"] == sequence]
+        of_site = [entry for entry in of_sequence if entry["site"] == site]
+        of_others = [entry for entry in of_sequence if entry["site"] != site]
         of_site.sort(key=lambda entry: entry["image_id"])
         images = _draw(of_site, config.target.images, config.target.seed)
         sources = _spread(of_others, config.target.sources)
