@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import ray
@@ -51,8 +51,6 @@ from mmh_ray.models.style.vectors import StyleVectors, style_vectors
 from mmh_ray.provenance import check_place, code_version
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -288,10 +286,11 @@ def _score_case(case: Case, settings: ScoringSettings) -> tuple[_CaseReport, Cas
 
 def _score_all(cases: Sequence[Case], settings: ScoringSettings, evaluation_log: EvaluationLog) -> _Scores:
     """Score every case, and gather notes, problems and seconds in the log."""
-    metrics: dict[str, dict[str, ray.ObjectRef]] = defaultdict(dict)
-    pictures: dict[str, dict[str, CasePictures]] = defaultdict(dict)
+    scores = _Scores()
     methods: dict[str, set[str]] = defaultdict(set)
-    for done in map_unordered(_score_case, cases, (settings,), "Evaluating", "subjects", keep=True):
+    scored = map_unordered(_score_case, cases, (settings,), "Evaluating", "subjects", keep=True)
+    # Sorted, so that results do not depend on the order in which tasks ended.
+    for done in sorted(scored, key=lambda done: (done.item.sequence, done.item.subject)):
         case: Case = done.item
         if isinstance(done.result, Exception):
             for record in case.records:
@@ -301,19 +300,13 @@ def _score_all(cases: Sequence[Case], settings: ScoringSettings, evaluation_log:
         evaluation_log.merge(report.log)
         methods[case.sequence] |= report.methods
         assert done.kept is not None
-        metrics[case.sequence][case.subject] = done.kept
+        scores.cases.setdefault(case.sequence, []).append(done.kept)
         if case.is_pictured:
-            pictures[case.sequence][case.subject] = report.pictures
-    scores = _Scores(cases=_by_subject(metrics), pictures=_by_subject(pictures))
+            scores.pictures.setdefault(case.sequence, []).append(report.pictures)
     for sequence, with_images in methods.items():
         if with_images:
             scores.methods[sequence] = [method for method in settings.methods if method in with_images]
     return scores
-
-
-def _by_subject(groups: Mapping[str, Mapping[str, T]]) -> dict[str, list[T]]:
-    """Values in the order of the subjects' names, independent of the order in which tasks ended."""
-    return {sequence: [values[subject] for subject in sorted(values)] for sequence, values in groups.items()}
 
 
 def _counts(cases: Iterable[Case]) -> dict[str, dict[str, int]]:

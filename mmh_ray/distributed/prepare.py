@@ -191,11 +191,7 @@ def _prepared_before(out: str, existing_shards: set[str]) -> dict[tuple[str, str
     for name in sorted(existing_shards - indexed_shards):
         rows += shards.shard_entries(out, name)
 
-    by_key = {}
-    for row in rows:
-        key = (row["image_id"], row["provenance"])
-        by_key[key] = row
-    return by_key
+    return {(row["image_id"], row["provenance"]): row for row in rows}
 
 
 def _facts(image: Image) -> dict[str, Any]:
