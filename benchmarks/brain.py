@@ -1,11 +1,12 @@
-"""How well brains are found: on real heads whose labels others drew, and on simulated heads of label maps that took no part in training.
+"""Measures how well brains are found, on real heads with label maps and on simulated heads that training has not seen.
 
     python benchmarks/brain.py real BIDS [--most N]
     python benchmarks/brain.py simulated LABEL_MAPS [--heads N]
 
-Real: scans with `*_dseg.nii.gz` under BIDS/derivatives. Sensitivity is the share of the labelled voxels that the mask holds; Dice is taken
-with the hull of the labels, closed by 6 mm and without holes. Simulated: the last four label maps of the folder, N heads a sequence on a
-2 mm grid; sensitivity and Dice are taken with the true hull. Prints a line a scan, then median and worst.
+Real: scans with `*_dseg.nii.gz` in BIDS/derivatives. Sensitivity is the share of the labelled voxels inside the mask.
+Dice compares the mask with the hull of the labels, closed by 6 mm and without holes. Simulated: the last four label
+maps of the folder, N heads per sequence on a 2 mm grid; sensitivity and Dice are taken with the true hull. Prints a
+line per scan, then median and worst.
 """
 
 from __future__ import annotations
@@ -28,40 +29,39 @@ from mmh_ray.simulation.protocols import CANONICAL
 from mmh_ray.simulation.train_brain import VALIDATION_MAPS
 from mmh_ray.simulation.whole_heads import whole_head
 
-FURROW_MM = 6.0
+CLOSING_MM = 6.0
 SPACING_MM = 2.0
 SIMULATED = GridConfig(SPACING_MM, (112, 128, 120))
 FIRST_SEED = 5_000_000
-AIR = 0.02
 
 Case = tuple[str, Volume, np.ndarray, np.ndarray]
 """Name, scan, labelled voxels, hull."""
 
 
 def labelled(bids: Path, most: int | None) -> Iterator[Case]:
-    """Scans with their skull and with labels."""
+    """Scans that have a skull and labels."""
     for path in sorted(bids.glob("derivatives/**/*_dseg.nii.gz"))[:most]:
         subject, session = path.parts[-4:-2]
         stem = path.name.split("_desc-")[0]
         scan = read_volume(str(bids / subject / session / "anat" / f"{stem}_T1w.nii.gz"))
         if find_ground(scan).stripped:
             continue
-        drawn = read_volume(str(path))
-        inside = to_grid((drawn.data > 0).astype(np.float32), drawn.affine, scan.affine, scan.data.shape) > 0.5
+        labels = read_volume(str(path))
+        inside = to_grid((labels.data > 0).astype(np.float32), labels.affine, scan.affine, scan.data.shape) > 0.5
         yield stem, scan, inside, hull(inside, scan.spacing)
 
 
 def hull(inside: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Labels with their furrows and ventricles, ``(I, J, K)`` bool."""
-    margin = int(np.ceil(FURROW_MM / min(spacing))) + 1
+    """The labels with the sulci and ventricles filled, ``(I, J, K)`` bool."""
+    margin = int(np.ceil(CLOSING_MM / min(spacing))) + 1
     padded = np.pad(inside, margin)
-    grown = ndimage.distance_transform_edt(~padded, spacing) <= FURROW_MM
-    closed = ndimage.distance_transform_edt(grown, spacing) > FURROW_MM
+    grown = ndimage.distance_transform_edt(~padded, spacing) <= CLOSING_MM
+    closed = ndimage.distance_transform_edt(grown, spacing) > CLOSING_MM
     return ndimage.binary_fill_holes(closed | padded)[(slice(margin, -margin),) * 3]
 
 
 def simulated(folder: Path, heads: int) -> Iterator[Case]:
-    """Heads of people who took no part in training, in every sequence."""
+    """Heads made from label maps that were not used in training, in every sequence."""
     people = label_maps_in(folder)[-VALIDATION_MAPS:]
     affine = np.diag([SPACING_MM] * 3 + [1.0])
     for number, sequence in enumerate(CANONICAL):
@@ -73,7 +73,7 @@ def simulated(folder: Path, heads: int) -> Iterator[Case]:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Find the brains, and print sensitivity, Dice and seconds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=("real", "simulated"))
     parser.add_argument("folder", type=Path)
@@ -85,10 +85,10 @@ def main() -> None:
     rows = []
     for name, scan, inside, true in cases:
         start = time.perf_counter()
-        found = find_brain(scan).mask
+        mask = find_brain(scan).mask
         seconds = time.perf_counter() - start
-        sensitivity = float(found[inside].mean())
-        dice = float(2 * (found & true).sum() / (found.sum() + true.sum()))
+        sensitivity = float(mask[inside].mean())
+        dice = float(2 * (mask & true).sum() / (mask.sum() + true.sum()))
         rows.append((sensitivity, dice, seconds))
         print(f"{name:28} sensitivity {sensitivity:.4f}  Dice {dice:.4f}  {seconds:.1f} s", flush=True)
     figures = np.array(rows)

@@ -1,13 +1,13 @@
-"""A thousand small scans with 3 % of bad ones among them, killed in the middle and started again.
+"""Harmonizes a thousand small scans, 3 % of them bad; the run is killed in the middle and started again.
 
     python benchmarks/cohort.py [--model mmh-base]
     python benchmarks/cohort.py --scans 100 --json cohort.json
 
-Makes the archive (few anatomies, eight scanners, every file with noise and bytes of its own; of 34 scans or more each kind of bad file at
-least one), runs `mmh harmonize`, kills the driver with
-SIGKILL when 40 % are done, runs it again to the end, and checks the ledger against what was put in: every good scan
-harmonized or refused with its reason (they are counted), every bad one a row with its reason, no half-written file.
-Memory is the resident set size of the driver and of the largest Ray worker, for each tenth of the scans.
+Makes the archive: few anatomies, eight scanners, different noise and bytes in every file. With 34 scans or more there
+is at least one bad file of each kind. Runs `mmh harmonize`, kills the driver with SIGKILL when 40 % are done, runs it
+again to the end, and checks the ledger: every good scan is harmonized, or refused with its reason (these are counted);
+every bad file has a row with its reason; no file is half-written. Memory is the resident set size of the driver and of
+the largest Ray worker, for each tenth of the scans.
 """
 
 from __future__ import annotations
@@ -36,51 +36,51 @@ SPACING_MM, PEOPLE, KILLED_AT = 4.0, 12, 0.4
 Image = nib.Nifti1Image
 
 
-def _with(data: np.ndarray, affine: np.ndarray, **header: Any) -> bytes:
-    return Image(data, affine, **header).to_bytes()
+def _nifti(data: np.ndarray, affine: np.ndarray) -> bytes:
+    return Image(data, affine).to_bytes()
 
 
-def _spoilt(value: float) -> Callable[[np.ndarray, np.ndarray], bytes]:
-    """A few voxels of that value."""
+def _with_voxels_of(value: float) -> Callable[[np.ndarray, np.ndarray], bytes]:
+    """Sets a few voxels to a value."""
 
-    def spoil(data: np.ndarray, affine: np.ndarray) -> bytes:
-        broken = data.copy()
-        broken[3, 4, :7] = value
-        return _with(broken, affine)
+    def damage(data: np.ndarray, affine: np.ndarray) -> bytes:
+        damaged = data.copy()
+        damaged[3, 4, :7] = value
+        return _nifti(damaged, affine)
 
-    return spoil
+    return damage
 
 
 def _flat(data: np.ndarray, affine: np.ndarray) -> bytes:
     header = nib.Nifti1Header()
     header.set_data_dtype(np.float32)
-    header.set_sform(affine * [0, 1, 1, 1], code="scanner")  # an affine given to the image is refused on writing
+    header.set_sform(affine * [0, 1, 1, 1], code="scanner")  # nibabel refuses to write such an affine of an image
     return Image(data, None, header).to_bytes()
 
 
 def _colours(data: np.ndarray, affine: np.ndarray) -> bytes:
-    return _with(np.zeros(data.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")]), affine)
+    return _nifti(np.zeros(data.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")]), affine)
 
 
 BAD: dict[str, Callable[[np.ndarray, np.ndarray], bytes]] = {
     "empty": lambda data, affine: b"",
-    "cut short": lambda data, affine: _with(data, affine)[:20000],
-    "gzip cut short": lambda data, affine: gzip.compress(_with(data, affine), 1)[:20000],
+    "cut short": lambda data, affine: _nifti(data, affine)[:20000],
+    "gzip cut short": lambda data, affine: gzip.compress(_nifti(data, affine), 1)[:20000],
     "not NIfTI": lambda data, affine: b"not an image" * 1000,
-    "NaN": _spoilt(np.nan),
-    "infinite": _spoilt(np.inf),
-    "constant": lambda data, affine: _with(np.full_like(data, 7), affine),
-    "4-D": lambda data, affine: _with(np.stack([data] * 3, -1), affine),
+    "NaN": _with_voxels_of(np.nan),
+    "infinite": _with_voxels_of(np.inf),
+    "constant": lambda data, affine: _nifti(np.full_like(data, 7), affine),
+    "4-D": lambda data, affine: _nifti(np.stack([data] * 3, -1), affine),
     "RGB": _colours,
-    "single slice": lambda data, affine: _with(data[:, :, 20:21], affine),
+    "single slice": lambda data, affine: _nifti(data[:, :, 20:21], affine),
     "flat affine": _flat,
-    "voxels of 0.001 mm": lambda data, affine: _with(data, affine * [1e-3, 1e-3, 1e-3, 1]),
-    "noise": lambda data, affine: _with(np.random.default_rng(0).random(data.shape, np.float32), affine),
-    "name with a space": _with,
-    "second file": _with,
-    "link out of the archive": _with,
+    "voxels of 0.001 mm": lambda data, affine: _nifti(data, affine * [1e-3, 1e-3, 1e-3, 1]),
+    "noise": lambda data, affine: _nifti(np.random.default_rng(0).random(data.shape, np.float32), affine),
+    "name with a space": _nifti,
+    "second file": _nifti,
+    "link out of the archive": _nifti,
 }
-"""What can be wrong with a file: its content, made from a good scan. Of the last three only name and place are wrong."""
+"""Kinds of bad files: each makes the file's content from a good scan. In the last three only name or place is wrong."""
 
 
 def make_archive(folder: Path, scans: int) -> dict[str, str]:
@@ -108,7 +108,7 @@ def make_archive(folder: Path, scans: int) -> dict[str, str]:
 
 
 def _put(path: Path, content: bytes, kind: str | None) -> str:
-    """Write a file where its kind wants it; returns the key of its row, which is its path where it cannot be the image's name."""
+    """Write a file to the place that fits its kind; returns the ``image_id`` of its row, a path if the name is bad."""
     image_id = path.stem
     if kind == "link out of the archive":
         outside = path.parents[3] / path.name
@@ -127,7 +127,7 @@ def _put(path: Path, content: bytes, kind: str | None) -> str:
 
 
 def run(folder: Path, model: str, kill_at: int | None) -> dict[str, Any]:
-    """`mmh harmonize` until its end, or until that many rows are in the ledger; peaks for each tenth of them."""
+    """Run `mmh harmonize` to its end, or until ``kill_at`` rows are in the ledger; peaks for each tenth of images."""
     out = folder / "out"
     command = [sys.executable, "-m", "mmh_ray.cli", "harmonize", str(folder / "bids"), str(out), "--model", model]
     images = len(list((folder / "bids").iterdir()))
@@ -135,8 +135,8 @@ def run(folder: Path, model: str, kill_at: int | None) -> dict[str, Any]:
     driver = subprocess.Popen(command)
     while driver.poll() is None:
         with Peak(driver.pid) as peak:
-            wanted = _rows(out) + images // 10
-            while driver.poll() is None and _rows(out) < wanted and not (kill_at and _rows(out) >= kill_at):
+            next_tenth = _rows(out) + images // 10
+            while driver.poll() is None and _rows(out) < next_tenth and not (kill_at and _rows(out) >= kill_at):
                 time.sleep(0.5)
         peaks.append({"driver": peak.driver // MIB, "worker": peak.worker // MIB})
         if kill_at and _rows(out) >= kill_at:
@@ -151,7 +151,7 @@ def _rows(out: Path) -> int:
 
 
 def check(folder: Path, bad: dict[str, str]) -> dict[str, Any]:
-    """Compare ledger and files with what was put in."""
+    """Compare ledger and files with the archive."""
     out, good, reasons, refused = folder / "out", 0, {}, {}
     for row in current_rows(out):
         kind = bad.pop(row["image_id"], None)
@@ -179,22 +179,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bad = make_archive(folder, arguments.scans)
-        kinds = len(bad)
-        runs = [run(folder, arguments.model, round(KILLED_AT * arguments.scans)), run(folder, arguments.model, None)]
-        found = check(folder, bad)
+        bad_files = len(bad)
+        killed_run = run(folder, arguments.model, round(KILLED_AT * arguments.scans))
+        runs = [killed_run, run(folder, arguments.model, None)]
+        results = check(folder, bad)
     for number, figures in enumerate(runs, 1):
-        print(
-            f"run {number}: exit code {figures['code']}, rows {figures['rows_before']} -> {figures['rows']}, {figures['seconds']} s"
-        )
+        rows = f"rows {figures['rows_before']} -> {figures['rows']}"
+        print(f"run {number}: exit code {figures['code']}, {rows}, {figures['seconds']} s")
         for peak in figures["peaks"]:
             print("  driver {driver} MiB, largest worker {worker} MiB".format(**peak))
-    print(
-        f"{found['harmonized']} harmonized, {len(found['refused'])} good ones refused, {kinds} bad ones each with a reason:"
-    )
-    for kind, reason in {**found["reasons"], **found["refused"]}.items():
+    refused = f"{len(results['refused'])} good ones refused"
+    print(f"{results['harmonized']} harmonized, {refused}, {bad_files} bad ones each with a reason:")
+    for kind, reason in {**results["reasons"], **results["refused"]}.items():
         print(f"  {kind}: {reason}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"runs": runs, **found}, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({"runs": runs, **results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

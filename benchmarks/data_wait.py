@@ -1,9 +1,9 @@
-"""Does training wait for its data? The training's own stream of batches, with a step of a given length in the network's place.
+"""Measures how long training waits for its data: its own stream of batches, with a pause in place of each step.
 
     python benchmarks/data_wait.py PREPARED [section.key=value ...] [--step 0.5] [--loaders 1 2] [--steps 40]
 
-A row for each number of loaders: share of the time that was waited, and the longest wait. The first
-steps, in which loaders start, are left out.
+Prints a row for each number of loaders: the share of the time spent waiting, and the longest wait. The first steps, in
+which the loaders start, are left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmh_ray.distributed.domains import UnifiedDomain
 from mmh_ray.shards import PreparedStore
 
 LEFT_OUT = 10
-"""Steps until loaders run and the queue is as full as it gets."""
+"""Steps until the loaders run and the queue is full."""
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""Real scans as other archives may have them: tilted, moved, mirrored, shifted, in standard scores, noisy, cut, thick-sliced.
+"""Harmonizes real scans that were changed: tilted, moved, mirrored, rescaled, stripped, noisy, cut, thick-sliced.
 
     mmh manifest BIDS manifest.parquet
     python benchmarks/disturbed.py manifest.parquet [--model mmh-base]
 
-Of every site and sequence of the archive one scan is harmonized as it is and once for every way to disturb it. Of what leaves the brain
-and its contrast as they are, the result must not depend: the table gives the overlap of the two brain masks (Dice) and the root mean
-square of the difference of the two harmonized images inside both, in unit intensity, each the median and the worst over scans. Of what
-damages the scan it says how many were refused, flagged and taken without a word.
+One scan of each site and sequence is harmonized unchanged and with each change. Changes that preserve the brain and its
+contrast must not affect the result: the table gives the overlap of the two brain masks (Dice), and the root mean square
+difference of the two harmonized images inside both, in unit intensity, each as the median and the worst over scans. For
+every change it gives the number of scans that were taken without a flag, flagged and refused.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ from mmh_ray.harmonization.one_scan import load
 from mmh_ray.imaging.volume import Volume, read_volume
 
 Change = Callable[[Volume, np.ndarray, np.random.Generator], Volume]
-"""Of a scan and its brain."""
+"""Changes a scan, given its brain."""
 
 
 def moved(matrix: np.ndarray) -> Change:
-    """Another place in the scanner, told by the header alone: turned about the middle of the grid."""
+    """Move the scan in the scanner by changing the header alone; rotations are about the middle of the grid."""
 
     def change(volume: Volume, _brain: np.ndarray, _rng: np.random.Generator) -> Volume:
         middle = volume.affine @ np.append((np.array(volume.data.shape) - 1) / 2, 1)
-        about = np.eye(4)
-        about[:3, 3] = middle[:3]
-        return Volume(volume.data, about @ matrix @ np.linalg.inv(about) @ volume.affine)
+        centre = np.eye(4)
+        centre[:3, 3] = middle[:3]
+        return Volume(volume.data, centre @ matrix @ np.linalg.inv(centre) @ volume.affine)
 
     return change
 
 
 def turned(axis: str, degrees: float) -> Change:
-    """A head that lies turned."""
+    """Rotate the head."""
     matrix = np.eye(4)
     matrix[:3, :3] = Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
     return moved(matrix)
 
 
 def shifted(*millimetres: float) -> Change:
-    """Far from the scanner's middle."""
+    """Shift the head away from the scanner's centre."""
     matrix = np.eye(4)
     matrix[:3, 3] = millimetres
     return moved(matrix)
 
 
 def valued(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Change:
-    """Other intensities, a function of the scan's in units of its 99th percentile, and of its brain."""
+    """Replace intensities by a function of the brain and of the intensities, as a multiple of their 99th percentile."""
 
     def change(volume: Volume, brain: np.ndarray, _rng: np.random.Generator) -> Volume:
         return volume.like(function(volume.data / np.percentile(volume.data[brain], 99), brain).astype(np.float32))
@@ -65,32 +65,32 @@ def valued(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Change:
 
 
 def scores(data: np.ndarray, over: np.ndarray) -> np.ndarray:
-    """Standard scores over a region."""
+    """Standard scores with respect to a region."""
     return (data - data[over].mean()) / data[over].std()
 
 
 def mirrored(volume: Volume, _brain: np.ndarray, _rng: np.random.Generator) -> Volume:
-    """The other way along the first axis of the file, as its header says."""
+    """Reverse the first axis of the file, and change its header accordingly."""
     flip = np.diag([-1.0, 1, 1, 1])
     flip[0, 3] = volume.data.shape[0] - 1
     return Volume(np.ascontiguousarray(volume.data[::-1]), volume.affine @ flip)
 
 
 def noisy(volume: Volume, brain: np.ndarray, rng: np.random.Generator) -> Volume:
-    """Rician noise of an eighth of the brightest tissue."""
+    """Add Rician noise of an eighth of the brightest tissue."""
     level = np.percentile(volume.data[brain], 99) / 8
     real, imaginary = rng.normal(0, level, (2, *volume.data.shape))
     return volume.like(np.hypot(volume.data + real, imaginary).astype(np.float32))
 
 
 def biased(volume: Volume, _brain: np.ndarray, _rng: np.random.Generator) -> Volume:
-    """A receive field that halves and doubles."""
+    """Multiply by a smooth receive field with values from about a fifth to five."""
     steps = np.meshgrid(*(np.linspace(-1, 1, n) for n in volume.data.shape), indexing="ij")
     return volume.like((volume.data * np.exp(0.4 * steps[0] - 0.5 * steps[1] + 0.7 * steps[2])).astype(np.float32))
 
 
 def thick(volume: Volume, _brain: np.ndarray, _rng: np.random.Generator) -> Volume:
-    """Slices of 6 mm or more along the last axis of the file, each the mean of what it covers."""
+    """Average slices along the last axis of the file to a thickness of 6 mm or more."""
     count = int(np.ceil(6 / volume.spacing[2]))
     whole = volume.data.shape[2] // count
     data = volume.data[..., : whole * count].reshape(*volume.data.shape[:2], whole, count).mean(-1)
@@ -100,7 +100,7 @@ def thick(volume: Volume, _brain: np.ndarray, _rng: np.random.Generator) -> Volu
 
 
 def cut(volume: Volume, brain: np.ndarray, _rng: np.random.Generator) -> Volume:
-    """Without the upper third of the brain."""
+    """Remove the upper third of the brain."""
     up = np.abs(volume.affine[2, :3]).argmax()
     rows = np.flatnonzero(brain.any(axis=tuple(axis for axis in range(3) if axis != up)))
     place = rows[len(rows) // 3 if volume.affine[2, up] < 0 else len(rows) * 2 // 3]
@@ -127,27 +127,27 @@ SAME: dict[str, Change] = {
 DAMAGED: dict[str, Change] = {"noisy": noisy, "biased": biased, "thick slices": thick, "cut": cut}
 
 
-def one_of_each(bids: str) -> Iterator[dict[str, str]]:
+def one_of_each(manifest: str) -> Iterator[dict[str, str]]:
     """The middle one of the usable scans of every site and sequence."""
-    found = defaultdict(list)
-    for row in read_manifest(bids).to_pylist():
+    groups = defaultdict(list)
+    for row in read_manifest(manifest).to_pylist():
         if row["status"] == "ok":
-            found[row["site"], row["sequence"]].append(row)
-    for rows in found.values():
+            groups[row["site"], row["sequence"]].append(row)
+    for rows in groups.values():
         yield rows[len(rows) // 2]
 
 
 def main() -> None:
     """Harmonize, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("manifest", help="of the archive, by `mmh manifest`")
+    parser.add_argument("manifest", help="the archive's manifest, made by `mmh manifest`")
     parser.add_argument("--model", default="mmh-base")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load(arguments.model)
     harmonizer = model.harmonizer
-    likeness = defaultdict(list)
-    fate = defaultdict(list)
+    agreement = defaultdict(list)
+    outcomes = defaultdict(list)
     for row in one_of_each(arguments.manifest):
         if row["sequence"] not in model.sequences:
             continue
@@ -159,31 +159,35 @@ def main() -> None:
             continue
         for name, change in (SAME | DAMAGED).items():
             try:
-                found = harmonizer.run(change(scan, plain.prepared.brain, rng), row["sequence"])
+                changed = harmonizer.run(change(scan, plain.prepared.brain, rng), row["sequence"])
             except MMHError as error:
-                fate[name].append(f"refused ({row['image_id']}: {error})")
+                outcomes[name].append(f"refused ({row['image_id']}: {error})")
                 continue
-            fate[name].append(f"flagged ({row['image_id']}: {', '.join(found.flags)})" if found.flags else "taken")
+            flags = ", ".join(changed.flags)
+            outcomes[name].append(f"flagged ({row['image_id']}: {flags})" if flags else "taken")
             if name in SAME:
-                likeness[name].append(compared(plain, found, mirror=change is mirrored))
-    for name, fates in fate.items():
-        counts = ", ".join(
-            f"{sum(f.startswith(kind) for f in fates)} {kind}" for kind in ("taken", "flagged", "refused")
-        )
-        print(f"{name:<28} {counts}", end="")
-        if likeness[name]:
-            dice, difference = np.array(likeness[name]).T
+                agreement[name].append(compare(plain, changed, mirror=change is mirrored))
+    for name, of_scans in outcomes.items():
+        counts = [f"{sum(o.startswith(kind) for o in of_scans)} {kind}" for kind in ("taken", "flagged", "refused")]
+        print(f"{name:<28} {', '.join(counts)}", end="")
+        if agreement[name]:
+            dice, difference = np.array(agreement[name]).T
             print(f"; Dice {np.median(dice):.3f} ({dice.min():.3f})", end="")
             print(f", difference {np.median(difference):.3f} ({difference.max():.3f})", end="")
         print()
-    print(*(f"{name}: {f}" for name, fates in fate.items() for f in fates if f != "taken"), sep="\n")
+    for name, of_scans in outcomes.items():
+        for outcome in of_scans:
+            if outcome != "taken":
+                print(f"{name}: {outcome}")
 
 
-def compared(plain: HarmonizedScan, found: HarmonizedScan, mirror: bool) -> tuple[float, float]:
+def compare(plain: HarmonizedScan, changed: HarmonizedScan, mirror: bool) -> tuple[float, float]:
     """Dice of the brains, and the root mean square difference inside both."""
-    brain, data = found.prepared.brain, found.harmonized.data
+    brain = changed.prepared.brain
+    data = changed.harmonized.data
     if mirror:
-        brain, data = brain[::-1], data[::-1]
+        brain = brain[::-1]
+        data = data[::-1]
     both = brain & plain.prepared.brain
     dice = 2 * both.sum() / (brain.sum() + plain.prepared.brain.sum())
     return float(dice), float(np.sqrt(np.mean((data - plain.harmonized.data)[both] ** 2)))

@@ -1,11 +1,11 @@
-"""How long an evaluation takes, per volume and per measure, and whether memory stays flat as the cohort grows.
+"""Measures seconds and memory of an evaluation, per volume and per metric, and whether memory grows with the cohort.
 
     python benchmarks/evaluation.py --volumes 100 1000 --out /tmp/evaluation-benchmark
 
-Makes small phantoms of one sequence, writes them under a gamma curve as the archive `ours`, and runs `mmh evaluate` in a process
-of its own for every size, with all subjects scored, on a cluster of its own. Memory is what a process holds that it does not share:
-of the driver, of the largest of Ray's workers, and of all together, each at its peak. Prints a page for this folder, and writes the
-same figures to `OUT/benchmark.json`.
+Makes small phantoms of one sequence, and writes them with a gamma curve as the archive `ours`. For every size, it runs
+`mmh evaluate` with all subjects in a new process and cluster. Memory is what a process does not share with others: the
+peaks of the driver, of the largest Ray worker, and of all processes together. Prints a page for this folder, and writes
+the same figures to `OUT/benchmark.json`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SETTINGS = ["evaluate.subjects=all", "model.sequences=[T1w]", "prepare.n4_iterat
 
 
 def main() -> None:
-    """Make an archive of every size, evaluate it, print and write what it took."""
+    """Make and evaluate an archive of every size; print and write seconds and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volumes", type=int, nargs="+", default=[40, 80], help="sizes of the cohort")
     parser.add_argument("--out", type=Path, required=True, help="folder for archives and results")
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _make(root: Path, volumes: int) -> tuple[Path, Path]:
-    """Manifest of an archive of that many T1w volumes, and the folder of the other method's."""
+    """Manifest of an archive of T1w volumes, and the folder with the outputs of another method."""
     bids, manifest, ours = root / "bids", root / "manifest.parquet", root / "ours"
     if not manifest.exists():
         make_archive(str(bids), PhantomConfig(SITES, volumes // SITES, 0, SPACING_MM, lesions=0))
@@ -65,7 +65,7 @@ def _make(root: Path, volumes: int) -> tuple[Path, Path]:
 
 
 def _evaluate(manifest: Path, ours: Path, out: Path, cnn: str) -> tuple[float, dict[str, float]]:
-    """Seconds of the command, and peak megabytes of the driver, of the largest worker and of all processes."""
+    """Seconds of the command, and peak MiB of the driver, of the largest worker and of all processes."""
     archives = ["--archive", f"raw={manifest}", "--archive", f"ours={ours}", "--out", str(out)]
     command = [sys.executable, "-m", "mmh_ray.cli", "evaluate", *archives, *SETTINGS, f"evaluate.cnn={cnn}"]
     start = time.perf_counter()
@@ -81,29 +81,29 @@ def _evaluate(manifest: Path, ours: Path, out: Path, cnn: str) -> tuple[float, d
 
 
 def _watch(process: subprocess.Popen, peaks: dict[str, float]) -> None:
-    """Keep the largest of what is seen twice a second."""
+    """Update the peaks twice a second."""
     driver = psutil.Process(process.pid)
     while process.poll() is None:
         try:
             children = driver.children(recursive=True)
-            workers = [_own_mb(child) for child in children if child.name().startswith("ray::")]
-            others = [_own_mb(child) for child in children if not child.name().startswith("ray::")]
-            seen = {"driver_mb": _own_mb(driver), "worker_mb": max(workers, default=0.0)}
-            seen["all_mb"] = seen["driver_mb"] + sum(workers) + sum(others)
-            peaks |= {name: max(peaks[name], megabytes) for name, megabytes in seen.items()}
+            workers = [_unshared_mb(child) for child in children if child.name().startswith("ray::")]
+            others = [_unshared_mb(child) for child in children if not child.name().startswith("ray::")]
+            current = {"driver_mb": _unshared_mb(driver), "worker_mb": max(workers, default=0.0)}
+            current["all_mb"] = current["driver_mb"] + sum(workers) + sum(others)
+            peaks |= {name: max(peaks[name], megabytes) for name, megabytes in current.items()}
         except psutil.NoSuchProcess:
             continue
         time.sleep(0.5)
 
 
-def _own_mb(process: psutil.Process) -> float:
-    """Resident megabytes that no other process shares: Ray's object store is counted nowhere."""
+def _unshared_mb(process: psutil.Process) -> float:
+    """Resident MiB that no other process shares; Ray's object store is not counted."""
     memory = process.memory_info()
     return (memory.rss - memory.shared) / 2**20
 
 
 def _account(path: Path, seconds: float, peaks: dict[str, float]) -> dict[str, Any]:
-    """What a run took: seconds in all, processor seconds by measure, peaks of memory."""
+    """Figures of a run: total seconds, processor seconds by metric, and memory peaks."""
     about = json.loads(path.read_text())["about"]
     return {
         "volumes": sum(about["images"].values()),
@@ -115,19 +115,21 @@ def _account(path: Path, seconds: float, peaks: dict[str, float]) -> dict[str, A
 
 def _print_page(machine: str, cnn: str, runs: list[dict[str, Any]]) -> None:
     print(f"# Seconds and memory of `mmh evaluate`, {date.today()}\n\n{machine}. `evaluate.cnn={cnn}`.\n")
-    print(
-        "| volumes | seconds | seconds a volume | driver MiB | largest worker MiB | all MiB |\n|---|---|---|---|---|---|"
-    )
+    print("| volumes | seconds | seconds a volume | driver MiB | largest worker MiB | all MiB |")
+    print("|---|---|---|---|---|---|")
     for run in runs:
         each = run["seconds"] / run["volumes"]
         memory = " | ".join(f"{run[name]:.0f}" for name in ("driver_mb", "worker_mb", "all_mb"))
         print(f"| {run['volumes']} | {run['seconds']:.0f} | {each:.2f} | {memory} |")
     print("\nProcessor seconds a volume, all methods together:\n")
-    print(f"| measure, by volumes | {' | '.join(str(run['volumes']) for run in runs)} |\n|---|{'---|' * len(runs)}")
+    print(f"| metric, by volumes | {' | '.join(str(run['volumes']) for run in runs)} |\n|---|{'---|' * len(runs)}")
     last = runs[-1]["processor_seconds"]
     for name in sorted(last, key=lambda name: -last[name]["seconds"]):
-        found = [run["processor_seconds"].get(name, {"seconds": 0})["seconds"] / run["volumes"] for run in runs]
-        print(f"| {name} | {' | '.join(f'{seconds:.4f}' for seconds in found)} |")
+        cells = []
+        for run in runs:
+            seconds = run["processor_seconds"].get(name, {"seconds": 0})["seconds"]
+            cells.append(f"{seconds / run['volumes']:.4f}")
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The published sampling (DDIM inversion of the scan, then DDIM sampling) against one step from noise, with the same weights.
+"""Compares the published sampling (DDIM inversion of the scan, then DDIM sampling) with one step from noise.
 
     mmh phantom bids --config configs/demo.yaml
     mmh manifest bids manifest.parquet --config configs/demo.yaml
     python benchmarks/inversion.py manifest.parquet --truth bids/derivatives/truth [--model mmh-base]
 
-Both harmonize the same travelers' scans; the images are the model's own, without detail projection. Seconds are of the whole way of a scan,
-side by side in this process.
+The same weights harmonize the same travelers' scans in every way; the images are the network's, without detail
+projection. Seconds are the total time per scan in this process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from travelers import MEASURES, measured, read
+from travelers import MEASURES, measure, read
 
 from mmh_ray.harmonization.harmonizer import Harmonizer
 from mmh_ray.harmonization.one_scan import load
@@ -31,7 +31,7 @@ WAYS = {
 
 
 def main() -> None:
-    """Harmonize with every way and print a table per sequence."""
+    """Harmonize in every way and print a table per sequence."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest")
     parser.add_argument("--model", default="mmh-base")
@@ -53,7 +53,7 @@ def main() -> None:
             start = time.perf_counter()
             images = [harmonizer.run(volume, sequence, mask).volume.data for _, volume, mask, _ in chosen]
             seconds = (time.perf_counter() - start) / len(chosen)
-            rows.append({"way": name, "sequence": sequence, "seconds": seconds} | measured(chosen, images))
+            rows.append({"way": name, "sequence": sequence, "seconds": seconds} | measure(chosen, images))
     for sequence in sequences:
         print(f"{sequence}: " + ", ".join(MEASURES) + ", seconds a scan")
         for row in (row for row in rows if row["sequence"] == sequence):

@@ -1,17 +1,23 @@
-"""Do lesions, cavities, wide ventricles and a tumour survive the model?
+"""Measures whether lesions, cavities, wide ventricles and tumours are preserved by a model.
 
     python -m benchmarks.lesions [--model mmh-base]
 
-People whom training does not know are scanned by random scanners and harmonized: with lesions, a resection cavity or wide ventricles
-(`ventricles=3`), of which training draws others, or a tumour with a fluid core, which it never shows, or ventricles of three times their
-size that take the place of the brain around them, where those of training push it aside. Contrast is
-the mean intensity of the place less that of its surroundings (two voxels around), volume what lies beyond the middle between the two;
-both are given as a share of the same figure of the noise-free truth in the
-unified domain. Below it the same of the scan after N4 and histogram matching, and of the scan after N4 under the best of all increasing
-maps of its intensities (isotonic regression of the truth on it): that is how much of the place the scan shows, as scanners blur and order
-tissues differently. `of shown` is the contrast as a share of that. `of curve` is it as a share of the contrast of the scan after N4 under
-the increasing map that comes nearest to the image itself: a new look is such a map, and what differs from it the method took or added.
-`elsewhere` is the largest difference from the truth (99.9th percentile) away from the place, by which an invented structure would show.
+Simulated people that training has not seen are scanned by random scanners and harmonized. They have one of:
+
+- lesions, a resection cavity or wide ventricles (`ventricles=3`), which training shows in other people;
+- a tumour with a fluid core, which training never shows;
+- ventricles of three times their size that replace the brain around them, while those of training push it aside.
+
+Contrast is the mean intensity of the place minus that of its surroundings (two voxels around). Volume counts the voxels
+beyond the middle between the two. Both are divided by those of the noise-free truth in the unified domain. They are
+also given for the scan after N4 and histogram matching, and for the scan after N4 and the best increasing map of its
+intensities (isotonic regression of the truth on it): scanners blur and order tissues differently, and this is how much
+of the place the scan shows.
+
+`of shown` is the contrast divided by that of the best map. `of curve` is the contrast divided by that of the scan after
+N4 and the increasing map that comes closest to the harmonized image: such a map only changes the style, so a difference
+from it was removed or added by the method. `elsewhere` is the largest difference from the truth (99.9th percentile)
+away from the place, where invented structures would show.
 """
 
 from __future__ import annotations
@@ -35,11 +41,11 @@ from mmh_ray.simulation.phantom_people import canonical_quantiles, unifying_map
 from tests.phantoms import CSF, LESION, contrast_and_volume, hydrocephalus, tumour
 
 FIRST_SEED = 5000
-"""Of people that neither training nor the phantom archive draws."""
+"""First seed of people that are neither in training nor in the phantom archive."""
 
 
 def people(seed: int, spacing: float) -> dict[str, tuple[Anatomy, np.ndarray]]:
-    """Kind to a person and the place that must survive."""
+    """A person and the place that must be preserved, by kind."""
     number = FIRST_SEED + seed
     lesions = simulate_anatomy(Person(number, lesions=5), spacing)
     cavity = simulate_anatomy(Person(number, cavities=1), spacing)
@@ -54,19 +60,19 @@ def people(seed: int, spacing: float) -> dict[str, tuple[Anatomy, np.ndarray]]:
     }
 
 
-def survival(image: np.ndarray, truth: np.ndarray, place: np.ndarray, brain: np.ndarray) -> dict[str, float]:
-    """Contrast and volume as shares of the truth's, and the largest difference elsewhere."""
+def preservation(image: np.ndarray, truth: np.ndarray, place: np.ndarray, brain: np.ndarray) -> dict[str, float]:
+    """Contrast and volume, divided by those of the truth, and the largest difference elsewhere."""
     contrast, volume = contrast_and_volume(image, place, brain) / contrast_and_volume(truth, place, brain)
     elsewhere = brain & ~ndimage.binary_dilation(place, iterations=3)
     worst = float(np.percentile(np.abs(image - truth)[elsewhere], 99.9))
     return {"contrast": float(contrast), "volume": float(volume), "elsewhere": worst}
 
 
-def best_map(scan: np.ndarray, wanted: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """The scan under the increasing map of its intensities that comes nearest to another image."""
-    found = np.zeros_like(scan)
-    found[brain] = IsotonicRegression().fit_transform(scan[brain], wanted[brain])
-    return found
+def best_map(scan: np.ndarray, target: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """The scan after the increasing map of its intensities that comes closest to another image."""
+    mapped = np.zeros_like(scan)
+    mapped[brain] = IsotonicRegression().fit_transform(scan[brain], target[brain])
+    return mapped
 
 
 def main() -> None:
@@ -95,16 +101,19 @@ def main() -> None:
                     "N4 + histogram matching": match_histogram(corrected, anatomy.brain, quantiles),
                     "N4 + best map": best_map(corrected, truth, anatomy.brain),
                 }
-                found = {method: survival(image, truth, place, anatomy.brain) for method, image in images.items()}
-                for method, figures in found.items():
-                    curve = survival(best_map(corrected, images[method], anatomy.brain), truth, place, anatomy.brain)
-                    figures["of shown"] = figures["contrast"] / found["N4 + best map"]["contrast"]
+                of_methods = {
+                    method: preservation(image, truth, place, anatomy.brain) for method, image in images.items()
+                }
+                for method, figures in of_methods.items():
+                    style_only = best_map(corrected, images[method], anatomy.brain)
+                    curve = preservation(style_only, truth, place, anatomy.brain)
+                    figures["of shown"] = figures["contrast"] / of_methods["N4 + best map"]["contrast"]
                     figures["of curve"] = figures["contrast"] / curve["contrast"]
                     rows[kind, sequence, method].append(figures)
     print("Medians (smallest to largest)")
     print(f"{'kind':<15} {'':<4} {'method':<24}" + "".join(f" {name:>22}" for name in next(iter(rows.values()))[0]))
-    for (kind, sequence, method), found in rows.items():
-        values = {name: np.array([row[name] for row in found]) for name in found[0]}
+    for (kind, sequence, method), figures in rows.items():
+        values = {name: np.array([row[name] for row in figures]) for name in figures[0]}
         cells = [f"{np.median(v):.2f} ({v.min():.2f} to {v.max():.2f})" for v in values.values()]
         print(f"{kind:<15} {sequence:<4} {method:<24}" + "".join(f" {cell:>22}" for cell in cells))
     if arguments.json:

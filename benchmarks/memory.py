@@ -1,12 +1,12 @@
-"""Peak memory of the long stages for a small and a ten times larger cohort: it must not grow.
+"""Measures the peak memory of the long stages for a small and a ten times larger cohort: it must not grow.
 
     python benchmarks/memory.py                     # prepare and the training stream, 20 and 200 volumes
     python benchmarks/memory.py --volumes 20 50 --json memory.json
-    python benchmarks/memory.py --scan 192 256      # one scan of so many voxels an axis through the worker of `mmh harmonize`
+    python benchmarks/memory.py --scan 192 256      # one scan in the worker of `mmh harmonize`, by voxels per axis
 
-Every measurement is a process of its own with its own Ray. The cohort is a few phantom files under many ids, so that
-only the number of volumes differs. Figures are resident set sizes, sampled every 50 ms; pages that processes share are
-counted in each of them, so sums overstate. `worker` is the largest single Ray worker.
+Every measurement runs in a new process with its own Ray. The cohort is a few phantom files with many ids, so that only
+the number of volumes differs. Figures are resident set sizes, sampled every 50 ms; shared pages are counted in each
+process, so sums are too high. `worker` is the largest single Ray worker.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ MIB = 2**20
 CONFIG = Config(
     prepare=PrepareConfig(n4_iterations=(10, 5), shard_volumes=8), train=TrainConfig(simulated_share=0, steps=100)
 )
-"""Small shards, so that both cohorts fill some; training on the cohort's own volumes, 200 slice groups."""
+"""Small shards, so that both cohorts fill several; training without simulated volumes, 200 slice groups."""
 
 
 class Peak:
-    """Largest memory of a process (this one), of any Ray worker below it and of them together, while the block runs."""
+    """Peak memory of a process (by default this one), of its largest Ray worker and of all together during a block."""
 
     def __init__(self, pid: int | None = None) -> None:
         self.driver = self.worker = self.total = 0
@@ -67,7 +67,7 @@ class Peak:
 def _worker_rss(process: psutil.Process) -> int:
     try:
         return process.memory_info().rss if process.name().startswith("ray::") else 0
-    except psutil.Error:  # it ended
+    except psutil.Error:  # the process has ended
         return 0
 
 
@@ -93,7 +93,7 @@ def prepare_stage(folder: Path, volumes: int) -> None:
 
 
 def stream_stage(folder: Path, _volumes: int) -> None:
-    """The batches of 100 training steps, read and let go in this process."""
+    """Read and drop the batches of 100 training steps in this process."""
     from mmh_ray.distributed.cluster import connect
     from mmh_ray.distributed.datasets import training_stream
     from mmh_ray.distributed.domains import UnifiedDomain
@@ -107,7 +107,7 @@ def stream_stage(folder: Path, _volumes: int) -> None:
 
 
 STAGES: dict[str, Callable[[Path, int], None]] = {"prepare": prepare_stage, "stream": stream_stage}
-"""Name of a stage to what is measured, in the order of the data's way; gets the cohort's folder and the number of volumes."""
+"""The stages by name, in the order of the data flow; each gets the cohort's folder and the number of volumes."""
 
 
 def measure(stage: str, volumes: int, folder: Path) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def measure(stage: str, volumes: int, folder: Path) -> dict[str, Any]:
 
 
 def measure_scan(edge: int, folder: Path) -> str:
-    """Peak memory of one head of ``edge`` voxels an axis through the batch job's worker, untrained network, over what it had before."""
+    """Memory that the batch job's worker needs for one head of ``edge`` voxels per axis, with an untrained network."""
     import nibabel as nib
     import numpy as np
     import torch
@@ -152,9 +152,10 @@ def measure_scan(edge: int, folder: Path) -> str:
     template()
     before = psutil.Process().memory_info().rss
     with Peak() as peak:
-        [found] = worker.harmonize(row | {"status": "ok", "reason": None, "earlier": {}})
+        [ledger_row] = worker.harmonize(row | {"status": "ok", "reason": None, "earlier": {}})
     taken = peak.driver - before
-    return f"{edge:>4} voxels an axis: {found['status']}, {taken / MIB:.0f} MiB, {taken / edge**3:.0f} bytes a voxel"
+    memory = f"{taken / MIB:.0f} MiB, {taken / edge**3:.0f} bytes a voxel"
+    return f"{edge:>4} voxels an axis: {ledger_row['status']}, {memory}"
 
 
 def main() -> None:
@@ -169,10 +170,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.here:
         stage, folder = arguments.here
-        if stage == "scan":
-            print(json.dumps(measure_scan(arguments.volumes[0], Path(folder))))
-            return
-        print(json.dumps(measure(stage, arguments.volumes[0], Path(folder))))
+        size = arguments.volumes[0]
+        figures = measure_scan(size, Path(folder)) if stage == "scan" else measure(stage, size, Path(folder))
+        print(json.dumps(figures))
         return
     for edge in arguments.scan or ():
         with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
-"""Many small scans harmonized on a cluster of a head and two nodes, of which one dies in the middle.
+"""Harmonizes many small scans on a cluster of a head and two nodes, one of which is killed in the middle.
 
     python benchmarks/node_loss.py [--scans 200] [--killed-at 0.3]
 
-Makes the scans (few anatomies, every file with levels and noise of its own), starts a head without CPUs and two nodes
-of two CPUs on this machine, runs `mmh harmonize` with mmh-base, and kills a node with all of its processes when a share
-of the images is done. Prints how many rows and whole files there are, the reasons of those that failed, and seconds.
+Makes the scans (few anatomies, different levels and noise in every file), starts a head without CPUs and two nodes of
+two CPUs on this machine, runs `mmh harmonize` with mmh-base, and kills a node with all of its processes when a share of
+the images is done. Prints the numbers of rows and of complete files, the reasons of failures, and seconds.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from mmh_ray.simulation.phantom import canonical
 
 SPACING_MM, PEOPLE = 4.0, 8
 NOISE = 10.0
-"""Standard deviation of the noise, where the brightest tissue has about 1000."""
+"""Standard deviation of the noise; the brightest tissue has about 1000."""
 
 
 def main() -> None:
-    """Make the scans, run, kill, and print what is left."""
+    """Make the scans, run, kill a node, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", type=int, default=200)
     parser.add_argument("--killed-at", type=float, default=0.3, help="share of the images that are done then")
@@ -50,11 +50,11 @@ def main() -> None:
             print(json.dumps({"seconds until the loss": round(killed - start)}), flush=True)
             code = driver.wait()
             print(json.dumps({"code": code, "seconds after the loss": round(time.perf_counter() - killed)}))
-        print(json.dumps(found(out)))
+        print(json.dumps(results(out)))
 
 
 def make_scans(bids: Path, number: int) -> None:
-    """An archive of that many T1w scans of a few people."""
+    """Write an archive of T1w scans of a few people."""
     random = np.random.default_rng(0)
     anatomies = [simulate_anatomy(Person(person), SPACING_MM) for person in range(PEOPLE)]
     for scan in range(number):
@@ -66,8 +66,8 @@ def make_scans(bids: Path, number: int) -> None:
         nib.save(nib.Nifti1Image(np.round(voxels).astype(np.int16), anatomy.affine), path)
 
 
-def found(out: Path) -> dict[str, Any]:
-    """Rows by status, reasons of those without a result, files that can be read whole."""
+def results(out: Path) -> dict[str, Any]:
+    """Rows by status, reasons of those without a result, and complete files."""
     rows = current_rows(out)
     files = list(out.rglob("*_desc-harmonized_*.nii.gz"))
     whole = [path for path in files if np.isfinite(nib.load(path).get_fdata()).all() and sidecar_path(path).is_file()]

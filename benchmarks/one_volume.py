@@ -1,10 +1,11 @@
-"""One scan from the command to the file: seconds and memory of `mmh harmonize SCAN OUT`, of one checkout or of two in turn.
+"""Measures seconds and memory of `mmh harmonize SCAN OUT`, in one checkout of the repository or in two alternately.
 
     python benchmarks/one_volume.py SCAN_T1w.nii.gz
     python benchmarks/one_volume.py SCAN_T1w.nii.gz --other ../earlier-checkout --repeats 3
 
-The scan is resampled to 256 x 256 x 170 voxels of 1 mm, with a little noise in the air, so that it packs as a scan does. With `--other`
-the two checkouts take turns, and their images are compared voxel by voxel. On a busy machine only processor seconds mean anything.
+The scan is resampled to 256 x 256 x 170 voxels of 1 mm, with a little noise in the air, so that it compresses like a
+real scan. With `--other` the two checkouts take turns, and their images are compared voxel by voxel. On a busy machine
+only processor seconds are meaningful.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from nibabel.processing import resample_from_to
 HERE = Path(__file__).resolve().parents[1]
 SHAPE = (170, 256, 256)
 NOISE = 8.0
-"""Standard deviation of the noise, where the brightest tissue has 1000."""
+"""Standard deviation of the noise; the brightest tissue has 1000."""
 
 
 def main() -> None:
-    """Measure and print a row a checkout."""
+    """Measure and print a row per checkout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scan", type=Path)
     parser.add_argument("--other", type=Path, help="a second checkout of this repository")
@@ -43,7 +44,7 @@ def main() -> None:
         for repeat in range(arguments.repeats):
             for number, checkout in enumerate(checkouts):
                 out = Path(folder, f"out-{number}-{repeat}.nii.gz")
-                runs[checkout].append(measured(checkout, scan, out))
+                runs[checkout].append(measure(checkout, scan, out))
         for number, checkout in enumerate(checkouts):
             medians = {key: statistics.median(run[key] for run in runs[checkout]) for key in runs[checkout][0]}
             print(json.dumps({"checkout": number, **{key: round(value, 2) for key, value in medians.items()}}))
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def resampled(path: Path) -> nib.Nifti1Image:
-    """The scan about its centre on the grid of the benchmark."""
+    """The scan on the grid of the benchmark, around the same centre."""
     scan = nib.load(path)
     data = np.asarray(scan.dataobj, np.float32).reshape(scan.shape[:3])
     centre = (scan.affine @ [*((np.array(data.shape) - 1) / 2), 1])[:3]
@@ -66,7 +67,7 @@ def resampled(path: Path) -> nib.Nifti1Image:
     return nib.Nifti1Image(np.round(voxels).astype(np.int16), affine)
 
 
-def measured(checkout: Path, scan: Path, out: Path) -> dict[str, float]:
+def measure(checkout: Path, scan: Path, out: Path) -> dict[str, float]:
     """Seconds, processor seconds and MiB of one run of the command."""
     path = f"{checkout}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

@@ -1,11 +1,11 @@
-"""The whole way with every path in an object store, and MLflow away while a model trains.
+"""Runs all stages with every path in an object store, and with an outage of MLflow while a model trains.
 
     python -m benchmarks.outage [--away 180] [--steps 600]
 
-Starts an S3 server (moto) and an MLflow server on this machine, puts a small simulated archive into the bucket, and runs
-`mmh manifest`, `prepare`, `train-global`, `harmonize` and `evaluate`, each path `s3://`. When the training has done some
-steps MLflow's server is killed, and started again after `--away` seconds. Prints what MLflow has in the end of the
-steps' losses, and what each command took.
+Starts an S3 server (moto) and an MLflow server on this machine, uploads a small simulated archive, and runs
+`mmh manifest`, `prepare`, `train-global`, `harmonize` and `evaluate` with `s3://` paths. After some training steps
+MLflow's server is killed, and started again after `--away` seconds. Prints the seconds of each command, and how many
+steps have a loss in MLflow in the end.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ SMALL = [
     "train.run_name=outage",
 ]
 KILLED_AFTER = "Training: "
-"""What the training says when it has begun."""
+"""Text of the training's progress lines."""
 
 
 def main() -> None:
-    """Run the way, take MLflow away in the middle, print what is there."""
+    """Run all stages, with an outage of MLflow in the middle, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--away", type=float, default=180, help="seconds that MLflow is away")
     parser.add_argument("--steps", type=int, default=600)
@@ -66,14 +66,14 @@ def main() -> None:
             )
             archives = ["--archive", f"raw={BUCKET}/bids", "--archive", f"ours={BUCKET}/out"]
             command(["evaluate", *archives, "--out", f"{BUCKET}/evaluation"], [*settings, "evaluate.cnn=none"])
-            print(json.dumps(kept(arguments.steps)))
+            print(json.dumps(logged_steps(arguments.steps)))
         finally:
             server.kill()
 
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[str]:
-    """Moto's server with an empty bucket; the environment names it."""
+    """Run moto's server with an empty bucket; sets the environment variables of its clients."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -88,7 +88,7 @@ def s3_server() -> Iterator[str]:
 
 
 def upload(folder: Path, endpoint: str) -> None:
-    """Put an archive into the bucket."""
+    """Upload an archive to the bucket."""
     client = boto3.client("s3", endpoint_url=endpoint)
     for path in folder.rglob("*"):
         if path.is_file():
@@ -96,14 +96,14 @@ def upload(folder: Path, endpoint: str) -> None:
 
 
 def command(words: list[str], settings: list[str]) -> None:
-    """Run a command to its end, and say how it ended; images that fail are rows, not the end of the way."""
+    """Run a command, and print its exit code and seconds; a code other than 0 does not stop the benchmark."""
     start = time.perf_counter()
     code = subprocess.run([sys.executable, "-m", "mmh_ray.cli", *words, *settings], check=False).returncode
     print(json.dumps({"command": words[0], "code": code, "seconds": round(time.perf_counter() - start)}), flush=True)
 
 
 def train(settings: list[str], server: MlflowServer, away: float) -> None:
-    """Train, and take the server away for a while when steps are being done."""
+    """Train, and stop the server for a while after the first steps."""
     start = time.perf_counter()
     words = [sys.executable, "-m", "mmh_ray.cli", "train-global", f"{BUCKET}/prepared", *settings]
     training = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
@@ -113,7 +113,7 @@ def train(settings: list[str], server: MlflowServer, away: float) -> None:
         print(line, end="", file=sys.stderr)
         done = re.search(rf"{KILLED_AFTER}(\d+)/", line)
         if done and int(done[1]) > 0 and outage is None:
-            outage = threading.Thread(target=be_away, args=(server, away))
+            outage = threading.Thread(target=restart_after, args=(server, away))
             outage.start()
     code = training.wait()
     if outage is not None:
@@ -122,16 +122,16 @@ def train(settings: list[str], server: MlflowServer, away: float) -> None:
     print(json.dumps({"command": "train-global", "code": code, "seconds": seconds}), flush=True)
 
 
-def be_away(server: MlflowServer, seconds: float) -> None:
-    """Kill the server; start it again later."""
+def restart_after(server: MlflowServer, seconds: float) -> None:
+    """Kill the server, and start it again after some seconds."""
     server.kill()
     time.sleep(seconds)
     server.start()
     print(json.dumps({"MLflow was away, seconds": seconds}), flush=True)
 
 
-def kept(steps: int) -> dict[str, object]:
-    """What MLflow has of the training."""
+def logged_steps(steps: int) -> dict[str, object]:
+    """How many steps of the training have a loss in MLflow."""
     client = mlflow.MlflowClient()
     (run,) = [
         run

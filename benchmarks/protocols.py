@@ -1,12 +1,13 @@
-"""People never trained on at ten protocols never trained on: how alike, and how near to the truth, does a model make their scans?
+"""Measures how alike, and how close to the truth, a model makes scans of unseen people at ten unseen protocols.
 
     python benchmarks/protocols.py LABEL_MAPS [MODEL] [--sequences T1w T2w FLAIR PDw] [--people 3] [--oracle]
 
-LABEL_MAPS is the folder that the model was trained with (`simulation.label_maps`): only its last fifth, which training leaves out, is
-shown. MODEL is `mmh-base` by default. Compared with N4 alone and with N4 and histogram matching to the mean of all scans. Brain masks
-are the true ones. One line per method: PSNR and SSIM between the scans of one person, nRMSE to the noise-free truth after one monotone
-curve for the cohort, gradient correlation with the scan. What the model refuses is named and left out. With `--oracle` the truth itself
-stands in for the network's image, on its grid: what the way back to the scan allows at best.
+LABEL_MAPS is the folder that the model was trained with (`simulation.label_maps`): only its last fifth, which training
+leaves out, is used. MODEL is `mmh-base` by default. It is compared with N4 alone, and with N4 and histogram matching to
+the mean of all scans. Brain masks are the true ones. Prints a line per method: PSNR and SSIM between the scans of one
+person, nRMSE to the noise-free truth after one monotone curve for the cohort, and gradient correlation with the scan.
+Scans that the model refuses are named and left out. With `--oracle` the truth replaces the network's image, on the
+network's grid: this is the best result that the way back to the scan allows.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def main() -> None:
 
 
 class Oracle(Harmonizer):
-    """A harmonizer whose network knows the truth."""
+    """A harmonizer with the truth in place of the network's image."""
 
     truth: Volume
 
@@ -109,7 +110,7 @@ class Oracle(Harmonizer):
 
 
 def compare(sequence: str, label_maps: tuple[str, ...], model: Model, people: int, is_oracle: bool) -> None:
-    """Scans of every person at every protocol, harmonized and judged."""
+    """Simulate, harmonize and measure scans of every person at every protocol."""
     made: dict[str, dict[tuple[int, int], np.ndarray]] = {"raw": {}, "n4": {}, "n4+histogram": {}, "model": {}}
     truths, scans = {}, {}
     harmonizer = Oracle(model.harmonizer.bundle) if is_oracle else model.harmonizer
@@ -138,15 +139,14 @@ def compare(sequence: str, label_maps: tuple[str, ...], model: Model, people: in
     made["n4+histogram"] = {place: match_histogram(image, brains[place], mean) for place, image in scaled.items()}
     print(f"{sequence}: {people} people at {len(PROTOCOLS[sequence])} protocols")
     for method, images in made.items():
-        found = {place: scale_by_percentiles(image, brains[place]) for place, image in images.items()}
-        pairs = [(a, b) for a, b in combinations(sorted(found), 2) if a[0] == b[0]]
-        apart = [psnr(found[a], found[b], brains[a]) for a, b in pairs]
-        alike = [ssim(found[a], found[b], brains[a]) for a, b in pairs[::3]]
-        error = truth_error([truth_bins(image, *truths[place[0]]) for place, image in found.items()]).cohort
-        kept = np.mean([gradient_correlation(found[place], scans[place], brains[place]) for place in found])
-        print(
-            f"{method:13s} PSNR {np.mean(apart):.1f} SSIM {np.mean(alike):.3f} nRMSE {error:.3f} gradients {kept:.3f}"
-        )
+        scaled = {place: scale_by_percentiles(image, brains[place]) for place, image in images.items()}
+        pairs = [(a, b) for a, b in combinations(sorted(scaled), 2) if a[0] == b[0]]
+        psnrs = [psnr(scaled[a], scaled[b], brains[a]) for a, b in pairs]
+        ssims = [ssim(scaled[a], scaled[b], brains[a]) for a, b in pairs[::3]]
+        error = truth_error([truth_bins(image, *truths[place[0]]) for place, image in scaled.items()]).cohort
+        edges = np.mean([gradient_correlation(scaled[place], scans[place], brains[place]) for place in scaled])
+        agreement = f"PSNR {np.mean(psnrs):.1f} SSIM {np.mean(ssims):.3f}"
+        print(f"{method:13s} {agreement} nRMSE {error:.3f} gradients {edges:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What the quality figures of a scan are on real scans, on the same scans spoilt, and on what is no adult's MRI at all.
+"""Measures the quality figures of real scans, of the same scans damaged, and of images that are no MRI of adults.
 
     python -m benchmarks.quality BIDS                # every third image; --every 1 takes all
     python -m benchmarks.quality BIDS --json quality.json
 
-Only preparation runs: these figures need no model. For every group the table gives the range of each figure and how many scans would be
-refused as the sequence in brackets; config.py's thresholds (section `quality`) come from it.
+Scans are only prepared: the figures need no model. For every group the table gives the range of each figure, and how
+many scans would be refused as a scan of the sequence that the group names. The bounds in `config/quality.py` are based
+on it.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ CONFIG = Config()
 FIGURES = ("registration", "coverage", "brain_ml", "fluid_contrast", "white_contrast")
 
 
-def spoilt(volume: Volume, sequence: str) -> Iterator[tuple[str, str, Volume]]:
-    """A scan as it is, then spoilt: name of the group, sequence it is taken for, volume."""
+def variants(volume: Volume, sequence: str) -> Iterator[tuple[str, str, Volume]]:
+    """A scan, unchanged and damaged: name of the group, sequence that it is treated as, volume."""
     other = "T2w" if sequence == "T1w" else "T1w"
     yield f"{sequence} as {sequence}", sequence, volume
     yield f"{sequence} as {other}", other, volume
@@ -48,35 +49,35 @@ def spoilt(volume: Volume, sequence: str) -> Iterator[tuple[str, str, Volume]]:
 
 def coarse(seed: int, sequence: str) -> Volume:
     """A simulated head with its scalp at 4 mm, from one of the named scanners."""
-    anatomy, scanner = simulate_anatomy(Person(seed, scalp=True), 4.0), SITES[seed % len(SITES)]
-    return Volume(
-        render(anatomy, scanner, sequence, np.random.default_rng(seed), 4.0).astype(np.float32), anatomy.affine
-    )
+    anatomy = simulate_anatomy(Person(seed, scalp=True), 4.0)
+    scanner = SITES[seed % len(SITES)]
+    scan = render(anatomy, scanner, sequence, np.random.default_rng(seed), 4.0)
+    return Volume(scan.astype(np.float32), anatomy.affine)
 
 
 def main() -> None:
-    """Prepare every scan and its spoilt copies and print the ranges by group."""
+    """Prepare every scan and its damaged copies, and print the ranges by group."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bids")
     parser.add_argument("--every", type=int, default=3)
     parser.add_argument("--json", type=Path, help="file for all figures")
     arguments = parser.parse_args()
-    found = [
+    images = [
         row for row in find_images(arguments.bids, require_site=False) if row["sequence"] in ("T1w", "T2w", "FLAIR")
     ]
     rows = defaultdict(list)
-    found.sort(key=lambda row: row["sequence"], reverse=True)  # some of every sequence
-    for row in found[:: arguments.every]:
-        for group, sequence, volume in spoilt(read_volume(row["uri"]), row["sequence"]):
-            rows[group].append(measured(volume, sequence) | {"image_id": row["image_id"]})
+    images.sort(key=lambda row: row["sequence"], reverse=True)  # some of every sequence
+    for row in images[:: arguments.every]:
+        for group, sequence, volume in variants(read_volume(row["uri"]), row["sequence"]):
+            rows[group].append(measure(volume, sequence) | {"image_id": row["image_id"]})
     for seed in range(4):
         for sequence in ("T1w", "T2w"):
-            rows[f"CT as {sequence}"].append(measured(computed_tomography(seed), sequence))
+            rows[f"CT as {sequence}"].append(measure(computed_tomography(seed), sequence))
     for seed in range(8):
         for sequence in ("T1w", "T2w"):
             volume = coarse(seed, sequence)
             for name in ("T1w", "T2w"):
-                rows[f"4 mm {sequence} as {name}"].append(measured(volume, name))
+                rows[f"4 mm {sequence} as {name}"].append(measure(volume, name))
     print(f"{'group':<26} {'n':>3} {'refused':>8}" + "".join(f"{name:>18}" for name in FIGURES))
     for group, figures in rows.items():
         cells = []
@@ -89,8 +90,8 @@ def main() -> None:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def measured(volume: Volume, sequence: str) -> dict[str, float]:
-    """The figures of a scan and whether it is refused as that sequence."""
+def measure(volume: Volume, sequence: str) -> dict[str, float]:
+    """The figures of a scan, and whether it is refused as a scan of a sequence."""
     try:
         prepared = prepare_volume(volume, None, CONFIG.grid, CONFIG.prepare)
     except MMHError:

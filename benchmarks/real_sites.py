@@ -1,8 +1,10 @@
-"""One axial slice of real scans: as they came, after N4, harmonized.
+"""Draws an axial slice of real scans: unchanged, after N4, and harmonized.
 
-    python benchmarks/real_sites.py OUT.jpg SCAN.nii.gz [SCAN.nii.gz ...] [--sequence T1w] [--model mmh-base] [--columns 6]
+    python benchmarks/real_sites.py OUT.jpg SCAN.nii.gz [SCAN.nii.gz ...] [--sequence T1w] [--model mmh-base]
+        [--columns 6]
 
-Every scan is shown in unit intensity (99.5th percentile of its brain at 1), resampled to 1 mm, 10 mm above the middle of its brain.
+Every scan is shown in unit intensity (99.5th percentile of its brain at 1), resampled to 1 mm, 10 mm above the middle
+of its brain.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 from mmh_ray.harmonization.one_scan import Model, load
 from mmh_ray.imaging.grid import to_grid
 from mmh_ray.imaging.intensity import correct_bias, robust_scaling
-from mmh_ray.imaging.volume import Volume, read_volume
+from mmh_ray.imaging.volume import read_volume
 
 SHAPE = (170, 210, 1)
 ABOVE_MM = 10.0
@@ -52,7 +54,7 @@ def main() -> None:
 
 
 def slices(path: str, sequence: str, model: Model) -> list[np.ndarray]:
-    """The same slice ``(A, R)`` of the scan, of N4's and of the harmonized image, anterior up."""
+    """The same slice ``(A, R)`` of the scan, of the scan after N4 and of the harmonized image, anterior up."""
     volume = read_volume(path)
     scan = model.harmonizer.run(volume, sequence)
     brain = scan.prepared.brain
@@ -61,12 +63,7 @@ def slices(path: str, sequence: str, model: Model) -> list[np.ndarray]:
     middle = volume.affine @ np.append(np.argwhere(brain).mean(axis=0), 1)
     grid = np.eye(4)
     grid[:3, 3] = middle[:3] - np.array(SHAPE) / 2 + [0, 0, ABOVE_MM]
-    return [laid(volume.like(data), grid) for data in (*unit, scan.harmonized.data)]
-
-
-def laid(volume: Volume, grid: np.ndarray) -> np.ndarray:
-    """The slice on the page."""
-    return to_grid(volume.data, volume.affine, grid, SHAPE)[:, :, 0].T[::-1]
+    return [to_grid(data, volume.affine, grid, SHAPE)[:, :, 0].T[::-1] for data in (*unit, scan.harmonized.data)]
 
 
 if __name__ == "__main__":

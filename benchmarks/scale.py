@@ -1,9 +1,9 @@
-"""What the ledger and the object store take for an image: inputs of the calculation in docs/cluster.md.
+"""Measures the cost of an image in the ledger and in the object store, for the calculation in docs/cluster.md.
 
     python benchmarks/scale.py --images 2000
 
-The ledger writes every row to the disk before the next, so that its rows per second depend on the disk. What travels to an actor and back
-is counted as pickle has it, which Ray uses for plain values.
+The ledger writes every row to the disk before the next one, so that its rows per second depend on the disk. The
+messages to an actor and back are counted in bytes of pickle, which Ray uses for plain values.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def row_of(task: Any) -> LedgerRow:
 
 
 def main() -> None:
-    """Print one figure a line."""
+    """Print one figure per line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
     images = parser.parse_args().images
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def task_of(number: int) -> Any:
-    """An image of an archive as the driver hands it out."""
+    """The task of an image, as the driver sends it to an actor."""
     image_id = f"sub-{number:05d}_ses-01_T1w"
     return {
         "image_id": image_id,

@@ -1,14 +1,16 @@
-"""Does a style vector tell the scanner and not the person? Nearest neighbours among travelers, every person at every site.
+"""Measures whether a style vector shows the scanner and not the person, by nearest neighbours among travelers.
 
     python benchmarks/style.py --methods histogram embedded untrained
     python benchmarks/style.py --methods biomedclip --travelers 4 --slices 3 --json biomedclip.json
 
-Scans are rendered here, with the people and scanners of `mmh phantom`, and prepared as `mmh prepare` does (N4; masks given, no
-registration). None of them was seen in training: archives' people have seeds below a million, training's above, and training draws
-scanners at random. Neighbours are those of the same sequence with the highest cosine (of quantile functions: the least W2 distance).
+Every person is scanned at every site. Scans are rendered here, with the people and scanners of `mmh phantom`, and
+prepared as `mmh prepare` does (N4, known masks, no registration). Training has seen none of them: the seeds of an
+archive's people are below a million and those of training above, and training draws scanners at random. Neighbours are
+scans of the same sequence with the highest cosine (of quantile functions: with the smallest W2 distance).
 
-`untrained` is the embedded architecture with random weights; `biomedclip` is BiomedCLIP's image tower (timm vit_base_patch16_224 with a
-linear projection to 512), written to a folder with random weights and read from there; another name is taken as `style.backbone`.
+`untrained` is the embedded architecture with random weights. `biomedclip` is BiomedCLIP's image tower (timm
+vit_base_patch16_224 with a linear projection to 512), written to a folder with random weights and read from there. Any
+other name is used as `style.backbone`.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ BIOMEDCLIP = {
 
 @dataclass(frozen=True)
 class Scan:
-    """A prepared scan, whose it is and where it was made."""
+    """A prepared scan with its person and site."""
 
     person: int
     site: int
@@ -69,8 +71,9 @@ def travelers(config: PhantomConfig) -> list[Scan]:
             for position, sequence in enumerate(SEQUENCES):
                 rng = np.random.default_rng([config.seed, subject.number, site, position])
                 data = render(anatomy, SITES[site], sequence, rng, config.spacing_mm)
-                found = prepare_volume(Volume(data, anatomy.affine), anatomy.brain, CONFIG.grid, CONFIG.prepare)
-                scans.append(Scan(subject.number, site, sequence, found.image, found.mask, found.quantiles))
+                scan = Volume(data, anatomy.affine)
+                prepared = prepare_volume(scan, anatomy.brain, CONFIG.grid, CONFIG.prepare)
+                scans.append(Scan(subject.number, site, sequence, prepared.image, prepared.mask, prepared.quantiles))
     return scans
 
 
@@ -85,7 +88,7 @@ def untrained_biomedclip(folder: Path) -> Path:
 
 
 def encoder_of(method: str, slices: int) -> TriPlanarStyleEncoder:
-    """The encoder of a method's name; anything unknown is a folder or a name of `style.backbone`."""
+    """The encoder of a method; an unknown name is a folder or a value of `style.backbone`."""
     config, spacing = StyleConfig(slices=slices), CONFIG.grid.spacing_mm
     if method == "untrained":
         torch.manual_seed(0)
@@ -99,7 +102,7 @@ def encoder_of(method: str, slices: int) -> TriPlanarStyleEncoder:
 
 @torch.no_grad()
 def distances(scans: list[Scan], encoder: TriPlanarStyleEncoder | None) -> np.ndarray:
-    """``(n, n)`` distances of scans: one minus cosine of styles, or Euclidean of quantile functions without an encoder."""
+    """``(n, n)`` distances of scans: one minus cosine of styles, or without encoder Euclidean of quantile functions."""
     if encoder is None:
         quantiles = np.stack([scan.quantiles for scan in scans])
         return np.linalg.norm(quantiles[:, None] - quantiles, axis=-1)
@@ -108,13 +111,15 @@ def distances(scans: list[Scan], encoder: TriPlanarStyleEncoder | None) -> np.nd
     return 1 - styles @ styles.T
 
 
-def figures(scans: list[Scan], apart: np.ndarray) -> dict[str, float]:
+def figures(scans: list[Scan], distance: np.ndarray) -> dict[str, float]:
     """Shares of scans whose nearest neighbour is of the same site, or shows the same person."""
-    site, person = (np.array([getattr(scan, key) for scan in scans]) for key in ("site", "person"))
-    same_site, same_person = site[:, None] == site, person[:, None] == person
+    site = np.array([scan.site for scan in scans])
+    person = np.array([scan.person for scan in scans])
+    same_site = site[:, None] == site
+    same_person = person[:, None] == person
 
     def share(hit: np.ndarray, excluded: np.ndarray) -> float:
-        nearest = np.where(excluded | np.eye(len(scans), dtype=bool), np.inf, apart).argmin(1)
+        nearest = np.where(excluded | np.eye(len(scans), dtype=bool), np.inf, distance).argmin(1)
         return float(hit[np.arange(len(scans)), nearest].mean())
 
     nobody = np.zeros_like(same_site)

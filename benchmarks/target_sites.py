@@ -1,20 +1,26 @@
-"""How near do scans of other sites come to a target site, with few and with many of its images, and what is each part worth?
+"""Measures how close scans of other sites come to a target site, by its number of images, and the effect of each part.
 
     make demo
     python benchmarks/target_sites.py --model demo/runs/demo/bundle --out /tmp/target-sites
     python benchmarks/target_sites.py --model demo/runs/demo/bundle --out /tmp/target-sites --only "8 images" --seeds 1
     python benchmarks/target_sites.py --model demo/runs/demo/bundle --out /tmp/target-sites --only parallel
 
-Makes a simulated archive whose first site has 40 subjects, trains targets on 3, 8 and 32 of its images with several seeds (each draws
-its own images), moves the travelers' scans of the other sites there, and scores them as `mmh evaluate --target` does. Ablations at 8
-images: without the style displacement, without reconstruction, without the adapter (the curve alone), without adapters but all weights
-of a copy trained (at a tenth of the learning rate: low-rank updates, of which one factor starts at zero, want about ten times that of
-whole weights), BiomedCLIP's image tower with random weights in place of the embedded style encoder (fewer slices and steps: it is
-slow) beside the embedded one with the same slices and steps, and a target from a single scan without training. `parallel` times
-`mmh train-target` for one site and for two, all sequences, 8 images each, on two CPUs.
+Makes a simulated archive whose first site has 40 subjects, and trains targets on 3, 8 and 32 of its images with several
+seeds, which draw different images. Moves the travelers' scans of the other sites there, and scores them as `mmh
+evaluate --target` does. Ablations at 8 images:
 
-Every score is appended to OUT/scores.jsonl as soon as it is known; what stands there is not done again, so the same command goes on
-where it was, and a run in parts ends in the same table. A cell is the mean over seeds and, after the sign, half the range.
+- without the style displacement, or without reconstruction;
+- without the adapter (the curve alone);
+- all weights of a copy are trained instead of adapters, at a tenth of the learning rate: low-rank updates, with one
+  factor that starts at zero, need about ten times the rate of whole weights;
+- BiomedCLIP's image tower with random weights as style encoder (fewer slices and steps, because it is slow), and the
+  embedded one with the same slices and steps;
+- a target from a single scan, without training.
+
+`parallel` measures the time of `mmh train-target` for one site and for two, all sequences, 8 images each, on two CPUs.
+
+Every score is appended to OUT/scores.jsonl at once and not computed again: the same command continues an interrupted
+run, and a run in parts gives the same table. A cell is the mean over seeds and, after the sign, half the range.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow.compute as pc
@@ -59,9 +66,19 @@ from mmh_ray.models.target.fine_tuner import TargetFineTuner
 from mmh_ray.shards import PreparedStore
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SITE, OTHER, SUBJECTS, OTHERS, TRAVELERS = "alder", "birch", 40, 12, 4
-FULL, BIOMEDCLIP, EMBEDDED = "full fine-tuning", "biomedclip", "embedded, as biomedclip"
-CURVE, SINGLE, PARALLEL = "curve alone", "one scan", "parallel"
+SITE = "alder"
+OTHER = "birch"
+SUBJECTS = 40
+"""Subjects of the target site."""
+OTHERS = 12
+"""Subjects of every other site."""
+TRAVELERS = 4
+FULL = "full fine-tuning"
+BIOMEDCLIP = "biomedclip"
+EMBEDDED = "embedded, as biomedclip"
+CURVE = "curve alone"
+SINGLE = "one scan"
+PARALLEL = "parallel"
 TRAINED: dict[str, dict[str, Any]] = {
     **{f"{images} images": {"images": images} for images in (3, 8, 32)},
     "without displacement": {"images": 8, "displacement_weight": 0.0},
@@ -71,7 +88,7 @@ TRAINED: dict[str, dict[str, Any]] = {
 }
 """Settings of `target` by name; the curve alone is that of 8 images."""
 SLICES = 2
-"""Of the style encoder, where it is BiomedCLIP's or is to be compared with it."""
+"""Slices of the style encoder, if it is BiomedCLIP's or compared with it."""
 NAMES = (*TRAINED, CURVE, SINGLE, PARALLEL)
 METRICS = (
     "psnr",
@@ -91,7 +108,7 @@ SHOWN = (*METRICS, "seconds")
 
 @dataclass(frozen=True)
 class Bench:
-    """Where everything lies."""
+    """Settings and places of the benchmark."""
 
     out: Path
     model: str
@@ -104,12 +121,12 @@ class Bench:
 
     @property
     def manifest(self) -> str:
-        """Its table."""
+        """The manifest of the archive."""
         return str(self.out / "manifest.parquet")
 
     @property
     def prepared(self) -> str:
-        """Its prepared volumes."""
+        """The store of prepared volumes."""
         return str(self.out / "prepared")
 
     @property
@@ -122,7 +139,7 @@ class Bench:
         return [row for row in read_manifest(self.manifest).to_pylist() if row["status"] == "ok"]
 
     def make(self) -> None:
-        """Archive, manifest and prepared volumes, once; sites other than the target keep a few subjects."""
+        """Make archive, manifest and prepared volumes, once; only some subjects of the other sites are kept."""
         if (self.out / "ready").exists():
             return
         make_archive(str(self.bids), replace(self.config.phantom, subjects_per_site=SUBJECTS, travelers=TRAVELERS))
@@ -135,7 +152,8 @@ class Bench:
 
     def prepared_of(self, sequence: str) -> str:
         """A store of prepared volumes of one sequence."""
-        manifest, store = self.out / f"{sequence}.parquet", self.out / f"prepared-{sequence}"
+        manifest = self.out / f"{sequence}.parquet"
+        store = self.out / f"prepared-{sequence}"
         table = read_manifest(self.manifest)
         pq.write_table(table.filter(pc.field("sequence") == sequence), manifest)
         prepare(str(manifest), str(store), self.config)
@@ -143,37 +161,39 @@ class Bench:
 
 
 class FullFineTuner(TargetFineTuner):
-    """The ablation without adapters: a copy of the whole denoiser is trained."""
+    """The ablation without adapters: trains a copy of the whole denoiser."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.frozen, self.copy = self.model.denoiser, copy.deepcopy(self.model.denoiser)
+        self.frozen = self.model.denoiser
+        self.copy = copy.deepcopy(self.frozen)
         for name, value in self.copy.named_parameters():
             value.requires_grad_("lora_" not in name)
         self.frozen.requires_grad_(False)
 
     def wear(self, name: str | None) -> None:
-        """The copy in place of an adapter; the adapters stay off."""
+        """Use the copy in place of an adapter; the adapters stay off."""
         self.model.denoiser = self.frozen if name is None else self.copy
 
     def state(self) -> dict[str, Tensor]:
         """Weights of the copy under the names of a denoiser without adapters."""
-        found = {key.replace(".base_layer", ""): value for key, value in self.copy.state_dict().items()}
-        return {key: value.clone() for key, value in found.items() if "lora_" not in key}
+        state = {key.replace(".base_layer", ""): value for key, value in self.copy.state_dict().items()}
+        return {key: value.clone() for key, value in state.items() if "lora_" not in key}
 
 
 class FullHarmonizer(Harmonizer):
-    """Moves by trained copies of the denoiser, one a sequence."""
+    """Moves scans with trained copies of the denoiser, one per sequence."""
 
     states: dict[str, dict[str, Tensor]]
 
     def _moved(self, unified: np.ndarray, before: Any, ready: Any, target: Target) -> np.ndarray:
-        label, mask = self.bundle.sequence_index(ready.sequence), ready.prepared.mask
+        label = self.bundle.sequence_index(ready.sequence)
+        mask = ready.prepared.mask
         model = copy.deepcopy(self.bundle.model)
         plain = estimate_planes(model, unified, mask, label, self.settings)
         model.denoiser.load_state_dict(self.states[ready.sequence])
-        made = estimate_planes(model, unified, mask, label, self.settings)
-        planes = target.styles[ready.sequence].moved(unified + made - plain, mask)
+        tuned = estimate_planes(model, unified, mask, label, self.settings)
+        planes = target.styles[ready.sequence].moved(unified + tuned - plain, mask)
         return np.clip(planes.mean(0), 0, None) * mask
 
 
@@ -187,34 +207,32 @@ def train(bench: Bench, name: str, seed: int, settings: dict[str, Any], style: A
 
 
 def train_fully(bench: Bench, seed: int, settings: dict[str, Any]) -> tuple[Target, Harmonizer]:
-    """All weights of a copy, in this process."""
-    bundle, store = load_bundle(bench.model, DEVICE), PreparedStore(bench.prepared)
+    """Train all weights of a copy in this process."""
+    bundle = load_bundle(bench.model, DEVICE)
+    store = PreparedStore(bench.prepared)
     config = replace(bench.config, target=replace(bench.config.target, site=(SITE,), seed=seed, **settings))
     tasks = train_target.plan_site(store, SITE, bundle, config)
     harmonizer = FullHarmonizer(bundle, config.harmonize)
-    usual, train_target.TargetFineTuner = train_target.TargetFineTuner, FullFineTuner  # type: ignore[misc]
-    try:
-        found = {task.sequence: train_target.train_adapter(task, store.uri, bundle, config) for task in tasks}
-    finally:
-        train_target.TargetFineTuner = usual  # type: ignore[misc]
-    harmonizer.states = {sequence: outcome.tuned.state for sequence, outcome in found.items()}
-    styles = {sequence: outcome.style for sequence, outcome in found.items()}
+    with mock.patch.object(train_target, "TargetFineTuner", FullFineTuner):
+        outcomes = {task.sequence: train_target.train_adapter(task, store.uri, bundle, config) for task in tasks}
+    harmonizer.states = {sequence: outcome.tuned.state for sequence, outcome in outcomes.items()}
+    styles = {sequence: outcome.style for sequence, outcome in outcomes.items()}
     return Target(SITE, styles, "0" * 64, "", {}, {}, 0), harmonizer
 
 
 def from_scan(bench: Bench, harmonizer: Harmonizer, number: int) -> Target:
     """A target from one subject's scans of the target site."""
-    looks = []
+    targets = []
     for sequence in bench.config.model.sequences:
-        wanted = (SITE, sequence, "train")
-        row = [row for row in bench.rows() if (row["site"], row["sequence"], row["split"]) == wanted][number]
+        group = (SITE, sequence, "train")
+        row = [row for row in bench.rows() if (row["site"], row["sequence"], row["split"]) == group][number]
         mask = read_volume(row["mask_uri"]).data > 0.5
-        looks.append(target_of_scan(harmonizer, read_volume(row["uri"]), sequence, SITE, row["image_id"], mask))
-    return replace(looks[0], styles={name: style for look in looks for name, style in look.styles.items()})
+        targets.append(target_of_scan(harmonizer, read_volume(row["uri"]), sequence, SITE, row["image_id"], mask))
+    return replace(targets[0], styles={name: style for target in targets for name, style in target.styles.items()})
 
 
 def move(bench: Bench, harmonizer: Harmonizer, target: Target | None, folder: Path) -> None:
-    """Write the travelers' scans of the other sites as the target, or for None in the unified domain."""
+    """Write the travelers' scans of the other sites in the target's style, or for None in the unified domain."""
     if target is not None:
         target.attach(harmonizer.bundle)
     for row in bench.rows():
@@ -226,9 +244,10 @@ def move(bench: Bench, harmonizer: Harmonizer, target: Target | None, folder: Pa
             write_volume(harmonizer.finish(ready, image).volume, folder / name)
 
 
-def one(bench: Bench, name: str, seed: int) -> tuple[Target, Harmonizer, float]:
-    """A target, who moves scans to it, and the seconds that it took."""
-    harmonizer, start = Harmonizer(load_bundle(bench.model, DEVICE), bench.config.harmonize), time.monotonic()
+def make_target(bench: Bench, name: str, seed: int) -> tuple[Target, Harmonizer, float]:
+    """A target, the harmonizer that moves scans to it, and the seconds of making it."""
+    harmonizer = Harmonizer(load_bundle(bench.model, DEVICE), bench.config.harmonize)
+    start = time.monotonic()
     if name == SINGLE:
         target = from_scan(bench, harmonizer, seed)
     elif name == CURVE:
@@ -246,45 +265,51 @@ def one(bench: Bench, name: str, seed: int) -> tuple[Target, Harmonizer, float]:
 
 
 def score(bench: Bench, name: str, seed: int) -> None:
-    """Train, move, score; the scores are kept at once."""
-    target, harmonizer, seconds = one(bench, name, seed)
+    """Train, move and score; the scores are written at once."""
+    target, harmonizer, seconds = make_target(bench, name, seed)
     folder = bench.out / "moved" / f"{name}-{seed}"
     move(bench, harmonizer, target, folder)
     keep(bench, name, seed, {"ours": str(folder)}, seconds)
 
 
 def keep(bench: Bench, name: str, seed: int, archives: dict[str, str], seconds: float) -> None:
-    """Append a line of scores: of `ours` alone where it is among the archives, else of all methods."""
+    """Append a line of scores: of `ours` alone if it is among the archives, otherwise of all methods."""
     truth = str(bench.bids / "derivatives" / "truth")
     with tempfile.TemporaryDirectory() as out:
         evaluation = evaluate({"raw": bench.manifest, **archives}, out, bench.config, truth, target=SITE)
     scores = {}
     for sequence, methods in by_sequence(evaluation).items():
         scores[sequence] = {OURS: methods[OURS]} if OURS in methods else methods
-    line = {"name": name, "seed": seed, "seconds": seconds, "scores": scores}
+    append(bench, {"name": name, "seed": seed, "seconds": seconds, "scores": scores})
+
+
+def append(bench: Bench, line: dict[str, Any]) -> None:
+    """Append a line to OUT/scores.jsonl."""
     with (bench.out / "scores.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def in_parallel(bench: Bench) -> None:
-    """Seconds of `mmh train-target` for one site and for two side by side, on two CPUs: of all sequences, and of one, where a site is
-    one task and leaves a CPU to the other."""
+    """Time `mmh train-target` for one site and for two in parallel, on two CPUs.
+
+    Both for all sequences and for one sequence, with which a site is a single task and leaves a CPU to the other.
+    """
     import ray
 
     single = bench.prepared_of(bench.config.model.sequences[0])
     with two_cpus(ray):
         timed(bench, bench.prepared, (SITE,), steps=1)  # starts workers
         for name, store in (PARALLEL, bench.prepared), (f"{PARALLEL}, one sequence", single):
-            alone, both = timed(bench, store, (SITE,)), timed(bench, store, (SITE, OTHER))
-            line = {"name": name, "seed": 0, "one_s": alone, "two_s": both, "ratio": both / alone, "scores": {}}
-            with (bench.out / "scores.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(f"{name}: one site {alone:.0f} s, two sites {both:.0f} s, ratio {both / alone:.2f}")
+            alone = timed(bench, store, (SITE,))
+            both = timed(bench, store, (SITE, OTHER))
+            ratio = both / alone
+            append(bench, {"name": name, "seed": 0, "one_s": alone, "two_s": both, "ratio": ratio, "scores": {}})
+            print(f"{name}: one site {alone:.0f} s, two sites {both:.0f} s, ratio {ratio:.2f}")
 
 
 @contextmanager
 def two_cpus(ray: Any) -> Iterator[None]:
-    """A Ray of two CPUs, for this once."""
+    """A cluster of two CPUs during a block."""
     ray.shutdown()
     ray.init(num_cpus=2, log_to_driver=False)
     yield
@@ -293,7 +318,8 @@ def two_cpus(ray: Any) -> Iterator[None]:
 
 def timed(bench: Bench, store: str, sites: tuple[str, ...], **settings: Any) -> float:
     """Seconds until all adapters of the sites are registered."""
-    storage, start = str(bench.out / "runs" / PARALLEL), time.monotonic()
+    storage = str(bench.out / "runs" / PARALLEL)
+    start = time.monotonic()
     target = replace(bench.config.target, site=sites, images=8, storage=storage, **settings)
     train_target.train_targets(store, bench.model, replace(bench.config, target=target))
     return time.monotonic() - start
@@ -311,8 +337,8 @@ def table(lines: list[dict[str, Any]]) -> None:
                 cells[sequence, key].append([np.nan if values.get(m) is None else values[m] for m in SHOWN])
     print("| | |", *(f"{name} |" for name in SHOWN))
     print("|---" * (len(SHOWN) + 2) + "|")
-    for (sequence, name), found in sorted(cells.items()):
-        values = np.array(found)
+    for (sequence, name), rows in sorted(cells.items()):
+        values = np.array(rows)
         spread = (values.max(0) - values.min(0)) / 2
         print(
             f"| {sequence} | {name} |", *(f"{m:.3f} ± {s:.3f} |" for m, s in zip(values.mean(0), spread, strict=True))
@@ -320,16 +346,16 @@ def table(lines: list[dict[str, Any]]) -> None:
 
 
 def done(out: Path) -> list[dict[str, Any]]:
-    """What was scored before."""
+    """Scores of earlier runs."""
     path = out / "scores.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def main() -> None:
-    """Make, train, move, score, print."""
+    """Make the archive, train, move, score, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="bundle folder, made by `make demo`")
-    parser.add_argument("--out", type=Path, required=True, help="new folder, or that of an earlier run to go on with")
+    parser.add_argument("--out", type=Path, required=True, help="new folder, or that of an earlier run to continue")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -337,8 +363,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     out = arguments.out.absolute()
-    given = [f"tracking.uri=sqlite:///{out}/mlflow.db", "evaluate.cnn=some", *arguments.overrides]
-    bench = Bench(out, arguments.model, load_config(Path(__file__).parents[1] / "configs/demo.yaml", given))
+    settings = [f"tracking.uri=sqlite:///{out}/mlflow.db", "evaluate.cnn=some", *arguments.overrides]
+    bench = Bench(out, arguments.model, load_config(Path(__file__).parents[1] / "configs/demo.yaml", settings))
     bench.make()
     known = {(line["name"], line["seed"]) for line in done(out)}
     if ("baselines", 0) not in known:

@@ -1,12 +1,13 @@
-"""Which targets should training see: the teacher's, simulated ones, or both? Several seeds, on held-out travelers.
+"""Compares training on the teacher's targets, on simulated targets and on both, on held-out travelers.
 
     mmh phantom bids --config configs/demo.yaml
     mmh manifest bids manifest.parquet --config configs/demo.yaml
     mmh prepare manifest.parquet prepared --config configs/demo.yaml
     python benchmarks/targets.py manifest.parquet prepared --truth bids/derivatives/truth
 
-Every run trains the demo's network in this process for fewer steps than the demo does and harmonizes the travelers' scans with and
-without detail projection. Measures are those of `mmh evaluate`; a cell is the mean over seeds and, after the sign, half the range.
+Every run trains the demo's network in this process, for fewer steps than the demo, and harmonizes the travelers' scans
+with and without detail projection. The metrics are those of `mmh evaluate`; a cell is the mean over seeds and, after
+the sign, half the range.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from travelers import MEASURES, measured, read
+from travelers import MEASURES, measure, read
 
 from mmh_ray.config import Config, load_config
 from mmh_ray.distributed.datasets import GroupMaker
@@ -32,14 +33,14 @@ from mmh_ray.shards import PreparedStore
 
 
 def trained(store: str, config: Config) -> Bundle:
-    """The averaged weights after the last step, as they are."""
+    """A bundle with the averaged weights after the last step."""
     torch.manual_seed(config.train.seed)
     domain = UnifiedDomain.of(PreparedStore(store), config)
     quantiles = domain.as_tensor(config.model.sequences)
     trainer = Trainer(GlobalHarmonizer(config.model, config.train, quantiles), config.train)
     threads = torch.get_num_threads()
     maker = GroupMaker(store, config, domain)
-    torch.set_num_threads(threads)  # the maker takes one, as in its actor
+    torch.set_num_threads(threads)  # the group maker may have set one thread
     share = config.train.volumes_per_step
     for step in range(config.train.steps):
         trainer.step(SlabBatch.of_groups(maker({"id": np.arange(step * share, (step + 1) * share)})))
@@ -47,7 +48,7 @@ def trained(store: str, config: Config) -> Bundle:
 
 
 def main() -> None:
-    """Train every mixture with every seed and print a table per sequence."""
+    """Train with every mixture and seed, and print a table per sequence."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest")
     parser.add_argument("prepared")
@@ -70,7 +71,7 @@ def main() -> None:
                 chosen = [scan for scan in scans if scan[0]["sequence"] == sequence]
                 images = [harmonizer.run(volume, sequence, mask).volume.data for _, volume, mask, _ in chosen]
                 facts = {"share": share, "seed": seed, "detail": detail, "sequence": sequence}
-                rows.append(facts | measured(chosen, images))
+                rows.append(facts | measure(chosen, images))
     for sequence, detail in itertools.product(base.model.sequences, ("model", "project")):
         print(f"{sequence}, harmonize.detail={detail}: " + ", ".join(MEASURES))
         for share in arguments.shares:

@@ -1,11 +1,11 @@
-"""Images a minute of `mmh harmonize`, beside plain processes and beside Ray Data, all with the same worker class.
+"""Compares images a minute of `mmh harmonize`, of plain processes and of Ray Data, all with the same worker class.
 
     python benchmarks/throughput.py BIDS [--images 30] [--ways loop:2 pool:2 pool:1 data:2]
 
-Takes the images of the archive with most voxels. A way is a name and a number of workers: `loop`, processes that know
-nothing of Ray; `pool`, the job as users run it, with its ledger and report; `single`, the same with one image at a time
-in each actor; `data`, an actor pool of Ray Data. Each way runs in a process of its own, from nothing: its seconds
-include what it starts. Compare the ways of one run; on a busy machine they mean nothing.
+Uses the images of the archive with the most voxels. A way is a name and a number of workers: `loop`, processes without
+Ray; `pool`, the job as users run it, with its ledger and report; `single`, the same with one image at a time in each
+actor; `data`, an actor pool of Ray Data. Each way runs in a new process, and its seconds include everything that it
+starts. Only compare ways of the same run, on a machine that is not busy.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WAYS = ("loop:2", "pool:2", "pool:1", "data:2")
 
 
 def main() -> None:
-    """Run the ways one after the other; print a row each."""
+    """Run the ways one after the other; print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bids")
     parser.add_argument("--images", type=int, default=30)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def one_way(way: str, bids: str, images: int) -> dict[str, Any]:
-    """Harmonize the images in one way; their number by status."""
+    """Harmonize the images in one way; returns their number by status."""
     name, workers = way.split(":")
     scans = largest(Path(bids), images)
     with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +93,7 @@ def largest(bids: Path, number: int) -> list[Path]:
 
 
 def arguments_of(job: Job, inputs: RunInputs, workers: int) -> tuple[Any, ...]:
-    """What a worker is made with."""
+    """Arguments of a worker."""
     return bundle_files(inputs.model_folder), job.config, job.out, inputs.model, list(inputs.domains), workers
 
 
@@ -111,14 +111,14 @@ def _status(task: Task) -> str:
 
 
 def by_processes(tasks: list[Task], job: Job, inputs: RunInputs, workers: int) -> list[str]:
-    """Statuses, from processes that take the next image when they have done one."""
+    """Statuses of images that are harmonized by plain processes."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, _start, (arguments_of(job, inputs, workers),)) as pool:
         return list(pool.imap_unordered(_status, tasks))
 
 
 class _Batches:
-    """A worker as Ray Data wants it."""
+    """A worker with the interface that Ray Data needs."""
 
     def __init__(self, *arguments: Any) -> None:
         self.worker = HarmonizeWorker(*arguments)
@@ -128,7 +128,7 @@ class _Batches:
 
 
 def by_ray_data(tasks: list[Task], job: Job, inputs: RunInputs, workers: int) -> list[str]:
-    """Statuses, from an actor pool of Ray Data; a task travels as JSON, as its empty fields have no type."""
+    """Statuses of images in an actor pool of Ray Data; tasks are sent as JSON: empty fields have no type."""
     import ray
 
     from mmh_ray.distributed.cluster import connect

@@ -1,11 +1,11 @@
-"""Seconds that a training on a cluster of a head and two nodes loses when one of the nodes dies.
+"""Measures the seconds that a training on a cluster of a head and two nodes loses when a node dies.
 
     python benchmarks/training_node_loss.py [--steps 120] [--killed-at 45]
 
 Starts a head without CPUs and two nodes of two CPUs on this machine, and `mmh train-global` with two workers, on
-simulated people alone. When so many steps are in MLflow, a node is killed with all of its processes. Training goes on
-from its last checkpoint on what is left. Prints what the loss cost: from the kill until the last step from before it is
-reached again.
+simulated people alone. When `--killed-at` steps are in MLflow, a node is killed with all of its processes. Training
+goes on from its last checkpoint on the other node. Prints the cost of the loss: the time from the kill until training
+has passed the last step before it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ EXPERIMENT = "node-loss"
 
 
 def main() -> None:
-    """Train, kill a node, and print what it cost."""
+    """Train, kill a node, and print the cost of the loss."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--killed-at", type=int, default=45, help="steps that are in MLflow then")
@@ -69,7 +69,7 @@ def settings_of(folder: str, tracking: str, steps: int) -> list[str]:
 
 
 def losses(tracking: str) -> list[Metric]:
-    """What MLflow has of the loss, by the time of its step; nothing before the run has begun."""
+    """The losses in MLflow, sorted by time; none before the run has begun."""
     client = mlflow.MlflowClient(tracking)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
@@ -80,12 +80,12 @@ def losses(tracking: str) -> list[Metric]:
 
 
 def cost_of_loss(entries: list[Metric], killed: float) -> dict[str, float]:
-    """Seconds until a step was done again, until training was where it had been, and steps done twice."""
+    """Seconds until the next step was done, and until training had passed the last step before the kill."""
     before = [entry for entry in entries if entry.timestamp <= 1000 * killed]
     after = [entry for entry in entries if entry.timestamp > 1000 * killed]
     reached = max(entry.step for entry in before)
     if all(entry.step <= reached for entry in after):
-        raise SystemExit(f"the training was through with step {reached} when the node was lost; give more --steps")
+        raise SystemExit(f"no step after step {reached}, which was done before the node was lost; give more --steps")
     first = after[0]
     caught_up = next(entry for entry in after if entry.step > reached)
     seconds_a_step = (before[-1].timestamp - before[0].timestamp) / 1000 / (len(before) - 1)

@@ -1,4 +1,4 @@
-"""Travelers of a simulated archive and the measures of `mmh evaluate` on them, for benchmarks that train or sample in one process."""
+"""Reads the travelers of a simulated archive and measures images of them, for benchmarks that run in one process."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Scan = tuple[dict[str, Any], Volume, np.ndarray, np.ndarray]
 """Manifest row, scan, brain mask, noise-free truth."""
 
 
-def measured(scans: list[Scan], images: list[np.ndarray]) -> dict[str, float]:
-    """Measures of one sequence, as `mmh evaluate` takes them."""
+def measure(scans: list[Scan], images: list[np.ndarray]) -> dict[str, float]:
+    """The metrics of `mmh evaluate` for the images of one sequence."""
     scaled = [scale_by_percentiles(image, mask) for image, (_, _, mask, _) in zip(images, scans, strict=True)]
     pairs: dict[str, list[float]] = {"psnr": [], "ssim": [], "w1": []}
     for (one, a), (other, b) in itertools.combinations(zip(scans, scaled, strict=True), 2):
@@ -34,20 +34,21 @@ def measured(scans: list[Scan], images: list[np.ndarray]) -> dict[str, float]:
             pairs["psnr"].append(psnr(a, b, both))
             pairs["ssim"].append(ssim(a, b, both))
             pairs["w1"].append(w1(a[one[2]], b[other[2]]))
-    found = {name: float(np.mean(values)) for name, values in pairs.items()}
+    means = {name: float(np.mean(values)) for name, values in pairs.items()}
     edges = [gradient_correlation(image, scan[1].data, scan[2]) for image, scan in zip(images, scans, strict=True)]
     joints = [joint_bins(image, truth, mask) for image, (_, _, mask, truth) in zip(images, scans, strict=True)]
-    return found | {"gradient_correlation": float(np.mean(edges)), "truth_nrmse": truth_error(joints).cohort}
+    return means | {"gradient_correlation": float(np.mean(edges)), "truth_nrmse": truth_error(joints).cohort}
 
 
 def read(manifest: str, truth: str, travelers: int) -> list[Scan]:
-    """Scans of the first travelers with mask and truth."""
+    """Scans of the first travelers, with masks and truth."""
     rows = [row for row in pq.read_table(manifest).to_pylist() if row["subject"].startswith("traveler")]
     subjects = sorted({row["subject"] for row in rows})[:travelers]
     scans = []
     for row in rows:
         if row["subject"] in subjects:
-            stem = f"{truth}/sub-{row['subject']}/anat/sub-{row['subject']}_desc-noisefree_{row['sequence']}.nii.gz"
+            sub = f"sub-{row['subject']}"
+            noise_free = read_volume(f"{truth}/{sub}/anat/{sub}_desc-noisefree_{row['sequence']}.nii.gz")
             mask = read_volume(row["mask_uri"]).data > 0.5
-            scans.append((row, read_volume(row["uri"]), mask, read_volume(stem).data))
+            scans.append((row, read_volume(row["uri"]), mask, noise_free.data))
     return scans

@@ -1,4 +1,4 @@
-"""A head without CPUs and two nodes of two CPUs on this machine, and a command that joins them, for the benchmarks that kill a node."""
+"""Starts a head without CPUs and two nodes of two CPUs on this machine, for benchmarks that kill a node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 @contextmanager
 def two_nodes() -> Iterator[tuple[Any, list[Any]]]:
-    """The cluster and its two nodes; stopped in the end."""
+    """The cluster and its two nodes; it is stopped at the end."""
     from ray.cluster_utils import Cluster
 
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -27,7 +27,7 @@ def two_nodes() -> Iterator[tuple[Any, list[Any]]]:
 
 @contextmanager
 def running(address: str, *arguments: str, folder: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """`mmh` in a process of its own that joins the cluster; killed in the end."""
+    """Run `mmh` in a new process that joins the cluster; it is killed at the end."""
     command = [sys.executable, "-m", "mmh_ray.cli", *arguments]
     driver = subprocess.Popen(command, cwd=folder, env={**os.environ, "RAY_ADDRESS": address})
     try:
@@ -37,7 +37,7 @@ def running(address: str, *arguments: str, folder: Path | None = None) -> Iterat
 
 
 def wait_until(reached: Callable[[], bool], driver: subprocess.Popen[bytes], pause_s: float) -> None:
-    """Until something is there while the command still runs."""
+    """Wait until a condition is met; exit if the command ends first."""
     while not reached():
         if driver.poll() is not None:
             raise SystemExit("the run ended before a node was to be killed")

@@ -1,1 +1,1 @@
-"""The only place that knows Ray: datasets, training, batch harmonization."""
+"""Everything that uses Ray: the cluster, datasets, training, preparing, harmonizing and evaluating archives."""

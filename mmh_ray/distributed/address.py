@@ -1,4 +1,4 @@
-"""RAY_ADDRESS: what it may say, and whether Ray listens there. Ray itself would try for minutes, then say little."""
+"""Checks RAY_ADDRESS and whether Ray answers there. Ray itself would try for minutes and then say little."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 from mmh_ray.errors import ConfigError
 
 PATIENCE_S = 10.0
-"""Seconds that a cluster has to answer: one that is being started needs a few."""
+"""Seconds that a cluster has to answer: one that is just starting needs a few."""
 CLIENT = "ray://"
 
 _EXPECTED = "the address of a running Ray cluster, such as 10.0.0.1:6379"
@@ -18,13 +18,13 @@ _PLACE = re.compile(r"(?P<host>\[[\da-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})")
 
 
 def given_address() -> str | None:
-    """What RAY_ADDRESS says; None where Ray is to be started on this machine."""
+    """The address in RAY_ADDRESS; None if Ray is to be started on this machine."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return None if address in ("", "local") else address
 
 
 def check_address(address: str, patience_s: float = PATIENCE_S) -> None:
-    """Raise ConfigError unless something that speaks Ray's protocol (gRPC) answers there.
+    """Raise ConfigError unless a server with Ray's protocol (gRPC) answers at an address.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def check_address(address: str, patience_s: float = PATIENCE_S) -> None:
     patience_s:
         Seconds to wait for an answer.
     """
-    place = _found_here() if address == "auto" else address.removeprefix(CLIENT)
+    place = _address_here() if address == "auto" else address.removeprefix(CLIENT)
     if "://" in place:
         remedy = (
             "An http address is for `ray job submit --address`: unset RAY_ADDRESS, or give the cluster's own address."
@@ -48,30 +48,30 @@ def check_address(address: str, patience_s: float = PATIENCE_S) -> None:
 
 
 def refused(address: str, error: Exception) -> ConfigError:
-    """The error of a cluster that is there but cannot be joined: of another version, with another token."""
+    """The error for a cluster that exists but cannot be joined, such as one with another version or token."""
     first_line = str(error).strip().partition("\n")[0]
     return ConfigError(f"RAY_ADDRESS={address}: {type(error).__name__}: {first_line}", _EXPECTED, _REMEDY)
 
 
-def _found_here() -> str:
+def _address_here() -> str:
     """``HOST:PORT`` of the cluster that runs on this machine, or ran there."""
     from ray._private.services import canonicalize_bootstrap_address
 
     try:
-        found = canonicalize_bootstrap_address("auto")
+        address = canonicalize_bootstrap_address("auto")
     except (ConnectionError, ValueError) as error:
         raise refused("auto", error) from error
-    assert found is not None, "an address was asked for"
-    return found
+    assert address is not None, "`auto` always gives an address"
+    return address
 
 
 def _answers(host: str, port: int, patience_s: float) -> bool:
-    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # whoever answers then asks for a certificate first
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # the server would require a certificate first
         return _accepts(host, port, patience_s)
     import grpc
 
-    straight = [("grpc.enable_http_proxy", 0)]  # as Ray goes itself
-    with grpc.insecure_channel(f"{host}:{port}", options=straight) as channel:
+    without_proxy = [("grpc.enable_http_proxy", 0)]  # as Ray itself connects
+    with grpc.insecure_channel(f"{host}:{port}", options=without_proxy) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=patience_s)
         except grpc.FutureTimeoutError:

@@ -1,4 +1,4 @@
-"""The simple methods of an evaluation, fitted on images that nobody scores."""
+"""Fits the baselines of an evaluation on training images, which are not scored."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def read_training(
     style: StyleFunction | None,
     evaluation_log: EvaluationLog,
 ) -> dict[str, list[TrainingImage]]:
-    """The training images that can be read, by sequence, in the order of the records; the others go into the log."""
+    """Readable training images by sequence, in the order of the records; the others are added to the log."""
     images: dict[str, TrainingImage] = {}
-    for done in map_unordered(_training_image, records, (iterations, style), "Fitting baselines", "images"):
+    for done in map_unordered(training_image, records, (iterations, style), "Fitting baselines", "images"):
         image_id = done.item.image_id
         if isinstance(done.result, Exception):
             evaluation_log.add_unusable(RAW, image_id, done.result)
@@ -35,13 +35,8 @@ def read_training(
     return dict(by_sequence)
 
 
-def _training_image(record: ImageRecord, shared: tuple[tuple[int, ...], StyleFunction | None]) -> TrainingImage:
-    iterations, style = shared
-    return training_image(record, iterations, style)
-
-
 def fit_baselines(methods: Iterable[str], training: Sequence[TrainingImage]) -> dict[str, Baseline]:
-    """Baselines from training images; without any, those that learn nothing from a cohort."""
+    """Baselines fitted on training images; without any, only those that need no fitting."""
     fitted: dict[str, Baseline] = {}
     for method in methods:
         baseline = BASELINES[method]
@@ -59,7 +54,7 @@ def note_unfitted(
     target: str | None,
     notes: list[str],
 ) -> None:
-    """Say which of the methods could not be fitted, by sequence."""
+    """Note for each sequence which methods could not be fitted."""
     missing = "image of split train" if target is None else f"usable scan of another person at {target}"
     for sequence, fitted in baselines.items():
         unfitted = [method for method in methods if method not in fitted]

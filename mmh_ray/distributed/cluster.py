@@ -1,4 +1,4 @@
-"""Joining or starting Ray, and the one place that decides how many CPUs each kind of work reserves."""
+"""Joins or starts Ray, and decides how many CPUs training reserves."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 def connect() -> None:
-    """Join the cluster of the environment (a submitted job, RAY_ADDRESS) or start Ray on this machine; once per process.
+    """Join the cluster of the environment (a submitted job, RAY_ADDRESS) or start Ray here; once per process.
 
-    On a laptop Ray is told of at least four CPUs, so that training workers and data loading, which wait for each other,
-    can both be placed on two cores.
+    Ray on this machine gets at least four CPU slots: training workers and data loading wait for each other, and both
+    must find room on a laptop with two cores.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def connect() -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    # A lost node counts as alive for some seconds; workers that are placed on it in vain are placed anew after this time.
+    # A lost node counts as alive for some seconds; workers that were placed on it are placed again after this time.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     address = given_address()
     with handlers_kept():
@@ -49,12 +49,12 @@ def connect() -> None:
 
 
 def live_nodes() -> int:
-    """Machines that the cluster has now; Ray also lists those that it has lost."""
+    """Number of machines in the cluster now; Ray also lists those that it has lost."""
     return sum(node["Alive"] for node in ray.nodes())
 
 
 def gpus_of_a_task() -> int:
-    """GPUs that a task with a network reserves: one, where the cluster has any."""
+    """GPUs that a task with a network reserves: one, if the cluster has any."""
     return 1 if ray.cluster_resources().get("GPU", 0) else 0
 
 
@@ -65,46 +65,41 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNIN
 def _join(address: str) -> None:
     check_address(address)
     try:
-        ray.init(**QUIET)  # reads RAY_ADDRESS itself, and what the job manager put beside it
+        ray.init(**QUIET)  # reads RAY_ADDRESS itself, and the job manager's other variables
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise refused(address, error) from error
 
 
 def _start() -> None:
-    """A private cluster on loopback, gone with this process."""
+    """Start a private cluster on loopback, which ends with this process."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     options = session_options()
     try:
         ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **options, **QUIET)
-    except Exception as error:  # Ray raises plain ones, too, such as where a busy machine is slow to start it
+    except Exception as error:  # Ray raises plain ones, too, for example if a busy machine is slow to start it
         received = f"Ray does not start on this machine ({type(error).__name__}: {error})"
-        remedy = "Look for processes that take its memory or ports, or name a short folder in RAY_TMPDIR."
-        raise ConfigError(received, "room, memory and sockets for a cluster of its own", remedy) from error
+        remedy = "Look for processes that use its memory or ports, or name a short folder in RAY_TMPDIR."
+        raise ConfigError(received, "room, memory and sockets for a private cluster", remedy) from error
 
 
 def disconnect() -> None:
-    """Leave the cluster, and end it if it was started here; without one nothing happens."""
+    """Leave the cluster, and end it if this process started it; without one nothing happens."""
     ray.shutdown()
 
 
 def describe_place(needs: Mapping[str, float]) -> str:
-    """Why an actor with these needs has no place, as far as the living nodes show it.
-
-    It tells a cluster that is too small from one whose room other work holds.
-    """
+    """Why an actor with these needs finds no room: the living nodes are too small, or other work uses them."""
     nodes = _node_resources()
     needed = {name: amount for name, amount in needs.items() if amount}
     request = f"an actor needs {_in_words(needed)} on one node"
     if _capacity(nodes, needed) == 0:
-        largest = {}
-        for name in needed:
-            largest[name] = max(node.get(name, 0.0) for node in nodes)
-        return f"{request}, and none has that (nodes: {len(nodes)}; the most is {_in_words(largest)})"
+        largest = {name: max(node.get(name, 0.0) for node in nodes) for name in needed}
+        return f"{request}, but no node has that (nodes: {len(nodes)}; the most is {_in_words(largest)})"
 
     available = ray.available_resources()
     free = {name: available.get(name, 0.0) for name in needed}
-    takers = "other work, or actors that are starting still, hold the room"
-    return f"{request}, and {takers} (nodes: {len(nodes)}; free are {_in_words(free)})"
+    cause = "other work or actors that are still starting use it"
+    return f"{request}, but {cause} (nodes: {len(nodes)}; free: {_in_words(free)})"
 
 
 def _in_words(resources: Mapping[str, float]) -> str:
@@ -113,40 +108,39 @@ def _in_words(resources: Mapping[str, float]) -> str:
 
 
 def _node_resources() -> list[dict[str, float]]:
-    """What each living node has."""
+    """Resources of each living node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @dataclass(frozen=True)
 class TrainingPlacement:
-    """What a training takes of the cluster."""
+    """What a training reserves in the cluster."""
 
     workers: int
     resources: dict[str, float]
-    """Of each worker, its loaders included: they run on its node, so that nothing but the worker waits for room."""
+    """Reserved by each worker for itself and its loaders, which run on its node; only the worker waits for room."""
     loaders: int
     """Processes that make the batches of a worker."""
 
     def __str__(self) -> str:
-        needs = ", ".join(f"{amount:g} {name}" for name, amount in self.resources.items())
-        return f"{self.workers} training workers with {needs} and {self.loaders} loaders each"
+        return f"{self.workers} training workers with {_in_words(self.resources)} and {self.loaders} loaders each"
 
 
 MOST_LOADERS = 8
 LOADER_CPUS = 0.5
-"""CPUs that are reserved for a loader; it waits for the trainer most of the time."""
+"""CPUs reserved for a loader, which waits for the trainer most of the time."""
 LEAST_CPUS = 1.0
-"""Of a worker with one loader, where the cluster is small."""
+"""CPUs of a worker with one loader in a small cluster."""
 POLL_SECONDS = 5.0
 
 
 def place_training(counts: Sequence[int], use_gpu: bool) -> TrainingPlacement:
-    """The first of some numbers of workers that the living nodes can hold, each with as many loaders as there is room for.
+    """The first of some numbers of workers that fits on the living nodes, each with as many loaders as possible.
 
     Raises
     ------
     ConfigError
-        If they can hold none of them; waiting for more could last for ever.
+        If none of the numbers fits; waiting for more nodes could last forever.
     """
     nodes = _node_resources()
     gpus = {"GPU": 1.0} if use_gpu else {}
@@ -166,9 +160,9 @@ def place_training(counts: Sequence[int], use_gpu: bool) -> TrainingPlacement:
 
 
 def await_placement(counts: Sequence[int], use_gpu: bool, wait_s: float) -> TrainingPlacement:
-    """As :func:`place_training`, but wait for nodes for so many seconds, and say so, before the ConfigError."""
+    """Call :func:`place_training` until it succeeds; its ConfigError is raised after ``wait_s`` seconds."""
     end = time.monotonic() + wait_s
-    is_announced = False
+    wait_is_logged = False
     while True:
         try:
             return place_training(counts, use_gpu)
@@ -177,26 +171,27 @@ def await_placement(counts: Sequence[int], use_gpu: bool, wait_s: float) -> Trai
                 received = f"{error.received}, {wait_s:g} s after a node was lost"
                 remedy = "Add nodes, or raise train.wait_s; the same command goes on from the last checkpoint."
                 raise ConfigError(received, error.expected, remedy) from error
-            if not is_announced:
+            if not wait_is_logged:
                 log.warning("training waits up to %g s for nodes: %s", wait_s, error)
-                is_announced = True
+                wait_is_logged = True
         time.sleep(min(POLL_SECONDS, max(0.0, end - time.monotonic())))
 
 
 class _Share(NamedTuple):
-    """What a training worker may take of its node."""
+    """The share of a node that a training worker takes."""
 
     room: float
-    """CPUs that it should find there."""
+    """CPUs that the node should have for it."""
     cpus: float
-    """CPUs that it reserves of them."""
+    """CPUs that it reserves."""
     loaders: int
 
 
 def _shares() -> Iterator[_Share]:
-    """The most generous first.
+    """Possible shares, the largest first.
 
-    A loader is worth two CPUs of a large node, of which it reserves a quarter: its numerical libraries use the rest at times.
+    On a large node two CPUs are counted for each loader, but only half a CPU is reserved: its numerical libraries use
+    the rest at times.
     """
     for loaders in range(MOST_LOADERS, 0, -1):
         reserved = LOADER_CPUS * loaders
@@ -206,7 +201,7 @@ def _shares() -> Iterator[_Share]:
 
 
 def _capacity(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:
-    """How many workers with these needs the nodes can hold; none stands on two nodes."""
+    """How many workers with these needs fit on the nodes; a worker cannot be split between nodes."""
     count = 0
     for node in nodes:
         count += min(int(node.get(name, 0.0) // amount) for name, amount in needs.items())

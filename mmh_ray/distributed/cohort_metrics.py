@@ -1,7 +1,7 @@
-"""Metrics of whole cohorts on Ray: a task per sequence and method gathers what single images left in the object store.
+"""Computes the metrics of whole cohorts on Ray, in a task per sequence and method.
 
-Metrics of images stay there, too. What comes back to the driver does not grow with the cohort, but for the points on
-its maps.
+A task gathers the results of single images in the object store and leaves its metrics there. Except for the points of
+scatter plots, the results that return to the driver do not grow with the cohort.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class StoredCohort:
-    """What metrics of a cohort are computed from.
+    """The input of a cohort's metrics.
 
     Attributes
     ----------
@@ -57,23 +57,23 @@ class StoredCohort:
 
 
 class MethodMetrics(NamedTuple):
-    """What a method leaves in the object store: its images (none: it makes no images), and its metrics."""
+    """Images (none for a method that makes none) and metrics of a method, kept in the object store."""
 
     records: list[ImageRecord]
     metrics: ValuesByMetric
 
 
 class MethodSummary(NamedTuple):
-    """What `evaluation.json` holds of a method and sequence.
+    """The part of `evaluation.json` about one method and sequence.
 
     Attributes
     ----------
     entries:
-        By metric.
+        Entry by metric.
     differences:
-        The same of ours minus this method.
+        Entry by metric of ours minus this method.
     labels:
-        ``{site: {metric: mean, "n": images}}`` of the tissues that others drew; empty without label maps.
+        ``{site: {metric: mean, "n": images}}`` of the tissues in label maps; empty without label maps.
     """
 
     entries: dict[str, Entry]
@@ -83,16 +83,16 @@ class MethodSummary(NamedTuple):
 
 @dataclass
 class Summary:
-    """What an evaluation holds of all methods.
+    """The results of all methods.
 
     Attributes
     ----------
     entries, differences:
-        ``{method: {sequence: {metric: entry}}}``, and the same of the differences of ours to each.
+        ``{method: {sequence: {metric: entry}}}`` of the method's metrics, and of ours minus the method.
     tables:
-        References to tables of images' metrics.
+        References to the tables of images' metrics.
     labels:
-        ``{sequence: {method: {site: {metric: mean, "n": images}}}}`` of the tissues that others drew.
+        ``{sequence: {method: {site: {metric: mean, "n": images}}}}`` of the tissues in label maps.
     """
 
     entries: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
@@ -102,14 +102,14 @@ class Summary:
 
 
 def measure_cohort(cohort: StoredCohort, log: EvaluationLog) -> tuple[dict[Key, ray.ObjectRef], dict[Key, PictureData]]:
-    """References to every method's :class:`MethodMetrics`, and what pictures need."""
+    """References to the :class:`MethodMetrics` of every method, and the data for its pictures."""
     keys = [(sequence, method) for sequence, methods in cohort.methods.items() for method in methods]
     for sequence in cohort.cases:
         if cohort.training.get(sequence):
             keys += [(sequence, method) for method in FEATURE_METHODS]
     metrics: dict[Key, ray.ObjectRef] = {}
     pictures: dict[Key, PictureData] = {}
-    for done in map_unordered(_measure_method, keys, cohort, "Comparing", "methods", keep=True):
+    for done in map_unordered(_measure_method, keys, (cohort,), "Comparing", "methods", keep=True):
         if isinstance(done.result, Exception):
             sequence, method = done.item
             log.notes.append(f"{sequence}: no metrics of {method}: {done.result}")
@@ -132,7 +132,7 @@ def summarise(metrics: Mapping[Key, ray.ObjectRef], config: EvaluateConfig) -> S
         summaries[done.item] = done.result
         tables[done.item] = done.kept
     summary = Summary()
-    for key in sorted(summaries):  # whatever the order in which tasks ended
+    for key in sorted(summaries):  # independent of the order in which tasks ended
         sequence, method = key
         summary.entries[method][sequence] = summaries[key].entries
         if summaries[key].labels:
@@ -147,9 +147,9 @@ def summarise(metrics: Mapping[Key, ray.ObjectRef], config: EvaluateConfig) -> S
 def entries_of(
     metrics: ValuesByMetric, ours: ValuesByMetric, config: EvaluateConfig
 ) -> tuple[dict[str, Entry], dict[str, Entry]]:
-    """What JSON holds of a method's metrics, and of ours minus them.
+    """JSON entries of a method's metrics, and of ours minus the method's.
 
-    Of a ratio whose best is 1, distances to 1 are compared.
+    Ratios with 1 as their best value are compared by their distances to 1.
     """
     entries = {}
     differences = {}
@@ -170,7 +170,7 @@ def entries_of(
 
 
 def _measure_method(key: Key, cohort: StoredCohort) -> tuple[tuple[PictureData, MetricRunner], MethodMetrics]:
-    """Metrics of single images are kept even where those of the cohort fail."""
+    """Measure a method; if its cohort metrics fail, the metrics of single images are kept."""
     sequence, method = key
     is_on_features = method in FEATURE_METHODS
     cases = (ray.get(reference) for reference in cohort.cases[sequence])  # one at a time in memory
@@ -186,7 +186,7 @@ def _measure_method(key: Key, cohort: StoredCohort) -> tuple[tuple[PictureData, 
     try:
         more_metrics, pictures = metrics_and_pictures(method, results, training, cohort.config.seed, runner)
         metrics |= more_metrics
-    except Exception as error:  # whatever a probe's library raises
+    except Exception as error:  # a probe's library may raise anything
         if is_on_features:
             raise
         runner.notes[f"{sequence}: no cohort metrics, {error}"].append(method)
@@ -194,10 +194,9 @@ def _measure_method(key: Key, cohort: StoredCohort) -> tuple[tuple[PictureData, 
 
 
 def _summarise_method(
-    key: Key, shared: tuple[Mapping[Key, ray.ObjectRef], EvaluateConfig]
+    key: Key, references: Mapping[Key, ray.ObjectRef], config: EvaluateConfig
 ) -> tuple[MethodSummary, Any]:
-    """A method's summary, and the table of its images."""
-    references, config = shared
+    """The summary of a method, and the table of its images' metrics."""
     sequence, method = key
     records, metrics = ray.get(references[key])
     if (sequence, RAW) in references:
@@ -207,13 +206,13 @@ def _summarise_method(
         metrics_of_ours = ray.get(references[sequence, OURS]).metrics
     entries, differences = entries_of(metrics, metrics_of_ours, config)
     sites = {record.image_id: record.site for record in records}
-    of_labels = {name: metrics[name] for name in LABEL_METRICS if name in metrics}
-    summary = MethodSummary(entries, differences, site_means(of_labels, sites))
+    label_metrics = {name: metrics[name] for name in LABEL_METRICS if name in metrics}
+    summary = MethodSummary(entries, differences, site_means(label_metrics, sites))
     return summary, images_table(method, records, metrics)
 
 
 def _judged(name: str, metric: MetricValues) -> MetricValues:
-    """The metric as it is compared: itself, or its distance to 1."""
+    """The values to compare: those of the metric, or their distances to 1."""
     if metric.reduce is not None:
         return metric
     return replace(metric, values=METRICS[name].judged(metric.values))

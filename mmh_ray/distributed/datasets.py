@@ -1,8 +1,8 @@
-"""Tri-planar slice batches on Ray Data: an endless, shuffled, deterministic stream of slice groups from the shards.
+"""Makes the training batches on Ray Data: a shuffled, deterministic stream of tri-planar slice groups from the shards.
 
-A group is named by its number in the global order. Step ``s`` trains on groups ``s V`` to ``(s + 1) V - 1``, shared out among the
-workers; so one worker and many see the same groups in the same step, a restart goes on with the next number, and
-no volume is dropped. Within each pass over the cohort every training volume appears exactly once.
+Each group has a number in one global order. Step ``s`` trains on the groups ``s V`` to ``(s + 1) V - 1``, divided among
+the workers. So the number of workers does not change which groups a step sees, a restart continues with the next
+number, and no volume is dropped. In each pass over the cohort every training volume appears exactly once.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from mmh_ray.shards import PreparedStore
 
 GROUPS_PER_BLOCK = 8
 GROUPS_PER_EXECUTION = 32768
-"""Groups of one Ray Data execution and worker: hours of training, yet a plan that the driver can hold."""
+"""Groups of one Ray Data execution and worker: hours of training, but a plan that fits into the driver's memory."""
 
 
 class GroupMaker:
-    """Makes the ``number``-th slice group; called by Ray Data on blocks of numbers, or by hand."""
+    """Makes slice groups by their numbers; Ray Data calls it on blocks of numbers."""
 
     def __init__(self, store_uri: str | None, config: Config, domain: UnifiedDomain, split: str = "train") -> None:
         self.config = config
         self.domain = domain
-        self.at_hand: dict[int, Example] = {}
+        self.cached_examples: dict[int, Example] = {}
         sequences = config.model.sequences
         self.simulable = [name for name in sequences if name in domain.canonical]
         self.share = config.train.simulated_share if self.simulable else 0.0
         read_sequences = list(sequences)
-        if self.share == 1:  # the teacher is left with what cannot be simulated
+        if self.share == 1:  # only sequences that cannot be simulated are read
             read_sequences = [name for name in sequences if name not in self.simulable]
             self.share = len(self.simulable) / len(sequences)
 
@@ -53,7 +53,7 @@ class GroupMaker:
             self.entries = [entry for entry in usable(self.store, split) if entry["sequence"] in read_sequences]
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Groups of the numbers in ``block["id"]``, stacked: each array gains a leading axis."""
+        """Stack the groups with the numbers in ``block["id"]``: each array gains a leading axis."""
         groups = [self.group(int(number)) for number in block["id"]]
         return stack_groups(groups)
 
@@ -76,12 +76,12 @@ class GroupMaker:
         )
 
     def pair(self, number: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-        """Sequence, target, styled copy and mask, ``(X, Y, Z)`` each, of which a group shows slices."""
+        """Sequence of a group, and the target, styled copy and mask, ``(X, Y, Z)`` each, that it shows slices of."""
         simulated, ordinal = self.source(number)
         return self._simulated(ordinal) if simulated else self._volume(ordinal, number)
 
     def source(self, number: int) -> tuple[bool, int]:
-        """Whether a group is simulated, and its ordinal among its kind; the kinds are evenly interleaved."""
+        """Whether a group is simulated, and its ordinal among the simulated or real ones, which are evenly mixed."""
         if not self.entries:
             return True, number
         before = int(number * self.share)
@@ -91,10 +91,10 @@ class GroupMaker:
         return False, number - before
 
     def entry(self, ordinal: int) -> dict[str, Any]:
-        """Index row of the ``ordinal``-th group of the cohort: a new shuffle in every pass."""
+        """Index row of the ``ordinal``-th real group; every pass over the cohort is shuffled again."""
         count = len(self.entries)
-        turn, place = divmod(ordinal, count)
-        order = _shuffle(self.config.train.seed, turn, count)
+        cohort_pass, place = divmod(ordinal, count)
+        order = _shuffle(self.config.train.seed, cohort_pass, count)
         return self.entries[order[place]]
 
     def _volume(self, ordinal: int, number: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
@@ -113,20 +113,18 @@ class GroupMaker:
 
     def _simulated(self, ordinal: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
         number = self.domain.example_number(ordinal)
-        kept = self.domain.examples_at_hand
-        turn = number // 2 + number // 16  # the same for two in a row: two scanners, one person
+        turn = number // 2 + number // 16  # the same for two consecutive examples: one person on two scanners
         sequence = self.simulable[turn % len(self.simulable)]
-        made = self.at_hand.get(number) or self.domain.example(self.config, sequence, number)
-        if kept:
-            while number not in self.at_hand and len(self.at_hand) >= kept:
-                self.at_hand.pop(next(iter(self.at_hand)))
-            self.at_hand[number] = made
-        scan, truth, mask = made
+        example = self.cached_examples.get(number) or self.domain.example(self.config, sequence, number)
+        self.cached_examples[number] = example
+        while len(self.cached_examples) > self.domain.cache_size:
+            self.cached_examples.pop(next(iter(self.cached_examples)))
+        scan, truth, mask = example
         return sequence, truth, scan, mask
 
 
 class _Loader(GroupMaker):
-    """In a process of its own, beside the trainer."""
+    """A group maker in its own process, next to the trainer."""
 
     def __init__(self, *arguments: Any) -> None:
         torch.set_num_threads(1)
@@ -136,7 +134,7 @@ class _Loader(GroupMaker):
 def training_stream(
     store_uri: str | None, config: Config, domain: UnifiedDomain, first_step: int, rank: int, world: int, loaders: int
 ) -> Iterator[SlabBatch]:
-    """This worker's batches from ``first_step`` on, in order, until ``config.train.steps``."""
+    """Yield this worker's batches in order, from ``first_step`` to ``config.train.steps``."""
     share = config.train.volumes_per_step // world
     first = first_step * share
     end = config.train.steps * share
@@ -156,14 +154,14 @@ def _execute(
     share: int,
     loaders: int,
 ) -> Iterator[SlabBatch]:
-    """Batches of ``share`` groups each, by their numbers, in order."""
+    """Yield batches of ``share`` groups each, in the order of their numbers."""
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     rows = [{"id": number} for number in numbers.tolist()]
     blocks = ray.data.from_items(rows, override_num_blocks=math.ceil(len(rows) / GROUPS_PER_BLOCK))
-    # The loaders reserve nothing, as the worker beside which they run has reserved their CPUs with its own. Loaders that were
-    # placed by themselves could find no room after a node was lost, and the workers, which hold the CPUs, would wait for ever.
+    # The loaders reserve nothing, because their worker has reserved CPUs for them, too. If they were placed on their
+    # own, they might find no room after a node was lost, and the workers, which hold the CPUs, would wait forever.
     this_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     groups = blocks.map_batches(
         _Loader,
@@ -178,9 +176,9 @@ def _execute(
 
 
 def validation_batches(store_uri: str | None, config: Config, domain: UnifiedDomain) -> list[SlabBatch]:
-    """Fixed groups mixed as in training, from the split `val` and unseen simulated people, styled once and for all.
+    """Fixed groups from the split `val` and from unseen simulated people, mixed as in training.
 
-    The mixture matters: on teacher targets alone a network that changes nothing would validate best.
+    The mixture matters: on teacher targets alone, a network that changes nothing would validate best.
     """
     maker = GroupMaker(store_uri, config, domain, "val")
     if not maker.entries and not maker.simulable:
@@ -194,5 +192,5 @@ def validation_batches(store_uri: str | None, config: Config, domain: UnifiedDom
 
 
 @functools.lru_cache(maxsize=4)
-def _shuffle(seed: int, turn: int, length: int) -> np.ndarray:
-    return np.random.default_rng([seed, turn, 5]).permutation(length)
+def _shuffle(seed: int, cohort_pass: int, length: int) -> np.ndarray:
+    return np.random.default_rng([seed, cohort_pass, 5]).permutation(length)

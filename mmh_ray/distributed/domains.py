@@ -1,4 +1,7 @@
-"""Where each sequence is to go: the unified domain of a cohort, or one by choice, and simulated examples of it. Needs no Ray."""
+"""Defines the unified domain of each sequence, measured on a cohort or simulated, and its simulated examples.
+
+Needs no Ray.
+"""
 
 from __future__ import annotations
 
@@ -23,34 +26,34 @@ from mmh_ray.simulation.protocols import SEQUENCES
 from mmh_ray.simulation.scanner import canonical_image
 
 Example = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Scan, truth in the domain and mask, ``(X, Y, Z)`` each."""
+"""Scan, its truth in the unified domain, and mask, ``(X, Y, Z)`` each."""
 VALIDATION_PEOPLE = 10**9
 """Numbers of simulated examples that training never reaches."""
 
 
 @dataclass(frozen=True)
 class UnifiedDomain:
-    """Where each sequence is to go, from the training volumes' histograms alone.
+    """The contrast that each sequence is brought to, from the histograms of a cohort's training volumes.
 
     Attributes
     ----------
     quantiles:
-        Sequence to ``(257,)`` quantile function: the mean over sites of each site's mean, so that no site owns the domain.
+        Sequence to ``(257,)`` quantile function: the mean over sites of the sites' means, so that no site dominates.
     tissues:
-        Sequence to ``(257,)`` tissue quantiles, the same mean, of volumes matched to ``quantiles``.
+        Sequence to ``(257,)`` tissue quantiles of the volumes matched to ``quantiles``, averaged in the same way.
     canonical:
-        Sequence to ``(257,)`` mean quantile function of the simulated canonical images, for sequences that can be simulated.
+        Sequence to ``(257,)`` mean quantile function of simulated canonical images, of sequences that can be simulated.
     """
 
     quantiles: dict[str, np.ndarray]
     tissues: dict[str, np.ndarray]
     canonical: dict[str, np.ndarray]
-    examples_at_hand: ClassVar[int] = 0
-    """Examples that are kept because they are viewed again."""
+    cache_size: ClassVar[int] = 0
+    """Examples that are cached because they are used again."""
 
     @classmethod
     def of(cls, store: PreparedStore, config: Config) -> UnifiedDomain:
-        """From the volumes of split `train`; DataError names a sequence that has none."""
+        """Measure the domain on the volumes of split `train`; DataError names a sequence without any."""
         quantiles = {}
         tissues = {}
         for sequence in config.model.sequences:
@@ -81,47 +84,42 @@ class UnifiedDomain:
         return np.stack([self.quantiles[name], self.tissues[name]])
 
     def example(self, config: Config, sequence: str, ordinal: int) -> Example:
-        """Scan, truth in the domain and mask, ``(X, Y, Z)`` each, of the ``ordinal``-th simulated example of a sequence.
-
-        Two in a row are of one person, seen by two scanners.
-        """
+        """The ``ordinal``-th simulated example of a sequence; two consecutive ones show one person on two scanners."""
         upper = config.prepare.upper_percentile
         scan, truth, mask = simulated_pair(ordinal, sequence, config.grid, config.train.seed, upper)
-        return scan, self._from_canonical(sequence).apply_inside(truth, mask), mask
+        to_unified = unifying_map(self.canonical[sequence], self.quantiles[sequence])
+        return scan, to_unified.apply_inside(truth, mask), mask
 
     def example_number(self, ordinal: int) -> int:
-        """Which example the ``ordinal``-th simulated group shows slices of."""
+        """Number of the example that the ``ordinal``-th simulated group shows slices of."""
         return ordinal
-
-    def _from_canonical(self, name: str) -> MonotoneMap:
-        """From canonical to unified intensity of a sequence that can be simulated."""
-        return unifying_map(self.canonical[name], self.quantiles[name])
 
 
 DOMAIN_PEOPLE = 24
-"""Simulated people whose mean histogram is that of a domain by choice."""
+"""Simulated people over whom a simulated domain's histogram is averaged."""
 VIEWS = 4
-"""Groups made of one example of a domain by choice: a group shows few of its slices, and making it takes longer than training on it."""
-EXAMPLES_AT_HAND = 16
-"""Examples that take turns until all were viewed so often."""
+"""Groups made from one example of a simulated domain: each shows few slices, and making an example takes longer than
+training on it."""
+CACHED_EXAMPLES = 16
+"""Examples that take turns until each has been used for ``VIEWS`` groups."""
 
 
 @dataclass(frozen=True)
 class ChosenDomain(UnifiedDomain):
-    """A domain by choice, not by average: the canonical look of :mod:`mmh_ray.simulation`, with no cohort at all.
+    """A domain that is simulated instead of measured: the canonical contrast of :mod:`mmh_ray.simulation`.
 
     Attributes
     ----------
     label_maps:
-        Paths of label maps to make people of; the last fifth serves validation alone. Empty: ICBM-152.
+        Paths of the label maps to make people from; the last fifth is for validation only. Empty: ICBM-152.
     """
 
     label_maps: tuple[str, ...] = ()
-    examples_at_hand: ClassVar[int] = EXAMPLES_AT_HAND
+    cache_size: ClassVar[int] = CACHED_EXAMPLES
 
     @classmethod
     def of_simulation(cls, config: Config) -> ChosenDomain:
-        """From the settings alone.
+        """Make the domain from the settings alone.
 
         Raises
         ------
@@ -156,11 +154,11 @@ class ChosenDomain(UnifiedDomain):
         person_seed = mixed_seed(config.train.seed, person_number(ordinal))
         head = random_head(label_maps, person_seed, config.grid)
         scan_seed = mixed_seed(config.train.seed, ordinal)
-        made = example(head, sequence, scan_seed, config.grid, config.prepare.n4_iterations)
-        return made.scan, made.truth, made.mask
+        simulated = example(head, sequence, scan_seed, config.grid, config.prepare.n4_iterations)
+        return simulated.scan, simulated.truth, simulated.mask
 
     def _label_maps_for(self, ordinal: int) -> tuple[str, ...]:
-        """Those of training or of validation."""
+        """The label maps of training or of validation."""
         count = len(self.label_maps)
         held_out = math.ceil(count / 5)
         first_held_out = count - held_out
@@ -169,24 +167,24 @@ class ChosenDomain(UnifiedDomain):
         return self.label_maps[first_held_out:]
 
     def example_number(self, ordinal: int) -> int:
-        """See :meth:`UnifiedDomain.example_number`; examples of validation are viewed once."""
+        """See :meth:`UnifiedDomain.example_number`; examples of validation are used once."""
         if ordinal >= VALIDATION_PEOPLE:
             return ordinal
-        turn, place = divmod(ordinal, VIEWS * EXAMPLES_AT_HAND)
-        return turn * EXAMPLES_AT_HAND + place % EXAMPLES_AT_HAND
+        turn, place = divmod(ordinal, VIEWS * CACHED_EXAMPLES)
+        return turn * CACHED_EXAMPLES + place % CACHED_EXAMPLES
 
 
 _DOMAIN_SEED = 3 * 10**9
 
 
 def simulation_hash(domain: ChosenDomain) -> str:
-    """Hash of what a model learns from without a cohort: the domain and the bytes of the label maps."""
+    """Hash of the training data of a model without a cohort: the domain and the bytes of the label maps."""
     quantiles = {name: values.tolist() for name, values in domain.quantiles.items()}
     return hash_of([quantiles, [sha256_file(path) for path in domain.label_maps]])
 
 
 def _mean_over_sites(by_site: dict[str, list[dict[str, Any]]], function: Callable[..., np.ndarray]) -> np.ndarray:
-    """Mean over sites of each site's mean of what the function gives for an index row."""
+    """Mean over sites of each site's mean of a function of its index rows."""
     site_means = []
     for entries in by_site.values():
         values = map(function, entries)
@@ -195,7 +193,7 @@ def _mean_over_sites(by_site: dict[str, list[dict[str, Any]]], function: Callabl
 
 
 def _tissues_in(domain: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
-    """A volume's tissue quantiles, once it is matched to the domain's quantile function."""
+    """Tissue quantiles of a volume after it is matched to the domain's quantile function."""
     match = MonotoneMap.between(entry["quantiles"], domain)
     return match.apply(entry["tissues"])
 

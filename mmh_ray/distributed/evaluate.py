@@ -1,19 +1,19 @@
-"""Evaluation on Ray: an archive, outputs of any methods for it, and classical methods, measured the same way.
+"""Evaluates an archive on Ray: the outputs of any methods and the baselines are measured in the same way.
 
-One task is one subject and sequence. It reads the subject's scans, applies every method and sends back small numbers.
-What the cohort's metrics need besides stays in the object store, so that the driver's memory does not grow with the
-scans. Baselines are fitted on training images only.
+One task is one subject and sequence. It reads the subject's scans, applies every method and returns a few numbers. The
+inputs of the cohort metrics stay in the object store, so that the driver's memory does not grow with the scans.
+Baselines are fitted on training images only.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import ray
@@ -52,12 +52,10 @@ from mmh_ray.provenance import check_place, code_version
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class _Request:
-    """What :func:`evaluate` was asked for."""
+    """Arguments of :func:`evaluate`."""
 
     archives: Mapping[str, str]
     out: str
@@ -67,26 +65,18 @@ class _Request:
     target: str | None
 
 
-@dataclass(frozen=True)
-class _Selection:
-    """Who is scored, and on whom baselines are fitted: with a target, on the target's other people."""
-
-    cases: list[Case]
-    training: list[ImageRecord]
-
-
 @dataclass
 class _Scores:
-    """What scoring leaves, by sequence.
+    """The results of scoring, by sequence.
 
     Attributes
     ----------
     methods:
-        Those with any image, in the order of the tables.
+        Methods with any image, in the order of the tables.
     cases:
-        References to every case's metrics.
+        References to the metrics of each case.
     pictures:
-        Of the pictured cases.
+        Pictures of the cases that are shown in the report.
     """
 
     methods: dict[str, list[str]] = field(default_factory=dict)
@@ -108,8 +98,9 @@ def evaluate(
     Parameters
     ----------
     archives:
-        Folder, or its URI in an object store, by name. `raw` is the BIDS archive (or its manifest), `ours` what differences
-        are taken from; any other folder of volumes in BIDS naming is a method, NAME_twice the archive NAME harmonized once more.
+        Folder, or its URI in an object store, by name. `raw` is the BIDS archive (or its manifest), `ours` the method
+        that the others are subtracted from. Any other folder of volumes in BIDS naming is a method, too; NAME_twice is
+        the archive NAME harmonized once more.
     config:
         Uses ``evaluate``, ``style``, ``manifest``, ``model.sequences`` and ``prepare.n4_iterations``.
     truth:
@@ -119,24 +110,25 @@ def evaluate(
     labels:
         Folder of label maps `*_dseg.nii.gz` in BIDS naming; None: those in the `derivatives` of `raw`.
     target:
-        Site that scans were moved to: subjects who were scanned there and elsewhere are scored, and what methods make
-        of their scans of the other sites is compared with their own scan at the target, which is never an input.
-        Baselines are fitted on the target's other people. The truth is what the target's scanner would show.
+        Site that scans were moved to. Subjects who were scanned there and elsewhere are scored: the methods' outputs
+        for their scans of other sites are compared with their scan at the target, which is never an input. Baselines
+        are fitted on the target's other people. The truth is the noise-free image of the target's scanner.
 
     Returns
     -------
     dict
-        ``{method: {sequence: {metric: {value, low, high, n}}}}``, and under ``differences`` the same of ours minus each
-        with ``p``. Under ``about`` who was scored, ``problems`` (images without usable output), ``notes``, times, and
-        under ``labels`` ``{sequence: {method: {site: {metric: mean, "n": images}}}}`` of the tissues that others drew.
+        ``{method: {sequence: {metric: {value, low, high, n}}}}``, and under ``differences`` the same with ``p`` of ours
+        minus each method. ``about`` says who was scored, and holds ``problems`` (images without usable output),
+        ``notes``, times, and the metrics of the tissues in label maps as ``labels``,
+        ``{sequence: {method: {site: {metric: mean, "n": images}}}}``.
 
     Raises
     ------
     ConfigError
-        If an archive's name cannot be used or there is none named raw.
+        If an archive's name cannot be used, or no archive is named raw.
     DataError
         If a folder cannot be read, or nothing can be scored; with a target, if nobody was scanned there and elsewhere,
-        or if `ours` was made from a scan that it is compared with.
+        or if the target of `ours` was made from a scan that `ours` is compared with.
     ModelError
         If `ours` was moved to the target with another style encoder than the configured one.
     """
@@ -147,11 +139,10 @@ def evaluate(
     evaluation_log = EvaluationLog()
     connect()
     request = _Request(archives=archives, out=out, config=config, truth=truth, labels=labels, target=target)
-    selection = _select(request, evaluation_log)
-    cases = selection.cases
+    cases, training_images = _select(request, evaluation_log)
     style = _style(cases, request, evaluation_log)
     training_style = None if target is None else style
-    training = read_training(selection.training, config.prepare.n4_iterations, training_style, evaluation_log)
+    training = read_training(training_images, config.prepare.n4_iterations, training_style, evaluation_log)
     settings = _settings(cases, training, style, request, evaluation_log)
     scores = _score_all(cases, settings, evaluation_log)
     # methods on features need training images of every site, so they have no place at a target
@@ -186,7 +177,8 @@ def evaluate(
     return evaluation
 
 
-def _select(request: _Request, evaluation_log: EvaluationLog) -> _Selection:
+def _select(request: _Request, evaluation_log: EvaluationLog) -> tuple[list[Case], list[ImageRecord]]:
+    """Subjects to score, and images to fit baselines on: with a target, those of the target's other people."""
     config = request.config
     target = request.target
     notes = evaluation_log.notes
@@ -203,15 +195,15 @@ def _select(request: _Request, evaluation_log: EvaluationLog) -> _Selection:
         cases, training = select_at_target(records, target)
         check_unseen(cases)
     scored_ids = {record.image_id for case in cases for record in case.records}
-    # outputs that are missing of images that nobody scores are no problem
+    # A missing output of an image that is not scored is no problem.
     evaluation_log.problems = [
         problem for problem in evaluation_log.problems if problem.method == RAW or problem.image_id in scored_ids
     ]
-    return _Selection(cases, training)
+    return cases, training
 
 
 def _style(cases: Sequence[Case], request: _Request, evaluation_log: EvaluationLog) -> StyleVectors | None:
-    """What gives style vectors: at a target always, else where networks judge images."""
+    """The encoder of style vectors: always with a target, otherwise if the convolutional probes run."""
     config = request.config
     if request.target is not None:
         return target_style(cases, config)
@@ -256,7 +248,7 @@ def _settings(
 
 
 def _sliced_methods(methods: Sequence[str], config: Config) -> frozenset[str]:
-    """Methods whose images the convolutional probes judge."""
+    """Methods whose images the convolutional probes are run on."""
     if config.evaluate.cnn == "none":
         return frozenset()
     if config.evaluate.cnn == "all":
@@ -265,25 +257,21 @@ def _sliced_methods(methods: Sequence[str], config: Config) -> frozenset[str]:
 
 
 def _common_masks(cases: Sequence[Case], evaluation_log: EvaluationLog) -> dict[GridKey, np.ndarray]:
-    """What is brain in everybody, of sequences with people who have several images."""
+    """Voxels that are brain in every image, for sequences in which somebody has several images."""
     sequences = {case.sequence for case in cases if len(case.records) > 1}
     records = [record for case in cases for record in case.records if case.sequence in sequences]
-    tasks = map_unordered(_read_mask, records, None, "Reading masks", "images")
+    tasks = map_unordered(scan_mask, records, (), "Reading masks", "images")
     readable = ((done.item, done.result) for done in tasks if not isinstance(done.result, Exception))
     common = common_masks(readable)
     sequences_with_mask = {sequence for sequence, _ in common}
     if sequences - sequences_with_mask:
-        evaluation_log.notes.append("no part of the grid is brain in everybody: people cannot be looked for")
+        evaluation_log.notes.append("no voxel of the grid is brain in every image: people cannot be recognized")
     return common
-
-
-def _read_mask(record: ImageRecord, _shared: None) -> np.ndarray:
-    return scan_mask(record)
 
 
 @dataclass
 class _CaseReport:
-    """What comes back to the driver of a case; its metrics stay in the object store."""
+    """The part of a case's scores that returns to the driver; its metrics stay in the object store."""
 
     methods: set[str]
     pictures: CasePictures
@@ -297,11 +285,12 @@ def _score_case(case: Case, settings: ScoringSettings) -> tuple[_CaseReport, Cas
 
 
 def _score_all(cases: Sequence[Case], settings: ScoringSettings, evaluation_log: EvaluationLog) -> _Scores:
-    """Score every case and gather notes, problems and seconds in the log."""
-    metrics: dict[str, dict[str, ray.ObjectRef]] = defaultdict(dict)
-    pictures: dict[str, dict[str, CasePictures]] = defaultdict(dict)
+    """Score every case, and gather notes, problems and seconds in the log."""
+    scores = _Scores()
     methods: dict[str, set[str]] = defaultdict(set)
-    for done in map_unordered(_score_case, cases, settings, "Evaluating", "subjects", keep=True):
+    scored = map_unordered(_score_case, cases, (settings,), "Evaluating", "subjects", keep=True)
+    # Sorted, so that results do not depend on the order in which tasks ended.
+    for done in sorted(scored, key=lambda done: (done.item.sequence, done.item.subject)):
         case: Case = done.item
         if isinstance(done.result, Exception):
             for record in case.records:
@@ -311,28 +300,19 @@ def _score_all(cases: Sequence[Case], settings: ScoringSettings, evaluation_log:
         evaluation_log.merge(report.log)
         methods[case.sequence] |= report.methods
         assert done.kept is not None
-        metrics[case.sequence][case.subject] = done.kept
+        scores.cases.setdefault(case.sequence, []).append(done.kept)
         if case.is_pictured:
-            pictures[case.sequence][case.subject] = report.pictures
-    scores = _Scores(cases=_by_subject(metrics), pictures=_by_subject(pictures))
+            scores.pictures.setdefault(case.sequence, []).append(report.pictures)
     for sequence, with_images in methods.items():
         if with_images:
             scores.methods[sequence] = [method for method in settings.methods if method in with_images]
     return scores
 
 
-def _by_subject(groups: Mapping[str, Mapping[str, T]]) -> dict[str, list[T]]:
-    """Values in the order of the subjects' names, whatever the order in which tasks ended."""
-    in_order = {}
-    for sequence, by_subject in groups.items():
-        in_order[sequence] = [by_subject[subject] for subject in sorted(by_subject)]
-    return in_order
-
-
 def _counts(cases: Iterable[Case]) -> dict[str, dict[str, int]]:
-    """Subjects, images and sites by sequence."""
-    subjects: dict[str, int] = defaultdict(int)
-    images: dict[str, int] = defaultdict(int)
+    """Numbers of subjects, images and sites by sequence."""
+    subjects: Counter[str] = Counter()
+    images: Counter[str] = Counter()
     sites: dict[str, set[str]] = defaultdict(set)
     for case in cases:
         subjects[case.sequence] += 1

@@ -1,4 +1,4 @@
-"""The batch job: an archive in, harmonized derivatives out; one actor per slot, one volume per call, a ledger row per image."""
+"""Harmonizes an archive on a pool of actors: one volume per call, and one ledger row per image and target domain."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ from mmh_ray.tracking.archive_run import ArchiveRun, Outcome
 log = logging.getLogger(__name__)
 
 MOST_IMAGES_PER_ACTOR = 4
-"""Images that an actor has at a time at most: each takes memory on the host."""
+"""Most images that an actor has at a time by default: each takes memory on the host."""
 
 
 def harmonize(job: Job) -> dict[str, int]:
-    """Harmonize every image of a BIDS archive that the model knows; rerunning does what is missing or changed.
+    """Harmonize every image of a BIDS archive whose sequence the model knows; a rerun does what is missing or changed.
 
     Returns
     -------
@@ -62,11 +62,11 @@ def harmonize(job: Job) -> dict[str, int]:
     Raises
     ------
     ConfigError
-        As :func:`~mmh_ray.harmonization.run.gather_inputs`; if ``out`` cannot be written to, or another run is writing
-        there.
+        As in :func:`~mmh_ray.harmonization.run.gather_inputs`; if ``out`` cannot be written to, or another run is
+        writing there.
     ModelError
-        If the model or a target cannot be loaded, or a target was trained with another style backbone than the
-        configured one.
+        If the model or a target cannot be loaded, or the configured style backbone is not the one that a target was
+        trained with.
     """
     with output_folder(job.out) as output:
         folder = output.folder
@@ -81,7 +81,9 @@ def harmonize(job: Job) -> dict[str, int]:
             archive_run: ArchiveRun | None = None
             try:
                 connect()
-                archive_run = ArchiveRun.start(job.config, record, ray_facts(), _note_run)
+                archive_run = ArchiveRun.start(
+                    job.config, record, ray_facts(), lambda run_id: note_in_job({"mlflow_run_id": run_id})
+                )
                 remove_partial(folder)
                 return _work_through(job, tasks, inputs, journal, output)
             except BaseException as error:
@@ -96,12 +98,8 @@ def harmonize(job: Job) -> dict[str, int]:
                     archive_run.finish(Outcome(record, list(journal.rows().values()), str(folder)))
 
 
-def _note_run(run_id: str) -> None:
-    note_in_job({"mlflow_run_id": run_id})
-
-
 class PlannedImage(TypedDict):
-    """What a run would do with one image for one domain."""
+    """The action of a run for one image and one target domain."""
 
     image_id: str
     source: str
@@ -111,51 +109,38 @@ class PlannedImage(TypedDict):
 
 
 def plan(job: Job) -> list[PlannedImage]:
-    """What :func:`harmonize` would do with each image, and why.
+    """What :func:`harmonize` would do with each image, and why; nothing is written.
 
-    Every file is read, and what is to be harmonized is prepared and checked; nothing is written. What only the model's
-    result shows (its flags) is not foreseen. Raises as :func:`harmonize` does.
+    Every file is read, and images to be harmonized are prepared and checked. Flags are not predicted, because they need
+    the model's output. Raises as :func:`harmonize` does.
     """
     with output_folder(job.out) as output:
-        return _plan(job, output)
-
-
-def _plan(job: Job, output: OutputFolder) -> list[PlannedImage]:
-    inputs = gather_inputs(job, output.folder)
-    _check_writable(output.folder)
-    ledger = {row["image_id"]: row for row in current_rows(output.folder)}
-    tasks = inputs.tasks(job, ledger)
-    usable = [task for task in tasks if task["status"] == Status.OK]
-    probe_all(usable, BYTES_PER_VOXEL)
-    bundle = load_bundle(inputs.model_folder)
-    planned: list[PlannedImage] = []
-    to_check: list[Task] = []
-    for task in tasks:
-        planned_here = [
-            _planned(task=task, domain=domain, job=job, inputs=inputs, bundle=bundle, output=output)
-            for domain in inputs.domains
-        ]
-        planned += planned_here
-        if any(image["action"] == "harmonize" for image in planned_here):
-            to_check.append(task)
+        inputs = gather_inputs(job, output.folder)
+        _check_writable(output.folder)
+        ledger = {row["image_id"]: row for row in current_rows(output.folder)}
+        tasks = inputs.tasks(job, ledger)
+        usable = [task for task in tasks if task["status"] == Status.OK]
+        probe_all(usable, BYTES_PER_VOXEL)
+        bundle = load_bundle(inputs.model_folder)
+        planned: list[PlannedImage] = []
+        for task in tasks:
+            for domain in inputs.domains:
+                action, problem = _action(task, domain, job, inputs, bundle.config.model.sequences, output)
+                planned.append(
+                    {
+                        "image_id": domain.ledger_id(task["image_id"]),
+                        "source": task["uri"],
+                        "action": action,
+                        "reason": problem and problem.text,
+                    }
+                )
+    to_harmonize = {image["source"] for image in planned if image["action"] == "harmonize"}
+    to_check = [task for task in tasks if task["uri"] in to_harmonize]
     problems = find_problems(to_check, bundle, job.config) if to_check else {}
     for image in planned:
         if image["action"] == "harmonize" and image["source"] in problems:
             image["action"], image["reason"] = problems[image["source"]]
     return planned
-
-
-def _planned(
-    task: Task, domain: TargetDomain, job: Job, inputs: RunInputs, bundle: Bundle, output: OutputFolder
-) -> PlannedImage:
-    """What would be done with an image, as far as that is known before it is prepared."""
-    action, problem = _action(task, domain, job, inputs, bundle.config.model.sequences, output)
-    return {
-        "image_id": domain.ledger_id(task["image_id"]),
-        "source": task["uri"],
-        "action": action,
-        "reason": problem and problem.text,
-    }
 
 
 def _action(
@@ -166,6 +151,7 @@ def _action(
     model_sequences: tuple[str, ...],
     output: OutputFolder,
 ) -> tuple[str, Problem | None]:
+    """The action for an image, as far as it is known before the image is prepared."""
     if task["status"] != Status.OK:
         return "fail", problem_of(task)
     refusal = domain.unknown_sequence(task["sequence"], model_sequences)
@@ -183,30 +169,23 @@ def _action(
     return "harmonize", None
 
 
-class FoundProblem(NamedTuple):
-    """Why an image would not be harmonized: ``refuse`` or ``fail``, and the reason."""
-
-    action: str
-    reason: str
-
-
-def find_problems(tasks: list[Task], bundle: Bundle, config: Config) -> dict[str, FoundProblem]:
-    """Of the images that cannot be prepared or must not be harmonized what is wrong, by their file."""
+def find_problems(tasks: list[Task], bundle: Bundle, config: Config) -> dict[str, tuple[str, str]]:
+    """Prepare and check images; returns ``refuse`` or ``fail`` and the reason, by file, for those with a problem."""
     harmonizer = Harmonizer(bundle, config.harmonize, config.prepare, config.quality)
     settings = PrepareSettings(bundle.config.grid, harmonizer.prepare, harmonizer.quality)
-    problems: dict[str, FoundProblem] = {}
-    for checked in map_unordered(check_row, tasks, settings, "Checking", "images"):
+    problems: dict[str, tuple[str, str]] = {}
+    for checked in map_unordered(check_row, tasks, (settings,), "Checking", "images"):
         error = checked.result
         if error is not None:
             action = "refuse" if isinstance(error, RefusedError) else "fail"
             uri = checked.item["uri"]
-            problems[uri] = FoundProblem(action, str(data_error(error, uri)))
+            problems[uri] = (action, str(data_error(error, uri)))
     return problems
 
 
 @contextlib.contextmanager
 def _journal(job: Job, output: OutputFolder) -> Iterator[Journal]:
-    """The folder's ledger, ours alone, in a folder that says what it is made of."""
+    """Lock and open the ledger of the output folder, and write the folder's dataset description."""
     with contextlib.ExitStack() as stack:
         try:
             journal = stack.enter_context(output.journal())
@@ -219,7 +198,7 @@ def _journal(job: Job, output: OutputFolder) -> Iterator[Journal]:
 
 
 def _check_writable(out: Path) -> None:
-    """What :func:`_journal` would find out, without writing: at the folder, or at the nearest above it that is there."""
+    """Check without writing that :func:`_journal` could write to a folder, or to its nearest existing parent."""
     folder = out.absolute()
     while not os.path.lexists(folder):
         folder = folder.parent
@@ -233,7 +212,7 @@ def _check_writable(out: Path) -> None:
 
 
 def _write_record(record: RunRecord, output: OutputFolder) -> None:
-    """A record that cannot be written (a full disk) costs no image, only a warning: the ledger has what was done."""
+    """Write the run's record; if that fails (a full disk), only warn, because the ledger holds the results."""
     try:
         record.write(output.folder)
         output.publish(RECORD)
@@ -253,7 +232,7 @@ def _write_citation(record: RunRecord, output: OutputFolder, domains: Sequence[T
 def _write_descriptions(
     job: Job, tasks: Sequence[Task], inputs: RunInputs, journal: Journal, output: OutputFolder
 ) -> None:
-    """The table of labels, of what earlier runs made and of what this one may make."""
+    """Write the table of the labels in file names, for the outputs of earlier runs and possible ones of this run."""
     outputs = [(row["output"], row["target"]) for row in journal.rows().values() if row["output"]]
     for task in tasks:
         if task["status"] == Status.OK:
@@ -269,13 +248,13 @@ def _write_descriptions(
 def _work_through(
     job: Job, tasks: list[Task], inputs: RunInputs, journal: Journal, output: OutputFolder
 ) -> dict[str, int]:
-    """Harmonize the images and record each as it is finished; the number of rows by status."""
+    """Harmonize the images and record each when it has finished; returns the number of rows by status."""
     counts: Counter[str] = Counter()
     domain_of = {domain.name: domain for domain in inputs.domains}
-    with contextlib.ExitStack() as stack:
-        advance = stack.enter_context(progress(len(tasks), "Harmonizing", "images"))
-        finished_images = run_pool(tasks, job, inputs, on_actor_ready=lambda: advance(0))
-        stack.enter_context(contextlib.closing(finished_images))
+    with (
+        progress(len(tasks), "Harmonizing", "images") as advance,
+        contextlib.closing(run_pool(tasks, job, inputs, on_actor_ready=lambda: advance(0))) as finished_images,
+    ):
         for rows in finished_images:
             for row in rows:
                 if row["status"] in NO_RESULT:
@@ -294,18 +273,20 @@ def run_pool(
     inputs: RunInputs,
     on_actor_ready: Callable[[], object] = lambda: None,
 ) -> Generator[list[LedgerRow]]:
-    """Harmonize images on a pool of actors; the ledger rows of each as it is finished. Close the generator to stop the actors.
+    """Harmonize images on a pool of actors; yields the ledger rows of each image when it has finished.
+
+    Close the generator to stop the actors.
 
     Parameters
     ----------
     on_actor_ready:
-        Called whenever an actor has come up.
+        Called each time an actor has started.
     """
     layout = pool_layout(job.config.harmonize, tasks)
     files = ray.put(bundle_files(inputs.model_folder))
     domains = ray.put(list(inputs.domains))
     actors_per_node = -(-layout.actors // live_nodes())  # rounded up: actors are spread
-    run_name = uuid.uuid4().hex[:4]  # an earlier run's actors may not have gone yet, and no two may have one name
+    run_name = uuid.uuid4().hex[:4]  # actors of an earlier run may still exist, and names must differ
     numbers = itertools.count(1)
     out = job.out if is_remote(job.out) else os.path.abspath(job.out)
     actor_class = ray.remote(MeasuredHarmonizeWorker)
@@ -316,7 +297,7 @@ def run_pool(
 
     def failed(task: Task, problem: Problem) -> list[LedgerRow]:
         rows = [ledger_row(task, domain, Status.FAILED, problem) for domain in inputs.domains]
-        for row in rows:  # no actor was left to count it
+        for row in rows:  # the actor, which counts the others, is gone
             count_image("harmonize", row)
         return rows
 
@@ -333,7 +314,7 @@ def run_pool(
 
 
 class PoolLayout(NamedTuple):
-    """How many actors to start, how many images each has at a time, and what an actor takes of a node."""
+    """How many actors to start, how many images each has at a time, and what an actor needs of a node."""
 
     actors: int
     images_per_actor: int
@@ -349,7 +330,7 @@ class PoolLayout(NamedTuple):
             "scheduling_strategy": "SPREAD",
             "max_concurrency": self.images_per_actor,
         }
-        if self.hides_gpus:  # Ray leaves all of a node's GPUs to an actor that asked for none
+        if self.hides_gpus:  # Ray shows all GPUs of a node to an actor that requested none
             options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
         return options
 
@@ -357,9 +338,8 @@ class PoolLayout(NamedTuple):
 def pool_layout(settings: HarmonizeConfig, tasks: Sequence[Task]) -> PoolLayout:
     """The actors for these images on this cluster.
 
-    An actor has one image more for every further CPU: the model waits for no preparation and no file, and no CPU for
-    the model. Several actors may share a GPU. With ``harmonize.memory_gb`` there are as many actors and images as fit
-    into it, and a line of the log says so.
+    An actor has one image for each of its CPUs, so that the network does not wait for prepared images. Several actors
+    may share a GPU. ``harmonize.memory_gb`` limits actors and images, which is logged.
     """
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
@@ -369,8 +349,8 @@ def pool_layout(settings: HarmonizeConfig, tasks: Sequence[Task]) -> PoolLayout:
         gpu_share = 1.0 if gpus else 0.0
     slots = settings.slots
     if not slots and gpu_share:
-        actors_of_a_gpu = int(1 / gpu_share)  # no actor's part lies on two GPUs
-        slots = min(gpus * actors_of_a_gpu, cpus)
+        actors_per_gpu = int(1 / gpu_share)  # an actor cannot be split between GPUs
+        slots = min(gpus * actors_per_gpu, cpus)
     actors = min(slots or max(1, cpus // 2), len(tasks))
     cpus_per_actor = cpus // max(1, actors)
     images_per_actor = settings.images_per_actor or min(MOST_IMAGES_PER_ACTOR, max(1, cpus_per_actor))
@@ -380,17 +360,18 @@ def pool_layout(settings: HarmonizeConfig, tasks: Sequence[Task]) -> PoolLayout:
     return PoolLayout(actors, images_per_actor, {"CPU": 1.0, "GPU": gpu_share}, hides_gpus)
 
 
-def _within_memory(memory_gb: float, tasks: Sequence[Task], wanted: Workers) -> Workers:
-    """Fewer workers and images at a time, where the memory of each machine asks for it."""
+def _within_memory(memory_gb: float, tasks: Sequence[Task], unlimited: Workers) -> Workers:
+    """Reduce workers and images at a time until they fit into the memory of each machine."""
     nodes = live_nodes()
-    per_node = Workers(-(-wanted.number // nodes), wanted.images_each)  # rounded up: actors are spread
+    per_node = Workers(-(-unlimited.number // nodes), unlimited.images_each)  # rounded up: actors are spread
     largest = largest_image(tasks)
-    if not largest:  # no image of use: nothing will be read
-        return wanted
+    if not largest:  # no usable image: nothing will be read
+        return unlimited
     fitting = within(memory_gb, largest, per_node)
-    workers = Workers(min(wanted.number, fitting.number * nodes), fitting.images_each)
+    workers = Workers(min(unlimited.number, fitting.number * nodes), fitting.images_each)
     log.info(
-        "memory of %g GB a machine: at most %d images at a time, %d in each of %d workers (the largest takes up to %.1f GB)",
+        "memory of %g GB a machine: at most %d images at a time, %d in each of %d workers "
+        "(the largest takes up to %.1f GB)",
         memory_gb,
         workers.number * workers.images_each,
         workers.images_each,

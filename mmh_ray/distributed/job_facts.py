@@ -1,4 +1,4 @@
-"""A job submitted to a cluster: its id for MLflow, and what is written beside it for `ray job list` and the dashboard."""
+"""Links a submitted Ray job and its MLflow runs: job ids for MLflow, and run ids in the metadata of the job."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import ray
 log = logging.getLogger(__name__)
 
 _CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""What Ray hands the entrypoint of a submitted job."""
+"""Variable that Ray sets for the entrypoint of a submitted job."""
 
 
 def submission_id() -> str | None:
-    """Id of the job that this process is the entrypoint of; None where it was not submitted."""
+    """Submission id of the job whose entrypoint this process is; None if it was not submitted."""
     try:
         return json.loads(os.environ.get(_CONFIG, "{}"))["metadata"]["job_submission_id"]
     except (ValueError, LookupError, TypeError):
@@ -26,29 +26,29 @@ def submission_id() -> str | None:
 
 
 def ray_facts() -> dict[str, str]:
-    """What an MLflow run should know of the Ray job that it belongs to: its id, and that of its submission. Without Ray, nothing."""
+    """Ids of this Ray job and of its submission, for the MLflow run; without Ray, nothing."""
     facts: dict[str, str] = {}
     if ray.is_initialized():
         facts["ray_job_id"] = ray.get_runtime_context().get_job_id()
-    found = submission_id()
-    if found is not None:
-        facts["ray_submission_id"] = found
+    submitted = submission_id()
+    if submitted is not None:
+        facts["ray_submission_id"] = submitted
     return facts
 
 
 def note_in_job(facts: Mapping[str, str]) -> None:
-    """Add to the metadata of the job that this process is the entrypoint of; without one nothing happens.
+    """Add facts to the metadata of the submitted job whose entrypoint this process is, if it is one.
 
-    Ray has no public way to do that while a job runs (ray-project/ray#36638), and nobody else writes there meanwhile. What goes wrong costs
-    a warning: the job goes on.
+    `ray job list` and the dashboard show them. Ray has no public way to do this while a job runs
+    (ray-project/ray#36638), and nothing else writes there in the meantime. A failure is only logged: the job goes on.
     """
     job = submission_id()
     if job is None:
         return
     try:
         asyncio.run(_note(job, facts))
-    except Exception as error:  # the place is Ray's own, and may change
-        log.warning("job %s: not noted in its metadata: %s (%s)", job, dict(facts), error)
+    except Exception as error:  # Ray's internals may change
+        log.warning("job %s: not added to its metadata: %s (%s)", job, dict(facts), error)
 
 
 async def _note(job: str, facts: Mapping[str, str]) -> None:

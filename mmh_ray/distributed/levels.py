@@ -1,9 +1,9 @@
-"""The levels of a trained model: what its denoiser draws together is taken apart again. Needs no Ray.
+"""Fits the levels of a trained model: curves that restore the contrast that its denoiser reduces. Needs no Ray.
 
-Squared error is least for the mean of what could be: where a scan leaves open how much fluid a voxel holds, the answer
-lies between. So bright tissue comes out paler than it is and dark tissue brighter, in every scan alike. The voxels of
-many simulated people, pooled, tell by how much: one increasing curve a sequence takes the histogram of the denoiser's
-answers to that of the truth. It is the same for every scan, so that it brings no scan nearer to another.
+A network trained on squared error predicts the mean of all likely values: where a scan does not show how much fluid a
+voxel holds, the prediction lies in between. So bright tissue becomes too dark and dark tissue too bright, in all scans
+alike. The pooled voxels of many simulated people show by how much. One increasing curve per sequence maps the histogram
+of the predictions to that of the truth. It is the same for every scan, so it does not make scans more alike.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from mmh_ray.models.sampling import harmonize_volume
 from mmh_ray.progress import progress
 
 PEOPLE = 24
-"""Simulated people that a curve is made of."""
+"""Simulated people that a curve is fitted on."""
 _FIRST_EXAMPLE = VALIDATION_PEOPLE - 10**6
-"""Of people made of training's label maps whom training does not come to."""
+"""Number of the first example: people made from the label maps of training, but with numbers that it never reaches."""
 _SHARES = np.linspace(0, 1, 65)[1:-1]
-"""Quantiles that are the knots; the ends, which a single voxel decides, are left out."""
+"""Quantiles used as knots, without the ends, which depend on a single voxel."""
 
 
 def curves_of_levels(model: GlobalHarmonizer, domain: ChosenDomain, config: Config) -> dict[int, MonotoneMap]:
-    """Index of each sequence to the curve from the intensities of a model that has no levels yet to the domain's."""
-    answers = defaultdict(list)
+    """Curve of each sequence, by index, from the intensities of a model without levels to those of the domain."""
+    predictions = defaultdict(list)
     truths = defaultdict(list)
     with progress(PEOPLE, "Finding levels", "people") as advance:
         for person in range(PEOPLE):
             for index, sequence in enumerate(config.model.sequences):
                 scan, truth, mask = domain.example(config, sequence, _FIRST_EXAMPLE + 2 * person)
-                answer = harmonize_volume(model, scan, mask, index, config.harmonize)
-                answers[index].append(answer[mask])
+                prediction = harmonize_volume(model, scan, mask, index, config.harmonize)
+                predictions[index].append(prediction[mask])
                 truths[index].append(truth[mask])
             advance(1)
-    return {index: _curve(np.concatenate(answers[index]), np.concatenate(truths[index])) for index in answers}
+    return {index: _curve(np.concatenate(predictions[index]), np.concatenate(truths[index])) for index in predictions}
 
 
-def _curve(answers: np.ndarray, truths: np.ndarray) -> MonotoneMap:
-    """From the histogram of the answers to that of the truths, and from 0 to 0."""
-    source = np.concatenate([[0.0], np.quantile(answers, _SHARES)])
+def _curve(predictions: np.ndarray, truths: np.ndarray) -> MonotoneMap:
+    """Map the histogram of the predictions to that of the truths, and 0 to 0."""
+    source = np.concatenate([[0.0], np.quantile(predictions, _SHARES)])
     target = np.concatenate([[0.0], np.quantile(truths, _SHARES)])
     return MonotoneMap.between(source, np.maximum.accumulate(target))

@@ -1,4 +1,4 @@
-"""`mmh manifest`: every image of an archive opened once, in parallel; a bad file keeps its row with the reason."""
+"""`mmh manifest`: opens every image of an archive once, in parallel; the row of a bad file holds the reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 MOST_BYTES_UNSEEN = 2**30
-"""Files beyond this size are hashed only once they have been read: their first bytes may tell that they are no scans."""
+"""Larger files are hashed after they were read: their first bytes may already show that they are not scans."""
 
 
 def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
@@ -50,7 +50,7 @@ def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
     DataError
         If the archive has no image or no site at all.
     ConfigError
-        If there is no such archive, `manifest.site_pattern` is unusable, or ``out`` is a folder or cannot be written.
+        If the archive does not exist, `manifest.site_pattern` is unusable, or ``out`` is a folder or cannot be written.
     """
     if os.path.isdir(out):
         raise ConfigError(f"{out}: a folder", "a file to write", f"Write for example {Path(out) / 'manifest.parquet'}.")
@@ -63,12 +63,12 @@ def build_manifest(bids: str, out: str, config: Config) -> pa.Table:
         write_manifest(table, out)
     except OSError as error:
         received = f"output {loggable_uri(out)}: {' '.join(str(error).split())[:300]}"
-        raise ConfigError(received, "a file that can be written", "Name another.") from error
+        raise ConfigError(received, "a file that can be written", "Name another file.") from error
     return table
 
 
 class Facts(TypedDict):
-    """What only opening a file shows: these columns of a manifest's row, those that are known."""
+    """The columns of a manifest row that need the file to be opened, as far as they are known."""
 
     status: str
     reason: str | None
@@ -80,24 +80,23 @@ class Facts(TypedDict):
 
 
 def probe(uri: str, bytes_per_voxel: int = READING_BYTES_PER_VOXEL) -> Facts:
-    """What only opening the file shows.
+    """Read a file and return the facts about it; never raises an Exception.
 
-    A file that takes more memory than is free, at so many bytes a voxel, is not read.
-
-    Never raises an Exception: whatever goes wrong with a file is its reason. What the header says is kept even then.
+    Any error becomes the file's reason; facts of the header are kept even then. A file that needs more memory than is
+    free, at ``bytes_per_voxel``, is not read.
     """
     facts: Facts = {"status": Status.OK, "reason": None}
     try:
         with staged(uri) as (path,):
             _add_facts(facts, path, bytes_per_voxel)
-    except Exception as error:  # one strange file must not end the job
+    except Exception as error:  # one bad file must not end the job
         facts["status"] = Status.UNUSABLE
         facts["reason"] = str(data_error(error, uri))
     return facts
 
 
 def _add_facts(facts: Facts, path: str, bytes_per_voxel: int) -> None:
-    """Add what a file shows; what is wrong with it is raised."""
+    """Add the facts about a file; raises what is wrong with it."""
     facts["bytes"] = os.path.getsize(path)
     if facts["bytes"] <= MOST_BYTES_UNSEEN:
         facts["sha256"] = sha256_file(path)
@@ -109,7 +108,7 @@ def _add_facts(facts: Facts, path: str, bytes_per_voxel: int) -> None:
 
 
 def _add_header(facts: Facts, uri: str) -> None:
-    """Add shape, spacing in mm and orientation as far as they can be read; :func:`read_volume` tells what is wrong."""
+    """Add shape, spacing in mm and orientation as far as they can be read; errors are left to :func:`read_volume`."""
     try:
         header = read_header(uri)
         facts["shape"] = list(header.shape)
@@ -129,14 +128,14 @@ def _probe_row(row: ManifestRow, bytes_per_voxel: int) -> Facts:
 
 
 def probe_all(rows: Sequence[ManifestRow], bytes_per_voxel: int = READING_BYTES_PER_VOXEL) -> None:
-    """:func:`probe` the files of ``rows`` and fill the rows in place; the workers send facts, never voxels."""
+    """:func:`probe` the files of ``rows`` in parallel and update the rows in place."""
     if not rows:
         return
     connect()
-    for probed in map_unordered(_probe_row, rows, bytes_per_voxel, "Reading", "images"):
+    for probed in map_unordered(_probe_row, rows, (bytes_per_voxel,), "Reading", "images"):
         facts = probed.result
-        if isinstance(facts, Exception):  # the file has killed its worker
-            remedy = "Look at the file; a machine with more memory may read it."
+        if isinstance(facts, Exception):  # the file killed its worker
+            remedy = "Look at the file; a machine with more memory may be able to read it."
             died = DataError(f"the worker died on this file ({facts})", "a worker that reads it", remedy)
             facts = Facts(status=Status.UNUSABLE, reason=str(died))
         probed.item.update(facts)

@@ -1,13 +1,12 @@
-"""`mmh phantom`: a simulated multi-site BIDS archive with its truth, one Ray task a subject; same seed, same bytes."""
+"""`mmh phantom`: simulates a multi-site BIDS archive and its truth, one Ray task per subject; same seed, same bytes."""
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -25,41 +24,44 @@ from mmh_ray.simulation.anatomy import TISSUES, Anatomy, Person, simulate_anatom
 from mmh_ray.simulation.phantom import SEQUENCES, SITES, Scanner, canonical, noise_free, render
 
 GENERATOR = "mmh_ray.phantom"
-"""Name in `GeneratedBy`; not that of the derivatives, so that an archive is never taken for a harmonizer's output."""
+"""Name in `GeneratedBy`; differs from that of derivatives, so that an archive is not mistaken for harmonized output."""
 
 SEED_STRIDE = 10_000
 """Person seeds of one archive are ``seed * SEED_STRIDE + number``."""
 
 FIRST_TRAINING_SEED = 1_000_000
-"""The training simulation draws its people from here on: an archive's people must lie below."""
+"""The training simulation uses seeds from this number on; the seeds of an archive's people must be smaller."""
 
 AGES = (20.0, 85.0)
-"""Range of ages in years; every site has the same distribution."""
+"""Range of ages in years, with the same distribution at every site."""
 
 _README = """\
 A simulated multi-site archive. No real person was scanned.
 
 People are drawn from the ICBM-152 tissue fractions; scanners are signal equations with bias field, blur, noise and
 quantisation. sub-traveler* were scanned at every site, one session each. derivatives/masks holds brain masks,
-derivatives/truth the tissue fractions, the lesions and the noise-free images in the canonical style; of traveling people
+derivatives/truth the tissue fractions, the lesions and the noise-free images in the canonical style; of \
+traveling people
 also what every scanner would have shown without noise, bias field and grey levels.
 """
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Who is scanned where.
+    """A simulated person, and the sites of the scans.
 
     Attributes
     ----------
-    label, sex:
-        Without `sub-`; M or F.
+    label:
+        Without `sub-`.
+    sex:
+        M or F.
     number:
         Position in the archive, part of every random seed.
     sites:
         Indices into :data:`mmh_ray.simulation.phantom.SITES`.
     traveling:
-        Whether each scan is a session of its own.
+        Whether each site is a separate session.
     """
 
     label: str
@@ -70,16 +72,8 @@ class Subject:
     traveling: bool
 
 
-@dataclass(frozen=True)
-class PhantomArchive:
-    """Where subjects are written to, and how they are scanned."""
-
-    root: str
-    config: PhantomConfig
-
-
 def make_archive(out: str, config: PhantomConfig) -> None:
-    """Write the archive; what an earlier run with the same settings left is written over with the same bytes.
+    """Write the archive; files of an earlier run with the same settings are overwritten with the same bytes.
 
     Parameters
     ----------
@@ -89,26 +83,25 @@ def make_archive(out: str, config: PhantomConfig) -> None:
     Raises
     ------
     ConfigError
-        If the folder holds anything but an archive of the same settings, or the settings leave nobody to scan or need
-        seeds that belong to the training simulation.
+        If the folder holds anything but an archive of the same settings, or the settings describe no subject or need
+        seeds of the training simulation.
     """
     subjects = plan(config)
     root = _claim(out, config)
     _write_tables(root, subjects)
     connect()
-    archive = PhantomArchive(str(root), config)
-    for written in map_unordered(write_subject, subjects, archive, "Scanning phantoms", "subjects"):
+    for written in map_unordered(write_subject, subjects, (root, config), "Scanning phantoms", "subjects"):
         if isinstance(written.result, Exception):
             raise written.result
 
 
 def plan(config: PhantomConfig) -> list[Subject]:
-    """Everybody in the archive: single-site subjects site by site, then the traveling ones.
+    """All subjects of the archive: those of a single site, site by site, then the traveling ones.
 
     Raises
     ------
     ConfigError
-        If there is nobody, or person seeds would reach :data:`FIRST_TRAINING_SEED` or another archive's.
+        If there is no subject, or person seeds would reach :data:`FIRST_TRAINING_SEED` or those of another archive.
     """
     count = config.sites * config.subjects_per_site + config.travelers
     if not count:
@@ -119,47 +112,30 @@ def plan(config: PhantomConfig) -> list[Subject]:
         raise ConfigError(f"a phantom archive of {count} subjects", f"at most {SEED_STRIDE}", "Make several archives.")
     seeds = FIRST_TRAINING_SEED // SEED_STRIDE
     if not 0 <= config.seed < seeds:
-        raise ConfigError(f"phantom.seed={config.seed}", f"0 to {seeds - 1}", "Higher ones belong to training.")
-    numbers = itertools.count()
+        raise ConfigError(f"phantom.seed={config.seed}", f"0 to {seeds - 1}", "Higher seeds are used by training.")
     subjects: list[Subject] = []
-    for index in range(config.sites):
-        group = _Group(SITES[index].name, (index,), config.subjects_per_site)
-        subjects += _subjects_of(group, index, numbers, config)
-    travelers = _Group(_TRAVELER, tuple(range(config.sites)), config.travelers)
-    subjects += _subjects_of(travelers, config.sites, numbers, config)
+    for site in range(config.sites):
+        subjects += _subjects_at((site,), config.subjects_per_site, len(subjects), config)
+    all_sites = tuple(range(config.sites))
+    subjects += _subjects_at(all_sites, config.travelers, len(subjects), config, traveling=True)
     return subjects
 
 
-_TRAVELER = "traveler"
-
-
-class _Group(NamedTuple):
-    """Subjects who are scanned at the same sites."""
-
-    name: str
-    sites: tuple[int, ...]
-    size: int
-
-
-def _subjects_of(group: _Group, index: int, numbers: Iterator[int], config: PhantomConfig) -> Iterator[Subject]:
-    """Subjects of a group; ages are stratified, so that small groups are alike too.
-
-    Parameters
-    ----------
-    index:
-        Of the group, part of the random seed.
-    numbers:
-        Gives every subject its position in the archive.
-    """
-    rng = np.random.default_rng([config.seed, 1, index])
-    strata = rng.permutation(group.size)
+def _subjects_at(
+    sites: tuple[int, ...], size: int, first_number: int, config: PhantomConfig, traveling: bool = False
+) -> Iterator[Subject]:
+    """Subjects who are scanned at the same sites; ages are stratified, so that small groups are alike, too."""
+    group = config.sites if traveling else sites[0]
+    name = "traveler" if traveling else SITES[sites[0]].name
+    rng = np.random.default_rng([config.seed, 1, group])
+    strata = rng.permutation(size)
     youngest, oldest = AGES
-    for position in range(group.size):
-        number = next(numbers)
-        share = (strata[position] + rng.uniform()) / group.size
+    for position in range(size):
+        number = first_number + position
+        share = (strata[position] + rng.uniform()) / size
         age = float(youngest + share * (oldest - youngest))
         has_lesions = rng.uniform() < config.lesions
-        lesions = int(rng.integers(2, 6))  # drawn for everybody, so that the share of lesions changes nothing else
+        lesions = int(rng.integers(2, 6))  # drawn for all, so that phantom.lesions changes no other random number
         sex = "MF"[rng.integers(2)]
         person = Person(
             seed=config.seed * SEED_STRIDE + number,
@@ -167,21 +143,19 @@ def _subjects_of(group: _Group, index: int, numbers: Iterator[int], config: Phan
             lesions=lesions if has_lesions else 0,
         )
         yield Subject(
-            label=f"{group.name}{position + 1:02d}",
+            label=f"{name}{position + 1:02d}",
             number=number,
             person=person,
             sex=sex,
-            sites=group.sites,
-            traveling=group.name == _TRAVELER,
+            sites=sites,
+            traveling=traveling,
         )
 
 
-def write_subject(subject: Subject, archive: PhantomArchive) -> None:
-    """Write one subject's scans with sidecars, brain masks and truth; depends on nothing but its arguments."""
-    config = archive.config
-    raw = Path(archive.root)
-    masks = raw / "derivatives/masks"
-    truth = raw / "derivatives/truth"
+def write_subject(subject: Subject, root: Path, config: PhantomConfig) -> None:
+    """Write one subject's scans with sidecars, brain masks and truth; depends only on its arguments."""
+    masks = root / "derivatives/masks"
+    truth = root / "derivatives/truth"
     anatomy = simulate_anatomy(subject.person, config.spacing_mm)
     for site in subject.sites:
         scanner = SITES[site]
@@ -193,8 +167,8 @@ def write_subject(subject: Subject, archive: PhantomArchive) -> None:
         for position, sequence in enumerate(SEQUENCES):
             rng = np.random.default_rng([config.seed, subject.number, site, position])
             scan = Volume(render(anatomy, scanner, sequence, rng, config.spacing_mm), anatomy.affine)
-            _write_scan(scan, raw / folder / f"{stem}_{sequence}.nii.gz", scanner.levels)
-            write_json(raw / folder / f"{stem}_{sequence}.json", _sidecar(scanner, sequence))
+            _write_scan(scan, root / folder / f"{stem}_{sequence}.nii.gz", scanner.levels)
+            write_json(root / folder / f"{stem}_{sequence}.json", _sidecar(scanner, sequence))
             if subject.traveling:
                 without_noise = render(anatomy, noise_free(scanner), sequence, rng, config.spacing_mm)
                 path = truth / folder / f"{stem}_desc-noisefree_{sequence}.nii.gz"
@@ -205,7 +179,7 @@ def write_subject(subject: Subject, archive: PhantomArchive) -> None:
 
 
 def _write_scan(scan: Volume, path: Path, levels: int) -> None:
-    """Store grey levels as the integers a scanner stores, with the slope that gives the intensities back."""
+    """Write a scan as a scanner stores it: integer grey levels, with the slope that gives the intensities."""
     if not levels:
         write_volume(scan, path)
         return
@@ -246,10 +220,10 @@ def _sidecar(scanner: Scanner, sequence: str) -> dict[str, Any]:
 
 
 def _claim(out: str, config: PhantomConfig) -> Path:
-    """The archive's folder with its description, refused where it would mix with something else."""
+    """Write the archive's descriptions, and return its folder; refuses a folder with anything else in it."""
     if "://" in out:
         received = f"phantom archive at {out}"
-        raise ConfigError(received, "a local or mounted folder", "Copy it to the object store after.")
+        raise ConfigError(received, "a local or mounted folder", "Copy it to the object store afterwards.")
     root = Path(out).resolve()
     settings = asdict(config)
     is_free = not root.exists() or (root.is_dir() and not any(root.iterdir()))
@@ -260,7 +234,7 @@ def _claim(out: str, config: PhantomConfig) -> Path:
             raise ConfigError(received, "a new or empty folder", "Name another folder.")
         if earlier_settings != settings:
             received = f"{out}: a phantom archive of {earlier_settings}"
-            raise ConfigError(received, f"one of {settings}", "Remove it or name another.")
+            raise ConfigError(received, f"one of {settings}", "Remove it or name another folder.")
     _check_links(root)
     write_json(root / "dataset_description.json", _description("Phantom brains", "raw") | {"Simulation": settings})
     _write_text(root / "README", _README)
@@ -271,7 +245,7 @@ def _claim(out: str, config: PhantomConfig) -> Path:
 
 
 def _check_links(root: Path) -> None:
-    """Refuse an earlier archive with a link to a folder: scans would be written where it leads to."""
+    """Refuse an earlier archive with a link to a folder: scans would be written to the link's target."""
     for folder, folders, _ in os.walk(root):
         for name in folders:
             check_place(Path(folder, name, "scan"), root, ConfigError)
@@ -283,7 +257,7 @@ def _description(name: str, kind: str) -> dict[str, Any]:
 
 
 def _settings_of(root: Path) -> dict[str, Any] | None:
-    """Settings of the archive that an earlier run made there; None for anything else."""
+    """Settings of the archive that an earlier run wrote there; None for anything else."""
     try:
         description = read_object(root / "dataset_description.json")
         is_raw = description["DatasetType"] == "raw"

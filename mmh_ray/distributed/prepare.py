@@ -1,7 +1,7 @@
-"""`mmh prepare`: every usable image of a manifest onto the working grid, one Ray task per shard of the store.
+"""`mmh prepare`: brings every usable image of a manifest onto the working grid, in one Ray task per shard of the store.
 
-What is in the store with the same inputs and settings stays; the rest is done; a bad image keeps its row with the
-reason. Finished shards of a run that was killed are found again.
+Volumes in the store that were made from the same inputs and settings are kept; the others are prepared. The row of a
+bad image holds the reason. Finished shards of a killed run are used again.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from mmh_ray.staging import staged, staged_scan
 log = logging.getLogger(__name__)
 
 METHOD_VERSION = 5
-"""Part of every provenance: raise it when the same inputs and settings come to give other voxels."""
+"""Part of every provenance: raise it when the same inputs and settings give other voxels."""
 
 LEAST_VOLUMES = 4
-"""Volumes of a task below which more tasks are not worth their start."""
+"""Fewest volumes of a task: smaller tasks are not worth their start."""
 
 MOST_TASKS = 1024
-"""Tasks among which an archive is shared out. Their number, and so the shards, must not depend on the cluster that happens to be there."""
+"""Tasks among which an archive is divided. Their number, and so the shards, must not depend on the current cluster."""
 
 _READERS = 16
 
 
 class Image(TypedDict):
-    """An image to prepare: some columns of the manifest, and what decides its voxels."""
+    """An image to prepare: some columns of the manifest, and a hash of everything that affects its voxels."""
 
     image_id: str
     subject: str | None
@@ -63,14 +63,16 @@ class Image(TypedDict):
     sha256: str
     status: str
     provenance: str | None
-    """Hash of all that decides the prepared voxels; None where the mask cannot be read."""
+    """Hash of everything that affects the prepared voxels; None if the mask cannot be read."""
 
 
 _COLUMNS = [name for name in Image.__annotations__ if name != "provenance"]
+_FACTS = ("image_id", "subject", "session", "site", "sequence", "split")
+"""Columns of the manifest that may change (a new split, a corrected site) without changing the voxels."""
 
 
 class PrepareSettings(NamedTuple):
-    """Settings that decide how an image is prepared, and whether it is refused."""
+    """Settings that affect how an image is prepared, and whether it is refused."""
 
     grid: GridConfig
     prepare: PrepareConfig
@@ -79,7 +81,7 @@ class PrepareSettings(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How many images were prepared now, were there already, and could not be prepared."""
+    """Numbers of images that were prepared, that were up to date, and that could not be prepared."""
 
     done: int
     skipped: int
@@ -87,23 +89,23 @@ class Outcome:
 
 
 def prepare(manifest: str, out: str, config: Config) -> Outcome:
-    """Prepare what is missing or changed; the store then holds exactly the manifest's usable images.
+    """Prepare images that are missing or changed; the store then holds exactly the manifest's usable images.
 
     Parameters
     ----------
     manifest:
-        Path or URI of the manifest. Sequences that ``config.model.sequences`` does not name are left out, and logged.
+        Path or URI of the manifest. Sequences that are not in ``config.model.sequences`` are left out, and logged.
     out:
         Folder or URI of the store.
     config:
-        Uses ``grid``, ``prepare``, ``model.sequences``, and of ``quality`` what is refused.
+        Uses ``grid``, ``prepare``, ``model.sequences``, and the bounds of ``quality`` for refusing scans.
 
     Raises
     ------
     DataError
         If the manifest or an existing store cannot be read, or the manifest holds no usable image of these sequences.
     ConfigError
-        If ``out`` is a folder of something else.
+        If ``out`` is a folder with anything but a store.
     """
     if "://" not in out:
         out = str(Path(out).absolute())
@@ -116,21 +118,21 @@ def prepare(manifest: str, out: str, config: Config) -> Outcome:
     for image in images:
         key = (image["image_id"], image["provenance"])
         if key in prepared_before:
-            kept.append(_with_facts_of(image, prepared_before[key]))
+            kept.append(cast(PreparedRow, {**prepared_before[key], **_facts(image)}))
         else:
             pending.append(image)
-    made = _prepare_all(pending, out, config) if pending else []
-    index = [*kept, *made]
+    prepared = _prepare_all(pending, out, config) if pending else []
+    index = [*kept, *prepared]
     shards.write_index(out, index)
     shards.keep_only(out, {row["shard"] for row in index})
-    failed = sum(row["status"] == Status.FAILED for row in made)
-    outcome = Outcome(done=len(made) - failed, skipped=len(kept), failed=failed)
+    failed = sum(row["status"] == Status.FAILED for row in prepared)
+    outcome = Outcome(done=len(prepared) - failed, skipped=len(kept), failed=failed)
     log.info("prepared %d images, kept %d, failed %d", outcome.done, outcome.skipped, outcome.failed)
     return outcome
 
 
 def _images(manifest: str, sequences: Sequence[str]) -> list[Image]:
-    """Usable images of these sequences; what is left out is logged by name."""
+    """Usable images of these sequences; the numbers of the others are logged."""
     rows: list[Image] = read_manifest(manifest).select(_COLUMNS).to_pylist()
     usable = [row for row in rows if row["status"] == Status.OK]
     if len(usable) < len(rows):
@@ -146,12 +148,12 @@ def _images(manifest: str, sequences: Sequence[str]) -> list[Image]:
 
 
 def _add_provenance(images: list[Image], config: Config) -> None:
-    """Set the hash of all that decides an image's prepared voxels; None where the mask cannot be read."""
+    """Set ``provenance`` of each image."""
     mask_uris = sorted({image["mask_uri"] for image in images if image["mask_uri"]})
     with ThreadPoolExecutor(_READERS) as pool:
         mask_hashes = dict(zip(mask_uris, pool.map(_hash_of_file, mask_uris), strict=True))
     prepare_settings = dataclasses.asdict(config.prepare)
-    del prepare_settings["shard_volumes"]  # how volumes are packed changes none of them
+    del prepare_settings["shard_volumes"]  # how volumes are packed does not change them
     common: dict[str, Any] = {
         "grid": dataclasses.asdict(config.grid),
         "prepare": prepare_settings,
@@ -173,12 +175,12 @@ def _hash_of_file(uri: str) -> str | None:
         with staged(uri) as (path,):
             return sha256_file(path)
     except (OSError, MMHError) as error:
-        log.debug("%s: %s", uri, error)  # the row's own attempt to read it gives the reason
+        log.debug("%s: %s", uri, error)  # preparing the image fails as well, and gives the reason
         return None
 
 
 def _prepared_before(out: str, existing_shards: set[str]) -> dict[tuple[str, str | None], PreparedRow]:
-    """Volumes that need not be prepared again, by id and provenance: of the index and of shards it lacks."""
+    """Rows of volumes in the store, by image id and provenance: of the index, and of shards that it lacks."""
     rows: list[PreparedRow] = []
     indexed_shards = set()
     if shards.INDEX in shards.names_in(out):
@@ -189,34 +191,19 @@ def _prepared_before(out: str, existing_shards: set[str]) -> dict[tuple[str, str
     for name in sorted(existing_shards - indexed_shards):
         rows += shards.shard_entries(out, name)
 
-    by_key = {}
-    for row in rows:
-        key = (row["image_id"], row["provenance"])
-        by_key[key] = row
-    return by_key
+    return {(row["image_id"], row["provenance"]): row for row in rows}
 
 
 def _facts(image: Image) -> dict[str, Any]:
-    """What the manifest says of an image; may change (a new split, a corrected site) while its voxels stay."""
-    return {
-        "image_id": image["image_id"],
-        "subject": image["subject"],
-        "session": image["session"],
-        "site": image["site"],
-        "sequence": image["sequence"],
-        "split": image["split"],
-    }
-
-
-def _with_facts_of(image: Image, row: PreparedRow) -> PreparedRow:
-    return cast(PreparedRow, {**row, **_facts(image)})
+    """The columns of :data:`_FACTS`."""
+    return {name: image[name] for name in _FACTS}  # type: ignore[literal-required]
 
 
 def _prepare_all(images: list[Image], out: str, config: Config) -> list[PreparedRow]:
-    """Index rows of all images; few tasks wait at a time, whatever the length of the manifest.
+    """Prepare images and return their index rows; few tasks are submitted at a time, however long the manifest is.
 
-    A loop of its own, not :func:`~mmh_ray.distributed.task_pool.map_unordered`: tasks of a worker that died come back as
-    smaller ones, and progress counts images while a task has many.
+    This does not use :func:`~mmh_ray.distributed.task_pool.map_unordered`, because the task of a worker that died is
+    divided into smaller ones, and because progress counts images while a task has many.
     """
     connect()
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -236,16 +223,16 @@ def _prepare_all(images: list[Image], out: str, config: Config) -> list[Prepared
             part = pending.pop(ready)
             try:
                 finished = ray.get(ready)
-            except RayTaskError as error:  # the store itself: no image is to blame
+            except RayTaskError as error:  # an error of the store, not of an image
                 raise error.cause or error from error
             except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
-                if len(part) > 1:  # one of them took its worker along: find out which
+                if len(part) > 1:  # one of the images killed the worker: find out which
                     log.warning("a worker died over %d images; trying them one by one", len(part))
                     waiting.extend([image] for image in part)
                     continue
                 problem = _problem(part[0], error)
                 finished = [_failed(part[0], problem)]
-                count_image("prepare", finished[0], problem)  # no task was left to count it
+                count_image("prepare", finished[0], problem)  # the worker, which counts the others, is gone
             for row in finished:
                 if row["status"] == Status.FAILED:
                     log.warning("%s: %s", row["image_id"], row["reason"])
@@ -255,25 +242,22 @@ def _prepare_all(images: list[Image], out: str, config: Config) -> list[Prepared
 
 
 def _task_name(part: list[Image]) -> str:
-    """What the dashboard shows."""
+    """Name of a task on the dashboard."""
     others = f" and {len(part) - 1} more" if len(part) > 1 else ""
     return f"prepare {part[0]['image_id']}{others}"
 
 
 def share_out(images: list[Image], shard_volumes: int) -> list[list[Image]]:
-    """The images of each task, by nothing but their number: the same images give the same shards on any cluster."""
+    """Divide images among tasks by their number alone: the same images give the same shards on any cluster."""
     evenly = math.ceil(len(images) / MOST_TASKS)
     size = min(shard_volumes, max(LEAST_VOLUMES, evenly))
     return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 def prepare_shard(images: Sequence[Image], out: str, settings: PrepareSettings) -> list[PreparedRow]:
-    """Prepare some images one after the other into one shard; an exception belongs to its image.
+    """Prepare some images, one after the other, into one shard; returns their index rows.
 
-    Returns
-    -------
-    list[PreparedRow]
-        Their index rows.
+    An exception fails only its image.
     """
     failed: list[PreparedRow] = []
 
@@ -302,9 +286,9 @@ def prepare_image(image: Image, settings: PrepareSettings) -> dict[str, Any]:
     Raises
     ------
     DataError
-        If the file is no longer the manifest's, or the image or its mask cannot be used.
+        If the file has changed since the manifest was built, or the image or its mask cannot be used.
     RefusedError
-        If `mmh harmonize` would refuse the scan: no model is to learn from what is no adult's head of this sequence.
+        If `mmh harmonize` would refuse the scan, because no model should learn from it.
     """
     start = time.perf_counter()
     with staged_scan(image["uri"], image["mask_uri"]) as (path, mask_path):
@@ -331,13 +315,7 @@ def prepare_image(image: Image, settings: PrepareSettings) -> dict[str, Any]:
 
 
 def check_row(row: Mapping[str, Any], settings: PrepareSettings) -> None:
-    """Prepare one image and keep nothing: what it raises is why it could not be harmonized, or would be refused.
-
-    Parameters
-    ----------
-    row:
-        Of a manifest.
-    """
+    """Prepare the image of a manifest row and drop it; raises why it cannot be harmonized or would be refused."""
     with staged_scan(row["uri"], row["mask_uri"]) as (path, mask_path):
         _prepared(path, mask_path, row["sequence"], settings)
 

@@ -1,4 +1,4 @@
-"""Training to the end on a cluster that loses nodes: every attempt is placed on what is left."""
+"""Restarts a training that lost workers or nodes, on the part of the cluster that is left."""
 
 from __future__ import annotations
 
@@ -17,73 +17,74 @@ from mmh_ray.stopping import handlers_kept
 log = logging.getLogger(__name__)
 
 RETRIES = 3
-"""Times that workers may die without a new checkpoint between."""
+"""Times that workers may die without a new checkpoint in between."""
 PAUSE_SECONDS = 5.0
-"""Between a failure and the next start: the cluster needs a moment to notice that a node is gone."""
+"""Pause between a failure and the next start: the cluster needs a moment to notice that a node is gone."""
 
 
 def fit_to_the_end(
     train: TrainConfig, trainer_on: Callable[[TrainingPlacement], TorchTrainer], checkpoints: Callable[[], Set[str]]
 ) -> Result:
-    """Train until an attempt comes to its end. After a loss the next one goes on from the last checkpoint, with as many workers as fit.
+    """Train until an attempt succeeds. After a loss, the next one continues from the last checkpoint.
 
-    Ray Train's own retries ask for the same number of workers for ever, and its elastic range picks numbers that do not share out a step.
+    It has as many workers as fit on the cluster then. Ray Train's own retries always request the same number of
+    workers, and its elastic range picks numbers that do not divide the volumes of a step.
 
     Parameters
     ----------
     trainer_on:
-        Makes the trainer of one attempt, which must raise where a worker dies or cannot be placed, instead of trying again.
+        Makes the trainer of one attempt. It must raise if a worker dies or cannot be placed, instead of trying again.
     checkpoints:
-        Names of the checkpoints so far.
+        Returns the names of the checkpoints so far.
 
     Raises
     ------
     ConfigError
-        If the cluster cannot place ``train.workers`` workers at the start, or later not one for ``train.wait_s``.
+        If the cluster cannot place ``train.workers`` workers at the start, or later no worker for ``train.wait_s``.
     TrainingFailedError
-        If workers died more than :data:`RETRIES` times without a new checkpoint between.
+        If workers died more than :data:`RETRIES` times without a new checkpoint in between.
     """
     placement = place_training([train.workers], train.use_gpu)
-    patience = _Patience(train.wait_s, checkpoints)
+    failures = _Failures(train.wait_s, checkpoints)
     while True:
         log.info("training: %s", placement)
         try:
             with handlers_kept():
                 return trainer_on(placement).fit()
         except TrainingFailedError as error:
-            patience.bear(error)
+            failures.add(error)
         time.sleep(PAUSE_SECONDS)
         placement = await_placement(train.worker_counts, train.use_gpu, train.wait_s)
 
 
-class _Patience:
-    """What a training bears until its next checkpoint: some deaths of workers, and some time without room for them."""
+class _Failures:
+    """Counts deaths of workers since the last checkpoint, and the time without room for them, up to their limits."""
 
     def __init__(self, wait_s: float, checkpoints: Callable[[], Set[str]]) -> None:
         self._wait_s = wait_s
         self._checkpoints = checkpoints
-        self._known = checkpoints()
+        self._last_checkpoints = checkpoints()
         self._deaths = 0
-        self._ran_last = time.monotonic()
+        self._last_run = time.monotonic()
 
-    def bear(self, error: TrainingFailedError) -> None:
-        """Log why an attempt ended, or raise where it was one too many."""
+    def add(self, error: TrainingFailedError) -> None:
+        """Log why an attempt ended; raise if it was one too many."""
         reason = str(error).strip().splitlines()[-1][:300]
-        if isinstance(error, ControllerError):  # it did not come to run
-            self._bear_waiting(reason, error)
+        if isinstance(error, ControllerError):  # the workers did not start
+            self._add_waiting(reason, error)
             return
-        found = self._checkpoints()
-        if found != self._known:
-            self._known = found
+        checkpoints = self._checkpoints()
+        if checkpoints != self._last_checkpoints:
+            self._last_checkpoints = checkpoints
             self._deaths = 0
-        self._ran_last = time.monotonic()
+        self._last_run = time.monotonic()
         self._deaths += 1
         if self._deaths > RETRIES:
             raise error
         log.warning("training goes on from its last checkpoint (%d of %d times): %s", self._deaths, RETRIES, reason)
 
-    def _bear_waiting(self, reason: str, error: ControllerError) -> None:
-        waited = time.monotonic() - self._ran_last
+    def _add_waiting(self, reason: str, error: ControllerError) -> None:
+        waited = time.monotonic() - self._last_run
         if waited > self._wait_s:
             received = f"no start of the training workers for {waited:.0f} s ({reason})"
             remedy = (

@@ -1,4 +1,4 @@
-"""Where trainings leave checkpoints and bundles, and the MLflow run that goes on with them."""
+"""Opens the storage for checkpoints and bundles, and starts or resumes the MLflow run of a training."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mmh_ray.provenance import hash_of
 log = logging.getLogger(__name__)
 
 RECORD = "run.json"
-"""File beside a run's checkpoints: which MLflow run it is and which settings and data it was started with."""
+"""File next to a run's checkpoints with the id of its MLflow run, and a hash of its settings and data."""
 
 
 def open_storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """File system and folder of a place for runs, which is made if it is local."""
+    """File system and folder of a storage for runs; a local folder is created."""
     if "://" not in uri:
         Path(uri).mkdir(parents=True, exist_ok=True)
         return pyarrow.fs.LocalFileSystem(), str(Path(uri).absolute())
@@ -30,12 +30,12 @@ def open_storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def cited_place(storage_uri: str, root: str, place: str) -> str:
-    """A place below the root of a storage as others find it: its URI, or the path where the storage is local."""
+    """The address of a place below the root of a storage, for users: its URI, or its path in a local storage."""
     return join_uri(storage_uri, place.removeprefix(f"{root}/")) if "://" in storage_uri else place
 
 
 def start_or_continue(storage: pyarrow.fs.FileSystem, folder: str, config: Config, facts: dict[str, Any]) -> str:
-    """The MLflow run id of this training run, new or that of the run to resume.
+    """Id of the MLflow run of this training, which is new or resumed.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def start_or_continue(storage: pyarrow.fs.FileSystem, folder: str, config: Confi
 
 
 def _fingerprint(config: Config, data_hash: str) -> str:
-    """Hash of what decides a training: its settings, but for those of where and on what it runs, and its data."""
+    """Hash of a training's data and settings, except for settings of where and on what it runs."""
     settings = to_dict(config)
     sections = {name: settings[name] for name in ("grid", "restyle", "model", "train")}
     for name in ("storage", "workers", "use_gpu", "checkpoint_every", "wait_s"):

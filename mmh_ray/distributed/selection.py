@@ -1,4 +1,4 @@
-"""Who is scored in an evaluation, on what outputs, and on whom the baselines are fitted."""
+"""Selects the subjects and outputs that an evaluation scores, and the images that baselines are fitted on."""
 
 from __future__ import annotations
 
@@ -33,29 +33,13 @@ PICTURED_SITES = 6
 RESERVED = (*NO_METHODS, *FEATURE_METHODS, TRUTH, REFERENCE, *(name for name in BASELINES if name != RAW))
 """Names that no archive may have."""
 
-_COLUMNS = [
-    "image_id",
-    "uri",
-    "subject",
-    "session",
-    "site",
-    "sequence",
-    "split",
-    "mask_uri",
-    "age",
-    "sex",
-    "sha256",
-    "status",
-    "reason",
-]
-
 
 Subjects = Mapping[str, Sequence[ImageRecord]]
 """Images of one sequence by subject."""
 
 
 def check_archives(archives: Mapping[str, str]) -> None:
-    """Raise ConfigError unless there is an archive `raw` and every name can stand in the results."""
+    """Raise ConfigError unless there is an archive `raw` and every name can be used in the results."""
     if RAW not in archives:
         remedy = "Give --archive raw=BIDS, the scans as they were."
         raise ConfigError(f"archives {', '.join(archives) or 'none'}", "one named raw", remedy)
@@ -63,11 +47,11 @@ def check_archives(archives: Mapping[str, str]) -> None:
         first_pass = name.removesuffix(AGAIN)
         if name.endswith(AGAIN) and first_pass not in archives:
             remedy = f"Add --archive {first_pass}=FOLDER."
-            raise ConfigError(f"archive {name}", "what was harmonized again as an archive, too", remedy)
+            raise ConfigError(f"archive {name}", "also the archive that was harmonized again", remedy)
         is_word = name.replace("_", "").replace("-", "").isalnum()
         if name in RESERVED or not is_word:
             expected = f"letters, digits, - and _, and none of {', '.join(RESERVED)}"
-            raise ConfigError(f"archive name {name!r}", expected, "Name it otherwise.")
+            raise ConfigError(f"archive name {name!r}", expected, "Choose another name.")
 
 
 def usable_rows(
@@ -78,16 +62,16 @@ def usable_rows(
     problems: list[Unmatched],
     target: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Manifest rows of the usable images by `image_id`, each with the paths of its outputs by archive under `outputs`.
+    """Manifest rows of the usable images, sorted by `image_id`; `outputs` of each holds the output paths by archive.
 
     Parameters
     ----------
     archives:
         Folder by name; `raw` may also be the table made by `mmh manifest`, whose splits are then kept.
     notes, problems:
-        What is left out, scans that cannot be used, and images that an archive has no volume of, are added here.
+        Sequences that are left out are added to ``notes``; unusable scans and missing outputs to ``problems``.
     target:
-        Target site that `ours` was moved to: of several volumes of an image, the one named after it is taken.
+        Target site that `ours` was moved to: if an image has several outputs, the one named after the site is taken.
 
     Raises
     ------
@@ -98,12 +82,12 @@ def usable_rows(
     rows = []
     left_out: Counter[str] = Counter()
     for row in _manifest_rows(archives[RAW], out, config):
-        is_wanted = row["sequence"] in sequences
+        is_known = row["sequence"] in sequences
         if row["status"] != "ok":
-            if is_wanted or row["sequence"] is None:
+            if is_known or row["sequence"] is None:
                 reason = row["reason"] or "no reason given"
                 problems.append(Unmatched(RAW, row["image_id"], row["status"], reason))
-        elif is_wanted:
+        elif is_known:
             rows.append(row | {"outputs": {}})
         else:
             left_out[row["sequence"]] += 1
@@ -121,7 +105,7 @@ def usable_rows(
 
 
 def choose_cases(records: Iterable[ImageRecord], config: Config, notes: list[str]) -> list[Case]:
-    """The subjects of each sequence that `evaluate.subjects` asks for.
+    """The subjects of each sequence that `evaluate.subjects` selects.
 
     Raises
     ------
@@ -144,7 +128,7 @@ def choose_cases(records: Iterable[ImageRecord], config: Config, notes: list[str
 
 
 def training_records(records: Iterable[ImageRecord]) -> list[ImageRecord]:
-    """At most :data:`TRAINING_IMAGES` of split train per site and sequence, first by image_id."""
+    """The first records of split train per site and sequence, at most :data:`TRAINING_IMAGES` of each."""
     groups: dict[tuple[str, str], list[ImageRecord]] = defaultdict(list)
     for record in records:
         if record.split == "train":
@@ -153,7 +137,7 @@ def training_records(records: Iterable[ImageRecord]) -> list[ImageRecord]:
 
 
 def note_untrained(training: Iterable[ImageRecord], cases: Iterable[Case], notes: list[str]) -> None:
-    """Say which scored sites baselines were fitted without; without any training image nothing is fitted."""
+    """Note scored sites without a training image, for sequences in which baselines could be fitted."""
     training_sites: dict[str, set[str]] = defaultdict(set)
     scored_sites: dict[str, set[str]] = defaultdict(set)
     for record in training:
@@ -170,18 +154,18 @@ def note_untrained(training: Iterable[ImageRecord], cases: Iterable[Case], notes
 
 
 def data_hash(cases: Sequence[Case]) -> str:
-    """Hash of the scored images: two evaluations of one hash can be compared."""
+    """Hash of the scored images: evaluations with the same hash can be compared."""
     images = [record for case in cases for record in case.all_records]
     return hash_of(sorted((record.image_id, record.sha256) for record in images))
 
 
 def _manifest_rows(raw: str, out: str, config: Config) -> list[dict[str, Any]]:
-    """Of the raw archive; a folder's manifest is built first."""
+    """Manifest rows of the raw archive; the manifest of a folder is built first."""
     manifest = raw
     if os.path.isdir(raw) or (is_remote(raw) and not raw.endswith(".parquet")):
         manifest = str(Path(out, "manifest.parquet"))
         build_manifest(raw, manifest, config)
-    return read_manifest(manifest).select(_COLUMNS).to_pylist()
+    return read_manifest(manifest).to_pylist()
 
 
 def _add_outputs(rows: list[dict[str, Any]], archive: str, folder: str, desc: str, problems: list[Unmatched]) -> None:
@@ -202,10 +186,10 @@ def _choose_subjects(subjects: Subjects, kind: str, sequence: str, notes: list[s
     if chosen and not travelers.keys() & chosen.keys():
         notes.append(
             f"{sequence}: no subject at two sites, so no PSNR or SSIM, W1 is between pooled sites, and site and "
-            "population cannot be told apart: who was scanned where differs as well as the scanner"
+            "population cannot be told apart: the sites differ in their people as well as in their scanners"
         )
     if 0 < len(chosen) < FEW:
-        notes.append(f"{sequence}: {len(chosen)} subjects; intervals over so few are narrower than what is known")
+        notes.append(f"{sequence}: {len(chosen)} subjects; intervals over so few are too narrow")
     trained = sum(images[0].split == "train" for images in chosen.values())
     if trained:
         notes.append(
@@ -216,7 +200,7 @@ def _choose_subjects(subjects: Subjects, kind: str, sequence: str, notes: list[s
 
 
 def _automatic_kind(travelers: Subjects, tested: Subjects) -> str:
-    """Travelers if there are any, else the test split if it is large enough for the probes, else everybody."""
+    """Travelers if there are any, otherwise the test split if it is large enough for the probes, otherwise all."""
     if travelers:
         return "travelers"
     tested_records = [record for images in tested.values() for record in images]
@@ -224,7 +208,7 @@ def _automatic_kind(travelers: Subjects, tested: Subjects) -> str:
 
 
 def _pictured_subjects(subjects: Subjects) -> set[str]:
-    """The subject with the most sites; where all have one, the first subject of every site."""
+    """The subject with the most sites; if all have only one, the first subject of every site."""
     if not subjects:
         return set()
     most_sites = max(subjects, key=lambda subject: _count_sites(subjects[subject]))

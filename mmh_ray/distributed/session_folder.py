@@ -1,6 +1,6 @@
-"""Where Ray keeps the sockets, logs and spilled objects of a cluster that is started here: a folder with a short path.
+"""Chooses a folder with a short path for the sockets, logs and spilled objects of a cluster that is started here.
 
-The path of a socket has hardly more than a hundred bytes; batch systems (Slurm) give every job a TMPDIR that is longer.
+The path of a socket is limited to about a hundred bytes, and batch systems (Slurm) often set a longer TMPDIR.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from mmh_ray.errors import ConfigError
 log = logging.getLogger(__name__)
 
 SHORT = ("/tmp", "/var/tmp")
-"""Where a folder is made if Ray's own place will not do."""
+"""Where a folder is made if Ray's default cannot be used."""
 
 _MOST_BYTES = 103 if sys.platform == "darwin" else 107
 _LONGEST = "/ray/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
-"""What Ray appends to its temporary folder at most: 4194304 is the highest process number of Linux."""
+"""The longest path that Ray appends to its temporary folder: 4194304 is the highest process number of Linux."""
 _WRONG = "is too long or not ASCII, or cannot be written to"
-"""What may be wrong with a folder."""
+"""Possible problems of a folder."""
 
 
 def session_options() -> dict[str, Any]:
-    """Options of ``ray.init`` for a cluster of this process's own: none where Ray's own choice will do.
+    """Options of ``ray.init`` for a cluster of this process; none if Ray's default folder can be used.
 
-    Otherwise its files lie in a private folder with a short path. Objects that find no room in memory lie where TMPDIR
-    says. Both folders are removed when the process ends.
+    Otherwise Ray uses a private folder with a short path, and spills objects to a folder in TMPDIR. Both folders are
+    removed when the process ends.
 
     Raises
     ------
@@ -54,17 +54,17 @@ def session_options() -> dict[str, Any]:
     if spilled is not None:
         options["object_spilling_directory"] = spilled
     atexit.register(_remove, *options.values())
-    log.info("temporary folder %s %s: Ray's sockets lie in %s", usual, _WRONG, session)
+    log.info("temporary folder %s %s: Ray's sockets are in %s", usual, _WRONG, session)
     return options
 
 
 def _fits_a_socket(folder: str) -> bool:
-    """Whether a socket's path can begin with a folder's; Ray writes it down in ASCII."""
+    """Whether sockets can be below a folder; Ray encodes their path in ASCII."""
     return folder.isascii() and len(folder + _LONGEST) <= _MOST_BYTES
 
 
 def _can_hold_files(folder: str) -> bool:
-    """Whether Ray can write there; its own folder may be there already, and another user's."""
+    """Whether Ray can write there; its subfolder may already exist and belong to another user."""
     rays_folder = os.path.join(folder, "ray")
     parent = rays_folder if os.path.lexists(rays_folder) else folder
     attempt = _made_in((parent,))
@@ -75,7 +75,7 @@ def _can_hold_files(folder: str) -> bool:
 
 
 def _made_in(parents: tuple[str, ...]) -> str | None:
-    """A new folder that only its owner can enter, in the first parent where one can be made."""
+    """Make a folder that only its owner can enter, in the first possible parent; None if there is none."""
     for parent in parents:
         if os.path.isabs(parent):
             with contextlib.suppress(OSError):
@@ -84,6 +84,6 @@ def _made_in(parents: tuple[str, ...]) -> str | None:
 
 
 def _remove(*folders: str) -> None:
-    ray.shutdown()  # what runs at exit runs in reverse: Ray's own would come after this, and still write there
+    ray.shutdown()  # exit handlers run in reverse order: Ray's own would run after this one, and still write there
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

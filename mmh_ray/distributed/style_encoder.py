@@ -1,4 +1,4 @@
-"""The aggregator of a style encoder whose backbone brings none: trained once a run."""
+"""Trains the aggregator of a style encoder whose backbone has none, once per run."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ log = logging.getLogger(__name__)
 VOLUMES = 4
 """Volumes per site and sequence."""
 STYLES = 3
-"""Looks of each volume, the first of which is its own."""
+"""Styles of each volume, the first of which is the original."""
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class TrainedAggregator:
-    """Weights of the aggregator, none where the backbone brings a trained one, and what :func:`train_aggregator` says of them."""
+    """Weights of the aggregator (none if the backbone has a trained one), and figures of :func:`train_aggregator`."""
 
     state: dict[str, Tensor]
     figures: dict[str, float]
 
 
 def aggregator_for(store: PreparedStore, rows: Sequence[Row], config: Config, spacing_mm: float) -> TrainedAggregator:
-    """The aggregator that goes with ``config.style``, learned from ``rows`` of the store in one Ray task.
+    """The aggregator for ``config.style``, trained on ``rows`` of the store in one Ray task.
 
     Raises
     ------
     ModelError
-        If the backbone cannot be had, the volumes show no contrast, or the style vectors collapsed.
+        If the backbone cannot be loaded, the volumes show no contrast, or the style vectors collapsed.
     """
     if config.style.backbone == EMBEDDED:
         return TrainedAggregator({}, {})
@@ -59,54 +59,45 @@ def aggregator_for(store: PreparedStore, rows: Sequence[Row], config: Config, sp
 
 def chosen(rows: Sequence[Row]) -> list[Row]:
     """At most :data:`VOLUMES` rows of split train per site and sequence."""
-    by_look: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
+    groups: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row["image_id"]):
         if row["split"] == "train":
-            by_look[_look(row)].append(row)
+            groups[row["sequence"], row["site"]].append(row)
     chosen_rows: list[Row] = []
-    for look in sorted(by_look):
-        chosen_rows += by_look[look][:VOLUMES]
+    for key in sorted(groups):
+        chosen_rows += groups[key][:VOLUMES]
     return chosen_rows
 
 
 def learn_aggregator(store_uri: str, rows: Sequence[Row], config: Config, spacing_mm: float) -> TrainedAggregator:
-    """The work of the task.
+    """Train the aggregator by contrastive learning; runs in the task.
 
-    Volumes of one site, sequence and random style are of one label: other people in the same style attract each other,
-    the same person in another style repels.
+    Volumes of one site, sequence and random style have the same label: different people in the same style attract each
+    other, and the same person in different styles repels.
     """
     store = PreparedStore(store_uri)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = make_style_encoder(config.style, spacing_mm).to(device)
     features = []
     labels = []
-    sequences = []
     for row, style in itertools.product(rows, range(STYLES)):
         image_array, mask_array = store.read(row)
         image = torch.from_numpy(image_array)
         mask = torch.from_numpy(mask_array)
-        if style:  # the same draws, so the same style, for everyone
+        if style:  # the same random numbers, and so the same style, for all volumes
             generator = torch.Generator().manual_seed(style)
             image = restyle(image, mask, spacing_mm, config.restyle, generator)
         with torch.no_grad():
             features.append(encoder.features(image[None].to(device), mask[None].to(device)))
-        labels.append((*_look(row), style))
-        sequences.append(row["sequence"])
-    all_features = torch.cat(features)
+        labels.append((row["sequence"], row["site"], style))
     label_numbers = _numbers(labels).to(device)
-    sequence_numbers = _numbers(sequences).to(device)
-    figures = train_aggregator(encoder, all_features, label_numbers, sequence_numbers, config.style)
+    sequence_numbers = _numbers([sequence for sequence, _site, _style in labels]).to(device)
+    figures = train_aggregator(encoder, torch.cat(features), label_numbers, sequence_numbers, config.style)
     state = {name: weight.cpu().contiguous() for name, weight in encoder.aggregator.state_dict().items()}
     return TrainedAggregator(state, figures)
 
 
 def _numbers(names: Sequence[Any]) -> Tensor:
-    """Of each name its place among all different ones, in their order."""
-    different = sorted(set(names))
-    places = [different.index(name) for name in names]
-    return torch.tensor(places)
-
-
-def _look(row: Row) -> tuple[str, str]:
-    """Sequence and site of a volume."""
-    return row["sequence"], row["site"]
+    """The index of each name among the sorted unique names."""
+    unique_names = sorted(set(names))
+    return torch.tensor([unique_names.index(name) for name in names])

@@ -1,4 +1,4 @@
-"""Which images the adapters of target sites are trained and validated on."""
+"""Selects the images that the adapters of target sites are trained and validated on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TargetTask:
-    """What one adapter is trained from: index rows of the site's images and of source images, and of those of both that are held back."""
+    """Index rows for one adapter: images of the site and of other sites (sources), for training and for validation."""
 
     site: str
     sequence: str
@@ -53,7 +53,7 @@ def _ids(rows: Sequence[Row]) -> list[str]:
 
 
 def plan_targets(store: PreparedStore, bundle: Bundle, config: Config) -> tuple[list[TargetTask], dict[str, Exception]]:
-    """Tasks of every site that can be trained, and why the others cannot."""
+    """Tasks of every site that can be trained, and the errors of the others."""
     tasks: list[TargetTask] = []
     failed: dict[str, Exception] = {}
     for site in config.target.site:
@@ -66,15 +66,15 @@ def plan_targets(store: PreparedStore, bundle: Bundle, config: Config) -> tuple[
 
 
 def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -> list[TargetTask]:
-    """A task per sequence of which there are images enough.
+    """A task for each sequence with enough images; the others are logged with the reason.
 
-    Each has some images of the site to train on, about a fifth of them to validate on, and sources of other sites. A
-    sequence that is left out is logged with the reason.
+    About a fifth of the site's images and a quarter of the sources are for validation.
 
     Raises
     ------
     DataError
-        If the store was not prepared as the model's own data, has no such site, or too few images of every sequence.
+        If the store was not prepared like the model's training data, lacks the site, or has too few images of every
+        sequence.
     """
     entries = usable(store, "train") + usable(store, "val")
     _check_preparation(store, entries, bundle.config)
@@ -84,23 +84,17 @@ def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -
     tasks: list[TargetTask] = []
     too_few: list[str] = []
     for sequence in bundle.config.model.sequences:
-        of_site: list[Row] = []
-        of_others: list[Row] = []
-        for entry in entries:
-            if entry["sequence"] != sequence:
-                continue
-            if entry["site"] == site:
-                of_site.append(entry)
-            else:
-                of_others.append(entry)
+        of_sequence = [entry for entry in entries if entry["sequence"] == sequence]
+        of_site = [entry for entry in of_sequence if entry["site"] == site]
+        of_others = [entry for entry in of_sequence if entry["site"] != site]
         of_site.sort(key=lambda entry: entry["image_id"])
-        images = _drawn(of_site, config.target.images, config.target.seed)
+        images = _draw(of_site, config.target.images, config.target.seed)
         sources = _spread(of_others, config.target.sources)
         if len(images) < LEAST_IMAGES or len(sources) < LEAST_SOURCES:
             too_few.append(f"{len(of_site)} {sequence} images, and {len(sources)} of other sites")
             continue
-        training, validation = _parted(images, max(1, len(images) // 5))
-        training_sources, validation_sources = _parted(sources, max(1, len(sources) // 4))
+        training, validation = _split(images, max(1, len(images) // 5))
+        training_sources, validation_sources = _split(sources, max(1, len(sources) // 4))
         task = TargetTask(
             site=site,
             sequence=sequence,
@@ -119,7 +113,7 @@ def plan_site(store: PreparedStore, site: str, bundle: Bundle, config: Config) -
 
 
 def _check_preparation(store: PreparedStore, entries: Sequence[Row], config: Config) -> None:
-    """DataError where a volume lies on another grid than the model's, or its bias field was treated in another way."""
+    """Raise DataError if a volume is not on the model's grid, or its bias field was corrected in another way."""
     spacing = config.grid.spacing_mm
     shape = tuple(config.grid.shape)
     bias = bias_step(config.prepare)
@@ -139,26 +133,29 @@ def _check_preparation(store: PreparedStore, entries: Sequence[Row], config: Con
         )
 
 
-def _parted(rows: Sequence[Row], held: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """Rows to train on, and about ``held`` of the last to validate on: whole subjects, or of a single subject images."""
-    images_of = Counter(row["subject"] for row in rows)
-    if len(images_of) == 1:
-        return tuple(rows[:-held]), tuple(rows[-held:])
-    validated = set()
-    left = held
-    for person, count in reversed(images_of.items()):
+def _split(rows: Sequence[Row], held_out: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Rows for training, and about ``held_out`` of the last ones for validation.
+
+    Subjects are not divided, unless there is only one.
+    """
+    counts = Counter(row["subject"] for row in rows)
+    if len(counts) == 1:
+        return tuple(rows[:-held_out]), tuple(rows[-held_out:])
+    validation_subjects = set()
+    left = held_out
+    for subject, count in reversed(counts.items()):
         if count <= left:
-            validated.add(person)
+            validation_subjects.add(subject)
             left -= count
-    if not validated:
-        validated = {min(images_of, key=images_of.__getitem__)}
-    training = tuple(row for row in rows if row["subject"] not in validated)
-    validation = tuple(row for row in rows if row["subject"] in validated)
+    if not validation_subjects:
+        validation_subjects = {min(counts, key=counts.__getitem__)}
+    training = tuple(row for row in rows if row["subject"] not in validation_subjects)
+    validation = tuple(row for row in rows if row["subject"] in validation_subjects)
     return training, validation
 
 
-def _drawn(images: Sequence[Row], count: int, seed: int) -> Sequence[Row]:
-    """Images drawn by the seed, in their order; for a count of 0, or where there are no more, all."""
+def _draw(images: Sequence[Row], count: int, seed: int) -> Sequence[Row]:
+    """``count`` random images in their order; all, if ``count`` is 0 or there are not more."""
     if not 0 < count < len(images):
         return images
     chosen = np.random.default_rng(seed).choice(len(images), count, replace=False)
@@ -166,7 +163,7 @@ def _drawn(images: Sequence[Row], count: int, seed: int) -> Sequence[Row]:
 
 
 def _spread(entries: Sequence[Row], count: int) -> list[Row]:
-    """At most ``count`` rows, in turn from every site."""
+    """At most ``count`` rows, taken from the sites in turn."""
     seen_of_site: Counter[str] = Counter()
     in_turn: list[tuple[int, str, Row]] = []
     for entry in sorted(entries, key=lambda entry: entry["image_id"]):

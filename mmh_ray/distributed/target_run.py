@@ -1,4 +1,4 @@
-"""The MLflow run of a target site that is trained, and its metrics on their way there."""
+"""Starts and ends the MLflow run of a target site's training, and sends its metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmh_ray.distributed.run_storage import open_storage
 from mmh_ray.shards import PreparedStore
 
 METRICS = "target-metrics"
-"""Folder in the storage with an outbox of each run, named by its id: a training that failed is not started again under its id."""
+"""Folder in the storage with an outbox per run, named after the run's id: a failed training is not resumed."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class SiteRun:
         self.outbox.remove_folder()
 
     def fail(self) -> None:
-        """The same for a site without a target."""
+        """Send the last metrics and mark the run as failed."""
         self.sending.close()
         tracking.mark_failed(self.run_id)
         self.outbox.remove_folder()
 
 
 def send_left(config: Config) -> None:
-    """Send what earlier trainings into the same storage could not."""
+    """Send metrics that earlier trainings with the same storage could not send."""
     storage, root = open_storage(config.target.storage)
     tracking.send_left(storage, f"{root}/{METRICS}")

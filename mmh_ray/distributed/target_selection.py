@@ -1,4 +1,4 @@
-"""Who is scored in an evaluation at a target site, by which style encoder, and what may not be compared with."""
+"""Selects the subjects, the style encoder and the baselines of an evaluation at a target site."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from mmh_ray.models.target.bundle import load_target
 from mmh_ray.staging import size_of, staged
 
 TARGET_BASELINES = (RAW, "nyul", BEST_KNOWN)
-"""Simple methods that are scored at a target: fitted on its own people, they move scans there, too."""
+"""Baselines that are scored at a target: fitted on the target's people, they move scans there, too."""
 
 
 class TargetSelection(NamedTuple):
-    """Cases with their references, and the target's scans of everyone else, on which baselines are fitted."""
+    """Cases with their references, and the target's scans of all other people, on which baselines are fitted."""
 
     cases: list[Case]
     cohort: list[ImageRecord]
 
 
 def select_at_target(records: Iterable[ImageRecord], site: str) -> TargetSelection:
-    """Subjects who were scanned at the target site and elsewhere; the first of each sequence is pictured.
+    """Select subjects who were scanned at the target site and elsewhere; the first of each sequence is pictured.
 
     Raises
     ------
     DataError
-        If there is none.
+        If there is no such subject.
     """
     records = list(records)
     groups: dict[tuple[str, str], list[ImageRecord]] = defaultdict(list)
@@ -60,7 +60,7 @@ def select_at_target(records: Iterable[ImageRecord], site: str) -> TargetSelecti
 
 
 def check_unseen(cases: Sequence[Case]) -> None:
-    """DataError where a reference is a scan that the target of `ours` was made from."""
+    """Raise DataError if the target of `ours` was made from a scan that outputs are compared with."""
     for case in cases:
         recorded_target = _recorded_target(case)
         if not recorded_target or case.reference is None:
@@ -72,24 +72,22 @@ def check_unseen(cases: Sequence[Case]) -> None:
         if image_id in seen:
             received = f"{image_id}, which the target {recorded_target.get('site', reference_scan)} was made from"
             remedy = "Make the target from scans of other people (travelers are of split test)."
-            raise DataError(received, "a scan at the target site that it has never seen", remedy)
+            raise DataError(received, "a scan at the target site that the target was not made from", remedy)
 
 
 def target_style(cases: Sequence[Case], config: Config) -> StyleVectors:
-    """Style vectors by the configured encoder; the sidecars of `ours` must name the same one.
+    """Style vectors of the configured encoder; the sidecars of `ours` must name the same encoder.
 
     Raises
     ------
     ModelError
-        If the target that made the outputs was trained with another style encoder, or its backbone cannot be had.
+        If the target behind `ours` was trained with another style encoder, or the backbone cannot be loaded.
     """
-    recorded_target = None
-    for case in cases:
-        recorded_target = recorded_target or _recorded_target(case)
-    if not recorded_target:
+    recorded_target = next(filter(None, map(_recorded_target, cases)), None)
+    if recorded_target is None:
         return StyleVectors(config.style)
     if config.style.backbone != EMBEDDED and "training" in recorded_target:
-        # the aggregator of such a backbone lies with the target
+        # the aggregator of such a backbone is stored in the target bundle
         target = load_target(*tracking.resolve_recorded_target(str(recorded_target.get("URI")), config.tracking))
         target.encoder(config.style, 1.0)
         return StyleVectors(config.style, target.aggregator)
@@ -99,13 +97,13 @@ def target_style(cases: Sequence[Case], config: Config) -> StyleVectors:
 
 
 def _recorded_target(case: Case) -> dict[str, Any] | None:
-    """The target that made `ours` of a case, as the first sidecar tells; None where there is none."""
+    """The target that made `ours` of a case, from the first sidecar; None without a sidecar or a target."""
     for record in case.records:
         output = record.outputs.get(OURS)
         if output is None:
             continue
         folder, slash, _ = output.rpartition("/")
-        sidecar = f"{folder}{slash}{sidecar_path(output).name}"  # as text: a path would change a URI
+        sidecar = f"{folder}{slash}{sidecar_path(output).name}"  # text, because a Path would change a URI
         if size_of(sidecar) is not None:
             with staged(sidecar) as (path,):
                 return _read_target(path)

@@ -1,4 +1,4 @@
-"""Where targets lie in the storage: a folder a site, which is no other site's, and replaced only by a whole new one."""
+"""Stores target bundles: a folder per site, which no other site shares, and which is only replaced as a whole."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from mmh_ray.errors import ConfigError
 from mmh_ray.models.bundle_files import MOST_FACTS
 from mmh_ray.models.target.bundle import FACTS
 
-_RENAME = "Rename one of them in the archive and prepare it again."
+_RENAME = "Rename one of the sites in the archive and prepare it again."
 
 
 def check_places(config: Config) -> None:
-    """Two sites whose names become one model's, or one image's, must not overwrite each other, nor a target any other folder.
+    """Raise ConfigError if targets would overwrite each other or any other folder.
 
-    Names that differ in capitals alone are one to many a file system.
+    Two sites are refused if their names give the same name of a model or of an image. Upper and lower case are not
+    distinguished, because many file systems do not.
     """
     places: dict[str, str] = {}
     storage, root = open_storage(config.target.storage)
@@ -30,21 +31,21 @@ def check_places(config: Config) -> None:
         for taken in (name.lower(), desc_of(site).lower()):
             if places.setdefault(taken, site) != site:
                 received = f"sites {places[taken]!r} and {site!r}, both {name}"
-                raise ConfigError(received, "names that stay apart", _RENAME)
+                raise ConfigError(received, "names that stay different", _RENAME)
         place = place_of(root, site)
         if not storage.get_file_info(pyarrow.fs.FileSelector(place, allow_not_found=True)):
             continue
-        earlier = _site_there(storage, f"{place}/{FACTS}")
+        earlier = _recorded_site(storage, f"{place}/{FACTS}")
         if earlier is None:
             raise ConfigError(
                 f"{place}: no target", "a new folder or an earlier target", "Empty it or change target.storage."
             )
         if earlier != site:
-            raise ConfigError(f"{place}: target of site {earlier!r}", f"one of {site!r}", _RENAME)
+            raise ConfigError(f"{place}: target of site {earlier!r}", f"a target of site {site!r}", _RENAME)
 
 
-def _site_there(storage: pyarrow.fs.FileSystem, path: str) -> str | None:
-    """The site of an earlier target by its facts; None where they cannot be read."""
+def _recorded_site(storage: pyarrow.fs.FileSystem, path: str) -> str | None:
+    """The site in the facts of an earlier target; None if they cannot be read."""
     if storage.get_file_info(path).type != pyarrow.fs.FileType.File:
         return None
     with storage.open_input_stream(path) as stream:
@@ -62,13 +63,13 @@ def place_of(root: str, site: str) -> str:
 
 
 def put_target(storage: pyarrow.fs.FileSystem, local: Path, target: str) -> None:
-    """Copy a bundle beside its place, then swap: an earlier target is whole until the new one has arrived."""
+    """Upload a bundle next to its place, then swap: an earlier target stays complete until the new one has arrived."""
     partial = f"{target}.partial"
     for folder in (partial, target):
         storage.create_dir(folder)
     storage.delete_dir_contents(partial)
     pyarrow.fs.copy_files(str(local), partial, destination_filesystem=storage)
-    storage.delete_dir_contents(target)  # it may have had more sequences
-    for found in storage.get_file_info(pyarrow.fs.FileSelector(partial)):
-        storage.move(found.path, f"{target}/{found.base_name}")  # file by file: object stores move no folders
+    storage.delete_dir_contents(target)  # the earlier target may have had more sequences
+    for info in storage.get_file_info(pyarrow.fs.FileSelector(partial)):
+        storage.move(info.path, f"{target}/{info.base_name}")  # file by file: object stores cannot move folders
     storage.delete_dir(partial)

@@ -1,4 +1,7 @@
-"""What an adapter learns from: volumes of the target site and of others, unified by the frozen global model. Needs no Ray."""
+"""Unifies volumes of the target site and of other sites with the frozen global model, and draws training batches.
+
+Needs no Ray.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ class TargetVolumes:
     Parameters
     ----------
     sequence:
-        BIDS suffix of all its volumes.
+        BIDS suffix of all volumes.
     config:
-        Its sections ``target``, ``harmonize`` and ``restyle``.
+        Uses ``target``, ``harmonize`` and ``restyle``.
     """
 
     def __init__(self, store: PreparedStore, bundle: Bundle, sequence: str, config: Config) -> None:
@@ -37,7 +40,7 @@ class TargetVolumes:
         self.noise_rng = np.random.default_rng(config.target.seed)
 
     def of_site(self, rows: Sequence[Row], styles: int) -> list[UnifiedVolume]:
-        """Volumes of the target site, each as it is and under so many random styles."""
+        """Volumes of the target site, each unchanged and in ``styles`` random styles."""
         volumes = []
         for row in rows:
             scan, mask = self.store.read(row)
@@ -75,7 +78,7 @@ class TargetVolumes:
     def draw(
         self, site_volumes: list[UnifiedVolume], source_volumes: list[UnifiedVolume], key: int
     ) -> tuple[TargetBatch, TargetBatch]:
-        """Two slab groups of the site and one of the sources, by nothing but the key."""
+        """Two slab groups of the site and one of the sources; the key alone determines which."""
         rng = np.random.default_rng([self.config.target.seed, key])
         first, second = rng.integers(len(site_volumes), size=2)
         seeds = rng.integers(2**31, size=3).tolist()

@@ -1,4 +1,4 @@
-"""Stage 1 on Ray Train: data-parallel workers, checkpoints, resume after any death, MLflow, and a bundle at the end."""
+"""Trains the global model on Ray Train: data-parallel workers with checkpoints, MLflow, and a bundle at the end."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ STATE = "state.safetensors"
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Where the outcome lies."""
+    """Where the trained model is stored."""
 
     bundle: str
     """Bundle folder or URI."""
     model_uri: str
     """``models:/NAME/VERSION`` in the registry."""
     run_id: str
-    """MLflow run."""
+    """Id of the MLflow run."""
     validation: dict[str, float]
     """Validation losses of the best weights."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What a training run is made of, and where it leaves its traces."""
+    """Inputs and storage of a training run."""
 
     config: Config
     store: PreparedStore | None
@@ -71,7 +71,7 @@ class _Run:
 
     @property
     def store_uri(self) -> str | None:
-        """Where the prepared volumes are; None where there are none."""
+        """Place of the prepared volumes; None if the training uses none."""
         return None if self.store is None else self.store.uri
 
     @property
@@ -81,16 +81,16 @@ class _Run:
 
 
 def train_global(prepared: str | None, config: Config) -> TrainedModel:
-    """Train the global harmonizer on prepared volumes and register it; without any, on simulation alone, into the domain by choice.
+    """Train the global harmonizer and register it, on prepared volumes or, without any, on simulated people alone.
 
-    A run of the same ``train.run_name`` in the same ``train.storage`` goes on from its last checkpoint. Where a node is lost, training goes
-    on with what is left of the cluster.
+    A run with the same ``train.run_name`` and ``train.storage`` continues from its last checkpoint. If a node is lost,
+    training goes on with the rest of the cluster.
 
     Raises
     ------
     ConfigError
-        If a run of that name has other settings or data, or the cluster cannot place the workers: at the start at once, later after
-        ``train.wait_s``.
+        If a run of that name has other settings or data, or the workers find no room in the cluster: immediately at the
+        start, later after ``train.wait_s``.
     DataError
         If the store cannot be read or lacks a sequence of the model.
     """
@@ -107,8 +107,6 @@ def train_global(prepared: str | None, config: Config) -> TrainedModel:
     storage, folder = open_storage(config.train.storage)
     tracking.configure(config.tracking)
     run_id = start_or_continue(storage, f"{folder}/{config.train.run_name}", config, facts | ray_facts())
-    place = None if store is None else store.uri
-    tracking.log_input(run_id, tracking.RunInput("training", facts["data_hash"], place))
     note_in_job({"mlflow_run_id": run_id})
     run = _Run(
         config=config,
@@ -119,6 +117,7 @@ def train_global(prepared: str | None, config: Config) -> TrainedModel:
         run_id=run_id,
         data_hash=facts["data_hash"],
     )
+    tracking.log_input(run_id, tracking.RunInput("training", run.data_hash, run.store_uri))
     try:
         with _shown(config.train.steps) as show, tracking.sending_metrics(run.outbox, run_id, show):
             trained = _publish(run, _fit(run))
@@ -130,7 +129,7 @@ def train_global(prepared: str | None, config: Config) -> TrainedModel:
 
 
 def _fit(run: _Run) -> dict[str, torch.Tensor]:
-    """Run the workers to the last step; returns the final trainer state."""
+    """Train until the last step; returns the final trainer state."""
     first = first_weights(run.config)
     result = fit_to_the_end(
         run.config.train,
@@ -143,8 +142,9 @@ def _fit(run: _Run) -> dict[str, torch.Tensor]:
 
 
 def _trainer(run: _Run, placement: TrainingPlacement, first: dict[str, torch.Tensor] | None) -> TorchTrainer:
-    """One attempt, which ends when a worker dies or cannot be placed."""
+    """The trainer of one attempt, which fails if a worker dies or cannot be placed."""
     config = run.config
+    no_retries = FailureConfig(0, controller_failure_limit=0, max_preemption_failures=0)  # type: ignore[call-arg]
     return TorchTrainer(
         _work,
         train_loop_config={
@@ -162,7 +162,7 @@ def _trainer(run: _Run, placement: TrainingPlacement, first: dict[str, torch.Ten
             name=config.train.run_name,
             storage_path=run.folder,
             storage_filesystem=run.storage,
-            failure_config=FailureConfig(0, controller_failure_limit=0, max_preemption_failures=0),  # type: ignore[call-arg]
+            failure_config=no_retries,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
@@ -171,36 +171,36 @@ def _trainer(run: _Run, placement: TrainingPlacement, first: dict[str, torch.Ten
 def _checkpoints(run: _Run) -> set[str]:
     """Names of the checkpoints of a run."""
     folder = f"{run.folder}/{run.config.train.run_name}"
-    found = run.storage.get_file_info(pyarrow.fs.FileSelector(folder))
-    return {info.base_name for info in found if info.base_name.startswith("checkpoint_")}
+    infos = run.storage.get_file_info(pyarrow.fs.FileSelector(folder))
+    return {info.base_name for info in infos if info.base_name.startswith("checkpoint_")}
 
 
 def first_weights(config: Config) -> dict[str, torch.Tensor] | None:
-    """Of the denoiser, those of the model to start from, on the CPU; None where training starts from nothing.
+    """Denoiser weights of the model in ``train.start_from``, on the CPU; None if training starts from scratch.
 
     Raises
     ------
     ConfigError
-        If that model has other settings than this one.
+        If the settings of that model differ from the configured ones.
     """
     name = config.train.start_from
     if name is None:
         return None
     folder, _ = tracking.resolve_model(name, config.tracking)
     bundle = load_bundle(folder)
-    its_settings = to_dict(bundle.config.model)
+    model_settings = to_dict(bundle.config.model)
     differences = []
     for key, value in to_dict(config.model).items():
-        if value != its_settings[key]:
-            differences.append(f"model.{key}={value} instead of {its_settings[key]}")
+        if value != model_settings[key]:
+            differences.append(f"model.{key}={value} instead of {model_settings[key]}")
     if differences:
         received = f"train.start_from={name} with {', '.join(differences)}"
-        raise ConfigError(received, "the settings of that model", "Set them so, or train from nothing.")
+        raise ConfigError(received, "the settings of that model", "Use its settings, or train without start_from.")
     return {key: value.cpu() for key, value in bundle.model.denoiser.state_dict().items()}
 
 
 def _work(spec: dict[str, Any]) -> None:
-    """What each training worker does."""
+    """The training loop of each worker."""
     config: Config = from_dict(Config, spec["config"])
     context = ray.train.get_context()
     store_uri: str | None = spec["store"]
@@ -250,7 +250,7 @@ def _work(spec: dict[str, Any]) -> None:
 
 
 def _system_metrics(context: ray.train.TrainContext) -> tracking.SystemMetrics | None:
-    """Of this worker's node, if it is the first worker there; of several nodes each has its name."""
+    """System metrics of this node, if this is its first worker; with several nodes, named after the node."""
     if context.get_local_rank() != 0:
         return None
     is_alone = context.get_local_world_size() == context.get_world_size()
@@ -266,7 +266,7 @@ def _after_step(
     outbox: tracking.MetricsOutbox,
     system_values: dict[str, float],
 ) -> None:
-    """Validate and checkpoint when it is time; the first worker hands out the metrics, and that of each node its system metrics."""
+    """Validate and save a checkpoint when due, and pass metrics on: those of training from the first worker only."""
     step = trainer.steps_done
     is_last = step == config.train.steps
     is_first_worker = rank == 0
@@ -280,7 +280,7 @@ def _after_step(
     if not (is_last or step % config.train.checkpoint_every == 0):
         return
     outbox.write()
-    # Uploaded by a thread, which deletes the folder in the end: no step waits for a slow store, nor for Ray Train to take the report.
+    # A thread uploads the folder and then deletes it, so that no step waits for a slow store or for Ray Train.
     upload = CheckpointUploadMode.ASYNC
     if not is_first_worker:
         ray.train.report({"step": step}, checkpoint_upload_mode=upload)
@@ -300,7 +300,7 @@ def _resume(trainer: Trainer) -> None:
 
 @contextmanager
 def _shown(steps: int) -> Iterator[Callable[[tracking.MetricRow], None]]:
-    """Show progress by the rows of metrics that come."""
+    """Show a progress bar that is updated by rows of metrics."""
     with progress(steps, "Training", "steps") as advance:
         shown = 0
 
@@ -309,14 +309,14 @@ def _shown(steps: int) -> Iterator[Callable[[tracking.MetricRow], None]]:
             if "loss" not in row.values:  # system metrics of another node
                 return
             note = f"loss {row.values['loss']:.4f}, data wait {row.values['data_wait_share']:.0%}"
-            advance(max(0, row.step - shown), note)  # steps that were lost with a worker come twice
+            advance(max(0, row.step - shown), note)  # steps that were lost with a worker are done twice
             shown = max(shown, row.step)
 
         yield show
 
 
 def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
-    """Bundle the best weights, put the bundle beside the checkpoints and register it."""
+    """Bundle the best weights, store the bundle next to the checkpoints and register it."""
     config = run.config
     store = run.store
     quantiles = run.domain.as_tensor(config.model.sequences)
@@ -343,7 +343,7 @@ def _publish(run: _Run, state: dict[str, torch.Tensor]) -> TrainedModel:
 
 
 def _counts_by_site(store: PreparedStore) -> dict[str, Counter[str]]:
-    """Training volumes: site to sequence to number."""
+    """Number of training volumes by site and sequence."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for entry in usable(store, "train"):
         counts[entry["site"]][entry["sequence"]] += 1
@@ -351,14 +351,14 @@ def _counts_by_site(store: PreparedStore) -> dict[str, Counter[str]]:
 
 
 def _sample_figures(model: GlobalHarmonizer, store: PreparedStore, config: Config, folder: Path) -> Iterator[Path]:
-    """A picture per sequence: one volume of every site (at most 6), prepared and harmonized, never one of split test."""
+    """Draw a picture per sequence: a volume of each site (at most 6, none of split test), prepared and harmonized."""
     from mmh_ray.evaluation.report.figures import before_after  # matplotlib, which no training worker needs
 
     for label, sequence in enumerate(config.model.sequences):
         by_site = {}
-        for entry in usable(store, "train") + usable(store, "val"):  # of validation volumes where a site has one
+        for entry in usable(store, "train") + usable(store, "val"):
             if entry["sequence"] == sequence:
-                by_site[entry["site"]] = entry
+                by_site[entry["site"]] = entry  # the last one, which is of split val if the site has one there
         rows: dict[str, list] = {"prepared": [], "harmonized": []}
         for entry in list(by_site.values())[:6]:
             image, mask = store.read(entry)

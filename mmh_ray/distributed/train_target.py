@@ -1,4 +1,4 @@
-"""Stage 2 on Ray: one task per target site and sequence, side by side on whatever the cluster has; MLflow, and a target bundle per site."""
+"""Trains adapters of target sites on Ray: one task per site and sequence in parallel, and a target bundle per site."""
 
 from __future__ import annotations
 
@@ -30,11 +30,7 @@ from mmh_ray.models.bundle import Bundle, bundle_files, load_bundle
 from mmh_ray.models.style.encoder import make_style_encoder
 from mmh_ray.models.target.adapter import SiteStyle
 from mmh_ray.models.target.bundle import save_target
-from mmh_ray.models.target.fine_tuner import (
-    TargetFineTuner,
-    TunedAdapter,
-    tune,
-)
+from mmh_ray.models.target.fine_tuner import TargetFineTuner, TunedAdapter, tune
 from mmh_ray.progress import progress
 from mmh_ray.shards import PreparedStore
 
@@ -42,12 +38,12 @@ log = logging.getLogger(__name__)
 
 VALIDATION_BATCHES = 4
 VALIDATION_KEY = 10**9
-"""Key of the first of them, which no step of training reaches."""
+"""Key of the first validation batch, which no training step reaches."""
 
 
 @dataclass(frozen=True)
 class TrainedTarget:
-    """Where the outcome of one site lies."""
+    """Where the target of one site is stored."""
 
     site: str
     bundle: str
@@ -55,14 +51,14 @@ class TrainedTarget:
     model_uri: str
     """``models:/mmh-target-SITE/VERSION`` in the registry."""
     run_id: str
-    """MLflow run."""
+    """Id of the MLflow run."""
     validation: dict[str, dict[str, float]]
-    """Sequence to validation losses of the best adapter."""
+    """Validation losses of the best adapter, by sequence."""
 
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """An adapter, the style it was trained for, and the encoder that described style."""
+    """An adapter, the style of its site, and the description of the style encoder."""
 
     tuned: TunedAdapter
     style: SiteStyle
@@ -70,12 +66,12 @@ class TaskOutcome:
 
 
 def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarget]:
-    """Train and register an adapter for every site of ``config.target.site``; all its sequences, all sites side by side.
+    """Train and register a target for every site of ``config.target.site``; sites and sequences run in parallel.
 
     Parameters
     ----------
     prepared:
-        Store of prepared volumes; images of split test are never looked at.
+        Store of prepared volumes; images of split test are not used.
     model:
         Global model: bundle folder or ``models:/NAME@ALIAS``.
 
@@ -84,17 +80,15 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
     ConfigError
         If no site is named, or ``harmonize.inversion_depth`` is not 0.
     DataError
-        As :func:`plan_site`, if that is so of every site.
+        As in :func:`plan_site`, if it fails for every site.
     ModelError
-        If the global model cannot be loaded, or a target could not be planned, trained or published; the other targets are registered
-        then.
+        If the global model cannot be loaded, or a target could not be planned, trained or published; the other targets
+        are registered then.
     """
     if not config.target.site:
-        raise ConfigError(
-            "no target site", "target.site=NAME or a list of names", "Name the site whose look is wanted."
-        )
+        raise ConfigError("no target site", "target.site=NAME or a list of names", "Name the target site.")
     if depth := config.harmonize.inversion_depth:
-        remedy = "Train without it: an adapter learns on sampling that starts from noise."
+        remedy = "Train without it: adapters are trained for sampling that starts from noise."
         raise ConfigError(f"harmonize.inversion_depth={depth}", "0", remedy)
     check_places(config)
     connect()
@@ -117,9 +111,8 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
         for site in tasks_of_site:
             runs[site] = SiteRun.start(site, store, config, facts | ray_facts())
         note_in_job({f"mlflow_run_id {site}": run.run_id for site, run in runs.items()})
-        outboxes = {site: run.outbox for site, run in runs.items()}
         outcomes: dict[str, dict[str, tuple[TargetTask, TaskOutcome]]] = {}
-        for task, outcome in _run(tasks, store.uri, folder, config, aggregator, outboxes):
+        for task, outcome in _run(tasks, store.uri, folder, config, aggregator, runs):
             if isinstance(outcome, Exception):
                 failed[task.site] = outcome
                 continue
@@ -140,7 +133,7 @@ def train_targets(prepared: str, model: str, config: Config) -> list[TrainedTarg
 
 
 def _raise_for(failed: Mapping[str, Exception], finished: Mapping[str, TrainedTarget]) -> None:
-    """Raise what kept sites from a target, if any; the first error itself where there is no target at all."""
+    """Raise the errors of failed sites together, if any; if there is no target at all, the first error itself."""
     if not failed:
         return
     first_error = next(iter(failed.values()))
@@ -148,8 +141,8 @@ def _raise_for(failed: Mapping[str, Exception], finished: Mapping[str, TrainedTa
         raise first_error
     received = "; ".join(f"target {site}: {error}" for site, error in failed.items())
     published = ", ".join(target.model_uri for target in finished.values())
-    remedy = f"Those are registered; train again with target.site=[{', '.join(failed)}]."
-    raise ModelError(received, f"an adapter of every target, as of {published}", remedy) from first_error
+    remedy = f"Registered: {published}. Train the others again with target.site=[{', '.join(failed)}]."
+    raise ModelError(received, "an adapter of every target", remedy) from first_error
 
 
 def train_adapter(
@@ -160,33 +153,33 @@ def train_adapter(
     aggregator: Mapping[str, Tensor] | None = None,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
 ) -> TaskOutcome:
-    """Train one adapter; the work of one Ray task, but it needs no Ray.
+    """Train one adapter; runs in a Ray task, but needs no Ray.
 
     Parameters
     ----------
     aggregator:
         As in :func:`make_style_encoder`.
     on_step:
-        Called after every step with its number, from 1, and losses.
+        Called after every step with its number, from 1, and its losses.
     """
     target = config.target
     encoder = make_style_encoder(config.style, bundle.config.grid.spacing_mm, aggregator)
     volumes = TargetVolumes(PreparedStore(store_uri), bundle, task.sequence, config)
-    # The site's volumes draw from the same generators: their order is part of the outcome.
+    # The order matters: the site's volumes draw from the same random generators.
     images = volumes.of_site(task.training, target.restyles)
-    held = volumes.of_site(task.validation, 1)
+    validation_images = volumes.of_site(task.validation, 1)
     sources = volumes.of_sources(task.sources)
-    held_sources = volumes.of_sources(task.validation_sources)
-    plain = images[:: target.restyles + 1]
+    validation_sources = volumes.of_sources(task.validation_sources)
+    unchanged = images[:: target.restyles + 1]
     style = SiteStyle.fit(
-        [volume.unified for volume in plain],
-        [volume.scan for volume in plain],
-        [volume.mask for volume in plain],
+        [volume.unified for volume in unchanged],
+        [volume.scan for volume in unchanged],
+        [volume.mask for volume in unchanged],
     )
     tuner = TargetFineTuner(bundle.model, style, encoder, target, config.harmonize).to(volumes.device)
     validation = []
     for index in range(VALIDATION_BATCHES):
-        validation.append(volumes.draw(held, held_sources, VALIDATION_KEY + index))
+        validation.append(volumes.draw(validation_images, validation_sources, VALIDATION_KEY + index))
     tuned = tune(tuner, lambda step: volumes.draw(images, sources, step), validation, on_step)
     return TaskOutcome(tuned, style, encoder.describe())
 
@@ -224,18 +217,17 @@ def _run(
     folder: Path,
     config: Config,
     aggregator: TrainedAggregator,
-    outboxes: Mapping[str, tracking.MetricsOutbox],
+    runs: Mapping[str, SiteRun],
 ) -> Iterator[tuple[TargetTask, TaskOutcome | Exception]]:
-    """Tasks and their outcomes as they finish.
+    """Yield tasks and their outcomes as they finish.
 
-    One that fails takes the site's others with it, as a site is published whole; the other sites go on.
+    If a task fails, the other tasks of its site are cancelled, because a site is only published as a whole.
     """
     files = ray.put(bundle_files(folder))
     remote = ray.remote(num_cpus=1, num_gpus=gpus_of_a_task(), max_retries=2)(_task)
     pending: dict[ray.ObjectRef, TargetTask] = {}
     for task in tasks:
-        outbox = outboxes[task.site]
-        reference = remote.remote(task, store_uri, files, config, aggregator, outbox)
+        reference = remote.remote(task, store_uri, files, config, aggregator, runs[task.site].outbox)
         pending[reference] = task
     with progress(len(tasks), "Training targets", "adapters") as advance:
         while pending:
@@ -253,7 +245,7 @@ def _run(
 
 
 def _cancel(site: str, pending: dict[ray.ObjectRef, TargetTask]) -> None:
-    """Cancel a site's tasks and take them out of the pending ones."""
+    """Cancel a site's tasks and remove them from the pending ones."""
     of_site = [reference for reference, task in pending.items() if task.site == site]
     for reference in of_site:
         ray.cancel(reference)
@@ -268,7 +260,7 @@ def _publish(
     config: Config,
     aggregator: TrainedAggregator,
 ) -> TrainedTarget:
-    """Bundle the adapters of a site, put the bundle into the storage and register it."""
+    """Bundle the adapters of a site, store the bundle and register it."""
     training: dict[str, Any] = {}
     styles: dict[str, SiteStyle] = {}
     tuned: dict[str, TunedAdapter] = {}

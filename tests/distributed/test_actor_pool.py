@@ -129,7 +129,7 @@ def test_without_a_gpu_for_them_the_images_say_what_an_actor_needs_and_what_ther
     assert [row["status"] for row in rows.values()] == ["failed"] * 2
     reason = rows["one"]["reason"]
     assert (
-        "an actor needs 1 CPU and 0.5 GPU on one node, and none has that (nodes: 1; the most is 4 CPU and 0 GPU)"
+        "an actor needs 1 CPU and 0.5 GPU on one node, but no node has that (nodes: 1; the most is 4 CPU and 0 GPU)"
         in reason
     )
     assert "raise harmonize.wait_s" in rows["one"]["remedy"]
@@ -181,10 +181,10 @@ def test_actors_share_a_gpu_and_one_too_many_says_who_holds_it() -> None:
     assert gpus == [[0], [0]]
     assert visible == ""
     assert (
-        "an actor needs 1 CPU and 0.5 GPU on one node, and other work, or actors that are starting still, hold the room"
+        "an actor needs 1 CPU and 0.5 GPU on one node, but other work or actors that are still starting use it"
         in reasons[0]
     )
-    assert re.search(r"\(nodes: 1; free are \d+ CPU and 0 GPU\)", reasons[0])
+    assert re.search(r"\(nodes: 1; free: \d+ CPU and 0 GPU\)", reasons[0])
 
 
 def test_no_actor_outlives_a_run_that_stops(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_ours_that_is_the_truth_wins_everywhere(four: _Evaluated) -> None:
     assert about["labels"] == {}
     assert not any(name.startswith("label_") for name in methods["raw"])
     assert (about["problems"], about["subjects"]) == ([], {"T1w": 4})
-    assert about["notes"] == ["T1w: 4 subjects; intervals over so few are narrower than what is known"]
+    assert about["notes"] == ["T1w: 4 subjects; intervals over so few are too narrow"]
     ours = methods["ours"]
     others = [row for name, row in methods.items() if name in BASELINES]
     assert ours["truth_nrmse"] < 0.05 < 0.1 < min(row["truth_nrmse"] for row in others)

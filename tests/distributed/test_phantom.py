@@ -10,7 +10,7 @@ import pytest
 from mmh_ray.bids.derivatives import write_dataset_description
 from mmh_ray.bids.manifest import find_images
 from mmh_ray.config import PhantomConfig
-from mmh_ray.distributed.phantom import AGES, PhantomArchive, make_archive, plan, write_subject
+from mmh_ray.distributed.phantom import AGES, make_archive, plan, write_subject
 from mmh_ray.errors import ConfigError
 from mmh_ray.imaging.volume import read_volume
 from mmh_ray.simulation.anatomy import simulate_anatomy
@@ -87,7 +87,7 @@ def test_files_hold_the_rendering_and_the_truth(archive):
 def test_same_seed_gives_the_same_bytes_in_any_process(archive, tmp_path):
     subjects = plan(TINY)
     for subject in reversed(subjects):
-        write_subject(subject, PhantomArchive(str(tmp_path), TINY))
+        write_subject(subject, tmp_path, TINY)
     mine, theirs = digests(tmp_path), digests(archive)
     assert len(mine) > 30
     assert mine == {name: theirs[name] for name in mine}

@@ -23,7 +23,7 @@ from mmh_ray.config import (
     load_config,
 )
 from mmh_ray.distributed.datasets import GroupMaker, validation_batches
-from mmh_ray.distributed.domains import EXAMPLES_AT_HAND, VALIDATION_PEOPLE, VIEWS, ChosenDomain, simulation_hash
+from mmh_ray.distributed.domains import CACHED_EXAMPLES, VALIDATION_PEOPLE, VIEWS, ChosenDomain, simulation_hash
 from mmh_ray.distributed.train import first_weights, train_global
 from mmh_ray.errors import ConfigError
 from mmh_ray.imaging.intensity import quantile_function
@@ -97,8 +97,8 @@ def test_an_example_serves_several_groups_and_is_made_once(
     domain: ChosenDomain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time with other slices; never across training and validation."""
-    numbers = [domain.example_number(ordinal) for ordinal in range(2 * VIEWS * EXAMPLES_AT_HAND)]
-    assert [numbers.count(number) for number in range(2 * EXAMPLES_AT_HAND)] == [VIEWS] * 2 * EXAMPLES_AT_HAND
+    numbers = [domain.example_number(ordinal) for ordinal in range(2 * VIEWS * CACHED_EXAMPLES)]
+    assert [numbers.count(number) for number in range(2 * CACHED_EXAMPLES)] == [VIEWS] * 2 * CACHED_EXAMPLES
     assert domain.example_number(VALIDATION_PEOPLE + 77) == VALIDATION_PEOPLE + 77
     made: list[int] = []
     monkeypatch.setattr(
@@ -110,9 +110,9 @@ def test_an_example_serves_several_groups_and_is_made_once(
         )[1:],
     )
     maker = GroupMaker(None, CONFIG, domain)
-    groups = [maker.group(number) for number in range(VIEWS * EXAMPLES_AT_HAND)]
-    assert made == list(range(EXAMPLES_AT_HAND))
-    assert not np.array_equal(groups[0]["position"], groups[EXAMPLES_AT_HAND]["position"])
+    groups = [maker.group(number) for number in range(VIEWS * CACHED_EXAMPLES)]
+    assert made == list(range(CACHED_EXAMPLES))
+    assert not np.array_equal(groups[0]["position"], groups[CACHED_EXAMPLES]["position"])
 
 
 @pytest.mark.slow
