@@ -49,9 +49,11 @@ class Measure:
     def flag(self, value: float) -> str | None:
         """A sentence if the value is beyond a bound, else None; NaN is beyond none."""
         if self.low is not None and value < self.low:
-            return f"{self.label}: {_distinct(value, self.low)} is below {self.low:g}"
+            shown = _distinct(value, self.low)
+            return f"{self.label}: {shown} is below {self.low:g}"
         if self.high is not None and value > self.high:
-            return f"{self.label}: {_distinct(value, self.high)} is above {self.high:g}"
+            shown = _distinct(value, self.high)
+            return f"{self.label}: {shown} is above {self.high:g}"
         return None
 
 

@@ -51,17 +51,25 @@ class TissueSlices(NamedTuple):
 
 def tissue_slices(image: np.ndarray, mask: np.ndarray, labels: np.ndarray, affine: np.ndarray) -> TissueSlices:
     """The U-Net's input from an image ``(I, J, K)``, scaled by its own percentiles, and the tissues to predict."""
-    grid = working_affine(affine, mask, GridConfig(spacing_mm=SPACING_MM, shape=SHAPE))
+    grid_config = GridConfig(spacing_mm=SPACING_MM, shape=SHAPE)
+    grid = working_affine(affine, mask, grid_config)
 
     def sliced(values: np.ndarray) -> np.ndarray:
         resampled = to_grid(values, affine, grid, SHAPE)
         return np.moveaxis(resampled[:, :, ::EVERY], 2, 0)
 
-    shares = np.stack([sliced((labels == label).astype(np.float32)) for label in range(1, len(TISSUES) + 1)])
-    inside = sliced(mask.astype(np.float32)) > 0.5
+    shares_of_tissues = []
+    for label in range(1, len(TISSUES) + 1):
+        tissue = (labels == label).astype(np.float32)
+        shares_of_tissues.append(sliced(tissue))
+    shares = np.stack(shares_of_tissues)
+    brain_share = sliced(mask.astype(np.float32))
+    inside = brain_share > 0.5
     has_tissue = inside & (shares.max(axis=0) > 0)
-    tissues = np.where(has_tissue, shares.argmax(axis=0) + 1, 0)
-    brain = np.where(mask, scale_by_percentiles(image, mask), 0)
+    likeliest = shares.argmax(axis=0) + 1
+    tissues = np.where(has_tissue, likeliest, 0)
+    scaled = scale_by_percentiles(image, mask)
+    brain = np.where(mask, scaled, 0)
     slices = np.where(inside, sliced(brain), 0)
     return TissueSlices(slices.astype(np.float16), tissues.astype(np.int8))
 

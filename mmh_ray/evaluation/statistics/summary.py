@@ -64,8 +64,12 @@ def entry(estimate: Interval | Difference, guessed: Mapping[str, float] | None =
     """The JSON entry of a metric; None if it has no value. Numbers that are not finite become null."""
     if not math.isfinite(estimate.value):
         return None
-    numbers: Entry = {name: number if math.isfinite(number) else None for name, number in estimate._asdict().items()}
-    return numbers | dict(guessed or {})
+    numbers: Entry = {}
+    for name, number in estimate._asdict().items():
+        numbers[name] = number if math.isfinite(number) else None
+    if guessed:
+        numbers |= guessed
+    return numbers
 
 
 def by_sequence(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
@@ -92,10 +96,13 @@ def site_means(metrics: Mapping[str, MetricValues], sites: Mapping[str, str]) ->
     images: set[str] = set()
     for name, metric in metrics.items():
         images.update(metric.units)
-        for site, mean in metric.means(lambda image_id: [sites[image_id]]).items():
+        metric_means = metric.means(lambda image_id: [sites[image_id]])
+        for site, mean in metric_means.items():
             means[site][name] = mean
     counts = Counter(sites[image_id] for image_id in images)
-    return {site: means[site] | {"n": counts[site]} for site in sorted(means)}
+    for site, site_row in means.items():
+        site_row["n"] = counts[site]
+    return dict(sorted(means.items()))
 
 
 def _floored(value: float, floor: float) -> float:

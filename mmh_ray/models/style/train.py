@@ -234,8 +234,12 @@ def save(folder: Path, encoder: TriPlanarStyleEncoder, figures: dict[str, float]
     """Write the weights and their card."""
     state = {name: weight.contiguous() for name, weight in encoder.state_dict().items()}
     named_figures = [f"{name} {figure:.3f}" for name, figure in figures.items()]
-    facts = {"command": command, "figures": ", ".join(named_figures)}
-    write_weights(folder / "style.safetensors", state, CARD, facts)
+    facts = {
+        "command": command,
+        "figures": ", ".join(named_figures),
+    }
+    path = folder / "style.safetensors"
+    write_weights(path, state, CARD, facts)
 
 
 def main() -> None:
