@@ -1,4 +1,4 @@
-"""Fixtures of all rooms: reproducible randomness, real scans where there are some, one Ray cluster per session."""
+"""Fixtures for all tests: reproducible random numbers, real scans if available, one Ray cluster per session."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ QUIET = ("no-sandbox", "disable-gpu", "no-first-run", "disable-background-networ
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first: of two that run at a time, none is left to run alone in the end."""
+    """Run long files first, so that with two workers none is left to run alone at the end."""
     long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("ray")}
     items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _reports_taken_at_once() -> Iterator[None]:
-    """Ray Train takes one report in two seconds; in every training of a few steps that is most of its time."""
+    """Let Ray Train take reports more often: by default one in two seconds, most of the time of a short training."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         yield
@@ -42,7 +42,10 @@ def _reports_taken_at_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_log_level() -> Iterator[None]:
-    """The command line sets the level of the package's log for the whole process: no test may find another's, nor a wider fixture's."""
+    """Reset the log level of the package before and after each test.
+
+    The command line sets it for the whole process, so it would carry over from other tests and from wider fixtures.
+    """
     package = logging.getLogger("mmh_ray")
     package.setLevel(logging.NOTSET)
     yield
@@ -51,7 +54,7 @@ def _own_log_level() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """The same random numbers in every run and every order of tests; torch only where it is in use already."""
+    """The same random numbers in every run and every order of tests; torch is seeded only if already imported."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  for libraries that draw from the global state
     if "torch" in sys.modules:
@@ -72,7 +75,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def real_bids() -> Path:
-    """A BIDS archive of real scans; skips where there is none."""
+    """A BIDS archive of real scans; skips the test if it is missing."""
     path = Path(os.environ.get("MMH_REAL_BIDS", ROOT.parent / "shared/data/real-bids"))
     if not (path / "dataset_description.json").exists():
         pytest.skip(f"no real BIDS archive at {path}: name one in MMH_REAL_BIDS")
@@ -93,7 +96,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture
 def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
-    """A cluster of a head and as many nodes as the test's parameter says, to be killed."""
+    """A cluster with a head and as many nodes as the test's parameter says; the test may kill them."""
     from tests.ray_nodes import running_nodes
 
     with running_nodes(request.param) as nodes:
@@ -111,7 +114,10 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Another client of the server, with an empty bucket; the environment tells where the server is, as an operator's does."""
+    """A second client of the server, with an empty bucket.
+
+    Environment variables give the address and credentials of the server, as an operator would set them.
+    """
     for name, value in {
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "s3cr3t",
@@ -140,7 +146,7 @@ def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
 
 @pytest.fixture
 def gcs(gcs_server: GcsServer, monkeypatch: pytest.MonkeyPatch) -> GcsServer:
-    """The same with an empty bucket; the environment tells where server and credentials are, as an operator's does."""
+    """The same with an empty bucket; environment variables give its address and credentials, as an operator's would."""
     for name, value in gcs_server.environment.items():
         monkeypatch.setenv(name, value)
     for key in gcs_server.keys(""):
@@ -166,7 +172,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def quiet_page(browser: Any) -> Iterator[tuple[Any, list[str]]]:
-    """A page and what was complained of on it, to which a test may add; nothing may be left there in the end."""
+    """A page and the list of its errors and console messages; the list must be empty at the end of the test."""
     complaints: list[str] = []
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(5000)
@@ -203,7 +209,7 @@ def clean(anatomy: Anatomy, spacing: float) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def plain_scan(anatomy: Anatomy, clean: np.ndarray) -> Volume:
-    """A T1w scan of the shared anatomy, 0 to 700 or so: all that a batch job needs to get to work."""
+    """A T1w scan of the shared anatomy, about 0 to 700: all that a batch job needs to run."""
     from mmh_ray.imaging.volume import Volume
 
     return Volume((700 * clean).astype(np.float32), anatomy.affine)
@@ -231,7 +237,7 @@ def tiny_config() -> Config:
 
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], Path]:
-    """Writes the bundle of an untrained model of some settings."""
+    """A function that writes the bundle of an untrained model with the given settings."""
     import torch
 
     from mmh_ray.models.bundle import save_bundle
@@ -256,5 +262,5 @@ def tiny_bundle(make_bundle: Callable[[Config], Path], tiny_config: Config) -> P
 
 @pytest.fixture(scope="session")
 def tiny_bundle_files(tiny_bundle: Path) -> dict[str, bytes]:
-    """Its files, as an actor gets them."""
+    """Files of the tiny bundle, as an actor gets them."""
     return {path.name: path.read_bytes() for path in tiny_bundle.iterdir()}

@@ -1,6 +1,6 @@
-"""Heads that no test may call ordinary: a CT, a tumour, extreme hydrocephalus; and whether a structure is still to be seen.
+"""Abnormal heads: a CT, a tumour and extreme hydrocephalus; and a measure of whether a structure is still visible.
 
-The benchmarks show them to the model, too.
+The benchmarks use them too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ AIR = 1000.0
 
 
 def computed_tomography(seed: int, spacing_mm: float = 2.0) -> Volume:
-    """A simulated head in Hounsfield units above air: grey matter a little brighter than white, fluid dark, a skull brighter than all."""
+    """A simulated CT of a head, in Hounsfield units above air.
+
+    Grey matter is a little brighter than white matter, fluid is dark, and the skull is brightest.
+    """
     anatomy = simulate_anatomy(Person(seed, scalp=True), spacing_mm)
     brain, scalp = anatomy.fractions.sum(0), anatomy.scalp
     inside = ndimage.binary_fill_holes(brain + scalp > 0.5)
@@ -31,7 +34,11 @@ def computed_tomography(seed: int, spacing_mm: float = 2.0) -> Volume:
 
 
 def tumour(anatomy: Anatomy, seed: int, far_from: np.ndarray | None = None) -> tuple[Anatomy, np.ndarray]:
-    """A ball of 16 mm radius of lesion tissue with a fluid core of 6 mm in the white matter, and its place."""
+    """Put a ball of lesion tissue with a radius of 16 mm and a fluid core of 6 mm radius into the white matter.
+
+    Returns the anatomy with the tumour and the mask of the lesion tissue, without the core. The tumour keeps a distance
+    from the mask ``far_from``.
+    """
     rng, spacing = np.random.default_rng(seed), abs(anatomy.affine[0, 0])
     deep = ndimage.binary_erosion(anatomy.brain, iterations=round(18 / spacing)) & (anatomy.fractions[WM] > 0.8)
     if far_from is not None:
@@ -43,7 +50,10 @@ def tumour(anatomy: Anatomy, seed: int, far_from: np.ndarray | None = None) -> t
 
 
 def hydrocephalus(anatomy: Anatomy) -> tuple[Anatomy, np.ndarray]:
-    """Ventricles of three times their size, with fluid in place of the brain nearest to them, and the place of what is new."""
+    """Enlarge the ventricles to three times their size: fluid replaces the brain nearest to them.
+
+    Returns the changed anatomy and the mask of the new fluid.
+    """
     depth = ndimage.distance_transform_edt(anatomy.brain) * abs(anatomy.affine[0, 0])
     ventricles = (anatomy.fractions[CSF] > 0.8) & (depth > 25)
     distance = ndimage.distance_transform_edt(~ventricles)
@@ -52,7 +62,7 @@ def hydrocephalus(anatomy: Anatomy) -> tuple[Anatomy, np.ndarray]:
 
 
 def _filled(anatomy: Anatomy, place: np.ndarray, tissue: int) -> Anatomy:
-    """The anatomy with nothing but one tissue in a place."""
+    """A copy of the anatomy in which the mask ``place`` contains only one tissue."""
     fractions = anatomy.fractions.copy()
     fractions[:, place] = 0
     fractions[tissue, place] = 1
@@ -60,7 +70,12 @@ def _filled(anatomy: Anatomy, place: np.ndarray, tissue: int) -> Anatomy:
 
 
 def contrast_and_volume(image: np.ndarray, place: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Mean of a place less that of what lies two voxels around it, and voxels there beyond the middle between the two."""
+    """Contrast and volume of a structure in an image; ``place`` is the mask of the structure.
+
+    Returns an array of two numbers. The first is the mean inside the mask minus the mean of a shell around it, which is
+    two voxels thick, one voxel away, and inside the brain. The second is the number of voxels of mask and shell on the
+    structure's side of the midpoint between these means.
+    """
     around = ndimage.binary_dilation(place, iterations=3) & ~ndimage.binary_dilation(place) & brain
     inside, outside = image[place].mean(), image[around].mean()
     beyond = (image - (inside + outside) / 2) * np.sign(inside - outside) > 0

@@ -20,7 +20,8 @@ class StyleConfig(Section):
     """`embedded` (shipped with the package); `hf-hub:OWNER/NAME`; a local folder with `open_clip_config.json` and
     weights; or the name of an open_clip model. Only the image tower of open_clip models is read."""
     weights: Place | None = None
-    """For an open_clip name: a pretrained tag, a file, or `random` (fixed seed). Other backbones include their weights."""
+    """For an open_clip name: a pretrained tag, a file, or `random` (fixed seed).
+    Other backbones include their weights."""
     sha256: Named | None = None
     """SHA-256 that the weights file of an open_clip backbone must have (see the log); None accepts any file."""
     slices: Annotated[Whole, Interval(ge=1, le=1000)] = 12

@@ -57,8 +57,8 @@ CHECKPOINT_SECONDS = 300
 COMMAND = "python -m mmh_ray.simulation.train_brain mmh_ray/imaging/weights --label-maps DIR"
 CARD = """# Brain extractor
 
-Finds the brain in a head of any contrast. It is a U-Net of 3-D convolutions at {spacing:g} mm that estimates the distance
-to the surface of the brain, including the fluid around it.
+Finds the brain in a head of any contrast. It is a U-Net of 3-D convolutions at {spacing:g} mm that estimates the
+distance to the surface of the brain, including the fluid around it.
 
 - command: `{command} --steps {steps} --seed {seed}` (one core, {hours:.1f} hours), started at {start}
 - data: simulated whole heads, made from {maps} label maps in FreeSurfer's numbering, with random shapes and tilts.

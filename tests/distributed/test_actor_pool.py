@@ -1,4 +1,8 @@
-"""How the driver hands out images: several to an actor at a time, after a death one by one, none for longer than it may take."""
+"""How the driver hands out images to actors.
+
+An actor gets several images at a time. After an actor has died, its images are tried one by one. Each image has a time
+limit.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +36,11 @@ UNIFIED = TargetDomain(None, "a" * 64)
 
 
 def rows_of(monkeypatch: pytest.MonkeyPatch, config: Config, bundle: Path, folder: Path, *images: str) -> dict:
-    """Rows by image, from actors that do nothing but meet: `fatal` ends its process, `greedy` is killed for its memory, `endless` never
-    ends; the others wait for a second image beside them."""
+    """Ledger rows by image, from stand-in actors that wait until two images are being processed at once.
+
+    Image `fatal` ends the actor's process, `greedy` raises Ray's out-of-memory error, and `endless` exceeds the time
+    limit.
+    """
 
     class Meeting:
         model_idle_s = 0.0
@@ -168,7 +175,7 @@ print(json.dumps([whole[:2], shared[:2], without[:2], gpus, visible, reasons]))
 
 
 def test_actors_share_a_gpu_and_one_too_many_says_who_holds_it() -> None:
-    """In a cluster of its own: Ray takes our word for the GPU."""
+    """In a separate cluster, where Ray is told that there is a GPU."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, "-c", ON_A_GPU], env=environment, capture_output=True, text=True, check=False
@@ -209,7 +216,7 @@ def test_no_actor_outlives_a_run_that_stops(tmp_path: Path) -> None:
 
 
 def test_an_actor_that_starts_still_when_all_is_done_is_let_to_end_by_itself(tmp_path: Path) -> None:
-    """One that is killed meanwhile is a FAILED task on the dashboard of a run that succeeded."""
+    """If it were killed while starting, the dashboard would show a FAILED task for a run that succeeded."""
 
     class Starting:
         def __init__(self, seconds: float) -> None:

@@ -1,4 +1,7 @@
-"""The training stream: every volume once a pass, the same groups for any number of workers, the same again after a restart."""
+"""The training stream: every volume is used once per pass.
+
+The groups do not depend on the number of workers and are the same after a restart.
+"""
 
 from __future__ import annotations
 

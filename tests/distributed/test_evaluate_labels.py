@@ -1,4 +1,4 @@
-"""`mmh evaluate` on a tiny archive whose tissues others labelled: by a table, per site, beside N4."""
+"""`mmh evaluate` on a tiny archive with given tissue labels: label tables, results per site, comparison with N4."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 SHAPE, AFFINE = (24, 26, 22), np.diag([4.0, 4, 4, 1])
 GREY = {"alder": 0.55, "birch": 0.70}
-"""Intensity of grey matter by site, white being 1 and fluid .2."""
+"""Intensity of grey matter by site; white matter is 1 and fluid 0.2."""
 VISITS = ("1", "2")
 SETTINGS = ("evaluate.draws=100", "evaluate.cnn=none", "evaluate.subjects=all", "prepare.n4_iterations=[2]")
 
 
 def _tissues(seed: int) -> np.ndarray:
-    """A ball of labels 1 CSF, 2 GM, 3 WM in a wide rim of nothing."""
+    """A ball of labels 1 CSF, 2 GM, 3 WM, with a wide rim of zeros around it."""
     smooth = gaussian_filter(np.random.default_rng(seed).normal(size=SHAPE), 2)
     places = np.indices(SHAPE) - (np.array(SHAPE).reshape(3, 1, 1, 1) - 1) / 2
     ball = (places**2).sum(axis=0) < 9**2
@@ -38,7 +38,10 @@ def _tissues(seed: int) -> np.ndarray:
 
 
 def _archive(root: Path) -> Path:
-    """Two people at each of two sites, twice; skull-stripped, with their brain masks, as these balls are no brains; no labels yet."""
+    """An archive without labels: two people at each of two sites, with two visits each.
+
+    The scans are skull-stripped and have brain masks, because brain extraction would not work on these balls.
+    """
     bids = root / "bids"
     lines = ["participant_id\tsite"]
     for number, site in enumerate(("alder", "alder", "birch", "birch")):
@@ -77,7 +80,7 @@ def _evaluate(bids: Path, out: Path, *more: str) -> dict:
 
 @dataclass
 class _Evaluated:
-    """An archive with labels of several kinds, what its evaluation gave and what it printed."""
+    """An archive with labels of several kinds, and the results and printed output of its evaluation."""
 
     bids: Path
     out: Path
@@ -91,7 +94,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> _Evaluated:
     bids, out = _archive(root), root / "out"
     for subject in (0, 1, 2):
         _label(bids / "derivatives/labels", subject, "_desc-dlmuse", (0, 51, 120, 81))
-    _label(bids / "derivatives/labels", 3, "", (0, 3, 1, 2))  # numbered as BIDS numbers, and not said so
+    _label(bids / "derivatives/labels", 3, "", (0, 3, 1, 2))  # BIDS numbers, without a table that says so
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         found = _evaluate(bids, out)
     return _Evaluated(bids, out, found, printed.getvalue())
@@ -139,7 +142,7 @@ def test_labels_of_several_kinds_are_reported_by_method_and_site(labelled: _Eval
 def test_a_folder_and_a_table_can_be_named_and_a_bad_map_hurts_only_itself(
     labelled: _Evaluated, tmp_path: Path
 ) -> None:
-    """Other labels than those of the archive, and so none of its own."""
+    """If a folder of labels is given, the labels of the archive are not used."""
     bids, mine = labelled.bids, tmp_path / "mine"
     for subject in range(4):
         _label(mine, subject, "", (0, 3, 1, 2))

@@ -81,7 +81,7 @@ def _levels_as_before() -> Iterator[None]:
 
 
 def save(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
-    """Integers with a slope, and codes that are not nibabel's own."""
+    """Save as integers with a slope, with other sform and qform codes than nibabel's defaults."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(data.astype(np.float32), affine)
     image.header.set_xyzt_units("mm", "sec")
@@ -97,7 +97,7 @@ def oblique() -> np.ndarray:
 
 
 def write_archive(bids: Path) -> None:
-    """One good subject, and one for each thing that can be wrong; no site anywhere."""
+    """One good subject, and one for each possible fault; no sites."""
     anatomy = simulate_anatomy(Person(1), 6.0)
     middle = anatomy.affine @ np.append(np.argwhere(anatomy.brain).mean(0), 1)
     shape, native = (52, 42, 30), np.eye(4)
@@ -152,7 +152,7 @@ def test_a_text_to_cite_the_run_by_names_its_model(job: FirstRun) -> None:
 
 
 def test_memory_bounds_the_images_at_a_time_and_says_so(job: FirstRun, caplog: pytest.LogCaptureFixture) -> None:
-    """Ray is told of at least four CPUs, so that three workers with an image each are wanted."""
+    """Ray is told that there are at least four CPUs, so that it starts three workers with an image each."""
     tasks = [{"uri": str(job.scan("sub-01_T1w")), "status": "ok", "earlier": {}}] * 8
     settings = replace(job.config.harmonize, slots=3)
     assert pool_layout(settings, tasks).actors == 3
@@ -230,7 +230,10 @@ def test_the_dataset_is_described_and_nothing_half_written_is_left(job: FirstRun
 
 
 def complaints(validator: str, dataset: Path) -> set[tuple[str, str, str]]:
-    """Severity, code and place of what the BIDS validator finds in a dataset; it carries its schema and needs no network."""
+    """Severity, code and place of each issue that the BIDS validator finds in a dataset.
+
+    The validator contains its schema and needs no network.
+    """
     done = subprocess.run([validator, "--format", "json", str(dataset)], capture_output=True, text=True, check=False)
     issues = json.loads(done.stdout)["issues"]["issues"]
     return {(issue["severity"], issue["code"], issue["location"]) for issue in issues}
@@ -238,7 +241,7 @@ def complaints(validator: str, dataset: Path) -> set[tuple[str, str, str]]:
 
 @pytest.mark.slow
 def test_the_derivatives_are_a_valid_bids_dataset(job: FirstRun, tmp_path: Path) -> None:
-    """In the unified domain and, beside it, to the look of a scan in the template's space."""
+    """In the unified domain and, in the same folder, to the look of a given scan in the template's space."""
     beside_python = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     validator = shutil.which("bids-validator-deno", path=beside_python)
     if validator is None:
@@ -252,12 +255,12 @@ def test_the_derivatives_are_a_valid_bids_dataset(job: FirstRun, tmp_path: Path)
     found = complaints(validator, out)
     of_images = {issue for issue in found if issue[2].endswith(".nii.gz")}
     assert found - of_images == {
-        # The authors of the archive are not the authors of what was made of it.
+        # The authors of the archive are not the authors of its derivatives.
         ("warning", "TOO_FEW_AUTHORS", "/dataset_description.json"),
-        # It asks for a description of the table of descriptions, too.
+        # The validator also asks for a description of the table of descriptions.
         ("warning", "SIDECAR_KEY_RECOMMENDED", "/descriptions.tsv"),
     }
-    # The turned grid of these scans, which their derivatives keep.
+    # The scans have a rotated grid, which their derivatives keep.
     assert {issue[:2] for issue in of_images} == {("warning", "AMBIGUOUS_AFFINE")}
     labels = [line.split("\t")[0] for line in (out / "descriptions.tsv").read_text().splitlines()]
     assert labels == ["desc_id", "desc-harmonized", "desc-harmonizedSub01T1W"]
@@ -266,14 +269,14 @@ def test_the_derivatives_are_a_valid_bids_dataset(job: FirstRun, tmp_path: Path)
 
 
 def arguments(job: FirstRun, *more: str) -> list[str]:
-    """Of the command that does the same as the first run."""
+    """Arguments of the command that repeats the first run."""
     fixed = ["harmonize.planes=[axial]", "harmonize.slots=1"]
     return ["harmonize", str(job.bids), str(job.out), "--model", str(job.bundle), *more, *fixed]
 
 
 @dataclass
 class SecondRun:
-    """What was there before the command was given again, and how it ended."""
+    """State of the folder before the command was repeated, and the exit code of the repeated command."""
 
     stamps: dict[str, int]
     ledger: dict[str, dict]
@@ -285,7 +288,7 @@ HALF_WRITTEN = ".partial-abc.nii.gz"
 
 @pytest.fixture(scope="module")
 def second(job: FirstRun) -> SecondRun:
-    """The same command once more, where a killed run has left a file half-written."""
+    """The same command once more, in a folder where a killed run has left a half-written file."""
     job.derivative(GOOD[0]).with_name(HALF_WRITTEN).write_bytes(b"half")
     before = stamps(job.out)
     rows = job.ledger()
@@ -324,7 +327,10 @@ def test_status_and_report_are_there_after_a_run(job: FirstRun, second: SecondRu
 
 @pytest.mark.browser
 def test_the_report_of_a_run_in_a_browser(job: FirstRun, second: SecondRun, quiet_page: Any) -> None:
-    """It opens in silence; bad images stand first with their reasons; filters narrow; pictures before and after load, the divide moves."""
+    """The page opens without errors and lists bad images first, with their reasons.
+
+    Filters narrow the list, the pictures before and after load, and the divider between them can be moved.
+    """
     page, _ = quiet_page
     page.goto((job.out / "report.html").as_uri())
     names = page.locator("#rows .open")
@@ -349,12 +355,12 @@ def test_retry_failed_looks_at_those_alone(job: FirstRun, second: SecondRun) -> 
 
 
 def snapshot(folder: Path) -> dict[str, int]:
-    """Every file and when it was changed."""
+    """Modification time of every file and folder."""
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def check_foreseen(job: FirstRun, folder: Path) -> None:
-    """What only preparing a scan shows: noise within a brain's outline, a T2w named T1w, and a damaged mask."""
+    """Faults that only preparing a scan reveals: noise within a brain's outline, a T2w named T1w, a damaged mask."""
     scan, mask = (nib.load(job.scan(GOOD[1])), nib.load(job.bids / "derivatives/masks/sub-01_desc-brain_mask.nii.gz"))
     inside = mask.get_fdata() > 0.5
     noise = np.random.default_rng(0).rayleigh(300, inside.shape) * inside
@@ -397,7 +403,7 @@ def test_a_dry_run_tells_what_would_happen_and_writes_nothing(
 
 
 def test_a_mended_image_is_done_and_the_command_ends_with_0(job: FirstRun) -> None:
-    """Subject 05 gets the scan of subject 01; the others are not looked at, and their rows stay."""
+    """Subject 05 gets the scan of subject 01; the other images are not processed, and their rows stay."""
     kept, rows = job.scan("sub-05_T1w").read_bytes(), job.ledger()
     shutil.copyfile(job.scan("sub-01_T1w"), job.scan("sub-05_T1w"))
     before = stamps(job.out)
@@ -412,7 +418,7 @@ def test_a_mended_image_is_done_and_the_command_ends_with_0(job: FirstRun) -> No
     for name in ("sub-02_FLAIR", "sub-03_T1w", "sub-04_T1w"):
         assert after[name] == rows[name]
     assert main(arguments(job, "--participant-label", "05")) == 1  # it is broken again
-    assert not list((job.out / "sub-05").rglob("*.*"))  # what was made of the mended one has gone
+    assert not list((job.out / "sub-05").rglob("*.*"))  # the derivatives of the mended image have been removed
 
 
 def test_other_settings_are_done_again(job: FirstRun) -> None:

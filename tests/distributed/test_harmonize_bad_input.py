@@ -1,4 +1,8 @@
-"""`mmh harmonize` on an archive of crooked files, and into what is no folder: a row or an error each, and the rest is done."""
+"""`mmh harmonize` on an archive with bad files, and with an output that is not a writable folder.
+
+Each bad file gets a row in the ledger with its reason, and the good image is still harmonized. A bad output folder is
+an error.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +62,7 @@ if os.geteuid() == 0:
 
 
 def write_archive(bids: Path) -> None:
-    """One good subject and a file of every bad kind; there is no participants.tsv."""
+    """Write one good subject and one bad file of each kind; there is no participants.tsv."""
     anatomy = simulate_anatomy(Person(1), 6.0)
     scan = nib.Nifti1Image((700 * canonical(anatomy, "T1w", 6.0)).astype(np.float32), anatomy.affine)
 
@@ -159,7 +163,7 @@ def test_an_output_that_is_read_only_is_an_error(job: Job, tmp_path: Path) -> No
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 KiB; skips where none can be mounted."""
+    """A disk of 64 KiB; skips the test if it cannot be mounted."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
     if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a file system")
@@ -168,7 +172,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_fills_up_fails_the_image_and_leaves_nothing_half_written(job: Job, small_disk: Path) -> None:
-    with contextlib.suppress(DataError):  # of the ledger, which may find no room either
+    with contextlib.suppress(DataError):  # the ledger may not fit on the disk either
         harmonize(replace(job, out=str(small_disk), participants=("01",)))
     row = {row["image_id"]: row for row in current_rows(small_disk)}[GOOD]
     assert row["status"] == "failed"

@@ -1,4 +1,7 @@
-"""What the driver of the batch job does around its actors, without any: who owns the folder, what is removed, what a run leaves."""
+"""What the driver of the batch job does besides running actors; no actors are started.
+
+It locks the output folder, removes outdated files, and writes the ledger and the report.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ pytestmark = pytest.mark.fast
 
 @pytest.fixture
 def job(tmp_path: Path, tiny_bundle: Path, tiny_config: Config) -> Job:
-    """An archive of two images that differ in `space` alone, to be brought into the template's."""
+    """A job for an archive of two images that differ only in `space`, with output in the template's space."""
     for name in ("sub-01_T1w", "sub-01_space-orig_T1w"):
         path = tmp_path / f"bids/sub-01/anat/{name}.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +47,10 @@ def job(tmp_path: Path, tiny_bundle: Path, tiny_config: Config) -> Job:
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What stands in for the actors: `does` gives the fields of an image's row, and `closed` tells whether the run let go of them."""
+    """Replaces the actors by a function and returns its controls.
+
+    `does` gives the fields of an image's row; `closed` tells whether the run has released the actors.
+    """
     told: dict[str, Any] = {"does": lambda row: {}, "closed": False}
 
     def run_pool(
@@ -67,7 +73,10 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def made(job: Job, source: str, **provenance: str) -> list[Path]:
-    """The files of a derivative in the template's space, its sidecar naming its source."""
+    """Write the files of a derivative in the template's space, with a sidecar that names its source.
+
+    Returns the paths of the files.
+    """
     space = "sub-01_space-MNI152NLin2009aSym_desc-harmonized_T1w"
     files = derivative_files(Path(job.out, f"sub-01/anat/{space}.nii.gz"))
     for path in files:
@@ -255,7 +264,7 @@ def test_only_the_sessions_that_are_named_are_looked_at(job: Job, work: dict[str
 def test_the_command_closes_with_a_summary_of_its_own_run(
     job: Job, work: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the ledger that the run wrote, and its report."""
+    """The summary is made from the ledger and the report that the run wrote."""
     work["does"] = lambda row: (
         {"flags": ["dark"]} if row["image_id"] == "sub-01_T1w" else {"status": "refused", "reason": "no brain"}
     )

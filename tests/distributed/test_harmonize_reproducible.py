@@ -1,4 +1,4 @@
-"""Copies of one image give copies of one derivative, byte for byte, however many actors and threads there are."""
+"""Copies of one image give identical derivatives, byte for byte, for any number of actors and threads."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ COPIES = 3
 
 @pytest.fixture(scope="module")
 def config(tiny_config: Config) -> Config:
-    """All that the preparation has: bias field and registration; all planes, so that slabs are many."""
+    """Full preparation, with bias field correction and registration; all three planes, to have many slabs."""
     every_plane = replace(tiny_config.harmonize, planes=("axial", "coronal", "sagittal"))
     return replace(tiny_config, prepare=PrepareConfig(n4_iterations=(5, 5)), harmonize=every_plane)
 
 
 @pytest.fixture(scope="module")
 def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A turned head, which has to be registered, under three names."""
+    """An archive with three copies of one rotated head, which needs registration."""
     root = tmp_path_factory.mktemp("copies") / "bids"
     anatomy = simulate_anatomy(Person(4, scalp=True), 4.0)
     scan = render(anatomy, SITES[0], "T1w", np.random.default_rng(0), 4.0)
@@ -62,7 +62,10 @@ def bundle(make_bundle: Callable[[Config], Path], config: Config) -> Path:
 
 
 def contents(out: Path) -> dict[str, set[bytes]]:
-    """What the files hold, by what follows the subject in their names; sidecars name their source, so only their figures count."""
+    """Distinct contents of the derivatives, by the part of the file name after the subject.
+
+    Sidecars name their source, so only some of their fields are compared.
+    """
     found: dict[str, set[bytes]] = {}
     for path in sorted(out.glob("sub-*/*/*")):
         kind = path.name.partition("_")[2]
@@ -77,7 +80,7 @@ def contents(out: Path) -> dict[str, set[bytes]]:
 
 @pytest.fixture
 def many_threads() -> Iterator[None]:
-    """As in a notebook on a large machine."""
+    """Many threads, as in a notebook on a large machine."""
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), torch.get_num_threads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(8)
     torch.set_num_threads(4)

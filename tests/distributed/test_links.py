@@ -1,4 +1,7 @@
-"""Links inside OUT that lead out of it: the image's row fails, and what lies behind a link is as before. OUT itself may be one."""
+"""Links inside OUT that lead out of it: the image's row fails, and the target of the link is not changed.
+
+OUT itself may be a link.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory, plain_scan: Volume) -> Path:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """Files of someone else, under the very names that a run would write, remove or clear away."""
+    """A folder with someone else's files, which have the names that a run would write or remove."""
     folder = tmp_path / "outside"
     for base in (folder, folder / "anat", folder / "figures", folder / "sub-01/anat"):
         base.mkdir(parents=True, exist_ok=True)
@@ -56,13 +59,13 @@ def outside(tmp_path: Path) -> Path:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file, when it was changed, and what it holds."""
+    """Modification time and content of every file."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
 def link(place: Path, kind: str, outside: Path) -> None:
-    """Put a link in a place of OUT."""
+    """Create a link of this kind at a path in OUT."""
     place.parent.mkdir(parents=True, exist_ok=True)
     targets = {"outside": outside, "dangling": outside / "nowhere", "loop": place, "up": Path("../..")}
     place.symlink_to(targets[kind] if kind != "up" else Path(os.path.relpath(outside, place.parent)))
@@ -105,7 +108,7 @@ def test_a_dry_run_foresees_it(
 
 @pytest.fixture
 def ray_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The archive is looked at in this process."""
+    """The archive is checked in this process, without Ray."""
     monkeypatch.setattr("mmh_ray.distributed.harmonize.probe_all", lambda *_: None)
     monkeypatch.setattr("mmh_ray.distributed.harmonize.find_problems", lambda *_: {})
 

@@ -1,4 +1,7 @@
-"""Training on a cluster of a head and some nodes, of which some are killed: it ends with the figures of a training that nothing befell."""
+"""Training on a cluster with a head and some nodes, some of which are killed.
+
+The losses and metrics must equal those of an undisturbed training.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +31,19 @@ from tests.ray_nodes import Nodes
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.ray,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of MLflow, Ray and what they use
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # from MLflow, Ray and their dependencies
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
 STEPS = 32
-"""Eight checkpoints, each of which waits for Ray Train to take its report: time to lose a node in."""
+"""Enough for eight checkpoints. Each waits until Ray Train takes its report, which gives time to kill a node."""
 REPORT_S = "1"
 """Seconds between two reports that Ray Train takes."""
 CHECKPOINT_EVERY = 4
 PATIENCE_S = 400
 TOLERANCE = 1e-4
-"""Relative: two workers and one sum in another order."""
+"""Relative tolerance: two workers add the same numbers in another order than one."""
 
 TRAIN = """
 import json, logging, sys
@@ -86,13 +89,13 @@ def settings(folder: Path, wait_s: float = PATIENCE_S) -> Config:
 
 @pytest.fixture
 def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
-    """Settings with as much patience as the test's parameter says."""
+    """Settings with the patience that the test's parameter gives."""
     return settings(tmp_path, getattr(request, "param", PATIENCE_S))
 
 
 @dataclass
 class Driver:
-    """`train_global` in a process of its own that has joined the cluster."""
+    """`train_global` in a separate process that has joined the cluster."""
 
     process: subprocess.Popen
     log_file: Path
@@ -100,11 +103,11 @@ class Driver:
     run_folder: Path
 
     def log(self) -> str:
-        """What it has said so far."""
+        """Its log so far."""
         return self.log_file.read_text(errors="replace")
 
     def wait_for_a_checkpoint(self, after: str | None = None) -> str:
-        """Until Ray Train has noted one, or another than that of a name; gives its name."""
+        """Wait until Ray Train has noted a checkpoint other than ``after``; returns its name."""
         deadline = time.monotonic() + PATIENCE_S
         while (noted := self._noted_checkpoint()) in (None, after):
             assert self.process.poll() is None, self.log()
@@ -151,7 +154,7 @@ Figures = tuple[dict[int, float], dict[str, float]]
 
 @pytest.fixture(scope="module")
 def undisturbed(store: str, tmp_path_factory: pytest.TempPathFactory) -> Figures:
-    """Of the same training without Ray and in one process."""
+    """Figures of the same training without Ray and in one process."""
     config = settings(tmp_path_factory.mktemp("undisturbed"))
     domain = UnifiedDomain.of(PreparedStore(store), config)
     maker = GroupMaker(store, config, domain)
@@ -172,7 +175,7 @@ def undisturbed(store: str, tmp_path_factory: pytest.TempPathFactory) -> Figures
 
 
 def check_figures(driver: Driver, undisturbed: Figures, config: Config) -> None:
-    """The training ended well, with every step in MLflow and the figures of the undisturbed one."""
+    """Check that the training succeeded, with every step in MLflow and the figures of the undisturbed training."""
     assert driver.process.wait(PATIENCE_S) == 0, driver.log()
     result = json.loads(driver.result.read_text())
     losses, validation = undisturbed

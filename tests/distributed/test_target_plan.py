@@ -1,4 +1,4 @@
-"""What adapters are trained from, and what becomes of sites when one fails; without Ray."""
+"""Which images adapters are trained on, and what happens to the other sites if one fails; without Ray."""
 
 from __future__ import annotations
 
@@ -48,19 +48,22 @@ def entry(site: str, number: int, split: str = "train", sequence: str = "T1w", s
 
 
 def geometry() -> dict[str, Any]:
-    """What the model of these tests wants."""
+    """Settings of the model of these tests."""
     return {"shape": SHAPE, "affine": AFFINE, "steps": STEPS}
 
 
 @pytest.fixture
 def bundle() -> Any:
-    """What planning asks of the global model."""
+    """The parts of the global model that planning uses."""
     config = replace(Config(), grid=replace(Config().grid, shape=SHAPE))
     return SimpleNamespace(config=config, hash="b")
 
 
 def store(travelers: int = 2) -> Any:
-    """Three people of the target, which is all there is of it, and four of each of two other sites; T1w and T2w of everybody."""
+    """A store with T1w and T2w of everybody: three people at the target site and four at each of two other sites.
+
+    ``travelers`` more people of the target site are in its test set.
+    """
     people = [("north", number, "train") for number in range(3)]
     people += [(site, number, "train") for site in ("south", "west") for number in range(4)]
     people += [("north", 100 + number, "test") for number in range(travelers)]
@@ -93,10 +96,10 @@ def test_sequences_stay_apart(bundle: Any) -> None:
     ("sessions", "expected"),
     [
         ((1, 1, 1, 1, 1), [4, 1]),
-        ((1, 4), [4, 1]),  # of few images for validation and one for training, the former
+        ((1, 4), [4, 1]),  # few images for validation are better than one for training
         ((3, 3, 3), [6, 3]),
         ((2, 1, 2, 1), [5, 1]),
-        ((5,), [4, 1]),  # nobody else is there: images are held back
+        ((5,), [4, 1]),  # only one person: images are held back
     ],
 )
 def test_whole_subjects_are_held_back(bundle: Any, sessions: tuple[int, ...], expected: list[int]) -> None:
@@ -142,7 +145,7 @@ def test_a_sequence_that_is_short_is_left_out_and_named(bundle: Any, caplog: pyt
         assert task.sequence == "T1w"
         assert f"target {site} has {shortage}" in caplog.text
     few.index = [row for row in few.index if row["site"] != "north" or row["sequence"] == "T1w"]
-    (task,) = plan_site(few, "west", bundle, Config())  # which has T2w enough, but nobody to move
+    (task,) = plan_site(few, "west", bundle, Config())  # it has enough T2w, but the other sites have none
     assert task.sequence == "T1w"
     assert "target west has 4 T2w images, and 0 of other sites" in caplog.text
 
@@ -208,7 +211,11 @@ def test_facts_of_an_earlier_target_that_cannot_be_read_are_no_target(tmp_path: 
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Any) -> SimpleNamespace:
-    """What :func:`train_targets` calls, stood in: ``outcome`` of a task, ``publish`` of a site, ``ended`` runs, ``aggregated`` rows."""
+    """Replaces what :func:`train_targets` calls, and returns the controls and records of the stand-ins.
+
+    ``outcome`` gives the result of a task and ``publish`` that of a site. ``ended`` records the runs that failed, and
+    ``aggregated`` the rows that the aggregator was fitted to.
+    """
     found = SimpleNamespace(index=store().index, outcome=lambda task: None, ended={}, aggregated=[])
     found.index.append(entry("west", 9, sequence="FLAIR"))
     found.publish = lambda site, *_: TrainedTarget(site, "", f"models:/mmh-target-{site}/1", "", {})
@@ -257,8 +264,8 @@ def test_a_site_that_fails_fails_alone(driver: SimpleNamespace, of_sites: Callab
         driver.publish = lambda site, *given: fail() if site == "south" else publish(site, *given)
     with pytest.raises(ModelError, match=r"target south: burst.*models:/mmh-target-north/1.*target.site=\[south\]"):
         train_targets("store", "model", of_sites("south", "north"))
-    assert {row["sequence"] for row in driver.aggregated} == {"T1w", "T2w"}  # FLAIR is none of the model's
-    assert driver.ended == {"target-south": "FAILED"}  # _publish ends the other's
+    assert {row["sequence"] for row in driver.aggregated} == {"T1w", "T2w"}  # the model has no FLAIR
+    assert driver.ended == {"target-south": "FAILED"}  # _publish ends the run of the other site
     with pytest.raises(ValueError, match="burst"):
         train_targets("store", "model", of_sites("south"))
 
@@ -330,7 +337,7 @@ def test_the_aggregator_learns_from_styles_and_training_images(monkeypatch: pyte
 def test_a_target_of_another_tower_is_evaluated_with_its_own_aggregator(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    from open_clip.model import _build_vision_tower  # takes seconds, which collecting the other tests need not pay
+    from open_clip.model import _build_vision_tower  # slow import, not needed to collect the other tests
 
     vision = {"layers": 1, "width": 16, "head_width": 8, "patch_size": 16, "image_size": 32}
     one, other = (tmp_path / name for name in ("one", "other"))

@@ -1,4 +1,4 @@
-"""A model from simulation alone: the domain by choice, people kept aside, and a bundle that harmonizes."""
+"""A model trained on simulation alone: the chosen domain, held-out people, and a bundle that harmonizes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def domain() -> ChosenDomain:
 
 @pytest.fixture
 def label_maps(tmp_path: Path) -> Path:
-    """Six spheres of white matter, each of its own size."""
+    """A folder with six label maps: spheres of white matter of different sizes."""
     axes = np.meshgrid(*[np.arange(n) - n / 2 for n in (80, 90, 80)], indexing="ij")
     radius = np.sqrt(sum(axis**2 for axis in axes))
     for number in range(6):
@@ -96,7 +96,7 @@ def test_a_group_is_a_function_of_its_number_and_needs_no_store(domain: ChosenDo
 def test_an_example_serves_several_groups_and_is_made_once(
     domain: ChosenDomain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each time with other slices; never across training and validation."""
+    """Each group takes other slices of it; training and validation never share an example."""
     numbers = [domain.example_number(ordinal) for ordinal in range(2 * VIEWS * CACHED_EXAMPLES)]
     assert [numbers.count(number) for number in range(2 * CACHED_EXAMPLES)] == [VIEWS] * 2 * CACHED_EXAMPLES
     assert domain.example_number(VALIDATION_PEOPLE + 77) == VALIDATION_PEOPLE + 77
@@ -196,7 +196,10 @@ def test_a_model_is_trained_from_nothing_but_settings(
 
 
 def histogram_error(bundle: Bundle, has_levels: bool) -> float:
-    """Mean distance of pooled quantiles of T1w from the truth's, of people on whom neither weights nor levels were fitted."""
+    """Mean absolute difference between the T1w quantiles of the harmonized scans and of the truth, pooled over people.
+
+    Neither weights nor levels were fitted to these people.
+    """
     model = bundle.model
     levels = model.levels
     if not has_levels:

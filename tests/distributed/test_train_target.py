@@ -1,4 +1,7 @@
-"""Stage 2 on Ray, tiny but whole: sites side by side, the registry with lineage, and harmonizing to what was trained."""
+"""Stage 2 on Ray, small but complete.
+
+Sites are trained in parallel and registered with their lineage; scans are then harmonized to them.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore::DeprecationWarning:(mlflow|pydantic|sqlalchemy|alembic|ray)(\..*)?"),
     pytest.mark.filterwarnings(r"ignore::FutureWarning:(mlflow|ray)(\..*)?"),
     pytest.mark.filterwarnings(r"ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # files that Ray leaves to the garbage collector
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # files that Ray does not close
 ]
 
 SITES = ("alder", "birch")
@@ -49,7 +52,10 @@ SITES = ("alder", "birch")
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[Path]:
-    """A folder to stand in with an archive of two sites, its manifest and its prepared volumes; no MLflow store of the user's."""
+    """The working directory for these tests, without the user's MLflow store.
+
+    It gets an archive of two sites, its manifest and its prepared volumes.
+    """
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("target")
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -86,7 +92,7 @@ def trained(store: str, tiny_bundle: Path, config: Config) -> list[TrainedTarget
 
 @pytest.fixture(scope="module")
 def moving(trained: list[TrainedTarget], workshop: Path, tiny_bundle: Path, config: Config) -> Job:
-    """Done: the traveler's scans brought to both sites, of which one is named and the other's bundle given."""
+    """A finished job that harmonizes the traveler's scans to both sites, one given by name and one by its bundle."""
     out, model = workshop / "moved", str(tiny_bundle)
     job = Job(str(workshop / "bids"), str(out), model, config, ("traveler01",), targets=("alder", trained[1].bundle))
     assert {row["action"] for row in plan(job)} == {"harmonize"}

@@ -1,4 +1,7 @@
-"""The guard of every fuzzed input: only the product's own errors, in time, in bounded memory, and nothing written elsewhere."""
+"""The guard that reads every fuzzed input.
+
+Only the product's own errors are allowed, time and memory are limited, and nothing may be written elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,23 @@ from mmh_ray.errors import MMHError
 from tests.fuzz.mutations import SEED
 
 MOST_SECONDS = 5.0
-"""Of the processor, so that a busy machine fails no test."""
+"""CPU time, so that a busy machine does not make tests fail."""
 MOST_WAITING = 60.0
-"""Seconds by the clock, whatever the machine does besides."""
+"""Seconds of wall-clock time, on a busy machine too."""
 MOST_BYTES = 2**30
 MOST_CHARACTERS = 5000
 
 REPORTED: list[str] = []
-"""A line for every module that ran."""
+"""One line for each module that ran."""
 
 
 class Guard:
-    """Runs what reads an input, and fails where the product lets its reader down.
+    """Runs the readers of an input, and fails on any error, delay or memory use that is not allowed.
 
     Attributes
     ----------
     folder:
-        Where inputs lie. What lies beside it is outside.
+        The folder for inputs. Nothing may be written next to it.
     """
 
     def __init__(self, around: Path) -> None:
@@ -39,14 +42,14 @@ class Guard:
         self.folder = around / "inside"
         self.folder.mkdir()
         self._start_bytes = psutil.Process().memory_info().rss
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
         self._inputs = 0
         self._refused = 0
         self._slowest = 0.0
         self._longest = 0.0
 
     def __call__(self, *readers: Callable[[], object]) -> None:
-        """Let an input be read in these ways, each by itself."""
+        """Read an input with each of these readers."""
         self._inputs += 1
         started = time.monotonic()
         started_work = time.process_time()
@@ -64,11 +67,12 @@ class Guard:
             assert len(str(error)) <= MOST_CHARACTERS, f"an error of {len(str(error))} characters"
 
     def close(self, name: str) -> None:
-        """Nothing may have been written beside the folder."""
+        """Check that nothing was written next to the folder, and note the figures of the module."""
         assert list(self._around.iterdir()) == [self.folder]
         REPORTED.append(
             f"{name}: {self._inputs} inputs, {self._refused} of them refused; slowest {self._slowest:.2f} s "
-            f"of the processor, {self._longest:.2f} s by the clock; peak of memory {self._grown() / 2**20:.0f} MiB above the beginning"
+            f"of the processor, {self._longest:.2f} s by the clock; peak of memory "
+            f"{self._grown() / 2**20:.0f} MiB above the beginning"
         )
 
     def _grown(self) -> int:
@@ -76,7 +80,7 @@ class Guard:
 
 
 def _refusal(read: Callable[[], object]) -> MMHError | None:
-    """The product's own error, if a reader raises it; any other is a fault."""
+    """The product's own error if the reader raises one, else None; other errors are raised."""
     try:
         read()
     except MMHError as error:
@@ -85,7 +89,7 @@ def _refusal(read: Callable[[], object]) -> MMHError | None:
 
 
 class _Formatting(logging.Handler):
-    """Formats what is logged, and keeps nothing of it."""
+    """Formats each log message and discards it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         record.getMessage()
@@ -106,7 +110,7 @@ def guard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What a run looked at; the seed repeats it (MMH_FUZZ_SEED)."""
+    """Print what was tested and the seed, which repeats the run (MMH_FUZZ_SEED)."""
     if REPORTED:
         terminalreporter.section(f"fuzzing, seed {SEED}")
         terminalreporter.write_line("\n".join(REPORTED))

@@ -1,7 +1,7 @@
-"""Valid content and what becomes of it on its way: edits of bytes, of numbers in their places, and of trees of plain values.
+"""Random edits of valid content: of its bytes, of numbers at known offsets, and of trees of plain values.
 
-An edit knows nothing of what it is applied to. Its place is any number, taken modulo the places that there are, so that Hypothesis can
-make a failing input smaller.
+An edit does not depend on the content. Its place is any number, taken modulo the number of places in the content, so
+that Hypothesis can shrink a failing input.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 INPUTS = int(os.environ.get("MMH_FUZZ", "100"))
-"""Inputs for each test."""
+"""Number of inputs for each test."""
 SEED = int(os.environ.get("MMH_FUZZ_SEED", random.SystemRandom().randrange(2**31) if "MMH_FUZZ" in os.environ else 0))
-"""Always the same without MMH_FUZZ; else a new one for every run."""
+"""Fixed without MMH_FUZZ; otherwise new in every run."""
 
 DEEP, LONG, TWICE = "@deep@", "@long@", "@twice@"
-"""Stand for what the writer of JSON would refuse: nesting without end, an endless integer, a key that is there already."""
+"""Placeholders for JSON that `json.dumps` cannot write: very deep nesting, a very long integer, a duplicate key."""
 _WRITTEN = {f'"{DEEP}"': "[" * 20_000 + "]" * 20_000, f'"{LONG}"': "9" * 5000, TWICE: ""}
 
 NASTY: tuple[Any, ...] = (
@@ -56,7 +56,7 @@ _PACKED = tuple(
 
 
 class Edit(NamedTuple):
-    """One change: what is done, where, and with what."""
+    """One change: its kind, its place, and its value."""
 
     act: str
     at: int
@@ -64,7 +64,7 @@ class Edit(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """Where in a file a number stands, and its type."""
+    """Offset of a number in a file, and its type."""
 
     at: int
     kind: np.dtype
@@ -73,8 +73,8 @@ class Spot(NamedTuple):
 def fuzz(
     share: float = 1, **strategies: st.SearchStrategy[Any]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run a test with :data:`INPUTS` inputs from these strategies, or with a share of them where each takes long."""
-    # An input's time is measured by the guard, without what making it takes; nothing is kept in the checkout.
+    """Run a test with :data:`INPUTS` inputs from these strategies, or with a share of them if they are slow."""
+    # The guard measures time, without that of generating the input; nothing is stored in the checkout.
     profile = settings(
         max_examples=math.ceil(share * INPUTS), deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
@@ -94,7 +94,7 @@ def _edit(act: str, value: st.SearchStrategy[Any]) -> st.SearchStrategy[Edit]:
 
 
 def byte_edits(inserted: Sequence[bytes] = (b"\0" * 20,), most: int = 3) -> st.SearchStrategy[list[Edit]]:
-    """Bytes replaced, put in, cut off, taken out, repeated; now and then nothing but random bytes."""
+    """Bytes are replaced, inserted, cut off, removed or repeated; sometimes all are replaced by random bytes."""
     kinds = (
         _edit("replace", _some_bytes),
         _edit("insert", st.one_of(_some_bytes, st.sampled_from(inserted))),
@@ -107,12 +107,12 @@ def byte_edits(inserted: Sequence[bytes] = (b"\0" * 20,), most: int = 3) -> st.S
 
 
 def spot_edits() -> st.SearchStrategy[list[Edit]]:
-    """Other numbers in known places."""
+    """Other numbers at known offsets."""
     return st.lists(_edit("number", st.sampled_from(NUMBERS) | st.integers(-70_000, 70_000)), max_size=3)
 
 
 def tree_edits(values: Sequence[Any] = NASTY) -> st.SearchStrategy[list[Edit]]:
-    """Values swapped for nasty ones, keys and items removed, given twice and renamed."""
+    """Values are replaced by nasty ones; keys and items are removed, duplicated or renamed."""
     nasty = st.sampled_from(values)
     kinds = (
         _edit("value", nasty),
@@ -153,9 +153,9 @@ def renumbered(content: bytes, edits: Sequence[Edit], spots: Sequence[Spot]) -> 
 
 
 def reshaped(tree: Any, edits: Sequence[Edit]) -> Any:
-    """A tree of plain values, which is changed, after edits; it may become something else altogether."""
+    """A tree of plain values after edits, changed in place; an edit may also replace the whole tree."""
     for act, place, chosen in edits:
-        value = copy.deepcopy(chosen)  # a later edit may change what is within
+        value = copy.deepcopy(chosen)  # a later edit may change its items
         places = [(None, None), *_places(tree)]
         holder, key = places[place % len(places)]
         if holder is None:
@@ -174,7 +174,7 @@ def reshaped(tree: Any, edits: Sequence[Edit]) -> Any:
 
 
 def as_json(tree: Any) -> bytes:
-    """A tree as JSON, with NaN, half characters, deep nesting and keys given twice."""
+    """A tree as JSON, with NaN, lone surrogates, deep nesting and duplicate keys."""
     text = json.dumps(tree)
     for mark, written in _WRITTEN.items():
         text = text.replace(mark, written)
@@ -189,7 +189,7 @@ def as_table(tree: Any) -> bytes:
 
 
 def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """All containers and keys; of long lists only the first items."""
+    """Each container with each of its keys; only the first items of long lists."""
     if isinstance(tree, dict):
         keys: list[Any] = list(tree)
     elif isinstance(tree, list):

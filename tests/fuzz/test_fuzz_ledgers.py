@@ -1,4 +1,4 @@
-"""What is left in a folder of derivatives: ledger, journal, the run's record, sidecars; damaged, or put there by others."""
+"""Damaged or foreign files in a folder of derivatives: ledger, journal, the record of a run, and sidecars."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def start(guard: Guard) -> Path:
 
 
 def take_over(out: Path) -> None:
-    """As the next run does; what it keeps can be read again."""
+    """Take over the ledger as the next run does, and check that the rows it keeps can be read again."""
     with Journal(out) as journal:
         kept = journal.rows()
         journal.append(ROW)
@@ -96,12 +96,12 @@ def take_over(out: Path) -> None:
 
 
 def look(out: Path) -> None:
-    """As `mmh status` does."""
+    """Read the folder as `mmh status` does."""
     run_status(out).as_text().encode()
 
 
 def report(out: Path, rows: list[dict[str, Any]]) -> None:
-    """As `mmh status --report` does; no damage may keep the report from being written."""
+    """Write the report as `mmh status --report` does, which must succeed in spite of any damage."""
     record = RunRecord.read(out)
     assert write_report_of(OutputFolder(out, str(out)), record, rows, quality_bounds(record))
 

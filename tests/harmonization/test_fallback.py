@@ -1,4 +1,4 @@
-"""If memory runs out, the last resort is the CPU."""
+"""If the device runs out of memory, the CPU is used as a last resort."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ pytestmark = pytest.mark.fast
 def test_the_last_resort_is_the_cpu_and_the_next_image_tries_the_gpu_again(
     tiny_bundle: Path, tiny_config: Config, plain_scan: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A simulated device: it is full for the first image, and has no room for the model after the first and the second."""
+    """With a simulated device that is out of memory for every image.
+
+    The model is moved to the CPU and back after each image; the first move back fails too.
+    """
     harmonizer = Harmonizer(load_bundle(tiny_bundle), tiny_config.harmonize)
     inference = FallbackInference(harmonizer, torch.device("cuda"))
     device, moves, infer = ["cuda"], list[str](), Harmonizer.infer

@@ -60,7 +60,7 @@ def scan() -> tuple[Volume, np.ndarray]:
 
 
 def as_sequence(scan: tuple[Volume, np.ndarray], sequence: str) -> Volume:
-    """The scan, or one whose dark tissue is bright."""
+    """The scan, or one in which dark tissue is bright."""
     volume, mask = scan
     return volume if sequence == "T1w" else volume.like(np.where(mask, 1.2 * UNIT - volume.data, 0).astype(np.float32))
 
@@ -135,7 +135,7 @@ def test_an_affine_style_reaches_every_native_voxel_inside(
         unit > np.quantile(unit[mask], 0.1)
     )  # below, the curve leads to 0
     error = np.abs(found.volume.data - np.clip(slope * unit + offset, 0, None))[inside]
-    removed = abs(slope) * noise_level(unit, mask)  # what passes for noise may be taken away
+    removed = abs(slope) * noise_level(unit, mask)  # what looks like noise may be removed
     assert np.quantile(error, 0.999) < 0.05
     assert error.max() < 0.05 + removed
 
@@ -209,11 +209,13 @@ def test_a_structure_survives_the_projection_and_none_appears(
     kept: float,
     model: str,
 ) -> None:
-    """A tumour, a cavity of 13 ml and ventricles of three times their size in a noisy T2w, relative to the scan itself under the style.
+    """A tumour, a cavity of 13 ml, or ventricles enlarged to three times their size, in a noisy T2w.
 
-    A model that treats the structure as the rest leaves contrast and volume, also where it invents a tumour elsewhere, of which less
-    than 0.06 of 0.25 to 0.3 is left. A model that erases it altogether has the curve's medians on its side where it holds much of the
-    brain's fluid: volumes stay within a tenth, but of the tumour's contrast a sixth goes and of the ventricles' a fifth.
+    Contrast and volume of the structure are compared with those of the scan under the model's style. A model that
+    treats the structure like the rest of the brain keeps both. So does one that invents a tumour elsewhere, and of this
+    tumour, 0.25 to 0.3 bright, less than 0.06 is left. A model that erases the structure shifts the medians that the
+    curve is fitted to, if the structure holds much of the brain's fluid. Volumes then still stay within a tenth, but
+    the tumour loses a sixth of its contrast and the ventricles a fifth.
     """
     plain = simulate_anatomy(Person(2, age=60), 4.0)
     if kind == "cavity":
@@ -382,7 +384,7 @@ def test_a_scan_below_zero_comes_back_in_its_own_units_and_as_no_negative_image(
 def test_what_surrounds_a_stripped_brain_in_standard_scores_stays_empty(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch, kind: str, ground: float
 ) -> None:
-    """Although its value is in the middle of the brain's intensities."""
+    """This holds although the value of the background is in the middle of the brain's intensities."""
     volume, mask = scan
     inside = volume.data[mask]
     scored = volume.like(np.where(mask, (volume.data - inside.mean()) / inside.std(), 0.25).astype(np.float32))
@@ -427,7 +429,7 @@ def test_without_registration_a_head_is_checked_by_the_one_that_found_its_brain(
     scan = Volume(render(head, SITES[0], "T2w", np.random.default_rng(0), 4.0).astype(np.float32), nod @ head.affine)
     ready = Harmonizer(bundle, prepare=PrepareConfig(register=False)).ready(scan, "T2w")
     assert ready.prepared.steps[3].startswith("registration: only to find the brain (affine, quality 0.")
-    np.testing.assert_array_equal(ready.prepared.affine[:3, :3], CONFIG.grid.spacing_mm * np.eye(3))  # left as it lies
+    np.testing.assert_array_equal(ready.prepared.affine[:3, :3], CONFIG.grid.spacing_mm * np.eye(3))  # not rotated
     with pytest.raises(RefusedError, match="a T1w: fluid darker than grey"):
         check_scan("T1w", ready.figures, CONFIG.quality)
 

@@ -1,4 +1,4 @@
-"""The actor of the batch job without Ray: memory that runs out, and what ends up in the row."""
+"""The actor of the batch job without Ray: running out of memory, and the contents of the ledger row."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def test_a_row_describes_the_result_and_the_next_run_skips_the_image(
     other = TargetDomain(None, "c" * 64)
     assert not is_current(earlier, tmp_path, done["input_sha256"], MODEL.hash, other)
     (masked,) = worker.harmonize(row_of(scan, earlier={None: earlier}, mask_uri=str(scan)))
-    assert (masked["status"], masked["input_sha256"] == done["input_sha256"]) == ("done", False), masked  # a mask came
+    assert (masked["status"], masked["input_sha256"] == done["input_sha256"]) == ("done", False), masked  # new mask
     (replaced,) = HarmonizeWorker(tiny_bundle_files, config, str(tmp_path), MODEL, [other]).harmonize(row_of(scan))
     assert replaced["output"] == done["output"]
-    assert not is_current(earlier, tmp_path, done["input_sha256"], MODEL.hash, UNIFIED)  # the sidecar tells
+    assert not is_current(earlier, tmp_path, done["input_sha256"], MODEL.hash, UNIFIED)  # known from the sidecar
 
 
 @pytest.mark.slow
@@ -182,7 +182,7 @@ def test_outputs_of_an_image_that_fails_now_are_removed_if_the_scan_was_read(
         row_of(scan, image_id="sub-01/anat/sub-01_T1w.nii.gz"), UNIFIED, "failed", Problem("second file")
     )
     assert remove_stale(second, UNIFIED, tmp_path, config.harmonize) == second
-    assert all(path.exists() for path in paths)  # they are the first file's
+    assert all(path.exists() for path in paths)  # they belong to the first file
     failed = ledger_row(row_of(scan), UNIFIED, "failed", Problem("no more"), input_sha256=digest)
     told = remove_stale(failed, UNIFIED, tmp_path, config.harmonize)
     assert [path.exists() for path in paths] == [not gone] * 4
@@ -196,10 +196,10 @@ def test_after_an_error_files_of_another_run_are_kept(tmp_path: Path) -> None:
 
     def write() -> None:
         with worker_module.all_or_none(sidecar, image, picture) as written:
-            assert not sidecar.exists()  # an earlier one's
+            assert not sidecar.exists()  # that of an earlier run
             image.touch()
             written.append(image)
-            picture.touch()  # by another
+            picture.touch()  # by another run
             raise OSError("renamed away")
 
     with pytest.raises(OSError, match="renamed away"):
@@ -327,7 +327,7 @@ HEAD = "expected 0.2 or more. Check that it is an MRI of an adult's head"
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("CT", HEAD), ("an infant's size", HEAD)],  # the registration's own tests tell more kinds
+    [("CT", HEAD), ("an infant's size", HEAD)],  # the tests of the registration cover more kinds
 )
 def test_anything_but_mri_of_adults_is_refused(
     tiny_bundle_files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, kind: str, expected: str
@@ -399,7 +399,7 @@ def test_a_file_that_cannot_be_written_whole_fails_the_image_and_leaves_nothing(
     )
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (16 * 1024, before[1])
-    )  # as a quota or a full disk: half of it is written
+    )  # as with a quota or a full disk: half of it is written
     try:
         (found,) = worker.harmonize(row_of(scan))
     finally:
@@ -411,7 +411,7 @@ def test_a_file_that_cannot_be_written_whole_fails_the_image_and_leaves_nothing(
 
 @contextlib.contextmanager
 def as_nobody() -> Iterator[None]:
-    """Runs without root's right to read and write everything, also if root runs the tests."""
+    """Gives up root's right to read and write everything, if root runs the tests."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -464,7 +464,11 @@ def test_an_output_that_became_read_only_fails_the_image(
 def test_one_image_is_prepared_and_another_written_while_the_model_works(
     tiny_bundle_files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model starts on the first image only when the second is ready, and the first is finished only when the model has the second."""
+    """Each step waits for one of the other image, so the test passes only if the images overlap.
+
+    The model starts on the first image when the second is ready. The first image is finished when the model has the
+    second.
+    """
     ready, infer, finish = Harmonizer.ready, Harmonizer.infer, Harmonizer.finish
     second_is_ready, model_has_second = threading.Event(), threading.Event()
     prepared: list[str] = []

@@ -1,4 +1,7 @@
-"""Scans as archives have them, through the batch job's actor: fill values, cut heads, masks that do not fit, contrast agent."""
+"""Unusual scans, as they occur in archives, through the actor of the batch job.
+
+They have fill values, cut heads, masks that do not fit, or contrast agent.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny model and a tiny textured volume, shared by the tests of this room."""
+"""A tiny model and a tiny textured volume, shared by the tests in this folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPE = (16, 24, 16)
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tiny tensors: threads would only wait for each other."""
+    """One thread: on tiny tensors, more threads only wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -45,7 +45,10 @@ def brain(mask: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def uniform() -> np.ndarray:
-    """Quantile function of the uniform distribution over (0, 1), and tissue quantiles: the unified domain of these tests."""
+    """The unified domain of these tests, as two rows.
+
+    The first is the quantile function of the uniform distribution over (0, 1), the second holds the tissue quantiles.
+    """
     return np.stack([np.linspace(0, 1, 257), np.linspace(0.1, 0.9, 257)])
 
 

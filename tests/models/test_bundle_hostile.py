@@ -1,4 +1,7 @@
-"""Untrusted bundles: each is refused with the product's own error, at once, without a network, and with little memory."""
+"""Untrusted bundles: each is refused with the product's own error.
+
+This happens quickly, without using the network, and with little memory.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,7 @@ def change(*keys: Any, to: Any) -> Callable[[Path], None]:
 
 
 def reweighted(act: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
-    """Other weights, with the checksum that belongs to them."""
+    """Replace the weights and their checksum."""
 
     def change_weights(folder: Path) -> None:
         state = safetensors.torch.load_file(folder / WEIGHTS)
@@ -100,12 +103,12 @@ def raw(content: bytes) -> Callable[[Path], None]:
 
 
 def spoil(name: str, value: float, *index: int) -> Callable[[Path], None]:
-    """One number of the model's statistics."""
+    """Change one number of the model's statistics."""
     return reweighted(lambda state: state[name].__setitem__(index, value))
 
 
 def text(content: str | bytes) -> Callable[[Path], None]:
-    """Other facts altogether."""
+    """Replace all facts."""
 
     def act(folder: Path) -> None:
         (folder / FACTS).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -114,7 +117,7 @@ def text(content: str | bytes) -> Callable[[Path], None]:
 
 
 def linked(name: str, there: str) -> Callable[[Path], None]:
-    """A link in place of a file; ``there`` is relative to the bundle."""
+    """Replace a file by a link; ``there`` is relative to the bundle."""
 
     def act(folder: Path) -> None:
         away = folder.parent / "away"
@@ -134,7 +137,7 @@ def pipe(name: str) -> Callable[[Path], None]:
 
 
 def header(entries: dict[str, Any], body: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file by hand."""
+    """A safetensors file, written by hand."""
     head = json.dumps(entries).encode()
     return struct.pack("<Q", len(head) if length is None else length) + head + body
 
@@ -142,7 +145,7 @@ def header(entries: dict[str, Any], body: bytes = b"", length: int | None = None
 F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 HUGE = {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]}
 HOSTILE = {
-    # what would ask a hub, or read another folder
+    # names that would query a hub or read another folder
     "schedule is a name": change("schedule", to="google/ddpm-cat-256"),
     "schedule is a folder": change("schedule", to="../other"),
     "schedule is a list": change("schedule", to=[["beta_start", 1]]),
@@ -278,7 +281,7 @@ def test_facts_alone_are_checked_where_weights_are_not_read(bundle: Path) -> Non
 
 def test_a_weights_file_larger_than_the_model_is_not_read(bundle: Path) -> None:
     with open(bundle / WEIGHTS, "ab") as stream:
-        stream.truncate(100 * 2**30)  # which takes no room on the disk
+        stream.truncate(100 * 2**30)  # sparse: it takes no space on the disk
     start = time.process_time()
     with pytest.raises(ModelError, match="larger than"):
         load_bundle(bundle)

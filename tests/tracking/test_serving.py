@@ -1,4 +1,7 @@
-"""`mlflow models serve` in an environment where mmh_ray is only the wheel stored with the model: bytes in, bytes out."""
+"""`mlflow models serve` in an environment where mmh_ray is installed only from the wheel stored with the model.
+
+The server takes and returns bytes.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def model_folder(tiny_bundle: Path, tiny_config: Config, tmp_path_factory: pytes
 
 @pytest.fixture(scope="module")
 def environment(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another Python environment: the packages of this one, but of this project only what the model requires."""
+    """A Python environment with the packages of this one, but with mmh_ray only from the wheel of the model."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder)
     python = folder / "bin/python"

@@ -30,7 +30,10 @@ def encoder() -> TriPlanarStyleEncoder:
 
 
 def cohort(people: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Slice features of everyone at every site: a person's large part, a site's small one, a little noise; sites, and one sequence."""
+    """Slice features of every person at every site, the site labels, and sequence labels, which are all 0.
+
+    The features are the sum of a large part of the person, a small part of the site, and a little noise.
+    """
     fixed, draw = torch.Generator().manual_seed(99), torch.Generator().manual_seed(seed)
     sites = torch.randn(SITES, 1, 3, 1, SIZE, generator=fixed)
     persons = torch.randn(1, people, 3, 1, SIZE, generator=draw)

@@ -40,7 +40,7 @@ def test_refining_finds_the_statistics_that_tell_scanners_apart() -> None:
     torch.manual_seed(0)
     encoder = TriPlanarStyleEncoder(EmbeddedBackbone(16, width=4), StyleConfig(), 3.0)
     size = encoder.backbone.head[0].normalized_shape[0]
-    scanners = torch.randn(10, REFINE_SCANNERS, 1, 1, 1, size) * (torch.arange(size) < 8)  # the others tell the person
+    scanners = torch.randn(10, REFINE_SCANNERS, 1, 1, 1, size) * (torch.arange(size) < 8)  # the others: the person
     persons = torch.randn(10, 1, REFINE_PEOPLE, 1, 1, size) * (torch.arange(size) >= 8)
     statistics = (scanners + persons + 0.1 * torch.randn(10, REFINE_SCANNERS, REFINE_PEOPLE, 3, 2, size)).flatten(1, 2)
     levels = {name: value.clone() for name, value in encoder.backbone.levels.state_dict().items()}
@@ -52,8 +52,11 @@ def test_refining_finds_the_statistics_that_tell_scanners_apart() -> None:
 
 @pytest.mark.slow
 def test_shipped_weights_tell_the_scanner_and_not_the_person() -> None:
-    """Four people at six sites of the phantom archives, none of them seen in training. Brains' quantiles, which an untrained net sees,
-    too, find such sites' nearest neighbours; what it does not know is which differences matter."""
+    """Four people at six sites of the phantom archives, none of them seen in training.
+
+    An untrained network finds nearest neighbours of the same site too, because it sees the quantiles of the brain. It
+    does not know which differences matter, so its contrastive loss is higher.
+    """
     spacing, config = 3.0, StyleConfig(slices=3)
     people, scans = [simulate_anatomy(Person(100 + number), spacing) for number in range(4)], []
     for (number, anatomy), site in itertools.product(enumerate(people), range(6)):
@@ -71,7 +74,10 @@ def test_shipped_weights_tell_the_scanner_and_not_the_person() -> None:
         )
 
     def share(label: Tensor, excluded: Tensor) -> float:
-        """Of scans whose nearest neighbour has the same label and another excluded one."""
+        """Share of scans whose nearest neighbour has the same label.
+
+        Scans with the same value of ``excluded`` are not counted as neighbours.
+        """
         nearest = (styles @ styles.T).masked_fill(excluded[:, None] == excluded, -1).argmax(1)
         return float((label == label[nearest]).float().mean())
 
