@@ -16,7 +16,7 @@ from mmh_ray.config import Config, GridConfig, ModelConfig, PrepareConfig, Quali
 from mmh_ray.distributed.prepare import Outcome, PrepareSettings, prepare, prepare_shard, share_out
 from mmh_ray.errors import ConfigError, DataError
 from mmh_ray.imaging.preprocess import prepare_volume
-from mmh_ray.imaging.volume import read_volume
+from mmh_ray.imaging.volume import read_volume, write_volume
 from mmh_ray.provenance import sha256_file
 from mmh_ray.shards import PreparedStore
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
@@ -172,16 +172,16 @@ def test_shards_go_by_the_number_of_images_alone(images, size):
 
 
 @pytest.mark.ray
-def test_a_changed_mask_counts_and_a_missing_one_is_a_reason(rows, store, ray_cluster):
+def test_a_changed_mask_counts_and_a_missing_one_is_a_reason(rows, plain_scan, store, ray_cluster):
     run(rows, store)
     mask = read_volume(rows[0]["mask_uri"])
     save(Path(rows[0]["mask_uri"]), mask.data * (np.arange(26) < 14)[:, None, None])
     assert run(rows, store) == Outcome(done=2, skipped=4, failed=0)
     Path(rows[0]["mask_uri"]).unlink()
     assert run(rows, store) == Outcome(done=0, skipped=4, failed=2)
-    lenient = replace(CONFIG, quality=QualityConfig(least_fit=0, least_contrast=-100))  # an ellipsoid is no head
-    estimated = [row | {"mask_uri": None} for row in rows if row["sequence"] == "T1w"][:1]
-    assert run(estimated, store, lenient) == Outcome(done=1, skipped=0, failed=0)
+    scan = Path(rows[0]["uri"])
+    write_volume(plain_scan, scan)
+    assert run([manifest_row(scan, "01", "T1w", None)], store) == Outcome(done=1, skipped=0, failed=0)
 
 
 @pytest.mark.ray
@@ -225,11 +225,14 @@ def test_a_task_gives_every_exception_to_its_image(rows, store):
 
 
 @pytest.mark.slow
-def test_what_harmonize_would_refuse_is_no_training_volume(rows, store, monkeypatch):
+def test_what_harmonize_would_refuse_is_no_training_volume(plain_scan, store, tmp_path, monkeypatch):
     """Two images that the template fits badly and well, by the figures."""
     found = iter(({"registration": 0.1}, {"registration": 0.9}))
     monkeypatch.setattr("mmh_ray.distributed.prepare.describe_scan", lambda *_: next(found))
-    given = [row | {"session": None, "provenance": "p", "sequence": "PDw"} for row in rows[:2]]
+    path = tmp_path / "sub-01_PDw.nii.gz"
+    write_volume(plain_scan, path)
+    row = manifest_row(path, "01", "PDw", None) | {"session": None, "provenance": "p"}
+    given = [row, row | {"image_id": "sub-02_PDw"}]
     first, second = (prepare_shard([row], store, SETTINGS)[0] for row in given)
     assert (first["status"], second["status"]) == ("failed", "ok")
     assert "ICBM-152 template fits with a quality of 0.10; expected 0.2 or more" in first["reason"]
