@@ -40,7 +40,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config, tiny_b
     """A folder with an archive, a model and settings: one actor, so that whoever kills it hits the one at work."""
     root = tmp_path_factory.mktemp("killed")
     for number in range(SCANS):
-        anatomy = simulate_anatomy(Person(number % 3), 6.0)
+        anatomy = simulate_anatomy(Person(3 + number % 3), 6.0)  # registered at the first attempt
         path = root / f"bids/sub-{number:02d}/anat/sub-{number:02d}_T1w.nii.gz"
         path.parent.mkdir(parents=True)
         scan = (500 + number) * canonical(anatomy, "T1w", 6.0)

@@ -56,7 +56,7 @@ def test_a_lost_node_costs_no_image_and_spoils_no_json(
     bids, out, settings = (tmp_path / name for name in ("bids", "out", "config.yaml"))
     config = replace(tiny_config, harmonize=replace(tiny_config.harmonize, slots=2))
     settings.write_text(yaml.safe_dump(to_dict(config)))
-    anatomy = simulate_anatomy(Person(0), 6.0)
+    anatomy = simulate_anatomy(Person(3), 6.0)  # registered at the first attempt
     for number in range(SCANS):
         path = bids / f"sub-{number:02d}/anat/sub-{number:02d}_T1w.nii.gz"
         path.parent.mkdir(parents=True)
