@@ -160,7 +160,7 @@ class TestWithMlflow:
             run.finish(Outcome(record, rows, str(tmp_path)))
         assert time.monotonic() - started < 10
         assert "secret" not in caplog.text
-        (said,) = [entry.getMessage() for entry in caplog.records if "not whole" in entry.getMessage()]
+        (said,) = [entry.getMessage() for entry in caplog.records if "lacks this run" in entry.getMessage()]
         assert f"{tmp_path} has all of it" in said
 
     def test_a_server_that_comes_up_late_gets_the_run(
