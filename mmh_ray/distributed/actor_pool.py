@@ -211,7 +211,7 @@ class ActorPool:
         """Log once what the run waits for."""
         if not self._wait_is_logged:
             self._wait_is_logged = True
-            log.warning("harmonizing waits up to %g s for a place for an actor: %s", self.wait_s, self.place())
+            log.warning("no actor is running; waiting up to %g s for one to start: %s", self.wait_s, self.place())
 
     def _finished(self, ref: ray.ObjectRef) -> Iterator[list[LedgerRow]]:
         running = self._running.pop(ref)
