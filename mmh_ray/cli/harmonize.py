@@ -133,11 +133,11 @@ def _check_one_scan(job: Job, dry_run: bool) -> None:
 
 def _harmonize_scan(job: Job, mask: str | None, as_json: bool) -> int:
     """Harmonize one file in this process."""
-    from mmh_ray.harmonization.memory import check_scan
+    from mmh_ray.harmonization.memory import check_scan_size
     from mmh_ray.harmonization.one_scan import harmonize_file, load
 
     log.info("harmonizing %s", job.bids)  # nothing else is logged for a while
-    check_scan(job.bids, job.config.harmonize.memory_gb)
+    check_scan_size(job.bids, job.config.harmonize.memory_gb)
     sequence = job.sequences[0] if job.sequences else None
     with ThreadPoolExecutor(max_workers=1) as background:  # the model is loaded while the scan is prepared
         model = load(job.model, job.config, background)

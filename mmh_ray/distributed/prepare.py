@@ -38,7 +38,9 @@ from mmh_ray.staging import staged, staged_scan
 log = logging.getLogger(__name__)
 
 METHOD_VERSION = 5
-"""Part of every provenance: raise it when the same inputs and settings give other voxels."""
+"""Part of the provenance of prepared volumes: raise it when the same inputs and settings give other voxels.
+
+Reruns of `mmh harmonize` do not compare it: they compare scan, model and settings."""
 
 LEAST_VOLUMES = 4
 """Fewest volumes of a task: smaller tasks are not worth their start."""

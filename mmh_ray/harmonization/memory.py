@@ -62,7 +62,7 @@ def mark_too_large(images: Sequence[ManifestRow], memory_gb: float) -> None:
             mark_unusable(image, DataError(received, expected, "Raise it, or crop or resample the scan."))
 
 
-def check_scan(path: str, memory_gb: float) -> None:
+def check_scan_size(path: str, memory_gb: float) -> None:
     """DataError if a scan that is harmonized in this process does not fit into the memory; 0 means no bound."""
     need = WORKER_BYTES + image_bytes(path)
     if 0 < memory_gb * GB < need:

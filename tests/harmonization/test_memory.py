@@ -18,7 +18,7 @@ from mmh_ray.harmonization.memory import (
     WORKER_BYTES,
     Workers,
     check_memory_setting,
-    check_scan,
+    check_scan_size,
     image_bytes,
     largest_image,
     mark_too_large,
@@ -71,10 +71,10 @@ def test_a_scan_that_does_not_fit_alone_fails_before_it_is_read(tmp_path: Path) 
     assert [row["status"] for row in rows] == ["ok", "unusable"]
     assert "which harmonize.memory_gb=3 leaves for images" in problem_of(rows[1]).text
     assert largest_image(rows) == LEAST_IMAGE_BYTES
-    check_scan(str(small), 3)
-    check_scan(str(large), 0)
+    check_scan_size(str(small), 3)
+    check_scan_size(str(large), 0)
     with pytest.raises(DataError, match=r"at most the 2 GB of harmonize\.memory_gb"):
-        check_scan(str(large), 2)
+        check_scan_size(str(large), 2)
 
 
 def test_memory_in_which_nothing_fits_is_refused() -> None:
