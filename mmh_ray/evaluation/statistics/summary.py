@@ -66,7 +66,10 @@ def entry(estimate: Interval | Difference, guessed: Mapping[str, float] | None =
         return None
     numbers: Entry = {}
     for name, number in estimate._asdict().items():
-        numbers[name] = number if math.isfinite(number) else None
+        if isinstance(number, int):
+            numbers[name] = number
+        else:
+            numbers[name] = float(number) if math.isfinite(number) else None  # float: JSON has no NumPy scalars
     if guessed:
         numbers |= guessed
     return numbers

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
+from mmh_ray.evaluation.statistics.bootstrap import Interval
 from mmh_ray.evaluation.statistics.metric_values import MetricValues
 from mmh_ray.evaluation.statistics.summary import by_sequence, difference, entry, interval, site_means
 
@@ -60,6 +63,11 @@ def test_differences_of_reductions_are_paired_too():
     assert found[:3] == (-1, -1, -1)
     assert np.isnan(found.p)
     assert entry(found)["p"] is None
+
+
+def test_an_entry_of_numpy_scalars_can_be_written_as_json():
+    made = entry(Interval(np.float32(0.5), np.float32(0.25), np.float32(np.nan), 3))
+    assert json.loads(json.dumps(made)) == {"value": 0.5, "low": 0.25, "high": None, "n": 3}
 
 
 def test_nothing_shared_is_no_difference_and_no_value_no_entry():
