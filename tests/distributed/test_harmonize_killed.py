@@ -58,6 +58,17 @@ def start(inputs: Path, out: Path | str, bids: Path | str | None = None) -> subp
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def assert_refused_beside(
+    running: subprocess.Popen[bytes], inputs: Path, out: Path | str, bids: Path | str | None = None
+) -> None:
+    """A second run into the folder of a running one is refused, which is paused so that it cannot end before."""
+    os.kill(running.pid, signal.SIGSTOP)
+    try:
+        assert start(inputs, out, bids).wait(timeout=PATIENCE_S) == 2
+    finally:
+        os.kill(running.pid, signal.SIGCONT)
+
+
 def kill_an_actor(driver: subprocess.Popen[bytes]) -> bool:
     """Whether one was there to be killed."""
     for child in psutil.Process(driver.pid).children(recursive=True):
@@ -87,7 +98,7 @@ def undisturbed(inputs: Path) -> Path:
     out = inputs / "whole"
     first = start(inputs, out)
     wait_until((out / ".ledger.jsonl").exists, first)
-    assert start(inputs, out).wait(timeout=PATIENCE_S) == 2
+    assert_refused_beside(first, inputs, out)
     assert first.wait(timeout=PATIENCE_S) == 0
     return out
 
@@ -149,7 +160,7 @@ def test_a_run_into_an_object_store_is_killed_and_ends_as_one_into_a_folder(
     assert 0 < len(done) < SCANS
     last = start(inputs, out, bids)
     wait_until(lambda: recorded_in_store() - done, last, STORE_PAUSE_S)
-    assert start(inputs, out, bids).wait(timeout=PATIENCE_S) == 2
+    assert_refused_beside(last, inputs, out, bids)
     assert last.wait(timeout=PATIENCE_S) == 0
     fetched = download(s3, "out", tmp_path / "fetched")
     rows = read_ledger(fetched / "ledger.parquet")
