@@ -1,32 +1,64 @@
-"""Imports diffusers without the packages that only its pipelines need: that takes a third of its import time away."""
+"""Imports of diffusers only what our networks need: a fifth of the time, and 265 MB less in every process."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import importlib.util
 import sys
 import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
-_NOT_NEEDED = ("accelerate", "peft", "transformers")
-"""Optional packages that diffusers imports wherever they are installed."""
+_NOT_NEEDED = ("accelerate", "peft", "transformers", "torch._dynamo")
+"""Packages that diffusers imports if it can: for pipelines, quantizers and LoRA, and for ``torch.compile``."""
+_WHOLE_FAMILIES = ("diffusers.models.unets", "diffusers.models.transformers")
+"""Packages whose ``__init__`` imports some sixty networks, of which we use one."""
 _lock = threading.Lock()
 
 
 def import_diffusers() -> Any:
-    """Return the package, with ``UNet2DModel`` and ``DDIMScheduler`` loaded.
+    """Return a namespace with ``UNet2DModel`` and ``DDIMScheduler``.
 
-    The optional packages are hidden during the import, and can be imported afterwards. In this process diffusers then
-    regards them as not installed, which matters to its pipelines, quantizers and LoRA loaders alone. Packages that were
-    imported before are not hidden.
+    What else diffusers would import can be imported afterwards; only in this process diffusers then regards the
+    optional packages as not installed. What was imported before is left as it is. A version of diffusers with other
+    modules is imported as a whole.
     """
     with _lock:
-        hidden = [name for name in _NOT_NEEDED if name not in sys.modules]
-        for name in hidden:
-            sys.modules[name] = None  # type: ignore[assignment]  # Python's way to say that a package cannot be imported
         try:
-            import diffusers
+            with _hidden(_NOT_NEEDED), _without_init(_WHOLE_FAMILIES):
+                unet = importlib.import_module("diffusers.models.unets.unet_2d")
+                ddim = importlib.import_module("diffusers.schedulers.scheduling_ddim")
+        except ImportError:
+            return importlib.import_module("diffusers")
+    return SimpleNamespace(UNet2DModel=unet.UNet2DModel, DDIMScheduler=ddim.DDIMScheduler)
 
-            _ = diffusers.UNet2DModel, diffusers.DDIMScheduler  # diffusers imports a class when it is first used
-        finally:
-            for name in hidden:
-                del sys.modules[name]
-    return diffusers
+
+@contextlib.contextmanager
+def _hidden(names: tuple[str, ...]) -> Iterator[None]:
+    """Make the import of these packages fail, unless they were imported before."""
+    hidden = [name for name in names if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # Python's way to say that a package cannot be imported
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+@contextlib.contextmanager
+def _without_init(names: tuple[str, ...]) -> Iterator[None]:
+    """Let modules of these packages be imported without the packages' own ``__init__``, unless it has already run."""
+    bare = [name for name in names if name not in sys.modules]
+    try:
+        for name in bare:
+            spec = importlib.util.find_spec(name)
+            if spec is None:
+                raise ModuleNotFoundError(name)
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+        yield
+    finally:
+        for name in bare:
+            sys.modules.pop(name, None)

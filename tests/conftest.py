@@ -118,13 +118,9 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     Environment variables give the address and credentials of the server, as an operator would set them.
     """
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "s3cr3t",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_ENDPOINT_URL": s3_endpoint,
-    }.items():
+    from tests.s3_files import environment
+
+    for name, value in environment(s3_endpoint).items():
         monkeypatch.setenv(name, value)
     client = pytest.importorskip("boto3").client("s3", endpoint_url=s3_endpoint)
     client.create_bucket(Bucket="bucket")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,14 +69,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_head() -> Iterator[Head]:
-    """`ray start --head` with token authentication on free ports; stopped by its process group."""
+def running_head(variables: Mapping[str, str]) -> Iterator[Head]:
+    """`ray start --head` with token authentication on free ports and these variables; stopped with its children."""
     with tempfile.TemporaryDirectory(prefix="mmh", ignore_cleanup_errors=True) as folder:  # short: it holds sockets
         token = Path(folder, "token")
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
         own = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI")
-        environment = {name: value for name, value in os.environ.items() if name not in own}
+        environment = {name: value for name, value in os.environ.items() if name not in own} | dict(variables)
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # as in an activated environment
         environment["RAY_metrics_report_interval_ms"] = "1000"

@@ -6,6 +6,18 @@ from pathlib import Path
 from typing import Any
 
 BUCKET = "bucket"
+SECRET = "s3cr3t"
+
+
+def environment(endpoint: str) -> dict[str, str]:
+    """Variables that give the address and credentials of a server."""
+    return {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": endpoint,
+    }
 
 
 def upload(s3: Any, folder: Path, prefix: str) -> None:

@@ -1,4 +1,4 @@
-"""diffusers without what only its pipelines need, and these packages afterwards."""
+"""diffusers without what our networks do not need, and all of it afterwards."""
 
 from __future__ import annotations
 
@@ -7,20 +7,49 @@ import sys
 
 import pytest
 
-CODE = """
+AFTERWARDS = """
 import sys
+import torch
 from mmh_ray.diffusers_import import import_diffusers
-network = import_diffusers().UNet2DModel(block_out_channels=(8,), down_block_types=("DownBlock2D",),
-                                         up_block_types=("UpBlock2D",), norm_num_groups=4)
-assert not {"accelerate", "peft", "transformers"} & sys.modules.keys()
+found = import_diffusers()
+network = found.UNet2DModel(block_out_channels=(8,), down_block_types=("DownBlock2D",),
+                            up_block_types=("UpBlock2D",), norm_num_groups=4)
+not_needed = {"accelerate", "peft", "transformers", "torch._dynamo", "diffusers.models.unets.unet_1d"}
+assert not not_needed & sys.modules.keys(), not_needed & sys.modules.keys()
+
+import diffusers.models.unets
+assert diffusers.models.unets.UNet2DModel is diffusers.UNet2DModel is found.UNet2DModel
+assert import_diffusers() == found
+assert diffusers.DDIMScheduler is found.DDIMScheduler
+assert issubclass(diffusers.UNet2DConditionModel, torch.nn.Module)
+
 import peft
 layers = peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["conv1"]), network)
 assert any("lora" in name for name, _ in layers.named_parameters())
-assert import_diffusers().UNet2DModel is type(network)
+optimizer = torch.optim.AdamW(network.parameters())  # imports torch._dynamo
+network(torch.zeros(1, 3, 16, 16), 1).sample.sum().backward()
+optimizer.step()
+"""
+
+OTHER_VERSION = """
+import sys
+
+class Moved:
+    def find_spec(self, name, path=None, target=None):
+        if name == "diffusers.models.unets.unet_2d":
+            sys.meta_path.remove(self)
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Moved())
+from mmh_ray.diffusers_import import import_diffusers
+found = import_diffusers()
+import diffusers
+assert (found.UNet2DModel, found.DDIMScheduler) == (diffusers.UNet2DModel, diffusers.DDIMScheduler)
 """
 
 
 @pytest.mark.slow
-def test_hidden_packages_are_not_imported_and_can_be_afterwards() -> None:
-    result = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
+@pytest.mark.parametrize("code", [AFTERWARDS, OTHER_VERSION], ids=["afterwards", "a version with other modules"])
+def test_what_is_not_needed_is_not_imported_and_can_be_afterwards(code: str) -> None:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

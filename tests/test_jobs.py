@@ -10,10 +10,13 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mmh_ray.bids.ledger import read_ledger
 from tests.ray_head import TINY, Head, ray_command, running_head
+from tests.s3_files import SECRET, download, environment
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,9 +25,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    """A running cluster."""
-    with running_head() as found:
+def head(s3_endpoint: str) -> Iterator[Head]:
+    """A running cluster whose processes have the credentials of an object store."""
+    with running_head(environment(s3_endpoint)) as found:
         yield found
 
 
@@ -39,9 +42,13 @@ RAYS_OWN = ("TrainController.run", "MapWorker(MapBatches(_Loader)).submit")
 
 ALL_IN_ONE = """
 import json, runpy, sys
+from pathlib import Path
+import boto3
 from mmh_ray.cli import main
+from tests.s3_files import upload
 phantom, *jobs = json.loads(sys.argv[1])
 assert main(phantom) == 0
+upload(boto3.client("s3"), Path(phantom[1]), "bids")
 for name, *arguments in jobs:
     sys.argv = [name, *arguments]
     try:
@@ -50,48 +57,61 @@ for name, *arguments in jobs:
         if ended.code:
             raise
 """
-"""A phantom archive, then job file after job file, in one process: it joins the cluster once."""
+"""A phantom archive in the store, then job file after job file, in one process: it joins the cluster once."""
 
 
-def test_a_submitted_job_succeeds_and_an_operator_sees_its_names_figures_and_no_failure(
-    head: Head, repository: Path, tmp_path: Path
+def test_a_submitted_pipeline_works_in_a_store_and_an_operator_sees_its_names_figures_and_no_failure(
+    head: Head, s3: Any, repository: Path, tmp_path: Path
 ) -> None:
+    """From the archive to the derivatives: by the model URI that training prints, and again by the registry's."""
     import mlflow
 
     store_uri = f"sqlite:///{tmp_path}/mlflow.db"
-    bids, manifest, store, out = (str(tmp_path / name) for name in ("bids", "manifest.parquet", "prepared", "out"))
+    bids = str(tmp_path / "bids")
+    manifest, store, out = (f"s3://bucket/{name}" for name in ("manifest.parquet", "prepared", "out"))
+    bundle = "s3://bucket/runs/first/bundle"
     config = ["--config", str(repository / "configs/demo.yaml"), *TINY, f"tracking.uri={store_uri}"]
+    harmonize = ["harmonize", "s3://bucket/bids", out, "--sequence", "T1w"]
     commands = [
         ["phantom", bids],
-        ["build_manifest", bids, manifest],
+        ["build_manifest", "s3://bucket/bids", manifest],
         ["prepare", manifest, store],
-        ["train_global", store, f"train.storage={tmp_path}/runs"],
-        ["harmonize", bids, out, "--model", "models:/mmh-global@champion"],
+        ["train_global", store, "train.storage=s3://bucket/runs", "train.run_name=first"],
+        [*harmonize, "--model", bundle],
+        [*harmonize, "--model", "models:/mmh-global@champion"],
     ]
     lines = json.dumps([[*command, *config] for command in commands])
     with _watching(head, "ray_mmh_queue_length{") as is_queue_seen:
         done = head.submit(repository, "python", "-c", ALL_IN_ONE, lines)
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
     assert "succeeded" in done.stdout.lower()
     assert is_queue_seen.is_set()  # told by the driver, and gone with it
-    assert "Downloading artifacts" not in done.stdout + done.stderr
+    assert f"bundle {bundle}\n" in done.stdout
+    assert "Downloading artifacts" not in printed
+
+    images = {path.name.removesuffix(".nii.gz") for path in Path(bids).glob("sub-*/**/*.nii.gz")}
+    harmonized = {image for image in images if image.endswith("_T1w")}
+    _check_store(s3, bundle, len(harmonized), tmp_path)
+    assert f"up to date already: {len(harmonized)}" in done.stdout
+    assert SECRET not in printed
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()] == []
 
     tasks = _listed(head, "tasks", "--limit", "1000")
     failed = [(task["name"], task["error_type"]) for task in tasks if task["state"] == "FAILED"]
     # Ray Train and Ray Data drop their actors as soon as these are done; their last reports may be lost.
     assert [task for task in failed if task[0] not in RAYS_OWN or task[1] != "WORKER_DIED"] == []
     names = {task["name"] for task in tasks}
-    images = {path.name.removesuffix(".nii.gz") for path in Path(bids).glob("sub-*/**/*.nii.gz")}
-    assert {f"harmonize {image}" for image in images} <= names
+    assert {f"harmonize {image}" for image in harmonized} <= names
     assert any(name.startswith("prepare sub-") for name in names)
     actors = {actor["name"] for actor in _listed(head, "actors")}
     assert any(re.fullmatch(r"harmonize [0-9a-f]{4} 1", name) for name in actors)
 
     with urllib.request.urlopen(head.metrics) as answer:
         exported = answer.read().decode()
-    for stage in ("harmonize", "prepare"):
+    for stage, expected in {"harmonize": harmonized, "prepare": images}.items():
         counted = re.findall(rf'^ray_mmh_images_total{{.*stage="{stage}".*}} (\S+)$', exported, re.MULTILINE)
-        assert sum(map(float, counted)) == len(images), (stage, counted)
+        assert sum(map(float, counted)) == len(expected), (stage, counted)
         assert re.search(rf'^ray_mmh_image_seconds_sum{{.*stage="{stage}"', exported, re.MULTILINE)
         assert re.search(rf'^ray_mmh_data_wait_seconds_total{{.*stage="{stage}"', exported, re.MULTILINE)
 
@@ -107,6 +127,19 @@ def test_a_submitted_job_succeeds_and_an_operator_sees_its_names_figures_and_no_
         submitted["metadata"]["mlflow_run_id"]
     )  # that of the archive, which came after the training
     assert last_run.data.tags["mmh.ray_submission_id"] == submission_id
+
+
+def _check_store(s3: Any, bundle: str, images: int, folder: Path) -> None:
+    """Derivatives of the first run, which the second left as they were, a manifest, and no unfinished upload."""
+    fetched = download(s3, "", folder / "fetched")
+    sidecars = list((fetched / "out").rglob("*_T1w.json"))
+    assert len(sidecars) == images
+    assert {json.loads(path.read_text())["Model"]["URI"] for path in sidecars} == {bundle}
+    assert all(path.with_suffix(".nii.gz").is_file() for path in sidecars)
+    rows = read_ledger(fetched / "out/ledger.parquet")
+    assert [row["status"] for row in rows] == ["skipped"] * images
+    assert (fetched / "manifest.parquet").is_file()
+    assert "Uploads" not in s3.list_multipart_uploads(Bucket="bucket")
 
 
 @contextlib.contextmanager

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmh_ray import object_store
-from mmh_ray.bids.ledger import read_ledger
 from mmh_ray.config import Config, GridConfig, ModelConfig, TrackingConfig
 from mmh_ray.errors import ConfigError, ModelError
 from mmh_ray.object_store import fetch_bundle, is_remote, join_uri, open_folder
 from mmh_ray.tracking import resolve_model
-from tests.ray_head import TINY
-from tests.s3_files import download
 
 FACTS = "config.json"
 
@@ -131,60 +124,3 @@ def test_a_small_file_is_no_upload_in_parts(s3: Any) -> None:
     assert "Uploads" not in s3.list_multipart_uploads(Bucket="bucket")
     stream.close()
     assert s3.get_object(Bucket="bucket", Key="runs/run.json")["Body"].read() == b"{}"
-
-
-ALL_IN_ONE = """
-import json, sys
-from pathlib import Path
-import boto3
-from mmh_ray.cli import main
-from tests.s3_files import upload
-
-codes = []
-for line in json.loads(sys.argv[1]):
-    if line[0] == "upload":
-        upload(boto3.client("s3"), Path(line[1]), line[2])
-    else:
-        codes.append(main(line))
-sys.exit(max(codes))
-"""
-"""Runs command after command on one Ray, whose processes have the environment's credentials."""
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_the_whole_pipeline_works_in_the_store(s3: Any, repository: Path, tmp_path: Path) -> None:
-    """From the archive to the derivatives; harmonizes with the model URI that training prints."""
-    bids = str(tmp_path / "bids")
-    manifest, store, out = (f"s3://bucket/{name}" for name in ("manifest.parquet", "prepared", "out"))
-    config = ["--config", str(repository / "configs/demo.yaml"), *TINY, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
-    bundle = "s3://bucket/runs/first/bundle"
-    harmonize = ["harmonize", "s3://bucket/bids", out, "--model", bundle, "--sequence", "T1w"]
-    commands = [
-        ["phantom", bids],
-        ["upload", bids, "bids"],
-        ["manifest", "s3://bucket/bids", manifest],
-        ["prepare", manifest, store],
-        ["train-global", store, "train.storage=s3://bucket/runs", "train.run_name=first"],
-        harmonize,
-        harmonize,
-    ]
-    lines = json.dumps([command if command[0] == "upload" else [*command, *config] for command in commands])
-    run = [sys.executable, "-c", ALL_IN_ONE, lines]
-    environment = os.environ | {"PYTHONPATH": f"{repository}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"bundle {bundle}\n" in done.stdout
-    fetched = download(s3, "out", tmp_path / "fetched")
-    sidecars = list(fetched.rglob("*_T1w.json"))
-    assert {json.loads(path.read_text())["Model"]["URI"] for path in sidecars} == {bundle}
-    rows = read_ledger(fetched / "ledger.parquet")
-    assert [row["status"] for row in rows] == ["skipped"] * len(sidecars)
-    assert f"up to date already: {len(sidecars)}" in done.stdout
-    assert all(path.with_suffix(".nii.gz").is_file() for path in sidecars)
-    assert "Uploads" not in s3.list_multipart_uploads(Bucket="bucket")
-    assert "Downloading artifacts" not in done.stderr
-    assert "s3cr3t" not in done.stdout + done.stderr
-    everything = download(s3, "", tmp_path / "everything")
-    assert (everything / "manifest.parquet").is_file()
-    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()] == []

@@ -312,9 +312,8 @@ def _check_counts(counts: Any, place: str) -> None:
 
 
 def _empty_model(config: Config, quantiles: Tensor) -> GlobalHarmonizer:
-    """Build the model without weights on PyTorch's meta device, to know its size before memory is allocated."""
-    with torch.device("meta"):
-        model = GlobalHarmonizer(config.model, config.train, quantiles.to("meta"))
+    """Build the model without the values of its weights, to know its size before memory is allocated."""
+    model = GlobalHarmonizer(config.model, config.train, quantiles, has_values=False)
     parameters = _numbers_in(model)
     if parameters > MOST_PARAMETERS:
         received = f"settings of a model with {parameters / 1e6:.0f} million parameters"

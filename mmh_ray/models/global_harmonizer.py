@@ -6,6 +6,7 @@ unified style. From noise and condition the network can therefore only generate 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -26,6 +27,7 @@ from mmh_ray.models.losses import (
     style_distance,
     twin_mse,
 )
+from mmh_ray.models.without_values import without_values
 
 
 @dataclass
@@ -85,6 +87,9 @@ class GlobalHarmonizer(nn.Module):
     quantiles:
         ``(S, 2, Q)``: for each sequence the mean quantile function of its cohort, where the unified domain starts, and
         the tissue quantiles that volumes are matched to for the condition.
+    has_values:
+        Whether the denoiser gets random weights; if not, its weights have shapes alone until a state is loaded with
+        ``assign=True``.
 
     Attributes
     ----------
@@ -99,13 +104,15 @@ class GlobalHarmonizer(nn.Module):
     domain_cumulative: Tensor
     domain_moments: Tensor
 
-    def __init__(self, model: ModelConfig, train: TrainConfig, quantiles: Tensor) -> None:
+    def __init__(self, model: ModelConfig, train: TrainConfig, quantiles: Tensor, has_values: bool = True) -> None:
         super().__init__()
         quantiles = quantiles.float()
         self.model_config = model
         self.train_config = train
         self.levels = {}
-        self.denoiser = Denoiser(model).to(memory_format=torch.channels_last)  # a tenth faster on a CPU
+        with contextlib.nullcontext() if has_values else without_values():
+            denoiser = Denoiser(model)
+        self.denoiser = denoiser.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
         self.scheduler = make_scheduler(model)
         self.register_buffer("domain_quantiles", quantiles.clone())
         start = quantiles[:, 0]

@@ -23,6 +23,7 @@ from mmh_ray.config import StyleConfig
 from mmh_ray.errors import ModelError
 from mmh_ray.files import read_object
 from mmh_ray.models.style.slice_backbone import SliceBackbone
+from mmh_ray.models.without_values import without_values
 from mmh_ray.provenance import sha256_file
 
 log = logging.getLogger(__name__)
@@ -190,9 +191,9 @@ def _is_modest(value: Any, most: int) -> bool:
 
 
 def _check_size(source: _Source, folder: Path) -> None:
-    """ModelError if the weights file is too small for the tower, which is built on the meta device without memory."""
+    """ModelError if the weights file is too small for the tower, which is built without memory for its weights."""
     assert source.file is not None
-    with torch.device("meta"):
+    with without_values():
         tower = _build(source, str(folder))
     weights = sum(tensor.numel() for tensor in tower.state_dict().values())
     size = source.file.stat().st_size
