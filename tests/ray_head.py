@@ -84,7 +84,7 @@ def running_head(variables: Mapping[str, str]) -> Iterator[Head]:
         # A machine that runs other tests as well needs longer than Ray grants itself.
         environment |= {"RAY_raylet_start_wait_time_s": "600", "RAY_agent_register_timeout_ms": "600000"}
         port, dashboard, client, agent, metrics = (free_port() for _ in range(5))
-        command = [ray_command(), "start", "--head", "--block", "--num-cpus", "4", "--temp-dir", f"{folder}/ray"]
+        command = [ray_command(), "start", "--head", "--block", "--num-cpus", "2", "--temp-dir", f"{folder}/ray"]
         command += ["--port", str(port), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client)]
         command += ["--dashboard-agent-listen-port", str(agent)]  # another Ray on this machine has the default one
         command += ["--metrics-export-port", str(metrics)]

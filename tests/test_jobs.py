@@ -109,9 +109,14 @@ def test_a_submitted_pipeline_works_in_a_store_and_an_operator_sees_its_names_fi
 
     with urllib.request.urlopen(head.metrics) as answer:
         exported = answer.read().decode()
-    for stage, expected in {"harmonize": harmonized, "prepare": images}.items():
-        counted = re.findall(rf'^ray_mmh_images_total{{.*stage="{stage}".*}} (\S+)$', exported, re.MULTILINE)
-        assert sum(map(float, counted)) == len(expected), (stage, counted)
+    for stage, status, expected in (
+        ("prepare", "ok", images),
+        ("harmonize", "done", harmonized),
+        ("harmonize", "skipped", harmonized),
+    ):
+        labels = f'.*stage="{stage}",.*status="{status}".*'
+        counted = re.findall(rf"^ray_mmh_images_total{{{labels}}} (\S+)$", exported, re.MULTILINE)
+        assert sum(map(float, counted)) == len(expected), (stage, status, counted)
         assert re.search(rf'^ray_mmh_image_seconds_sum{{.*stage="{stage}"', exported, re.MULTILINE)
         assert re.search(rf'^ray_mmh_data_wait_seconds_total{{.*stage="{stage}"', exported, re.MULTILINE)
 

@@ -27,7 +27,7 @@ from mmh_ray.simulation.phantom import SITES, render
 
 pytestmark = pytest.mark.ray
 
-COPIES = 3
+COPIES = 2
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def config(tiny_config: Config) -> Config:
 
 @pytest.fixture(scope="module")
 def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive with three copies of one rotated head, which needs registration."""
+    """An archive with two copies of one rotated head, which needs registration."""
     root = tmp_path_factory.mktemp("copies") / "bids"
     anatomy = simulate_anatomy(Person(4, scalp=True), 4.0)
     scan = render(anatomy, SITES[0], "T1w", np.random.default_rng(0), 4.0)
@@ -94,7 +94,7 @@ def test_copies_of_an_image_give_copies_of_a_derivative(
     bids: Path, bundle: Path, config: Config, tmp_path: Path
 ) -> None:
     first: dict[str, set[bytes]] = {}
-    for slots in (1, 3):  # three images at a time in one actor, or one in each of three
+    for slots in (1, COPIES):  # two images at a time in one actor, or one in each of two
         out = tmp_path / f"slots-{slots}"
         settings = replace(config, harmonize=replace(config.harmonize, slots=slots))
         assert harmonize(Job(str(bids), str(out), str(bundle), settings)) == {"done": COPIES}
