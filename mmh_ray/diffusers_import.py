@@ -1,4 +1,4 @@
-"""Imports of diffusers only what our networks need: a fifth of the time, and 265 MB less in every process."""
+"""Imports of diffusers only what our networks need, in a fifth of the time; see benchmarks/one-volume.md."""
 
 from __future__ import annotations
 

@@ -91,6 +91,14 @@ def _hear_ctrl_c() -> None:
 
 
 @pytest.fixture
+def _in_the_foreground() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, as in a command that runs in the foreground of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def run(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     """Starts `mmh` in a process of its own."""
     started: list[Command] = []
@@ -213,6 +221,7 @@ def test_what_stopped_a_run_is_known_though_the_error_lost_its_words() -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.usefixtures("_in_the_foreground")
 @pytest.mark.parametrize(("number", "words"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, STOPPED)])
 def test_a_signal_that_an_import_swallowed_is_not_forgotten(number: signal.Signals, words: str) -> None:
     before = signal.getsignal(number)
