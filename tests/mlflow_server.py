@@ -26,7 +26,9 @@ class MlflowServer:
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it and wait until it answers; nothing happens if it runs."""
+        if self.process is not None:
+            return
         options = {
             "--backend-store-uri": f"sqlite:///{self.folder}/server.db",
             "--artifacts-destination": str(self.folder / "artifacts"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -30,19 +29,9 @@ def box(tmp_path: Path) -> MetricsOutbox:
     return MetricsOutbox(pyarrow.fs.LocalFileSystem(), str(tmp_path / "metrics"))
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """An MLflow server that runs before each test."""
-    made = MlflowServer(tmp_path_factory.mktemp("server"))
-    yield made
-    made.kill()
-
-
 @pytest.fixture
 def run_id(server: MlflowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A new run on the running server; MLflow gives up quickly if it is down."""
-    if server.process is None:
-        server.start()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setattr(outbox, "READ_SECONDS", 0.1)

@@ -6,12 +6,7 @@ import gzip
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import ANY
@@ -35,7 +30,7 @@ from mmh_ray.models.target.fine_tuner import TunedAdapter
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import canonical
 from mmh_ray.tracking.runs import METRICS_PER_REQUEST, shorten
-from tests.http_server import wait_for_server
+from tests.mlflow_server import MlflowServer
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,7 +39,6 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore:.*Any type hint is inferred as AnyType:UserWarning"),  # of MLflow's own types
 ]
 
-START_SECONDS = 300
 DIGEST = "0123456789abcdef" * 4
 
 
@@ -65,37 +59,13 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of an MLflow server; stopped with its children, which share its process group."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = {
-        "--backend-store-uri": f"sqlite:///{folder}/server.db",
-        "--artifacts-destination": str(folder / "artifacts"),
-        "--host": "127.0.0.1",
-        "--port": str(port),
-        "--workers": "1",
-    }
-    command = [sys.executable, "-m", "mlflow", "server", *(part for option in options.items() for part in option)]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with open(folder / "log.txt", "wb") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for_server(f"http://127.0.0.1:{port}/health", process, folder / "log.txt", START_SECONDS)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(300)
-
-
 @pytest.fixture(scope="module", params=["sqlite", "server"])
 def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store of either kind."""
     if request.param == "server":
-        return request.getfixturevalue("server")
+        server: MlflowServer = request.getfixturevalue("mlflow_server")
+        server.start()
+        return server.uri
     return f"sqlite:///{tmp_path_factory.mktemp('store')}/tracking.db"
 
 
