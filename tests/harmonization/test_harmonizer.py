@@ -29,7 +29,7 @@ from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SITES, canonical, render
 from tests.phantoms import contrast_and_volume, hydrocephalus, tumour
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.slow
 
 CONFIG = Config(
     model=ModelConfig(channels=(8, 16), slab=3, distances=(1, 2), patch=2),
@@ -104,7 +104,6 @@ def test_a_model_that_changes_nothing_gives_the_scan_back_to_rounding(
     assert np.percentile(unit[mask], 99.5) == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.slow
 def test_with_n4_a_model_that_changes_nothing_gives_the_scan_divided_by_its_field(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +156,6 @@ def test_result_of_an_untrained_model_is_finite_and_not_negative(
     np.testing.assert_array_equal(volume.data, before)
 
 
-@pytest.mark.slow
 def test_air_stays_dark_under_a_style_that_lifts_the_brain(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
@@ -171,7 +169,6 @@ def test_air_stays_dark_under_a_style_that_lifts_the_brain(
     assert not silent[outside & (volume.data == 0)].any()
 
 
-@pytest.mark.slow
 def test_nothing_lights_up_around_a_stripped_brain(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The voxels of the working grid are coarser than the scan's and reach beyond its brain."""
     anatomy = simulate_anatomy(Person(1), 2.0)
@@ -181,7 +178,6 @@ def test_nothing_lights_up_around_a_stripped_brain(bundle: Bundle, monkeypatch: 
     assert not found.volume.data[~anatomy.brain].any()
 
 
-@pytest.mark.slow
 def test_projection_keeps_detail_that_the_models_own_image_lacks(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +194,6 @@ def test_projection_keeps_detail_that_the_models_own_image_lacks(
     assert not np.allclose(results["project"].volume.data, results["model"].volume.data, atol=0.01)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", ["style", "invents", "erases"])
 @pytest.mark.parametrize(("kind", "kept"), [("tumour", 0.82), ("cavity", 0.92), ("ventricles", 0.8)])
 def test_a_structure_survives_the_projection_and_none_appears(
@@ -284,7 +279,6 @@ def test_a_head_has_no_seam_at_the_brains_border_and_dark_air(
     assert np.abs(image - style(unit))[scalp].max() < 0.1
 
 
-@pytest.mark.slow
 def test_unit_of_the_scan_does_not_matter(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,7 +288,6 @@ def test_unit_of_the_scan_does_not_matter(
     np.testing.assert_allclose(scaled, once, atol=1e-3)
 
 
-@pytest.mark.slow
 def test_a_mask_is_estimated_where_none_is_given(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,7 +309,6 @@ def tilted(scan: tuple[Volume, np.ndarray]) -> tuple[Volume, np.ndarray]:
     return Volume(scan[0].data, header.get_sform(), header), scan[1]
 
 
-@pytest.mark.slow
 def test_a_tilted_head_comes_back_to_its_own_grid(
     bundle: Bundle, tilted: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,7 +323,6 @@ def test_a_tilted_head_comes_back_to_its_own_grid(
     assert np.abs(found.volume.data - unit)[mask].mean() < 0.01
 
 
-@pytest.mark.slow
 def test_template_space_has_the_templates_grid(
     bundle: Bundle, tilted: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,7 +338,6 @@ def test_template_space_has_the_templates_grid(
     assert 2 * (bright & inside).sum() > 0.85 * (bright.sum() + inside.sum())
 
 
-@pytest.mark.slow
 def test_intensity_of_the_source_is_the_scans_own_scale(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,7 +351,6 @@ def test_intensity_of_the_source_is_the_scans_own_scale(
     )
 
 
-@pytest.mark.slow
 def test_a_scan_below_zero_comes_back_in_its_own_units_and_as_no_negative_image(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,7 +386,6 @@ def test_what_surrounds_a_stripped_brain_in_standard_scores_stays_empty(
     assert found.volume.data[mask].std() > 0.05
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"intensity": "source"}, {"space": "template"}])
 def test_stripping_leaves_nothing_outside_the_mask(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]
@@ -421,7 +409,6 @@ def test_template_space_without_registration_is_refused(bundle: Bundle) -> None:
         Harmonizer(bundle, HarmonizeConfig(space="template"), PrepareConfig(register=False))
 
 
-@pytest.mark.slow
 def test_without_registration_a_head_is_checked_by_the_one_that_found_its_brain(bundle: Bundle) -> None:
     head = simulate_anatomy(Person(4, scalp=True), 4.0)
     nod = np.eye(4)
@@ -434,7 +421,6 @@ def test_without_registration_a_head_is_checked_by_the_one_that_found_its_brain(
         check_scan("T1w", ready.figures, CONFIG.quality)
 
 
-@pytest.mark.slow
 def test_planes_disagree_only_if_there_are_several(bundle: Bundle, scan: tuple[Volume, np.ndarray]) -> None:
     doubt = next(measure for measure in measures(CONFIG.quality) if measure.name == "disagreement")
     for planes in (("axial",), ("axial", "coronal")):
@@ -453,7 +439,6 @@ def test_a_brain_larger_than_the_working_grid_is_flagged(bundle: Bundle, scan: t
         assert any(flag.startswith("brain in grid: ") for flag in found.flags) == cut
 
 
-@pytest.mark.slow
 def test_label_of_the_sequence_reaches_the_model(
     bundle: Bundle, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:

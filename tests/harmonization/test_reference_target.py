@@ -20,7 +20,7 @@ from mmh_ray.models.global_harmonizer import GlobalHarmonizer
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.simulation.phantom import canonical
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.slow
 
 CONFIG = Config(
     grid=GridConfig(4.0, (48, 56, 48)),
@@ -62,7 +62,6 @@ def test_contrast_and_sharpness_of_the_reference_are_found(
     assert not target.weights
 
 
-@pytest.mark.slow
 def test_a_mask_on_another_grid_is_laid_on_the_scan(harmonizer: Harmonizer, anatomy: Anatomy) -> None:
     scan, brain = Volume(canonical(anatomy, "T1w", 4.0) ** 1.6, anatomy.affine), anatomy.brain.astype(np.float32)
     moved = anatomy.affine.copy()

@@ -20,7 +20,7 @@ from mmh_ray.quality.oddities import mask_offset, second_head, spikes, widest_fl
 from mmh_ray.simulation.anatomy import Anatomy, Person, simulate_anatomy
 from mmh_ray.simulation.phantom import SITES, render
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.slow
 
 SPACING = 4.0
 GRID = GridConfig(SPACING, (48, 56, 48))
@@ -84,7 +84,6 @@ def test_two_heads_in_one_volume_are_flagged(person: Anatomy, scan: np.ndarray, 
     assert second_head(two) > 0.5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("radius", [20.0, 28.0])
 def test_a_large_resection_is_flagged(person: Anatomy, radius: float) -> None:
     places = np.argwhere(person.brain)
@@ -149,7 +148,6 @@ def test_a_mask_beside_the_brain_is_flagged(person: Anatomy, scan: np.ndarray, a
     assert "mask beside the brain, mm" in flagged(figures_of(person, scan, beside))
 
 
-@pytest.mark.slow
 def test_air_is_found_despite_padding_and_masking(person: Anatomy, scan: np.ndarray) -> None:
     """A constant was added to all intensities; then zeros were put around the head or in the corners."""
     shown = scan > 0.05
