@@ -21,9 +21,9 @@ _lock = threading.Lock()
 def import_diffusers() -> Any:
     """Return a namespace with ``UNet2DModel`` and ``DDIMScheduler``.
 
-    What else diffusers would import can be imported afterwards; only in this process diffusers then regards the
-    optional packages as not installed. What was imported before is left as it is. A version of diffusers with other
-    modules is imported as a whole.
+    The packages that are left out can be imported afterwards, but not by another thread during the second that this
+    takes. In this process diffusers then regards its optional packages as not installed. What was imported before is
+    left as it is. A version of diffusers with other modules is imported as a whole.
     """
     with _lock:
         try:
