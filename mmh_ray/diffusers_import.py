@@ -30,7 +30,7 @@ def import_diffusers() -> Any:
             with _hidden(_NOT_NEEDED), _without_init(_WHOLE_FAMILIES):
                 unet = importlib.import_module("diffusers.models.unets.unet_2d")
                 ddim = importlib.import_module("diffusers.schedulers.scheduling_ddim")
-        except ImportError:
+        except (ImportError, RuntimeError):  # diffusers raises the second where a module that it delays fails
             return importlib.import_module("diffusers")
     return SimpleNamespace(UNet2DModel=unet.UNet2DModel, DDIMScheduler=ddim.DDIMScheduler)
 
