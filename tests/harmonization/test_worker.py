@@ -40,6 +40,7 @@ from mmh_ray.models.target.adapter import SiteStyle, attach, state_of
 from mmh_ray.models.target.bundle import Target
 from mmh_ray.simulation.anatomy import Person, simulate_anatomy
 from mmh_ray.simulation.phantom import canonical
+from tests.phantoms import computed_tomography
 
 pytestmark = pytest.mark.fast
 
@@ -320,19 +321,29 @@ def test_another_sequence_under_this_name_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+HEAD = "expected 0.2 or more. Check that it is an MRI of an adult's head"
+
+
 @pytest.mark.slow
-def test_an_infants_head_is_refused(
-    tiny_bundle_files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("CT", HEAD), ("an infant's size", HEAD)],  # the tests of the registration cover more kinds
+)
+def test_anything_but_mri_of_adults_is_refused(
+    tiny_bundle_files: dict[str, bytes], config: Config, scan: Path, tmp_path: Path, kind: str, expected: str
 ) -> None:
-    """Like all that is no MRI of an adult: the tests of the registration and of the preparation cover more kinds."""
     head = read_volume(scan)
+    shown = {
+        "CT": computed_tomography(1, 6.0),
+        "an infant's size": Volume(head.data, np.diag([0.65, 0.65, 0.65, 1]) @ head.affine),
+    }[kind]
     path = tmp_path / "sub-01_T1w.nii.gz"
-    write_volume(Volume(head.data, np.diag([0.65, 0.65, 0.65, 1]) @ head.affine), path)
+    write_volume(shown, path)
     (found,) = HarmonizeWorker(tiny_bundle_files, config, str(tmp_path / "out"), MODEL, [UNIFIED]).harmonize(
         row_of(path)
     )
     assert found["status"] == "refused", found["reason"]
-    assert "expected 0.2 or more. Check that it is an MRI of an adult's head" in problem_of(found).text
+    assert expected in problem_of(found).text
     assert not (tmp_path / "out").exists()
 
 

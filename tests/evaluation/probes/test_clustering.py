@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from math import comb
+
 import numpy as np
 import pytest
 from scipy.stats import chisquare
@@ -45,6 +48,25 @@ def test_agreement_is_1_for_sites_far_apart_and_0_for_labels_dealt_at_random(rng
     clusters = clusters_of(_cohort(20), len(set(SITE)), seed=0)
     assert agreement(clusters, SITE) == 1
     assert abs(agreement(clusters, rng.permutation(SITE))) < 0.05
+
+
+def _pairs(codes) -> int:
+    """Pairs of images of one code."""
+    return sum(comb(count, 2) for count in Counter(codes).values())
+
+
+def test_agreement_is_that_of_pairs_beyond_chance(rng):
+    for groups in (2, 3, 20):
+        clusters = rng.integers(groups, size=20)
+        labels = rng.choice(["a", "b", "c"], size=20)
+        together = _pairs(zip(clusters.tolist(), labels.tolist(), strict=True))
+        in_clusters = _pairs(clusters.tolist())
+        in_labels = _pairs(labels.tolist())
+        chance = in_clusters * in_labels / comb(20, 2)
+        most = (in_clusters + in_labels) / 2
+        assert agreement(clusters, labels) == pytest.approx((together - chance) / (most - chance), abs=1e-9)
+    assert agreement(np.arange(5), np.arange(5)) == 1
+    assert agreement(np.zeros(5), np.array(["a"] * 5)) == 1
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 10, 200])
