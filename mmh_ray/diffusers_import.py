@@ -1,8 +1,9 @@
-"""Imports of diffusers only what our networks need, in a fifth of the time; see benchmarks/one-volume.md."""
+"""Imports of diffusers only what our networks need, which saves time and memory: see benchmarks/one-volume.md."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import sys
@@ -14,16 +15,17 @@ from typing import Any
 _NOT_NEEDED = ("accelerate", "peft", "transformers", "torch._dynamo")
 """Packages that diffusers imports if it can: for pipelines, quantizers and LoRA, and for ``torch.compile``."""
 _WHOLE_FAMILIES = ("diffusers.models.unets", "diffusers.models.transformers")
-"""Packages whose ``__init__`` imports some sixty networks, of which we use one."""
+"""Packages whose ``__init__`` imports all networks of a kind, of which we use one."""
 _lock = threading.Lock()
 
 
+@functools.cache
 def import_diffusers() -> Any:
     """Return a namespace with ``UNet2DModel`` and ``DDIMScheduler``.
 
-    The packages that are left out can be imported afterwards, but not by another thread during the second that this
-    takes. In this process diffusers then regards its optional packages as not installed. What was imported before is
-    left as it is. A version of diffusers with other modules is imported as a whole.
+    The packages that are left out can be imported afterwards, but not by another thread during the second that the
+    first call takes. In this process diffusers then regards its optional packages as not installed. What was imported
+    before is left as it is. A version of diffusers with other modules is imported as a whole.
     """
     with _lock:
         try:

@@ -44,6 +44,7 @@ sys.meta_path.insert(0, Moved())
 from mmh_ray.diffusers_import import import_diffusers
 found = import_diffusers()
 import diffusers
+assert found is diffusers
 assert (found.UNet2DModel, found.DDIMScheduler) == (diffusers.UNet2DModel, diffusers.DDIMScheduler)
 """
 

@@ -43,6 +43,6 @@ assert not {"torch._dynamo", "sympy", "scipy.stats"} & sys.modules.keys()
 
 @pytest.mark.slow
 def test_a_bundle_is_loaded_without_pytorchs_compiler(tiny_bundle: Path) -> None:
-    """It takes seconds and 200 MB in every process."""
+    """Every process with a network would pay for it with time and memory."""
     result = subprocess.run([sys.executable, "-c", LOAD, str(tiny_bundle)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

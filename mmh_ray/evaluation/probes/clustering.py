@@ -62,8 +62,8 @@ def agreement(clusters: np.ndarray, labels: Labels) -> float:
     Hubert & Arabie 1985. Range −0.5 to 1, 0 by chance; by site, lower is better; by subject, higher. Cannot see: sites
     that k-means does not split because people differ more than sites do.
 
-    Equals scikit-learn's ``adjusted_rand_score``, which checks its arguments for 25 times as long as the counting
-    takes; the bootstrap calls this some ten thousand times in an evaluation.
+    Equals scikit-learn's ``adjusted_rand_score``, which checks its arguments for far longer than the counting takes:
+    the bootstrap calls this for every draw of every method.
     """
     cluster_codes, _ = _codes(clusters)
     label_codes, _ = _codes(labels)
